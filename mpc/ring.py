@@ -1,0 +1,107 @@
+"""Arithmetic in Z_2^k on int64 tensors.
+
+An element of Z_2^k (1 <= k <= 64) is held in a `torch.int64`; for k < 64 its canonical form is 0 <= x < 2^k, for k = 64 it
+is the two's-complement word itself. int64 addition and multiplication wrap modulo 2^64 on every device, so +, -, * need
+no care; only `reduce` brings a result back to canonical form. A product of matrices does need care: CUDA has no int64
+matrix multiplication at all and the CPU's is several times slower than its floating-point one. `matmul` therefore splits
+its operands into signed limbs whose products are exact in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mpc.errors import RangeError
+
+RING_BITS = 64
+_EXACT = 53  # a float64 holds every integer below 2^53
+
+
+def check_bits(bits: int) -> None:
+    """Raise `RangeError` unless 1 <= bits <= 64."""
+    if not 1 <= bits <= RING_BITS:
+        raise RangeError(f"ring bits must be between 1 and 64, got {bits}")
+
+
+def reduce(x: Tensor, bits: int) -> Tensor:
+    """Canonical form of x in Z_2^bits. Any shape; int64 in, int64 out."""
+    return x if bits == RING_BITS else torch.bitwise_and(x, (1 << bits) - 1)
+
+
+def signed(x: Tensor, bits: int) -> Tensor:
+    """The representative of x in [-2^(bits-1), 2^(bits-1)), as int64."""
+    shift = RING_BITS - bits
+    return x if shift == 0 else (x << shift) >> shift
+
+
+def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
+    """floor(x / 2^count) of the canonical (unsigned) x in Z_2^bits: the top `bits - count` bits."""
+    if count == 0:
+        return x
+    if bits == RING_BITS:
+        return (x >> count) & ((1 << (RING_BITS - count)) - 1)
+    return x >> count
+
+
+def less_unsigned(a: Tensor, b: Tensor) -> Tensor:
+    """Bool tensor a < b where the int64 words are read as unsigned 64-bit integers."""
+    flip = torch.iinfo(torch.int64).min
+    return (a ^ flip) < (b ^ flip)
+
+
+def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
+    """Signed limbs l_i in [-2^(width-1), 2^(width-1)) with x = sum l_i 2^(width i) mod 2^64, as float64."""
+    out = []
+    half = 1 << (width - 1)
+    for _ in range(count):
+        low = ((x + half) & ((1 << width) - 1)) - half
+        out.append(low.to(torch.float64))
+        x = (x - low) >> width
+    return out
+
+
+def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
+    """`a @ b` modulo 2^bits by exact float64 products of limbs; the same code on CPU and CUDA.
+
+    a: [..., M, K], b: [..., K, N], int64. With limbs of w signed bits a dot product of length K stays below
+    2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs whose weight is 2^bits or more vanish.
+    """
+    depth = a.shape[-1]
+    width = min((_EXACT + 2 - math.ceil(math.log2(max(depth, 1)))) // 2, 32)
+    if width < 4:
+        raise RangeError(f"matrix product of inner length {depth} is too long for exact limbs")
+    count = -(-bits // width)
+    left, right = _limbs(a, width, count), _limbs(b, width, count)
+    out: Tensor | None = None
+    for total in range(count):
+        part: Tensor | None = None
+        for i in range(total + 1):
+            term = (left[i] @ right[total - i]).to(torch.int64)
+            part = term if part is None else part + term
+        assert part is not None
+        part = part << (width * total)
+        out = part if out is None else out + part
+    assert out is not None
+    return reduce(out, bits)
+
+
+def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
+    """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device.
+
+    Vectors and short left factors on the CPU use the integer kernel (it is bound by memory there); everything else, and
+    all of CUDA, uses `limb_matmul`. On meta tensors only the shape is computed.
+    """
+    if a.device.type == "meta":
+        return torch.matmul(a, b)
+    rows = a.shape[-2] if a.dim() > 1 else 1
+    if a.device.type == "cpu" and (rows < 8 or b.dim() == 1):
+        return reduce(torch.matmul(a, b), bits)
+    if a.dim() == 1 or b.dim() == 1:
+        left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)
+        out = limb_matmul(left, right, bits)
+        out = out.squeeze(-1) if b.dim() == 1 else out
+        return out.squeeze(-2 if b.dim() > 1 else -1) if a.dim() == 1 else out
+    return limb_matmul(a, b, bits)

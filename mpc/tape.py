@@ -1,0 +1,196 @@
+"""The tape: correlated randomness from the dealer to the compute parties, one entry after the other.
+
+Dealer and parties run the same program. Wherever it needs correlated randomness, the dealer *writes* an entry and every
+party *takes* the entry at the same position. Party i expands its part from its own 256-bit seed; only the last party's
+part of a *dependent* value (a product of other entries, say) cannot come from a seed: for it the dealer sends a
+correction. So all parties but one receive headers only.
+
+Sharing kinds: "sum" (shares add up modulo 2^bits) and "xor" (bits <= 64, shares XOR to the value).
+
+Security: the dealer never sees an input, a message or an output. A party that knows fewer than all seeds sees uniform
+values. An entry is used once by construction: both ends only move forward, and seeds are fresh for each session.
+Every entry starts with a header (operation, kind, ring, shape); a party compares it with what its own program asks for and
+raises `TapeError` naming both sides when they differ, before anything is opened with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.errors import TapeError
+from mpc.ledger import Ledger, current
+from mpc.packing import pack, packed_size, unpack
+from mpc.random import Prg
+
+Shape = Sequence[int]
+HEADER_BYTES = 16
+
+
+def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
+    """What an entry is, in words: the text that both ends hash."""
+    how = "dependent" if dependent else "random"
+    return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
+
+
+class Tape(ABC):
+    """One end of the tape. The dealer's returns whole values, a party's returns its share of them."""
+
+    def __init__(self, ledger: Ledger | None = None, device: torch.device | str = "cpu") -> None:
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.device = torch.device(device)
+        self.position = 0
+
+    @property
+    @abstractmethod
+    def dealing(self) -> bool:
+        """True at the dealer."""
+
+    @abstractmethod
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """A fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
+
+    @abstractmethod
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """A value the dealer computes (`value()`, called there only). Party i gets its share of it, the dealer the value.
+
+        Costs packed_size(elements, bits) offline bytes for the last party.
+        """
+
+
+class DealerTape(Tape):
+    """The dealer's end. `emit(party, chunk)` is called with each party's bytes in order.
+
+    seeds: one 256-bit seed per party, fresh for this tape, never used elsewhere.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[bytes],
+        emit: Callable[[int, bytes], None],
+        ledger: Ledger | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(ledger, device)
+        self._prgs = [Prg(seed) for seed in seeds]
+        self._emit = emit
+
+    @property
+    def dealing(self) -> bool:
+        """True."""
+        return True
+
+    def _header(self, text: str, size: int) -> None:
+        digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
+        header = digest[: HEADER_BYTES - 8]
+        for party in range(len(self._prgs)):
+            last = party == len(self._prgs) - 1
+            self._emit(party, header + (size if last else 0).to_bytes(8, "little"))
+        self.position += 1
+
+    def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
+        total = self._prgs[0].ring(shape, bits, self.device)
+        for prg in self._prgs[1:parties]:
+            part = prg.ring(shape, bits, self.device)
+            total = total ^ part if kind == "xor" else total + part
+        return ring.reduce(total, bits)
+
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """The whole fresh value, the sum (or XOR) of all parties' expansions."""
+        self._header(describe(op, kind, bits, shape, False), 0)
+        return self._combined(shape, bits, kind, len(self._prgs))
+
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """Compute the value, send the last party what the other expansions leave of it."""
+        assert value is not None
+        whole = ring.reduce(value(), bits)
+        if tuple(whole.shape) != tuple(shape):
+            raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
+        size = packed_size(math.prod(shape), bits)
+        self._header(describe(op, kind, bits, shape, True), size)
+        others = self._combined(shape, bits, kind, len(self._prgs) - 1)
+        correction = whole ^ others if kind == "xor" else ring.reduce(whole - others, bits)
+        self._emit(len(self._prgs) - 1, pack(correction, bits))
+        self.ledger.offline(size)
+        return whole
+
+
+class PartyTape(Tape):
+    """A party's end. `read(n)` returns the next n bytes of its stream and blocks until they are there.
+
+    Raises `TapeError` from `random` and `dependent` when the dealer's program differs from this party's.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        last: bool,
+        read: Callable[[int], bytes],
+        ledger: Ledger | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(ledger, device)
+        self._prg = Prg(seed)
+        self._last = last
+        self._read = read
+
+    @property
+    def dealing(self) -> bool:
+        """False."""
+        return False
+
+    def _header(self, text: str, size: int) -> None:
+        header = self._read(HEADER_BYTES)
+        digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
+        promised = int.from_bytes(header[8:], "little")
+        if header[:8] != digest[:8] or promised != (size if self._last else 0):
+            raise TapeError(
+                f"tape entry {self.position}: this party's program needs '{text}' ({current()[0] or 'session'}), the "
+                f"dealer dealt something else ({promised} bytes); dealer and party must hold the same program, "
+                "model and version"
+            )
+        self.position += 1
+        self.ledger.offline(HEADER_BYTES)
+
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """This party's share of a fresh uniform value."""
+        self._header(describe(op, kind, bits, shape, False), 0)
+        return self._prg.ring(shape, bits, self.device)
+
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """This party's share of the value that the dealer computed."""
+        size = packed_size(math.prod(shape), bits)
+        self._header(describe(op, kind, bits, shape, True), size)
+        if not self._last:
+            return self._prg.ring(shape, bits, self.device)
+        self.ledger.offline(size)
+        return unpack(self._read(size), bits, shape).to(self.device)
+
+
+def chunks(stream: Iterator[bytes]) -> Callable[[int], bytes]:
+    """A `read(n)` over an iterator of byte chunks; raises `TapeError` when the stream ends too early."""
+    buffer = bytearray()
+
+    def read(count: int) -> bytes:
+        while len(buffer) < count:
+            piece = next(stream, None)
+            if piece is None:
+                raise TapeError("the tape ended before the program did: the dealer stopped or dealt too few tokens")
+            buffer.extend(piece)
+        out = bytes(buffer[:count])
+        del buffer[:count]
+        return out
+
+    return read

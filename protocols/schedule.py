@@ -1,0 +1,141 @@
+"""Coroutines whose only event is a communication round.
+
+A protocol is an `async def`. `await request` suspends it until the opening that `request` describes has been exchanged.
+`await together(a(), b())` runs protocols concurrently: when every one of them is waiting, all their requests leave in *one*
+message. Rounds therefore add up along the critical path only, without any code that plans messages by hand.
+
+Scheduling is deterministic (first in, first out), so all parties and the dealer take the same steps in the same order.
+There is no event loop, no thread and no wall clock in it; asyncio is not involved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Request(Generic[T]):
+    """Something that needs a round. Awaiting it gives what the scheduler's `flush` returns for it."""
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return (yield self)  # type: ignore[no-any-return]
+
+
+class Future(Generic[T]):
+    """The result of a coroutine that runs beside others; awaiting it waits for that coroutine."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.result: T | None = None
+        self._waiting: list[_Task] = []
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        while not self.done:
+            yield self
+        return self.result  # type: ignore[return-value]
+
+
+class _Task:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any], context: Context) -> None:
+        self.coroutine = coroutine
+        self.future = future
+        self.context = context
+        self.value: Any = None
+
+
+class _Spawn(Generic[T]):
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Future[T]]:
+        return (yield self)  # type: ignore[no-any-return]
+
+
+async def later(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it."""
+    return await _Spawn(coroutine)
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """Run coroutines concurrently, their openings sharing rounds; results in the order given."""
+    futures = [await later(c) for c in coroutines]
+    return tuple([await f for f in futures])
+
+
+class Scheduler:
+    """Runs coroutines; calls `flush(requests)` once a round with all requests that are waiting.
+
+    `flush` returns one result per request, in order. Coroutines started with `later` that are still waiting when `run`
+    returns stay and go on with the next `run` (a cached key's re-sharing may ride with the next token's rounds).
+    """
+
+    def __init__(self, flush: Callable[[list[Any]], Sequence[Any]]) -> None:
+        self._flush = flush
+        self._ready: deque[_Task] = deque()
+        self._requests: list[tuple[_Task, Any]] = []
+
+    def run(self, coroutine: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+        """Run to the end of `coroutine` and return its result. An exception in any coroutine ends the run."""
+        main: Future[T] = Future()
+        assert isinstance(coroutine, Coroutine)
+        self._ready.append(_Task(coroutine, main, copy_context()))
+        try:
+            while not main.done:
+                while self._ready and not main.done:
+                    self._step(self._ready.popleft())
+                if main.done:
+                    break
+                if not self._requests:
+                    raise RuntimeError("every coroutine waits for another one: a protocol awaits its own result")
+                waiting, self._requests = self._requests, []
+                for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
+                    task.value = value
+                    self._ready.append(task)
+        except BaseException:
+            self.close()
+            raise
+        return main.result  # type: ignore[return-value]
+
+    def drain(self) -> None:
+        """Run everything that was started with `later` to its end."""
+        while self._ready or self._requests:
+            while self._ready:
+                self._step(self._ready.popleft())
+            if self._requests:
+                waiting, self._requests = self._requests, []
+                for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
+                    task.value = value
+                    self._ready.append(task)
+
+    def close(self) -> None:
+        """Drop everything that is still waiting."""
+        for task in [*self._ready, *(t for t, _ in self._requests)]:
+            task.coroutine.close()
+        self._ready.clear()
+        self._requests.clear()
+
+    def _step(self, task: _Task) -> None:
+        value, task.value = task.value, None
+        while True:
+            try:
+                wanted = task.context.run(task.coroutine.send, value)
+            except StopIteration as stop:
+                task.future.done, task.future.result = True, stop.value
+                self._ready.extend(task.future._waiting)
+                task.future._waiting.clear()
+                return
+            if isinstance(wanted, _Spawn):
+                future: Future[Any] = Future()
+                child = _Task(wanted.coroutine, future, task.context.copy())
+                self._ready.append(child)
+                value = future
+                continue
+            if isinstance(wanted, Future):
+                wanted._waiting.append(task)
+                return
+            self._requests.append((task, wanted))
+            return

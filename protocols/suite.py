@@ -1,0 +1,258 @@
+"""The interface that model code is written against, once, for every suite.
+
+Vocabulary. A *suite* is one way to compute on values that nobody sees: `plain` (floats, no secrecy), `crypten` (CrypTen's
+Beaver protocols), `masked` (masked evaluation), `estimate` (shapes only). A *value* is a tensor inside a suite. A
+*party* holds a share of it; the *dealer* runs the same program to deal correlated randomness and holds no input.
+
+Two rules make programs readable:
+* an operator or method of a `Value` is local: no round, no byte, exact;
+* whatever may communicate is an awaited method of the suite. `await suite.together(a, b)` shares rounds (see
+  `protocols.schedule`); for suites that cannot interleave, it runs them one after the other.
+
+No method opens a value to a compute party. `output` hands a party's share of a result to whoever is to learn it.
+
+Shapes are public. Axis names used below: T tokens, S cached tokens, D model width, H query heads, G key/value heads,
+R = H / G query heads per key/value head, C channels of a head, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mpc.ledger import Ledger, operation
+from protocols import schedule
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+
+
+class Value(ABC):
+    """A tensor inside a suite. Everything here is local and exact.
+
+    `*` takes a public integer only (a real factor needs a truncation, hence `Suite.scale`). Adding two values aligns
+    their fraction bits; adding a public float encodes it.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """Public shape."""
+
+    @abstractmethod
+    def __add__(self, other: Value | Tensor | float) -> Value: ...
+
+    @abstractmethod
+    def __sub__(self, other: Value | Tensor | float) -> Value: ...
+
+    @abstractmethod
+    def __neg__(self) -> Value: ...
+
+    @abstractmethod
+    def __mul__(self, factor: int | Tensor) -> Value:
+        """Times a public integer or a public int64 tensor."""
+
+    @abstractmethod
+    def __getitem__(self, index: Any) -> Value:
+        """Public indexing and slicing."""
+
+    @abstractmethod
+    def reshape(self, *shape: int) -> Value: ...
+
+    @abstractmethod
+    def permute(self, *dims: int) -> Value: ...
+
+    @abstractmethod
+    def expand(self, *shape: int) -> Value: ...
+
+    @abstractmethod
+    def sum(self, dim: int, keepdim: bool = False) -> Value: ...
+
+    def transpose(self, a: int, b: int) -> Value:
+        """Swap two axes."""
+        dims = list(range(len(self.shape)))
+        dims[a], dims[b] = dims[b], dims[a]
+        return self.permute(*dims)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation whose centring, gain and offset are folded into the linear layers that follow it.
+
+    LayerNorm(h) W + b = (h W') / sqrt(var(h) + eps) + b' with W' = (I - 11^T/D) diag(gain) W and b' = b + offset W;
+    RMSNorm the same without centring and with the mean of squares. Only 1/sqrt is left to compute, one scalar a token.
+
+    kind: "layer" or "rms". epsilon: public.
+    """
+
+    kind: Literal["layer", "rms"]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out]."""
+
+    weight: Value
+    bias: Value | None = None
+
+
+@dataclass(frozen=True)
+class OutputShare:
+    """One party's share of a result, for the one receiver who is to learn it.
+
+    share: int64 [any], additive in Z_2^bits with `fraction_bits`; for the suite `plain` the float result itself. At the
+    dealer and in `estimate` a tensor on the meta device.
+    """
+
+    share: Tensor
+    bits: int
+    fraction_bits: int
+
+
+class Suite(ABC):
+    """One way of computing on secrets. One instance per party (or dealer) and session.
+
+    parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
+        self.parties = parties
+        self.fraction_bits = fraction_bits
+        self.ledger = ledger
+        self.device = torch.device(device)
+        self.scheduler = schedule.Scheduler(self._flush)
+
+    def _flush(self, requests: list[Any]) -> Sequence[Any]:
+        raise NotImplementedError(f"suite {self.name} has no asynchronous openings")
+
+    # ---- running -------------------------------------------------------------------------------------------------
+    def run(self, program: Coroutine[Any, Any, Any]) -> Any:
+        """Run a program (an `async def` written against this interface) to its end."""
+        return self.scheduler.run(program)
+
+    async def together(self, *programs: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+        """Run programs that do not depend on each other; their openings share rounds where the suite can."""
+        return await schedule.together(*programs)
+
+    # ---- values in and out ---------------------------------------------------------------------------------------
+    @abstractmethod
+    async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
+        """A fixed secret (a weight), used in many products and never changed.
+
+        share: this party's int64 share with `weight_fraction_bits` fraction bits in Z_2^64 (float tensor for `plain`,
+        None at the dealer and in `estimate`). Whatever is opened to make products cheap is opened here, once.
+        """
+
+    @abstractmethod
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
+        """A secret input from this party's int64 share in Z_2^64 (float for `plain`, None at dealer and `estimate`)."""
+
+    @abstractmethod
+    def output(self, x: Value) -> OutputShare:
+        """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
+
+    @abstractmethod
+    def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
+        """A public tensor as a value."""
+
+    @abstractmethod
+    def concat(self, values: Sequence[Value], dim: int) -> Value:
+        """Concatenate along `dim`; local."""
+
+    # ---- arithmetic ----------------------------------------------------------------------------------------------
+    @abstractmethod
+    async def mul(self, x: Value, y: Value) -> Value:
+        """Element-wise product, broadcasting."""
+
+    @abstractmethod
+    async def matmul(self, x: Value, y: Value) -> Value:
+        """Matrix product over the last two axes, leading axes broadcast: [..., M, K] x [..., K, N] -> [..., M, N]."""
+
+    @abstractmethod
+    async def scale(self, x: Value, factor: Tensor | float) -> Value:
+        """x times a public real tensor or number (broadcasting)."""
+
+    @abstractmethod
+    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
+        """x W + b (+ residual). x: [..., in] -> [..., out]."""
+
+    @abstractmethod
+    async def embed(self, one_hot: Value, table: Value) -> Value:
+        """Rows of a fixed secret table: one_hot [T, V] (integers, 0 fraction bits) x table [V, D] -> [T, D]; exact."""
+
+    # ---- non-linear functions --------------------------------------------------------------------------------------
+    @abstractmethod
+    async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
+        """1 / sqrt(moment(x) + eps) over the last axis, [..., D] -> [..., 1]; moment is the variance ("layer") or the
+        mean of squares ("rms")."""
+
+    @abstractmethod
+    async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
+        """Softmax over the last axis. mask: public bool, broadcastable to x; False positions get probability exactly 0.
+
+        Raises `RangeError` when a row of the mask is False everywhere.
+        """
+
+    @abstractmethod
+    async def activation(self, x: Value, kind: Activation) -> Value:
+        """gelu (erf), gelu_tanh, silu or relu, element-wise."""
+
+    @abstractmethod
+    async def less_than_zero(self, x: Value) -> Value:
+        """1 where x < 0, else 0, with 0 fraction bits."""
+
+    @abstractmethod
+    async def max(self, x: Value) -> Value:
+        """Maximum over the last axis, [..., n] -> [..., 1]."""
+
+    @abstractmethod
+    async def argmax(self, x: Value) -> Value:
+        """One-hot of the maximum over the last axis, same shape, 0 fraction bits; ties go to the earlier position."""
+
+    # ---- what transformers are made of; suites override these where they can do it in fewer rounds ---------------
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+        """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer."""
+        (inverse, *products) = await self.together(
+            self.rsqrt_moment(x, norm), *(self.linear(x, Linear(layer.weight)) for layer in layers)
+        )
+        with operation("norm scale"):
+            scaled = await self.together(*(self.mul(product, inverse) for product in products))
+        return [y if layer.bias is None else y + layer.bias for y, layer in zip(scaled, layers, strict=True)]
+
+    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
+        """softmax(q k^T) v per key/value head; the score scale is already in q's weights.
+
+        q: [G, R T, C] with the R query heads of a key/value head stacked on the token axis, k: [G, S, C], v: [G, S, C],
+        mask: public bool broadcastable to [G, R T, S] or None. Returns [G, R T, C].
+        """
+        with operation("scores"):
+            scores = await self.matmul(q, k.transpose(1, 2))
+        with operation("softmax"):
+            probabilities = await self.softmax(scores, mask)
+        with operation("values"):
+            return await self.matmul(probabilities, v)
+
+    async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
+        """activation(gate) * up, element-wise."""
+        return await self.mul(await self.activation(gate, kind), up)
+
+    async def rotate(self, x: Value, cos: Tensor, sin: Tensor) -> Value:
+        """Rotary position embedding (half-split form): x: [G, T, C], cos and sin: public [T, C]."""
+        half = x.shape[-1] // 2
+        swapped = self.concat([-x[..., half:], x[..., :half]], dim=-1)
+        both = await self.scale(self.concat([x, swapped], dim=-1), torch.cat([cos, sin], dim=-1))
+        return both[..., : 2 * half] + both[..., 2 * half :]
+
+    async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
+        """The cache with `new` appended along `dim`. Suites that mask cached values once do it here."""
+        return new if cache is None else self.concat([cache, new], dim)
+
+
+WeightShares = Mapping[str, Tensor]
