@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,8 @@ def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
     """floor(x / 2^count) of the canonical (unsigned) x in Z_2^bits: the top `bits - count` bits."""
     if count == 0:
         return x
+    if count >= bits:
+        return torch.zeros_like(x)
     if bits == RING_BITS:
         return (x >> count) & ((1 << (RING_BITS - count)) - 1)
     return x >> count
@@ -88,6 +91,14 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     return reduce(out, bits)
 
 
+def _few_rows(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` modulo 2^64 for few rows and a column-major b [K, N]: one pass over b per row, at memory speed."""
+    columns = b.t().numpy()
+    flat = a.reshape(-1, a.shape[-1]).numpy()
+    rows = [torch.from_numpy(np.einsum("nk,k->n", columns, row)) for row in flat]
+    return torch.stack(rows).reshape(*a.shape[:-1], b.shape[1])
+
+
 def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device.
 
@@ -97,6 +108,8 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     if a.device.type == "meta":
         return torch.matmul(a, b)
     rows = a.shape[-2] if a.dim() > 1 else 1
+    if a.device.type == "cpu" and rows < 8 and b.dim() == 2 and b.stride(0) == 1:
+        return reduce(_few_rows(a, b), bits)
     if a.device.type == "cpu" and (rows < 8 or b.dim() == 1):
         return reduce(torch.matmul(a, b), bits)
     if a.dim() == 1 or b.dim() == 1:

@@ -57,6 +57,10 @@ class Tape(ABC):
         """A fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
 
     @abstractmethod
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """As `random`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
+
+    @abstractmethod
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
@@ -107,6 +111,11 @@ class DealerTape(Tape):
         """The whole fresh value, the sum (or XOR) of all parties' expansions."""
         self._header(describe(op, kind, bits, shape, False), 0)
         return self._combined(shape, bits, kind, len(self._prgs))
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """All parties' shares of a fresh uniform value."""
+        self._header(describe(op, kind, bits, shape, False), 0)
+        return [prg.ring(shape, bits, self.device) for prg in self._prgs]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
@@ -166,6 +175,10 @@ class PartyTape(Tape):
         """This party's share of a fresh uniform value."""
         self._header(describe(op, kind, bits, shape, False), 0)
         return self._prg.ring(shape, bits, self.device)
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """This party's share of a fresh uniform value, alone in a list."""
+        return [self.random(op, shape, bits, kind)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"

@@ -14,6 +14,7 @@ from protocols.suite import Suite
 SUITES: dict[str, tuple[str, str, int]] = {
     "plain": ("protocols.plain", "PlainSuite", 0),
     "crypten": ("protocols.crypten_suite", "CryptenSuite", 16),
+    "masked": ("protocols.masked.suite", "MaskedSuite", 14),
 }
 
 

@@ -114,7 +114,7 @@ class Scheduler:
     def close(self) -> None:
         """Drop everything that is still waiting."""
         for task in [*self._ready, *(t for t, _ in self._requests)]:
-            task.coroutine.close()
+            task.context.run(task.coroutine.close)
         self._ready.clear()
         self._requests.clear()
 

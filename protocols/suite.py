@@ -250,6 +250,10 @@ class Suite(ABC):
         both = await self.scale(self.concat([x, swapped], dim=-1), torch.cat([cos, sin], dim=-1))
         return both[..., : 2 * half] + both[..., 2 * half :]
 
+    async def prepare(self, x: Value) -> Value:
+        """x made ready to be a factor of `attention`'s first product, beside other work; the same value."""
+        return x
+
     async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
         """The cache with `new` appended along `dim`. Suites that mask cached values once do it here."""
         return new if cache is None else self.concat([cache, new], dim)

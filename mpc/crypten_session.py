@@ -1,0 +1,175 @@
+"""What CrypTen's protocols need of one session: who we are, how to open, where randomness comes from.
+
+CrypTen keeps its communicator, its provider and its generators in process-wide variables. Here each belongs to a session
+and the session in force belongs to a thread, so that several parties, or several sessions of one party, live in a process.
+
+Zero-sharings. Every pair of parties shares a 256-bit seed, drawn by the one with the higher index from the operating system
+and sent to the other (one round, 32 bytes per pair, on the first use). Party i's part of a zero-sharing is the sum over
+its peers of +-AES-CTR(seed), so the parts add up (or XOR) to zero. The seed of two parties outside a coalition is unknown
+to it: whoever corrupts all but two parties sees uniform parts. Nobody but the two holders needs to be trusted, the dealer
+does not know the seeds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.channel import Channel
+from mpc.errors import ConfigurationError
+from mpc.ledger import Cost, Ledger, operation
+from mpc.packing import pack, packed_size, unpack
+from mpc.random import SEED_BYTES, Prg, new_seed
+from mpc.shape_tape import ShapeTape
+from mpc.tape import Tape
+
+_active = threading.local()
+
+
+class CryptenSession:
+    """One party of one session; or the dealer, or an estimate, which run the same program on tensors without content.
+
+    channel None means that nothing is exchanged: tensors of the program live on the meta device, and the ledger counts
+    what a party would have sent. `held` turns what the dealer draws into the program's (empty) tensors.
+    """
+
+    def __init__(
+        self,
+        parties: int,
+        tape: Tape | None,
+        channel: Channel | None,
+        ledger: Ledger | None = None,
+        device: torch.device | str = "cpu",
+        precision: int = 16,
+    ) -> None:
+        if parties < 2:
+            raise ConfigurationError(f"parties must be at least 2, got {parties}")
+        if channel is not None and channel.parties != parties:
+            raise ConfigurationError(f"parties is {parties}, but the channel connects {channel.parties}")
+        if channel is not None and tape is None:
+            raise ConfigurationError("a compute party needs a tape from the dealer")
+        if channel is not None and tape is not None and tape.dealing:
+            raise ConfigurationError("the dealer has no channel to the compute parties; channel must be None")
+        self.parties = parties
+        self.party = channel.party if channel is not None else 0
+        self.channel = channel
+        if ledger is None:
+            ledger = channel.ledger if channel is not None else tape.ledger if tape is not None else Ledger()
+        self.ledger = ledger
+        self.tape = tape if tape is not None else ShapeTape(ledger)
+        self.device = torch.device("meta" if channel is None else device)
+        self.precision = precision
+        self.config: Any = None
+        self.communicator: Any = None
+        self.provider: Any = None
+        self._local = Prg(new_seed())
+        self._pairs: dict[int, Prg] | None = None
+
+    @property
+    def dealing(self) -> bool:
+        """True at the dealer."""
+        return self.tape.dealing
+
+    # ---- correlated randomness -----------------------------------------------------------------------------------
+    def held(self, x: Tensor) -> Tensor:
+        """x as the program sees it: a party's share as it is, at the dealer an empty tensor of x's shape."""
+        return x if self.channel is not None else torch.empty(x.shape, dtype=torch.int64, device="meta")
+
+    # ---- openings ------------------------------------------------------------------------------------------------
+    def open_together(self, items: Sequence[tuple[Tensor, int, str]]) -> list[Tensor]:
+        """Open several shared values in one round. Each item: this party's share, ring bits, kind ("sum" or "xor").
+
+        Sends packed_size(elements, bits) bytes per item to every peer. The caller makes sure that every value is
+        uniform whatever the inputs are.
+        """
+        sizes = [packed_size(x.numel(), bits) for x, bits, _ in items]
+        if self.channel is None:
+            everything = sum(sizes) * (self.parties - 1)
+            self.count_exchange(everything, everything, self.parties - 1)
+            return [torch.empty(x.shape, dtype=torch.int64, device="meta") for x, _, _ in items]
+        received = self.channel.exchange_all(b"".join(pack(x, bits) for x, bits, _ in items))
+        out = []
+        start = 0
+        for (x, bits, kind), size in zip(items, sizes, strict=True):
+            total = x
+            for peer in self.channel.peers:
+                part = unpack(memoryview(received[peer])[start : start + size], bits, x.shape).to(x.device)
+                total = total ^ part if kind == "xor" else total + part
+            out.append(ring.reduce(total, bits))
+            start += size
+        return out
+
+    def open(self, x: Tensor, bits: int = 64, kind: str = "sum") -> Tensor:
+        """Open one shared value: one round."""
+        return self.open_together([(x, bits, kind)])[0]
+
+    def count_exchange(self, sent: int, received: int, messages: int) -> None:
+        """Book one round that a party would have made, where there is no channel."""
+        self.ledger.at().add(Cost(bytes_sent=sent, bytes_received=received, rounds=1, messages=messages))
+
+    # ---- randomness that the parties make themselves -------------------------------------------------------------
+    def local_ring(self, shape: Sequence[int], bits: int = 64) -> Tensor:
+        """Uniform elements that only this party knows."""
+        if self.channel is None:
+            return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        return self._local.ring(shape, bits, self.device)
+
+    def zero_sharing(self, shape: Sequence[int], kind: str = "sum") -> Tensor:
+        """This party's part of a fresh sharing of zero in Z_2^64 (or of 64 zero bits)."""
+        pairs = self._agreed_pairs()
+        out = torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
+        for peer, prg in pairs.items():
+            part = prg.ring(shape, 64, self.device)
+            if kind == "xor":
+                out = out ^ part
+            else:
+                out = out + part if peer > self.party else out - part
+        return out
+
+    def _agreed_pairs(self) -> dict[int, Prg]:
+        if self._pairs is not None:
+            return self._pairs
+        with operation("zero-sharing seeds"):
+            if self.channel is None:
+                # party 0 receives a seed from every peer and sends none
+                self.count_exchange(0, SEED_BYTES * (self.parties - 1), 0)
+                self._pairs = {}
+                return self._pairs
+            drawn = {peer: new_seed() for peer in self.channel.peers if peer < self.party}
+            received = self.channel.exchange(drawn, {peer: SEED_BYTES for peer in self.channel.peers if peer > self.party})
+        seeds = {**drawn, **received}
+        self._pairs = {peer: Prg(seeds[peer]) for peer in sorted(seeds)}
+        return self._pairs
+
+
+def current_session() -> CryptenSession:
+    """The session in force in this thread. Raises `ConfigurationError` where there is none."""
+    session: CryptenSession | None = getattr(_active, "session", None)
+    if session is None:
+        raise ConfigurationError(
+            "CrypTen was called outside a session; run the program with `Suite.run`, or inside "
+            "`with mpc.crypten_binding.use(session):`"
+        )
+    return session
+
+
+def has_session() -> bool:
+    """Whether a session is in force in this thread."""
+    return getattr(_active, "session", None) is not None
+
+
+@contextmanager
+def use_session(session: CryptenSession) -> Iterator[CryptenSession]:
+    """Make `session` the one in force in this thread."""
+    outer = getattr(_active, "session", None)
+    _active.session = session
+    try:
+        yield session
+    finally:
+        _active.session = outer

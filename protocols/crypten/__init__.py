@@ -1,0 +1,6 @@
+"""The protocols of the suite `crypten`, built from CrypTen's Beaver products and a dealer's tape.
+
+Everything here works on raw shares: int64 tensors in Z_2^64 with a public number of fraction bits. Each function takes the
+`CryptenSession` first, is synchronous, and runs alike at a party, at the dealer and in an estimate (see
+`mpc.crypten_session`). Bytes in docstrings are what one party sends to one peer.
+"""

@@ -1,0 +1,126 @@
+"""Products and truncation.
+
+Products of two secrets are CrypTen's Beaver protocols (Beaver 1991). A product with a fixed secret reuses the secret's
+mask (Ben-Efraim et al. 2019). Truncation is ours: CrypTen's two-party one is wrong by about 2^(64-f) with probability
+|x|/2^63 per element, ours never is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from crypten.mpc.primitives import ArithmeticSharedTensor, beaver
+from torch import Tensor
+
+from mpc import ring
+from mpc.crypten_binding import CryptenSession, plain, wrapped
+from mpc.errors import RangeError
+from protocols.crypten.value import CryptenWeight
+
+TRUNCATION_LIMIT = 62
+
+
+def _tensor(x: Tensor) -> object:
+    return ArithmeticSharedTensor.from_shares(wrapped(x), precision=0)
+
+
+def mul(x: Tensor, y: Tensor) -> Tensor:
+    """Element-wise product, broadcasting, no truncation. 1 round, 8 bytes per element of x and of y."""
+    return plain(beaver.mul(_tensor(x), _tensor(y)).share)
+
+
+def square(x: Tensor) -> Tensor:
+    """x^2, no truncation. 1 round, 8 bytes per element."""
+    return plain(beaver.square(_tensor(x)).share)
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Matrix product [..., M, K] x [..., K, N], no truncation. 1 round, 8 bytes per element of x and of y."""
+    return plain(beaver.matmul(_tensor(x), _tensor(y)).share)
+
+
+def matmul_fixed(s: CryptenSession, x: Tensor, weights: Sequence[CryptenWeight]) -> list[Tensor]:
+    """x [..., K] times each fixed secret W_j [K, N_j], no truncation. 1 round, 8 bytes per element of x.
+
+    The dealer draws a mask a for x and deals a b_j, with b_j the mask of W_j: x - a is opened, then
+    [x W] = (x - a) [W] + [a] (W - b) + [a b]. One opening serves all weights.
+    """
+    a = s.tape.random("fixed a", x.shape)
+    shapes = [(*x.shape[:-1], w.shape[-1]) for w in weights]
+
+    def product(w: CryptenWeight) -> Tensor:
+        assert w.mask is not None
+        return ring.matmul(a, w.mask)
+
+    ab = [
+        s.held(s.tape.dependent("fixed ab", shape, lambda w=w: product(w)))  # type: ignore[misc]
+        for shape, w in zip(shapes, weights, strict=True)
+    ]
+    a = s.held(a)
+    opened = s.open(x - a)
+    out = []
+    for w, c in zip(weights, ab, strict=True):
+        difference = w.difference if w.difference is not None else w.share
+        out.append(ring.matmul(opened, w.share) + ring.matmul(a, difference) + c)
+    return out
+
+
+def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """x / 2^t for each (x, t): floor or floor + 1, the nearer one more often (unbiased), never anything else.
+
+    Any number of parties; |x| < 2^62, 0 <= t < 62. 1 round for all, 8 bytes per element.
+
+    The dealer deals r uniform in Z_2^64, r >> t and the highest bit of r. u = x + 2^62 lies in [0, 2^63). m = u + r is
+    opened, which is uniform whatever x is. u + r passes 2^64 exactly when r's highest bit is set and m's is not, hence
+    u >> t = (m >> t) - (r >> t) + 2^(64-t) msb(r) (1 - msb(m)), less one where the low bits of m are below those of r.
+    Of 2^(64-t) msb(r) only msb(r) mod 2^t counts, so that bit is dealt in Z_2^t.
+    """
+    masked, dealt = [], []
+    for x, count in items:
+        if not 0 <= count < TRUNCATION_LIMIT:
+            raise RangeError(f"a truncation drops 0 to {TRUNCATION_LIMIT - 1} bits, got {count}")
+        if count == 0:
+            continue
+        r = s.tape.random("truncation mask", x.shape)
+        high = s.held(
+            s.tape.dependent("truncation high part", x.shape, lambda r=r, t=count: ring.shift_right(r, t, 64))  # type: ignore[misc]
+        )
+        ring_bits = -(-count // 8) * 8
+        top = s.held(
+            s.tape.dependent("truncation top bit", x.shape, lambda r=r: ring.shift_right(r, 63, 64), bits=ring_bits)  # type: ignore[misc]
+        )
+        blinded = x + s.held(r)
+        masked.append((blinded + (1 << 62) if s.party == 0 else blinded, 64, "sum"))
+        dealt.append((count, high, top))
+    if not masked:
+        return [x for x, _ in items]
+    opened = iter(zip(s.open_together(masked), dealt, strict=True))
+    out = []
+    for x, count in items:
+        if count == 0:
+            out.append(x)
+            continue
+        m, (_, high, top) = next(opened)
+        part = ((m >= 0).to(torch.int64) * top << (64 - count)) - high
+        if s.party == 0:
+            part = part + (ring.shift_right(m, count, 64) - (1 << (62 - count)))
+        out.append(part)
+    return out
+
+
+def truncate(s: CryptenSession, x: Tensor, count: int) -> Tensor:
+    """x / 2^count, see `truncate_together`. 1 round and 8 bytes per element (none when count is 0)."""
+    return truncate_together(s, [(x, count)])[0]
+
+
+def rescale(s: CryptenSession, x: Tensor, fraction_bits: int, wanted: int) -> Tensor:
+    """x with `wanted` instead of `fraction_bits` fraction bits: exact upwards, a truncation downwards."""
+    if wanted >= fraction_bits:
+        return x << (wanted - fraction_bits)
+    return truncate(s, x, fraction_bits - wanted)
+
+
+def add_public(s: CryptenSession, x: Tensor, constant: int | Tensor) -> Tensor:
+    """x plus a public ring element."""
+    return x + constant if s.party == 0 else x

@@ -1,0 +1,89 @@
+"""Exponential function and softmax.
+
+CrypTen's softmax is wrong once sum exp(x - max) passes 256, its exp explodes below -512.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mpc.crypten_binding import CryptenSession
+from mpc.errors import RangeError
+from protocols.crypten import comparison
+from protocols.crypten.arithmetic import add_public, mul, square, truncate
+from protocols.crypten.maximum import maximum
+from protocols.crypten.normalise import reciprocal
+
+EXP_BITS = 30
+SQUARINGS = 7
+LOWEST = -64
+MAXIMUM_BITS = 8  # fraction bits in which scores are compared
+
+
+def exp_negative(s: CryptenSession, x: Tensor, fraction_bits: int) -> Tensor:
+    """exp(x) with 30 fraction bits for x in [-2^17, 1/4], `fraction_bits` <= 23.
+
+    | x | error |
+    | --- | --- |
+    | -16 to 1/4 | below 1.6e-5 |
+    | -2^17 to -16 | below 2^-22 |
+
+    25 rounds, 144 bytes per element. ((1 + y)^2 + 1) / 2 with y = x / 2^7 is exp(y) to y^3 / 6; squared 7 times. x below -64
+    is set to -64 first, by a comparison in 16 bits: at 30 fraction bits both are zero.
+    """
+    far = comparison.less_than(s, x, [LOWEST << fraction_bits], 16, fraction_bits + 2)
+    beyond, _ = comparison.select(s, far, add_public(s, x, -(LOWEST << fraction_bits)))
+    x = x - beyond[0]
+    bits = fraction_bits + SQUARINGS
+    squared = add_public(s, square(add_public(s, x, 1 << bits)), 1 << 2 * bits)
+    y = truncate(s, squared, 2 * bits + 1 - EXP_BITS)
+    for _ in range(SQUARINGS):
+        y = truncate(s, square(y), EXP_BITS)
+    return y
+
+
+def softmax(s: CryptenSession, x: Tensor, fraction_bits: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis [..., n] with `fraction_bits` fraction bits, |x| < 2^15, n <= 2^16.
+
+    mask: public bool, broadcastable to x; positions where it is False get exactly 0 and cost nothing. A row that is False
+    everywhere raises `RangeError`. Error below 5e-5 whatever the spread of x and however many terms are equal.
+
+    The maximum is taken in units of 2^-8, so the largest exponent is between 0 and parties log2(n) 2^-8.
+    """
+    count = x.shape[-1]
+    keep: Tensor | None = None
+    index: Tensor | None = None
+    if mask is not None:
+        keep = mask.cpu().expand(x.shape)
+        rows = keep.sum(-1)
+        if int(rows.min()) == 0:
+            raise RangeError(f"softmax over a row without any position: the mask {list(mask.shape)} has a row of False")
+        count = int(rows.max())
+        if bool(keep.all()):
+            keep = None
+    if count > 1 << 16:
+        raise RangeError(f"softmax takes at most 65536 terms, got {count}")
+    top = maximum(s, x, keep, bits=32, drop=max(0, fraction_bits - MAXIMUM_BITS))
+    terms = x - top
+    if keep is not None:
+        index = keep.reshape(-1).nonzero()[:, 0].to(x.device)
+        terms = terms.reshape(-1)[index]
+    powers = exp_negative(s, terms, fraction_bits)
+    if index is not None:
+        sums = _scatter(powers, index, x.shape).sum(-1, keepdim=True)
+    else:
+        sums = powers.sum(-1, keepdim=True)
+    # the sum lies in [1, 1.25 count]; a little less than 1 by rounding is within the interval's margin
+    high = EXP_BITS + (count + (count >> 2)).bit_length()
+    inverse = reciprocal(s, sums, EXP_BITS, EXP_BITS, high, EXP_BITS)
+    if index is not None:
+        inverse = inverse.expand(x.shape).reshape(-1)[index]
+    result = truncate(s, mul(powers, inverse), 2 * EXP_BITS - fraction_bits)
+    return result if index is None else _scatter(result, index, x.shape)
+
+
+def _scatter(values: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
+    out = torch.zeros(shape.numel(), dtype=torch.int64, device=values.device)
+    out[index] = values
+    return out.reshape(shape)

@@ -1,0 +1,147 @@
+"""Values of the suite `crypten`: additive shares in Z_2^64 with a public number of fraction bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpc.crypten_binding import plain, wrapped
+from mpc.errors import ConfigurationError, RangeError
+from mpc.fixed_point import encode
+from protocols.suite import Value
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`; on the meta device without a copy."""
+    return x if x.device == device else x.to(device)
+
+
+class CryptenValue(Value):
+    """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index.
+
+    The class `ArithmeticSharedTensor` of CrypTen is the border: `tensor` wraps the share, `from_tensor` reads one.
+    """
+
+    __slots__ = ("fraction_bits", "party", "share")
+
+    def __init__(self, share: Tensor, fraction_bits: int, party: int) -> None:
+        self.share = share
+        self.fraction_bits = fraction_bits
+        self.party = party
+
+    @property
+    def tensor(self) -> Any:
+        """The same share as CrypTen's `ArithmeticSharedTensor`, its encoder holding the fraction bits."""
+        from crypten.mpc.primitives import ArithmeticSharedTensor
+
+        return ArithmeticSharedTensor.from_shares(wrapped(self.share), precision=self.fraction_bits)
+
+    @classmethod
+    def from_tensor(cls, tensor: Any, party: int) -> CryptenValue:
+        """From an `ArithmeticSharedTensor` or an `MPCTensor` in arithmetic form."""
+        inner = getattr(tensor, "_tensor", tensor)
+        inner = inner if hasattr(inner, "encoder") else tensor
+        return cls(plain(inner.share), int(inner.encoder._precision_bits), party)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={list(self.shape)}, ring=2^64, fraction_bits={self.fraction_bits})"
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.share.shape
+
+    def like(self, share: Tensor) -> CryptenValue:
+        """Another share with the same fraction bits."""
+        return CryptenValue(share, self.fraction_bits, self.party)
+
+    def raised(self, fraction_bits: int) -> Tensor:
+        """The share with more fraction bits: exact."""
+        return self.share if fraction_bits == self.fraction_bits else self.share << (fraction_bits - self.fraction_bits)
+
+    def _combine(self, other: Value | Tensor | float, sign: int) -> CryptenValue:
+        if isinstance(other, CryptenValue):
+            bits = max(self.fraction_bits, other.fraction_bits)
+            left, right = self.raised(bits), other.raised(bits)
+            return CryptenValue(left + right if sign > 0 else left - right, bits, self.party)
+        if isinstance(other, Value):
+            raise ConfigurationError(f"a value of another suite cannot be added to {self!r}")
+        shape = torch.broadcast_shapes(self.shape, torch.as_tensor(other).shape)
+        if self.party != 0 or self.share.is_meta:
+            return self.like(self.share.expand(shape))
+        public = on_device(encode(other, self.fraction_bits), self.share.device)
+        return self.like(self.share + public if sign > 0 else self.share - public)
+
+    def __add__(self, other: Value | Tensor | float) -> CryptenValue:
+        return self._combine(other, 1)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Value | Tensor | float) -> CryptenValue:
+        return self._combine(other, -1)
+
+    def __rsub__(self, other: Value | Tensor | float) -> CryptenValue:
+        return -self + other
+
+    def __neg__(self) -> CryptenValue:
+        return self.like(-self.share)
+
+    def __mul__(self, factor: int | Tensor) -> CryptenValue:
+        if isinstance(factor, Tensor):
+            if factor.is_floating_point():
+                raise RangeError("a value is multiplied by integers only; use `await suite.scale(x, factor)` for reals")
+            return self.like(self.share * on_device(factor.to(torch.int64), self.share.device))
+        if not isinstance(factor, int):
+            raise RangeError(f"a value is multiplied by integers only, got {factor!r}; use `await suite.scale(x, factor)`")
+        return self.like(self.share * factor)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, index: Any) -> CryptenValue:
+        return self.like(self.share[index])
+
+    def reshape(self, *shape: int) -> CryptenValue:
+        return self.like(self.share.reshape(shape))
+
+    def permute(self, *dims: int) -> CryptenValue:
+        return self.like(self.share.permute(dims))
+
+    def expand(self, *shape: int) -> CryptenValue:
+        return self.like(self.share.expand(shape))
+
+    def sum(self, dim: int, keepdim: bool = False) -> CryptenValue:
+        return self.like(self.share.sum(dim, keepdim=keepdim))
+
+
+class CryptenWeight(CryptenValue):
+    """A fixed secret W with a mask b for all its products: W - b is opened once, b is known to the dealer alone.
+
+    It belongs to no session: later sessions of the same parties (and of the same dealer) go on with it.
+    difference: public W - b (a party's). mask: b (the dealer's). Elsewhere None.
+    """
+
+    __slots__ = ("difference", "mask")
+
+    def __init__(
+        self, share: Tensor, fraction_bits: int, party: int, difference: Tensor | None, mask: Tensor | None
+    ) -> None:
+        super().__init__(share, fraction_bits, party)
+        self.difference = difference
+        self.mask = mask
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> CryptenWeight:
+        difference = None if self.difference is None else move(self.difference)
+        mask = None if self.mask is None else move(self.mask)
+        return CryptenWeight(move(self.share), self.fraction_bits, self.party, difference, mask)
+
+    def __getitem__(self, index: Any) -> CryptenWeight:
+        return self._moved(lambda x: x[index])
+
+    def reshape(self, *shape: int) -> CryptenWeight:
+        return self._moved(lambda x: x.reshape(shape))
+
+    def permute(self, *dims: int) -> CryptenWeight:
+        return self._moved(lambda x: x.permute(dims))

@@ -1,0 +1,290 @@
+"""The suite `crypten`: CrypTen's Beaver protocols over our channel and our dealer, for any number of parties.
+
+Right where CrypTen is not: every function states its range and error (`protocols.crypten`). Setting as everywhere: semi-
+honest, n-1 of the compute parties may collude, the dealer colludes with none. Everything that is opened is masked by a
+value that is uniform and unknown to the parties.
+
+| step | bytes per element to each peer | rounds |
+| --- | --- | --- |
+| product of two secrets, truncated | 16 + 8 | 2 |
+| product with a fixed secret, truncated | 8 per input + 8 per output | 2 |
+| comparison with 0, 64 bits | 31.75 | 8 |
+| maximum of n | 40 | 8 ceil(log2 n) |
+| softmax of n | 200 and 300 per row | 7 ceil(log2 n) + 49 |
+
+`crypten_own=True` keeps CrypTen's own way (weights opened at every product, its truncation and functions, wrong results
+where those are wrong) as a baseline: see `protocols.crypten.own`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mpc.channel import Channel
+from mpc.crypten_binding import CryptenSession, open_session, use
+from mpc.errors import ConfigurationError, RangeError
+from mpc.fixed_point import encode
+from mpc.ledger import Ledger, operation
+from mpc.tape import Tape
+from protocols.crypten import activation, arithmetic, comparison, maximum, norm, softmax
+from protocols.crypten.own import CryptenOwn
+from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
+
+MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
+CONSTANT_BITS = 24
+MAX_CONSTANT_BITS = 30
+
+
+class CryptenSuite(Suite):
+    """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
+
+    fraction_bits: of activations and weights, 8 to 20. ledger: by default the channel's (else the tape's). Operations that
+    do not depend on each other run one after the other: CrypTen's protocols cannot interleave.
+    """
+
+    name: ClassVar[str] = "crypten"
+
+    def __init__(
+        self,
+        *,
+        parties: int,
+        tape: Tape | None,
+        channel: Channel | None,
+        fraction_bits: int = 16,
+        device: torch.device | str = "cpu",
+        crypten_own: bool = False,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if not MIN_FRACTION_BITS <= fraction_bits <= MAX_FRACTION_BITS:
+            raise ConfigurationError(
+                f"fraction_bits must be between {MIN_FRACTION_BITS} and {MAX_FRACTION_BITS}, got {fraction_bits}"
+            )
+        self.session: CryptenSession = open_session(
+            parties=parties, tape=tape, channel=channel, ledger=ledger, device=device, precision=fraction_bits
+        )
+        super().__init__(parties, fraction_bits, self.session.ledger, self.session.device)
+        self.weight_fraction_bits = fraction_bits
+        self.crypten_own = crypten_own
+        self._own = CryptenOwn(self.session) if crypten_own else None
+
+    # ---- running -------------------------------------------------------------------------------------------------
+    def run(self, program: Coroutine[Any, Any, Any]) -> Any:
+        """Run a program to its end, in this thread's CrypTen session."""
+        with use(self.session):
+            return super().run(program)
+
+    # ---- values in and out ---------------------------------------------------------------------------------------
+    def _value(self, share: Tensor, fraction_bits: int | None = None) -> CryptenValue:
+        return CryptenValue(share, self.fraction_bits if fraction_bits is None else fraction_bits, self.session.party)
+
+    def _take(self, what: str, shape: Sequence[int], share: Tensor | None) -> Tensor:
+        if self.session.channel is None:
+            return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        if share is None:
+            raise ConfigurationError(f"{what}: a compute party needs its share of shape {list(shape)}, got None")
+        if tuple(share.shape) != tuple(shape) or share.dtype != torch.int64:
+            raise ConfigurationError(
+                f"{what}: the share must be int64 {list(shape)}, got {share.dtype} {list(share.shape)}"
+            )
+        return share.to(self.device)
+
+    async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
+        """A fixed secret with `fraction_bits` fraction bits; W - b is opened once: 1 round, 8 bytes per element.
+
+        The result may be used by later suites of the same party in the same process, if the dealer does the same.
+        """
+        taken = self._take(f"weight '{name}'", shape, share)
+        if self._own is not None:
+            return self._value(taken)
+        with operation("weight"):
+            mask = self.session.tape.random("weight mask", shape)
+            difference = self.session.open(taken - self.session.held(mask))
+        if self.session.channel is None:
+            return CryptenWeight(taken, self.fraction_bits, 0, None, mask if self.session.dealing else None)
+        party = self.session.party
+        return CryptenWeight(_columns(taken), self.fraction_bits, party, _columns(difference), None)
+
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
+        """A secret input from this party's share."""
+        return self._value(self._take("input", shape, share), fraction_bits)
+
+    def output(self, x: Value) -> OutputShare:
+        """This party's share of x plus its part of a fresh zero-sharing."""
+        x = _own_value(x)
+        with operation("output"):
+            share = x.share + self.session.zero_sharing(x.shape)
+        return OutputShare(share, 64, x.fraction_bits)
+
+    def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
+        """A public tensor as a value: party 0 holds it, the others zeros."""
+        real = torch.as_tensor(x)
+        target = tuple(real.shape if shape is None else shape)
+        zeros = torch.zeros(target, dtype=torch.int64, device=self.device)
+        return self._value(zeros) + (real if self.device.type != "meta" else 0.0)
+
+    def concat(self, values: Sequence[Value], dim: int) -> Value:
+        """Concatenate along `dim`, at the largest number of fraction bits; local."""
+        own = [_own_value(v) for v in values]
+        bits = max(v.fraction_bits for v in own)
+        return self._value(torch.cat([v.raised(bits) for v in own], dim=dim), bits)
+
+    # ---- arithmetic ----------------------------------------------------------------------------------------------
+    def _back(self, product: Tensor, bits: int) -> CryptenValue:
+        """A product's share with at most `fraction_bits` fraction bits."""
+        wanted = min(bits, self.fraction_bits)
+        return self._value(arithmetic.rescale(self.session, product, bits, wanted), wanted)
+
+    async def mul(self, x: Value, y: Value) -> Value:
+        """Element-wise product, |x y| < 2^(62 - bits of x - bits of y), within one unit. 2 rounds, 16 + 8 bytes."""
+        x, y = _own_value(x), _own_value(y)
+        with operation("mul"):
+            if self._own is not None:
+                return self._own.mul(x, y)
+            return self._back(arithmetic.mul(x.share, y.share), x.fraction_bits + y.fraction_bits)
+
+    async def matmul(self, x: Value, y: Value) -> Value:
+        """Matrix product, within one unit. 2 rounds, 8 bytes per element of x, of y (not if fixed) and of the result."""
+        x, y = _own_value(x), _own_value(y)
+        with operation("matmul"):
+            if self._own is not None:
+                return self._own.matmul(x, y)
+            if isinstance(y, CryptenWeight) and y.share.dim() == 2:
+                product = arithmetic.matmul_fixed(self.session, x.share, [y])[0]
+            else:
+                product = arithmetic.matmul(x.share, y.share)
+            return self._back(product, x.fraction_bits + y.fraction_bits)
+
+    async def scale(self, x: Value, factor: Tensor | float) -> Value:
+        """x times public reals, encoded with 24 bits below the largest: 1 round, 8 bytes (none for integers).
+
+        |x factor| < 2^(38 - fraction_bits) with 24 bits; relative error of a factor 2^-24 of the largest one.
+        """
+        x = _own_value(x)
+        real = torch.as_tensor(factor, dtype=torch.float64)
+        if bool((real == real.round()).all()) and bool((real.abs() < 2.0**31).all()):
+            return self._value((x * real.to(torch.int64)).share, x.fraction_bits)
+        if not bool(torch.isfinite(real).all()):
+            raise RangeError(f"scale: the factor (shape {list(real.shape)}) must be finite")
+        with operation("scale"):
+            if self._own is not None:
+                return self._own.scale(x, real.to(torch.float32))
+            magnitude = math.ceil(math.log2(float(real.abs().max())))
+            bits = min(MAX_CONSTANT_BITS, CONSTANT_BITS - magnitude)
+            return self._back((x * encode(real, bits)).share, x.fraction_bits + bits)
+
+    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
+        """x W + b (+ residual), within one unit. 2 rounds, 8 bytes per input and 8 per output element."""
+        x = _own_value(x)
+        with operation("linear"):
+            return (await self._linears(x, [layer], residual))[0]
+
+    async def _linears(self, x: CryptenValue, layers: Sequence[Linear], residual: Value | None = None) -> list[Value]:
+        """Several linear layers of one x: it is opened once, one truncation round for all."""
+        weights = [_own_value(layer.weight) for layer in layers]
+        if self._own is not None or not all(isinstance(w, CryptenWeight) for w in weights):
+            out: list[Value] = []
+            for layer in layers:
+                y = await self.matmul(x, layer.weight)
+                y = y if layer.bias is None else y + layer.bias
+                out.append(y if residual is None else y + residual)
+            return out
+        fixed = [w for w in weights if isinstance(w, CryptenWeight)]
+        products = arithmetic.matmul_fixed(self.session, x.share, fixed)
+        items = []
+        for product, w, layer in zip(products, fixed, layers, strict=True):
+            y = self._value(product, x.fraction_bits + w.fraction_bits)
+            y = y if layer.bias is None else y + _own_value(layer.bias)
+            y = y if residual is None else y + _own_value(residual)
+            items.append((y.share, y.fraction_bits - min(y.fraction_bits, self.fraction_bits)))
+        bits = [x.fraction_bits + w.fraction_bits for w in fixed]
+        shares = arithmetic.truncate_together(self.session, items)
+        return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
+
+    async def embed(self, one_hot: Value, table: Value) -> Value:
+        """Rows of a fixed secret table, exact. 1 round, 8 bytes per element of one_hot."""
+        one_hot = _own_value(one_hot)
+        with operation("embed"):
+            return await self.matmul(one_hot, table)
+
+    # ---- non-linear functions --------------------------------------------------------------------------------------
+    async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
+        """1 / sqrt(moment + eps) with 8 more fraction bits than activations; see `protocols.crypten.norm`."""
+        x = _own_value(x)
+        with operation("norm"):
+            if self._own is not None:
+                return self._own.rsqrt_moment(x, norm)
+            return self._moment(x, norm)[1]
+
+    def _moment(self, x: CryptenValue, kind: Norm) -> tuple[CryptenValue, CryptenValue]:
+        centred, inverse = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind)
+        return x.like(centred), self._value(inverse, x.fraction_bits + norm.EXTRA_BITS)
+
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+        """Normalise x [..., D], then apply each linear layer: x is normalised first, since it is narrower than they are."""
+        if self._own is not None:
+            return await super().norm_linear(x, norm, layers)
+        with operation("norm"):
+            centred, inverse = self._moment(_own_value(x), norm)
+        with operation("norm scale"):
+            product = arithmetic.mul(centred.share, inverse.share)
+            normalised = self._back(product, centred.fraction_bits + inverse.fraction_bits)
+        with operation("linear"):
+            return await self._linears(normalised, layers)
+
+    async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
+        """Softmax over the last axis; see `protocols.crypten.softmax`."""
+        x = _own_value(x)
+        with operation("softmax"):
+            if self._own is not None:
+                return self._own.softmax(x, mask)
+            return self._value(softmax.softmax(self.session, x.raised(self.fraction_bits), self.fraction_bits, mask))
+
+    async def activation(self, x: Value, kind: Activation) -> Value:
+        """gelu, gelu_tanh, silu or relu; see `protocols.crypten.activation`."""
+        x = _own_value(x)
+        with operation(kind):
+            if self._own is not None:
+                return self._own.activation(x, kind)
+            return x.like(activation.activation(self.session, x.share, x.fraction_bits, kind))
+
+    async def less_than_zero(self, x: Value) -> Value:
+        """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.75 bytes per element."""
+        x = _own_value(x)
+        with operation("comparison"):
+            if self._own is not None:
+                return self._own.less_than_zero(x)
+            bit = comparison.less_than(self.session, x.share, [0])[0]
+            return self._value(comparison.to_arithmetic(self.session, bit), 0)
+
+    async def max(self, x: Value) -> Value:
+        """Maximum over the last axis, exact for |x| < 2^62 in ring units. 8 ceil(log2 n) rounds, 40 bytes per element."""
+        x = _own_value(x)
+        with operation("max"):
+            if self._own is not None:
+                return self._own.max(x)
+            return x.like(maximum.maximum(self.session, x.share))
+
+    async def argmax(self, x: Value) -> Value:
+        """One-hot of the maximum over the last axis, ties to the earlier; see `protocols.crypten.maximum`."""
+        x = _own_value(x)
+        with operation("argmax"):
+            if self._own is not None:
+                return self._own.argmax(x)
+            return self._value(maximum.argmax(self.session, x.share), 0)
+
+
+def _own_value(x: Value) -> CryptenValue:
+    if not isinstance(x, CryptenValue):
+        raise ConfigurationError(f"suite 'crypten' computes on its own values, got {type(x).__name__}")
+    return x
+
+
+def _columns(x: Tensor) -> Tensor:
+    """A matrix laid out column by column: products with few rows read it at memory speed."""
+    return x.t().contiguous().t() if x.dim() == 2 else x

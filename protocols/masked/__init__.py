@@ -1,0 +1,1 @@
+"""Masked evaluation: the fast protocol suite. `protocols.masked.suite` is the suite, every other file one gate."""

@@ -1,0 +1,175 @@
+"""What every gate needs: the role, the tape, and the opening of many values in one message.
+
+An opening is the only thing that crosses the wire. [x] + [lam] with a fresh uniform lam is sent, so what is seen is uniform
+and independent of x. The scheduler collects all openings that are waiting and sends them as one message: one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.channel import Channel
+from mpc.errors import RangeError
+from mpc.ledger import current
+from mpc.packing import pack, packed_size, unpack
+from mpc.tape import Tape
+from protocols.masked.wires import Masked, Shared
+from protocols.schedule import Request
+
+
+class Opening(Request[Masked]):
+    """A request to turn a sharing into a masked value. Cost: 1 round (shared), bits per element per direction."""
+
+    def __init__(self, value: Shared, lam: Tensor) -> None:
+        self.value = value
+        self.lam = lam
+        self.key = current()
+        self.size = packed_size(value.shape.numel(), value.bits)
+
+    def encode(self) -> bytes:
+        """This party's message: the bit-packed share of x + lam."""
+        return pack(ring.reduce(self.value.x + self.lam, self.value.bits), self.value.bits)
+
+    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
+        """The masked value from everybody's messages."""
+        total = torch.zeros(self.value.shape, dtype=torch.int64)
+        for part in parts:
+            total = total + unpack(part, self.value.bits, self.value.shape)
+        m = ring.reduce(total, self.value.bits).to(c.device)
+        if c.observer is not None:
+            c.observer(m, self.value.bits)
+        return Masked(m, self.lam, self.value.bits, self.value.frac)
+
+    def blank(self, c: Context) -> Masked:
+        """What a role that does not evaluate gets."""
+        return Masked(c.blank(self.value.shape), self.lam, self.value.bits, self.value.frac)
+
+
+class BitOpening(Request[Tensor]):
+    """A request to open XOR-shared bits that are masked by dealt random bits. Cost: 1 round, 1 bit per bit."""
+
+    def __init__(self, share: Tensor) -> None:
+        self.share = share
+        self.key = current()
+        self.size = packed_size(share.shape.numel(), 1)
+
+    def encode(self) -> bytes:
+        """This party's message: its bits, eight a byte."""
+        return pack(self.share, 1)
+
+    def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
+        """The public masked bits, int64 0 or 1."""
+        total = torch.zeros(self.share.shape, dtype=torch.int64)
+        for part in parts:
+            total = total ^ unpack(part, 1, self.share.shape)
+        if c.observer is not None:
+            c.observer(total, 1)
+        return total.to(c.device)
+
+    def blank(self, c: Context) -> Tensor:
+        """What a role that does not evaluate gets."""
+        return c.blank(self.share.shape)
+
+
+class Context:
+    """One role's view of masked evaluation.
+
+    channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end.
+    """
+
+    def __init__(self, tape: Tape, channel: Channel | None, parties: int, device: torch.device | str = "cpu") -> None:
+        self.tape = tape
+        self.channel = channel
+        self.parties = parties
+        self.device = torch.device(device)
+        self.first = channel is not None and channel.party == 0
+        self.ledger = channel.ledger if channel is not None else tape.ledger
+        self.observer: Callable[[Tensor, int], None] | None = None
+
+    @property
+    def evaluating(self) -> bool:
+        """True at a compute party: shares and public masked values are real tensors."""
+        return self.channel is not None
+
+    # ---- correlated randomness -----------------------------------------------------------------------------------
+    def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
+        """A value computed from masks, shared modulo 2^bits. The dealer gets it whole."""
+        return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, bits)
+
+    def deal_xor(self, op: str, shape: Sequence[int], value: Callable[[], Tensor]) -> Tensor:
+        """64-bit words computed from masks, XOR-shared."""
+        return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, 64, "xor")
+
+    # ---- local conversions ---------------------------------------------------------------------------------------
+    def blank(self, shape: Sequence[int]) -> Tensor:
+        """A tensor nobody reads: what a role that does not evaluate holds in place of shares and masked values."""
+        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+    def shared(self, x: Masked) -> Shared:
+        """Masked -> Shared; local: [x]_i = (i == 0) m - [lam]_i."""
+        if not self.evaluating:
+            return Shared(self.blank(x.shape), x.bits, x.frac)
+        share = (x.m - x.lam) if self.first else -x.lam
+        return Shared(ring.reduce(share, x.bits), x.bits, x.frac)
+
+    def add_public(self, x: Shared, value: Tensor | int) -> Shared:
+        """[x + value] for public ring elements (already scaled); party 0 adds."""
+        if not self.evaluating:
+            like = self.blank(value.shape if isinstance(value, Tensor) else ())
+            return Shared(x.x + like, x.bits, x.frac)
+        out = x.x + value if self.first else x.x + torch.zeros_like(torch.as_tensor(value, device=x.x.device))
+        return Shared(ring.reduce(out, x.bits), x.bits, x.frac)
+
+    def public(self, value: Tensor, bits: int, frac: int) -> Shared:
+        """A public tensor of ring elements as a sharing."""
+        if not self.evaluating:
+            return Shared(self.blank(value.shape), bits, frac)
+        return Shared(ring.reduce(value if self.first else torch.zeros_like(value), bits), bits, frac)
+
+    # ---- opening -------------------------------------------------------------------------------------------------
+    def opening(self, x: Shared) -> Opening:
+        """Ask for [x] -> <x> with a fresh mask in x's ring."""
+        return Opening(x, self.tape.random("open", tuple(x.shape), x.bits))
+
+    def flush(self, requests: list[Any]) -> Sequence[Any]:
+        """Exchange all waiting openings in one message."""
+        if self.channel is None:
+            self.count(requests)
+            return [r.blank(self) for r in requests]
+        keys: dict[tuple[str, str], int] = {}
+        for request in requests:
+            keys[request.key] = keys.get(request.key, 0) + request.size
+        received = [memoryview(m) for m in self.channel.exchange_all(b"".join(r.encode() for r in requests), keys)]
+        out = []
+        offset = 0
+        for request in requests:
+            end = offset + request.size
+            out.append(request.decode([message[offset:end] for message in received], self))
+            offset = end
+        return out
+
+    def count(self, requests: list[Any]) -> None:
+        """Book what a party would send and receive (roles that only predict)."""
+        for index, request in enumerate(requests):
+            size = request.size
+            cost = self.ledger.at(request.key)
+            cost.bytes_sent += size * (self.parties - 1)
+            cost.bytes_received += size * (self.parties - 1)
+            cost.rounds += int(index == 0)
+            cost.messages += (self.parties - 1) * int(index == 0)
+
+
+async def open_value(c: Context, x: Shared) -> Masked:
+    """[x] -> <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform."""
+    return await c.opening(x)
+
+
+def require(condition: bool, op: str, text: str) -> None:
+    """Raise `RangeError` at plan time when an operation's public bounds do not fit its ring."""
+    if not condition:
+        raise RangeError(f"{op}: {text}; lower the fraction bits or the declared magnitudes")

@@ -1,0 +1,601 @@
+"""The suite `masked`: transformer operations in few rounds on masked values. Any number of parties, semi-honest, a dealer.
+
+A `MaskedTensor` is whatever its producer left: a sharing (not yet opened), a masked value, or both. Every operation asks for
+the form that it needs (`masked`), with as few ring bits as its public bounds allow; asking opens it, once, and the result is
+kept, so later operations on the same tensor (a cached key, say) cost nothing for it. Openings that wait at the same time
+leave in one message.
+
+Bounds. |x| < 2^magnitude is declared by `Magnitudes` (public configuration, not data) for each kind of tensor; rings follow
+from them and an operation whose ring would be too small is an error at plan time. Values outside the declared bounds wrap:
+`mpcache check` reports a model's magnitudes in plaintext against them.
+
+Security: semi-honest, any parties - 1 compute parties may collude, the dealer with none. Leaks: shapes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.channel import Channel
+from mpc.errors import RangeError
+from mpc.fixed_point import encode
+from mpc.ledger import operation
+from mpc.tape import Tape
+from protocols.masked import activation as activations
+from protocols.masked import product, ranking, softmax
+from protocols.masked.comparison import less_than_zero
+from protocols.masked.context import Context, open_value, require
+from protocols.masked.one_hot import one_hot
+from protocols.masked.power import power
+from protocols.masked.truncation import truncate, truncate_and_lift
+from protocols.masked.wires import Masked, Shared
+from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
+
+WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
+SCALE_BITS = 20  # fraction bits of 1/deviation and 1/sum
+FULL = 64
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Public bounds: |x| < 2^bound for every tensor of a kind.
+
+    residual: the residual stream (GPT-2 has outliers of 3 000). activation: outputs of linear layers, logits included.
+    value: cached values and attention outputs. Attention scores have a bound of their own, +-120 (protocols.masked.softmax).
+    """
+
+    residual: int = 12
+    activation: int = 8
+    value: int = 6
+
+
+@dataclass
+class MaskedTensor(Value):
+    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value."""
+
+    suite: MaskedSuite
+    magnitude: int
+    shared: Shared | None = None
+    masked: Masked | None = None
+
+    @property
+    def form(self) -> Shared | Masked:
+        """Whichever form there is; the masked one first."""
+        found = self.masked if self.masked is not None else self.shared
+        assert found is not None
+        return found
+
+    @property
+    def frac(self) -> int:
+        """Fraction bits."""
+        return self.form.frac
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.form.shape
+
+    def as_shared(self) -> Shared:
+        """A sharing of it; local."""
+        if self.shared is None:
+            assert self.masked is not None
+            self.shared = self.suite.context.shared(self.masked)
+        return self.shared
+
+    def _map(self, f: Any, grow: int = 0) -> MaskedTensor:
+        return MaskedTensor(
+            self.suite,
+            self.magnitude + grow,
+            None if self.shared is None else self.shared.map(f),
+            None if self.masked is None else self.masked.map(f),
+        )
+
+    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
+        if isinstance(other, MaskedWeight):
+            other = other.tensor()
+        if isinstance(other, Tensor | float | int):
+            return self._add_public(other)
+        assert isinstance(other, MaskedTensor)
+        grow = max(self.magnitude, other.magnitude) + 1
+        if self.masked is not None and other.masked is not None and self.masked.frac == other.masked.frac:
+            return MaskedTensor(self.suite, grow, masked=self.masked.add(other.masked))
+        a, b = self.as_shared(), other.as_shared()
+        frac = max(a.frac, b.frac)
+        a, b = a.shift_left(frac - a.frac), b.shift_left(frac - b.frac)
+        return MaskedTensor(self.suite, grow, a.add(b))
+
+    def _add_public(self, other: Tensor | float) -> MaskedTensor:
+        form = self.form
+        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.suite.device)
+        masked = None if self.masked is None else self.masked.add_public(value)
+        shared = None if self.masked is not None else self.suite.context.add_public(self.as_shared(), value)
+        return MaskedTensor(self.suite, self.magnitude + 1, shared, masked)
+
+    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
+        if isinstance(other, MaskedWeight):
+            other = other.tensor()
+        return self + (-other)
+
+    def __neg__(self) -> MaskedTensor:
+        return self._map(torch.neg)
+
+    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
+        if isinstance(factor, Tensor):
+            if factor.is_floating_point():
+                raise RangeError("a value is multiplied by public integers only; use Suite.scale for real factors")
+            largest = int(factor.abs().max()) if factor.numel() else 0
+            return self._map(lambda t: t * factor.to(t.device), max(largest, 1).bit_length())
+        return self._map(lambda t: t * int(factor), max(abs(int(factor)), 1).bit_length())
+
+    def __getitem__(self, index: Any) -> MaskedTensor:
+        return self._map(lambda t: t[index])
+
+    def reshape(self, *shape: int) -> MaskedTensor:
+        return self._map(lambda t: t.reshape(*shape))
+
+    def permute(self, *dims: int) -> MaskedTensor:
+        return self._map(lambda t: t.permute(*dims))
+
+    def expand(self, *shape: int) -> MaskedTensor:
+        return self._map(lambda t: t.expand(*shape))
+
+    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
+        return self._map(lambda t: t.sum(dim, keepdim=keepdim), self.shape[dim].bit_length())
+
+    def __repr__(self) -> str:
+        return f"MaskedTensor(shape={list(self.shape)}, ring=2^{self.form.bits}, fraction bits={self.frac})"
+
+
+class MaskedWeight(Value):
+    """A fixed secret. Independent of the session: later suites of the same role in this process may use it."""
+
+    def __init__(self, suite: MaskedSuite, weight: product.FixedWeight, magnitude: int) -> None:
+        self.suite = suite
+        self.weight = weight
+        self.magnitude = magnitude
+
+    def tensor(self, suite: MaskedSuite | None = None) -> MaskedTensor:
+        """The weight as an ordinary value (a sharing)."""
+        return MaskedTensor(suite or self.suite, self.magnitude, Shared(self.weight.own, FULL, self.weight.frac))
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.weight.shape
+
+    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
+        return self.tensor() + other
+
+    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
+        return self.tensor() - other
+
+    def __neg__(self) -> MaskedTensor:
+        return -self.tensor()
+
+    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
+        return self.tensor() * factor
+
+    def __getitem__(self, index: Any) -> MaskedTensor:
+        return self.tensor()[index]
+
+    def reshape(self, *shape: int) -> MaskedTensor:
+        return self.tensor().reshape(*shape)
+
+    def permute(self, *dims: int) -> MaskedTensor:
+        return self.tensor().permute(*dims)
+
+    def expand(self, *shape: int) -> MaskedTensor:
+        return self.tensor().expand(*shape)
+
+    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
+        return self.tensor().sum(dim, keepdim)
+
+
+class MaskedSuite(Suite):
+    """One role's instance for one session. channel None: the dealer, or estimation."""
+
+    name: ClassVar[str] = "masked"
+    weight_fraction_bits = WEIGHT_BITS
+
+    def __init__(
+        self,
+        *,
+        parties: int,
+        tape: Tape,
+        channel: Channel | None,
+        fraction_bits: int = 14,
+        device: torch.device | str = "cpu",
+        magnitudes: Magnitudes | None = None,
+    ) -> None:
+        if not 8 <= fraction_bits <= 16:
+            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {fraction_bits}")
+        self.context = Context(tape, channel, parties, device)
+        super().__init__(parties, fraction_bits, self.context.ledger, device)
+        self.magnitudes = magnitudes or Magnitudes()
+
+    def _flush(self, requests: list[Any]) -> Sequence[Any]:
+        return self.context.flush(requests)
+
+    # ---- forms -----------------------------------------------------------------------------------------------------
+    def _tensor(self, x: Value) -> MaskedTensor:
+        if isinstance(x, MaskedWeight):
+            return x.tensor(self)
+        assert isinstance(x, MaskedTensor)
+        return x
+
+    def _new(self, x: Shared | Masked, magnitude: int) -> MaskedTensor:
+        if isinstance(x, Shared):
+            return MaskedTensor(self, magnitude, x)
+        return MaskedTensor(self, magnitude, masked=x)
+
+    async def masked(self, value: Value, frac: int, bits: int) -> Masked:
+        """<x> with exactly `frac` fraction bits modulo 2^bits: 0 to 2 rounds, whatever is cheapest from what there is."""
+        x = self._tensor(value)
+        c = self.context
+        need = frac + x.magnitude + 2
+        require(need <= bits or x.magnitude == 0, "masked", f"{need} bits do not fit a ring of {bits}")
+        found = x.masked
+        if found is not None and found.frac == frac and found.bits >= bits:
+            return found.to_ring(bits)
+        if found is None:
+            shared = x.as_shared()
+            if shared.frac <= frac:
+                shared = shared.shift_left(frac - shared.frac)
+                if shared.bits >= bits:
+                    x.masked = await open_value(c, shared.to_ring(bits))
+                    return x.masked
+            opened = min(shared.bits, max(shared.frac + x.magnitude + 2, 2))
+            require(shared.frac + x.magnitude + 2 <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
+            excess = max(shared.frac - frac, 0)
+            if shared.bits - excess >= bits:
+                opened = max(opened, bits + excess)
+            found = await open_value(c, shared.to_ring(opened))
+        excess = found.frac - frac
+        if excess < 0:
+            found = Masked(found.m << -excess, found.lam << -excess, min(found.bits - excess, FULL), frac)
+            found = found.to_ring(found.bits)
+            excess = 0
+        if found.bits - excess >= bits:
+            result = truncate(c, found, excess).to_ring(bits)
+        else:
+            result = await open_value(c, truncate_and_lift(c, found, excess, bits))
+        x.masked, x.shared = result, None
+        return result
+
+    # ---- values in and out -----------------------------------------------------------------------------------------
+    async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> MaskedWeight:
+        """Open the weight's masked form once, 8 bytes per element to each other party, 1 round."""
+        c = self.context
+        with operation("weight"):
+            x = Shared(share.to(self.device) if share is not None else c.blank(shape), FULL, WEIGHT_BITS)
+            opened = await open_value(c, x)
+        magnitude = self.magnitudes.residual if len(shape) == 1 or name.startswith("embedding") else 6
+        return MaskedWeight(self, product.FixedWeight(opened, c), magnitude)
+
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> MaskedTensor:
+        """A secret input from this party's share in Z_2^64."""
+        x = share.to(self.device) if share is not None else self.context.blank(shape)
+        magnitude = 1 if fraction_bits == 0 else self.magnitudes.activation
+        return self._new(Shared(x, FULL, fraction_bits), magnitude)
+
+    def output(self, x: Value) -> OutputShare:
+        """This party's share plus a dealt sharing of zero: the sum says nothing but x."""
+        s = self._tensor(x).as_shared()
+        zero = self.context.deal("zero", s.shape, s.bits, lambda: torch.zeros(s.shape, dtype=torch.int64))
+        share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
+        return OutputShare(share, s.bits, s.frac)
+
+    def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
+        """A public tensor as a value: masked with mask 0."""
+        t = torch.as_tensor(x, dtype=torch.float64)
+        t = t.expand(tuple(shape)) if shape is not None else t
+        m = encode(t, self.fraction_bits).to(self.device)
+        magnitude = max(1, math.ceil(math.log2(float(t.abs().max()) + 1))) if t.numel() else 1
+        return self._new(Masked(m, torch.zeros_like(m), FULL, self.fraction_bits), magnitude)
+
+    def concat(self, values: Sequence[Value], dim: int) -> MaskedTensor:
+        """Concatenate along `dim`; local."""
+        xs = [self._tensor(v) for v in values]
+        magnitude = max(x.magnitude for x in xs)
+        masked = [x.masked for x in xs if x.masked is not None]
+        if len(masked) == len(xs) and len({m.frac for m in masked}) == 1:
+            bits = min(m.bits for m in masked)
+            cut = [m.to_ring(bits) for m in masked]
+            joined = Masked(torch.cat([m.m for m in cut], dim), torch.cat([m.lam for m in cut], dim), bits, cut[0].frac)
+            return self._new(joined, magnitude)
+        shares = [x.as_shared() for x in xs]
+        frac = max(s.frac for s in shares)
+        shares = [s.shift_left(frac - s.frac) for s in shares]
+        bits = min(s.bits for s in shares)
+        return self._new(Shared(torch.cat([s.to_ring(bits).x for s in shares], dim), bits, frac), magnitude)
+
+    # ---- arithmetic ------------------------------------------------------------------------------------------------
+    async def _operands(self, x: Value, y: Value, extra: int) -> tuple[Masked, Masked, int]:
+        a, b = self._tensor(x), self._tensor(y)
+        fa, fb = min(a.frac, self.fraction_bits), min(b.frac, self.fraction_bits)
+        magnitude = a.magnitude + b.magnitude + extra
+        bits = max(fa + fb + magnitude + 2, fa + a.magnitude + 2, fb + b.magnitude + 2)
+        require(bits <= FULL, "product", f"{a} by {b} needs {bits} bits")
+        ma, mb = await self.together(self.masked(a, fa, bits), self.masked(b, fb, bits))
+        return ma, mb, magnitude
+
+    async def mul(self, x: Value, y: Value) -> MaskedTensor:
+        """Element-wise product; no round beyond making the factors masked."""
+        a, b, magnitude = await self._operands(x, y, 0)
+        return self._new(product.multiply(self.context, a, b), magnitude)
+
+    async def matmul(self, x: Value, y: Value) -> MaskedTensor:
+        """Matrix product; no round beyond making the factors masked."""
+        a, b, magnitude = await self._operands(x, y, x.shape[-1].bit_length())
+        return self._new(product.matmul(self.context, a, b), magnitude)
+
+    async def scale(self, x: Value, factor: Tensor | float) -> MaskedTensor:
+        """Times a public real factor, held with 12 fraction bits below its largest entry; 0 or 1 round."""
+        t = self._tensor(x)
+        real = torch.as_tensor(factor, dtype=torch.float64)
+        top = max(0, math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
+        bits = t.frac + t.magnitude + top + 2 + 12
+        if t.frac > self.fraction_bits + 2 or bits > t.form.bits:
+            wide = self.fraction_bits + t.magnitude + top + 2 + 12
+            m = await self.masked(t, self.fraction_bits, wide) if t.masked is not None else None
+            if m is None:
+                shared = t.as_shared()
+                opened = await open_value(self.context, shared.to_ring(shared.frac + t.magnitude + 2))
+                cut = truncate_and_lift(self.context, opened, shared.frac - self.fraction_bits, wide)
+                t = self._new(cut, t.magnitude)
+            else:
+                t = self._new(m, t.magnitude)
+        integers = torch.round(real * 2.0**12).to(torch.int64).to(self.device)
+        form = t.form.map(lambda v: v * integers)
+        out = Shared(form.x, form.bits, form.frac + 12) if isinstance(form, Shared) else None
+        if isinstance(form, Masked):
+            return self._new(Masked(form.m, form.lam, form.bits, form.frac + 12), t.magnitude + top)
+        assert out is not None
+        return self._new(out, t.magnitude + top)
+
+    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
+        """x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
+        t = self._tensor(x)
+        bound = self.magnitudes.residual if residual is not None else self.magnitudes.activation
+        frac = min(t.frac, self.fraction_bits)
+        bits = frac + WEIGHT_BITS + max(bound, t.magnitude) + 2
+        with operation("linear"):
+            m = await self.masked(t, frac, bits)
+            out = self._weight_product(m, layer.weight, bound)
+        if layer.bias is not None:
+            out = out + self._tensor(layer.bias)
+        if residual is not None:
+            out = out + residual
+        out.magnitude = bound
+        return out
+
+    def _weight_product(self, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
+        if not isinstance(weight, MaskedWeight):
+            raise RangeError("linear: the layer's weight must come from Suite.weight")
+        return self._new(product.weight_product(self.context, "linear", x, weight.weight), magnitude)
+
+    async def embed(self, one_hot: Value, table: Value) -> MaskedTensor:
+        """One-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
+        bits = WEIGHT_BITS + self.magnitudes.residual + 2
+        with operation("embed"):
+            m = await self.masked(self._tensor(one_hot), 0, bits)
+            return self._weight_product(m, table, self.magnitudes.residual)
+
+    # ---- normalisation ---------------------------------------------------------------------------------------------
+    async def _residual(self, x: Value) -> Masked:
+        """The residual stream, masked with `fraction_bits` in the ring that both its square and its products need."""
+        f = self.fraction_bits
+        bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2, 2 * f + 2 * self.magnitudes.residual + 2)
+        return await self.masked(self._tensor(x), f, min(bits, FULL))
+
+    async def _inverse(self, h: Masked, norm: Norm) -> MaskedTensor:
+        """[1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
+        width = h.shape[-1]
+        c = self.context
+        f = self.fraction_bits
+        with operation("norm statistics"):
+            if norm.kind == "layer":
+                # the mean is cut by more than the ring can lose, hence one round for its lift; a model whose residual
+                # stream is centred by its weights uses the kind "rms" and needs no mean
+                precision = 12 + width.bit_length()
+                total = self._times_public(h.map(lambda t: t.sum(-1, keepdim=True)), 1 / width, precision)
+                mean = truncate_and_lift(c, total, precision, h.bits)
+                h = await open_value(c, c.shared(h).add(mean.map(torch.neg).map(lambda t: t.expand(h.shape))))
+            squares = product.multiply(c, h, h).map(lambda t: t.sum(-1, keepdim=True))
+            epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
+            moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=self.device))
+            # |row|^2 stays below 2^(2 residual + 1): an outlier at the bound and a thousand values a thirtieth of it
+            high = min(squares.frac + 2 * self.magnitudes.residual + 1, squares.bits - 1)
+            opened = await open_value(c, moment.to_ring(high + 1))
+            low_bit = max(epsilon.bit_length() - 1, 1)
+            inverse = await power(c, opened, low_bit, high, -0.5, math.sqrt(width))
+        magnitude = max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
+        return self._new(inverse, min(magnitude, 9))
+
+    def _times_public(self, x: Masked, factor: float, bits: int) -> Masked:
+        y = x.map(lambda t: t * round(factor * 2.0**bits))
+        return Masked(y.m, y.lam, y.bits, y.frac + bits)
+
+    async def rsqrt_moment(self, x: Value, norm: Norm) -> MaskedTensor:
+        """1 / sqrt(moment + eps), [..., D] -> [..., 1]."""
+        return await self._inverse(await self._residual(x), norm)
+
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+        """Statistics beside the matrix product: rounds are those of the statistics plus two."""
+        h = await self._residual(x)
+        f = self.fraction_bits
+        bits = f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2
+        require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
+        c = self.context
+
+        async def inverse() -> Masked:
+            found = await self._inverse(h, norm)
+            with operation("norm scale"):
+                return await self.masked(found, SCALE_BITS, bits)
+
+        async def before(layer: Linear) -> Masked:
+            with operation("linear"):
+                return await open_value(c, self._weight_product(h.to_ring(bits), layer.weight, 0).as_shared())
+
+        (r, *products) = await self.together(inverse(), *(before(layer) for layer in layers))
+        out: list[Value] = []
+        for pre, layer in zip(products, layers, strict=True):
+            with operation("norm scale"):
+                y = self._new(product.multiply(c, pre, r), self.magnitudes.activation)
+            if layer.bias is not None:
+                y = y + self._tensor(layer.bias)
+                y.magnitude = self.magnitudes.activation
+            out.append(y)
+        return out
+
+    # ---- attention -------------------------------------------------------------------------------------------------
+    async def _scores(self, q: Value, k: Value) -> Masked:
+        """Masked scores [G, R T, S] with `fraction_bits` (or more) fraction bits, range +-128."""
+        a, b = self._tensor(q), self._tensor(k)
+        f = self.fraction_bits
+        bits = 2 * f + softmax.RANGE_BITS + 2
+        ma, mb = await self.together(self.masked(a, f, bits), self.masked(b, f, bits))
+        s = product.matmul(self.context, ma, mb.map(lambda t: t.transpose(1, 2)))
+        return truncate(self.context, await open_value(self.context, s.to_ring(bits)), f)
+
+    def _value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
+        """(fraction bits of the numerators, ring of numerators times values)."""
+        spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
+        return min(28, spare - max(rows.longest, 1).bit_length()), FULL
+
+    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
+        """softmax(q k^T) v; the division comes after the product with v."""
+        c, f = self.context, self.fraction_bits
+        values = self._tensor(v)
+        values.magnitude = min(values.magnitude, self.magnitudes.value)
+        shape = torch.Size((*q.shape[:-1], k.shape[1]))
+        rows = softmax.Rows.of(shape, mask)
+        frac, bits = self._value_bits(rows)
+
+        async def scores() -> Masked:
+            with operation("scores"):
+                return await self._scores(q, k)
+
+        async def cached() -> Masked:
+            with operation("values"):
+                return await self.masked(values, f, bits)
+
+        s, mv = await self.together(scores(), cached())
+        y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
+        p, inverse = await softmax.numerators(c, y, rows, frac, bits)
+        dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
+
+        async def weighted() -> Masked:
+            with operation("values"):
+                o = self._new(product.matmul(c, dense, mv), softmax.PEAK_BITS + rows.longest.bit_length())
+                o.magnitude += self.magnitudes.value
+                width = o.magnitude + f + 4 + 2
+                return await self.masked(o, f + 4, max(width, f + 4 + SCALE_BITS + 8 + self.magnitudes.value + 2))
+
+        async def one_over() -> Masked:
+            with operation("softmax sum"):
+                r = self._new(inverse.map(lambda t: t.reshape(*shape[:-1], 1)), softmax.PEAK_BITS + 1)
+                return await self.masked(r, SCALE_BITS + 8, f + 4 + SCALE_BITS + 8 + self.magnitudes.value + 2)
+
+        o, r = await self.together(weighted(), one_over())
+        with operation("values"):
+            return self._new(product.multiply(c, o, r), self.magnitudes.value)
+
+    async def prepare(self, x: Value) -> Value:
+        """A query, masked in the ring of its scores while its key and value are made ready for the cache."""
+        t = self._tensor(x)
+        f = self.fraction_bits
+        with operation("scores"):
+            await self.masked(t, f, 2 * f + softmax.RANGE_BITS + 2)
+        return t
+
+    async def append(self, cache: Value | None, new: Value, dim: int) -> MaskedTensor:
+        """Cached keys and values stay masked: the new rows are opened in the full ring, once."""
+        x = self._tensor(new)
+        with operation("cache"):
+            x.masked = await self.masked(x, self.fraction_bits, FULL)
+            x.shared = None
+        return x if cache is None else self.concat([cache, x], dim)
+
+    # ---- non-linear functions --------------------------------------------------------------------------------------
+    async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
+        """Probabilities, Shared; masked positions are exactly 0."""
+        c, f = self.context, self.fraction_bits
+        rows = softmax.Rows.of(x.shape, mask)
+        t = self._tensor(x)
+        t.magnitude = min(t.magnitude, softmax.RANGE_BITS)
+        s = await self.masked(t, f, f + softmax.RANGE_BITS + 2)
+        y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
+        frac = min(26, FULL - 2 - SCALE_BITS - 8 - softmax.PEAK_BITS - 1)
+        p, inverse = await softmax.numerators(c, y, rows, frac, FULL)
+        r = await self.masked(self._new(inverse, softmax.PEAK_BITS + 1), SCALE_BITS + 8, FULL)
+        spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
+        out = product.multiply(c, p, spread)
+        return self._new(Shared(rows.put(out.x).reshape(x.shape), out.bits, out.frac), 1)
+
+    async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
+        """gelu, gelu_tanh, silu or relu."""
+        t = self._tensor(x)
+        with operation(kind):
+            m = await self.masked(t, self.fraction_bits, self.fraction_bits + t.magnitude + 2)
+            return self._new(await activations.activation(self.context, m, kind), t.magnitude)
+
+    async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> MaskedTensor:
+        """activation(gate) * up; `up` is made masked beside the activation."""
+        f, bound = self.fraction_bits, self.magnitudes.activation
+        u = self._tensor(up)
+        bits = 2 * f + 2 * bound + 2
+
+        async def activated() -> Masked:
+            return await self.masked(await self.activation(gate, kind), f, bits)
+
+        a, b = await self.together(activated(), self.masked(u, f, bits))
+        return self._new(product.multiply(self.context, a, b), 2 * bound)
+
+    async def less_than_zero(self, x: Value) -> MaskedTensor:
+        """1 where x < 0; 1 round."""
+        t = self._tensor(x)
+        f = self.fraction_bits
+        m = await self.masked(t, min(t.frac, f), min(t.frac, f) + t.magnitude + 2)
+        with operation("less than zero"):
+            return self._new((await less_than_zero(self.context, m)).share(FULL), 1)
+
+    async def max(self, x: Value) -> MaskedTensor:
+        """Maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point."""
+        t = self._tensor(x)
+        f = self.fraction_bits
+        m = await self.masked(t, f, f + t.magnitude + 2)
+        with operation("max"):
+            found = await ranking.best(self.context, m, f + t.magnitude, False)
+        return self._new(found.value.map(lambda v: v[..., None]), t.magnitude)
+
+    async def argmax(self, x: Value) -> MaskedTensor:
+        """One-hot of the maximum, ties (within 2^-10) to the earlier position."""
+        t = self._tensor(x)
+        c = self.context
+        f = min(10, self.fraction_bits)
+        n = x.shape[-1]
+        with operation("argmax"):
+            m = await self.masked(t, f, f + t.magnitude + 2)
+            found = await ranking.best(c, m, f + t.magnitude, True)
+            bits = WEIGHT_BITS + self.magnitudes.residual + 2
+            hots = [one_hot(c, d, 0, d.bits, bits) for d in found.digits]
+            if len(hots) == 1:
+                return self._new(hots[0].map(lambda v: v[..., :n]), 1)
+            low = await self.together(*(open_value(c, h) for h in hots))
+            out = low[0]
+            total: Shared | None = None
+            for high in low[1:]:
+                total = product.multiply(c, high.map(lambda v: v[..., :, None]), out.map(lambda v: v[..., None, :]))
+                total = total.map(lambda v: v.flatten(-2))
+                if high is not low[-1]:
+                    out = await open_value(c, total)
+            assert total is not None
+            return self._new(total.map(lambda v: v[..., :n]), 1)

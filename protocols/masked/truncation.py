@@ -1,0 +1,54 @@
+"""Truncation and lift. Both are local on a masked value; there is no failure event.
+
+truncate: m >> t and lam >> t are a masked value in the smaller ring 2^(bits - t): floor(x / 2^t) + Bernoulli(fraction), an
+unbiased stochastic rounding with error below one unit in the last place. Offline: bits - t per element.
+
+truncate_and_lift: the same value as a sharing in any ring. For |x| < 2^(bits - 2), c = m + 2^(bits - 2) mod 2^bits wraps
+exactly when msb(lam) = 1 and msb(c) = 0, so
+[x >> t] = (c >> t) - 2^(bits - 2 - t) - [lam >> t] + (1 - msb(c)) 2^(bits - t) [msb(lam)].
+Offline: to_bits + max(0, to_bits - bits + t) bits per element. SIGMA (Gupta et al. 2024), LLAMA (Gupta et al. 2022).
+Leaks: nothing, both are local.
+"""
+
+from __future__ import annotations
+
+from mpc import ring
+from protocols.masked.context import Context, require
+from protocols.masked.wires import Masked, Shared
+
+
+def truncate(c: Context, x: Masked, count: int) -> Masked:
+    """<x / 2^count> in the ring 2^(bits - count); local, `count` fraction bits fewer."""
+    if count == 0:
+        return x
+    bits = x.bits - count
+    require(bits >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
+    lam = c.deal("truncate", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
+    m = ring.shift_right(x.m, count, x.bits) if c.evaluating else x.m
+    return Masked(m, lam, bits, x.frac - count)
+
+
+def truncate_and_lift(c: Context, x: Masked, count: int, bits: int) -> Shared:
+    """[x / 2^count] in the ring 2^bits, for |x| < 2^(x.bits - 2) ring units; local."""
+    kept = x.bits - count
+    require(kept >= 2, "lift", f"{count} bits cannot be cut from a ring of {x.bits} bits")
+    low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
+    carry_bits = bits - kept
+    if carry_bits > 0:
+        top = c.deal("lift carry", x.shape, carry_bits, lambda: ring.shift_right(x.lam, x.bits - 1, x.bits))
+    if not c.evaluating:
+        return Shared(c.blank(x.shape), bits, x.frac - count)
+    offset = 1 << (x.bits - 2)
+    moved = ring.reduce(x.m + offset, x.bits)
+    out = -low
+    if c.first:
+        out = out + ring.shift_right(moved, count, x.bits) - (offset >> count)
+    if carry_bits > 0:
+        no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)
+        out = out + ((no_wrap_seen * top) << kept)
+    return Shared(ring.reduce(out, bits), bits, x.frac - count)
+
+
+def lift(c: Context, x: Masked, bits: int) -> Shared:
+    """[x] in the larger ring 2^bits, for |x| < 2^(x.bits - 2) ring units; local."""
+    return truncate_and_lift(c, x, 0, bits)
