@@ -1,7 +1,7 @@
 """Bit-packed serialisation of ring elements: n elements of k bits take ceil(n k / 8) bytes, plus at most one byte.
 
-Layout: k // 8 planes of whole bytes (least significant first, n bytes each), then one plane of the k % 8 remaining high
-bits, packed little-endian. A plane is one vectorised copy, whatever k is.
+Layout: little-endian words for k = 8, 16, 32 and 64. Otherwise k // 8 planes of whole bytes (least significant first, n
+bytes each), then one plane of the k % 8 remaining high bits, packed little-endian. A plane is one vectorised copy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,9 +18,53 @@ from mpc.errors import WireError
 from mpc.ring import check_bits
 
 
+_WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
+_PARTS = (1, 2, 4)  # several elements to a byte
+
+
+def _pack_parts(words: npt.NDArray[np.int64], bits: int) -> bytes:
+    per_byte = 8 // bits
+    padded = np.zeros(-(-len(words) // per_byte) * per_byte, dtype=np.uint8)
+    np.bitwise_and(words, (1 << bits) - 1, out=padded[: len(words)], casting="unsafe")
+    parts = padded.reshape(-1, per_byte)
+    out = parts[:, 0].copy()
+    for i in range(1, per_byte):
+        out |= parts[:, i] << (bits * i)
+    return out.tobytes()
+
+
+def _unpack_parts(raw: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.int64]:
+    per_byte = 8 // bits
+    out = np.empty((len(raw), per_byte), dtype=np.int64)
+    for i in range(per_byte):
+        out[:, i] = (raw >> (bits * i)) & ((1 << bits) - 1)
+    return out.reshape(-1)[:count]
+
+
 def packed_size(count: int, bits: int) -> int:
     """Bytes that `pack` gives for `count` elements of `bits` bits."""
     return count * (bits // 8) + -(-count * (bits % 8) // 8)
+
+
+def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
+    """The low `rest` < 8 bits of each byte, back to back, little-endian."""
+    if rest == 4:
+        even = octets if octets.size % 2 == 0 else np.append(octets, np.uint8(0))
+        return ((even[0::2] & 15) | (even[1::2] << 4)).tobytes()
+    spread = np.unpackbits(octets[:, None], axis=1, count=rest, bitorder="little")
+    return np.packbits(spread, bitorder="little").tobytes()
+
+
+def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
+    """Inverse of `_pack_rest`: uint8 [count]."""
+    if rest == 1:
+        return np.unpackbits(raw, count=count, bitorder="little")
+    if rest == 4:
+        out = np.empty(raw.size * 2, dtype=np.uint8)
+        out[0::2], out[1::2] = raw & 15, raw >> 4
+        return out[:count]
+    spread = np.unpackbits(raw, count=count * rest, bitorder="little").reshape(count, rest)
+    return np.packbits(spread, axis=1, bitorder="little")[:, 0]
 
 
 def pack(x: Tensor, bits: int) -> bytes:
@@ -32,9 +77,7 @@ def pack(x: Tensor, bits: int) -> bytes:
     whole, rest = divmod(bits, 8)
     planes = [octets[:, i].tobytes() for i in range(whole)]
     if rest:
-        top = octets[:, whole]
-        spread = np.unpackbits(top[:, None], axis=1, count=rest, bitorder="little")
-        planes.append(np.packbits(spread, bitorder="little").tobytes())
+        planes.append(_pack_rest(np.ascontiguousarray(octets[:, whole]), rest))
     return b"".join(planes)
 
 
@@ -51,11 +94,14 @@ def unpack(data: bytes | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     if bits == 64:
         return torch.from_numpy(np.frombuffer(data, dtype="<i8").astype(np.int64)).reshape(tuple(shape))
     raw = np.frombuffer(data, dtype=np.uint8)
-    octets = np.zeros((count, 8), dtype=np.uint8)
+    width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
     whole, rest = divmod(bits, 8)
+    used = whole + (rest > 0)
+    octets = np.empty((count, width), dtype=np.uint8)
     for i in range(whole):
         octets[:, i] = raw[i * count : (i + 1) * count]
     if rest:
-        spread = np.unpackbits(raw[whole * count :], count=count * rest, bitorder="little").reshape(count, rest)
-        octets[:, whole] = np.packbits(spread, axis=1, bitorder="little")[:, 0]
-    return torch.from_numpy(octets.view("<i8").astype(np.int64).reshape(tuple(shape)))
+        octets[:, whole] = _unpack_rest(raw[whole * count :], count, rest)
+    octets[:, used:] = 0
+    words = octets.view("<i8" if width == 8 else f"<u{width}").reshape(-1)
+    return torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))

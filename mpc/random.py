@@ -12,13 +12,15 @@ import math
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from mpc.packing import packed_size, unpack
+from mpc.ring import check_bits, reduce
 
 SEED_BYTES = 32
+_BLOCK = 16  # an AES block: what the cipher wants as spare room behind its output
 
 
 def new_seed() -> bytes:
@@ -51,9 +53,20 @@ class Prg:
         return self._stream.update(bytes(count))
 
     def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
-        """The next uniform elements of Z_2^bits, int64, of `shape`. Uses packed_size(count, bits) stream bytes."""
+        """The next uniform elements of Z_2^bits, int64, of `shape`.
+
+        Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`.
+        """
+        check_bits(bits)
         count = math.prod(shape)
-        return unpack(self.bytes(packed_size(count, bits)), bits, shape).to(device)
+        width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+        buffer = np.empty(count * width + _BLOCK, dtype=np.uint8)
+        written = self._stream.update_into(memoryview(np.zeros(count * width, dtype=np.uint8)), memoryview(buffer))
+        assert written == count * width
+        words = buffer[:written].view(f"<i{width}" if width == 8 else f"<u{width}")
+        out = torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))
+        out = reduce(out, bits) if bits not in (8, 16, 32) else out
+        return out.to(device)
 
     def __repr__(self) -> str:
         return "Prg(AES-256-CTR)"

@@ -29,18 +29,18 @@ def check_bits(bits: int) -> None:
 
 def reduce(x: Tensor, bits: int) -> Tensor:
     """Canonical form of x in Z_2^bits. Any shape; int64 in, int64 out."""
-    return x if bits == RING_BITS else torch.bitwise_and(x, (1 << bits) - 1)
+    return x if bits == RING_BITS or x.is_meta else torch.bitwise_and(x, (1 << bits) - 1)
 
 
 def signed(x: Tensor, bits: int) -> Tensor:
     """The representative of x in [-2^(bits-1), 2^(bits-1)), as int64."""
     shift = RING_BITS - bits
-    return x if shift == 0 else (x << shift) >> shift
+    return x if shift == 0 or x.is_meta else (x << shift) >> shift
 
 
 def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
     """floor(x / 2^count) of the canonical (unsigned) x in Z_2^bits: the top `bits - count` bits."""
-    if count == 0:
+    if count == 0 or x.is_meta:
         return x
     if count >= bits:
         return torch.zeros_like(x)

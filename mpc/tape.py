@@ -207,3 +207,30 @@ def chunks(stream: Iterator[bytes]) -> Callable[[int], bytes]:
         return out
 
     return read
+
+
+class CountingTape(Tape):
+    """A tape on meta tensors: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
+
+    @property
+    def dealing(self) -> bool:
+        """False: nobody computes values."""
+        return False
+
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """A meta tensor."""
+        self.position += 1
+        self.ledger.offline(HEADER_BYTES)
+        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """A meta tensor; counts the correction that the last party would receive."""
+        self.position += 1
+        self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
+        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """A meta tensor, alone in a list."""
+        return [self.random(op, shape, bits, kind)]

@@ -23,7 +23,7 @@ from protocols.masked.truncation import truncate
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-VALUE_BITS = 22  # fraction bits of the dealt coefficients
+VALUE_BITS = 18  # fraction bits of the dealt coefficients
 POWER_BITS = 12
 
 # name -> (half-width of the curved range, segments, degree)

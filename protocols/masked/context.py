@@ -37,9 +37,9 @@ class Opening(Request[Masked]):
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """The masked value from everybody's messages."""
-        total = torch.zeros(self.value.shape, dtype=torch.int64)
-        for part in parts:
-            total = total + unpack(part, self.value.bits, self.value.shape)
+        total = unpack(parts[0], self.value.bits, self.value.shape)
+        for part in parts[1:]:
+            total += unpack(part, self.value.bits, self.value.shape)
         m = ring.reduce(total, self.value.bits).to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
@@ -64,9 +64,9 @@ class BitOpening(Request[Tensor]):
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
         """The public masked bits, int64 0 or 1."""
-        total = torch.zeros(self.share.shape, dtype=torch.int64)
-        for part in parts:
-            total = total ^ unpack(part, 1, self.share.shape)
+        total = unpack(parts[0], 1, self.share.shape)
+        for part in parts[1:]:
+            total ^= unpack(part, 1, self.share.shape)
         if c.observer is not None:
             c.observer(total, 1)
         return total.to(c.device)

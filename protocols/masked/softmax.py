@@ -10,7 +10,7 @@ dealer deals one table of 32 entries over the public high digit, the second fact
 whole range, no polynomial, no clamp. The numerators carry about 46 fraction bits and are cut when they are opened.
 
 Range: scores within +-120, a row's spread below 240. Error of a probability: below 2^-11 (see tests for the table).
-Offline: 64 (2 + log2 n) bits and 32 x 8 bytes per score. Leaks nothing. A public mask removes positions altogether.
+Offline: 64 (2 + log2 n) bits and 32 x 64 bits per score. Leaks nothing. A public mask removes positions altogether.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RANGE_BITS = 8  # scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 WIDE_BITS = 3  # the exponential's digit is 8 wide
 FACTOR_BITS = 12  # of the public factor e^(m_lo)
-TABLE_BITS = 34  # of the dealt table
+TABLE_BITS = 33  # of the dealt table
 PEAK_BITS = 6  # e^4 < 2^6: no numerator is larger
 
 
@@ -102,7 +102,7 @@ async def shift(c: Context, y: Masked, rows: Rows) -> Shared:
     """
     bins = 1 << (RANGE_BITS - BIN_BITS)
     bits = RANGE_BITS + y.frac
-    count_bits = max(rows.longest, 1).bit_length() + 1
+    count_bits = max(rows.longest, 1).bit_length() + 1  # counts and their sign
     hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, RANGE_BITS - BIN_BITS, count_bits)  # [entries, bins]
 
     def suffixes(t: Tensor) -> Tensor:
@@ -125,19 +125,19 @@ def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
     return torch.round(torch.exp(units * (1 << WIDE_BITS) - lam_lo[..., None]) * 2.0**table_bits).to(torch.int64)
 
 
-def exponential(c: Context, x: Masked, table_bits: int = TABLE_BITS) -> Shared:
-    """[e^x] for x in [-240, 4), read modulo 256; local. table_bits + FACTOR_BITS fraction bits, modulo 2^64."""
+def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) -> Shared:
+    """[e^x] for x in [-240, 4), read modulo 256; local. table_bits + FACTOR_BITS fraction bits, modulo 2^bits."""
     require(x.bits == RANGE_BITS + x.frac, "exponential", f"needs a ring of {RANGE_BITS + x.frac} bits, got {x.bits}")
     low_bits = x.frac + WIDE_BITS
     shape = (*x.shape, 1 << (RANGE_BITS - WIDE_BITS))
-    dealt = c.deal("exponential table", shape, 64, lambda: _exponential_tables(x, table_bits))
+    dealt = c.deal("exponential table", shape, bits, lambda: _exponential_tables(x, table_bits))
     frac = table_bits + FACTOR_BITS
     if not c.evaluating:
-        return Shared(c.blank(x.shape), 64, frac)
+        return Shared(c.blank(x.shape), bits, frac)
     m_hi, _ = digit(c, x, low_bits, RANGE_BITS - WIDE_BITS)
     m_lo = (x.m & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
     factor = torch.round(torch.exp(m_lo) * 2.0**FACTOR_BITS).to(torch.int64)
-    return Shared(dealt.gather(-1, m_hi[..., None])[..., 0] * factor, 64, frac)
+    return Shared(ring.reduce(dealt.gather(-1, m_hi[..., None])[..., 0] * factor, bits), bits, frac)
 
 
 async def numerators(c: Context, y: Masked, rows: Rows, frac: int, bits: int) -> tuple[Masked, Shared]:
@@ -151,8 +151,10 @@ async def numerators(c: Context, y: Masked, rows: Rows, frac: int, bits: int) ->
         x = c.shared(y.to_ring(ring_bits)).add(offset.map(rows.spread).negate())
     with operation("exponential"):
         masked_x = await open_value(c, x)
-        table_bits = min(TABLE_BITS, 62 - FACTOR_BITS - PEAK_BITS - max(rows.longest, 1).bit_length())
-        e = exponential(c, masked_x, table_bits)
+        grow = PEAK_BITS + max(rows.longest, 1).bit_length()  # of a row's sum
+        table_bits = min(TABLE_BITS, 62 - FACTOR_BITS - grow)
+        e_bits = min(64, -(-(table_bits + FACTOR_BITS + grow + 1) // 8) * 8)  # whole bytes are unpacked faster
+        e = exponential(c, masked_x, e_bits, table_bits)
     entry_bits = e.frac + PEAK_BITS + 2
 
     async def cut() -> Masked:
@@ -163,8 +165,7 @@ async def numerators(c: Context, y: Masked, rows: Rows, frac: int, bits: int) ->
     async def inverse() -> Shared:
         with operation("softmax sum"):
             total = await open_value(c, e.map(rows.sum))
-            high = e.frac + PEAK_BITS + max(rows.longest, 1).bit_length()
-            return await power(c, total, e.frac - PEAK_BITS - 1, high, -1.0)
+            return await power(c, total, e.frac - PEAK_BITS - 1, e.frac + grow, -1.0)
 
     p, one_over = await together(cut(), inverse())
     return p, one_over

@@ -39,7 +39,8 @@ from protocols.masked.wires import Masked, Shared
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
-SCALE_BITS = 20  # fraction bits of 1/deviation and 1/sum
+SCALE_BITS = 18  # fraction bits of 1/deviation and 1/sum
+MANY_ROWS = 4  # from here on a norm scales its input and not its output
 FULL = 64
 
 
@@ -276,7 +277,7 @@ class MaskedSuite(Suite):
         with operation("weight"):
             x = Shared(share.to(self.device) if share is not None else c.blank(shape), FULL, WEIGHT_BITS)
             opened = await open_value(c, x)
-        magnitude = self.magnitudes.residual if len(shape) == 1 or name.startswith("embedding") else 6
+        magnitude = self.magnitudes.residual - 1 if len(shape) == 1 or name.startswith("embedding") else 6
         return MaskedWeight(self, product.FixedWeight(opened, c), magnitude)
 
     def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> MaskedTensor:
@@ -386,7 +387,7 @@ class MaskedSuite(Suite):
         bits = WEIGHT_BITS + self.magnitudes.residual + 2
         with operation("embed"):
             m = await self.masked(self._tensor(one_hot), 0, bits)
-            return self._weight_product(m, table, self.magnitudes.residual)
+            return self._weight_product(m, table, self.magnitudes.residual - 1)
 
     # ---- normalisation ---------------------------------------------------------------------------------------------
     async def _residual(self, x: Value) -> Masked:
@@ -417,7 +418,7 @@ class MaskedSuite(Suite):
             low_bit = max(epsilon.bit_length() - 1, 1)
             inverse = await power(c, opened, low_bit, high, -0.5, math.sqrt(width))
         magnitude = max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
-        return self._new(inverse, min(magnitude, 9))
+        return self._new(inverse, magnitude)
 
     def _times_public(self, x: Masked, factor: float, bits: int) -> Masked:
         y = x.map(lambda t: t * round(factor * 2.0**bits))
@@ -428,8 +429,11 @@ class MaskedSuite(Suite):
         return await self._inverse(await self._residual(x), norm)
 
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
-        """Statistics beside the matrix product: rounds are those of the statistics plus two."""
+        """One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds). Many tokens: the
+        input is scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes)."""
         h = await self._residual(x)
+        if math.prod(h.shape[:-1]) > MANY_ROWS:
+            return await self._scale_first(h, norm, layers)
         f = self.fraction_bits
         bits = f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2
         require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
@@ -454,6 +458,18 @@ class MaskedSuite(Suite):
                 y.magnitude = self.magnitudes.activation
             out.append(y)
         return out
+
+    async def _scale_first(self, h: Masked, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+        """h / deviation, then the linear layers. |h / deviation| <= sqrt(D), whatever h is."""
+        f, bound = self.fraction_bits, self.magnitudes.activation
+        magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
+        found = await self._inverse(h, norm)
+        with operation("norm scale"):
+            r = await self.masked(found, SCALE_BITS, f + SCALE_BITS + max(magnitude, found.magnitude) + 2)
+            y = self._new(product.multiply(self.context, h.to_ring(r.bits), r), magnitude)
+            scaled = self._new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2), magnitude)
+        outputs = await self.together(*(self.linear(scaled, layer) for layer in layers))
+        return list(outputs)
 
     # ---- attention -------------------------------------------------------------------------------------------------
     async def _scores(self, q: Value, k: Value) -> Masked:
