@@ -110,6 +110,4 @@ async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool) -> 
     out = Best(x, tuple(digits))
     for size in group_sizes(n):
         out = await _level(c, out.value, list(out.digits), size, lowest)
-    if n == 1:
-        return out
     return Best(out.value.map(lambda t: t[..., 0]), tuple(d.map(lambda t: t[..., 0]) for d in out.digits))

@@ -354,7 +354,7 @@ class MaskedSuite(Suite):
             else:
                 t = self._new(m, t.magnitude)
         integers = torch.round(real * 2.0**12).to(torch.int64).to(self.device)
-        form = t.form.map(lambda v: v * integers)
+        form = t.form.map(lambda v: v * integers.to(v.device))
         out = Shared(form.x, form.bits, form.frac + 12) if isinstance(form, Shared) else None
         if isinstance(form, Masked):
             return self._new(Masked(form.m, form.lam, form.bits, form.frac + 12), t.magnitude + top)
