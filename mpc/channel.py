@@ -88,9 +88,7 @@ class Channel(ABC):
 
     def exchange_all(self, payload: bytes, shares: Mapping[tuple[str, str], int] | None = None) -> list[bytes]:
         """One round in which every party sends the same number of bytes to every other; own payload at own index."""
-        received = self.exchange(
-            {peer: payload for peer in self.peers}, {peer: len(payload) for peer in self.peers}, shares
-        )
+        received = self.exchange({peer: payload for peer in self.peers}, {peer: len(payload) for peer in self.peers}, shares)
         received[self.party] = payload
         return [received[i] for i in range(self.parties)]
 

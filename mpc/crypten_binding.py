@@ -36,7 +36,8 @@ from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger
 from mpc.tape import Tape
 
-crypten = require_crypten()
+require_crypten()
+import crypten  # noqa: E402
 import crypten.common.rng  # noqa: E402
 import crypten.common.serial  # noqa: E402
 import crypten.communicator  # noqa: E402
@@ -64,13 +65,15 @@ def open_session(
     ledger: Ledger | None = None,
     device: torch.device | str = "cpu",
     precision: int = 16,
+    ghosts: bool = False,
 ) -> CryptenSession:
     """A session with its CrypTen communicator and provider. Installs the binding on the first call.
 
-    channel None: the dealer (a dealer's tape) or an estimate (tape None). precision: CrypTen's own fraction bits.
+    channel None: the dealer (a dealer's tape) or an estimate (tape None). precision: CrypTen's own fraction bits. ghosts:
+    compute on `Ghost`s there instead of meta tensors (faster; only our protocols can).
     """
     install()
-    session = CryptenSession(parties, tape, channel, ledger, device, precision)
+    session = CryptenSession(parties, tape, channel, ledger, device, precision, ghosts)
     session.communicator = ChannelCommunicator(session)
     session.provider = TapeProvider(session)
     return session
@@ -119,18 +122,14 @@ def _own_device(device: Any) -> None:
         raise ConfigurationError(f"the session's tensors live on {held.type}, randomness was asked for on {wanted.type}")
 
 
-def _random_ring_element(
-    size: Any, ring_size: int = 2**64, generator: Any = None, device: Any = None, **_: Any
-) -> Any:
+def _random_ring_element(size: Any, ring_size: int = 2**64, generator: Any = None, device: Any = None, **_: Any) -> Any:
     if generator is not None or ring_size != 2**64:
         raise ConfigurationError("CrypTen's generators are replaced: no generator and no other ring can be given")
     _own_device(device)
     return wrapped(current_session().local_ring(_shape([size])))
 
 
-def _kbit_random_tensor(
-    size: Any, bitlength: int | None = None, generator: Any = None, device: Any = None, **_: Any
-) -> Any:
+def _kbit_random_tensor(size: Any, bitlength: int | None = None, generator: Any = None, device: Any = None, **_: Any) -> Any:
     if generator is not None:
         raise ConfigurationError("CrypTen's generators are replaced: no generator can be given")
     _own_device(device)

@@ -28,12 +28,22 @@ _KINDS = {ReduceOp.SUM: "sum", ReduceOp.BXOR: "xor"}
 
 def plain(x: Any) -> Tensor:
     """The int64 tensor inside CrypTen's wrapper for CUDA, or x itself."""
-    return x.tensor() if isinstance(x, CUDALongTensor) else x
+    out: Tensor = x.tensor() if isinstance(x, CUDALongTensor) else x
+    return out
 
 
 def wrapped(x: Tensor) -> Any:
     """x as CrypTen wants it: CUDA tensors inside its wrapper."""
     return CUDALongTensor(x) if x.is_cuda else x
+
+
+def _like(flat: Tensor, parts: Sequence[Tensor]) -> list[Any]:
+    """Cut a vector into pieces of the parts' shapes."""
+    out, start = [], 0
+    for x in parts:
+        out.append(wrapped(flat[start : start + x.numel()].reshape(x.shape)))
+        start += x.numel()
+    return out
 
 
 def _kind(op: Any) -> str:
@@ -87,23 +97,18 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         opened = [wrapped(x) for x in self._session.open_together([(plain(x), 64, kind) for x in parts])]
         return opened if batched else opened[0]
 
-    def reduce(
-        self, tensor: Any, dst: int, op: Any = ReduceOp.SUM, async_op: bool = False, batched: bool = False
-    ) -> Any:
+    def reduce(self, tensor: Any, dst: int, op: Any = ReduceOp.SUM, async_op: bool = False, batched: bool = False) -> Any:
         """The sum (XOR) of all parties' tensors at party `dst`, None elsewhere."""
         self._synchronous(async_op)
         kind = _kind(op)
         parts = [plain(x) for x in tensor] if batched else [plain(tensor)]
-        sums: list[Any] | None = None
-        gathered = [self._gather(x, dst) for x in [torch.cat([x.reshape(-1) for x in parts])]][0]
-        if gathered is not None:
-            total = gathered[0]
-            for part in gathered[1:]:
-                total = total ^ part if kind == "xor" else total + part
-            pieces = total.split([x.numel() for x in parts])
-            sums = [wrapped(p.reshape(x.shape)) for p, x in zip(pieces, parts, strict=True)]
-        if sums is None:
+        gathered = self._gather(torch.cat([x.reshape(-1) for x in parts]), dst)
+        if gathered is None:
             return None
+        total = gathered[0]
+        for part in gathered[1:]:
+            total = total ^ part if kind == "xor" else total + part
+        sums = _like(total, parts)
         return sums if batched else sums[0]
 
     def gather(self, tensor: Any, dst: int, async_op: bool = False) -> list[Any] | None:
@@ -125,8 +130,7 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         flat = torch.cat([x.reshape(-1) for x in parts])
         mine = self._session.party == src
         out = self._exchange(flat, to=self._peers() if mine else (), of=() if mine else (src,))[src]
-        pieces = out.split([x.numel() for x in parts])
-        result = [wrapped(p.reshape(x.shape)) for p, x in zip(pieces, parts, strict=True)]
+        result = _like(out, parts)
         return result if batched else result[0]
 
     def barrier(self) -> None:

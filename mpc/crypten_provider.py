@@ -17,6 +17,7 @@ from mpc import ring
 from mpc.crypten_communicator import plain, wrapped
 from mpc.crypten_import import require_crypten
 from mpc.crypten_session import CryptenSession
+from mpc.ghost import broadcast, matmul_shape
 
 require_crypten()
 from crypten.common.util import count_wraps  # noqa: E402
@@ -69,7 +70,7 @@ class TapeProvider:
         tape = self._session.tape
         a = tape.random("and a", size0, kind="xor")
         b = tape.random("and b", size1, kind="xor")
-        shape = torch.broadcast_shapes(tuple(size0), tuple(size1))
+        shape = broadcast(size0, size1)
         c = tape.dependent("and c", shape, lambda: a & b, kind="xor")
         return self._binary(a), self._binary(b), self._binary(c)
 
@@ -93,6 +94,10 @@ class TapeProvider:
 
 
 def _result_shape(op: str, size0: Shape, size1: Shape, *args: Any, **kwargs: Any) -> tuple[int, ...]:
+    if op == "mul":
+        return broadcast(size0, size1)
+    if op == "matmul" and len(size0) > 1 and len(size1) > 1:
+        return matmul_shape(size0, size1)
     left = torch.empty(tuple(size0), dtype=torch.int64, device="meta")
     right = torch.empty(tuple(size1), dtype=torch.int64, device="meta")
     function: Callable[..., Tensor] = getattr(torch, op)

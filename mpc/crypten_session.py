@@ -13,7 +13,7 @@ does not know the seeds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from mpc import ring
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError
+from mpc.ghost import empty, ghost
 from mpc.ledger import Cost, Ledger, operation
 from mpc.packing import pack, packed_size, unpack
 from mpc.random import SEED_BYTES, Prg, new_seed
@@ -35,8 +36,9 @@ _active = threading.local()
 class CryptenSession:
     """One party of one session; or the dealer, or an estimate, which run the same program on tensors without content.
 
-    channel None means that nothing is exchanged: tensors of the program live on the meta device, and the ledger counts
-    what a party would have sent. `held` turns what the dealer draws into the program's (empty) tensors.
+    channel None means that nothing is exchanged: tensors of the program have no content, and the ledger counts
+    what a party would have sent. `held` turns what the dealer draws into the program's (empty) tensors: `Ghost`s where
+    `ghosts` is set, else meta tensors, which CrypTen's own functions can compute on.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class CryptenSession:
         ledger: Ledger | None = None,
         device: torch.device | str = "cpu",
         precision: int = 16,
+        ghosts: bool = False,
     ) -> None:
         if parties < 2:
             raise ConfigurationError(f"parties must be at least 2, got {parties}")
@@ -65,6 +68,7 @@ class CryptenSession:
         self.tape = tape if tape is not None else ShapeTape(ledger)
         self.device = torch.device("meta" if channel is None else device)
         self.precision = precision
+        self._empty: Callable[[Sequence[int]], Any] = ghost if ghosts else empty
         self.config: Any = None
         self.communicator: Any = None
         self.provider: Any = None
@@ -79,7 +83,12 @@ class CryptenSession:
     # ---- correlated randomness -----------------------------------------------------------------------------------
     def held(self, x: Tensor) -> Tensor:
         """x as the program sees it: a party's share as it is, at the dealer an empty tensor of x's shape."""
-        return x if self.channel is not None else torch.empty(x.shape, dtype=torch.int64, device="meta")
+        return x if self.channel is not None else self.without_content(x.shape)
+
+    def without_content(self, shape: Sequence[int]) -> Tensor:
+        """A tensor of the dealer's or the estimate's program."""
+        made: Tensor = self._empty(shape)
+        return made
 
     # ---- openings ------------------------------------------------------------------------------------------------
     def open_together(self, items: Sequence[tuple[Tensor, int, str]]) -> list[Tensor]:
@@ -92,7 +101,7 @@ class CryptenSession:
         if self.channel is None:
             everything = sum(sizes) * (self.parties - 1)
             self.count_exchange(everything, everything, self.parties - 1)
-            return [torch.empty(x.shape, dtype=torch.int64, device="meta") for x, _, _ in items]
+            return [self.without_content(x.shape) for x, _, _ in items]
         received = self.channel.exchange_all(b"".join(pack(x, bits) for x, bits, _ in items))
         out = []
         start = 0
@@ -117,12 +126,14 @@ class CryptenSession:
     def local_ring(self, shape: Sequence[int], bits: int = 64) -> Tensor:
         """Uniform elements that only this party knows."""
         if self.channel is None:
-            return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+            return self.without_content(shape)
         return self._local.ring(shape, bits, self.device)
 
     def zero_sharing(self, shape: Sequence[int], kind: str = "sum") -> Tensor:
         """This party's part of a fresh sharing of zero in Z_2^64 (or of 64 zero bits)."""
         pairs = self._agreed_pairs()
+        if self.channel is None:
+            return self.without_content(shape)
         out = torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
         for peer, prg in pairs.items():
             part = prg.ring(shape, 64, self.device)

@@ -15,7 +15,7 @@ def encode(x: Tensor | float, fraction_bits: int, bits: int = RING_BITS) -> Tens
     Raises `RangeError` when a value is not finite or does not fit (never silently wraps). The error names the bound and
     not the value.
     """
-    real = torch.as_tensor(x)
+    real = x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
     scaled = torch.round(real.to(torch.float64) * 2.0**fraction_bits)
     limit = 2.0 ** (bits - 1)
     if scaled.device.type != "meta" and scaled.numel():

@@ -61,7 +61,7 @@ class Prg:
         count = math.prod(shape)
         width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
         buffer = np.empty(count * width + _BLOCK, dtype=np.uint8)
-        written = self._stream.update_into(memoryview(np.zeros(count * width, dtype=np.uint8)), memoryview(buffer))
+        written = self._stream.update_into(bytes(count * width), buffer.data)
         assert written == count * width
         words = buffer[:written].view(f"<i{width}" if width == 8 else f"<u{width}")
         out = torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))

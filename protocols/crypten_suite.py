@@ -66,7 +66,13 @@ class CryptenSuite(Suite):
                 f"fraction_bits must be between {MIN_FRACTION_BITS} and {MAX_FRACTION_BITS}, got {fraction_bits}"
             )
         self.session: CryptenSession = open_session(
-            parties=parties, tape=tape, channel=channel, ledger=ledger, device=device, precision=fraction_bits
+            parties=parties,
+            tape=tape,
+            channel=channel,
+            ledger=ledger,
+            device=device,
+            precision=fraction_bits,
+            ghosts=not crypten_own,
         )
         super().__init__(parties, fraction_bits, self.session.ledger, self.session.device)
         self.weight_fraction_bits = fraction_bits
@@ -85,7 +91,7 @@ class CryptenSuite(Suite):
 
     def _take(self, what: str, shape: Sequence[int], share: Tensor | None) -> Tensor:
         if self.session.channel is None:
-            return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+            return self.session.without_content(shape)
         if share is None:
             raise ConfigurationError(f"{what}: a compute party needs its share of shape {list(shape)}, got None")
         if tuple(share.shape) != tuple(shape) or share.dtype != torch.int64:
@@ -119,14 +125,17 @@ class CryptenSuite(Suite):
         x = _own_value(x)
         with operation("output"):
             share = x.share + self.session.zero_sharing(x.shape)
+        if self.session.channel is None:
+            share = torch.empty(x.shape, dtype=torch.int64, device="meta")
         return OutputShare(share, 64, x.fraction_bits)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
         """A public tensor as a value: party 0 holds it, the others zeros."""
         real = torch.as_tensor(x)
         target = tuple(real.shape if shape is None else shape)
-        zeros = torch.zeros(target, dtype=torch.int64, device=self.device)
-        return self._value(zeros) + (real if self.device.type != "meta" else 0.0)
+        if self.session.channel is None:
+            return self._value(self.session.without_content(target))
+        return self._value(torch.zeros(target, dtype=torch.int64, device=self.device)) + real
 
     def concat(self, values: Sequence[Value], dim: int) -> Value:
         """Concatenate along `dim`, at the largest number of fraction bits; local."""

@@ -50,9 +50,7 @@ class PlainValue(Value):
         integer = isinstance(factor, int) or (isinstance(factor, Tensor) and factor.dtype == torch.int64)
         if not integer:
             kind = factor.dtype if isinstance(factor, Tensor) else type(factor).__name__
-            raise ConfigurationError(
-                f"'*' takes a public integer or int64 tensor, got {kind}; use Suite.scale or Suite.mul"
-            )
+            raise ConfigurationError(f"'*' takes a public integer or int64 tensor, got {kind}; use Suite.scale or Suite.mul")
         if not isinstance(factor, Tensor):
             return PlainValue(self.tensor * factor)
         dtype = torch.promote_types(self.tensor.dtype, torch.float32)  # half precision cannot hold integers above 2^11

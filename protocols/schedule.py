@@ -77,12 +77,13 @@ class Scheduler:
         self._flush = flush
         self._ready: deque[_Task] = deque()
         self._requests: list[tuple[_Task, Any]] = []
+        self._live: list[_Task] = []
 
     def run(self, coroutine: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
         """Run to the end of `coroutine` and return its result. An exception in any coroutine ends the run."""
         main: Future[T] = Future()
         assert isinstance(coroutine, Coroutine)
-        self._ready.append(_Task(coroutine, main, copy_context()))
+        self._start(_Task(coroutine, main, copy_context()))
         try:
             while not main.done:
                 while self._ready and not main.done:
@@ -113,10 +114,15 @@ class Scheduler:
 
     def close(self) -> None:
         """Drop everything that is still waiting."""
-        for task in [*self._ready, *(t for t, _ in self._requests)]:
+        for task in self._live:
             task.context.run(task.coroutine.close)
+        self._live.clear()
         self._ready.clear()
         self._requests.clear()
+
+    def _start(self, task: _Task) -> None:
+        self._live.append(task)
+        self._ready.append(task)
 
     def _step(self, task: _Task) -> None:
         value, task.value = task.value, None
@@ -125,13 +131,14 @@ class Scheduler:
                 wanted = task.context.run(task.coroutine.send, value)
             except StopIteration as stop:
                 task.future.done, task.future.result = True, stop.value
+                self._live.remove(task)
                 self._ready.extend(task.future._waiting)
                 task.future._waiting.clear()
                 return
             if isinstance(wanted, _Spawn):
                 future: Future[Any] = Future()
                 child = _Task(wanted.coroutine, future, task.context.copy())
-                self._ready.append(child)
+                self._start(child)
                 value = future
                 continue
             if isinstance(wanted, Future):

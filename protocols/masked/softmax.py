@@ -9,8 +9,9 @@ Exponential. x = m - lam, so e^x = e^(8 d - lam_lo) e^(m_lo) with d the differen
 dealer deals one table of 32 entries over the public high digit, the second factor is public. Exact to rounding over the
 whole range, no polynomial, no clamp. The numerators carry about 46 fraction bits and are cut when they are opened.
 
-Range: scores within +-120, a row's spread below 240. Error of a probability: below 2^-11 (see tests for the table).
-Offline: 64 (2 + log2 n) bits and 32 x 64 bits per score. Leaks nothing. A public mask removes positions altogether.
+Range: with r = range_bits, scores within +-(2^(r-1) - 8) and a row's spread below 2^r - 16: +-120 and 240 by default.
+Error of a probability: below 2^-11 (see tests for the table). Offline: 64 (2 + log2 n) bits and 32 x 64 bits per score,
+twice that for each further bit of r. Leaks nothing. A public mask removes positions altogether.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from protocols.masked.truncation import truncate_and_lift
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-RANGE_BITS = 8  # scores are read modulo 2^8 = 256, i.e. in [-128, 128)
+RANGE_BITS = 8  # default: scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 WIDE_BITS = 3  # the exponential's digit is 8 wide
 FACTOR_BITS = 12  # of the public factor e^(m_lo)
@@ -95,15 +96,15 @@ class Rows:
         return out.reshape(self.rows, self.columns)
 
 
-async def shift(c: Context, y: Masked, rows: Rows) -> Shared:
-    """[shift] per row modulo 2^(RANGE_BITS + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
+async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
+    """[shift] per row modulo 2^(range_bits + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
 
     y: masked scores [entries]. Result: [rows], y.frac fraction bits.
     """
-    bins = 1 << (RANGE_BITS - BIN_BITS)
-    bits = RANGE_BITS + y.frac
+    bins = 1 << (range_bits - BIN_BITS)
+    bits = range_bits + y.frac
     count_bits = max(rows.longest, 1).bit_length() + 1  # counts and their sign
-    hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, RANGE_BITS - BIN_BITS, count_bits)  # [entries, bins]
+    hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, range_bits - BIN_BITS, count_bits)  # [entries, bins]
 
     def suffixes(t: Tensor) -> Tensor:
         histogram = rows.sum(t).roll(bins // 2, -1)  # bin 0 is the lowest score
@@ -112,12 +113,12 @@ async def shift(c: Context, y: Masked, rows: Rows) -> Shared:
     counts = await open_value(c, hot.map(suffixes).negate())
     filled = (await less_than_zero(c, counts)).share(bits)
     highest = filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS))
-    return c.add_public(Shared(highest.x, bits, y.frac), -(1 << (RANGE_BITS - 1 + y.frac)))
+    return c.add_public(Shared(highest.x, bits, y.frac), -(1 << (range_bits - 1 + y.frac)))
 
 
 def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
     low_bits = x.frac + WIDE_BITS
-    size = 1 << (RANGE_BITS - WIDE_BITS)
+    size = 1 << (x.bits - low_bits)
     lam_hi = ring.shift_right(x.lam, low_bits, x.bits)
     lam_lo = (x.lam & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
     d = (torch.arange(size, device=x.lam.device) - lam_hi[..., None]) & (size - 1)
@@ -126,28 +127,30 @@ def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
 
 
 def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) -> Shared:
-    """[e^x] for x in [-240, 4), read modulo 256; local. table_bits + FACTOR_BITS fraction bits, modulo 2^bits."""
-    require(x.bits == RANGE_BITS + x.frac, "exponential", f"needs a ring of {RANGE_BITS + x.frac} bits, got {x.bits}")
+    """[e^x] for x in [-2^r + 16, 4), r = x.bits - x.frac; local. table_bits + FACTOR_BITS fraction bits, modulo 2^bits."""
     low_bits = x.frac + WIDE_BITS
-    shape = (*x.shape, 1 << (RANGE_BITS - WIDE_BITS))
+    require(x.bits > low_bits + 1, "exponential", f"a ring of {x.bits} bits is too small")
+    shape = (*x.shape, 1 << (x.bits - low_bits))
     dealt = c.deal("exponential table", shape, bits, lambda: _exponential_tables(x, table_bits))
     frac = table_bits + FACTOR_BITS
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, frac)
-    m_hi, _ = digit(c, x, low_bits, RANGE_BITS - WIDE_BITS)
+    m_hi, _ = digit(c, x, low_bits, x.bits - low_bits)
     m_lo = (x.m & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
     factor = torch.round(torch.exp(m_lo) * 2.0**FACTOR_BITS).to(torch.int64)
     return Shared(ring.reduce(dealt.gather(-1, m_hi[..., None])[..., 0] * factor, bits), bits, frac)
 
 
-async def numerators(c: Context, y: Masked, rows: Rows, frac: int, bits: int) -> tuple[Masked, Shared]:
+async def numerators(
+    c: Context, y: Masked, rows: Rows, frac: int, bits: int, range_bits: int = RANGE_BITS
+) -> tuple[Masked, Shared]:
     """(<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds.
 
     The reciprocal needs no round beyond the five: it runs beside the opening of the numerators.
     """
     with operation("softmax shift"):
-        offset = await shift(c, y, rows)
-        ring_bits = RANGE_BITS + y.frac
+        offset = await shift(c, y, rows, range_bits)
+        ring_bits = range_bits + y.frac
         x = c.shared(y.to_ring(ring_bits)).add(offset.map(rows.spread).negate())
     with operation("exponential"):
         masked_x = await open_value(c, x)

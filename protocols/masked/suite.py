@@ -40,6 +40,7 @@ from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
 SCALE_BITS = 18  # fraction bits of 1/deviation and 1/sum
+RESIDUAL_EXTRA = 2  # further fraction bits of the residual stream: early layers are small, and norms amplify
 MANY_ROWS = 4  # from here on a norm scales its input and not its output
 FULL = 64
 
@@ -49,12 +50,13 @@ class Magnitudes:
     """Public bounds: |x| < 2^bound for every tensor of a kind.
 
     residual: the residual stream (GPT-2 has outliers of 3 000). activation: outputs of linear layers, logits included.
-    value: cached values and attention outputs. Attention scores have a bound of their own, +-120 (protocols.masked.softmax).
+    value: cached values and attention outputs. score: attention scores lie within +-(2^score - 8).
     """
 
     residual: int = 12
     activation: int = 8
     value: int = 6
+    score: int = 7
 
 
 @dataclass
@@ -220,6 +222,7 @@ class MaskedSuite(Suite):
         self.context = Context(tape, channel, parties, device)
         super().__init__(parties, fraction_bits, self.context.ledger, device)
         self.magnitudes = magnitudes or Magnitudes()
+        self.range_bits = self.magnitudes.score + 1
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         return self.context.flush(requests)
@@ -342,9 +345,9 @@ class MaskedSuite(Suite):
         t = self._tensor(x)
         real = torch.as_tensor(factor, dtype=torch.float64)
         top = max(0, math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
-        bits = t.frac + t.magnitude + top + 2 + 12
+        bits = t.frac + t.magnitude + top + 3 + 12  # one bit to spare: a rotation adds two such products
         if t.frac > self.fraction_bits + 2 or bits > t.form.bits:
-            wide = self.fraction_bits + t.magnitude + top + 2 + 12
+            wide = self.fraction_bits + t.magnitude + top + 3 + 12
             m = await self.masked(t, self.fraction_bits, wide) if t.masked is not None else None
             if m is None:
                 shared = t.as_shared()
@@ -392,15 +395,15 @@ class MaskedSuite(Suite):
     # ---- normalisation ---------------------------------------------------------------------------------------------
     async def _residual(self, x: Value) -> Masked:
         """The residual stream, masked with `fraction_bits` in the ring that both its square and its products need."""
-        f = self.fraction_bits
+        f = self.fraction_bits + RESIDUAL_EXTRA
         bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2, 2 * f + 2 * self.magnitudes.residual + 2)
-        return await self.masked(self._tensor(x), f, min(bits, FULL))
+        require(bits <= FULL, "residual", f"{bits} bits are needed")
+        return await self.masked(self._tensor(x), f, bits)
 
     async def _inverse(self, h: Masked, norm: Norm) -> MaskedTensor:
         """[1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
         width = h.shape[-1]
         c = self.context
-        f = self.fraction_bits
         with operation("norm statistics"):
             if norm.kind == "layer":
                 # the mean is cut by more than the ring can lose, hence one round for its lift; a model whose residual
@@ -434,8 +437,7 @@ class MaskedSuite(Suite):
         h = await self._residual(x)
         if math.prod(h.shape[:-1]) > MANY_ROWS:
             return await self._scale_first(h, norm, layers)
-        f = self.fraction_bits
-        bits = f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2
+        bits = h.frac + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2
         require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
         c = self.context
 
@@ -465,7 +467,7 @@ class MaskedSuite(Suite):
         magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
         found = await self._inverse(h, norm)
         with operation("norm scale"):
-            r = await self.masked(found, SCALE_BITS, f + SCALE_BITS + max(magnitude, found.magnitude) + 2)
+            r = await self.masked(found, SCALE_BITS, h.frac + SCALE_BITS + max(magnitude, found.magnitude) + 2)
             y = self._new(product.multiply(self.context, h.to_ring(r.bits), r), magnitude)
             scaled = self._new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2), magnitude)
         outputs = await self.together(*(self.linear(scaled, layer) for layer in layers))
@@ -476,7 +478,7 @@ class MaskedSuite(Suite):
         """Masked scores [G, R T, S] with `fraction_bits` (or more) fraction bits, range +-128."""
         a, b = self._tensor(q), self._tensor(k)
         f = self.fraction_bits
-        bits = 2 * f + softmax.RANGE_BITS + 2
+        bits = 2 * f + self.range_bits + 2
         ma, mb = await self.together(self.masked(a, f, bits), self.masked(b, f, bits))
         s = product.matmul(self.context, ma, mb.map(lambda t: t.transpose(1, 2)))
         return truncate(self.context, await open_value(self.context, s.to_ring(bits)), f)
@@ -505,7 +507,7 @@ class MaskedSuite(Suite):
 
         s, mv = await self.together(scores(), cached())
         y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
-        p, inverse = await softmax.numerators(c, y, rows, frac, bits)
+        p, inverse = await softmax.numerators(c, y, rows, frac, bits, self.range_bits)
         dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
 
         async def weighted() -> Masked:
@@ -529,7 +531,7 @@ class MaskedSuite(Suite):
         t = self._tensor(x)
         f = self.fraction_bits
         with operation("scores"):
-            await self.masked(t, f, 2 * f + softmax.RANGE_BITS + 2)
+            await self.masked(t, f, 2 * f + self.range_bits + 2)
         return t
 
     async def append(self, cache: Value | None, new: Value, dim: int) -> MaskedTensor:
@@ -546,11 +548,11 @@ class MaskedSuite(Suite):
         c, f = self.context, self.fraction_bits
         rows = softmax.Rows.of(x.shape, mask)
         t = self._tensor(x)
-        t.magnitude = min(t.magnitude, softmax.RANGE_BITS)
-        s = await self.masked(t, f, f + softmax.RANGE_BITS + 2)
+        t.magnitude = min(t.magnitude, self.range_bits)
+        s = await self.masked(t, f, f + self.range_bits + 2)
         y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
         frac = min(26, FULL - 2 - SCALE_BITS - 8 - softmax.PEAK_BITS - 1)
-        p, inverse = await softmax.numerators(c, y, rows, frac, FULL)
+        p, inverse = await softmax.numerators(c, y, rows, frac, FULL, self.range_bits)
         r = await self.masked(self._new(inverse, softmax.PEAK_BITS + 1), SCALE_BITS + 8, FULL)
         spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
         out = product.multiply(c, p, spread)

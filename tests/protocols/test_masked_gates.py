@@ -86,7 +86,9 @@ def test_less_than_zero(bits: int, parties: int) -> None:
 
 
 @pytest.mark.parametrize("parties", PARTIES)
-@pytest.mark.parametrize(("bits", "cut", "to"), [(40, 8, 64), (40, 0, 64), (60, 30, 44), (20, 6, 64), (64, 20, 64), (24, 0, 24)])
+@pytest.mark.parametrize(
+    ("bits", "cut", "to"), [(40, 8, 64), (40, 0, 64), (60, 30, 44), (20, 6, 64), (64, 20, 64), (24, 0, 24)]
+)
 def test_truncate_and_lift_is_off_by_less_than_a_unit(bits: int, cut: int, to: int, parties: int) -> None:
     limit = 1 << (bits - 2)
     x = torch.cat([torch.randint(-limit, limit, (2000,)), torch.tensor([0, 1, -1, limit - 1, -limit])])

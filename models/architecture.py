@@ -1,0 +1,202 @@
+"""What is public about a model: its sizes and kinds, and the names and shapes of its canonical weights.
+
+All parties hold the same `Architecture`; its canonical JSON enters the manifest that they compare. Nothing here depends on
+a weight. Canonical weights are what `models.checkpoint` makes of a checkpoint and `models.decoder` computes with: every
+normalisation's centring, gain and offset folded into the linear layers behind it (see `protocols.suite.Norm`), the score
+scale 1/sqrt(C) in the query weights, queries, keys and values in one matrix, every matrix stored [in, out].
+
+Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
+V vocabulary, P positions.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mpc.errors import ConfigurationError
+from protocols.suite import Activation, Norm
+
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+Layers = Annotated[int, Field(ge=1, le=1 << 12)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _reason(title: str, error: ValidationError) -> str:
+    """The first problem in words: the argument, its value, what is wrong."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"{title}: {message}"
+    if first["type"] == "missing":
+        return f"{title}: '{where}' is missing"
+    value = repr(first["input"])
+    return f"{title}: '{where}' = {value if len(value) <= 80 else value[:77] + '...'}: {message}"
+
+
+class _Public(BaseModel):
+    """A frozen, strictly typed record whose validation errors are `ConfigurationError`s."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _typed_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        title = cls.__name__.lower()
+        try:
+            record = handler(values)
+            record._check()
+        except ValidationError as error:
+            raise ConfigurationError(_reason(title, error)) from None
+        except ValueError as error:
+            raise ConfigurationError(f"{title}: {error}") from None
+        return record
+
+    def _check(self) -> None:
+        """Raise `ValueError` where values do not fit together."""
+
+
+class Rotary(_Public):
+    """Rotary position embedding in half-split form, frequencies theta^(-2i/C) scaled as `scaling` says.
+
+    scaling "default": as they are; "linear": divided by `factor`; "llama3": divided by `factor` where the wavelength is
+    long against `original_positions`, unchanged where it is short, blended between the two.
+    """
+
+    theta: Positive = 10_000.0
+    scaling: Literal["default", "linear", "llama3"] = "default"
+    factor: Positive = 1.0
+    low_frequency_factor: Positive = 1.0
+    high_frequency_factor: Positive = 4.0
+    original_positions: Count = 8192
+
+    def _check(self) -> None:
+        if self.scaling == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(
+                f"'high_frequency_factor' = {self.high_frequency_factor} must be larger than "
+                f"'low_frequency_factor' = {self.low_frequency_factor}"
+            )
+
+
+class Architecture(_Public):
+    """A decoder-only transformer, described completely by public numbers.
+
+    rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
+    (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
+    a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+
+    Raises `ConfigurationError` naming the argument and its value.
+    """
+
+    family: Annotated[str, Field(min_length=1, max_length=64)]
+    layers: Layers
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_channels: Count
+    feed_forward: Count
+    vocabulary: Annotated[int, Field(ge=2, le=1 << 24)]
+    positions: Count
+    rotary: Rotary | None
+    norm: Norm
+    activation: Activation
+    gated: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    bos: TokenId | None = None
+    eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _norm(cls, value: Any) -> Norm:
+        """From JSON too; the record of the suites' interface checks nothing itself."""
+        norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
+        if not isinstance(norm, Norm):
+            raise ValueError("'kind' and 'epsilon' are needed")
+        if norm.kind not in ("layer", "rms"):
+            raise ValueError(f"'kind' = {norm.kind!r}; known: layer, rms")
+        if not isinstance(norm.epsilon, float) or not 0 < norm.epsilon < 1:
+            raise ValueError(f"'epsilon' = {norm.epsilon!r} must be a number between 0 and 1")
+        return norm
+
+    def _check(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"'heads' = {self.heads} must be a multiple of 'kv_heads' = {self.kv_heads}")
+        if self.rotary is not None and self.head_channels % 2:
+            raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
+        if self.windows is not None and len(self.windows) != self.layers:
+            raise ValueError(f"'windows' has {len(self.windows)} entries, it needs one for each of {self.layers} layers")
+        for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
+            for token in ids:
+                if token >= self.vocabulary:
+                    raise ValueError(f"'{name}' = {token} lies outside the vocabulary of {self.vocabulary} tokens")
+
+    @property
+    def group(self) -> int:
+        """R: query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer, None for full attention."""
+        return None if self.windows is None else self.windows[layer]
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the canonical weights, in the order in which they are shared and loaded."""
+        wide, heads = self.width, self.heads * self.head_channels
+        fused = heads + 2 * self.kv_heads * self.head_channels
+        shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
+        if self.rotary is None:
+            shapes["embedding.positions"] = (self.positions, wide)
+
+        def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
+            shapes[f"{name}.weight"] = (inputs, outputs)
+            if bias:
+                shapes[f"{name}.bias"] = (outputs,)
+
+        for layer in range(self.layers):
+            linear(f"layers.{layer}.attention.qkv", wide, fused, self.qkv_bias)
+            linear(f"layers.{layer}.attention.out", heads, wide, self.out_bias)
+            linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
+            if self.gated:
+                linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
+            linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+        linear("head", wide, self.vocabulary, self.head_bias)
+        return shapes
+
+    def parameters(self) -> int:
+        """Number of canonical weights."""
+        total = 0
+        for shape in self.weight_shapes().values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total
+
+    def to_json(self) -> str:
+        """Canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Architecture:
+        """The inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of range."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigurationError(_reason("architecture", error)) from None

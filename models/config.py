@@ -1,0 +1,179 @@
+"""Reading a Hugging Face config.json: typed look-ups whose errors name the file, the key, its value and the remedy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.architecture import Rotary
+from mpc.errors import CheckpointError, ConfigurationError
+from protocols.suite import Activation
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+
+# Options that change what a model computes and that no family here computes. Value: why, or what to do instead.
+UNSUPPORTED: dict[str, str] = {
+    "quantization_config": "quantised weights are not read; use the checkpoint in F32, F16 or BF16",
+    "compression_config": "compressed weights are not read; use the checkpoint in F32, F16 or BF16",
+    "num_local_experts": "mixture-of-experts layers are not supported",
+    "num_experts": "mixture-of-experts layers are not supported",
+    "n_routed_experts": "mixture-of-experts layers are not supported",
+    "attn_logit_softcapping": "soft-capped attention scores are not supported",
+    "final_logit_softcapping": "soft-capped logits are not supported",
+    "query_pre_attn_scalar": "another score scale than 1/sqrt(head size) is not supported",
+    "attention_multiplier": "another score scale than 1/sqrt(head size) is not supported",
+    "embedding_multiplier": "scaled embeddings are not supported",
+    "residual_multiplier": "scaled residuals are not supported",
+    "logits_scaling": "scaled logits are not supported",
+    "logit_scale": "scaled logits are not supported",
+    "attention_sinks": "learned attention sinks are not supported",
+    "attn_sinks": "learned attention sinks are not supported",
+    "use_attention_sinks": "learned attention sinks are not supported",
+    "attention_chunk_size": "chunked attention is not supported",
+    "use_qk_norm": "normalised queries and keys are not supported",
+    "qk_norm": "normalised queries and keys are not supported",
+    "qk_layernorm": "normalised queries and keys are not supported",
+    "clip_qkv": "clipped queries, keys and values are not supported",
+    "alibi": "ALiBi positions are not supported",
+    "no_rope_layers": "layers without rotary positions are not supported",
+    "is_encoder_decoder": "encoder-decoder models are not supported",
+    "add_cross_attention": "cross-attention is not supported",
+    "pruned_heads": "pruned heads are not supported",
+}
+
+
+def brief(value: object) -> str:
+    """A value for a message, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Config:
+    """config.json as a mapping. `path` is named in errors."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        self.values = values
+        self.path = path
+
+    def error(self, key: str, why: str) -> CheckpointError:
+        """An error about one key, with its value."""
+        if key in self.values:
+            return CheckpointError(f"{self.path}: '{key}' = {brief(self.values[key])}: {why}")
+        return CheckpointError(f"{self.path}: '{key}' is missing: {why}")
+
+    def present(self, key: str) -> bool:
+        """True when the key has a value other than null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(key, "a positive integer is needed")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.error(key, "a positive number is needed")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; null is the default."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false is needed")
+        return value
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """One id, a list of ids, or null."""
+        value = self.values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise self.error(key, "a token id, a list of them or null is needed")
+        return tuple(ids)
+
+    def activation(self, key: str, default: str) -> Activation:
+        """An activation by Hugging Face's name."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.error(key, f"this activation is not supported; supported: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def refuse(self, key: str, why: str, *allowed: Any) -> None:
+        """Raise when the key holds anything but null or an allowed value."""
+        if self.present(key) and not any(type(a) is type(self.values[key]) and a == self.values[key] for a in allowed):
+            raise self.error(key, why)
+
+    def refuse_unsupported(self) -> None:
+        """Raise for every option of `UNSUPPORTED` that is switched on."""
+        for key, why in UNSUPPORTED.items():
+            self.refuse(key, why, False, 0, 1.0, {}, [])
+
+    def rotary(self) -> Rotary:
+        """Rotary positions, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`."""
+        self.refuse("partial_rotary_factor", "rotary positions on a part of the channels are not supported", 1, 1.0)
+        key = "rope_parameters" if self.present("rope_parameters") else "rope_scaling"
+        entries = self.values.get(key) or {}
+        if not isinstance(entries, dict) or any(isinstance(v, dict) for v in entries.values()):
+            raise self.error(key, "one set of rotary parameters for all layers is needed")
+        inner = Config(entries, Path(f"{self.path}: {key}"))
+        inner.refuse("partial_rotary_factor", "rotary positions on a part of the channels are not supported", 1, 1.0)
+        kind = entries.get("rope_type", entries.get("type", "default"))
+        theta = inner.number("rope_theta", self.number("rope_theta", 10_000.0))
+        try:
+            if kind == "default":
+                return Rotary(theta=theta)
+            if kind == "linear":
+                return Rotary(theta=theta, scaling="linear", factor=inner.number("factor"))
+            if kind == "llama3":
+                return Rotary(
+                    theta=theta,
+                    scaling="llama3",
+                    factor=inner.number("factor"),
+                    low_frequency_factor=inner.number("low_freq_factor"),
+                    high_frequency_factor=inner.number("high_freq_factor"),
+                    original_positions=inner.integer("original_max_position_embeddings"),
+                )
+        except ConfigurationError as error:
+            raise self.error(key, str(error)) from None
+        raise self.error(key, f"rope type {brief(kind)} is not supported; supported: default, linear, llama3")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises `CheckpointError` naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a Hugging Face checkpoint directory is needed") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}); check the file and its permissions"
+        ) from None
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}); download the file again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: a JSON object is needed, found {type(values).__name__}")
+    return values

@@ -1,0 +1,235 @@
+"""The transformer decoder, written once against `protocols.suite.Suite`.
+
+Compute parties, dealer and the plain reference run this very code. It looks at public shapes only: every branch depends on
+the architecture, on token counts and on the cache policy, never on a value.
+
+Axis names as in `protocols.suite`: T tokens, S cached tokens, D width, H query heads, G key/value heads, R = H / G,
+C head channels, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.cache import CachePolicy, FullCache, KVCache
+from models.rotary import cosines_and_sines
+from mpc.errors import ConfigurationError
+from protocols.suite import Linear, Suite, Value
+
+Probe = Callable[[str, Value], None]
+"""Sees intermediate values by name: "embedding", "layer N/attention", "layer N/mlp" (hidden state after each), "logits"."""
+
+Angles = tuple[Tensor, Tensor]
+
+
+async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
+    """Every canonical weight as a value, one after the other, recorded under stage "model load".
+
+    shares(name): this party's share of that weight (float tensor for `plain`, None at the dealer and in `estimate`). The
+    values serve later sessions too, with a suite instance of the same kind.
+    """
+    with suite.ledger.timed("model load"):
+        return {n: await suite.weight(n, shape, shares(n)) for n, shape in architecture.weight_shapes().items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    qkv: Linear
+    out: Linear
+    up: Linear
+    gate: Linear | None
+    down: Linear
+
+
+class Decoder:
+    """A model in a session.
+
+    weights: from `load_weights`. policy: what the cache keeps, everything by default. probe: sees intermediate values; in
+    suites that compute on shares it must be given to all parties and the dealer alike.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        architecture: Architecture,
+        weights: Mapping[str, Value],
+        policy: CachePolicy | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        for name, shape in architecture.weight_shapes().items():
+            if name not in weights:
+                raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
+            if tuple(weights[name].shape) != shape:
+                raise ConfigurationError(
+                    f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
+                )
+        self.suite = suite
+        self.architecture = architecture
+        self.policy: CachePolicy = FullCache() if policy is None else policy
+        self._weights = weights
+        self._probe: Probe = probe if probe is not None else lambda name, value: None
+        self._head = self._linear("head")
+        self._layers = [self._layer(f"layers.{n}") for n in range(architecture.layers)]
+
+    def _linear(self, name: str) -> Linear:
+        return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+
+    def _layer(self, at: str) -> _Layer:
+        return _Layer(
+            qkv=self._linear(f"{at}.attention.qkv"),
+            out=self._linear(f"{at}.attention.out"),
+            up=self._linear(f"{at}.mlp.up"),
+            gate=self._linear(f"{at}.mlp.gate") if self.architecture.gated else None,
+            down=self._linear(f"{at}.mlp.down"),
+        )
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for a session."""
+        return KVCache(self.architecture)
+
+    async def forward(
+        self,
+        one_hot: Value,
+        cache: KVCache,
+        position: int,
+        last_only: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Value:
+        """Logits of the next token after each of the tokens, or after the last one only.
+
+        one_hot: secret [T, V], 0 fraction bits. cache: holds everything before `position`, grows by T tokens. A batch of
+        several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
+        cache policy selects. progress(done, total): called after each layer. Returns [T, V], or [1, V] with `last_only`.
+
+        Raises `ConfigurationError` when shapes or positions do not fit the architecture.
+        """
+        suite, a = self.suite, self.architecture
+        tokens = self._checked(one_hot, cache, position)
+        angles = self._angles(position, tokens)
+        with suite.ledger.timed("embedding"):
+            h = await suite.embed(one_hot, self._weights["embedding.tokens"])
+            if a.rotary is None:
+                h = h + self._weights["embedding.positions"][position : position + tokens]
+        self._probe("embedding", h)
+        for layer in range(a.layers):
+            rows = 1 if last_only and layer == a.layers - 1 else tokens
+            with suite.ledger.timed(f"layer {layer}/attention"):
+                h = await self._attention(h, cache, layer, angles, rows)
+            self._probe(f"layer {layer}/attention", h)
+            with suite.ledger.timed(f"layer {layer}/mlp"):
+                h = await self._mlp(h, self._layers[layer])
+            self._probe(f"layer {layer}/mlp", h)
+            if progress is not None:
+                progress(layer + 1, a.layers)
+        cache.seen += tokens
+        with suite.ledger.timed("head"):
+            (logits,) = await suite.norm_linear(h, a.norm, [self._head])
+        self._probe("logits", logits)
+        return logits
+
+    def _checked(self, one_hot: Value, cache: KVCache, position: int) -> int:
+        """T, after checking public shapes and positions."""
+        a = self.architecture
+        if len(one_hot.shape) != 2 or one_hot.shape[1] != a.vocabulary or one_hot.shape[0] < 1:
+            raise ConfigurationError(f"one_hot must be [tokens, {a.vocabulary}], got {list(one_hot.shape)}")
+        tokens = one_hot.shape[0]
+        if position != cache.seen:
+            raise ConfigurationError(f"position = {position}, but the cache has seen {cache.seen} tokens")
+        if position + tokens > a.positions:
+            raise ConfigurationError(
+                f"token {position + tokens} does not fit the model's {a.positions} positions; shorten prompt or answer"
+            )
+        return tokens
+
+    def _angles(self, position: int, tokens: int) -> Angles | None:
+        """Public cosines and sines [T, C] of rotary positions."""
+        a = self.architecture
+        if a.rotary is None:
+            return None
+        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens)
+        device = _public_device(self.suite)
+        return cos.to(device), sin.to(device)
+
+    async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
+        """Hidden state after the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        suite, a, weights, policy = self.suite, self.architecture, self._layers[layer], self.policy
+        tokens = h.shape[0]
+        prompt = tokens > 1 or cache.seen == 0
+        wanted = max(rows, min(policy.prompt_queries(tokens), tokens)) if prompt else 1
+        (fused,) = await suite.norm_linear(h, a.norm, [weights.qkv])
+        q, k, v = await self._heads(fused, angles, wanted)
+        q, _ = await suite.together(suite.prepare(q), cache.append(suite, layer, k, v))
+        residual = h[tokens - rows :]
+        if not prompt:
+            cache.trim(layer)
+            await policy.after_append(suite, cache, layer)
+            attended = await policy.attend(suite, cache, layer, self._stacked(q))
+            return await suite.linear(self._merged(attended, 1), weights.out, residual)
+        keys, values = cache.layers[layer].keys_and_values()
+        mask = _causal_mask(rows, keys.shape[1], cache.layers[layer].window, _public_device(suite))
+        if mask is not None:
+            mask = mask.repeat(a.group, 1)
+        attended = await suite.attention(self._stacked(q[:, wanted - rows :]), keys, values, mask)
+        out, _ = await suite.together(
+            suite.linear(self._merged(attended, rows), weights.out, residual),
+            policy.after_prefill(suite, cache, layer, self._stacked(q)),
+        )
+        cache.trim(layer)
+        h_out: Value = out
+        return h_out
+
+    async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
+        """Queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H + 2G) C]."""
+        suite, a = self.suite, self.architecture
+        tokens, channels = fused.shape[0], a.head_channels
+        split = fused.reshape(tokens, a.heads + 2 * a.kv_heads, channels).permute(1, 0, 2)
+        q, k, v = split[: a.heads, tokens - rows :], split[a.heads : a.heads + a.kv_heads], split[a.heads + a.kv_heads :]
+        if angles is None:
+            return q, k, v
+        cos, sin = angles
+        if rows == tokens:
+            both = await suite.rotate(split[: a.heads + a.kv_heads], cos, sin)
+            return both[: a.heads], both[a.heads :], v
+        q, k = await suite.together(suite.rotate(q, cos[-rows:], sin[-rows:]), suite.rotate(k, cos, sin))
+        return q, k, v
+
+    def _stacked(self, q: Value) -> Value:
+        """[H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
+        a = self.architecture
+        return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
+
+    def _merged(self, attended: Value, rows: int) -> Value:
+        """[G, R n, C] -> [n, H C]."""
+        a = self.architecture
+        return attended.reshape(a.heads, rows, a.head_channels).permute(1, 0, 2).reshape(rows, a.heads * a.head_channels)
+
+    async def _mlp(self, h: Value, layer: _Layer) -> Value:
+        """Hidden state after the feed-forward sub-layer: [T, D] -> [T, D]."""
+        suite, a = self.suite, self.architecture
+        if layer.gate is None:
+            (up,) = await suite.norm_linear(h, a.norm, [layer.up])
+            active = await suite.activation(up, a.activation)
+        else:
+            gate, up = await suite.norm_linear(h, a.norm, [layer.gate, layer.up])
+            active = await suite.gated_activation(gate, up, a.activation)
+        return await suite.linear(active, layer.down, h)
+
+
+def _public_device(suite: Suite) -> torch.device:
+    """Where public tensors lie: with the shares; on the CPU where values have no data (a dealer may compute on meta)."""
+    return torch.device("cpu") if suite.device.type == "meta" else suite.device
+
+
+def _causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
+    if rows == 1 and (window is None or cached <= window):
+        return None
+    query = torch.arange(cached - rows, cached, device=device)[:, None]
+    key = torch.arange(cached, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (query - key < window)

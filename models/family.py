@@ -1,0 +1,83 @@
+"""What a model family says about itself, and the families by name: one file a family, one line each in `FAMILIES`.
+
+A family reads config.json into an `Architecture`, lists the checkpoint's tensors with their shapes, and makes each
+canonical weight from them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.config import Config
+from mpc.errors import CheckpointError, ConfigurationError
+
+# model_type of config.json -> (module, class)
+FAMILIES: dict[str, tuple[str, str]] = {
+    "gpt2": ("models.gpt2", "Gpt2"),
+    "llama": ("models.llama", "Llama"),
+    "mistral": ("models.mistral", "Mistral"),
+    "qwen2": ("models.qwen2", "Qwen2"),
+}
+
+Read = Callable[[str], Tensor]
+"""Reads one tensor of the checkpoint by its name without prefix, as float64."""
+
+
+class Family(ABC):
+    """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
+
+    prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
+    a tied head shares. buffers: regular expressions of tensors that hold no weights.
+    """
+
+    prefix: ClassVar[str]
+    embedding: ClassVar[str]
+    buffers: ClassVar[tuple[str, ...]] = ()
+    tied_by_default: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        config.refuse_unsupported()
+        self.config = config
+        try:
+            self.architecture = self.describe()
+        except ConfigurationError as error:
+            raise CheckpointError(f"{config.path}: {error}") from None
+
+    @abstractmethod
+    def describe(self) -> Architecture:
+        """The architecture that config.json describes."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but buffers."""
+
+    @abstractmethod
+    def weight(self, name: str, read: Read) -> Tensor:
+        """One canonical weight, float64."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return self.config.flag("tie_word_embeddings", self.tied_by_default)
+
+
+def split_layer(name: str) -> tuple[int, str]:
+    """'layers.3.mlp.up.bias' -> (3, 'mlp.up.bias')."""
+    _, layer, part = name.split(".", 2)
+    return int(layer), part
+
+
+def family_for(config: Config) -> Family:
+    """The family of a checkpoint. Raises `CheckpointError` for an unknown model_type."""
+    kind = config.values.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise config.error("model_type", f"this architecture is not supported; supported: {', '.join(FAMILIES)}")
+    module, attribute = FAMILIES[kind]
+    found: type[Family] = getattr(importlib.import_module(module), attribute)
+    return found(config)

@@ -1,0 +1,226 @@
+"""Generating tokens: the program that compute parties, dealer and the plain reference all run, and that reference.
+
+What leaves the program goes to the client alone, as output shares: each token's index ("greedy", "sample") or each
+step's logits ("logits"). Between steps the chosen token stays inside as a secret one-hot row, so in "greedy" and "sample"
+the client is not asked for anything after its prompt (and, for "sample", its noise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.cache import CachePolicy
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder, Probe, load_weights
+from mpc.errors import ConfigurationError
+from protocols.plain import PlainSuite
+from protocols.suite import OutputShare, Suite, Value
+
+Decoding = Literal["greedy", "sample", "logits"]
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """What is public about a generation. Raises `ConfigurationError` naming the argument and its value.
+
+    prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
+    "sample": argmax of logits plus the client's secret noise; "logits": the client learns logits and chooses itself.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    decoding: Decoding = "greedy"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
+        if self.decoding not in get_args(Decoding):
+            raise ConfigurationError(f"decoding = {self.decoding!r}; known: {', '.join(get_args(Decoding))}")
+
+    def check(self, architecture: Architecture) -> None:
+        """Raise `ConfigurationError` unless the model has the positions; the last new token needs none."""
+        needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
+        if needed > have:
+            room = have - self.prompt_tokens + 1
+            remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {have} tokens"
+            raise ConfigurationError(
+                f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
+                f"the model has {have}; {remedy}"
+            )
+
+
+class Endpoint(Protocol):
+    """Where a party's program meets the client (and the person who watches)."""
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """This party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V] ("logits").
+
+        False ends the generation; all parties and the dealer must return the same.
+        """
+        ...
+
+    def next_token(self, step: int) -> Tensor | None:
+        """This party's int64 share [1, V] of the one-hot that the client chose at `step` ("logits"); None at the dealer."""
+        ...
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Stage "prefill" in layers, stage "tokens" in tokens."""
+        ...
+
+
+async def generate(
+    suite: Suite,
+    decoder: Decoder,
+    plan: GenerationPlan,
+    prompt_share: Tensor | None,
+    noise_share: Tensor | None,
+    endpoint: Endpoint,
+) -> int:
+    """Run the plan; returns the number of tokens produced (public).
+
+    prompt_share: this party's int64 share of the one-hot prompt [T, V], 0 fraction bits. noise_share ("sample" only): of
+    the client's noise [new_tokens, V], `suite.fraction_bits` fraction bits; Gumbel noise times the temperature makes the
+    choice a sample of softmax(logits / temperature). Both None at the dealer, floats in the suite `plain`.
+
+    Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes.
+    """
+    architecture = decoder.architecture
+    plan.check(architecture)
+    vocabulary = architecture.vocabulary
+    prompt = suite.input((plan.prompt_tokens, vocabulary), prompt_share, 0)
+    noise: Value | None = None
+    if plan.decoding == "sample":
+        noise = suite.input((plan.new_tokens, vocabulary), noise_share, suite.fraction_bits)
+    elif noise_share is not None:
+        raise ConfigurationError(f"noise was given, but decoding = '{plan.decoding}' uses none; use decoding = 'sample'")
+    indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
+    cache = decoder.new_cache()
+    with suite.ledger.timed("prefill"):
+        logits = await decoder.forward(prompt, cache, 0, True, lambda done, total: endpoint.progress("prefill", done, total))
+    one_hot: Value | None = None
+    for step in range(plan.new_tokens):
+        with suite.ledger.timed(f"token {step}"):
+            if one_hot is not None:
+                logits = await decoder.forward(one_hot, cache, plan.prompt_tokens + step - 1, True)
+            if plan.decoding == "logits":
+                share = suite.output(logits)
+            else:
+                scores = logits if noise is None else logits + noise[step : step + 1]
+                one_hot = await suite.argmax(scores)
+                share = suite.output((one_hot * indices).sum(-1))
+        more = endpoint.emit(step, share)
+        endpoint.progress("tokens", step + 1, plan.new_tokens)
+        if not more or step + 1 == plan.new_tokens:
+            return step + 1
+        if plan.decoding == "logits":
+            one_hot = suite.input((1, vocabulary), endpoint.next_token(step), 0)
+    raise AssertionError("unreachable: a plan has at least one token")
+
+
+def one_hot_rows(ids: Sequence[int], vocabulary: int) -> Tensor:
+    """One-hot rows int64 [T, V] of a prompt. Raises `ConfigurationError` naming the place, not the (secret) token."""
+    if not ids:
+        raise ConfigurationError("the prompt is empty; give at least one token")
+    for place, token in enumerate(ids):
+        if not 0 <= token < vocabulary:
+            raise ConfigurationError(
+                f"prompt token number {place + 1} lies outside the model's vocabulary of {vocabulary} tokens; "
+                "tokenizer and model must belong together"
+            )
+    rows = torch.zeros(len(ids), vocabulary, dtype=torch.int64)
+    rows[torch.arange(len(ids)), torch.tensor(list(ids))] = 1
+    return rows
+
+
+class PlainModel:
+    """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        policy: CachePolicy | None = None,
+    ) -> None:
+        self.architecture = checkpoint.architecture
+        self.suite = PlainSuite(dtype, device)
+        self.policy = policy
+        self.weights: dict[str, Value] = self.suite.run(
+            load_weights(self.suite, self.architecture, checkpoint.weights.__getitem__)
+        )
+
+    def decoder(self, probe: Probe | None = None) -> Decoder:
+        """A decoder over the loaded weights."""
+        return Decoder(self.suite, self.architecture, self.weights, self.policy, probe)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int], probe: Probe | None = None) -> Tensor:
+        """Logits after every token of a prompt, processed in one batch: [T, V]."""
+        decoder = self.decoder(probe)
+        rows = one_hot_rows(ids, self.architecture.vocabulary)
+        prompt = self.suite.input(tuple(rows.shape), rows, 0)
+        value = self.suite.run(decoder.forward(prompt, decoder.new_cache(), 0, False))
+        return self.suite.output(value).share
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt_ids: Sequence[int], plan: GenerationPlan, noise: Tensor | None = None, probe: Probe | None = None
+    ) -> list[int]:
+        """Generated token ids, up to and with the first end-of-text token. noise: [new_tokens, V], "sample" only."""
+        if len(prompt_ids) != plan.prompt_tokens:
+            raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
+        rows = one_hot_rows(prompt_ids, self.architecture.vocabulary)
+        endpoint = _Collector(self.architecture)
+        self.suite.run(generate(self.suite, self.decoder(probe), plan, rows, noise, endpoint))
+        return endpoint.ids
+
+
+class _Collector:
+    """The client of the plain reference; in decoding "logits" it takes the most likely token."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.ids: list[int] = []
+        self._architecture = architecture
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        token = share.share.argmax(-1) if share.share.dim() == 2 else share.share.round()
+        self.ids.append(int(token.item()))
+        return self.ids[-1] not in self._architecture.eos
+
+    def next_token(self, step: int) -> Tensor | None:
+        return one_hot_rows(self.ids[-1:], self._architecture.vocabulary)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        pass
+
+
+def generate_plain(
+    checkpoint: Checkpoint,
+    prompt_ids: Sequence[int],
+    plan: GenerationPlan,
+    noise: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    policy: CachePolicy | None = None,
+) -> list[int]:
+    """Generated token ids in plaintext; see `PlainModel.generate`."""
+    return PlainModel(checkpoint, dtype, device, policy).generate(prompt_ids, plan, noise)
+
+
+def plain_logits(
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    probe: Probe | None = None,
+) -> Tensor:
+    """Plaintext logits [T, V] after every token; see `PlainModel.logits`."""
+    return PlainModel(checkpoint, dtype, device).logits(ids, probe)

@@ -1,0 +1,199 @@
+"""The decoder's own promises: stages, probes, cache, policy hooks, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.cache import CachePolicy, FullCache, KVCache
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import GenerationPlan, PlainModel, one_hot_rows
+from mpc.errors import ConfigurationError
+from protocols.plain import PlainSuite, Recorder, tensor_of
+from protocols.suite import Suite, Value
+from tests.models import random_checkpoints as checkpoints
+
+
+def saved(name: str, directory: Path) -> tuple[Any, Checkpoint, list[int]]:
+    model = checkpoints.save(name, directory)
+    return model, load_checkpoint(directory), checkpoints.prompt(model, 9)
+
+
+def feed(plain: PlainModel, ids: list[int]) -> Value:
+    rows = one_hot_rows(ids, plain.architecture.vocabulary)
+    return plain.suite.input(tuple(rows.shape), rows, 0)
+
+
+def centred(name: str, states: torch.Tensor) -> torch.Tensor:
+    """GPT-2's residual stream is kept without its mean (models.folding); the others' as it is."""
+    return states - states.mean(-1, keepdim=True) if name.startswith("gpt2") else states
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2-window-from-layer-1"])
+def test_probe_sees_hugging_faces_hidden_states(tmp_path: Path, name: str) -> None:
+    model, checkpoint, ids = saved(name, tmp_path)
+    recorder = Recorder()
+    logits = PlainModel(checkpoint).logits(ids, recorder)
+    with torch.inference_mode():
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    names = ["embedding", *(f"layer {n}/{part}" for n in range(2) for part in ("attention", "mlp")), "logits"]
+    assert list(recorder.values) == names
+    torch.testing.assert_close(recorder.values["embedding"][0], centred(name, states[0][0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(recorder.values["layer 0/mlp"][0], centred(name, states[1][0]), atol=1e-4, rtol=0)
+    assert torch.equal(recorder.values["logits"][0], logits)
+
+
+def test_last_only_equals_the_last_row(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("mistral-window", tmp_path)
+    plain, recorder = PlainModel(checkpoint), Recorder()
+    decoder = plain.decoder(recorder)
+    last = plain.suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 0, True))
+    assert tuple(last.shape) == (1, 101)
+    assert recorder.values["layer 1/mlp"][0].shape == (1, 60)  # the last layer computes the last token only
+    torch.testing.assert_close(tensor_of(last), plain.logits(ids)[-1:], atol=1e-5, rtol=0)
+
+
+def test_stages_of_the_ledger(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("gpt2", tmp_path)
+    plain = PlainModel(checkpoint)
+    plain.generate(ids, GenerationPlan(9, 2))
+    inner = ["embedding", "layer 0/attention", "layer 0/mlp", "layer 1/attention", "layer 1/mlp", "head"]
+    wanted = {"model load", "prefill", "token 0", "token 1"} | {f"{o}/{i}" for o in ("prefill", "token 1") for i in inner}
+    assert set(plain.suite.ledger.seconds) == wanted
+
+
+def test_weights_serve_a_later_suite(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("gpt2", tmp_path)
+    plain = PlainModel(checkpoint)
+    later = PlainSuite()
+    decoder = Decoder(later, plain.architecture, plain.weights)
+    rows = one_hot_rows(ids, 97)
+    found = later.run(decoder.forward(later.input((9, 97), rows, 0), decoder.new_cache(), 0))
+    torch.testing.assert_close(tensor_of(found), plain.logits(ids))
+    assert later.ledger.seconds
+    assert all(not stage.startswith("model load") for stage in later.ledger.seconds)
+
+
+def test_windows_bound_the_cache(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("qwen2-window-from-layer-1", tmp_path)
+    plain = PlainModel(checkpoint)
+    decoder, cache = plain.decoder(), plain.decoder().new_cache()
+    plain.suite.run(decoder.forward(feed(plain, ids), cache, 0))
+    assert [entry.length for entry in cache.layers] == [9, 4]
+    plain.suite.run(decoder.forward(feed(plain, ids[:1]), cache, 9))
+    assert [entry.length for entry in cache.layers] == [10, 4]
+    assert cache.seen == 10
+
+
+class LastTokens(CachePolicy):
+    """Attends to the last `keep` tokens and notes what it is called with."""
+
+    name = "last"
+
+    def __init__(self, keep: int, queries: int) -> None:
+        self.keep, self.queries = keep, queries
+        self.calls: list[tuple[Any, ...]] = []
+
+    def prompt_queries(self, tokens: int) -> int:
+        return self.queries
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> None:
+        self.calls.append(("after_prefill", layer, tuple(q.shape), cache.layers[layer].length))
+
+    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        self.calls.append(("after_append", layer, cache.layers[layer].length))
+
+    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
+        k, v = cache.layers[layer].keys_and_values()
+        self.calls.append(("select", layer, tuple(q.shape)))
+        mask = torch.arange(k.shape[1]) >= k.shape[1] - self.keep
+        return k, v, mask[None, None]
+
+
+def test_policy_hooks(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)  # 5 key/value heads, 2 query heads each, 20 channels
+    policy = LastTokens(3, 2)
+    plain = PlainModel(checkpoint, policy=policy)
+    plain.generate(ids, GenerationPlan(9, 2))
+    assert policy.calls == [
+        ("after_prefill", 0, (5, 18, 20), 9),
+        ("after_prefill", 1, (5, 4, 20), 9),
+        ("after_append", 0, 10),
+        ("select", 0, (5, 2, 20)),
+        ("after_append", 1, 10),
+        ("select", 1, (5, 2, 20)),
+    ]
+
+
+def test_queries_shown_to_a_policy_are_the_prompts_last(tmp_path: Path) -> None:
+    """In the last layer, too, where only the last token's attention is computed."""
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)
+    shown: dict[int, Tensor] = {}
+
+    class Keep(LastTokens):
+        async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> None:
+            shown[layer] = tensor_of(q).reshape(5, 2, -1, 20)[:, :, -2:]
+
+    seen = []
+    for last_only in (False, True):
+        plain = PlainModel(checkpoint, policy=Keep(3, 2))
+        decoder = plain.decoder()
+        plain.suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 0, last_only))
+        seen.append(dict(shown))
+    for layer in range(2):
+        torch.testing.assert_close(seen[0][layer], seen[1][layer])
+
+
+def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:
+    """A mask over the last 5 tokens equals Mistral's window of 5, whose cache is cut instead."""
+    _, checkpoint, ids = saved("mistral-window", tmp_path)
+    whole = load_checkpoint(tmp_path)
+    object.__setattr__(whole, "architecture", whole.architecture.model_copy(update={"windows": None}))
+    results = []
+    for one, policy in ((checkpoint, FullCache()), (whole, LastTokens(5, 0))):
+        plain = PlainModel(one, policy=policy)
+        decoder = plain.decoder()
+        cache = decoder.new_cache()
+        for position, token in enumerate(ids):
+            value = plain.suite.run(decoder.forward(feed(plain, [token]), cache, position))
+        results.append(tensor_of(value))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+
+
+def test_shapes_and_positions_are_checked(tmp_path: Path) -> None:
+    _, checkpoint, ids = saved("gpt2", tmp_path)
+    plain = PlainModel(checkpoint)
+    decoder, suite = plain.decoder(), plain.suite
+    with pytest.raises(ConfigurationError, match=r"one_hot must be \[tokens, 97\], got \[2, 96\]"):
+        suite.run(decoder.forward(suite.input((2, 96), torch.zeros(2, 96), 0), decoder.new_cache(), 0))
+    with pytest.raises(ConfigurationError, match="position = 3, but the cache has seen 0 tokens"):
+        suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 3))
+    with pytest.raises(ConfigurationError, match=r"token 65 does not fit the model's 64 positions; shorten"):
+        suite.run(decoder.forward(feed(plain, ids[:1] * 65), decoder.new_cache(), 0))
+    suite.run(decoder.forward(feed(plain, ids[:1] * 64), decoder.new_cache(), 0))
+
+
+def test_weights_are_checked(tmp_path: Path) -> None:
+    _, checkpoint, _ = saved("gpt2", tmp_path)
+    plain = PlainModel(checkpoint)
+    short = {k: v for k, v in plain.weights.items() if k != "layers.1.mlp.up.bias"}
+    with pytest.raises(ConfigurationError, match=r"weight 'layers\.1\.mlp\.up\.bias' \[240\] is missing"):
+        Decoder(plain.suite, plain.architecture, short)
+    wrong = plain.weights | {"head.weight": plain.weights["head.weight"][:, :5]}
+    with pytest.raises(ConfigurationError, match=r"'head\.weight' has shape \[60, 5\], the architecture needs \[60, 97\]"):
+        Decoder(plain.suite, plain.architecture, wrong)
+    with pytest.raises(ConfigurationError, match=r"weight 'embedding\.tokens'.*no tensor of shape \[97, 60\]"):
+        plain.suite.run(load_weights(plain.suite, plain.architecture, lambda name: None))
+
+
+def test_an_empty_cache_has_no_keys(tmp_path: Path) -> None:
+    _, checkpoint, _ = saved("gpt2", tmp_path)
+    cache = KVCache(checkpoint.architecture)
+    assert cache.layers[0].length == 0
+    with pytest.raises(RuntimeError, match="the cache of this layer is empty"):
+        cache.layers[0].keys_and_values()
