@@ -111,7 +111,7 @@ async def generate(
             if one_hot is not None:
                 logits = await decoder.forward(one_hot, cache, plan.prompt_tokens + step - 1, True)
             if plan.decoding == "logits":
-                share = suite.output(logits)
+                share = suite.output(await suite.rounded(logits))
             else:
                 scores = logits if noise is None else logits + noise[step : step + 1]
                 one_hot = await suite.argmax(scores)

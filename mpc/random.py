@@ -52,10 +52,13 @@ class Prg:
         """The next `count` bytes of the stream."""
         return self._stream.update(bytes(count))
 
-    def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
+    def ring(
+        self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu", canonical: bool = True
+    ) -> Tensor:
         """The next uniform elements of Z_2^bits, int64, of `shape`.
 
-        Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`.
+        Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`; not cut with
+        `canonical` False, which is enough for a term of a sum modulo 2^bits and saves a pass.
         """
         check_bits(bits)
         count = math.prod(shape)
@@ -65,7 +68,7 @@ class Prg:
         assert written == count * width
         words = buffer[:written].view(f"<i{width}" if width == 8 else f"<u{width}")
         out = torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))
-        out = reduce(out, bits) if bits not in (8, 16, 32) else out
+        out = reduce(out, bits) if canonical and bits not in (8, 16, 32) else out
         return out.to(device)
 
     def __repr__(self) -> str:

@@ -101,16 +101,17 @@ class DealerTape(Tape):
         self.position += 1
 
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
-        total = self._prgs[0].ring(shape, bits, self.device)
+        """XOR or sum of the first parties' expansions; a sum is not yet reduced."""
+        total = self._prgs[0].ring(shape, bits, self.device, kind == "xor")
         for prg in self._prgs[1:parties]:
-            part = prg.ring(shape, bits, self.device)
+            part = prg.ring(shape, bits, self.device, kind == "xor")
             total = total ^ part if kind == "xor" else total + part
-        return ring.reduce(total, bits)
+        return total
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         """The whole fresh value, the sum (or XOR) of all parties' expansions."""
         self._header(describe(op, kind, bits, shape, False), 0)
-        return self._combined(shape, bits, kind, len(self._prgs))
+        return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
         """All parties' shares of a fresh uniform value."""
@@ -187,7 +188,7 @@ class PartyTape(Tape):
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
         if not self._last:
-            return self._prg.ring(shape, bits, self.device)
+            return self._prg.ring(shape, bits, self.device, kind == "xor")
         self.ledger.offline(size)
         return unpack(self._read(size), bits, shape).to(self.device)
 

@@ -158,6 +158,10 @@ class Suite(ABC):
     def output(self, x: Value) -> OutputShare:
         """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
 
+    async def rounded(self, x: Value) -> Value:
+        """x with `fraction_bits` fraction bits and nothing below them: what may be output. Same value otherwise."""
+        return x
+
     @abstractmethod
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
         """A public tensor as a value."""

@@ -72,20 +72,21 @@ def _tables(f: Piecewise, x: Masked, high_bits: int, frac: int) -> Tensor:
     """The dealer's tables: [degree + 1, ..., 2^high_bits] int64 with `frac` fraction bits."""
     low_bits = x.bits - high_bits
     lam_hi = ring.shift_right(x.lam, low_bits, x.bits)
-    rho = (x.lam & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**low_bits
+    minus_rho = -(x.lam & ((1 << low_bits) - 1)).to(torch.float64).reshape(-1, 1) / 2.0**low_bits
     size = 1 << high_bits
     # segment of public digit p: (p - lam_hi) mod size, counted from the ring value 0; segment 0 of f lies at f.low
     start = round(f.low / f.width)
-    segment = (torch.arange(size) - lam_hi[..., None] - start) & (size - 1)
-    a = f.coefficients[segment]  # [..., size, degree + 1]
-    minus_rho = -rho[..., None]
-    out = []
+    segment = (torch.arange(size) - lam_hi.reshape(-1, 1) - start) & (size - 1)
+    powers = [torch.ones_like(minus_rho)]
+    for _ in range(f.degree):
+        powers.append(powers[-1] * minus_rho)
+    scaled = f.coefficients * 2.0**frac  # [segments, degree + 1]
+    out = torch.empty((f.degree + 1, *segment.shape), dtype=torch.int64)
     for j in range(f.degree + 1):
-        total = torch.zeros(segment.shape, dtype=torch.float64)
-        for i in range(f.degree, j - 1, -1):
-            total = total * minus_rho + a[..., i] * math.comb(i, j)
-        out.append(torch.round(total * 2.0**frac).to(torch.int64))
-    return torch.stack(out)
+        weights = torch.cat([powers[i - j] * math.comb(i, j) for i in range(j, f.degree + 1)], 1)
+        values = (weights @ scaled[:, j:].t()).round_()  # [elements, segments], one small product for all of them
+        out[j] = values.to(torch.int64).gather(1, segment)
+    return out.reshape(f.degree + 1, *x.lam.shape, size)
 
 
 def evaluate(

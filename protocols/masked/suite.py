@@ -296,6 +296,13 @@ class MaskedSuite(Suite):
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
+    async def rounded(self, x: Value) -> MaskedTensor:
+        """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
+        t = self._tensor(x)
+        f = min(t.frac, self.fraction_bits)
+        with operation("round"):
+            return self._new(await self.masked(t, f, f + t.magnitude + 2), t.magnitude)
+
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""
         t = torch.as_tensor(x, dtype=torch.float64)
