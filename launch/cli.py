@@ -1,2 +1,65 @@
-"""placeholder replaced below"""
-def main() -> None: ...
+"""The command `mpcache`. Each sub-command is one file in `launch/commands`, registered by one line here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from launch import signals
+from launch.commands import certs, check, client, dealer, demo, doctor, generate, model_owner, party
+from launch.console import ERROR_EXIT, Settings, show_error
+
+app = typer.Typer(
+    help="Private language-model inference on secret shares.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.run)
+app.command("generate")(generate.run)
+app.command("party")(party.run)
+app.command("dealer")(dealer.run)
+app.command("client")(client.run)
+app.command("model-owner")(model_owner.run)
+app.command("certs")(certs.run)
+app.command("check")(check.run)
+app.command("doctor")(doctor.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mpcache {version('mpcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    Settings.debug = debug
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 130 Ctrl-C, 143 terminated."""
+    signals.install()
+    # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        typer.main.get_command(app).main(prog_name="mpcache")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        show_error(error)
+        sys.exit(ERROR_EXIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ first party sees every triple. None of that is reachable after `install()`. Impo
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def open_session(
     """A session with its CrypTen communicator and provider. Installs the binding on the first call.
 
     channel None: the dealer (a dealer's tape) or an estimate (tape None). precision: CrypTen's own fraction bits. ghosts:
-    compute on `Ghost`s there instead of meta tensors (faster; only our protocols can).
+    compute on `Ghost`s there (only our protocols can).
     """
     install()
     session = CryptenSession(parties, tape, channel, ledger, device, precision, ghosts)
@@ -83,8 +84,9 @@ def open_session(
 def use(session: CryptenSession) -> Iterator[CryptenSession]:
     """CrypTen calls of this thread, inside the `with`, belong to `session`."""
     with use_session(session):
-        if session.config is None and session.precision != crypten.cfg.encoder.precision_bits:
-            crypten.cfg.encoder.precision_bits = session.precision
+        if session.config is None:
+            session.config = copy.deepcopy(crypten.cfg.config)
+            session.config.encoder.precision_bits = session.precision
         yield session
 
 
@@ -206,7 +208,7 @@ class _RingTorch:
 
 
 def _keep_configuration_per_session() -> None:
-    """`cfg.x = y` and `temp_override`, inside a session, change that session's view only.
+    """`cfg.x.y = z` and `temp_override`, inside a session, change that session's copy only.
 
     CrypTen's functions override process-wide settings for the length of a call, which concurrent sessions would see.
     """

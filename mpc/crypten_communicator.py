@@ -150,7 +150,7 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         size = 8 * x.numel()
         if session.channel is None:
             session.count_exchange(size * len(to), size * len(of), len(to))
-            return [torch.empty_like(x) for _ in range(session.parties)]
+            return [session.without_content(x.shape) for _ in range(session.parties)]
         payload = pack(x, 64) if to else b""
         received = session.channel.exchange({peer: payload for peer in to}, {peer: size for peer in of})
         return [unpack(received[i], 64, x.shape).to(x.device) if i in received else x for i in range(session.parties)]

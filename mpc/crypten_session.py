@@ -38,7 +38,7 @@ class CryptenSession:
 
     channel None means that nothing is exchanged: tensors of the program have no content, and the ledger counts
     what a party would have sent. `held` turns what the dealer draws into the program's (empty) tensors: `Ghost`s where
-    `ghosts` is set, else meta tensors, which CrypTen's own functions can compute on.
+    `ghosts` is set; else what CrypTen's own functions can compute on, zeros at the dealer and meta tensors in an estimate.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class CryptenSession:
             raise ConfigurationError("a compute party needs a tape from the dealer")
         if channel is not None and tape is not None and tape.dealing:
             raise ConfigurationError("the dealer has no channel to the compute parties; channel must be None")
+        if channel is not None and tape is not None and tape.device.type != torch.device(device).type:
+            raise ConfigurationError(f"the suite computes on {device}, but its tape delivers to {tape.device}")
         self.parties = parties
         self.party = channel.party if channel is not None else 0
         self.channel = channel
@@ -66,9 +68,10 @@ class CryptenSession:
             ledger = channel.ledger if channel is not None else tape.ledger if tape is not None else Ledger()
         self.ledger = ledger
         self.tape = tape if tape is not None else ShapeTape(ledger)
-        self.device = torch.device("meta" if channel is None else device)
+        contentless = channel is None and (ghosts or not self.tape.dealing)
+        self.device = torch.device("meta" if contentless else "cpu" if channel is None else device)
         self.precision = precision
-        self._empty: Callable[[Sequence[int]], Any] = ghost if ghosts else empty
+        self._empty: Callable[[Sequence[int]], Any] = ghost if ghosts else empty if contentless else _zeros
         self.config: Any = None
         self.communicator: Any = None
         self.provider: Any = None
@@ -157,6 +160,10 @@ class CryptenSession:
         seeds = {**drawn, **received}
         self._pairs = {peer: Prg(seeds[peer]) for peer in sorted(seeds)}
         return self._pairs
+
+
+def _zeros(shape: Sequence[int]) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=torch.int64)
 
 
 def current_session() -> CryptenSession:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _ELEMENTWISE = ("add", "sub", "rsub", "mul", "__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor")
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from mpc.errors import WireError
 from mpc.ring import check_bits
 
-
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
 _PARTS = (1, 2, 4)  # several elements to a byte
 

@@ -8,9 +8,12 @@ value that is uniform and unknown to the parties.
 | --- | --- | --- |
 | product of two secrets, truncated | 16 + 8 | 2 |
 | product with a fixed secret, truncated | 8 per input + 8 per output | 2 |
-| comparison with 0, 64 bits | 31.75 | 8 |
+| comparison with 0, 64 bits | 31.7 | 8 |
 | maximum of n | 40 | 8 ceil(log2 n) |
-| softmax of n | 200 and 300 per row | 7 ceil(log2 n) + 49 |
+| softmax of n | 183, and 210 to 420 per row | 7 ceil(log2 n) + 44 |
+| 1 / sqrt(moment + eps) of a row | 8, and 670 per row | 26 |
+| gelu, gelu_tanh; silu; relu | 132; 219; 40 | 15; 17; 8 |
+| arg-max of n | 71 | 8 ceil(log2 n) + 8 |
 
 `crypten_own=True` keeps CrypTen's own way (weights opened at every product, its truncation and functions, wrong results
 where those are wrong) as a baseline: see `protocols.crypten.own`.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +33,7 @@ from mpc.channel import Channel
 from mpc.crypten_binding import CryptenSession, open_session, use
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ledger import Ledger, operation
+from mpc.ledger import Ledger, current, operation
 from mpc.tape import Tape
 from protocols.crypten import activation, arithmetic, comparison, maximum, norm, softmax
 from protocols.crypten.own import CryptenOwn
@@ -39,6 +43,7 @@ from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
 CONSTANT_BITS = 24
 MAX_CONSTANT_BITS = 30
+NO_OPERATION = "other"
 
 
 class CryptenSuite(Suite):
@@ -95,9 +100,7 @@ class CryptenSuite(Suite):
         if share is None:
             raise ConfigurationError(f"{what}: a compute party needs its share of shape {list(shape)}, got None")
         if tuple(share.shape) != tuple(shape) or share.dtype != torch.int64:
-            raise ConfigurationError(
-                f"{what}: the share must be int64 {list(shape)}, got {share.dtype} {list(share.shape)}"
-            )
+            raise ConfigurationError(f"{what}: the share must be int64 {list(shape)}, got {share.dtype} {list(share.shape)}")
         return share.to(self.device)
 
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
@@ -112,7 +115,8 @@ class CryptenSuite(Suite):
             mask = self.session.tape.random("weight mask", shape)
             difference = self.session.open(taken - self.session.held(mask))
         if self.session.channel is None:
-            return CryptenWeight(taken, self.fraction_bits, 0, None, mask if self.session.dealing else None)
+            kept = _columns(mask) if self.session.dealing else None
+            return CryptenWeight(taken, self.fraction_bits, 0, None, kept)
         party = self.session.party
         return CryptenWeight(_columns(taken), self.fraction_bits, party, _columns(difference), None)
 
@@ -152,7 +156,7 @@ class CryptenSuite(Suite):
     async def mul(self, x: Value, y: Value) -> Value:
         """Element-wise product, |x y| < 2^(62 - bits of x - bits of y), within one unit. 2 rounds, 16 + 8 bytes."""
         x, y = _own_value(x), _own_value(y)
-        with operation("mul"):
+        with _label("mul"):
             if self._own is not None:
                 return self._own.mul(x, y)
             return self._back(arithmetic.mul(x.share, y.share), x.fraction_bits + y.fraction_bits)
@@ -160,7 +164,7 @@ class CryptenSuite(Suite):
     async def matmul(self, x: Value, y: Value) -> Value:
         """Matrix product, within one unit. 2 rounds, 8 bytes per element of x, of y (not if fixed) and of the result."""
         x, y = _own_value(x), _own_value(y)
-        with operation("matmul"):
+        with _label("matmul"):
             if self._own is not None:
                 return self._own.matmul(x, y)
             if isinstance(y, CryptenWeight) and y.share.dim() == 2:
@@ -180,7 +184,7 @@ class CryptenSuite(Suite):
             return self._value((x * real.to(torch.int64)).share, x.fraction_bits)
         if not bool(torch.isfinite(real).all()):
             raise RangeError(f"scale: the factor (shape {list(real.shape)}) must be finite")
-        with operation("scale"):
+        with _label("scale"):
             if self._own is not None:
                 return self._own.scale(x, real.to(torch.float32))
             magnitude = math.ceil(math.log2(float(real.abs().max())))
@@ -190,7 +194,7 @@ class CryptenSuite(Suite):
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
         """x W + b (+ residual), within one unit. 2 rounds, 8 bytes per input and 8 per output element."""
         x = _own_value(x)
-        with operation("linear"):
+        with _label("linear"):
             return (await self._linears(x, [layer], residual))[0]
 
     async def _linears(self, x: CryptenValue, layers: Sequence[Linear], residual: Value | None = None) -> list[Value]:
@@ -218,7 +222,7 @@ class CryptenSuite(Suite):
     async def embed(self, one_hot: Value, table: Value) -> Value:
         """Rows of a fixed secret table, exact. 1 round, 8 bytes per element of one_hot."""
         one_hot = _own_value(one_hot)
-        with operation("embed"):
+        with _label("embed"):
             return await self.matmul(one_hot, table)
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
@@ -243,7 +247,7 @@ class CryptenSuite(Suite):
         with operation("norm scale"):
             product = arithmetic.mul(centred.share, inverse.share)
             normalised = self._back(product, centred.fraction_bits + inverse.fraction_bits)
-        with operation("linear"):
+        with _label("linear"):
             return await self._linears(normalised, layers)
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
@@ -263,7 +267,7 @@ class CryptenSuite(Suite):
             return x.like(activation.activation(self.session, x.share, x.fraction_bits, kind))
 
     async def less_than_zero(self, x: Value) -> Value:
-        """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.75 bytes per element."""
+        """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
         x = _own_value(x)
         with operation("comparison"):
             if self._own is not None:
@@ -286,6 +290,11 @@ class CryptenSuite(Suite):
             if self._own is not None:
                 return self._own.argmax(x)
             return self._value(maximum.argmax(self.session, x.share), 0)
+
+
+def _label(name: str) -> AbstractContextManager[None]:
+    """Book under `name`, unless the caller has already said what it is computing."""
+    return operation(name) if current()[1] == NO_OPERATION else nullcontext()
 
 
 def _own_value(x: Value) -> CryptenValue:

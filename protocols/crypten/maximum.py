@@ -1,7 +1,7 @@
 """Maximum and its position over the last axis, by a tree of comparisons.
 
 CrypTen's maximum costs 622 bytes per element and 100 rounds at 1 024 elements, half of it for an arg-max that is thrown
-away; this one 41 bytes (exact) or 24 bytes (32-bit comparisons) per element and 8 or 7 rounds per level.
+away; this one 40 bytes (exact) or 24 bytes (32-bit comparisons) per element and 8 or 7 rounds per level.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def maximum(s: CryptenSession, x: Tensor, mask: Tensor | None = None, bits: int 
         else:
             keep_a, keep_b, keep_rest = mask[..., :half], mask[..., half : 2 * half], mask[..., 2 * half :]
             merged = torch.where(keep_a.to(x.device), a, b)
-            both = (keep_a & keep_b).reshape(-1).nonzero()[:, 0].to(x.device)
+            both = (keep_a & keep_b).reshape(-1).nonzero()[:, 0]
+            both = both if x.is_meta else both.to(x.device)
             if both.numel():
                 flat = merged.reshape(-1).clone()
                 flat[both] = _larger(s, a.reshape(-1)[both], b.reshape(-1)[both], bits, drop)
@@ -51,7 +52,7 @@ def argmax(s: CryptenSession, x: Tensor) -> Tensor:
     """One-hot of the maximum over the last axis (0 fraction bits); ties go to the earlier position.
 
     The position is appended as low bits, so all elements differ: one tree, then one comparison per element.
-    |x| < 2^(61 - p) in ring units with p = ceil(log2 n). 8 ceil(log2 n) + 8 rounds, about 74 bytes per element.
+    |x| < 2^(61 - p) in ring units with p = ceil(log2 n). 8 ceil(log2 n) + 8 rounds, 71 bytes per element.
     """
     count = x.shape[-1]
     position_bits = max(count - 1, 1).bit_length()

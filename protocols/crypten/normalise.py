@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def one_hot_factor(s: CryptenSession, below: Tensor, factors: Sequence[int]) -> 
 
     below: additive [J, ...], the monotone [x < threshold_j]; factors: J + 1 integers from the lowest interval upwards.
     """
-    steps = torch.tensor([a - b for a, b in zip(factors, factors[1:], strict=False)], dtype=torch.int64)
+    steps = torch.tensor([a - b for a, b in pairwise(factors)], dtype=torch.int64)
     total = (below * steps.to(below.device).reshape(-1, *([1] * (below.dim() - 1)))).sum(0)
     return add_public(s, total, factors[-1])
 
@@ -56,8 +57,8 @@ def below_powers(s: CryptenSession, x: Tensor, low: int, high: int, step: int) -
 def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high: int, wanted: int) -> Tensor:
     """1 / x with `wanted` fraction bits, for x in [2^low, 2^high) in ring units (high <= 62, public bounds).
 
-    Error: 2^-24 relative, plus 2^-wanted. Rounds: comparison (6 or 7) + 2 + 1 + 9 + 2; bytes per element: 170, and 12 (24
-    when the range exceeds 31 bits) per power of two of the range.
+    Error: 2^-24 relative, plus 2^-wanted. 20 rounds (21 when the range exceeds 22 bits); 200 bytes per element, and 12 (24
+    for such a range) per power of two of the range.
 
     Goldschmidt's iteration: with u in [1, 2), y = line(u), e = 1 - u y, |e| < 0.063:
     1/u = y (1 + e)(1 + e^2)(1 + e^4) up to e^8.
@@ -87,8 +88,9 @@ def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high:
 def rsqrt(s: CryptenSession, x: Tensor, low: int, high: int, scale: float, wanted: int) -> Tensor:
     """scale / sqrt(x) with `wanted` fraction bits, for x in [2^low, 2^high) in ring units; scale is public and positive.
 
-    Bounds are public and even, high <= 62. Error: relative 2^-20, plus 2^-wanted. Rounds: comparison (6 or 7) + 2 + 1 + 11
-    + 2; bytes per element: 200, and 24 per power of four of the range. The result must stay below 2^(61 - wanted).
+    Bounds are public and even, high <= 62. Error: relative 2^-20, plus 2^-wanted. 23 rounds (24 when the range exceeds 22
+    bits); 220 bytes per element, and 12 (24 for such a range) per power of four of the range. The result must stay below
+    2^(61 - wanted).
 
     Newton's iteration y <- y (3 - u y^2) / 2 for u in [1/4, 1), twice, from a parabola (relative error 0.0254).
     """

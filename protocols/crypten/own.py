@@ -17,6 +17,7 @@ from crypten.mpc import MPCTensor
 from torch import Tensor
 
 from mpc.crypten_binding import CryptenSession, wrapped
+from mpc.ghost import broadcast
 from protocols.crypten.value import CryptenValue
 from protocols.suite import Activation, Norm
 
@@ -31,7 +32,8 @@ class CryptenOwn:
         self._bits = session.precision
 
     def _in(self, x: CryptenValue) -> Any:
-        share = x.raised(self._bits) if x.fraction_bits < self._bits else x.share
+        # a copy: CrypTen's functions write into their arguments
+        share = x.raised(max(self._bits, x.fraction_bits)).clone()
         return MPCTensor.from_shares(wrapped(share), precision=max(self._bits, x.fraction_bits))
 
     def _out(self, x: Any) -> CryptenValue:
@@ -40,8 +42,9 @@ class CryptenOwn:
     def mul(self, x: CryptenValue, y: CryptenValue) -> CryptenValue:
         """Beaver product and CrypTen's truncation."""
         left = self._in(x)
-        if left.shape != torch.broadcast_shapes(x.shape, y.shape):
-            left.share = left.share.expand(torch.broadcast_shapes(x.shape, y.shape)).clone()
+        shape = broadcast(x.shape, y.shape)
+        if tuple(x.shape) != shape:
+            left.share = left.share.expand(shape).clone()
         return self._out(left.mul(self._in(y)))
 
     def matmul(self, x: CryptenValue, y: CryptenValue) -> CryptenValue:
@@ -50,7 +53,8 @@ class CryptenOwn:
 
     def scale(self, x: CryptenValue, factor: Tensor | float) -> CryptenValue:
         """Times a public real, encoded by CrypTen."""
-        return self._out(self._in(x).mul(factor))
+        public = factor.to(self._session.device) if isinstance(factor, Tensor) else factor
+        return self._out(self._in(x).mul(public))
 
     def rsqrt_moment(self, x: CryptenValue, norm: Norm) -> CryptenValue:
         """inv_sqrt(variance + epsilon)."""
@@ -64,7 +68,7 @@ class CryptenOwn:
         """CrypTen's softmax; masked positions get about exp(-100), not 0."""
         inner = self._in(x)
         if mask is not None:
-            keep = mask.expand(x.shape).to(torch.float32)
+            keep = mask.expand(x.shape).to(self._session.device, torch.float32)
             inner = inner * keep + (1 - keep) * MASKED
         return self._out(inner.softmax(-1))
 

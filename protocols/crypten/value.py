@@ -11,12 +11,13 @@ from torch import Tensor
 from mpc.crypten_binding import plain, wrapped
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
+from mpc.ghost import broadcast
 from protocols.suite import Value
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """x on `device`; on the meta device without a copy."""
-    return x if x.device == device else x.to(device)
+    """x on `device`; as it is where the program has no content."""
+    return x if device.type == "meta" or x.device == device else x.to(device)
 
 
 class CryptenValue(Value):
@@ -69,7 +70,7 @@ class CryptenValue(Value):
             return CryptenValue(left + right if sign > 0 else left - right, bits, self.party)
         if isinstance(other, Value):
             raise ConfigurationError(f"a value of another suite cannot be added to {self!r}")
-        shape = torch.broadcast_shapes(self.shape, torch.as_tensor(other).shape)
+        shape = broadcast(self.shape, torch.as_tensor(other).shape)
         if self.party != 0 or self.share.is_meta:
             return self.like(self.share.expand(shape))
         public = on_device(encode(other, self.fraction_bits), self.share.device)

@@ -24,7 +24,7 @@ from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
 VALUE_BITS = 18  # fraction bits of the dealt coefficients
-POWER_BITS = 12
+POWER_BITS = 13
 
 # name -> (half-width of the curved range, segments, degree)
 SHAPES = {"gelu": (8, 32, 4), "gelu_tanh": (8, 32, 4), "silu": (16, 32, 5)}

@@ -134,5 +134,5 @@ def evaluate(
 
 @cache
 def normalised_power(exponent: float) -> Piecewise:
-    """t^exponent for t in [0.22, 2): 128 segments of the range [0, 2), degree 3; flat below 0.2 (never met)."""
-    return fit(f"power {exponent:g}", lambda t: np.clip(t, 0.2, None) ** exponent, 0.0, 2.0, 128, 3)
+    """t^exponent for t in [0.22, 2): 64 segments of the range [0, 2), degree 4; flat below 0.2 (never met)."""
+    return fit(f"power {exponent:g}", lambda t: np.clip(t, 0.2, None) ** exponent, 0.0, 2.0, 64, 4)

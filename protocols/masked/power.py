@@ -1,4 +1,4 @@
-"""1/x and 1/sqrt(x) of a positive scalar of unknown magnitude: three rounds, relative error below 2^-12.
+"""1/x and 1/sqrt(x) of a positive scalar of unknown magnitude: three rounds, relative error below 2^-14.
 
 1. For thresholds 2^p (p = low, low + 2, ..., high) decide x < 2^p up to a factor of two: m >> p must be lam >> p or one
    more. Both candidates are known to the dealer, so the parties add up digit mismatches (dealt one-hot vectors, small ring)
@@ -28,9 +28,9 @@ from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
 DIGIT = 6
-MANTISSA_BITS = 15  # fraction bits kept of the normalised value
-RELATIVE_BITS = 15  # coefficients of the power's polynomial are rounded to this relative precision
-GAMMA_BITS = 10  # of the public powers in it
+MANTISSA_BITS = 18  # fraction bits kept of the normalised value
+RELATIVE_BITS = 18  # coefficients of the power's polynomial are rounded to this relative precision
+GAMMA_BITS = 12  # of the public powers in it
 
 
 def _thresholds(low: int, high: int) -> list[int]:
@@ -92,7 +92,7 @@ async def power(c: Context, x: Masked, low: int, high: int, exponent: float, con
     """[constant * x^exponent], exponent -1 or -1/2, x read in real units (x.frac fraction bits). 2 rounds.
 
     low, high: 2^low <= x < 2^high in ring units. The result is Shared modulo 2^64 with as many fraction bits as keep a
-    relative error below 2^-12 at the smallest result, constant (2^high)^exponent.
+    relative error below 2^-14 at the smallest result, constant (2^high)^exponent.
     """
     require(exponent in (-1.0, -0.5), "power", f"the exponent must be -1 or -0.5, got {exponent}")
     require(x.bits >= high + 1, "power", f"a ring of {x.bits} bits cannot hold values up to 2^{high} normalised")
