@@ -6,8 +6,9 @@ and independent of x. The scheduler collects all openings that are waiting and s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from torch import Tensor
 from mpc import ring
 from mpc.channel import Channel
 from mpc.errors import RangeError
-from mpc.ledger import current
+from mpc.ledger import Ledger, current
 from mpc.packing import pack, packed_size, unpack
-from mpc.tape import Tape
+from mpc.tape import CountingTape, Tape
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import Request
+
+T = TypeVar("T")
 
 
 class Opening(Request[Masked]):
@@ -76,25 +79,55 @@ class BitOpening(Request[Tensor]):
         return c.blank(self.share.shape)
 
 
+class Routed(Request[T]):
+    """A message that only some parties send: `links` are its (sender, receiver) pairs, `size` its bytes over each link.
+
+    `encode` is called at the senders, `decode` everywhere, with the messages that this party received, by sender.
+    """
+
+    links: tuple[tuple[int, int], ...]
+    size: int
+    key: tuple[str, str]
+
+    def bytes_of(self, party: int) -> tuple[int, int]:
+        """Bytes that `party` sends and receives."""
+        return self.size * sum(a == party for a, _ in self.links), self.size * sum(b == party for _, b in self.links)
+
+
 class Context:
     """One role's view of masked evaluation.
 
-    channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end.
+    channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end. perspective: the
+    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last.
     """
 
-    def __init__(self, tape: Tape, channel: Channel | None, parties: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        channel: Channel | None,
+        parties: int,
+        device: torch.device | str = "cpu",
+        perspective: int | None = None,
+    ) -> None:
         self.tape = tape
         self.channel = channel
         self.parties = parties
         self.device = torch.device(device)
+        self.evaluating = channel is not None  # at a compute party: shares and public masked values are real tensors
         self.first = channel is not None and channel.party == 0
+        counted = parties - 1 if perspective is None else perspective
+        self.perspective = channel.party if channel is not None else counted
         self.ledger = channel.ledger if channel is not None else tape.ledger
         self.observer: Callable[[Tensor, int], None] | None = None
 
-    @property
-    def evaluating(self) -> bool:
-        """True at a compute party: shares and public masked values are real tensors."""
-        return self.channel is not None
+    def local(self) -> Context:
+        """The same role without tape and channel: for what outlives a session and needs local operations only."""
+        out = copy.copy(self)
+        out.channel = None
+        out.tape = CountingTape()
+        out.ledger = Ledger()
+        out.observer = None
+        return out
 
     # ---- correlated randomness -----------------------------------------------------------------------------------
     def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
@@ -141,6 +174,8 @@ class Context:
         if self.channel is None:
             self.count(requests)
             return [r.blank(self) for r in requests]
+        if any(isinstance(r, Routed) for r in requests):
+            return self._flush_routed(self.channel, requests)
         keys: dict[tuple[str, str], int] = {}
         for request in requests:
             keys[request.key] = keys.get(request.key, 0) + request.size
@@ -153,15 +188,64 @@ class Context:
             offset = end
         return out
 
+    def _flush_routed(self, channel: Channel, requests: list[Any]) -> Sequence[Any]:
+        """A round in which not every party sends the same: one message over each link that carries anything."""
+        me = channel.party
+        outgoing: dict[int, list[bytes]] = {peer: [] for peer in channel.peers}
+        sizes = dict.fromkeys(channel.peers, 0)
+        spans: list[dict[int, tuple[int, int]]] = []  # request -> sender -> its bytes within the sender's message
+        keys: dict[tuple[str, str], tuple[int, int]] = {}
+        own: list[memoryview | None] = []
+        for request in requests:
+            routed = isinstance(request, Routed)
+            links = request.links if routed else [(a, b) for a in range(self.parties) for b in range(self.parties) if a != b]
+            payload = request.encode() if any(a == me for a, _ in links) else b""
+            own.append(None if routed else memoryview(payload))
+            span: dict[int, tuple[int, int]] = {}
+            for sender, receiver in links:
+                if sender == me:
+                    outgoing[receiver].append(payload)
+                elif receiver == me:
+                    span[sender] = (sizes[sender], sizes[sender] + request.size)
+                    sizes[sender] += request.size
+            spans.append(span)
+            sent, got = keys.get(request.key, (0, 0))
+            more = self._bytes(request)
+            keys[request.key] = (sent + more[0], got + more[1])
+        messages = {peer: b"".join(parts) for peer, parts in outgoing.items() if any(parts)}
+        received = channel.exchange(messages, {peer: size for peer, size in sizes.items() if size}, keys)
+        views = {peer: memoryview(message) for peer, message in received.items()}
+        out = []
+        for request, span, mine in zip(requests, spans, own, strict=True):
+            parts = {sender: views[sender][start:end] for sender, (start, end) in span.items() if end > start}
+            if mine is not None:
+                parts[me] = mine
+                out.append(request.decode([parts.get(i, memoryview(b"")) for i in range(self.parties)], self))
+            else:
+                out.append(request.decode(parts, self))
+        return out
+
+    def _bytes(self, request: Any) -> tuple[int, int]:
+        """Bytes that this party, or the one whose view is taken, sends and receives for a request."""
+        if isinstance(request, Routed):
+            return request.bytes_of(self.perspective)
+        return request.size * (self.parties - 1), request.size * (self.parties - 1)
+
     def count(self, requests: list[Any]) -> None:
         """Book what a party would send and receive (roles that only predict)."""
+        receivers: set[int] = set()
+        for request in requests:
+            if isinstance(request, Routed):
+                receivers |= {b for a, b in request.links if a == self.perspective and request.size}
+            else:
+                receivers |= set(range(self.parties)) - {self.perspective}
         for index, request in enumerate(requests):
-            size = request.size
+            sent, received = self._bytes(request)
             cost = self.ledger.at(request.key)
-            cost.bytes_sent += size * (self.parties - 1)
-            cost.bytes_received += size * (self.parties - 1)
+            cost.bytes_sent += sent
+            cost.bytes_received += received
             cost.rounds += int(index == 0)
-            cost.messages += (self.parties - 1) * int(index == 0)
+            cost.messages += len(receivers) * int(index == 0)
 
 
 async def open_value(c: Context, x: Shared) -> Masked:

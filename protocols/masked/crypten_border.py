@@ -30,7 +30,7 @@ def from_crypten(tensor: ArithmeticSharedTensor) -> Shared:
 
 async def to_crypten(c: Context, x: Shared | Masked) -> ArithmeticSharedTensor:
     """This party's CrypTen tensor of x; |x| < 2^(x.bits - 2) ring units when x's ring is smaller than 2^64."""
-    from mpc.crypten_binding import require_crypten
+    from mpc.crypten_import import require_crypten
 
     require_crypten()
     from crypten.mpc.primitives import ArithmeticSharedTensor

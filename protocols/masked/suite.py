@@ -14,6 +14,7 @@ Security: semi-honest, any parties - 1 compute parties may collude, the dealer w
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Magnitudes:
     activation: int = 8
     value: int = 6
     score: int = 7
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("residual", 4, 16), ("activation", 3, 12), ("value", 2, 12), ("score", 5, 10)):
+            found = getattr(self, name)
+            if not isinstance(found, int) or not low <= found <= high:
+                raise RangeError(f"{name} = {found!r} must be a whole number from {low} to {high} (log2 of the bound)")
 
 
 @dataclass
@@ -202,7 +209,7 @@ class MaskedWeight(Value):
 
 
 class MaskedSuite(Suite):
-    """One role's instance for one session. channel None: the dealer, or estimation."""
+    """One role's instance for one session. channel None: the dealer, or estimation. residual ... score: see `Magnitudes`."""
 
     name: ClassVar[str] = "masked"
     weight_fraction_bits = WEIGHT_BITS
@@ -215,13 +222,16 @@ class MaskedSuite(Suite):
         channel: Channel | None,
         fraction_bits: int = 14,
         device: torch.device | str = "cpu",
-        magnitudes: Magnitudes | None = None,
+        residual: int = 12,
+        activation: int = 8,
+        value: int = 6,
+        score: int = 7,
     ) -> None:
         if not 8 <= fraction_bits <= 16:
             raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {fraction_bits}")
         self.context = Context(tape, channel, parties, device)
         super().__init__(parties, fraction_bits, self.context.ledger, device)
-        self.magnitudes = magnitudes or Magnitudes()
+        self.magnitudes = Magnitudes(residual, activation, value, score)
         self.range_bits = self.magnitudes.score + 1
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
@@ -281,7 +291,10 @@ class MaskedSuite(Suite):
             x = Shared(share.to(self.device) if share is not None else c.blank(shape), FULL, WEIGHT_BITS)
             opened = await open_value(c, x)
         magnitude = self.magnitudes.residual - 1 if len(shape) == 1 or name.startswith("embedding") else 6
-        return MaskedWeight(self, product.FixedWeight(opened, c), magnitude)
+        home = copy.copy(self)  # what outlives the session keeps neither its tape nor its channel
+        home.context = c.local()
+        home.ledger = home.context.ledger
+        return MaskedWeight(home, product.FixedWeight(opened, c), magnitude)
 
     def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> MaskedTensor:
         """A secret input from this party's share in Z_2^64."""
