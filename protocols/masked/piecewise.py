@@ -134,5 +134,9 @@ def evaluate(
 
 @cache
 def normalised_power(exponent: float) -> Piecewise:
-    """t^exponent for t in [0.22, 2): 64 segments of the range [0, 2), degree 4; flat below 0.2 (never met)."""
-    return fit(f"power {exponent:g}", lambda t: np.clip(t, 0.2, None) ** exponent, 0.0, 2.0, 64, 4)
+    """t^exponent for t in [0.25, 2), on 64 segments of the ring [0, 2), degree 4.
+
+    t just below 2 with a borrow is looked up in segment 0, which no t of the domain reaches otherwise: the first segments
+    hold the function beyond 2.
+    """
+    return fit(f"power {exponent:g}", lambda t: np.where(t < 0.2, t + 2, t) ** exponent, 0.0, 2.0, 64, 4)

@@ -10,7 +10,9 @@ from mpc.errors import RangeError
 from mpc.tape import CountingTape
 from protocols.masked import top_k
 from protocols.masked.context import Context, open_value
+from protocols.masked.digits import exact_digits
 from protocols.masked.selection_matrix import selection_matrix
+from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.wires import Masked, Shared
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
 
@@ -121,3 +123,72 @@ def test_budgets_that_cannot_be_met_are_named() -> None:
             top_k.top_k(c, x, k, 8).send(None)
         with pytest.raises(RangeError, match="between 1 and 4"):
             top_k.top_k_indicator(c, x, k, 8).send(None)
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(("bits", "widths"), [(8, (8,)), (9, (3, 6)), (15, (4, 4, 4, 3)), (16, (8, 8)), (13, (5, 4, 4))])
+def test_exact_digits(bits: int, widths: tuple[int, ...], parties: int) -> None:
+    x = torch.cat([torch.arange(0, 1 << bits, max(1, (1 << bits) // 600)), torch.tensor([(1 << bits) - 1])])
+
+    async def gate(c: Context, s: Shared) -> list[Shared]:
+        return [c.shared(d) for d in await exact_digits(c, await open_value(c, s), widths)]
+
+    result = run(gate, [(x, bits)], parties)
+    offset = 0
+    for found, width in zip(result.outputs, widths, strict=True):
+        assert torch.equal(found & ((1 << width) - 1), (x >> offset) & ((1 << width) - 1))
+        offset += width
+    assert result.costs[0].rounds == 1 + (len(widths) - 1).bit_length()
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (37, 1), (37, 36), (37, 37), (300, 90)])
+@pytest.mark.parametrize(("bits", "digit"), [(3, 4), (9, 4), (16, 5), (17, 4), (17, 8)])
+def test_top_k_by_threshold(bits: int, digit: int, count: int, k: int, parties: int) -> None:
+    limit = (1 << (bits - 2)) - 1
+    x = torch.stack(
+        [
+            values(bits, count),
+            torch.randint(-1, 2, (count,)),  # ties across the threshold
+            torch.full((count,), -limit),
+            torch.full((count,), limit),
+            torch.tensor([limit, -limit] * count)[:count],
+            torch.arange(count).clamp(max=limit),
+        ]
+    ).reshape(2, 3, count)
+
+    async def gate(c: Context, s: Shared) -> list[Shared]:
+        m = await open_value(c, s)
+        return [await top_k_by_threshold(c, m, k, out, digit) for out in (3, 40)]
+
+    for found in run(gate, [(x, bits)], parties).outputs:
+        assert torch.equal(found, marked(best(x, k), count))
+
+
+def test_threshold_over_thousands() -> None:
+    x = values(17, 4096) >> 4
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return await top_k_by_threshold(c, await open_value(c, s), 1600, 13)
+
+    result = run(gate, [(x, 17)])
+    assert torch.equal(result.out, marked(best(x, 1600), 4096))
+    for digit, rounds, offline in ((4, 16, 710), (6, 13, 1400), (8, 9, 3300)):
+
+        async def other(c: Context, s: Shared, digit: int = digit) -> Shared:
+            return await top_k_by_threshold(c, await open_value(c, s), 1600, 13, digit)
+
+        cost = predict(other, [(x.shape, 17)], 2)
+        assert cost.rounds == rounds + 1
+        assert cost.offline_bytes < offline * 4096
+        assert cost.bytes_sent < 8 * 4096
+
+
+def test_what_the_threshold_opens_is_uniform() -> None:
+    x = (torch.arange(20) // 2).expand(300, 20)
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return await top_k_by_threshold(c, await open_value(c, s), 7, 30, 3)
+
+    for m, bits in run(gate, [(x, 8)]).seen[1:]:
+        assert chi_square(m, 1 << bits) < chi_square_limit(1 << bits)
