@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from launch import signals
-from launch.commands import certs, check, client, dealer, demo, doctor, generate, model_owner, party
+from launch.commands import bench, certs, check, client, dealer, demo, doctor, estimate, generate, model_owner, party
 from launch.console import ERROR_EXIT, Settings, show_error
 
 app = typer.Typer(
@@ -28,6 +28,9 @@ app.command("model-owner")(model_owner.run)
 app.command("certs")(certs.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
+app.command("estimate")(estimate.run)
+app.command("bench")(bench.run)
+app.command("bench-process", hidden=True)(bench.process)
 
 
 def _show_version(wanted: bool) -> None:

@@ -55,12 +55,13 @@ class Channel(ABC):
         self,
         outgoing: Mapping[int, bytes],
         incoming: Mapping[int, int],
-        shares: Mapping[tuple[str, str], int] | None = None,
+        shares: Mapping[tuple[str, str], int | tuple[int, int]] | None = None,
     ) -> dict[int, bytes]:
         """One round: send `outgoing[peer]` to each peer, receive `incoming[peer]` bytes from each.
 
-        shares: how many of the bytes to one peer belong to which (stage, operation), for the ledger; by default all to
-        the current one. The round itself is booked on the first.
+        shares: how many of the bytes to one peer belong to which (stage, operation), for the ledger, or, where peers get
+        messages of different sizes, the exact (sent, received) bytes; by default all to the current one. The round itself
+        is booked on the first.
         """
         start = time.perf_counter()
         for peer, payload in outgoing.items():
@@ -69,15 +70,16 @@ class Channel(ABC):
         seconds = time.perf_counter() - start
         sent_total = sum(len(p) for p in outgoing.values())
         received_total = sum(incoming.values())
-        keys = dict(shares) if shares else {current(): 1}
-        weight = sum(keys.values()) or 1
+        keys: dict[tuple[str, str], int | tuple[int, int]] = dict(shares) if shares else {current(): 1}
+        weight = sum(part for part in keys.values() if isinstance(part, int)) or 1
         first = True
         for key, part in keys.items():
+            exact = part if isinstance(part, tuple) else (sent_total * part // weight, received_total * part // weight)
             cost = self.ledger.at(key)
             cost.add(
                 Cost(
-                    bytes_sent=sent_total * part // weight,
-                    bytes_received=received_total * part // weight,
+                    bytes_sent=exact[0],
+                    bytes_received=exact[1],
                     rounds=int(first),
                     messages=len(outgoing) if first else 0,
                     seconds_waiting=seconds if first else 0.0,

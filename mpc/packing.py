@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,26 +17,6 @@ from mpc.errors import WireError
 from mpc.ring import check_bits
 
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
-_PARTS = (1, 2, 4)  # several elements to a byte
-
-
-def _pack_parts(words: npt.NDArray[np.int64], bits: int) -> bytes:
-    per_byte = 8 // bits
-    padded = np.zeros(-(-len(words) // per_byte) * per_byte, dtype=np.uint8)
-    np.bitwise_and(words, (1 << bits) - 1, out=padded[: len(words)], casting="unsafe")
-    parts = padded.reshape(-1, per_byte)
-    out = parts[:, 0].copy()
-    for i in range(1, per_byte):
-        out |= parts[:, i] << (bits * i)
-    return out.tobytes()
-
-
-def _unpack_parts(raw: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.int64]:
-    per_byte = 8 // bits
-    out = np.empty((len(raw), per_byte), dtype=np.int64)
-    for i in range(per_byte):
-        out[:, i] = (raw >> (bits * i)) & ((1 << bits) - 1)
-    return out.reshape(-1)[:count]
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -47,6 +26,12 @@ def packed_size(count: int, bits: int) -> int:
 
 def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
     """The low `rest` < 8 bits of each byte, back to back, little-endian."""
+    if rest == 1:
+        return np.packbits(octets & 1, bitorder="little").tobytes()
+    if rest == 2:
+        padded = np.zeros(-(-octets.size // 4) * 4, dtype=np.uint8)
+        padded[: octets.size] = octets & 3
+        return (padded[0::4] | padded[1::4] << 2 | padded[2::4] << 4 | padded[3::4] << 6).tobytes()
     if rest == 4:
         even = octets if octets.size % 2 == 0 else np.append(octets, np.uint8(0))
         return ((even[0::2] & 15) | (even[1::2] << 4)).tobytes()
@@ -62,6 +47,11 @@ def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
         out = np.empty(raw.size * 2, dtype=np.uint8)
         out[0::2], out[1::2] = raw & 15, raw >> 4
         return out[:count]
+    if rest == 2:
+        out = np.empty((raw.size, 4), dtype=np.uint8)
+        for i in range(4):
+            out[:, i] = raw >> 2 * i & 3
+        return out.reshape(-1)[:count]
     spread = np.unpackbits(raw, count=count * rest, bitorder="little").reshape(count, rest)
     return np.packbits(spread, axis=1, bitorder="little")[:, 0]
 
@@ -72,6 +62,8 @@ def pack(x: Tensor, bits: int) -> bytes:
     words = np.ascontiguousarray(x.detach().cpu().numpy()).reshape(-1)
     if bits == 64:
         return words.astype("<i8", copy=False).tobytes()
+    if bits in _WORDS:
+        return words.astype(_WORDS[bits]).tobytes()
     octets = words.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8)
     whole, rest = divmod(bits, 8)
     planes = [octets[:, i].tobytes() for i in range(whole)]
@@ -92,7 +84,11 @@ def unpack(data: bytes | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
         raise WireError(f"{count} elements of {bits} bits take {expected} bytes, got {len(data)}")
     if bits == 64:
         return torch.from_numpy(np.frombuffer(data, dtype="<i8").astype(np.int64)).reshape(tuple(shape))
+    if bits in _WORDS:
+        return torch.from_numpy(np.frombuffer(data, dtype=_WORDS[bits]).astype(np.int64)).reshape(tuple(shape))
     raw = np.frombuffer(data, dtype=np.uint8)
+    if bits < 8:
+        return torch.from_numpy(_unpack_rest(raw, count, bits).astype(np.int64)).reshape(tuple(shape))
     width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
     whole, rest = divmod(bits, 8)
     used = whole + (rest > 0)

@@ -40,3 +40,7 @@ class ShapeTape(Tape):
         """The shape of a dependent value; a header and the correction are counted."""
         self.ledger.offline(packed_size(math.prod(shape), bits))
         return self.random(op, shape, bits, kind)
+
+    def common(self, op: str, shape: Sequence[int], value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+        """The shape of a value that every party receives; a header and the value are counted."""
+        return self.dependent(op, shape, None, bits)

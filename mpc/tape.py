@@ -35,7 +35,8 @@ HEADER_BYTES = 16
 
 def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
     """What an entry is, in words: the text that both ends hash."""
-    how = "dependent" if dependent else "random"
+    how = "common" if kind == "common" else "dependent" if dependent else "random"
+    kind = "value" if kind == "common" else kind
     return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
 
 
@@ -69,6 +70,14 @@ class Tape(ABC):
         Costs packed_size(elements, bits) offline bytes for the last party.
         """
 
+    @abstractmethod
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+        """A value the dealer computes and every party gets whole, such as the part of a key that all of them share.
+
+        It must say nothing but with what a party gets otherwise from this tape. Costs packed_size(elements, bits) offline
+        bytes for *every* party.
+        """
+
 
 class DealerTape(Tape):
     """The dealer's end. `emit(party, chunk)` is called with each party's bytes in order.
@@ -92,12 +101,12 @@ class DealerTape(Tape):
         """True."""
         return True
 
-    def _header(self, text: str, size: int) -> None:
+    def _header(self, text: str, size: int, everyone: bool = False) -> None:
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
         header = digest[: HEADER_BYTES - 8]
         for party in range(len(self._prgs)):
-            last = party == len(self._prgs) - 1
-            self._emit(party, header + (size if last else 0).to_bytes(8, "little"))
+            receives = everyone or party == len(self._prgs) - 1
+            self._emit(party, header + (size if receives else 0).to_bytes(8, "little"))
         self.position += 1
 
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
@@ -134,6 +143,19 @@ class DealerTape(Tape):
         self.ledger.offline(size)
         return whole
 
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+        """Compute the value and send it to every party."""
+        assert value is not None
+        whole = ring.reduce(value(), bits)
+        if tuple(whole.shape) != tuple(shape):
+            raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
+        payload = pack(whole, bits)
+        self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)
+        for party in range(len(self._prgs)):
+            self._emit(party, payload)
+        self.ledger.offline(len(payload))
+        return whole
+
 
 class PartyTape(Tape):
     """A party's end. `read(n)` returns the next n bytes of its stream and blocks until they are there.
@@ -159,11 +181,11 @@ class PartyTape(Tape):
         """False."""
         return False
 
-    def _header(self, text: str, size: int) -> None:
+    def _header(self, text: str, size: int, everyone: bool = False) -> None:
         header = self._read(HEADER_BYTES)
         digest = hashlib.sha256(f"{self.position} {text}".encode()).digest()
         promised = int.from_bytes(header[8:], "little")
-        if header[:8] != digest[:8] or promised != (size if self._last else 0):
+        if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):
             raise TapeError(
                 f"tape entry {self.position}: this party's program needs '{text}' ({current()[0] or 'session'}), the "
                 f"dealer dealt something else ({promised} bytes); dealer and party must hold the same program, "
@@ -189,6 +211,13 @@ class PartyTape(Tape):
         self._header(describe(op, kind, bits, shape, True), size)
         if not self._last:
             return self._prg.ring(shape, bits, self.device, kind == "xor")
+        self.ledger.offline(size)
+        return unpack(self._read(size), bits, shape).to(self.device)
+
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """The value that the dealer computed."""
+        size = packed_size(math.prod(shape), bits)
+        self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         self.ledger.offline(size)
         return unpack(self._read(size), bits, shape).to(self.device)
 
@@ -231,6 +260,10 @@ class CountingTape(Tape):
         self.position += 1
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
         return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """A meta tensor; counts what every party would receive."""
+        return self.dependent(op, shape, None, bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
         """A meta tensor, alone in a list."""

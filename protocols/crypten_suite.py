@@ -12,7 +12,7 @@ value that is uniform and unknown to the parties.
 | maximum of n | 40 | 8 ceil(log2 n) |
 | softmax of n | 183, and 210 to 420 per row | 7 ceil(log2 n) + 44 |
 | 1 / sqrt(moment + eps) of a row | 8, and 670 per row | 26 |
-| gelu, gelu_tanh; silu; relu | 132; 219; 40 | 15; 17; 8 |
+| gelu, gelu_tanh; silu; relu | 132; 251; 40 | 15; 16; 8 |
 | arg-max of n | 71 | 8 ceil(log2 n) + 8 |
 
 `crypten_own=True` keeps CrypTen's own way (weights opened at every product, its truncation and functions, wrong results
@@ -44,13 +44,15 @@ MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
 CONSTANT_BITS = 24
 MAX_CONSTANT_BITS = 30
 NO_OPERATION = "other"
+WEIGHT_BITS = 20
 
 
 class CryptenSuite(Suite):
     """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
 
-    fraction_bits: of activations and weights, 8 to 20. ledger: by default the channel's (else the tape's). Operations that
-    do not depend on each other run one after the other: CrypTen's protocols cannot interleave.
+    fraction_bits: of activations, 8 to 20; weights have 20 (CrypTen's own way: as activations). ledger: by default the
+    channel's (else the tape's). Operations that do not depend on each other run one after the other: CrypTen's protocols
+    cannot interleave.
     """
 
     name: ClassVar[str] = "crypten"
@@ -80,7 +82,7 @@ class CryptenSuite(Suite):
             ghosts=not crypten_own,
         )
         super().__init__(parties, fraction_bits, self.session.ledger, self.session.device)
-        self.weight_fraction_bits = fraction_bits
+        self.weight_fraction_bits = fraction_bits if crypten_own else WEIGHT_BITS
         self.crypten_own = crypten_own
         self._own = CryptenOwn(self.session) if crypten_own else None
 
@@ -104,21 +106,21 @@ class CryptenSuite(Suite):
         return share.to(self.device)
 
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
-        """A fixed secret with `fraction_bits` fraction bits; W - b is opened once: 1 round, 8 bytes per element.
+        """A fixed secret with `weight_fraction_bits` fraction bits; W - b is opened once: 1 round, 8 bytes per element.
 
         The result may be used by later suites of the same party in the same process, if the dealer does the same.
         """
         taken = self._take(f"weight '{name}'", shape, share)
         if self._own is not None:
-            return self._value(taken)
+            return self._value(taken, self.weight_fraction_bits)
         with operation("weight"):
             mask = self.session.tape.random("weight mask", shape)
             difference = self.session.open(taken - self.session.held(mask))
         if self.session.channel is None:
             kept = _columns(mask) if self.session.dealing else None
-            return CryptenWeight(taken, self.fraction_bits, 0, None, kept)
+            return CryptenWeight(taken, self.weight_fraction_bits, 0, None, kept)
         party = self.session.party
-        return CryptenWeight(_columns(taken), self.fraction_bits, party, _columns(difference), None)
+        return CryptenWeight(_columns(taken), self.weight_fraction_bits, party, _columns(difference), None)
 
     def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
         """A secret input from this party's share."""
@@ -148,6 +150,12 @@ class CryptenSuite(Suite):
         return self._value(torch.cat([v.raised(bits) for v in own], dim=dim), bits)
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
+    def _standard(self, x: Value) -> CryptenValue:
+        """x with `fraction_bits` fraction bits: 1 round where it had more."""
+        x = _own_value(x)
+        share = arithmetic.rescale(self.session, x.share, x.fraction_bits, self.fraction_bits)
+        return self._value(share)
+
     def _back(self, product: Tensor, bits: int) -> CryptenValue:
         """A product's share with at most `fraction_bits` fraction bits."""
         wanted = min(bits, self.fraction_bits)
@@ -167,11 +175,12 @@ class CryptenSuite(Suite):
         with _label("matmul"):
             if self._own is not None:
                 return self._own.matmul(x, y)
-            if isinstance(y, CryptenWeight) and y.share.dim() == 2:
-                product = arithmetic.matmul_fixed(self.session, x.share, [y])[0]
-            else:
-                product = arithmetic.matmul(x.share, y.share)
-            return self._back(product, x.fraction_bits + y.fraction_bits)
+            return self._back(self._product(x, y), x.fraction_bits + y.fraction_bits)
+
+    def _product(self, x: CryptenValue, y: CryptenValue) -> Tensor:
+        if isinstance(y, CryptenWeight) and y.share.dim() == 2:
+            return arithmetic.matmul_fixed(self.session, x.share, [y])[0]
+        return arithmetic.matmul(x.share, y.share)
 
     async def scale(self, x: Value, factor: Tensor | float) -> Value:
         """x times public reals, encoded with 24 bits below the largest: 1 round, 8 bytes (none for integers).
@@ -220,21 +229,26 @@ class CryptenSuite(Suite):
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
 
     async def embed(self, one_hot: Value, table: Value) -> Value:
-        """Rows of a fixed secret table, exact. 1 round, 8 bytes per element of one_hot."""
+        """Rows of a fixed secret table, exact, with the table's fraction bits. 1 round, 8 bytes per element of one_hot."""
         one_hot = _own_value(one_hot)
         with _label("embed"):
-            return await self.matmul(one_hot, table)
+            table = _own_value(table)
+            if self._own is not None:
+                return self._own.matmul(one_hot, table)
+            product = self._product(one_hot, table)
+            return self._value(product, one_hot.fraction_bits + table.fraction_bits)
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
     async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
-        """1 / sqrt(moment + eps) with 8 more fraction bits than activations; see `protocols.crypten.norm`."""
-        x = _own_value(x)
+        """1 / sqrt(moment + eps) with 8 more fraction bits than x; see `protocols.crypten.norm`."""
         with operation("norm"):
             if self._own is not None:
-                return self._own.rsqrt_moment(x, norm)
-            return self._moment(x, norm)[1]
+                return self._own.rsqrt_moment(_own_value(x), norm)
+            return self._moment(_own_value(x), norm)[1]
 
     def _moment(self, x: CryptenValue, kind: Norm) -> tuple[CryptenValue, CryptenValue]:
+        if x.fraction_bits > max(WEIGHT_BITS, self.fraction_bits):
+            x = self._standard(x)
         centred, inverse = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind)
         return x.like(centred), self._value(inverse, x.fraction_bits + norm.EXTRA_BITS)
 
@@ -246,25 +260,25 @@ class CryptenSuite(Suite):
             centred, inverse = self._moment(_own_value(x), norm)
         with operation("norm scale"):
             product = arithmetic.mul(centred.share, inverse.share)
-            normalised = self._back(product, centred.fraction_bits + inverse.fraction_bits)
+            bits = centred.fraction_bits + inverse.fraction_bits
+            share = arithmetic.rescale(self.session, product, bits, max(WEIGHT_BITS, self.fraction_bits))
+            normalised = self._value(share, max(WEIGHT_BITS, self.fraction_bits))
         with _label("linear"):
             return await self._linears(normalised, layers)
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
         """Softmax over the last axis; see `protocols.crypten.softmax`."""
-        x = _own_value(x)
         with operation("softmax"):
             if self._own is not None:
-                return self._own.softmax(x, mask)
-            return self._value(softmax.softmax(self.session, x.raised(self.fraction_bits), self.fraction_bits, mask))
+                return self._own.softmax(_own_value(x), mask)
+            return self._value(softmax.softmax(self.session, self._standard(x).share, self.fraction_bits, mask))
 
     async def activation(self, x: Value, kind: Activation) -> Value:
         """gelu, gelu_tanh, silu or relu; see `protocols.crypten.activation`."""
-        x = _own_value(x)
         with operation(kind):
             if self._own is not None:
-                return self._own.activation(x, kind)
-            return x.like(activation.activation(self.session, x.share, x.fraction_bits, kind))
+                return self._own.activation(_own_value(x), kind)
+            return self._value(activation.activation(self.session, self._standard(x).share, self.fraction_bits, kind))
 
     async def less_than_zero(self, x: Value) -> Value:
         """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""

@@ -4,7 +4,8 @@ Two methods with the same result:
 
 * "shuffle": indicator, running count of marked rows and the rows are shuffled together (`shuffle`). Then the shuffled
   indicator is revealed, and for the marked rows alone their count, which is their destination 1..k. Rows move in the clear.
-* "matrix": the k x C selection matrix (`selection_matrix`) is opened masked and multiplied with the masked rows.
+* "matrix": the k x C selection matrix (`selection_matrix`) is opened masked and multiplied with the masked rows. Its row j
+  can be 1 from position j to j + C - k only, so that band alone is opened.
 
 Why what "shuffle" reveals says nothing: it is the list of k pairs (shuffled position, destination). Row i lies at shuffled
 position pi^-1(i); the marked row with destination j is fixed by the indicator, so the pairs are j -> pi^-1(i_j), the
@@ -15,8 +16,8 @@ The number of ones must be k, which is public.
 
 Rounds: "matrix" 2 (one more where rows are Shared: it runs beside the first); "shuffle" n + 1 when indicator and rows are
 masked, n + 2 otherwise.
-Online bytes per party per direction, R = sum of columns times ring bytes: "matrix" k C ring bytes, and C R for rows that are
-Shared; "shuffle" at most C (R + bit_length(k)/8 + 1/8) each for collecting (Shared rows) and for a pass.
+Online bytes per party per direction, R = sum of columns times ring bytes: "matrix" k (C - k + 1) ring bytes, and C R for
+rows that are Shared; "shuffle" at most C (R + bit_length(k)/8 + 1/8) each for collecting (Shared rows) and for a pass.
 Offline bytes: "matrix" k R + C 2^bit_length(k) ring bytes; "shuffle" C (R + bit_length(k)/8 + 1/8).
 `compact` takes the method with fewer bytes sent by the busiest party, predicted by running both on shapes.
 Valid range: exactly k ones, 1 <= k <= C. k = C costs nothing. Error: none.
@@ -126,9 +127,20 @@ async def _by_matrix(c: Context, indicator: Shared | Masked, rows: Sequence[Shar
     batch = len(indicator.shape) - 1
     bits = max((x.bits for x in rows), default=1)
 
+    count = indicator.shape[-1]
+    row = torch.arange(k)[:, None]
+    column = row + torch.arange(count - k + 1)  # row j marks a position between j and j + C - k
+
     async def matrix() -> Masked:
         shared = indicator if isinstance(indicator, Shared) else c.shared(indicator)
-        return await open_value(c, await selection_matrix(c, shared, k, bits))
+        whole = await selection_matrix(c, shared, k, bits)
+        band = await open_value(c, whole.map(lambda t: t[..., row.to(t.device), column.to(t.device)]))
+
+        def spread(t: Tensor) -> Tensor:
+            out = torch.zeros((*t.shape[:-2], k, count), dtype=t.dtype, device=t.device)
+            return out if t.is_meta else out.scatter_(-1, column.to(t.device).expand(t.shape), t)
+
+        return band.map(spread)
 
     async def masked(x: Shared | Masked) -> Masked:
         return x if isinstance(x, Masked) else await open_value(c, x)

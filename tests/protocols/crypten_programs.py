@@ -13,7 +13,7 @@ from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
-from protocols.crypten_suite import CryptenSuite
+from protocols.crypten_suite import WEIGHT_BITS, CryptenSuite
 from protocols.suite import OutputShare, Value
 from tests.parties_in_process import run_parties
 
@@ -57,7 +57,8 @@ def evaluate(
     """program(suite, *inputs, **weights) returns a value or several; see `Outcome`."""
     bits = fraction_bits if input_bits is None else input_bits
     shared = [split(encode(x, bits), parties) for x in inputs]
-    fixed = {name: split(encode(w, fraction_bits), parties) for name, w in (weights or {}).items()}
+    weight_bits = fraction_bits if options.get("crypten_own") else WEIGHT_BITS
+    fixed = {name: split(encode(w, weight_bits), parties) for name, w in (weights or {}).items()}
 
     def main(suite: CryptenSuite, party: int | None, runs: Program) -> list[OutputShare]:
         values = [

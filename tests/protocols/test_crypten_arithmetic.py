@@ -14,6 +14,7 @@ from mpc.errors import ConfigurationError, RangeError
 from mpc.random import Prg, new_seed
 from protocols.crypten import arithmetic, comparison
 from protocols.crypten.value import CryptenValue
+from protocols.crypten_suite import WEIGHT_BITS
 from protocols.suite import Linear, Value
 from tests.protocols.crypten_programs import decoded, evaluate
 
@@ -145,10 +146,10 @@ def test_linear_opens_its_weight_once(parties: int) -> None:
         return [first, second, third]
 
     out = evaluate(program, [x, r], parties=parties, weights={"w": w, "b": b})
-    product = decoded(x) @ decoded(w)
-    assert ((out.values[0] - product - decoded(b) - decoded(r)).abs() <= ULP).all()
+    product = decoded(x) @ decoded(w, WEIGHT_BITS)
+    assert ((out.values[0] - product - decoded(b, WEIGHT_BITS) - decoded(r)).abs() <= ULP).all()
     assert ((out.values[1] - product).abs() <= ULP).all()
-    assert ((out.values[2] - decoded(r) @ decoded(w).t()).abs() <= ULP).all()
+    assert ((out.values[2] - decoded(r) @ decoded(w, WEIGHT_BITS).t()).abs() <= ULP).all()
     cost = out.ledgers[0].total()
     assert cost.rounds == 6
     assert cost.bytes_sent == 8 * (2 * (x.numel() + r.numel()) + r.numel() + x.numel()) * (parties - 1)
@@ -162,7 +163,7 @@ def test_embed_is_exact_and_not_truncated(parties: int) -> None:
         return await s.embed(one_hot, table)
 
     out = evaluate(program, [torch.eye(17)[ids]], parties=parties, input_bits=0, weights={"table": table})
-    assert torch.equal(out.value, decoded(table)[ids])
+    assert torch.equal(out.value, decoded(table, WEIGHT_BITS)[ids])
     assert (out.ledgers[0].total().rounds, out.ledgers[0].total().bytes_sent) == (1, 8 * 4 * 17 * (parties - 1))
 
 

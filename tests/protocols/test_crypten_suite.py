@@ -23,7 +23,7 @@ from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger, current
 from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.value import CryptenValue, CryptenWeight
-from protocols.crypten_suite import CryptenSuite
+from protocols.crypten_suite import WEIGHT_BITS, CryptenSuite
 from protocols.registry import secure_suite, suite_class
 from protocols.suite import Linear, Norm, Value
 from tests.parties_in_process import run_parties
@@ -75,7 +75,7 @@ async def layer(s: Any, one_hot: Any, table: Any, qkv: Any, out: Any, up: Any, b
 
 def plaintext(w: dict[str, Tensor]) -> list[Tensor]:
     """The same in float64."""
-    w = {name: decoded(x) for name, x in w.items()}
+    w = {name: decoded(x, WEIGHT_BITS) for name, x in w.items()}
     half = WIDTH // HEADS // 2
 
     def rotate(x: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ def test_outputs_are_re_randomised() -> None:
 def test_weights_outlive_their_session(parties: int) -> None:
     w = torch.randn(6, 4)
     x = torch.randn(3, 6)
-    shares = split(encode(w, 16), parties)
+    shares = split(encode(w, WEIGHT_BITS), parties)
     inputs = split(encode(x, 16), parties)
     kept: dict[int | None, Value] = {}
 
@@ -318,7 +318,7 @@ def test_weights_outlive_their_session(parties: int) -> None:
     run(True)
     for _ in range(2):
         total = sum(o.share for o in run(False))
-        assert float((decode(total, 16) - decoded(x) @ decoded(w)).abs().max()) <= 2.0**-16
+        assert float((decode(total, 16) - decoded(x) @ decoded(w, WEIGHT_BITS)).abs().max()) <= 2.0**-16
     party = kept[0]
     assert isinstance(party, CryptenWeight)
     assert party.mask is None

@@ -1,0 +1,48 @@
+# make setup   virtual environment in $(VENV) with everything, at the tested versions
+# make demo    four processes answer a question about a private document (ARGS= goes to `mpcache demo`)
+# make test    all tests (ARGS= goes to pytest)
+# make check   lint, format, strict types, generated files
+# make reference   regenerate docs/commands.md
+# make clean   remove the virtual environment and caches
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+CRYPTEN := crypten==0.4.1
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.mpcache-installed
+
+.PHONY: setup demo test check reference clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or newer (Debian: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed; name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $$($(PYTHON) --version) has no module venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --no-compile --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	"$(BIN)/python" -m pip install --no-compile --disable-pip-version-check --quiet --no-deps $(CRYPTEN)
+	@touch "$@"
+
+demo: setup
+	@"$(BIN)/mpcache" demo $(ARGS)
+
+test: setup
+	"$(BIN)/python" -m pytest $(ARGS)
+
+check: setup
+	"$(BIN)/python" -m ruff check .
+	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/python" -m mypy --strict
+	"$(BIN)/python" -m parties.generate_stubs --check
+	@"$(BIN)/typer" launch.cli utils docs --name mpcache | diff -B docs/commands.md - || { echo "docs/commands.md is out of date; run \`make reference\`" >&2; exit 1; }
+
+reference: setup
+	"$(BIN)/typer" launch.cli utils docs --name mpcache --output docs/commands.md
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

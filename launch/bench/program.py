@@ -1,0 +1,178 @@
+"""The program of a benchmark and of an estimate: load weights, fill a cache, run a step.
+
+Compute parties, dealer, the plaintext reference and the estimate run this same code, so what is predicted and what is
+measured is the same thing. A step is what `models.generation` does for one token: the decoder, the secure argmax and the
+output share of its index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from launch.bench.inputs import BenchInputs
+from models.architecture import Architecture
+from models.cache import CachePolicy, FullCache, KVCache
+from models.decoder import Decoder
+from mpc.channel import Channel
+from mpc.errors import ConfigurationError
+from mpc.tape import Tape
+from protocols.registry import secure_suite
+from protocols.suite import OutputShare, Suite, Value
+
+POLICIES: dict[str, Callable[[], CachePolicy]] = {"full": FullCache}
+CHOICE = "choice"
+LOAD = "model load"
+
+
+def make_policy(name: str) -> CachePolicy:
+    """A cache policy by name. Raises `ConfigurationError` for an unknown one."""
+    if name not in POLICIES:
+        raise ConfigurationError(f"unknown cache policy '{name}'; known: {', '.join(POLICIES)}")
+    return POLICIES[name]()
+
+
+def make_suite(
+    name: str, parties: int, tape: Tape, channel: Channel | None, options: Mapping[str, Any], device: str = "cpu"
+) -> Suite:
+    """A suite with its options. Raises `ConfigurationError` for an option that it does not take."""
+    try:
+        return secure_suite(name, parties=parties, tape=tape, channel=channel, device=device, **options)
+    except TypeError:
+        raise ConfigurationError(
+            f"suite '{name}' does not take all of the options {', '.join(sorted(options)) or '(none)'}"
+        ) from None
+
+
+class Source(Protocol):
+    """Where a role's inputs come from: a party's shares, real values for `plain`, None at the dealer and in estimates."""
+
+    def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor | None: ...
+
+    def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor | None: ...
+
+    def tokens(self, suite: Suite, count: int) -> Tensor | None: ...
+
+
+class NoInputs:
+    """The dealer's and the estimate's source."""
+
+    def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
+        """Nothing."""
+
+    def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
+        """Nothing."""
+
+    def tokens(self, suite: Suite, count: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class RealInputs:
+    """The values themselves, for the suite `plain`."""
+
+    inputs: BenchInputs
+
+    def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
+        """Float weight."""
+        return self.inputs.weight(name, shape)
+
+    def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
+        """Float keys, values or queries."""
+        return self.inputs.cached(name, shape)
+
+    def tokens(self, suite: Suite, count: int) -> Tensor:
+        """One-hot rows."""
+        return self.inputs.tokens(count)
+
+
+@dataclass(frozen=True)
+class SharedInputs:
+    """One compute party's shares."""
+
+    inputs: BenchInputs
+    party: int
+
+    @property
+    def _last(self) -> bool:
+        return self.party == self.inputs.parties - 1
+
+    def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
+        """This party's share of a weight."""
+        value = self.inputs.weight(name, shape) if self._last else None
+        bits: int = suite.weight_fraction_bits  # type: ignore[attr-defined]
+        return self.inputs.share(name, value, shape, bits, self.party)
+
+    def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
+        """This party's share of keys, values or queries."""
+        value = self.inputs.cached(name, shape) if self._last else None
+        return self.inputs.share(name, value, shape, suite.fraction_bits, self.party)
+
+    def tokens(self, suite: Suite, count: int) -> Tensor:
+        """This party's share of one-hot rows."""
+        rows = self.inputs.tokens(count) if self._last else None
+        return self.inputs.share("tokens", rows, (count, self.inputs.architecture.vocabulary), 0, self.party)
+
+
+async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
+    """All weights, the largest first: making one ready takes several times its size for a moment."""
+    shapes = sorted(architecture.weight_shapes().items(), key=lambda item: -math.prod(item[1]))
+    with suite.ledger.timed(LOAD):
+        return {name: await suite.weight(name, shape, source.weight(suite, name, shape)) for name, shape in shapes}
+
+
+async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
+    """A cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
+
+    A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with queries from
+    `source`. agree: do here what parties do once a session, when they first hand out a share.
+    """
+    a, policy, cache = decoder.architecture, decoder.policy, decoder.new_cache()
+
+    def value(name: str, shape: tuple[int, ...]) -> Value:
+        return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
+
+    with suite.ledger.timed("cache"):
+        if agree:
+            suite.output(value("agreement", (1,)))
+        for n, entry in enumerate(cache.layers if cached else []):
+            kept = cached if entry.window is None else min(cached, entry.window)
+            shape = (a.kv_heads, kept, a.head_channels)
+            await cache.append(suite, n, value(f"layer {n} keys", shape), value(f"layer {n} values", shape))
+            rows = min(policy.prompt_queries(kept), kept)
+            queries = value(f"layer {n} queries", (a.kv_heads, a.group * max(rows, 1), a.head_channels))
+            await policy.after_prefill(suite, cache, n, queries)
+    cache.seen = cached
+    return cache
+
+
+def copied(cache: KVCache, architecture: Architecture) -> KVCache:
+    """A cache that may grow without the first one changing; values are shared."""
+    out = KVCache(architecture)
+    out.layers = [replace(layer, state=dict(layer.state)) for layer in cache.layers]
+    out.state, out.seen = dict(cache.state), cache.seen
+    return out
+
+
+async def step(
+    suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, rows: Tensor | None, name: str
+) -> tuple[Value, OutputShare]:
+    """Logits [1, V] after `tokens` tokens, and the output share of the most likely one's index.
+
+    rows: this role's part of the tokens' one-hot rows [tokens, V], as `Source.tokens` gives it. Recorded under stage `name`,
+    its parts as in `Decoder.forward`, the argmax under "choice".
+    """
+    vocabulary = decoder.architecture.vocabulary
+    with suite.ledger.timed(name):
+        one_hot = suite.input((tokens, vocabulary), rows, 0)
+        logits = await decoder.forward(one_hot, cache, cache.seen, last_only=True)
+        with suite.ledger.timed(CHOICE):
+            chosen = await suite.argmax(logits)
+            indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
+            index = suite.output((chosen * indices).sum(-1))
+    return logits, index

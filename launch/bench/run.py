@@ -1,0 +1,190 @@
+"""The parent's side of a benchmark: processes started, their reports put together, logits compared with float arithmetic."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from launch.bench.inputs import BenchInputs
+from launch.bench.plan import DEALER, BenchPlan
+from launch.bench.program import RealInputs
+from launch.bench.transport import CERTIFICATES
+from launch.bench.worker import Segmented, step_name
+from launch.console import Settings
+from launch.local import CERTIFICATE_DAYS
+from launch.processes import Child, ProcessEnded, Processes
+from mpc.errors import MpcacheError
+from mpc.fixed_point import decode
+from mpc.ledger import Cost, Ledger
+from mpc.ring import reduce
+from parties.certificates import create_deployment
+from protocols.plain import PlainSuite, tensor_of
+
+COMMAND = "bench-process"
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 5.0
+
+
+class CountsDiffer(MpcacheError):
+    """Two repetitions of a step, or two parties, exchanged different numbers of bytes: a protocol depends on data."""
+
+    code = "counts-differ"
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured. ledgers: of each party; seconds, dealer_seconds: of each measured step (its slowest party)."""
+
+    plan: BenchPlan
+    ledgers: list[Ledger]
+    seconds: list[float]
+    cpu_seconds: list[float]
+    dealer_seconds: list[float]
+    dealer_cpu_seconds: list[float]
+    peak_rss_bytes: int
+    dealer_peak_rss_bytes: int
+    logits: Tensor = field(repr=False)
+    max_logit_error: float
+
+    def step_cost(self, part: str = "") -> Cost:
+        """Of one step: rounds and bytes of the party that sends most, offline bytes of the party that receives most."""
+        prefix = f"{step_name(0)}/{part}"
+        totals = [ledger.total(prefix) for ledger in self.ledgers]
+        out = max(totals, key=lambda cost: cost.bytes_sent)
+        out.offline_bytes = max(cost.offline_bytes for cost in totals)
+        return out
+
+    @property
+    def layer(self) -> int:
+        """The layer whose cost is reported as a layer's: the middle one."""
+        return self.plan.shape.layers // 2
+
+    def to_json(self, shape: str) -> dict[str, Any]:
+        """One flat record. Bytes are payload bytes that one party sends to the others together, in one step."""
+        plan, layer, total = self.plan, self.step_cost(f"layer {self.layer}/"), self.step_cost()
+        return {
+            "suite": plan.suite,
+            "policy": plan.policy,
+            "shape": shape,
+            "layers": plan.shape.layers,
+            "cached": plan.cached,
+            "parties": plan.parties,
+            "rounds_per_layer": layer.rounds,
+            "online_bytes_per_layer": layer.bytes_sent,
+            "online_bytes_total": total.bytes_sent,
+            "rounds_total": total.rounds,
+            "offline_bytes_total": total.offline_bytes,
+            "seconds_median": statistics.median(self.seconds),
+            "dealer_seconds": statistics.median(self.dealer_seconds),
+            "max_logit_error": self.max_logit_error,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "prefill": plan.prefill,
+            "repeat": plan.repeat,
+            "threads": plan.threads,
+            "device": plan.device,
+            "options": plan.options,
+            "seconds": self.seconds,
+            "cpu_seconds_median": statistics.median(self.cpu_seconds),
+            "dealer_cpu_seconds": statistics.median(self.dealer_cpu_seconds),
+            "dealer_peak_rss_bytes": self.dealer_peak_rss_bytes,
+        }
+
+
+def run_bench(plan: BenchPlan) -> BenchResult:
+    """Run the plan's processes and read what they measured. Raises `ProcessEnded` when one of them fails."""
+    folder = Path(tempfile.mkdtemp(prefix="mpcache-bench-"))
+    try:
+        create_deployment(folder / CERTIFICATES, [*plan.names, DEALER], CERTIFICATE_DAYS)
+        plan.write(folder)
+        _run_processes(plan, folder)
+        return _collected(plan, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_processes(plan: BenchPlan, folder: Path) -> None:
+    threads = str(plan.threads)
+    flags = ["--debug"] if Settings.debug else []
+    with Processes(folder, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}) as processes:
+        started = [
+            processes.start(name, [*flags, COMMAND, "--folder", str(folder), "--name", name])
+            for name in [DEALER, *plan.names]
+        ]
+        while None in (codes := [child.exit_code() for child in started]) and not any(codes):
+            time.sleep(POLL_SECONDS)
+        if any(codes):
+            limit = time.monotonic() + GRACE_SECONDS  # whoever lost a peer reports that; the peer's own error says more
+            while None in [child.exit_code() for child in started] and time.monotonic() < limit:
+                time.sleep(POLL_SECONDS)
+            raise _first_failure(started)
+
+
+def _first_failure(children: list[Child]) -> ProcessEnded:
+    """The failure that explains the others."""
+    failures = [error for child in children if (error := child.ended()) is not None and error.exit_code != 0]
+    return min(failures, key=lambda error: error.last_error.startswith("error [peer"))
+
+
+def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
+    reports = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plan.names]
+    dealer = json.loads((folder / f"{DEALER}.json").read_text(encoding="utf-8"))
+    ledgers = [
+        Ledger({(where, op): Cost(**cost) for where, op, cost in report["ledger"]}, report["seconds"]) for report in reports
+    ]
+    _check_counts(plan, ledgers)
+    shares = [load_file(folder / f"{name}.safetensors")["logits"] for name in plan.names]
+    bits, fraction_bits = reports[0]["bits"], reports[0]["fraction_bits"]
+    logits = decode(reduce(torch.stack(shares).sum(0), bits), fraction_bits, bits)
+    names = [step_name(n) for n in range(plan.repeat)]
+    return BenchResult(
+        plan=plan,
+        ledgers=ledgers,
+        seconds=[max(r["seconds"][name] for r in reports) for name in names],
+        cpu_seconds=[max(r["cpu_seconds"][name] for r in reports) for name in names],
+        dealer_seconds=[dealer["seconds"][name] for name in names],
+        dealer_cpu_seconds=[dealer["cpu_seconds"][name] for name in names],
+        peak_rss_bytes=max(r["peak_rss_bytes"] for r in reports),
+        dealer_peak_rss_bytes=dealer["peak_rss_bytes"],
+        logits=logits,
+        max_logit_error=float((logits - plain_logits(plan)).abs().max()),
+    )
+
+
+def _check_counts(plan: BenchPlan, ledgers: list[Ledger]) -> None:
+    """A step costs the same whatever its data and randomness are."""
+    for name, ledger in zip(plan.names, ledgers, strict=True):
+        first = counts(ledger, f"{step_name(0)}/")
+        for n in range(1, plan.repeat):
+            if counts(ledger, f"{step_name(n)}/") != first:
+                raise CountsDiffer(f"{name} counted other rounds or bytes in repetition {n} than in repetition 0")
+
+
+def counts(ledger: Ledger, prefix: str) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """(part, operation) -> (rounds, bytes sent, offline bytes) of the stages that start with `prefix`."""
+    out = {}
+    for (where, op), cost in ledger.costs.items():
+        if where.startswith(prefix):
+            out[where.removeprefix(prefix), op] = (cost.rounds, cost.bytes_sent, cost.offline_bytes)
+    return out
+
+
+def plain_logits(plan: BenchPlan) -> Tensor:
+    """The same step in float32, float64 [1, V]."""
+    suite = PlainSuite(torch.float32)
+    program = Segmented(
+        plan.model_copy(update={"repeat": 0}), suite, RealInputs(BenchInputs(plan.shape, plan.seed, plan.parties))
+    )
+    with torch.inference_mode():
+        for _, work in program.segments():
+            work()
+    return tensor_of(program.logits).to(torch.float64)

@@ -1,0 +1,145 @@
+"""A benchmark's process: a compute party or the dealer. Both run the same segments of the same program."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from launch.bench.inputs import BenchInputs
+from launch.bench.plan import DEALER, BenchPlan
+from launch.bench.program import NoInputs, SharedInputs, Source, copied, fill, load, make_policy, make_suite, step
+from launch.bench.transport import Mesh, Segments, TapeSource
+from models.cache import KVCache
+from models.decoder import Decoder
+from mpc.ledger import Ledger, stage
+from mpc.random import new_seed
+from mpc.tape import DealerTape, PartyTape
+from parties.channel import GrpcChannel
+from protocols.suite import OutputShare, Suite, Value
+
+WARM_UP = "warm-up"
+
+
+def step_name(repetition: int) -> str:
+    """Ledger stage of a measured step."""
+    return f"step {repetition}"
+
+
+class Segmented:
+    """The benchmark's program, cut where the tape is: weights, cache, each step, the logits."""
+
+    def __init__(self, plan: BenchPlan, suite: Suite, source: Source) -> None:
+        self.plan = plan
+        self.suite = suite
+        self.source = source
+        self.architecture = plan.shape
+        self.logits: Value
+        self._decoder: Decoder
+        self._cache: KVCache
+        self._rows: Tensor | None
+
+    def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Name and work of each segment, in order."""
+        yield "weights", self._load
+        yield "cache", self._fill
+        for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
+            yield name, partial(self._step, name)
+        yield "logits", self._output
+
+    def _load(self) -> None:
+        weights = self.suite.run(load(self.suite, self.architecture, self.source))
+        self._decoder = Decoder(self.suite, self.architecture, weights, make_policy(self.plan.policy))
+
+    def _fill(self) -> None:
+        self._cache = self.suite.run(fill(self.suite, self._decoder, self.plan.cached, self.source))
+        self._rows = self.source.tokens(self.suite, self.plan.tokens)
+
+    def _step(self, name: str) -> None:
+        cache = copied(self._cache, self.architecture)
+        work = step(self.suite, self._decoder, cache, self.plan.tokens, self._rows, name)
+        self.logits, _ = self.suite.run(work)
+
+    def _output(self) -> OutputShare:
+        with stage("logits"):
+            return self.suite.output(self.logits)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_party(folder: Path, index: int) -> None:
+    """A compute party: writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
+    plan = BenchPlan.read(folder)
+    torch.set_num_threads(plan.threads)
+    inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
+    seconds: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    with Mesh(folder, plan.names, index) as mesh, torch.inference_mode():
+        tapes = TapeSource(folder, mesh.identity, DEALER, mesh.session.check)
+        ledger = Ledger()
+        channel = GrpcChannel(index, plan.names, mesh.links, ledger)
+        output: OutputShare | None = None
+        tapes.fetch(0)
+        tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, ledger, plan.device)
+        suite = make_suite(plan.suite, plan.parties, tape, channel, plan.options, plan.device)
+        program = Segmented(plan, suite, SharedInputs(inputs, index))
+        for number, (name, work) in enumerate(program.segments()):
+            if number > 0:
+                tapes.fetch(number)
+            with stage("ready"):
+                channel.exchange_all(b"\1")  # nobody's seconds include waiting for another one's preparations
+            start, own = time.perf_counter(), time.process_time()
+            output = work()
+            seconds[name], cpu[name] = time.perf_counter() - start, time.process_time() - own
+        assert output is not None
+        tapes.close()
+    save_file({"logits": output.share.cpu().contiguous()}, folder / f"{plan.names[index]}.safetensors")
+    report = {
+        "ledger": [[*key, vars(cost)] for key, cost in ledger.costs.items()],
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_rss_bytes": peak_bytes(),
+        "bits": output.bits,
+        "fraction_bits": output.fraction_bits,
+    }
+    (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def run_dealer(folder: Path) -> None:
+    """The dealer: deals a segment when the parties ask for it; writes `dealer.json`."""
+    plan = BenchPlan.read(folder)
+    torch.set_num_threads(plan.threads)
+    seeds = [new_seed() for _ in plan.names]
+    seconds: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    with Segments(folder, DEALER, plan.names, seeds) as tapes, torch.inference_mode():
+        tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
+        suite = make_suite(plan.suite, plan.parties, tape, None, plan.options, plan.device)
+        for number, (name, work) in enumerate(Segmented(plan, suite, NoInputs()).segments()):
+            tapes.begin(number)
+            start, own = time.perf_counter(), time.process_time()
+            work()
+            seconds[name], cpu[name] = time.perf_counter() - start, time.process_time() - own
+            tapes.end()
+        tapes.wait_until_fetched()
+    report = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_bytes": peak_bytes()}
+    (folder / f"{DEALER}.json").write_text(json.dumps(report), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""`mpcache bench`: what one step of a decoder costs, measured in real processes over gRPC with TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch import supervision
+from launch.console import byte_count, err, out, print_json
+from launch.options import DeviceOption, JsonOption, PartiesOption, check_device
+
+if TYPE_CHECKING:
+    from launch.bench.run import BenchResult
+
+ShapeOption = Annotated[
+    str, typer.Option("--shape", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-2-7b/13b/70b, tiny, or a config.json.")
+]
+LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
+PolicyOption = Annotated[str, typer.Option("--policy", help="What the cache keeps and selects.")]
+SuiteSettings = Annotated[list[str] | None, typer.Option("--option", help="A setting of the suite, NAME=VALUE; repeatable.")]
+
+
+def run(
+    shape: ShapeOption = "gpt2",
+    layers: LayersOption = None,
+    cached: Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")] = None,
+    prefill: Annotated[int | None, typer.Option("--prefill", min=1, help="Process a prompt of this many tokens.")] = None,
+    suite: Annotated[str, typer.Option("--suite", help="Protocol suite.")] = "masked",
+    policy: PolicyOption = "full",
+    parties: PartiesOption = 2,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Measured repetitions, after one that is not.")] = 5,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1,
+    device: DeviceOption = "cpu",
+    option: SuiteSettings = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one decode step, or one prefill, on random weights, and end with one line of JSON.
+
+    Parties and dealer are processes of their own. The dealer's tape is at the parties before a step is timed; its seconds
+    are reported apart. Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights,
+    cached tokens and their shares follow from a public seed: nothing that a benchmark computes on is secret.
+    """
+    from launch.bench.plan import BenchPlan, check_secure, parse_options
+    from launch.bench.program import make_policy, make_suite
+    from launch.bench.run import run_bench
+    from models.shapes import find_shape, with_layers, with_positions
+    from mpc.errors import ConfigurationError
+    from mpc.tape import CountingTape
+
+    if (cached is None) == (prefill is None):
+        raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
+    make_policy(policy)
+    architecture = find_shape(shape)
+    architecture = architecture if layers is None else with_layers(architecture, layers)
+    architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
+    plan = BenchPlan(
+        architecture=architecture.to_json(),
+        suite=check_secure(suite),
+        policy=policy,
+        options=parse_options(option or []),
+        parties=parties,
+        cached=cached or 0,
+        prefill=prefill or 0,
+        repeat=repeat,
+        threads=threads,
+        device=check_device(device),
+        seed=seed,
+    )
+    make_suite(plan.suite, parties, CountingTape(), None, plan.options)  # options are checked before processes start
+    with err.status(f"{shape}, {architecture.layers} layers, suite {suite}, {parties} parties"):
+        result = run_bench(plan)
+    if not as_json:
+        _show(result)
+    print_json(result.to_json(shape))
+
+
+def process(
+    folder: Annotated[Path, typer.Option("--folder")],
+    name: Annotated[str, typer.Option("--name")],
+) -> None:
+    """One process of a benchmark; started by `mpcache bench`."""
+    supervision.end_with_parent()
+    from launch.bench.plan import DEALER, BenchPlan
+    from launch.bench.worker import run_dealer, run_party
+
+    if name == DEALER:
+        run_dealer(folder)
+    else:
+        run_party(folder, BenchPlan.read(folder).names.index(name))
+
+
+def _show(result: BenchResult) -> None:
+    from rich.table import Table
+
+    plan = result.plan
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for column in ("rounds", "sent by a party", "offline"):
+        table.add_column(column, justify="right")
+    parts = [
+        ("embedding", "embedding"),
+        (f"layer {result.layer}: attention", f"layer {result.layer}/attention"),
+        (f"layer {result.layer}: feed-forward", f"layer {result.layer}/mlp"),
+        ("output logits", "head"),
+        ("token choice", "choice"),
+        (f"whole step, {plan.shape.layers} layers", ""),
+    ]
+    for title, part in parts:
+        cost = result.step_cost(part)
+        table.add_row(title, str(cost.rounds), byte_count(cost.bytes_sent), byte_count(cost.offline_bytes))
+    out.print(table)
+    each = ", ".join(f"{s:.2f}" for s in result.seconds)
+    dealer = ", ".join(f"{s:.2f}" for s in result.dealer_seconds)
+    out.print(f"online seconds, slowest party: {each}; dealer's seconds: {dealer}")
+    out.print(
+        f"a party's memory {byte_count(result.peak_rss_bytes)}, the dealer's {byte_count(result.dealer_peak_rss_bytes)}; "
+        f"logits within {result.max_logit_error:.4f} of float32"
+    )

@@ -1,0 +1,70 @@
+"""`mpcache client`: what the parties hold, and a prompt per line of standard input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from launch.console import err, out
+from launch.options import (
+    DEFAULT_SUITE,
+    ConfigOption,
+    DecodingOption,
+    SuiteOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    check_suite,
+    make_wishes,
+)
+
+
+def run(
+    config: ConfigOption,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder with config.json and the tokenizer's files.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")] = None,
+    suite: SuiteOption = DEFAULT_SUITE,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 32,
+    decoding: DecodingOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+) -> None:
+    """List the models that all parties hold; with --tokenizer, answer each line of standard input."""
+    from launch.answering import answer
+    from launch.serving import load_role
+    from models.checkpoint import read_architecture
+    from models.tokenizer import TextTokenizer
+    from parties.client import Client
+
+    check_suite(suite)
+    client = Client(load_role(config, "client"))
+    if tokenizer is None:
+        with err.status("asking the parties") as status:
+            held = client.models(lambda reason: status.update(f"waiting for {reason}"))
+        table = Table(box=None, header_style="bold")
+        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions"):
+            table.add_column(column, overflow="fold")
+        for m in held:
+            a = m.architecture
+            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions))
+        out.print(table if held else "no model is held by all parties; let the model owner share one")
+        return
+    words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p)
+    reference = client.find_model(name)
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            err.print("prompt> ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            answer(client, words, line.rstrip("\n"), reference, wishes)

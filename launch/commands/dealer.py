@@ -1,0 +1,17 @@
+"""`mpcache dealer`: the dealer: makes correlated randomness for each session, sees no data."""
+
+from __future__ import annotations
+
+from launch import supervision
+from launch.options import ConfigOption, SupervisedOption
+
+
+def run(config: ConfigOption, supervised: SupervisedOption = False) -> None:
+    """Run the dealer until SIGTERM or Ctrl-C."""
+    if supervised:
+        supervision.end_with_parent()
+    from launch.serving import load_role, serve
+    from parties.dealer import DealerServer
+
+    settings = load_role(config, "dealer")
+    serve(DealerServer(settings), settings, supervised)

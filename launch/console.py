@@ -1,0 +1,59 @@
+"""What a person sees: answers on standard output, everything else on standard error, each error as one red line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mpc.errors import MpcacheError
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+ERROR_EXIT = 2
+
+
+class Settings:
+    """What `mpcache --debug` sets for the whole process."""
+
+    debug = False
+
+
+def error_line(error: BaseException) -> str:
+    """`error [code]: message` on one line.
+
+    An exception that is not one of ours may carry a value in its message, so only its type and place are given.
+    """
+    if isinstance(error, MpcacheError):
+        return f"error [{error.code}]: {' '.join(str(error).split())}"
+    place = ""
+    if error.__traceback__ is not None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f" at {frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+    return f"error [internal]: {type(error).__name__}{place}; run `mpcache --debug ...` for the traceback"
+
+
+def show_error(error: BaseException) -> None:
+    """Print the error's line in red, after its traceback when debugging."""
+    if Settings.debug:
+        traceback.print_exception(error)
+    err.print(Text(error_line(error), style="bold red"), soft_wrap=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Exactly one JSON object, on one line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def byte_count(count: float) -> str:
+    """Bytes for a person: 1 KB is 1000 bytes."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{int(count)} B"

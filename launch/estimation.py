@@ -1,0 +1,238 @@
+"""What a generation costs, without running it: the very program on tensors without content.
+
+Suite and decoder are those of a session; the tape counts what it would deal, and openings count what they would send. So
+rounds, bytes and ring products are what a party counts on the wire, for any model and length. Work is saved in three ways:
+
+* layers that are alike are traced once and multiplied: the first one, one of each sliding window, and the last one. Exact;
+* of a long prompt, one and two key/value heads (and one and two query heads of each) are traced: a layer's cost is linear
+  in their numbers. Exact but for less than a byte for each opening and head, since messages are packed to whole bytes;
+* of many new tokens some lengths are traced. Among lengths that differ by multiples of 8 (so that packing to bytes rounds
+  alike) costs are linear between two of them when the one in the middle says so to the byte.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from launch.tracing import Costs, Setting, trace_load, trace_step
+from models.architecture import Architecture
+from models.generation import GenerationPlan
+from mpc import ring
+
+LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
+EACH = 40  # decoded tokens up to which each is traced
+STRIDE = 8  # messages are packed to whole bytes
+WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
+VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
+ENTRY_BYTES = 16  # an element of a dealt entry while it is used
+
+
+def alike(architecture: Architecture) -> tuple[Architecture, list[int]]:
+    """The model reduced to layers that differ, and how many layers each one stands for.
+
+    The first and the last layer stand for themselves; of those between, one stands for all of the same sliding window.
+    """
+    count = architecture.layers
+    between: dict[int | None, int] = {}
+    for n in range(1, count - 1):
+        between[architecture.window(n)] = between.get(architecture.window(n), 0) + 1
+    ends = [0] if count == 1 else [0, count - 1]
+    windows = [architecture.window(0), *between, *(architecture.window(n) for n in ends[1:])]
+    repeats = [1, *between.values(), *(1 for _ in ends[1:])]
+    reduced = {"layers": len(repeats), "windows": None if architecture.windows is None else tuple(windows)}
+    return architecture.model_copy(update=reduced), repeats
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry."""
+
+    costs: Costs
+    layer: Costs
+    largest: float
+
+
+class Tracer:
+    """Traces steps of one model, each length once. all_layers: trace every layer and head, to compare with."""
+
+    def __init__(self, architecture: Architecture, setting: Setting, all_layers: bool = False) -> None:
+        self.architecture = architecture
+        self.setting = setting
+        self.all_layers = all_layers
+        self.lengths: dict[tuple[int, int], Step] = {}
+        self.exact = True
+
+    def step(self, cached: int, tokens: int = 1) -> Step:
+        """`tokens` tokens after `cached` ones."""
+        key = cached, tokens
+        if key not in self.lengths:
+            long = tokens * (cached + tokens) * self.architecture.heads > LONG_PROMPT
+            whole = self._whole(self.architecture, *key)
+            self.lengths[key] = self._by_heads(*key) if long and tokens > 1 and not self.all_layers else whole()
+        return self.lengths[key]
+
+    def _whole(self, architecture: Architecture, cached: int, tokens: int) -> Callable[[], Step]:
+        def trace() -> Step:
+            reduced, repeats = (architecture, [1] * architecture.layers) if self.all_layers else alike(architecture)
+            found = trace_step(reduced, self.setting, cached, tokens, agreed=cached > 0)
+            middle = len(repeats) // 2
+            return Step(found.costs(repeats), found.layer(middle), max(found.largest.values()))
+
+        return trace
+
+    def _by_heads(self, cached: int, tokens: int) -> Step:
+        """A long prompt: cost = a + b G + c G R, from (G, R) = (1, 1), (2, 1) and (1, 2)."""
+        g, r = self.architecture.kv_heads, self.architecture.group
+        self.exact = False
+
+        def heads(kv_heads: int, group: int) -> Step:
+            changed = {"kv_heads": kv_heads, "heads": kv_heads * group}
+            return self._whole(self.architecture.model_copy(update=changed), cached, tokens)()
+
+        one, two, wide = heads(1, 1), heads(2, 1), heads(1, 2)
+
+        def combine(pick: Callable[[Step], Costs]) -> Costs:
+            both = pick(two).plus(pick(one), -1)  # b + c
+            queries = pick(wide).plus(pick(one), -1)  # c
+            out = pick(one).plus(both, g - 1).plus(queries, g * (r - 1))
+            return Costs({key: round(value) for key, value in out.items()})
+
+        largest = one.largest + (g - 1) * (two.largest - one.largest) + g * (r - 1) * (wide.largest - one.largest)
+        return Step(combine(lambda s: s.costs), combine(lambda s: s.layer), largest)
+
+    def tokens(self, first: int, last: int) -> Costs:
+        """Sum over decoded tokens with first to last tokens cached before them."""
+        if last - first < EACH:
+            return _sum(self.step(n).costs for n in range(first, last + 1))
+        power = 1 << (first + 1).bit_length()  # ring sizes depend on the length's number of bits
+        if power - 1 <= last:
+            return self.tokens(first, power - 2).plus(self.tokens(power - 1, last))
+        return _sum(self._strided(n, last) for n in range(first, first + STRIDE))
+
+    def _strided(self, first: int, last: int) -> Costs:
+        """The same over first, first + 8, ..."""
+        count = (last - first) // STRIDE + 1
+        lengths = [first + STRIDE * n for n in range(count)]
+        if count <= 3:
+            return _sum(self.step(n).costs for n in lengths)
+        middle = count // 2
+        low, mid, high = (self.step(lengths[n]).costs for n in (0, middle, count - 1))
+        line = low.plus(low, -middle / (count - 1)).plus(high, middle / (count - 1))
+        if all(abs(line.get(k, 0) - mid.get(k, 0)) < 1e-3 for k in {*line, *mid}):
+            whole = low.plus(high)
+            return Costs({key: value * count / 2 for key, value in whole.items()})
+        return self._strided(first, lengths[middle - 1]).plus(self._strided(lengths[middle], last))
+
+
+def _sum(costs: Iterable[Costs]) -> Costs:
+    out = Costs()
+    for one in costs:
+        out = out.plus(one)
+    return out
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of a generation. first: up to the first token; further: of all tokens after it, `new - 1` of them.
+
+    exact: counts are those of a trace of every layer, head and token; else heads were multiplied, see above.
+    """
+
+    architecture: Architecture
+    setting: Setting
+    prompt: int
+    new: int
+    load: Costs
+    first: Costs
+    further: Costs
+    first_layer: Costs
+    last_layer: Costs
+    largest_entry: float
+    lengths_traced: int
+    exact: bool
+    seconds: float
+
+    @cached_property
+    def total(self) -> Costs:
+        """A session without loading the model."""
+        return self.first.plus(self.further)
+
+    @property
+    def memory_bytes(self) -> int:
+        """A party's weights, full cache, and the largest tape entry while it is used. Python's own 0.4 GB come on top."""
+        a = self.architecture
+        cached = 0
+        for n in range(a.layers):
+            kept = min(self.prompt + self.new - 1, a.window(n) or self.prompt + self.new)
+            cached += 2 * a.kv_heads * a.head_channels * kept
+        return round(a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
+
+
+def estimate(
+    architecture: Architecture, setting: Setting, prompt: int, new: int, all_layers: bool = False, every_length: bool = False
+) -> Estimate:
+    """A prompt of `prompt` tokens and `new` tokens chosen by the secure argmax.
+
+    all_layers: trace every layer and head; every_length: trace every token. Both give the same counts, slowly. Raises
+    `ConfigurationError` when the model has fewer positions or for an unknown suite or policy.
+    """
+    GenerationPlan(prompt, new).check(architecture)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        tracer = Tracer(architecture, setting, all_layers)
+        load_costs = trace_load(architecture, setting)
+        first = tracer.step(0, prompt)
+        if every_length:
+            further = _sum(tracer.step(n).costs for n in range(prompt, prompt + new - 1))
+        else:
+            further = tracer.tokens(prompt, prompt + new - 2)
+        last = tracer.step(prompt + new - 2) if new > 1 else first
+    return Estimate(
+        architecture=architecture,
+        setting=setting,
+        prompt=prompt,
+        new=new,
+        load=load_costs,
+        first=first.costs,
+        further=further,
+        first_layer=first.layer,
+        last_layer=last.layer,
+        largest_entry=max(s.largest for s in tracer.lengths.values()),
+        lengths_traced=len(tracer.lengths),
+        exact=tracer.exact,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Multiply-adds of ring products a second: with few rows (bound by memory) and with many."""
+
+    vector: float
+    matrix: float
+
+    def seconds(self, costs: Costs, part: str | None = None) -> float:
+        """Of the ring products alone."""
+        return costs.total("vector_products", part) / self.vector + costs.total("matrix_products", part) / self.matrix
+
+
+def measure_rates() -> Rates:
+    """On this machine, with torch's present number of threads; about a second."""
+    weight = torch.ones(2048, 4096, dtype=torch.int64).t().contiguous().t()
+    one, many = (torch.ones(rows, 2048, dtype=torch.int64) for rows in (1, 128))
+    return Rates(_rate(one, weight), _rate(many, weight))
+
+
+def _rate(x: Tensor, weight: Tensor) -> float:
+    best = 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        ring.matmul(x, weight)
+        best = max(best, x.shape[0] * weight.numel() / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,168 @@
+"""How far a suite's results are from plaintext, layer by layer.
+
+INSECURE FOR REAL DATA BY NATURE: intermediate secrets are put together here. That is possible only because one process
+makes all shares itself and runs all parties (`launch.in_process`); no command that talks to real parties imports this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launch.in_process import run_in_process
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import PlainModel, one_hot_rows
+from mpc.channel import MemoryChannel
+from mpc.errors import ConfigurationError, EnvironmentProblem
+from mpc.fixed_point import decode, encode
+from mpc.random import Prg, new_seed
+from mpc.ring import reduce
+from mpc.tape import DealerTape, PartyTape, Tape
+from protocols.plain import Recorder
+from protocols.registry import secure_suite
+from protocols.suite import OutputShare, Suite, Value
+
+WEIGHT_FRACTION_BITS = 16
+STEPS = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class ProbeError:
+    """Absolute errors at one probe point of one step. largest: the largest plaintext value there, for scale."""
+
+    step: str
+    point: str
+    shape: tuple[int, ...]
+    max_error: float
+    mean_error: float
+    largest: float
+
+
+@dataclass
+class Measurement:
+    """One run's values: `points` in order of their appearance, (step, name) -> tensor."""
+
+    points: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """[T, V], float64."""
+        return torch.cat([self.points[step, "logits"] for step in STEPS if (step, "logits") in self.points])
+
+
+def plaintext(checkpoint: Checkpoint, ids: Sequence[int]) -> Measurement:
+    """The suite `plain` in float64; load the checkpoint as float64."""
+    model = PlainModel(checkpoint, torch.float64)
+    recorder = Recorder()
+    rows = [one_hot_rows(part, model.architecture.vocabulary) for part in _parts(ids)]
+    _forward(model.suite, model.decoder(recorder), ids, list(rows))
+    found = Measurement()
+    for name, values in recorder.values.items():
+        for step, value in zip(STEPS, values, strict=False):
+            found.points[step, name] = value
+    return found
+
+
+def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parties: int, **options: Any) -> Measurement:
+    """The same on shares, with all parties and the dealer in this process."""
+    architecture = checkpoint.architecture
+    if parties < 2:
+        raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
+    weights = {n: _share(checkpoint.weights[n], WEIGHT_FRACTION_BITS, parties) for n in architecture.weight_shapes()}
+    prompts = [_share(one_hot_rows(part, architecture.vocabulary), 0, parties) for part in _parts(ids)]
+
+    def program(suite: Suite, index: int | None) -> list[tuple[str, OutputShare]]:
+        seen: list[tuple[str, OutputShare]] = []
+
+        def probe(name: str, value: Value) -> None:
+            seen.append((name, suite.output(value)))
+
+        def own(name: str) -> Tensor | None:
+            return None if index is None else weights[name][index]
+
+        loaded = suite.run(load_weights(suite, architecture, own))
+        decoder = Decoder(suite, architecture, loaded, probe=probe)
+        _forward(suite, decoder, ids, [None if index is None else shares[index] for shares in prompts])
+        return seen
+
+    def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
+        return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
+
+    def party(channel: MemoryChannel, tape: PartyTape) -> list[tuple[str, OutputShare]]:
+        return program(suite(tape, channel), channel.party)
+
+    def dealer(tape: DealerTape) -> None:
+        program(suite(tape, None), None)
+
+    outputs, _ = run_in_process(parties, party, dealer)
+    found = Measurement()
+    for entries in zip(*outputs, strict=True):
+        name = entries[0][0]
+        step = STEPS[(STEPS[0], name) in found.points]
+        found.points[step, name] = _open([share for _, share in entries])
+    return found
+
+
+def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
+    """Logits [T, V] of the package transformers, in float64."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise EnvironmentProblem(f"transformers cannot be imported ({error}); `mpcache doctor` says more") from None
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, dtype=torch.float64
+    )
+    with torch.inference_mode():
+        logits: Tensor = model.eval()(input_ids=torch.tensor([list(ids)])).logits[0]
+    return logits.to(torch.float64)
+
+
+def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
+    """Errors at every probe point, in the order of the computation."""
+    out = []
+    for (step, name), value in measured.points.items():
+        wanted = reference.points[step, name]
+        error = (value - wanted).abs()
+        out.append(
+            ProbeError(step, name, tuple(value.shape), error.max().item(), error.mean().item(), wanted.abs().max().item())
+        )
+    return out
+
+
+def _parts(ids: Sequence[int]) -> list[list[int]]:
+    """What is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded token."""
+    return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
+
+
+def _forward(suite: Suite, decoder: Decoder, ids: Sequence[int], rows: Sequence[Tensor | None]) -> None:
+    """Prompt batch, then the last token; the decoder's probe sees both."""
+    cache, position = decoder.new_cache(), 0
+    for part, share in zip(_parts(ids), rows, strict=True):
+        shape = (len(part), decoder.architecture.vocabulary)
+        with torch.inference_mode():
+            suite.run(decoder.forward(suite.input(shape, share, 0), cache, position))
+        position += len(part)
+
+
+def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
+    """Additive shares in Z_2^64."""
+    rest = encode(x, fraction_bits).clone()
+    shares = [Prg(new_seed()).ring(x.shape) for _ in range(parties - 1)]
+    for share in shares:
+        rest -= share
+    return [*shares, rest]
+
+
+def _open(shares: Sequence[OutputShare]) -> Tensor:
+    total = torch.zeros_like(shares[0].share)
+    for share in shares:
+        total += share.share
+    return decode(reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)

@@ -1,0 +1,132 @@
+"""A whole deployment on this machine: real processes, real TLS, temporary identities, nothing left afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from launch.console import Settings
+from launch.processes import Child, ProcessEnded, Processes
+from mpc.errors import EnvironmentProblem
+from parties.certificates import create_deployment
+from parties.config import load_config
+
+T = TypeVar("T")
+
+CLIENT, DEALER, OWNER = "client", "dealer", "model-owner"
+CERTIFICATE_DAYS = 1
+ATTEMPTS = 5
+PORT_TAKEN = "cannot listen at"
+
+
+def party_name(index: int) -> str:
+    """Name of a local compute party."""
+    return f"party{index}"
+
+
+class LocalDeployment:
+    """Running compute parties and dealer. Made by `local_deployment`."""
+
+    def __init__(self, processes: Processes, folder: Path, children: list[Child]) -> None:
+        self.children = children
+        self.folder = folder
+        self.client = load_config(folder / f"{CLIENT}.yaml")
+        self._processes = processes
+
+    def share_model(self, checkpoint: Path, name: str) -> None:
+        """Run a model owner, which shares the weights among the parties and leaves. Raises `ProcessEnded`."""
+        arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
+        owner = self._processes.start(OWNER, [*arguments, "--model", str(checkpoint.resolve()), "--name", name])
+        self._processes.wait_done(owner)
+
+    def watched(self, work: Callable[[], T]) -> T:
+        """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
+        return self._processes.watched(work)
+
+
+@contextmanager
+def local_deployment(parties: int = 2, device: str = "cpu") -> Iterator[LocalDeployment]:
+    """Compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
+
+    On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
+    mode 0700) is removed. Should this process be killed outright, its children do that.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mpcache-"))
+    try:
+        names = [party_name(i) for i in range(parties)]
+        create_deployment(folder / "certificates", [*names, DEALER, CLIENT, OWNER], CERTIFICATE_DAYS)
+        with Processes(folder, _environment(parties)) as processes:
+            children = _start(processes, folder, names, device)
+            yield LocalDeployment(processes, folder, children)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(processes: Processes, folder: Path, names: list[str], device: str) -> list[Child]:
+    """Start all servers; a port that another program took in the meantime leads to new ports."""
+    for attempt in range(ATTEMPTS):
+        _write_configurations(folder, names, device)
+        flags = ["--debug"] if Settings.debug else []
+        roles = [(DEALER, DEALER), *((name, "party") for name in names)]
+        children = [
+            processes.start(name, [*flags, command, "--supervised", "--config", str(folder / f"{name}.yaml")])
+            for name, command in roles
+        ]
+        try:
+            processes.wait_ready(children)
+            return children
+        except ProcessEnded as error:
+            if PORT_TAKEN not in error.last_error or attempt + 1 == ATTEMPTS:
+                raise
+            processes.stop()
+    raise EnvironmentProblem(f"no free ports at 127.0.0.1 in {ATTEMPTS} attempts")
+
+
+def _environment(parties: int) -> dict[str, str]:
+    """Cores are divided among the parties and the dealer, unless the user says how many threads each may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // (parties + 1)))
+    return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens at now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _write_configurations(folder: Path, names: list[str], device: str) -> None:
+    addresses = {name: f"127.0.0.1:{port}" for name, port in zip([*names, DEALER], _free_ports(len(names) + 1), strict=True)}
+    common: dict[str, Any] = {
+        "certificates": str(folder / "certificates"),
+        "parties": [{"name": name, "address": addresses[name]} for name in names],
+        "dealer": {"name": DEALER, "address": addresses[DEALER]},
+        "clients": [CLIENT],
+        "model_owners": [OWNER],
+        "device": device,
+    }
+    for name in names:
+        own = {"role": "party", "listen": addresses[name], "store": str(folder / f"store-{name}")}
+        _write(folder, name, {**common, **own})
+    _write(folder, DEALER, {**common, "role": "dealer", "listen": addresses[DEALER]})
+    _write(folder, CLIENT, {**common, "role": "client"})
+    _write(folder, OWNER, {**common, "role": "model-owner"})
+
+
+def _write(folder: Path, name: str, values: dict[str, Any]) -> None:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, **values}, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""Networks by name or by numbers, and what a ledger's costs take on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mpc.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Network:
+    """round_trip: seconds. bandwidth: bits a second, in each direction, of one party's connection."""
+
+    name: str
+    round_trip: float
+    bandwidth: float
+
+    def latency_seconds(self, rounds: float) -> float:
+        """A round trip a round. All parties send at the same moment, so half of it is what a round takes at best."""
+        return rounds * self.round_trip
+
+    def transfer_seconds(self, bytes_sent: float) -> float:
+        """Of what one party sends."""
+        return bytes_sent * 8 / self.bandwidth
+
+
+NETWORKS = {
+    "lan": Network("lan", 0.8e-3, 3e9),
+    "wan": Network("wan", 40e-3, 400e6),
+    "mobile": Network("mobile", 80e-3, 50e6),
+}
+
+
+def find_network(text: str) -> Network:
+    """A name in `NETWORKS`, or "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError` for anything else."""
+    if text in NETWORKS:
+        return NETWORKS[text]
+    numbers = text.split(",")
+    try:
+        milliseconds, megabits = (float(part) for part in numbers)
+    except ValueError:
+        raise _unknown(text) from None
+    if not (0 <= milliseconds < math.inf and 0 < megabits < math.inf):
+        raise _unknown(text)
+    return Network(text, milliseconds / 1e3, megabits * 1e6)
+
+
+def _unknown(text: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"network '{text}' is not one of {', '.join(NETWORKS)}, nor a round trip in milliseconds and a bandwidth in "
+        "Mbit/s such as 10,1000"
+    )

@@ -1,0 +1,109 @@
+"""Options that several commands share, and how a prompt is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from mpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from launch.answering import Wishes
+
+DEFAULT_SUITE = "crypten"
+
+ModelOption = Annotated[Path, typer.Option("--model", help="Hugging Face checkpoint directory.")]
+SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
+PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The role's configuration file (YAML).")]
+DecodingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding",
+        help="greedy (default); sample: at a temperature, nobody sees logits; logits: the client sees them and chooses.",
+    ),
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", help="Sample at this temperature (implies --decoding sample).")
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="With --decoding logits: the k most likely tokens only.")]
+TopPOption = Annotated[float | None, typer.Option("--top-p", help="With --decoding logits: the likeliest tokens up to p.")]
+SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
+
+
+def check_suite(name: str) -> str:
+    """The name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
+    from protocols.registry import SUITES
+
+    secure = sorted(suite for suite in SUITES if suite != "plain")
+    if name not in secure:
+        why = "keeps nothing secret" if name == "plain" else "is unknown"
+        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
+    return name
+
+
+def make_wishes(
+    suite: str,
+    new_tokens: int,
+    decoding: str | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+) -> Wishes:
+    """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
+    from launch.answering import Wishes
+    from models.generation import Decoding
+    from parties.client import check_decoding
+
+    chosen = decoding or ("greedy" if temperature is None else "sample")
+    if chosen not in get_args(Decoding):
+        raise ConfigurationError(f"--decoding '{chosen}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
+    known = cast(Decoding, chosen)
+    check_decoding(known, temperature, top_k, top_p)
+    return Wishes(suite, new_tokens, known, temperature, top_k, top_p)
+
+
+def check_device(name: str) -> str:
+    """The name itself. Raises `ConfigurationError` for a device that torch does not know or cannot use."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"device '{name}' is unknown; write cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigurationError(f"device '{name}' is not there ({count} CUDA devices); use --device cpu")
+    elif device.type != "cpu":
+        raise ConfigurationError(f"device '{name}' is not supported; write cpu, cuda or cuda:N")
+    return name
+
+
+def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:
+    """The prompt, from the option or the file ("-": standard input).
+
+    Raises `ConfigurationError` when both or (if required) none are given, or the file is unreadable or empty.
+    """
+    if text is not None and file is not None:
+        raise ConfigurationError("--prompt and --prompt-file were both given; give one of them")
+    if text is None and file is None:
+        if required:
+            raise ConfigurationError("no prompt was given; use --prompt TEXT or --prompt-file FILE (- for standard input)")
+        return None
+    if file is not None:
+        try:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"--prompt-file {file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"--prompt-file {file} is not a UTF-8 text file") from None
+        text = text.removesuffix("\n")
+    if not text:
+        raise ConfigurationError("the prompt is empty; give at least one token")
+    return text

@@ -1,0 +1,38 @@
+"""The child's side of local processes: end with the parent, report readiness, take temporary files along.
+
+A supervised child's standard input is a pipe whose other end only the parent holds. When the parent is gone, for whatever
+reason (SIGKILL included), the pipe ends; the child then removes the run's temporary folder and ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+SCRATCH_VARIABLE = "MPCACHE_SCRATCH"
+READY = "mpcache-ready"
+ORPHANED_EXIT = 3
+
+
+def end_with_parent() -> None:
+    """Start the thread that ends this process when standard input ends."""
+    scratch = os.environ.get(SCRATCH_VARIABLE)
+    threading.Thread(target=_watch, args=(Path(scratch) if scratch else None,), daemon=True).start()
+
+
+def _watch(scratch: Path | None) -> None:
+    # Straight from the descriptor: a thread blocked in the buffered reader would hold its lock at interpreter exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(ORPHANED_EXIT)
+
+
+def report_ready(**facts: object) -> None:
+    """Tell the parent that this process serves; facts are public (its address, say)."""
+    print(f"{READY} {json.dumps(facts)}", flush=True)

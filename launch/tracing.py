@@ -1,0 +1,193 @@
+"""One step of a model on tensors without content: costs by part of the model, operation and kind.
+
+Suite and decoder are those of a session; the tape counts what a dealer would deal, and openings count what a party would
+send. Multiply-adds are those of ring matrix products; element-wise work is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor
+
+from launch.bench.plan import Option
+from launch.bench.program import LOAD, NoInputs, fill, load, make_policy, make_suite, step
+from models.architecture import Architecture
+from models.decoder import Decoder
+from mpc.ledger import Ledger, current
+from mpc.tape import CountingTape
+from protocols.suite import Linear, Suite, Value
+
+STEP = "step"
+FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.ring)
+
+# Ring products that a party computes for one product of a secret with a secret: with the opened value and with the mask.
+RING_PRODUCTS = {"masked": 2, "crypten": 2}
+
+FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
+Key = tuple[str, str, str]  # part of the model, operation, field
+
+
+class Costs(dict[Key, float]):
+    """Costs by part, operation and field; they add up and are multiplied like vectors."""
+
+    def plus(self, other: Mapping[Key, float], factor: float = 1) -> Costs:
+        """self + factor * other."""
+        out = Costs(self)
+        for key, value in other.items():
+            out[key] = out.get(key, 0) + factor * value
+        return out
+
+    def total(self, name: str, part: str | None = None) -> float:
+        """Sum of one field, over one part or all."""
+        return sum(value for (where, _, what), value in self.items() if what == name and part in (None, where))
+
+    def parts(self) -> list[str]:
+        """Parts in order of appearance."""
+        return list(dict.fromkeys(where for where, _, _ in self))
+
+
+class _Tape(CountingTape):
+    """Counts, and remembers the largest entry of each operation, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: dict[str, int] = {}
+
+    def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
+        """A meta tensor."""
+        return self._seen(op, super().random(op, shape, bits, kind))
+
+    def dependent(
+        self, op: str, shape: Sequence[int], value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """A meta tensor."""
+        return self._seen(op, super().dependent(op, shape, value, bits, kind))
+
+    def _seen(self, op: str, x: Tensor) -> Tensor:
+        self.largest[op] = max(self.largest.get(op, 0), x.numel())
+        return x
+
+
+class _Products:
+    """A suite that counts the multiply-adds of the matrix products it is asked for, and passes everything on."""
+
+    def __init__(self, suite: Suite) -> None:
+        self._suite = suite
+        self.counts: dict[tuple[str, str, str], int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._suite, name)
+
+    def _count(self, rows: int, inner: int, columns: int, batch: int = 1) -> None:
+        where, op = current()
+        kind = "vector_products" if rows < FEW_ROWS else "matrix_products"
+        each = RING_PRODUCTS.get(self._suite.name, 2)
+        self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
+
+    def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
+        """[..., in] x [in, out]."""
+        self._count(x.shape[:-1].numel(), *layer.weight.shape)
+        return self._suite.linear(x, layer, residual)
+
+    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear]) -> Any:
+        """As `linear`, for each layer."""
+        for layer in layers:
+            self._count(x.shape[:-1].numel(), *layer.weight.shape)
+        return self._suite.norm_linear(x, norm, layers)
+
+    def embed(self, one_hot: Value, table: Value) -> Any:
+        """[T, V] x [V, D]."""
+        self._count(one_hot.shape[0], *table.shape)
+        return self._suite.embed(one_hot, table)
+
+    def matmul(self, x: Value, y: Value) -> Any:
+        """[..., M, K] x [..., K, N]."""
+        self._count(x.shape[-2], x.shape[-1], y.shape[-1], x.shape[:-2].numel())
+        return self._suite.matmul(x, y)
+
+    def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Any:
+        """[G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        self._count(rows, k.shape[1], channels, groups)
+        return self._suite.attention(q, k, v, mask)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a trace depends on beside the model and the lengths."""
+
+    suite: str
+    parties: int = 2
+    policy: str = "full"
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def make(self) -> tuple[Suite, _Tape]:
+        """A suite that counts."""
+        tape = _Tape()
+        return make_suite(self.suite, self.parties, tape, None, self.options), tape
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation."""
+
+    ledger: Ledger
+    products: Mapping[tuple[str, str, str], int]
+    largest: Mapping[str, int]
+
+    def costs(self, repeats: Sequence[int]) -> Costs:
+        """By part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
+        out = Costs()
+        for (where, op), cost in self.ledger.costs.items():
+            part, count = _part(where, repeats)
+            values = {(part, op, name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")}
+            out = out.plus(values, count)
+        for (where, op, kind), value in self.products.items():
+            part, count = _part(where, repeats)
+            out = out.plus({(part, op, kind): value}, count)
+        return out
+
+    def layer(self, index: int) -> Costs:
+        """One layer's."""
+        repeats = [int(n == index) for n in range(index + 1)]
+        whole = self.costs(repeats)
+        return Costs({key: value for key, value in whole.items() if key[0] in ("attention", "mlp")})
+
+
+def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
+    """("attention", repeats[3]) of "step/layer 3/attention"; ("head", 1) of "step/head"."""
+    names = where.split("/")[1:]
+    if len(names) == 2 and names[0].startswith("layer "):
+        index = int(names[0].removeprefix("layer "))
+        return names[1], repeats[index] if index < len(repeats) else 0
+    return names[0] if names else "step", 1
+
+
+def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, agreed: bool = True) -> Trace:
+    """Every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
+
+    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
+    """
+    suite, tape = setting.make()
+    weights = suite.run(load(suite, architecture, NoInputs()))
+    products = _Products(suite)
+    counting = cast(Suite, products)
+    decoder = Decoder(counting, architecture, weights, make_policy(setting.policy))
+    cache = suite.run(fill(counting, decoder, cached, NoInputs(), agreed))
+    suite.ledger.costs.clear()
+    products.counts.clear()
+    tape.largest.clear()
+    suite.run(step(counting, decoder, cache, tokens, None, STEP))
+    return Trace(suite.ledger, products.counts, tape.largest)
+
+
+def trace_load(architecture: Architecture, setting: Setting) -> Costs:
+    """Loading all weights: once a model and its parties, not once a session."""
+    suite, _ = setting.make()
+    suite.run(load(suite, architecture, NoInputs()))
+    cost = suite.ledger.total(LOAD)
+    return Costs({(LOAD, "weight", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})

@@ -1,0 +1,1 @@
+"""Tiny trained language models that recall one record of a long document."""

@@ -1,0 +1,96 @@
+"""Public model shapes by name, for estimates and benchmarks: an architecture without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.architecture import Architecture, Rotary
+from models.checkpoint import read_architecture
+from models.config import Config, read_json
+from models.family import family_for
+from mpc.errors import ConfigurationError
+from protocols.suite import Norm
+
+
+def _gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257, positions: int = 1024) -> Architecture:
+    """GPT-2 (Radford et al. 2019) as `models.gpt2` reads it: a centred residual stream, hence no mean in its norms."""
+    return Architecture(
+        family="gpt2",
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_channels=width // heads,
+        feed_forward=4 * width,
+        vocabulary=vocabulary,
+        positions=positions,
+        rotary=None,
+        norm=Norm("rms", 1e-5),
+        activation="gelu_tanh",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+    )
+
+
+def _llama2(layers: int, width: int, heads: int, kv_heads: int, feed_forward: int) -> Architecture:
+    """LLaMA-2 (Touvron et al. 2023)."""
+    return Architecture(
+        family="llama",
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_channels=width // heads,
+        feed_forward=feed_forward,
+        vocabulary=32000,
+        positions=4096,
+        rotary=Rotary(),
+        norm=Norm("rms", 1e-5),
+        activation="silu",
+        gated=True,
+    )
+
+
+SHAPES: dict[str, Architecture] = {
+    "tiny": _gpt2(4, 32, 2, vocabulary=97, positions=64),
+    "gpt2": _gpt2(12, 768, 12),
+    "gpt2-medium": _gpt2(24, 1024, 16),
+    "gpt2-large": _gpt2(36, 1280, 20),
+    "gpt2-xl": _gpt2(48, 1600, 25),
+    "llama-2-7b": _llama2(32, 4096, 32, 32, 11008),
+    "llama-2-13b": _llama2(40, 5120, 40, 40, 13824),
+    "llama-2-70b": _llama2(80, 8192, 64, 8, 28672),
+}
+
+
+def find_shape(name: str) -> Architecture:
+    """The architecture of a name in `SHAPES`, of a checkpoint directory, or of a config.json file.
+
+    Raises `ConfigurationError` for what is none of them, `CheckpointError` for a config.json that is not supported.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    path = Path(name)
+    if path.is_dir():
+        return read_architecture(path)
+    if path.is_file():
+        return family_for(Config(read_json(path), path)).architecture
+    raise ConfigurationError(
+        f"shape '{name}' is neither a file, nor a directory, nor one of the known shapes: {', '.join(SHAPES)}"
+    )
+
+
+def with_layers(architecture: Architecture, layers: int) -> Architecture:
+    """Its first `layers` layers. Raises `ConfigurationError` when it has fewer."""
+    if not 1 <= layers <= architecture.layers:
+        raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
+    windows = None if architecture.windows is None else architecture.windows[:layers]
+    return architecture.model_copy(update={"layers": layers, "windows": windows})
+
+
+def with_positions(architecture: Architecture, positions: int) -> Architecture:
+    """The same shape with room for at least `positions` positions: lengths beyond a model's own can be measured too."""
+    return architecture.model_copy(update={"positions": max(architecture.positions, positions)})

@@ -1,0 +1,253 @@
+"""A deployment's certificate authority and one identity per role, for mutual TLS.
+
+A folder holds `authority.crt` (and, only where identities are issued, `authority.key`) and per role `NAME.crt` and
+`NAME.key`. Keys are EC P-256, files of keys have mode 0600. An identity's name is its certificate's common name and its
+first DNS name: dialers require it of whom they dial, servers read it from the connection and authorise by it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mpc.errors import ConfigurationError
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+CLOCK_SKEW = timedelta(minutes=5)
+AUTHORITY = "authority"
+RESERVED = (AUTHORITY, "localhost")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A checked identity. certificate, authority: PEM; key: PEM, secret (not in the representation)."""
+
+    name: str
+    certificate: bytes
+    authority: bytes
+    key: bytes
+    expires: datetime
+    certificate_file: Path
+    key_file: Path
+    authority_file: Path
+
+    def __repr__(self) -> str:
+        return f"Identity({self.name!r}, expires {self.expires:%Y-%m-%d})"
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises `ConfigurationError` unless it can be a DNS label that is not reserved."""
+    if not NAME_PATTERN.fullmatch(name) or name in RESERVED:
+        raise ConfigurationError(
+            f"'{name}' cannot be an identity's name: use 1 to 63 lower-case letters, digits and inner hyphens, "
+            f"and none of {', '.join(RESERVED)}"
+        )
+    return name
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+
+
+def _write_pair(
+    directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> tuple[Path, Path]:
+    files = directory / f"{name}.crt", directory / f"{name}.key"
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    _write(files[1], key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), 0o600)
+    _write(files[0], certificate.public_bytes(pem), 0o644)
+    return files
+
+
+def _builder(subject: str, issuer: x509.Name, days: float, start: datetime | None) -> x509.CertificateBuilder:
+    if not 0 < days <= 36500:
+        raise ConfigurationError(f"days must be between 0 and 36500, got {days:g}")
+    begin = start if start is not None else datetime.now(UTC) - CLOCK_SKEW
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+        .issuer_name(issuer)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days) + (CLOCK_SKEW if start is None else timedelta()))
+    )
+
+
+def create_authority(directory: Path, days: float = 3650, start: datetime | None = None) -> None:
+    """Make `authority.crt` and `authority.key` in `directory`. Raises `ConfigurationError` when there is one already."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (directory / f"{AUTHORITY}.key").exists() or (directory / f"{AUTHORITY}.crt").exists():
+        raise ConfigurationError(f"{directory / AUTHORITY}.crt exists already: choose an empty folder or remove it first")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = f"mpcache authority {x509.random_serial_number():x}"[:60]
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        _builder(subject, issuer, days, start)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _write_pair(directory, AUTHORITY, certificate, key)
+
+
+def create_identity(
+    directory: Path, name: str, days: float = 365, hosts: Sequence[str] = (), start: datetime | None = None
+) -> tuple[Path, Path]:
+    """Make `NAME.crt` and `NAME.key`, signed by the authority in `directory`; returns both paths.
+
+    hosts: further DNS names or addresses of the machine. A host that is some identity's name is refused, since dialers
+    recognise an identity by the names in its certificate.
+    """
+    check_name(name)
+    for host in hosts:
+        if host != name and (directory / f"{host}.crt").exists():
+            raise ConfigurationError(f"host '{host}' of identity '{name}' is the name of another identity in {directory}")
+    authority = _read_certificate(directory / f"{AUTHORITY}.crt")
+    signer = _read_key(directory / f"{AUTHORITY}.key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    for host in dict.fromkeys(["localhost", "127.0.0.1", *hosts]):
+        try:
+            names.append(x509.IPAddress(ip_address(host)))
+        except ValueError:
+            if host != name:
+                names.append(x509.DNSName(host))
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        _builder(name, authority.subject, days, start)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    return _write_pair(directory, name, certificate, key)
+
+
+def create_deployment(directory: Path, names: Sequence[str], days: float = 365, hosts: Sequence[str] = ()) -> None:
+    """An authority and an identity for every name, all in `directory` (mode 0700)."""
+    for name in names:
+        check_name(name)
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"identity names must differ, got {', '.join(names)}")
+    clash = set(hosts) & set(names)
+    if clash:
+        raise ConfigurationError(f"host '{min(clash)}' is also an identity's name; give the identity another name")
+    create_authority(directory, days)
+    for name in names:
+        create_identity(directory, name, days, hosts)
+
+
+def _read(path: Path, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path} is missing: {remedy}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    remedy = "make it with `mpcache certs`, or copy it from where the deployment's certificates were made"
+    data = _read(path, remedy)
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except ValueError:
+        raise ConfigurationError(f"{path} is not a PEM certificate: {remedy}") from None
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    remedy = "make it with `mpcache certs`, or copy it from where the deployment's certificates were made"
+    data = _read(path, remedy)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigurationError(f"{path} is a private key that others may read (mode {mode:04o}): run `chmod 600 {path}`")
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"{path} is not an unencrypted PEM private key: {remedy}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationError(f"{path} is not an elliptic-curve key: {remedy}")
+    return key
+
+
+def _check_time(certificate: x509.Certificate, path: Path) -> None:
+    now = datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise ConfigurationError(
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it with `mpcache certs`"
+        )
+    if now < certificate.not_valid_before_utc:
+        raise ConfigurationError(
+            f"{path} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and this machine's clock "
+            f"says {now:%Y-%m-%d %H:%M} UTC: set the clock, or wait"
+        )
+
+
+def check(directory: Path, name: str) -> Identity:
+    """Read and check the identity `name` of `directory`.
+
+    Raises `ConfigurationError`, naming file and remedy, when something is missing, unreadable, expired, not yet valid,
+    signed by another authority, of another name, or when key and certificate do not belong together.
+    """
+    check_name(name)
+    if not directory.is_dir():
+        raise ConfigurationError(f"certificate folder {directory} is missing: make it with `mpcache certs`")
+    files = directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt"
+    authority, certificate, key = _read_certificate(files[2]), _read_certificate(files[0]), _read_key(files[1])
+    _check_time(authority, files[2])
+    _check_time(certificate, files[0])
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigurationError(
+            f"{files[0]} was signed by another authority than {files[2]}: all roles of a deployment need certificates "
+            "of the same authority; copy both files from the same place, or make new ones with `mpcache certs`"
+        ) from None
+    if certificate.public_key() != key.public_key():
+        raise ConfigurationError(
+            f"{files[1]} is not the key of {files[0]}: copy both files from the same place, or make new ones with "
+            "`mpcache certs`"
+        )
+    common = [str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common != [name]:
+        raise ConfigurationError(f"{files[0]} belongs to '{', '.join(common)}', not to '{name}': copy the right file")
+    return Identity(
+        name=name,
+        certificate=files[0].read_bytes(),
+        authority=files[2].read_bytes(),
+        key=files[1].read_bytes(),
+        expires=certificate.not_valid_after_utc,
+        certificate_file=files[0],
+        key_file=files[1],
+        authority_file=files[2],
+    )

@@ -1,0 +1,171 @@
+"""The client: shares its prompt, and alone puts the output together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.generation import Decoding, GenerationPlan
+from mpc.errors import ConfigurationError
+from parties.certificates import check
+from parties.client_session import ClientSession, Wanted
+from parties.config import RoleConfig
+from parties.link import Pulse
+from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
+from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
+from parties.sampling import check_filters, check_temperature
+from protocols.registry import SUITES, suite_class
+
+DEFAULT_SUITE = "crypten"
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What a session gave. tokens and logits are secret; costs are public.
+
+    costs: party name -> its ledger (`Ledger.to_json`). seconds: from opening the session to the last token;
+    token_seconds: to each token. logits: float64 [tokens, V] for decoding "logits". stopped: an end-of-text token (or
+    the caller) ended it before new_tokens.
+    """
+
+    tokens: list[int] = field(repr=False)
+    costs: dict[str, dict[str, Any]] = field(repr=False)
+    seconds: float
+    token_seconds: list[float]
+    session: str
+    stopped: bool
+    logits: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def first_token_seconds(self) -> float:
+        """Seconds from opening the session to the first token."""
+        return self.token_seconds[0]
+
+
+class Client:
+    """A client of the compute parties of its configuration.
+
+    Raises `ConfigurationError` when role or certificates are wrong.
+    """
+
+    def __init__(self, config: RoleConfig) -> None:
+        if config.role != "client":
+            raise ConfigurationError(f"configuration is for role '{config.role}', not for 'client'")
+        self.config = config
+        self.identity = check(config.certificates, config.name)
+        self.version = package_version()
+
+    def models(self, on_waiting: Callable[[str], None] = lambda reason: None) -> list[ModelReference]:
+        """The models that all parties hold."""
+        channels = connect_all(self.config, self.identity, on_waiting)
+        try:
+            return common_models(describe_all(self.config, channels))
+        finally:
+            close_all(channels)
+
+    def find_model(self, model: str | None = None) -> ModelReference:
+        """The model with this id or name; without one, the only model. Raises `ConfigurationError` listing what there is."""
+        held = self.models()
+        found = [m for m in held if model is None or model in (m.id, m.name)]
+        if len(found) == 1:
+            return found[0]
+        listed = "; ".join(f"{m.name} ({m.id})" for m in held) or "none: let the model owner share one first"
+        problem = f"{len(found)} models fit" if found else "no model fits"
+        raise ConfigurationError(f"{problem} {'the request' if model is None else repr(model)}; all parties hold: {listed}")
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        new_tokens: int,
+        *,
+        model: ModelReference | str | None = None,
+        suite: str = DEFAULT_SUITE,
+        fraction_bits: int | None = None,
+        options: dict[str, Option] | None = None,
+        decoding: Decoding = "greedy",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_ids: Sequence[int] | None = None,
+        on_token: Callable[[int], bool | None] = lambda token: None,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> GenerationResult:
+        """Generate up to `new_tokens` tokens after the prompt.
+
+        model: a reference, an id or a name. decoding: "greedy" (default); "sample" at `temperature` (default 1), nobody
+        learns logits; "logits": this client learns them and takes the most likely token, or samples at `temperature` with
+        `top_k` and `top_p`. stop_ids: tokens that end the generation (default: the model's end-of-text tokens).
+        on_token(token): may return False to stop. on_progress(stage, done, total).
+
+        Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later.
+        """
+        temperature = check_decoding(decoding, temperature, top_k, top_p)
+        plan = GenerationPlan(len(prompt_ids), new_tokens, decoding) if len(prompt_ids) else None
+        if plan is None:
+            raise ConfigurationError("the prompt is empty; give at least one token")
+        reference = model if isinstance(model, ModelReference) else self.find_model(model)
+        plan.check(reference.architecture)
+        _check_prompt(prompt_ids, reference.architecture)
+        suite_class(suite)
+        manifest = Manifest(
+            protocol=PROTOCOL_VERSION,
+            version=self.version,
+            model=reference.id,
+            architecture=architecture_hash(reference.architecture),
+            suite=suite,
+            fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
+            options=dict(options or {}),
+            prompt_tokens=len(prompt_ids),
+            new_tokens=new_tokens,
+            decoding=decoding,
+            policy="full",
+            parties=self.config.party_names,
+        )
+        stops = frozenset(reference.architecture.eos if stop_ids is None else stop_ids)
+        wanted = Wanted(manifest, list(prompt_ids), reference.architecture, temperature, top_k, top_p, stops)
+        channels = connect_all(self.config, self.identity, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
+        pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+        try:
+            session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
+            session.run(channels, pulse)
+        finally:
+            pulse.stop()
+            close_all(channels)
+        return GenerationResult(
+            tokens=session.tokens,
+            costs=session.costs,
+            seconds=session.seconds,
+            token_seconds=session.token_seconds,
+            session=session.id,
+            stopped=session.stopped,
+            logits=session.all_logits(),
+        )
+
+
+def _check_prompt(prompt_ids: Sequence[int], architecture: Architecture) -> None:
+    for place, token in enumerate(prompt_ids):
+        if not 0 <= token < architecture.vocabulary:
+            raise ConfigurationError(
+                f"prompt token number {place + 1} lies outside the model's vocabulary of {architecture.vocabulary} tokens; "
+                "tokenizer and model must belong together"
+            )
+
+
+def check_decoding(decoding: Decoding, temperature: float | None, top_k: int | None, top_p: float | None) -> float | None:
+    """The temperature that applies, None for the most likely token."""
+    check_filters(top_k, top_p)
+    if decoding != "logits" and (top_k is not None or top_p is not None):
+        raise ConfigurationError(
+            f"top_k and top_p need decoding 'logits' (this client then learns logits), not '{decoding}'"
+        )
+    if decoding == "greedy" and temperature is not None:
+        raise ConfigurationError("temperature needs decoding 'sample' or 'logits', not 'greedy'")
+    if decoding == "logits" and temperature is None and (top_k is not None or top_p is not None):
+        raise ConfigurationError("top_k and top_p need a temperature")
+    if decoding == "sample" and temperature is None:
+        return 1.0
+    return None if temperature is None else check_temperature(temperature)

@@ -1,0 +1,290 @@
+"""One session at the client: prompt and noise shares out, output shares of all parties in, opened here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from mpc.errors import MpcacheError, PeerError, PeerLost, PeerSilent, WireError
+from mpc.fixed_point import decode, encode
+from mpc.packing import packed_size, unpack
+from mpc.random import new_seed
+from mpc.ring import reduce
+from parties import wire_pb2 as wire
+from parties import wire_pb2_grpc as services
+from parties.config import RoleConfig
+from parties.failures import farewell, public, to_failure
+from parties.link import Link, Message, Pulse, Session, finish_calls
+from parties.manifest import Manifest
+from parties.sampling import choose, gumbel
+from parties.shares import BITS, LEDGER_BYTES, corrections
+
+BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to generate. prompt: secret token ids. temperature None: the most likely token."""
+
+    manifest: Manifest
+    prompt: list[int] = field(repr=False)
+    architecture: Architecture
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stop_ids: frozenset[int]
+
+
+@dataclass
+class _Incoming:
+    """One party's output that is arriving."""
+
+    header: wire.OutputHeader | None = None
+    data: bytearray = field(default_factory=bytearray)
+    step: int = 0
+    ledger_size: int = 0  # announced, once the outputs are over
+    summary: bool = False
+
+
+class ClientSession(Session):
+    """Runs one generation against connected channels; then `tokens`, `costs` and the times are there."""
+
+    def __init__(
+        self,
+        id: str,
+        config: RoleConfig,
+        wanted: Wanted,
+        on_token: Callable[[int], bool | None],
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        super().__init__(id, config.name)
+        self.config = config
+        self.wanted = wanted
+        self.tokens: list[int] = []
+        self.costs: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        self.token_seconds: list[float] = []
+        self.stopped = False
+        self._on_token = on_token
+        self._on_progress = on_progress
+        self._logits: list[Tensor] = []
+        self._inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue()
+        self._parties: list[Link] = []
+        self._incoming: dict[Link, _Incoming] = {}
+        self._opened: dict[int, dict[Link, tuple[wire.OutputHeader, Tensor]]] = {}
+        self._began = 0.0
+
+    def all_logits(self) -> Tensor | None:
+        """Logits of all steps, float64 [tokens, V]; None unless decoding was "logits"."""
+        return torch.stack(self._logits) if self._logits else None
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+    def run(self, channels: Sequence[grpc.Channel], pulse: Pulse) -> None:
+        """The whole session. Raises the error that explains a failure best, when several parties report one."""
+        self._began = time.perf_counter()
+        for peer, channel in zip(self.config.parties, channels, strict=True):
+            link = Link(self, peer.name, BEAT, self._inbox)
+            self._parties.append(link)
+            self._incoming[link] = _Incoming()
+            opening = wire.Open(session=self.id, manifest=self.wanted.manifest.canonical())
+            link.send(wire.ClientMessage(open=opening))
+            call = services.ComputePartyStub(channel).Generate(link.outgoing())
+            link.start(call, call.cancel)
+            pulse.add(link)
+        self.step = "sending the prompt's shares"
+        threading.Thread(target=self._upload, name="upload", daemon=True).start()
+        try:
+            while not all(state.summary for state in self._incoming.values()):
+                self._next()
+            for link in self._parties:
+                link.close()
+        except BaseException as error:
+            problem = self._explain() if error is self.error else error
+            failure = to_failure(farewell(problem, self.role, self.step))
+            for link in self._parties:
+                link.close(wire.ClientMessage(failure=failure))
+            if problem is error:
+                raise
+            raise problem from None
+        finally:
+            self.end()
+            finish_calls(self._parties)
+
+    def _explain(self) -> BaseException:
+        """The most telling of what the parties report, after a moment for their reports to arrive."""
+        if self.error is not None and not isinstance(self.error, PeerError):
+            return self.error
+        limit = time.monotonic() + min(GRACE_SECONDS, self.config.deadline_seconds / 2)
+        for link in self._parties:
+            link.done.wait(max(0.0, limit - time.monotonic()))
+        found: list[MpcacheError] = [link.error for link in self._parties if link.error is not None]
+        if self.error is not None:
+            found.append(self.error)
+
+        def rank(error: MpcacheError) -> int:
+            return (not isinstance(error, PeerError)) * -2 + isinstance(error, PeerLost) - isinstance(error, PeerSilent)
+
+        return min(found, key=rank)
+
+    # ---- shares out --------------------------------------------------------------------------------------------------
+    def _upload(self) -> None:
+        try:
+            wanted, vocabulary = self.wanted, self.wanted.architecture.vocabulary
+            rows = (_one_hot(token, vocabulary) for token in wanted.prompt)
+            self._share("prompt", 0, (len(wanted.prompt), vocabulary), rows)
+            if wanted.manifest.decoding == "sample":
+                shape = (wanted.manifest.new_tokens, vocabulary)
+                self._share("noise", 0, shape, (self._noise(vocabulary) for _ in range(shape[0])))
+        except Exception as error:
+            self.fail(public(error, self.role))
+
+    def _noise(self, vocabulary: int) -> Tensor:
+        assert self.wanted.temperature is not None
+        return encode(gumbel((vocabulary,)) * self.wanted.temperature, self.wanted.manifest.fraction_bits)
+
+    def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
+        """Share a tensor: fresh seeds for all parties but the last, the rest in chunks for the last."""
+        seeds = [new_seed() for _ in self._parties[1:]]
+        size = packed_size(shape[0] * shape[1], BITS)
+        for link, seed in zip(self._parties, [*seeds, b""], strict=True):
+            header = wire.ShareHeader(name=name, step=step, shape=shape, bits=BITS, seed=seed, size=0 if seed else size)
+            link.send(wire.ClientMessage(share=header))
+        for chunk in corrections(rows, seeds):
+            self._parties[-1].send_bulk(wire.ClientMessage(chunk=wire.Chunk(payload=chunk)))
+
+    # ---- shares in ---------------------------------------------------------------------------------------------------
+    def _next(self) -> None:
+        self.check()
+        link, message = self._inbox.get()
+        self.check()
+        state = self._incoming[link]
+        if message is None:
+            if not state.summary:
+                raise PeerLost(link.peer, self.step, "left the session early")
+            return
+        kind = message.WhichOneof("content")
+        if kind == "progress":
+            if link is self._parties[0]:
+                self.step = message.progress.stage
+                self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
+        elif kind == "output" and state.header is None:
+            self._check_header(link, state, message.output)
+            state.header = message.output
+        elif kind == "chunk" and state.header is not None:
+            self._chunk(link, state, state.header, message.chunk.payload)
+        elif kind == "chunk" and state.ledger_size:
+            self._ledger_chunk(link, state, message.chunk.payload)
+        elif kind == "summary" and (state.header is None or self.stopped):
+            state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
+            if not 0 < state.ledger_size <= LEDGER_BYTES:
+                raise WireError(f"{link.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due")
+        else:
+            raise WireError(
+                f"{link.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
+            )
+
+    def _check_header(self, link: Link, state: _Incoming, header: wire.OutputHeader) -> None:
+        logits = self.wanted.manifest.decoding == "logits"
+        shape = (1, self.wanted.architecture.vocabulary) if logits else (1,)
+        if header.step != state.step or tuple(header.shape) != shape:
+            raise WireError(
+                f"{link.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
+                f"{state.step} and shape {list(shape)}"
+            )
+        if state.step >= self.wanted.manifest.new_tokens:
+            raise WireError(f"{link.peer} sent output {header.step}, {self.wanted.manifest.new_tokens} were asked for")
+        size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
+        if header.size != size or header.fraction_bits >= header.bits:
+            raise WireError(
+                f"{link.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "
+                f"fraction bits, which does not fit shape {list(shape)}"
+            )
+
+    def _chunk(self, link: Link, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
+        if not payload or len(state.data) + len(payload) > header.size:
+            rest = header.size - len(state.data)
+            raise WireError(f"{link.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
+        state.data += payload
+        if len(state.data) < header.size:
+            return
+        share = unpack(memoryview(state.data), header.bits, tuple(header.shape))
+        shares = self._opened.setdefault(state.step, {})
+        shares[link] = (header, share)
+        state.header, state.data, state.step = None, bytearray(), state.step + 1
+        if len(shares) == len(self._parties):
+            self._open(header.step, shares)
+
+    def _ledger_chunk(self, link: Link, state: _Incoming, payload: bytes) -> None:
+        rest = state.ledger_size - len(state.data)
+        if not 0 < len(payload) <= rest:
+            raise WireError(f"{link.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
+        state.data += payload
+        if len(state.data) == state.ledger_size:
+            self.costs[link.peer] = _ledger(state.data, link.peer)
+            state.summary = True
+
+    def _open(self, step: int, shares: dict[Link, tuple[wire.OutputHeader, Tensor]]) -> None:
+        """Add up the shares of one output."""
+        del self._opened[step]
+        kinds = {(header.bits, header.fraction_bits) for header, _ in shares.values()}
+        if len(kinds) != 1:
+            headers = [(link.peer, shares[link][0]) for link in self._parties]
+            each = ", ".join(f"{peer} Z_2^{header.bits} with {header.fraction_bits}" for peer, header in headers)
+            raise WireError(f"the parties sent output {step} in different rings or fraction bits: {each}")
+        bits, fraction_bits = kinds.pop()
+        total = torch.stack([share for _, share in shares.values()]).sum(0)
+        value = decode(reduce(total, bits), fraction_bits, bits)
+        if self.stopped:
+            return
+        wanted = self.wanted
+        if wanted.manifest.decoding == "logits":
+            self._logits.append(value[0])
+            token = choose(value[0], wanted.temperature, wanted.top_k, wanted.top_p)
+        else:
+            token = round(float(value[0]))
+            if not 0 <= token < wanted.architecture.vocabulary or float(value[0]) != token:
+                raise WireError(f"the parties' shares of output {step} do not add up to a token of the vocabulary")
+        self._accept(step, token)
+
+    def _accept(self, step: int, token: int) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self.tokens.append(token)
+        self.token_seconds.append(self.seconds)
+        self.step = f"token {step + 1}"
+        more = self._on_token(token)
+        if step + 1 == self.wanted.manifest.new_tokens:
+            return
+        if more is False or token in self.wanted.stop_ids:
+            self.stopped = True
+            for link in self._parties:
+                link.send(wire.ClientMessage(finish=wire.Finish()))
+        elif self.wanted.manifest.decoding == "logits":
+            vocabulary = self.wanted.architecture.vocabulary
+            self._share("token", step, (1, vocabulary), iter([_one_hot(token, vocabulary)]))
+
+
+def _one_hot(token: int, vocabulary: int) -> Tensor:
+    row = torch.zeros(vocabulary, dtype=torch.int64)
+    row[token] = 1
+    return row
+
+
+def _ledger(text: bytearray, sender: str) -> dict[str, Any]:
+    try:
+        ledger = json.loads(text)
+    except ValueError:
+        raise WireError(f"{sender} sent a ledger that is not JSON") from None
+    if not isinstance(ledger, dict) or "total" not in ledger:
+        raise WireError(f"{sender} sent a ledger without totals")
+    return ledger

@@ -1,0 +1,222 @@
+"""The compute party: keeps shares of models and computes on shares with the other parties."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from models.architecture import Architecture
+from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError, PermissionRefused, WireError
+from mpc.random import SEED_BYTES
+from parties import wire_pb2 as wire
+from parties import wire_pb2_grpc as services
+from parties.config import RoleConfig
+from parties.connection import abort_if_alive, caller
+from parties.failures import public
+from parties.link import Link, Message, Session
+from parties.loads import Loads
+from parties.manifest import Manifest, architecture_hash, check_id, check_version
+from parties.party_session import PEER_BEAT, PartySession
+from parties.program import DECODER, Program
+from parties.server import RoleServer
+from parties.shares import BITS, collect
+from parties.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
+
+CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
+STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
+
+
+class ComputePartyServer(RoleServer[PartySession]):
+    """A compute party as a server; see `RoleServer`."""
+
+    role = "party"
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        super().__init__(config, program)
+        assert config.store is not None
+        self.store = ModelStore(config.store)
+        self.loads = Loads(config.limits.max_loads)
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the ComputeParty service."""
+        services.add_ComputePartyServicer_to_server(_Service(self), server)
+
+    # ---- who may ---------------------------------------------------------------------------------------------------
+    def may_generate(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured client."""
+        if name not in self.config.clients:
+            raise PermissionRefused(f"'{name}' may not generate at {self.name}: it is not listed in its 'clients'")
+
+    def may_store(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured model owner."""
+        if name not in self.config.model_owners:
+            raise PermissionRefused(f"'{name}' may not store models at {self.name}: it is not listed in its 'model_owners'")
+
+    def may_exchange(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is another compute party."""
+        if name not in self.config.party_names or name == self.name:
+            raise PermissionRefused(f"'{name}' may not compute with {self.name}: it is not listed in its 'parties'")
+
+    def may_ask(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
+        dealer = [self.config.dealer.name] if self.config.dealer else []
+        if name not in [*self.config.party_names, *self.config.clients, *self.config.model_owners, *dealer]:
+            raise PermissionRefused(f"'{name}' has no role in the deployment of {self.name}")
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A client opens a session."""
+        if message.WhichOneof("content") != "open":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+        id = check_id(message.open.session, "session", link.peer)
+        manifest = Manifest.parse(message.open.manifest, link.peer)
+        session = PartySession(self, id, manifest, self._checked(manifest, link.peer))
+        self.sessions.add(session)
+        session.start(link)
+        return session, link.outgoing()
+
+    def _checked(self, manifest: Manifest, client: str) -> StoredModel:
+        check_version(manifest, client, self.version, self.name)
+        if manifest.parties != self.config.party_names:
+            raise ConfigurationError(
+                f"{client} lists parties {', '.join(manifest.parties)[:200]}, {self.name} is configured with "
+                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
+            )
+        limits = self.config.limits
+        if manifest.prompt_tokens > limits.max_prompt_tokens or manifest.new_tokens > limits.max_new_tokens:
+            raise ConfigurationError(
+                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self.name}: "
+                f"{limits.max_prompt_tokens} and {limits.max_new_tokens}"
+            )
+        facts = self.store.get(manifest.model)
+        if facts is None:
+            raise ConfigurationError(f"{self.name} holds no model {manifest.model}: its owner must share it first")
+        if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
+            raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
+        return facts
+
+    def exchange(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A peer joins a session."""
+        if message.WhichOneof("content") != "hello":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
+        id = check_id(message.hello.session, "session", link.peer)
+        session = self.sessions.wait_for(id, self.config.deadline_seconds * 0.8)
+        if session is None:
+            raise WireError(f"{link.peer} wants to join session {id}, which no client has open at {self.name}")
+        session.attach(link, message.hello)
+        return session, link.outgoing()
+
+    # ---- models ----------------------------------------------------------------------------------------------------
+    def receive_model(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A model owner sends this party's shares; answers with a receipt once they are on disk."""
+        link.session.step = "storing a model"
+        if message.WhichOneof("content") != "header":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'header' was expected")
+        facts, seed = self._facts(message.header, link.peer), message.header.seed
+        threading.Thread(target=self._store, args=(link, facts, seed), name="store model", daemon=True).start()
+        return link.session, link.outgoing()
+
+    def _store(self, link: Link, facts: StoredModel, seed: bytes) -> None:
+        session = link.session
+        try:
+            incoming = self.store.begin(facts)
+            try:
+                count = self._store_weights(link, incoming, seed)
+                self.store.complete(incoming)
+            except BaseException:
+                incoming.discard()
+                raise
+            session.end()
+            link.send(wire.StoreMessage(receipt=wire.ModelReceipt(model=facts.model, weights=count)))
+        except OSError as error:
+            reason = (error.strerror or "error").lower()
+            session.fail(EnvironmentProblem(f"{self.name} cannot store the model ({reason}): free its disk space"))
+        except Exception as error:
+            session.fail(public(error, self.name))
+        finally:
+            link.close()
+
+    def _facts(self, header: wire.ModelHeader, owner: str) -> StoredModel:
+        check_id(header.model, "model", owner)
+        if header.version != self.version:
+            raise ConfigurationError(
+                f"{owner} runs version {header.version[:40]}, {self.name} runs version {self.version}: install the same"
+            )
+        if list(header.parties) != self.config.party_names:
+            raise ConfigurationError(
+                f"{owner} shares among {', '.join(header.parties)[:200]}, {self.name} is configured with "
+                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
+            )
+        low, high = WEIGHT_FRACTION_BITS
+        if not low <= header.fraction_bits <= high or not 0 < len(header.name) <= 200:
+            raise WireError(
+                f"{owner} sent a model with {header.fraction_bits} fraction bits and a name of {len(header.name)} "
+                f"characters, expected {low} to {high} and 1 to 200"
+            )
+        architecture = Architecture.from_json(header.architecture)
+        size = 8 * sum(math.prod(shape) for shape in architecture.weight_shapes().values())
+        if size > self.config.limits.max_model_bytes:
+            raise ConfigurationError(
+                f"the model's shares take {size} bytes, {self.name} stores at most {self.config.limits.max_model_bytes}: "
+                "raise max_model_bytes in its 'limits'"
+            )
+        index = self.config.index
+        seeded = index < len(self.config.parties) - 1
+        if len(header.seed) != (SEED_BYTES if seeded else 0):
+            raise WireError(f"{owner} sent a seed of {len(header.seed)} bytes, expected {SEED_BYTES if seeded else 0}")
+        return StoredModel(
+            model=header.model,
+            name=header.name,
+            architecture=architecture.to_json(),
+            owner=owner,
+            parties=self.config.party_names,
+            index=index,
+            fraction_bits=header.fraction_bits,
+            seeded=seeded,
+        )
+
+    def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:
+        shapes = incoming.facts.shapes()
+        if incoming.facts.seeded:
+            incoming.seed(seed)
+            return len(shapes)
+        for name, shape in shapes.items():
+            message = link.receive()
+            kind, weight = message.WhichOneof("content"), message.weight
+            if kind != "weight" or weight.name != name or tuple(weight.shape) != shape:
+                raise WireError(
+                    f"{link.peer} sent {kind} '{weight.name[:64]}' {list(weight.shape)[:8]} where weight '{name}' "
+                    f"{list(shape)} was expected"
+                )
+            incoming.weight(collect(f"weight '{name}'", shape, BITS, weight.size, link.peer, link.receive))
+        return len(shapes)
+
+
+class _Service(services.ComputePartyServicer):  # type: ignore[misc]
+    def __init__(self, party: ComputePartyServer) -> None:
+        self._party = party
+
+    def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
+        party = self._party
+        try:
+            party.may_ask(caller(context))
+        except MpcacheError as error:
+            abort_if_alive(context, error)
+        held = [
+            wire.HeldModel(model=m.model, name=m.name, architecture=m.architecture, owner=m.owner, parties=m.parties)
+            for m in party.store.models()
+        ]
+        return party.describe(held)
+
+    def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.serve(requests, context, CLIENT_BEAT, self._party.may_generate, self._party.open)
+
+    def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.serve(requests, context, PEER_BEAT, self._party.may_exchange, self._party.exchange)
+
+    def StoreModel(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.serve(requests, context, STORE_BEAT, self._party.may_store, self._party.receive_model)

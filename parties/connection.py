@@ -1,0 +1,194 @@
+"""gRPC over mutual TLS: servers that know who calls, dialers that know whom they reached, and why not when they did not."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from mpc.errors import EnvironmentProblem, MpcacheError, PeerLost, PermissionRefused
+from parties.certificates import Identity
+from parties.config import split_address
+from parties.failures import abort, clean
+
+CHUNK_BYTES = 1 << 20
+MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 16384),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.optimization_target", "latency"),
+]
+PING = "/mpcache.ComputeParty/Describe"
+CLIENT_OPTIONS: list[tuple[str, int | str]] = [
+    *OPTIONS,
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+
+_REMEDY = "it must be valid now and signed by the same authority"
+
+
+def start_server(
+    identity: Identity, listen: str, add: Callable[[grpc.Server], None], calls: int
+) -> tuple[grpc.Server, ThreadPoolExecutor, int]:
+    """A running server that requires certificates of the deployment's authority; with its threads and its port.
+
+    calls: how many calls may run at a time. Raises `EnvironmentProblem` naming the port when it cannot be had.
+    """
+    _check_free(listen)
+    threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
+    options = [*OPTIONS, ("grpc.so_reuseport", 0)]
+    server = grpc.server(threads, options=options, maximum_concurrent_rpcs=calls)
+    add(server)
+    pair = [(identity.key, identity.certificate)]
+    credentials = grpc.ssl_server_credentials(pair, identity.authority, require_client_auth=True)
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        threads.shutdown(wait=False)
+        raise EnvironmentProblem(f"cannot listen at {listen}: choose another address in 'listen'")
+    server.start()
+    return server, threads, port
+
+
+def _check_free(listen: str) -> None:
+    host, port = split_address(listen, listening=True)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise EnvironmentProblem(f"cannot listen at {listen}: {error.strerror}; correct the host in 'listen'") from None
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot listen at {listen}: {(error.strerror or 'refused').lower()}; stop the program that uses port "
+                f"{port} (`ss -ltnp` shows it) or choose another port in 'listen'"
+            ) from None
+
+
+def caller(context: Any) -> str:
+    """The name of who calls, from its verified certificate. Raises `PermissionRefused` without one."""
+    names = context.auth_context().get("x509_common_name", [])
+    if len(names) != 1:
+        raise PermissionRefused("the caller has no identity: its certificate needs exactly one common name")
+    return str(names[0].decode("utf-8", "replace"))
+
+
+def open_channel(identity: Identity, address: str, name: str) -> grpc.Channel:
+    """A channel to `name` at `address`; the other end must prove that it is `name`. Nothing is waited for."""
+    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
+    options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", name)]
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def connect(
+    identity: Identity,
+    address: str,
+    name: str,
+    seconds: float,
+    check: Callable[[], None] = lambda: None,
+    waiting: Callable[[str], None] = lambda reason: None,
+) -> grpc.Channel:
+    """A connected channel to `name`, waiting up to `seconds` for it to come up.
+
+    check() may raise to give up; waiting(reason) is told why it takes longer. Raises `PeerLost` with the reason and the
+    remedy: at once for a refused or wrong certificate, after `seconds` when nothing answers.
+    """
+    channel = open_channel(identity, address, name)
+    limit = time.monotonic() + seconds
+    try:
+        while not _answers(channel, max(0.05, min(0.5, limit - time.monotonic()))):
+            check()
+            reason, final = probe(identity, address, name)
+            if final or time.monotonic() >= limit:
+                late = "" if final else f" (waited {seconds:g} s)"
+                raise PeerLost(name, "connecting", f"{reason}{late}")
+            waiting(f"{name}: {reason}")
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _answers(channel: grpc.Channel, seconds: float) -> bool:
+    """Whether a call gets any answer, even a refusal. (gRPC's own readiness future costs 0.2 s when it is dropped.)"""
+    try:
+        channel.unary_unary(PING)(b"", wait_for_ready=True, timeout=seconds)
+    except grpc.RpcError as error:
+        return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    return True
+
+
+def probe(identity: Identity, address: str, name: str) -> tuple[str, bool]:
+    """Why `name` cannot be reached at `address`, with the remedy, and whether waiting is useless."""
+    host, port = split_address(address)
+    try:
+        plain = socket.create_connection((host, port), timeout=2)
+    except socket.gaierror:
+        return f"host '{host}' has no address: correct it in the configuration", False
+    except ConnectionRefusedError:
+        return f"nothing listens at {address}: start {name}, or correct its address", False
+    except OSError as error:
+        problem = (error.strerror or "no answer within 2 s").lower()
+        return f"{address} does not answer ({problem}): check address, network and firewall", False
+    with plain:
+        return _probe_tls(identity, plain, address, name)
+
+
+def _probe_tls(identity: Identity, plain: socket.socket, address: str, name: str) -> tuple[str, bool]:
+    settings = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    settings.check_hostname = False
+    settings.load_verify_locations(cadata=identity.authority.decode())
+    settings.load_cert_chain(identity.certificate_file, identity.key_file)
+    settings.set_alpn_protocols(["h2"])
+    try:
+        with settings.wrap_socket(plain, server_hostname=name) as tls:
+            certificate: dict[str, Any] = dict(tls.getpeercert() or {})
+            names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+            if name not in names:
+                found = clean(str(names[0])) if names else "nobody"
+                return f"{address} is '{found}', not '{name}': correct address or name in the configuration", True
+            tls.settimeout(1)
+            if not tls.recv(1):  # a gRPC server speaks first, unless it refused the certificate
+                return f"{address} refuses the certificate {identity.certificate_file}: {_REMEDY}", True
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of {address} is refused: {clean(error.verify_message)}; it must be valid now and signed by "
+            f"{identity.authority_file}",
+            True,
+        )
+    except ssl.SSLError as error:
+        if "alert" in (error.reason or "").lower():
+            reason = (error.reason or "").lower().replace("_", " ")
+            return f"{address} refuses the certificate {identity.certificate_file} ({clean(reason)}): {_REMEDY}", True
+        return f"{address} does not speak TLS as expected ({clean(error.reason or 'no reason')}): is it {name}?", True
+    except TimeoutError:
+        return f"{address} accepts connections but does not answer", False
+    except OSError as error:
+        return f"{address} ended the connection ({(error.strerror or 'no reason').lower()})", False
+    return f"{address} answers, but no channel could be made yet", False
+
+
+def abort_if_alive(context: Any, error: MpcacheError) -> None:
+    """End a call on the server's side with a typed status, unless the caller is gone."""
+    if context.is_active():
+        abort(context, error)

@@ -1,0 +1,219 @@
+"""The dealer: runs the sessions' program without any input and streams every party its part of the randomness.
+
+It sees manifests and nothing else: no share, no message of a round, no output.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PermissionRefused, WireError
+from mpc.ledger import Ledger
+from mpc.random import new_seed
+from mpc.tape import DealerTape
+from parties import wire_pb2 as wire
+from parties import wire_pb2_grpc as services
+from parties.config import RoleConfig
+from parties.connection import abort_if_alive, caller
+from parties.failures import SessionFinished, log, public
+from parties.link import Link, Message, Session
+from parties.loads import Loads
+from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
+from parties.program import DECODER, Program, make_suite, plan_of
+from parties.server import RoleServer
+from parties.tape_stream import TapeOutlet
+from protocols.suite import OutputShare
+
+
+class DealerSession(Session):
+    """One session at the dealer. It is the `Endpoint` of the generation program as well."""
+
+    def __init__(self, server: DealerServer, id: str, manifest: Manifest, architecture: Architecture, first: str) -> None:
+        super().__init__(id, server.name)
+        self.server = server
+        self.manifest = manifest
+        self.architecture = architecture
+        self.plan = plan_of(manifest, architecture)
+        self._first = first
+        self._joined = threading.Condition()
+        self._outlets: dict[str, TapeOutlet] = {}
+        self._loads: dict[str, list[str]] = {}
+
+    def start(self) -> None:
+        """Wait for the parties and deal, in the background."""
+        threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
+
+    def join(self, link: Link, manifest: Manifest, loads: list[str]) -> TapeOutlet:
+        """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
+        try:
+            compare(self._first, self.manifest, link.peer, manifest)
+            if link.peer not in self.manifest.parties or link.peer in self._outlets:
+                raise WireError(f"{link.peer} is not a party of session {self.id}, or asked for its tape twice")
+        except MpcacheError as error:
+            self.fail(error)
+            raise
+        link.move(self)
+        outlet = TapeOutlet(self, self.server.pulse.interval)
+        with self._joined:
+            self._outlets[link.peer] = outlet
+            self._loads[link.peer] = loads
+            self._joined.notify_all()
+        return outlet
+
+    def on_fail(self) -> None:
+        """Wake everybody who waits."""
+        with self._joined:
+            self._joined.notify_all()
+            outlets = list(self._outlets.values())
+        for outlet in outlets:
+            outlet.wake()
+
+    def _main(self) -> None:
+        try:
+            self._wait_for_parties()
+            with torch.no_grad():
+                self._deal()
+            for outlet in self._outlets.values():
+                outlet.close()
+            for outlet in self._outlets.values():
+                outlet.drained()
+        except SessionFinished:
+            pass
+        except Exception as error:
+            self.fail(public(error, self.role))
+        finally:
+            self.end()
+            for outlet in self._outlets.values():
+                outlet.close()
+            self.server.sessions.remove(self)
+        log.info("%s: session %s ended: %s", self.role, self.id, self.error or "dealt")
+
+    def _wait_for_parties(self) -> None:
+        seconds = self.server.config.connect_seconds
+        limit = time.monotonic() + seconds
+        with self._joined:
+            while missing := [name for name in self.manifest.parties if name not in self._outlets]:
+                self.check()
+                self.step = f"waiting for {', '.join(missing)} to ask for its tape"
+                if (left := limit - time.monotonic()) <= 0:
+                    raise PeerLost(missing[0], "connecting", f"did not ask {self.role} for its tape within {seconds:g} s")
+                self._joined.wait(left)
+
+    def _deal(self) -> None:
+        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.loads
+        common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
+        weights = loads.get(common[-1], key) if common else None
+        load = common[-1] if weights is not None else new_id()
+        seeds = [new_seed() for _ in names]
+        outlets = [self._outlets[name] for name in names]
+        for outlet, seed in zip(outlets, seeds, strict=True):
+            outlet.start(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
+        ledger = Ledger()
+        device = self.server.config.device
+        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), ledger, device)
+        suite = make_suite(self.manifest, tape, None, device)
+        if weights is None:
+            self.step = "dealing for the model's weights"
+            weights = self.server.program.load(suite, self.architecture, lambda name: None)
+            loads.put(load, key, weights)
+        self.step = "dealing"
+        self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
+
+    # ---- the endpoint ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Nothing to send; raises the session's error."""
+        self.check()
+        return True
+
+    def next_token(self, step: int) -> Tensor | None:
+        """None: the dealer holds no share."""
+        return None
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Remember the step for errors."""
+        self.check()
+        self.step = f"dealing for {stage} {done} of {total}"
+
+
+class DealerServer(RoleServer[DealerSession]):
+    """The dealer as a server; see `RoleServer`."""
+
+    role = "dealer"
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        super().__init__(config, program)
+        self.loads = Loads(config.limits.max_loads)
+        self._opening = threading.Lock()
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the Dealer service."""
+        services.add_DealerServicer_to_server(_Service(self), server)
+
+    def may_have_tape(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a compute party."""
+        if name not in self.config.party_names:
+            raise PermissionRefused(f"'{name}' may not have a tape of {self.name}: it is not listed in its 'parties'")
+
+    def may_ask(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
+        if name not in [*self.config.party_names, *self.config.clients, *self.config.model_owners]:
+            raise PermissionRefused(f"'{name}' has no role in the deployment of {self.name}")
+
+    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A party asks for its tape of a session; the first one opens the session."""
+        if message.WhichOneof("content") != "open":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+        opening = message.open
+        id = check_id(opening.session, "session", link.peer)
+        manifest = Manifest.parse(opening.manifest, link.peer)
+        loads = [check_id(load, "load", link.peer) for load in opening.loads]
+        with self._opening:
+            session = self.sessions.wait_for(id, 0)
+            if session is None:
+                session = self._new(id, manifest, opening.architecture, link.peer)
+        outlet = session.join(link, manifest, loads)
+        return session, outlet.outgoing()
+
+    def _new(self, id: str, manifest: Manifest, text: str, party: str) -> DealerSession:
+        check_version(manifest, party, self.version, self.name)
+        if manifest.parties != self.config.party_names:
+            raise ConfigurationError(
+                f"{party} lists parties {', '.join(manifest.parties)[:200]}, {self.name} is configured with "
+                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
+            )
+        architecture = Architecture.from_json(text)
+        if architecture_hash(architecture) != manifest.architecture:
+            raise WireError(f"{party} sent an architecture that is not the one of its manifest")
+        limits = self.config.limits
+        if manifest.prompt_tokens > limits.max_prompt_tokens or manifest.new_tokens > limits.max_new_tokens:
+            raise ConfigurationError(
+                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self.name}: "
+                f"{limits.max_prompt_tokens} and {limits.max_new_tokens}"
+            )
+        session = DealerSession(self, id, manifest, architecture, party)
+        self.sessions.add(session)
+        session.start()
+        return session
+
+
+class _Service(services.DealerServicer):  # type: ignore[misc]
+    def __init__(self, dealer: DealerServer) -> None:
+        self._dealer = dealer
+
+    def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
+        try:
+            self._dealer.may_ask(caller(context))
+        except MpcacheError as error:
+            abort_if_alive(context, error)
+        return self._dealer.describe([])
+
+    def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._dealer.serve(requests, context, None, self._dealer.may_have_tape, self._dealer.open)

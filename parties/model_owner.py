@@ -1,0 +1,121 @@
+"""The model owner: shares a checkpoint among the compute parties, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import Checkpoint, load_checkpoint
+from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireError
+from mpc.fixed_point import encode
+from mpc.packing import packed_size
+from mpc.random import derive_seed, new_seed
+from parties import wire_pb2 as wire
+from parties import wire_pb2_grpc as services
+from parties.certificates import check
+from parties.config import RoleConfig
+from parties.failures import farewell, to_failure
+from parties.link import Link, Pulse, Session, finish_calls
+from parties.manifest import new_id, package_version
+from parties.reference import ModelReference, close_all, connect_all
+from parties.shares import BITS, corrections, pieces
+from parties.store import WEIGHT_FRACTION_BITS
+
+BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
+
+
+def share_model(
+    config: RoleConfig,
+    checkpoint_directory: Path | str,
+    name: str | None = None,
+    fraction_bits: int = 16,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> ModelReference:
+    """Share a checkpoint's weights, each as round(w 2^fraction_bits) in Z_2^64, among all parties of `config`.
+
+    All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
+    is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
+
+    Raises `CheckpointError`, `RangeError` (a weight that is not finite), `PeerError`, or what a party refuses it with.
+    """
+    low, high = WEIGHT_FRACTION_BITS
+    if not low <= fraction_bits <= high:
+        raise ConfigurationError(f"fraction_bits must be between {low} and {high}, got {fraction_bits}")
+    directory = Path(checkpoint_directory)
+    checkpoint = load_checkpoint(directory)
+    shapes = checkpoint.architecture.weight_shapes()
+    identity = check(config.certificates, config.name)
+    reference = ModelReference(
+        new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names)
+    )
+    channels = connect_all(config, identity, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
+    pulse = Pulse(config.deadline_seconds, config.step_seconds)
+    session = Session("", config.name)
+    try:
+        seeds = [new_seed() for _ in config.parties[1:]]
+        for index in [len(channels) - 1, *range(len(channels) - 1)]:
+            session.step = f"sharing the model with {config.party_names[index]}"
+            link = Link(session, config.party_names[index], BEAT)
+            call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
+            link.start(call, call.cancel)
+            pulse.add(link)
+            last = index == len(seeds)
+            link.send(wire.ModelMessage(header=_header(reference, fraction_bits, b"" if last else seeds[index])))
+            if last:
+                _send_weights(link, checkpoint, seeds, fraction_bits, on_progress)
+            receipt = link.receive().receipt
+            if receipt.model != reference.id or receipt.weights != len(shapes):
+                raise WireError(f"{link.peer} stored {receipt.weights} weights, expected {len(shapes)}")
+            link.close()
+    except BaseException as error:
+        failure = to_failure(farewell(error, config.name, session.step))
+        for link in session.links:
+            link.close(wire.ModelMessage(failure=failure))
+        raise
+    finally:
+        session.end()
+        finish_calls(session.links)
+        pulse.stop()
+        close_all(channels)
+    return reference
+
+
+def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.ModelHeader:
+    return wire.ModelHeader(
+        model=reference.id,
+        name=reference.name,
+        architecture=reference.architecture.to_json(),
+        parties=reference.parties,
+        fraction_bits=fraction_bits,
+        seed=seed,
+        version=package_version(),
+    )
+
+
+def _send_weights(
+    link: Link, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Callable[[str, int, int], None]
+) -> None:
+    shapes = checkpoint.architecture.weight_shapes()
+    for done, (weight, shape) in enumerate(shapes.items()):
+        on_progress("share model", done, len(shapes))
+        values = checkpoint.weights[weight]
+        if tuple(values.shape) != shape:
+            raise CheckpointError(f"weight '{weight}' has shape {list(values.shape)}, expected {list(shape)}")
+        size = packed_size(values.numel(), BITS)
+        link.send(wire.ModelMessage(weight=wire.WeightHeader(name=weight, shape=shape, size=size)))
+        own = [derive_seed(seed, "weight", weight) for seed in seeds]
+        for chunk in corrections(_encoded(weight, values, bits), own):
+            link.send_bulk(wire.ModelMessage(chunk=wire.Chunk(payload=chunk)))
+    on_progress("share model", len(shapes), len(shapes))
+
+
+def _encoded(name: str, values: Tensor, fraction_bits: int) -> Iterator[Tensor]:
+    """Fixed-point pieces of a weight."""
+    for piece in pieces(values.to(torch.float64)):
+        try:
+            yield encode(piece, fraction_bits)
+        except RangeError as error:
+            raise RangeError(f"weight '{name}': {error}") from None

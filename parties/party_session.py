@@ -1,0 +1,312 @@
+"""One session at a compute party: peers and dealer connected, weights loaded, prompt shares in, output shares out."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
+from mpc.ledger import Ledger
+from mpc.packing import pack
+from mpc.ring import reduce
+from mpc.tape import PartyTape
+from parties import wire_pb2 as wire
+from parties import wire_pb2_grpc as services
+from parties.channel import GrpcChannel
+from parties.config import PeerAddress
+from parties.connection import connect
+from parties.failures import SessionFinished, log, public, to_failure
+from parties.link import Link, Session, finish_calls
+from parties.manifest import Manifest, check_id, compare
+from parties.program import make_suite, plan_of
+from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
+from parties.store import StoredModel
+from parties.tape_stream import tape_reader
+from protocols.suite import OutputShare, Suite
+
+if TYPE_CHECKING:
+    from parties.compute_party import ComputePartyServer
+
+PEER_BEAT = wire.PeerMessage(heartbeat=wire.Heartbeat())
+TAPE_BEAT = wire.TapeRequest(heartbeat=wire.Heartbeat())
+PROGRESS_SECONDS = 0.05
+
+
+class PartySession(Session):
+    """A session of one client. It is the `Endpoint` of the generation program as well."""
+
+    def __init__(self, server: ComputePartyServer, id: str, manifest: Manifest, facts: StoredModel) -> None:
+        super().__init__(id, server.name)
+        self.server = server
+        self.manifest = manifest
+        self.facts = facts
+        self.architecture = Architecture.from_json(facts.architecture)
+        self.plan = plan_of(manifest, self.architecture)
+        self.client: Link
+        self.ledger = Ledger()
+        self.emitted = 0
+        self._peers: dict[int, Link] = {}
+        self._tape: Link | None = None
+        self._channels: list[grpc.Channel] = []
+        self._attached = threading.Condition()
+        self._progress_at = 0.0
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+    def start(self, client: Link) -> None:
+        """Begin, with the client's stream."""
+        self.client = client
+        client.move(self)
+        threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
+
+    def _main(self) -> None:
+        began = time.perf_counter()
+        try:
+            with torch.no_grad():
+                self._compute()
+        except SessionFinished:
+            pass
+        except Exception as error:
+            self.fail(public(error, self.role))
+        try:
+            if self.error is None or self.finished:
+                self._summarise(time.perf_counter() - began)
+            self._farewell()
+            self.end()
+            finish_calls([link for link in self.links if link is not self.client])
+            for channel in self._channels:
+                channel.close()
+        finally:
+            for link in self.links:
+                self.server.pulse.remove(link)
+            self.server.sessions.remove(self)
+        log.info("%s: session %s ended: %s", self.role, self.id, self.error or "complete")
+
+    def _summarise(self, seconds: float) -> None:
+        """Tell the client what the session cost; only totals per operation where the stages would be too many."""
+        ledger = self.ledger.to_json()
+        data = json.dumps(ledger).encode()
+        if len(data) > LEDGER_BYTES:
+            data = json.dumps({**ledger, "stages": {}, "seconds": {}}).encode()
+        summary = wire.Summary(steps=self.emitted, seconds=seconds, ledger_size=len(data))
+        self.client.send(wire.PartyMessage(summary=summary))
+        for piece in chunked(data):
+            self.client.send(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+
+    def on_fail(self) -> None:
+        """Tell client, peers and dealer at once, even while this party computes."""
+        with self._attached:
+            self._attached.notify_all()
+        if not self.finished:
+            self._farewell()
+
+    def _farewell(self) -> None:
+        error = self.error
+        finish = wire.Finish() if self.finished else None
+        failure = to_failure(error) if error is not None and finish is None else None
+        for link in [*self._peers.values()]:
+            if finish is not None:
+                link.close(wire.PeerMessage(finish=finish))
+            else:
+                link.close(wire.PeerMessage(failure=failure) if failure is not None else None)
+        if self._tape is not None:
+            if finish is not None:
+                self._tape.close(wire.TapeRequest(finish=finish))
+            else:
+                self._tape.close(wire.TapeRequest(failure=failure) if failure is not None else None)
+        self.client.close()
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+    def attach(self, link: Link, hello: wire.Hello) -> None:
+        """A peer of higher index has dialled. Raises `ManifestMismatch` (and ends this session) when it must not join."""
+        names = self.manifest.parties
+        try:
+            theirs = Manifest.parse(hello.manifest, link.peer)
+            compare(self.role, self.manifest, link.peer, theirs)
+            index = names.index(link.peer) if link.peer in names else -1
+            if hello.name != link.peer or index <= self.server.config.index:
+                raise WireError(f"{link.peer} introduced itself as party {index}; higher indices dial lower ones")
+        except MpcacheError as error:
+            self.fail(error)
+            raise
+        link.move(self)
+        link.send(self._hello())
+        with self._attached:
+            if index in self._peers:
+                raise WireError(f"{link.peer} dialled twice in one session")
+            self._peers[index] = link
+            self._attached.notify_all()
+
+    def _hello(self) -> wire.PeerMessage:
+        hello = wire.Hello(session=self.id, name=self.role, manifest=self.manifest.canonical())
+        return wire.PeerMessage(hello=hello)
+
+    def _dial(self, peer: PeerAddress) -> grpc.Channel:
+        self.step = f"connecting to {peer.name}"
+        config = self.server.config
+        channel = connect(
+            self.server.identity,
+            peer.address,
+            peer.name,
+            config.connect_seconds,
+            self.check,
+            lambda reason: self.progress(f"waiting for {reason}", 0, 0),
+        )
+        self._channels.append(channel)
+        return channel
+
+    def _connect_peers(self) -> None:
+        own = self.server.config.index
+        for index in range(own):
+            peer = self.server.config.parties[index]
+            stub = services.ComputePartyStub(self._dial(peer))
+            link = Link(self, peer.name, PEER_BEAT)
+            with self._attached:
+                self._peers[index] = link
+            link.send(self._hello())
+            call = stub.Exchange(link.outgoing())
+            link.start(call, call.cancel)
+            self.server.pulse.add(link)
+            self.step = f"greeting {peer.name}"
+            reply = link.receive()
+            if reply.WhichOneof("content") != "hello" or reply.hello.session != self.id or reply.hello.name != peer.name:
+                raise WireError(f"{peer.name} did not answer a greeting with its own")
+            compare(self.role, self.manifest, peer.name, Manifest.parse(reply.hello.manifest, peer.name))
+        limit = time.monotonic() + self.server.config.connect_seconds
+        with self._attached:
+            while len(self._peers) < len(self.manifest.parties) - 1:
+                self.check()
+                missing = [n for i, n in enumerate(self.manifest.parties) if i != own and i not in self._peers]
+                self.step = f"waiting for {', '.join(missing)} to connect"
+                if (left := limit - time.monotonic()) <= 0:
+                    seconds = self.server.config.connect_seconds
+                    raise PeerLost(missing[0], "connecting", f"did not connect to {self.role} within {seconds:g} s")
+                self._attached.wait(left)
+
+    def _open_tape(self) -> tuple[Link, wire.TapeStart]:
+        dealer = self.server.config.dealer
+        assert dealer is not None
+        stub = services.DealerStub(self._dial(dealer))
+        link = Link(self, dealer.name, TAPE_BEAT)
+        self._tape = link
+        opening = wire.TapeOpen(
+            session=self.id,
+            manifest=self.manifest.canonical(),
+            architecture=self.facts.architecture,
+            loads=self.server.loads.ids(self.manifest.load_key()),
+        )
+        link.send(wire.TapeRequest(open=opening))
+        call = stub.Tape(link.outgoing())
+        link.start(call, call.cancel)
+        self.server.pulse.add(link)
+        self.step = f"waiting for {dealer.name} to deal"
+        message = link.receive()
+        if message.WhichOneof("content") != "start":
+            raise WireError(f"{dealer.name} did not start the tape with a seed")
+        check_id(message.start.load, "load", dealer.name)
+        return link, message.start
+
+    # ---- the program -------------------------------------------------------------------------------------------------
+    def _compute(self) -> None:
+        config, manifest = self.server.config, self.manifest
+        self._connect_peers()
+        tape_link, start = self._open_tape()
+        channel = GrpcChannel(config.index, manifest.parties, self._peers, self.ledger)
+        last = config.index == channel.parties - 1
+        tape = PartyTape(start.seed, last, tape_reader(tape_link), self.ledger, config.device)
+        suite = make_suite(manifest, tape, channel, config.device)
+        weights = self._weights(suite, start)
+        vocabulary = self.architecture.vocabulary
+        self.step = "receiving the prompt's shares"
+        prompt = self._take("prompt", 0, (manifest.prompt_tokens, vocabulary))
+        noise = None
+        if manifest.decoding == "sample":
+            self.step = "receiving the noise's shares"
+            noise = self._take("noise", 0, (manifest.new_tokens, vocabulary))
+        self.step = "prefill"
+        self.server.program.run(suite, self.architecture, weights, self.plan, prompt, noise, self)
+
+    def _weights(self, suite: Suite, start: wire.TapeStart) -> dict[str, object]:
+        key, loads = self.manifest.load_key(), self.server.loads
+        if not start.fresh:
+            held = loads.get(start.load, key)
+            if held is None:
+                raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
+            return held
+        total, done = len(self.architecture.weight_shapes()), 0
+        needed = int(getattr(suite, "weight_fraction_bits", self.facts.fraction_bits))
+        more = needed - self.facts.fraction_bits
+        if more < 0:
+            raise ConfigurationError(
+                f"suite '{suite.name}' needs weights with {needed} fraction bits, model {self.facts.name} was shared "
+                f"with {self.facts.fraction_bits}: use more fraction bits, or share the model with fewer"
+            )
+
+        def share(name: str) -> Tensor:
+            nonlocal done
+            self.check()
+            self.step = f"loading weight {name}"
+            self.progress("model load", done, total)
+            done += 1
+            return (self.server.store.share(self.facts, name) << more).to(self.server.config.device)
+
+        weights = self.server.program.load(suite, self.architecture, share)
+        self.progress("model load", total, total)
+        loads.put(start.load, key, weights)
+        return weights
+
+    def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """This party's int64 share of what the client sends next, which must be `name` of `step` and `shape`."""
+        sender = self.client.peer
+        message = self.client.receive()
+        if message.WhichOneof("content") != "share":
+            raise WireError(f"{sender} sent '{message.WhichOneof('content')}' where the share '{name}' was expected")
+        header = message.share
+        found = (header.name, header.step, tuple(header.shape), header.bits)
+        if found != (name, step, shape, BITS):
+            raise WireError(
+                f"{sender} sent share '{header.name[:32]}' of step {header.step}, shape {list(header.shape)[:8]} in "
+                f"Z_2^{header.bits}, expected '{name}' of step {step}, shape {list(shape)} in Z_2^{BITS}"
+            )
+        last = self.server.config.index == len(self.manifest.parties) - 1
+        if not last:
+            return expand(header.seed, shape, sender).to(self.server.config.device)
+        what = f"share '{name}'"
+        return collect(what, shape, BITS, header.size, sender, self.client.receive).to(self.server.config.device)
+
+    # ---- the endpoint ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Send this party's share of a token or of logits to the client."""
+        self.check()
+        data = pack(reduce(share.share, share.bits), share.bits)
+        header = wire.OutputHeader(
+            step=step,
+            shape=list(share.share.shape),
+            bits=share.bits,
+            fraction_bits=share.fraction_bits,
+            size=len(data),
+        )
+        self.client.send(wire.PartyMessage(output=header))
+        for piece in chunked(data):
+            self.client.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self.emitted = step + 1
+        return True
+
+    def next_token(self, step: int) -> Tensor:
+        """The client's choice, as this party's share of a one-hot row."""
+        self.step = f"waiting for the client's token {step}"
+        return self._take("token", step, (1, self.architecture.vocabulary))
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell the client how far the session is."""
+        self.step = f"{stage} {done} of {total}" if total else stage
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_SECONDS or done == total:
+            self._progress_at = now
+            self.client.send(wire.PartyMessage(progress=wire.Progress(stage=stage, done=done, total=total)))

@@ -1,0 +1,188 @@
+"""What compute party and dealer have in common as servers: identity, sessions, pulse, typed refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
+from parties import wire_pb2 as wire
+from parties.certificates import check
+from parties.config import Role, RoleConfig, split_address
+from parties.connection import abort_if_alive, caller, start_server
+from parties.failures import Busy, log, public
+from parties.link import Link, Message, Pulse, Session
+from parties.manifest import PROTOCOL_VERSION, package_version
+from parties.program import DECODER, Program, preload
+
+S = TypeVar("S", bound=Session)
+REMEMBERED = 1024
+
+
+class Sessions(Generic[S]):
+    """The sessions of a server: at most `limit` at a time, and no id twice."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._changed = threading.Condition()
+        self._live: dict[str, S] = {}
+        self._over: OrderedDict[str, MpcacheError | None] = OrderedDict()
+
+    def add(self, session: S) -> None:
+        """Register a session. Raises `Busy`, the error that ended the session of this id, or `WireError` if it is used."""
+        with self._changed:
+            if (error := self._over.get(session.id)) is not None:
+                raise error
+            if session.id in self._live or session.id in self._over:
+                raise WireError(f"session {session.id} was opened at {self._name} before: every session needs a new id")
+            if len(self._live) >= self._limit:
+                raise Busy(f"{self._name} is busy: it serves {self._limit} sessions at a time; try again later")
+            self._live[session.id] = session
+            self._changed.notify_all()
+
+    def remove(self, session: S) -> None:
+        """The session is over; its id is remembered."""
+        with self._changed:
+            if self._live.pop(session.id, None) is not None:
+                self._over[session.id] = None if session.finished else session.error
+                while len(self._over) > REMEMBERED:
+                    self._over.popitem(last=False)
+            self._changed.notify_all()
+
+    def wait_for(self, id: str, seconds: float) -> S | None:
+        """The live session `id`, waiting for it to be opened; None after `seconds` or when it is over.
+
+        Raises the error that ended it.
+        """
+        limit = time.monotonic() + seconds
+        with self._changed:
+            while id not in self._live and id not in self._over and (left := limit - time.monotonic()) > 0:
+                self._changed.wait(left)
+            if (error := self._over.get(id)) is not None:
+                raise error
+            return self._live.get(id)
+
+    def all(self) -> list[S]:
+        """All live sessions."""
+        with self._changed:
+            return list(self._live.values())
+
+
+class RoleServer(ABC, Generic[S]):
+    """A role that listens. `start()`, then `wait()` or `stop()`; `address` is where it listens.
+
+    Raises `ConfigurationError` for a wrong role or certificate, `EnvironmentProblem` when the port is taken.
+    """
+
+    role: Role
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        if config.role != self.role:
+            raise ConfigurationError(f"configuration is for role '{config.role}', not for '{self.role}'")
+        self.config = config
+        self.name = config.name
+        self.program = program
+        self.version = package_version()
+        self.identity = check(config.certificates, config.name)
+        self.sessions: Sessions[S] = Sessions(config.limits.max_sessions, config.name)
+        self.address = ""
+        self.pulse: Pulse
+        self._server: grpc.Server | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    @abstractmethod
+    def register(self, server: grpc.Server) -> None:
+        """Add the role's service to the gRPC server."""
+
+    def start(self) -> None:
+        """Listen and serve in the background."""
+        assert self.config.listen is not None
+        preload()
+        calls = self.config.limits.max_sessions * (len(self.config.parties) + 1) + 16
+        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+        try:
+            self._server, self._threads, port = start_server(self.identity, self.config.listen, self.register, calls)
+        except BaseException:
+            self.pulse.stop()
+            raise
+        host, _ = split_address(self.config.listen, listening=True)
+        self.address = f"{host}:{port}"
+        log.info("%s (%s) listens at %s", self.name, self.role, self.address)
+
+    def wait(self) -> None:
+        """Block until the server is stopped."""
+        if self._server is not None:
+            self._server.wait_for_termination()
+
+    def stop(self, grace: float = 1.0) -> None:
+        """End all sessions with an error that says so, and free port and threads."""
+        if self._server is None or self._threads is None:
+            return
+        for session in self.sessions.all():
+            session.fail(PeerLost(self.name, session.step, "is shutting down"))
+        limit = time.monotonic() + grace
+        while self.sessions.all() and time.monotonic() < limit:
+            time.sleep(0.01)
+        self._server.stop(grace).wait(grace + 1)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.pulse.stop()
+        self._server = None
+
+    def serve(
+        self,
+        requests: Iterator[Message],
+        context: Any,
+        beat: Message | None,
+        authorise: Callable[[str], None],
+        accept: Callable[[Link, Message], tuple[Session, Iterator[Message]]],
+    ) -> Iterator[Message]:
+        """The responses of one streaming call.
+
+        authorise(caller's name) may refuse; accept(link, first message) puts the link into a session and returns that and
+        what is to be sent. When the session fails, the call ends with its error as typed status.
+        """
+        link: Link | None = None
+        error: MpcacheError | None = None
+        try:
+            name = caller(context)
+            authorise(name)
+            link = Link(Session("", self.name), name, beat)
+            context.add_callback(link.over)
+            link.start(requests, context.cancel)
+            self.pulse.add(link)
+            session, outgoing = accept(link, link.receive())
+            yield from outgoing
+            if not session.finished:
+                error = session.error
+        except MpcacheError as problem:
+            error = problem
+        except Exception as problem:
+            error = public(problem, self.name)
+        finally:
+            if link is not None:
+                self.pulse.remove(link)
+                link.closed = True
+        if error is not None:
+            log.info("%s: %s", self.name, error)
+            abort_if_alive(context, error)
+
+    def describe(self, models: list[wire.HeldModel]) -> wire.Description:
+        """Who this is."""
+        return wire.Description(
+            name=self.name, role=self.role, version=self.version, protocol=PROTOCOL_VERSION, models=models
+        )
+
+    def __enter__(self) -> RoleServer[S]:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()

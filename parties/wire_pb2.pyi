@@ -1,0 +1,291 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message", "peer", "step", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    peer: str
+    step: str
+    reason: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., step: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HeldModel(_message.Message):
+    __slots__ = ("model", "name", "architecture", "owner", "parties")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    architecture: str
+    owner: str
+    parties: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("name", "role", "version", "protocol", "models")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    version: str
+    protocol: int
+    models: _containers.RepeatedCompositeFieldContainer[HeldModel]
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., models: _Optional[_Iterable[_Union[HeldModel, _Mapping]]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("session", "manifest")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    manifest: bytes
+    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class ShareHeader(_message.Message):
+    __slots__ = ("name", "step", "shape", "bits", "seed", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    step: int
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    bits: int
+    seed: bytes
+    size: int
+    def __init__(self, name: _Optional[str] = ..., step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class ClientMessage(_message.Message):
+    __slots__ = ("open", "share", "chunk", "finish", "heartbeat", "failure")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    share: ShareHeader
+    chunk: Chunk
+    finish: Finish
+    heartbeat: Heartbeat
+    failure: Failure
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class OutputHeader(_message.Message):
+    __slots__ = ("step", "shape", "bits", "fraction_bits", "size")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    bits: int
+    fraction_bits: int
+    size: int
+    def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("stage", "done", "total")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class Summary(_message.Message):
+    __slots__ = ("steps", "seconds", "ledger_size")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    seconds: float
+    ledger_size: int
+    def __init__(self, steps: _Optional[int] = ..., seconds: _Optional[float] = ..., ledger_size: _Optional[int] = ...) -> None: ...
+
+class PartyMessage(_message.Message):
+    __slots__ = ("output", "chunk", "progress", "summary", "heartbeat")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    output: OutputHeader
+    chunk: Chunk
+    progress: Progress
+    summary: Summary
+    heartbeat: Heartbeat
+    def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("session", "name", "manifest")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    name: str
+    manifest: bytes
+    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("sequence", "size", "payload")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    size: int
+    payload: bytes
+    def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class PeerMessage(_message.Message):
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    frame: Frame
+    hello: Hello
+    heartbeat: Heartbeat
+    finish: Finish
+    failure: Failure
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class TapeOpen(_message.Message):
+    __slots__ = ("session", "manifest", "architecture", "loads")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    manifest: bytes
+    architecture: str
+    loads: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TapeRequest(_message.Message):
+    __slots__ = ("open", "heartbeat", "finish", "failure")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    open: TapeOpen
+    heartbeat: Heartbeat
+    finish: Finish
+    failure: Failure
+    def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class TapeStart(_message.Message):
+    __slots__ = ("seed", "load", "fresh")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    seed: bytes
+    load: str
+    fresh: bool
+    def __init__(self, seed: _Optional[bytes] = ..., load: _Optional[str] = ..., fresh: _Optional[bool] = ...) -> None: ...
+
+class TapeMessage(_message.Message):
+    __slots__ = ("start", "chunk", "heartbeat")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    start: TapeStart
+    chunk: Chunk
+    heartbeat: Heartbeat
+    def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class ModelHeader(_message.Message):
+    __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    architecture: str
+    parties: _containers.RepeatedScalarFieldContainer[str]
+    fraction_bits: int
+    seed: bytes
+    version: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., fraction_bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., version: _Optional[str] = ...) -> None: ...
+
+class WeightHeader(_message.Message):
+    __slots__ = ("name", "shape", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    size: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., size: _Optional[int] = ...) -> None: ...
+
+class ModelMessage(_message.Message):
+    __slots__ = ("header", "weight", "chunk", "heartbeat", "failure")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    header: ModelHeader
+    weight: WeightHeader
+    chunk: Chunk
+    heartbeat: Heartbeat
+    failure: Failure
+    def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., weight: _Optional[_Union[WeightHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class ModelReceipt(_message.Message):
+    __slots__ = ("model", "weights")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    weights: int
+    def __init__(self, model: _Optional[str] = ..., weights: _Optional[int] = ...) -> None: ...
+
+class StoreMessage(_message.Message):
+    __slots__ = ("receipt", "heartbeat")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    receipt: ModelReceipt
+    heartbeat: Heartbeat
+    def __init__(self, receipt: _Optional[_Union[ModelReceipt, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...

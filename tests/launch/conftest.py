@@ -1,0 +1,86 @@
+"""Fixtures of the launcher's tests: the command in this process, a tiny text model, a running local deployment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from launch import cli, signals
+from launch.console import Settings
+from launch.local import LocalDeployment, local_deployment
+from tests.models.random_checkpoints import byte_tokenizer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `mpcache ARGUMENTS` in this process."""
+    monkeypatch.setattr(signals, "install", lambda: None)
+    monkeypatch.setattr(Settings, "debug", False)
+    monkeypatch.setenv("TERM", "dumb")
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mpcache", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        said = capsys.readouterr()
+        return Outcome(code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of one layer over bytes, 48 positions, with large weights so that choices are clear."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(5)
+    sizes = {"vocab_size": 256, "n_positions": 48, "n_embd": 24, "n_layer": 1, "n_head": 3}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running(text_model: Path) -> Iterator[LocalDeployment]:
+    """Two parties and a dealer that hold `text_model` under the name "tiny"."""
+    with local_deployment(2) as deployment:
+        deployment.share_model(text_model, "tiny")
+        yield deployment
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Ids of processes whose environment names a temporary folder below `folder` as theirs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"MPCACHE_SCRATCH={folder}".encode() in environment:
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,60 @@
+"""`mpcache check` passes what is right, and says where a suite leaves plaintext first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch import fidelity
+from models.checkpoint import load_checkpoint
+from protocols.crypten_suite import CryptenSuite
+from tests.launch.conftest import Command
+from tests.models.random_checkpoints import save
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_every_layer_is_close(command: Command, text_model: Path, parties: int) -> None:
+    found = command("check", "--model", text_model, "--prompt", "Who goes there", "--parties", parties, "--json")
+    assert found.code == 0, found.out + found.err
+    report = json.loads(found.out)
+    assert report["hugging_face_max_error"] < 1e-9
+    assert report["same_next_token"]
+    points = [(p["step"], p["point"]) for p in report["points"]]
+    names = ["embedding", "layer 0/attention", "layer 0/mlp", "logits"]
+    assert points == [(step, name) for step in ("prefill", "decode") for name in names]
+    assert report["points"][3]["shape"] == [13, 256]
+    assert all(0 < p["max_error"] < 0.05 and p["largest"] > 0.1 for p in report["points"])
+
+
+def test_llama_without_a_prompt(command: Command, tmp_path: Path) -> None:
+    save("llama-grouped", tmp_path)
+    found = command("check", "--model", tmp_path, "--json", "--tolerance", "0.5")
+    report = json.loads(found.out)
+    assert (found.code, report["tokens"]) == (0, 32)
+    assert report["hugging_face_max_error"] < 1e-4
+
+
+def test_a_wrong_layer_is_found(command: Command, text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = CryptenSuite.activation
+
+    async def wrong(self: CryptenSuite, x: Any, kind: Any) -> Any:
+        return await right(self, x, kind) + 0.5
+
+    monkeypatch.setattr(CryptenSuite, "activation", wrong)
+    found = command("check", "--model", text_model, "--prompt", "Who")
+    assert found.code == 1
+    assert "first above 0.05: prefill layer 0/mlp" in found.out
+    assert "never for secret data" in found.err
+
+
+def test_one_token(text_model: Path) -> None:
+    checkpoint = load_checkpoint(text_model, torch.float64)
+    reference = fidelity.plaintext(checkpoint, [7])
+    measured = fidelity.on_shares(checkpoint, [7], "crypten", 2)
+    rows = fidelity.compare(reference, measured)
+    assert {row.step for row in rows} == {"prefill"}
+    assert max(row.max_error for row in rows) < 0.05

@@ -1,0 +1,120 @@
+"""A deployment on 127.0.0.1 for tests: real gRPC with mutual TLS, all servers in one process unless asked otherwise."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from parties.certificates import create_deployment
+from parties.client import Client
+from parties.compute_party import ComputePartyServer
+from parties.config import RoleConfig, make_config
+from parties.dealer import DealerServer
+from parties.model_owner import share_model
+from parties.program import DECODER, Program
+from parties.reference import ModelReference
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Deployment:
+    """Configurations of all roles; `start()` runs dealer and parties in this process."""
+
+    def __init__(self, folder: Path, parties: int = 2, program: Program = DECODER, **settings: Any) -> None:
+        self.folder = folder
+        self.names = [f"party{i}" for i in range(parties)]
+        self.certificates = folder / "certificates"
+        create_deployment(self.certificates, [*self.names, "dealer", "client", "owner", "stranger"], days=1)
+        ports = free_ports(parties + 1)
+        self.addresses = [f"127.0.0.1:{port}" for port in ports]
+        self.program = program
+        self.settings = {"deadline_seconds": 5, "connect_seconds": 10, "step_seconds": 60, **settings}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.servers: dict[str, ComputePartyServer | DealerServer] = {}
+
+    def values(self, role: str, name: str) -> dict[str, Any]:
+        """The configuration of a role as plain values."""
+        values: dict[str, Any] = {
+            "role": role,
+            "name": name,
+            "parties": [{"name": n, "address": a} for n, a in zip(self.names, self.addresses, strict=False)],
+            "dealer": {"name": "dealer", "address": self.addresses[-1]},
+            "clients": ["client"],
+            "model_owners": ["owner"],
+            "certificates": self.certificates,
+            **self.settings,
+        }
+        if role == "party":
+            values["listen"] = self.addresses[self.names.index(name)]
+            values["store"] = self.folder / f"store-{name}"
+        if role == "dealer":
+            values["listen"] = self.addresses[-1]
+        return values
+
+    def config(self, role: str, name: str, **changes: Any) -> RoleConfig:
+        """A checked configuration."""
+        return make_config({**self.values(role, name), **changes})
+
+    def start_one(self, name: str, **changes: Any) -> ComputePartyServer | DealerServer:
+        """Start one server."""
+        server: ComputePartyServer | DealerServer
+        if name == "dealer":
+            server = DealerServer(self.config("dealer", name, **changes), self.program)
+        else:
+            server = ComputePartyServer(self.config("party", name, **changes), self.program)
+        server.start()
+        self.servers[name] = server
+        return server
+
+    def start(self) -> Deployment:
+        """Start all servers."""
+        for name in ["dealer", *self.names]:
+            self.start_one(name)
+        return self
+
+    def start_process(self, name: str, rounds: int, pause: float = 0.0, **changes: Any) -> subprocess.Popen[bytes]:
+        """Start one server in a process of its own, with a toy of `rounds` rounds (0: the real program)."""
+        values = {**self.values("dealer" if name == "dealer" else "party", name), **changes}
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(values, default=str))
+        command = [sys.executable, "-m", "tests.parties.role_process", str(path), str(rounds), str(pause)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    def stop(self) -> None:
+        """Stop all servers and end the processes started here."""
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        for server in self.servers.values():
+            server.stop()
+
+    def client(self, name: str = "client", **changes: Any) -> Client:
+        """A client."""
+        return Client(self.config("client", name, **changes))
+
+    def share(self, checkpoint: Path, name: str = "tiny") -> ModelReference:
+        """Share a checkpoint among the parties."""
+        return share_model(self.config("model-owner", "owner"), checkpoint, name)
+
+    def __enter__(self) -> Deployment:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()

@@ -1,0 +1,81 @@
+"""The real program and suite through real connections: the same tokens as in plaintext, costs as counted on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.generation import GenerationPlan, generate_plain, plain_logits
+from mpc.random import Prg
+from parties import client_session
+from parties import wire_pb2 as wire
+from parties.link import Link
+from parties.sampling import gumbel
+from tests.parties.conftest import VOCABULARY
+from tests.parties.deployment import Deployment
+
+PROMPT = [3, 17, 8, 30, 5]
+LOGIT_TOLERANCE = 0.02  # 16 fraction bits through one layer of a model with logits of size 5
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def deployment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> Iterator[Deployment]:
+    with Deployment(tmp_path_factory.mktemp("real"), request.param, deadline_seconds=20) as running:
+        running.share(checkpoint)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint)
+
+
+def test_greedy_equals_plain(deployment: Deployment, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, int] = {}
+    outgoing = Link.outgoing
+
+    def count(self: Link) -> Iterator[Any]:
+        for message in outgoing(self):
+            if isinstance(message, wire.PeerMessage) and message.WhichOneof("content") == "frame":
+                sent[self.session.role] = sent.get(self.session.role, 0) + len(message.frame.payload)
+            yield message
+
+    monkeypatch.setattr(Link, "outgoing", count)
+    for _ in range(2):  # the second session uses the first one's masked weights
+        sent.clear()
+        result = deployment.client().generate(PROMPT, 3, stop_ids=())
+        tokens = generate_plain(plain, PROMPT, GenerationPlan(len(PROMPT), 3))
+        assert result.tokens[: len(tokens)] == tokens
+        assert len(tokens) > 1
+        assert {name: cost["total"]["bytes_sent"] for name, cost in result.costs.items()} == sent
+
+
+def test_logits_equal_plain(deployment: Deployment, plain: Checkpoint) -> None:
+    result = deployment.client().generate(PROMPT, 2, decoding="logits", stop_ids=())
+    assert result.logits is not None
+    assert result.logits.shape == (2, VOCABULARY)
+    wanted = plain_logits(plain, [*PROMPT, result.tokens[0]])[-2:]
+    assert wanted.abs().max() > 1
+    assert (result.logits - wanted).abs().max() < LOGIT_TOLERANCE
+
+
+def test_sampling_equals_plain_with_the_same_noise(
+    deployment: Deployment, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prg, temperature = Prg(b"\5" * 32), 3.0
+    noise = torch.stack([gumbel((VOCABULARY,), prg) for _ in range(3)])
+    rows = iter(noise)
+    monkeypatch.setattr(client_session, "gumbel", lambda shape: next(rows))
+    result = deployment.client().generate(PROMPT, 3, decoding="sample", temperature=temperature, stop_ids=())
+    scaled = (noise * temperature).to(torch.float32)
+    tokens = []
+    for step in range(3):
+        tokens.append(int((plain_logits(plain, [*PROMPT, *tokens])[-1] + scaled[step]).argmax()))
+    assert result.tokens == tokens

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint
+from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, MpcacheError, RangeError, WireError
+from mpc.random import Prg, new_seed
+from parties import model_owner
+from parties import wire_pb2 as wire
+from parties.link import Link
+from parties.model_owner import share_model
+from parties.shares import collect, corrections, expand, pieces
+from parties.store import ModelStore, StoredModel
+from tests.parties.conftest import Running
+from tests.parties.deployment import Deployment
+from tests.parties.test_faults import idle, works
+from tests.parties.toy import Toy
+
+
+def stores(deployment: Deployment) -> list[ModelStore]:
+    return [ModelStore(deployment.folder / f"store-{name}") for name in deployment.names]
+
+
+@pytest.mark.parametrize("which", ["two", "three"])
+def test_stored_shares_add_up_to_the_weights(which: str, request: pytest.FixtureRequest, checkpoint: Path) -> None:
+    running: Running = request.getfixturevalue(which)
+    found = stores(running.deployment)
+    facts = [next(m for m in store.models() if m.model == running.model.id) for store in found]
+    assert [f.seeded for f in facts] == [True] * (len(facts) - 1) + [False]
+    weights = load_checkpoint(checkpoint).weights
+    for name, shape in running.model.architecture.weight_shapes().items():
+        shares = [store.share(fact, name) for store, fact in zip(found, facts, strict=True)]
+        assert all(tuple(s.shape) == shape for s in shares)
+        total = torch.stack(shares).sum(0)
+        assert torch.equal(total, torch.round(weights[name].double() * 2**16).long())
+        if total.numel() > 100:  # a share alone looks uniform
+            assert shares[-1].double().abs().mean() > 2**61
+
+
+def test_files_are_private(two: Running) -> None:
+    for store in stores(two.deployment):
+        assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+        for path in store.root.rglob("*"):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+        assert not list(store.root.glob(".incoming-*"))
+
+
+def test_sharing_twice_gives_unrelated_models(two: Running, checkpoint: Path) -> None:
+    again = share_model(two.deployment.config("model-owner", "owner"), checkpoint, "again", fraction_bits=12)
+    assert again.id != two.model.id
+    first, second = (stores(two.deployment)[1].share(m, "head.weight") for m in stores(two.deployment)[1].models()[:2])
+    assert not torch.equal(first, second)
+    names = {m.name: m.id for m in two.deployment.client().models()}
+    assert names == {"tiny": two.model.id, "again": again.id}
+
+
+def test_pieces_and_corrections() -> None:
+    x = Prg(b"\1" * 32).ring((3, 100_003))
+    seeds = [new_seed(), new_seed()]
+    chunks = list(corrections(pieces(x), seeds))
+    assert max(map(len, chunks)) <= 1 << 20
+    messages = iter([wire.ClientMessage(chunk=wire.Chunk(payload=c)) for c in chunks])
+    last = collect("x", x.shape, 64, x.numel() * 8, "p", lambda: next(messages))
+    assert torch.equal(expand(seeds[0], x.shape, "p") + expand(seeds[1], x.shape, "p") + last, x)
+
+
+def test_interrupted_and_wrong_uploads(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = two.deployment.config("model-owner", "owner")
+    before = {s.root: len(s.models()) for s in stores(two.deployment)}
+
+    def changed(change: object) -> None:
+        send = Link.send
+
+        def replaced(self: Link, message: object) -> None:
+            if isinstance(message, wire.ModelMessage):
+                change(message)  # type: ignore[operator]
+            send(self, message)
+
+        monkeypatch.setattr(Link, "send", replaced)
+
+    def rename(message: wire.ModelMessage) -> None:
+        if message.weight.name == "head.weight":
+            message.weight.name = "tail.weight"
+
+    def reshape(message: wire.ModelMessage) -> None:
+        if message.weight.name == "head.weight":
+            message.weight.shape[0] += 1
+
+    def resize(message: wire.ModelMessage) -> None:
+        if message.weight.name == "head.weight":
+            message.weight.size = 1 << 50
+
+    def seed(message: wire.ModelMessage) -> None:
+        if message.WhichOneof("content") == "header":
+            message.header.seed = b"short"
+
+    def version(message: wire.ModelMessage) -> None:
+        if message.WhichOneof("content") == "header":
+            message.header.version = "9"
+
+    for change, text in (
+        (rename, "owner sent weight 'tail.weight' .* where weight 'head.weight' .* was expected"),
+        (reshape, r"owner sent weight 'head.weight' \[13, 40\] where weight 'head.weight' \[12, 40\]"),
+        (resize, r"owner announced 1125899906842624 bytes for weight 'head.weight' \[12, 40\] in Z_2\^64, expected 3840"),
+        (seed, "owner sent a seed of 5 bytes, expected 0"),
+        (version, "owner runs version 9, party1 runs version"),
+    ):
+        changed(change)
+        with pytest.raises((WireError, ConfigurationError), match=text):
+            share_model(config, checkpoint)
+        monkeypatch.undo()
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_owner, "_encoded", broken)
+    with pytest.raises(KeyboardInterrupt):
+        share_model(config, checkpoint)
+    monkeypatch.undo()
+    idle(two.deployment)
+    assert {s.root: len(s.models()) for s in stores(two.deployment)} == before
+    works(two.deployment)
+
+
+def test_unusable_weights(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = model_owner.encode
+    monkeypatch.setattr(model_owner, "encode", lambda x, bits: encode(x * float("nan"), bits))
+    with pytest.raises(RangeError, match=r"weight 'embedding\.tokens': a value cannot be encoded"):
+        share_model(two.deployment.config("model-owner", "owner"), checkpoint)
+    with pytest.raises(ConfigurationError, match="fraction_bits must be between 8 and 24, got 30"):
+        share_model(two.deployment.config("model-owner", "owner"), checkpoint, fraction_bits=30)
+
+
+def test_model_too_large(tmp_path: Path, checkpoint: Path) -> None:
+    message = r"take \d+ bytes, party1 stores at most 1000: raise max_model_bytes"
+    with (
+        Deployment(tmp_path, 2, Toy().program, limits={"max_model_bytes": 1000}) as deployment,
+        pytest.raises(ConfigurationError, match=message),
+    ):
+        deployment.share(checkpoint)
+
+
+def test_damaged_store(tmp_path: Path, two: Running) -> None:
+    facts = stores(two.deployment)[0].get(two.model.id)
+    assert facts is not None
+    mine = facts.model_copy(update={"seeded": False, "index": 1})
+    store = ModelStore(tmp_path / "s")
+    incoming = store.begin(mine)
+    for shape in mine.shapes().values():
+        incoming.weight(torch.zeros(shape, dtype=torch.int64))
+    store.complete(incoming)
+    with pytest.raises(ConfigurationError, match="is stored already"):
+        store.begin(mine)
+    folder = store.root / mine.model
+    name = next(iter(mine.shapes()))
+    (folder / "0000.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read .*share the model again"):
+        store.share(mine, name)
+    (folder / "0000.safetensors").write_bytes((folder / "0001.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors holds \[32, 12\] torch.int64, expected \[40, 12\]"):
+        store.share(mine, name)
+    (folder / "0001.safetensors").unlink()
+    assert ModelStore(store.root).models() == []
+    (folder / "model.json").write_text("{}")
+    assert ModelStore(store.root).models() == []
+
+
+def test_left_overs_are_removed(tmp_path: Path, two: Running) -> None:
+    store = ModelStore(tmp_path)
+    facts = stores(two.deployment)[0].models()[0]
+    store.begin(facts).seed(bytes(32))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert ModelStore(tmp_path).models() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match=r"model store .*file cannot be written .*choose another folder"):
+        ModelStore(tmp_path / "file")
+
+
+def test_facts_are_checked() -> None:
+    with pytest.raises(ValueError, match="model"):
+        StoredModel(model="../x", name="", architecture="", owner="", parties=[], index=0, fraction_bits=16, seeded=True)
+    assert issubclass(CheckpointError, MpcacheError)

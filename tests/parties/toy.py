@@ -1,0 +1,113 @@
+"""A small program that needs every connection of a session, quick and with a known answer: for faults and counting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.generation import Endpoint, GenerationPlan
+from parties.program import Program
+from protocols.suite import OutputShare, Suite
+
+ELEMENTS = 300
+
+
+def expected(prompt: list[int], new_tokens: int, vocabulary: int) -> list[int]:
+    """What the toy generates: the sum of the prompt plus the step, which must stay inside the vocabulary."""
+    tokens = [sum(prompt) + step for step in range(new_tokens)]
+    assert tokens[-1] < vocabulary
+    return tokens
+
+
+class Toy:
+    """Loads by opening masked shares of all weights; a token is `rounds` exchanges and a number that depends on the prompt.
+
+    before_round(role, step, round): called at every role, so that tests can stop, kill or slow one.
+    """
+
+    def __init__(self, rounds: int = 3, elements: int = ELEMENTS) -> None:
+        self.rounds = rounds
+        self.elements = elements
+        self.before_round: Callable[[int, int, int], None] = lambda party, step, round: None
+        self.after_share: Callable[[int, OutputShare], OutputShare] = lambda party, share: share
+        self.loads = 0
+        self._lock = threading.Lock()
+
+    @property
+    def program(self) -> Program:
+        """For servers."""
+        return Program(self._load, self._run)
+
+    def _load(self, suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
+        session = suite.session  # type: ignore[attr-defined]
+        with self._lock:
+            self.loads += session.channel is None
+        out: dict[str, Any] = {}
+        for name, shape in architecture.weight_shapes().items():
+            share = shares(name)
+            mask = session.tape.random("weight", shape)
+            if session.channel is not None:
+                assert share is not None
+                out[name] = sum(_open(session.channel, share - mask))
+        return out
+
+    def _run(
+        self,
+        suite: Suite,
+        architecture: Architecture,
+        weights: dict[str, Any],
+        plan: GenerationPlan,
+        prompt: Tensor | None,
+        noise: Tensor | None,
+        endpoint: Endpoint,
+    ) -> int:
+        session = suite.session  # type: ignore[attr-defined]
+        channel, tape, vocabulary = session.channel, session.tape, architecture.vocabulary
+        party = -1 if channel is None else channel.party
+        indices = torch.arange(vocabulary)
+        total = None if prompt is None else (prompt * indices).sum()
+        for step in range(plan.new_tokens):
+            for round in range(self.rounds):
+                self.before_round(party, step, round)
+                shape = (self.elements,)
+                zero = tape.dependent("toy", shape, lambda shape=shape: torch.zeros(shape, dtype=torch.int64))
+                if channel is not None and int(torch.stack(_open(channel, zero)).sum(0).abs().sum()) != 0:
+                    raise RuntimeError("the shares of zero do not add up")
+            if plan.decoding == "logits":
+                share = (
+                    torch.zeros((1, vocabulary), dtype=torch.int64) if total is None else _logits(total, step, vocabulary)
+                )
+                output = OutputShare(share, 64, 0)
+            else:
+                share = torch.zeros(1, dtype=torch.int64) if total is None else (total + step * (party == 0)).reshape(1)
+                output = OutputShare(share, 64, 0)
+            more = endpoint.emit(step, self.after_share(party, output))
+            endpoint.progress("tokens", step + 1, plan.new_tokens)
+            if not more or step + 1 == plan.new_tokens:
+                return step + 1
+            if plan.decoding == "logits":
+                chosen = endpoint.next_token(step)
+                if chosen is not None:
+                    total = (chosen * indices).sum()
+        raise AssertionError("unreachable")
+
+
+def _logits(total: Tensor, step: int, vocabulary: int) -> Tensor:
+    """Logits in which index i holds total * (i + 1): largest at the last index if the total is positive."""
+    return (total * (torch.arange(vocabulary) + 1)).reshape(1, -1)
+
+
+def _open(channel: Any, share: Tensor) -> list[Tensor]:
+    data = share.numpy().tobytes()
+    return [torch.frombuffer(bytearray(d), dtype=torch.int64).reshape(share.shape) for d in channel.exchange_all(data)]
+
+
+def slow(seconds: float) -> Callable[[int, int, int], None]:
+    """A `before_round` that sleeps."""
+    return lambda party, step, round: time.sleep(seconds)

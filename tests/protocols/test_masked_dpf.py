@@ -1,0 +1,93 @@
+"""Distributed point functions: the same one-hot vectors as dealt tables, from shorter keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mpc import ring
+from mpc.errors import RangeError
+from mpc.random import Prg, new_seed
+from mpc.tape import HEADER_BYTES, CountingTape
+from protocols.masked import dpf
+from protocols.masked.context import Context, open_value
+from protocols.masked.one_hot import one_hot
+from protocols.masked.wires import Masked, Shared
+from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
+
+
+@pytest.mark.parametrize(("width", "bits"), [(6, 8), (6, 5), (8, 16), (7, 20), (9, 33), (10, 64), (3, 64), (12, 14)])
+def test_shares_add_up_to_the_point(width: int, bits: int) -> None:
+    shape = dpf.Shape(width, bits)
+    size = 1 << width
+    alpha = torch.cat([torch.arange(size)[:300], torch.tensor([size - 1, size // 2])])
+    prg = Prg(new_seed())
+    roots = [prg.ring((len(alpha), 2)) for _ in range(2)]
+    key = dpf.generate(alpha, roots, shape)
+    total = sum((dpf.evaluate(party, roots[party], *key, shape) for party in (0, 1)), torch.tensor(0))
+    assert torch.equal(ring.reduce(total, bits), torch.nn.functional.one_hot(alpha, size))
+
+
+@pytest.mark.parametrize(("ring_bits", "low", "width", "bits"), [(8, 0, 8, 16), (12, 5, 7, 13), (9, 0, 9, 64)])
+def test_the_gate_equals_the_dealt_table(ring_bits: int, low: int, width: int, bits: int) -> None:
+    x = torch.arange(1 << ring_bits)[:: max(1, (1 << ring_bits) // 256)].reshape(2, -1) >> low << low
+
+    async def keys(c: Context, s: Shared) -> Shared:
+        return dpf.one_hot_dpf(c, await open_value(c, s), low, width, bits)
+
+    async def table(c: Context, s: Shared) -> Shared:
+        return one_hot(c, await open_value(c, s), low, width, bits)
+
+    found, cost = run(keys, [(x, ring_bits)]), predict(table, [(x.shape, ring_bits)], 2)
+    digit = (x >> low) & ((1 << width) - 1)
+    hot = found.out
+    # with low > 0 the borrow is not taken out: the digit or the one above
+    above = torch.nn.functional.one_hot((digit + 1) & ((1 << width) - 1), 1 << width)
+    exact = torch.nn.functional.one_hot(digit, 1 << width)
+    assert bool(((hot == exact).all(-1) | ((hot == above).all(-1) if low else False)).all())
+    assert (found.costs[0].rounds, found.costs[0].bytes_sent) == (cost.rounds, cost.bytes_sent)
+    shape = dpf.Shape(width, bits)
+    for party, counted in enumerate(found.costs):
+        assert counted.offline_bytes == shape.key_bytes(x.numel()) + 5 * HEADER_BYTES, party
+    assert found.costs[1].offline_bytes < cost.offline_bytes
+
+
+def test_a_key_alone_does_not_depend_on_the_point() -> None:
+    """All that a party gets is uniform for a fixed point, and its own output too; corrections without seeds fail it."""
+    shape = dpf.Shape(8, 8)
+    alpha = torch.full((4000,), 77)
+    prg = Prg(new_seed())
+    roots = [prg.ring((len(alpha), 2)) for _ in range(2)]
+    seeds, controls, output = dpf.generate(alpha, roots, shape)
+    for level in range(shape.depth):
+        for word in range(2):
+            assert chi_square((seeds[level, :, word] >> 1) & 255, 256) < chi_square_limit(256)
+        assert chi_square(controls[level], 4) < chi_square_limit(4)
+    for entry in range(shape.leaf):
+        assert chi_square(output[:, entry], 256) < chi_square_limit(256)
+    for party in (0, 1):
+        share = dpf.evaluate(party, roots[party], seeds, controls, output, shape)
+        assert chi_square(share[:, 77], 256) < chi_square_limit(256)
+        assert chi_square(share[:, 78], 256) < chi_square_limit(256)
+    same = [roots[0], roots[0]]
+    assert chi_square(dpf.generate(alpha, same, shape)[2][:, 77 % shape.leaf], 256) > 1000
+
+
+def test_key_sizes_and_the_choice() -> None:
+    assert dpf.Shape(8, 16).key_bytes(1000) == 1000 * (4 * 16 + 1 + 32)
+    assert dpf.Shape(12, 64).key_bytes(1) == 10 * 16 + 3 + 32
+    assert dpf.choose_dealing(1000, 12, 32, 3) == "table"
+    assert dpf.choose_dealing(1000, 3, 8, 2) == "table"
+    slow = dpf.Measured(per_block=1e-3)
+    assert dpf.choose_dealing(1000, 12, 32, 2, measured=slow) == "table"
+    assert dpf.choose_dealing(1000, 12, 32, 2, bytes_per_second=1e5) == "dpf"
+    found = dpf.measure(100, 2)
+    assert found.per_block + found.per_leaf_entry > 0
+    assert min(found.per_table_entry, found.per_loose_entry) > 0
+
+
+def test_what_point_functions_cannot_do_is_named() -> None:
+    for parties, width, words in ((3, 8, "for two parties, there are 3"), (2, 3, "fits one leaf")):
+        c = Context(CountingTape(), None, parties)
+        with pytest.raises(RangeError, match=words):
+            dpf.one_hot_dpf(c, Masked(c.blank((4,)), c.blank((4,)), 8, 0), 0, width, 16)
