@@ -6,6 +6,7 @@ makes all shares itself and runs all parties (`launch.in_process`); no command t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,9 @@ from protocols.plain import Recorder
 from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
-WEIGHT_FRACTION_BITS = 16
 STEPS = ("prefill", "decode")
+SHARED_BITS = 16
+"""Fraction bits that a model owner shares weights with by default; a suite that wants more gets zeros appended."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
     architecture = checkpoint.architecture
     if parties < 2:
         raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
-    weights = {n: _share(checkpoint.weights[n], WEIGHT_FRACTION_BITS, parties) for n in architecture.weight_shapes()}
+    weights = _WeightShares(checkpoint, parties)
     prompts = [_share(one_hot_rows(part, architecture.vocabulary), 0, parties) for part in _parts(ids)]
 
     def program(suite: Suite, index: int | None) -> list[tuple[str, OutputShare]]:
@@ -84,7 +86,7 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
             seen.append((name, suite.output(value)))
 
         def own(name: str) -> Tensor | None:
-            return None if index is None else weights[name][index]
+            return None if index is None else weights.share(name, index, suite)
 
         loaded = suite.run(load_weights(suite, architecture, own))
         decoder = Decoder(suite, architecture, loaded, probe=probe)
@@ -150,6 +152,25 @@ def _forward(suite: Suite, decoder: Decoder, ids: Sequence[int], rows: Sequence[
         with torch.inference_mode():
             suite.run(decoder.forward(suite.input(shape, share, 0), cache, position))
         position += len(part)
+
+
+class _WeightShares:
+    """Shares of the weights, each made when the first party asks for it, as real parties would hold them."""
+
+    def __init__(self, checkpoint: Checkpoint, parties: int) -> None:
+        self._checkpoint = checkpoint
+        self._parties = parties
+        self._made: dict[str, list[Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def share(self, name: str, party: int, suite: Suite) -> Tensor:
+        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants."""
+        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
+        shared = min(wanted, SHARED_BITS)
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = _share(self._checkpoint.weights[name], shared, self._parties)
+            return self._made[name][party] << (wanted - shared)
 
 
 def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:

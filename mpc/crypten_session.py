@@ -134,7 +134,7 @@ class CryptenSession:
 
     def zero_sharing(self, shape: Sequence[int], kind: str = "sum") -> Tensor:
         """This party's part of a fresh sharing of zero in Z_2^64 (or of 64 zero bits)."""
-        pairs = self._agreed_pairs()
+        pairs = self.agreed_pairs()
         if self.channel is None:
             return self.without_content(shape)
         out = torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
@@ -146,7 +146,8 @@ class CryptenSession:
                 out = out + part if peer > self.party else out - part
         return out
 
-    def _agreed_pairs(self) -> dict[int, Prg]:
+    def agreed_pairs(self) -> dict[int, Prg]:
+        """A generator per peer, known to the two alone. One round on the first call, none later."""
         if self._pairs is not None:
             return self._pairs
         with operation("zero-sharing seeds"):

@@ -3,7 +3,7 @@
 Dealer and parties run the same program. Wherever it needs correlated randomness, the dealer *writes* an entry and every
 party *takes* the entry at the same position. Party i expands its part from its own 256-bit seed; only the last party's
 part of a *dependent* value (a product of other entries, say) cannot come from a seed: for it the dealer sends a
-correction. So all parties but one receive headers only.
+correction. So all parties but one receive headers only, but for *common* values, which every party gets whole.
 
 Sharing kinds: "sum" (shares add up modulo 2^bits) and "xor" (bits <= 64, shares XOR to the value).
 

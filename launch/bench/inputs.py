@@ -20,6 +20,7 @@ from mpc.fixed_point import encode
 from mpc.random import Prg, derive_seed
 
 DEVIATION = 0.02
+PIECE = 1 << 20
 
 
 class BenchInputs:
@@ -57,7 +58,10 @@ class BenchInputs:
         if party < self.parties - 1:
             return self._expanded(name, shape, party)
         assert value is not None
-        rest = encode(value, fraction_bits)
+        rest = torch.empty(tuple(shape), dtype=torch.int64)
+        pieces = zip(torch.split(rest.reshape(-1), PIECE), torch.split(value.reshape(-1), PIECE), strict=True)
+        for out, piece in pieces:
+            out.copy_(encode(piece, fraction_bits))  # in pieces: encoding takes several times their memory
         for other in range(self.parties - 1):
             rest -= self._expanded(name, shape, other)
         return rest

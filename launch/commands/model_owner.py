@@ -14,6 +14,9 @@ def run(
     config: ConfigOption,
     model: ModelOption,
     name: Annotated[str | None, typer.Option("--name", help="Name that clients ask for; default: the folder's.")] = None,
+    fraction_bits: Annotated[
+        int, typer.Option("--fraction-bits", min=8, max=24, help="Precision of the shared weights.")
+    ] = 16,
     supervised: SupervisedOption = False,
 ) -> None:
     """Share a checkpoint's weights among the compute parties and leave; they keep them for later sessions."""
@@ -24,5 +27,5 @@ def run(
     from parties.model_owner import share_model
 
     settings = load_role(config, "model-owner")
-    identifier = share_model(settings, model, name or model.resolve().name)
-    out.print(f"{name or model.resolve().name} is shared among {', '.join(settings.party_names)} (id {identifier})")
+    shared = share_model(settings, model, name, fraction_bits)
+    out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")

@@ -92,7 +92,8 @@ def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) ->
     The dealer deals r uniform in Z_2^64, r >> t and the highest bit of r. u = x + 2^62 lies in [0, 2^63). m = u + r is
     opened, which is uniform whatever x is. u + r passes 2^64 exactly when r's highest bit is set and m's is not, hence
     u >> t = (m >> t) - (r >> t) + 2^(64-t) msb(r) (1 - msb(m)), less one where the low bits of m are below those of r.
-    Of 2^(64-t) msb(r) only msb(r) mod 2^t counts, so that bit is dealt in Z_2^t.
+    Of 2^(64-t) msb(r) only msb(r) mod 2^t counts, so that bit is dealt in
+    Z_2^8, Z_2^16, Z_2^32 or Z_2^64.
     """
     masked, dealt = [], []
     for x, count in items:
@@ -104,7 +105,7 @@ def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) ->
         high = s.held(
             s.tape.dependent("truncation high part", x.shape, lambda r=r, t=count: ring.shift_right(r, t, 64))  # type: ignore[misc]
         )
-        ring_bits = -(-count // 8) * 8
+        ring_bits = next(bits for bits in (8, 16, 32, 64) if bits >= count)
         top = s.held(
             s.tape.dependent("truncation top bit", x.shape, lambda r=r: ring.shift_right(r, 63, 64), bits=ring_bits)  # type: ignore[misc]
         )

@@ -1,7 +1,8 @@
 """What every gate needs: the role, the tape, and the opening of many values in one message.
 
-An opening is the only thing that crosses the wire. [x] + [lam] with a fresh uniform lam is sent, so what is seen is uniform
-and independent of x. The scheduler collects all openings that are waiting and sends them as one message: one round.
+Openings and, for a shuffle, masked tensors handed from one party to the next are all that crosses the wire. [x] + [lam] with
+a fresh uniform lam is sent, so what is seen is uniform and independent of x. The scheduler collects all openings that are
+waiting and sends them as one message: one round.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Context:
         counted = parties - 1 if perspective is None else perspective
         self.perspective = channel.party if channel is not None else counted
         self.ledger = channel.ledger if channel is not None else tape.ledger
-        self.observer: Callable[[Tensor, int], None] | None = None
+        self.observer: Callable[[Tensor, int], None] | None = None  # of all that is masked when it arrives
+        self.revealed: Callable[[Tensor, int], None] | None = None  # of what is opened in the clear (after a shuffle)
 
     def local(self) -> Context:
         """The same role without tape and channel: for what outlives a session and needs local operations only."""
@@ -126,7 +128,7 @@ class Context:
         out.channel = None
         out.tape = CountingTape()
         out.ledger = Ledger()
-        out.observer = None
+        out.observer = out.revealed = None
         return out
 
     # ---- correlated randomness -----------------------------------------------------------------------------------

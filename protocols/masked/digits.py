@@ -2,10 +2,10 @@
 
 For x = m - lam modulo 2^bits, floor(x / 2^l) = m_hi - lam_hi - [m_lo < lam_lo] modulo 2^(bits - l). The borrow is a function
 of the public m_lo, so the dealer deals lam_hi + [p < lam_lo] as a one-time table over p: the high part is a local lookup,
-exact, and is opened in its own ring. x modulo 2^l needs nothing. Splitting in halves gives all digits.
+exact, and is opened in its own ring. x modulo 2^l needs nothing. Splitting in halves, or at bit 8, gives all digits.
 
-Rounds: ceil(log2(number of digits)); online bits per element: the high parts' rings, bits / 2 for two digits, at most
-bits / 2 a round. Offline bits per element: 2^l (bits - l) and the opening's mask for a split at l.
+Rounds: ceil(log2(number of digits)) up to 24 bits, one for each further 8; online bits per element: the high parts' rings,
+about bits / 2 (bits - 8) a round. Offline bits per element: 2^l (bits - l) and the opening's mask for a split at l.
 Valid range: any; x is read modulo 2^bits. Error: none. Leaks nothing: high parts are opened under fresh uniform masks.
 Sources: Ishai et al. 2013 (one-time truth tables); LLAMA (Gupta et al. 2022) for digit decomposition.
 """
@@ -22,7 +22,8 @@ from protocols.masked.context import Context, open_value, require
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-MAX_LOW = 12  # bits of the low part of a split: its table has 2^MAX_LOW entries
+GOOD_LOW = 8  # bits of the low part of a split, whose table has 2^low entries; a single digit may have more
+MAX_LOW = 12
 
 
 def even_widths(bits: int, width: int) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ async def exact_digits(c: Context, x: Masked, widths: Sequence[int]) -> list[Mas
     require(sum(widths) == x.bits, "digits", f"widths {list(widths)} do not cover a ring of {x.bits} bits")
     if len(widths) == 1:
         return [Masked(x.m, x.lam, x.bits, 0)]
-    half = len(widths) // 2
+    half = max(h for h in range(1, len(widths) // 2 + 1) if h == 1 or sum(widths[:h]) <= GOOD_LOW)
     low = sum(widths[:half])
 
     async def upper() -> list[Masked]:

@@ -226,12 +226,12 @@ def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Share
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of work on one core. Defaults: `measure()` on one core of an AMD EPYC with AES instructions."""
+    """Seconds of work on one core. Defaults: least of six runs of `measure()` on a busy AMD EPYC with AES instructions."""
 
-    per_table_entry: float = 1.4e-9  # unpacking an entry of a dealt table whose ring is whole bytes
-    per_loose_entry: float = 1.7e-8  # unpacking an entry of another ring
-    per_block: float = 4.0e-8  # an AES block of a tree, with its corrections
-    per_leaf_entry: float = 4.0e-9  # an entry that a leaf gives
+    per_table_entry: float = 2.7e-10  # unpacking an entry of a dealt table whose ring is whole bytes
+    per_loose_entry: float = 2.1e-8  # unpacking an entry of another ring
+    per_block: float = 5.0e-8  # an AES block of a tree, with its corrections
+    per_leaf_entry: float = 7.0e-9  # an entry that a leaf gives
 
 
 def measure(elements: int = 4000, repeat: int = 10) -> Measured:

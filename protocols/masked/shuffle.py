@@ -104,8 +104,8 @@ class Reveal(Request[Tensor]):
         for part in parts:
             total = total + unpack(part, self.value.bits, self.value.shape)
         total = ring.reduce(total, self.value.bits).to(c.device)
-        if c.observer is not None:
-            c.observer(total, self.value.bits)
+        if c.revealed is not None:
+            c.revealed(total, self.value.bits)
         return total
 
     def blank(self, c: Context) -> Tensor:

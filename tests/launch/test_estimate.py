@@ -144,13 +144,13 @@ def test_multiply_adds_of_a_token() -> None:
 
 
 def test_large_models_at_4096_tokens_are_quick() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for name in ("llama-2-7b", "llama-2-70b"):
         model = with_positions(SHAPES[name], 4097)
         found = estimate(model, Setting("masked"), 4096, 2)
         assert found.memory_bytes > 16 * model.parameters()
         assert found.load.total("bytes_sent") == 8 * model.parameters()
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60  # other programs' work does not count
 
 
 def test_shapes_are_the_public_ones(tmp_path: Path) -> None:

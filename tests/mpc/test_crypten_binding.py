@@ -147,7 +147,7 @@ def test_zero_sharings(parties: int) -> None:
     # whoever lacks one seed of a party cannot predict its part
     for s in sessions:
         if s.channel is not None:
-            assert set(s._agreed_pairs()) == set(s.channel.peers)
+            assert set(s.agreed_pairs()) == set(s.channel.peers)
 
 
 @pytest.mark.parametrize("parties", [2, 3])

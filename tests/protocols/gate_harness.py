@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +24,14 @@ Input = tuple[Tensor, int]
 
 @dataclass
 class Run:
-    """Results as signed ring elements, every party's costs, and what every party saw: (tensor, bits)."""
+    """Results as signed ring elements, every party's costs in all and by operation, what each saw
+    arrive masked, and what was opened to it in the clear: (tensor, bits)."""
 
     outputs: list[Tensor]
     costs: list[Cost]
-    seen_by: list[list[tuple[Tensor, int]]] = field(default_factory=list)
+    operations: list[dict[str, Cost]]
+    seen_by: list[list[tuple[Tensor, int]]]
+    revealed: list[list[tuple[Tensor, int]]]
 
     @property
     def seen(self) -> list[tuple[Tensor, int]]:
@@ -57,12 +60,14 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
     """`gate(c, *sharings)`; its results are sharings. Fails when a party's counted costs differ from the predicted ones."""
     shares = [additive(ring.reduce(x, bits), parties, bits) for x, bits in inputs]
     seen: list[list[tuple[Tensor, int]]] = [[] for _ in range(parties)]
+    revealed: list[list[tuple[Tensor, int]]] = [[] for _ in range(parties)]
 
     def at_party(channel: Any, tape: Any) -> Any:
         c = Context(tape, channel, parties)
         c.observer = lambda m, bits: seen[channel.party].append((m.clone(), bits))
+        c.revealed = lambda m, bits: revealed[channel.party].append((m.clone(), bits))
         values = [Shared(s[channel.party], bits, 0) for s, (_, bits) in zip(shares, inputs, strict=True)]
-        return _listed(Scheduler(c.flush).run(gate(c, *values))), channel.ledger.total()
+        return _listed(Scheduler(c.flush).run(gate(c, *values))), channel.ledger
 
     def at_dealer(tape: Any) -> Any:
         c = Context(tape, None, parties)
@@ -70,7 +75,7 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
         return c.ledger.total()
 
     results, dealer = run_parties(parties, at_party, at_dealer)
-    costs = [cost for _, cost in results]
+    costs = [ledger.total() for _, ledger in results]
     for party, cost in enumerate(costs):
         predicted = predict(gate, [(x.shape, bits) for x, bits in inputs], parties, party)
         assert (cost.bytes_sent, cost.bytes_received, cost.rounds, cost.messages) == (
@@ -88,7 +93,7 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
             assert (found[k].bits, found[k].frac, found[k].shape) == (first.bits, first.frac, first.shape)
             total = total + found[k].x
         outputs.append(ring.signed(ring.reduce(total, first.bits), first.bits))
-    return Run(outputs, costs, seen)
+    return Run(outputs, costs, [ledger.by_operation() for _, ledger in results], seen, revealed)
 
 
 def chi_square(values: Tensor, categories: int) -> float:

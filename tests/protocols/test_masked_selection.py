@@ -126,7 +126,9 @@ def test_budgets_that_cannot_be_met_are_named() -> None:
 
 
 @pytest.mark.parametrize("parties", PARTIES)
-@pytest.mark.parametrize(("bits", "widths"), [(8, (8,)), (9, (3, 6)), (15, (4, 4, 4, 3)), (16, (8, 8)), (13, (5, 4, 4))])
+@pytest.mark.parametrize(
+    ("bits", "widths"), [(8, (8,)), (9, (3, 6)), (15, (4, 4, 4, 3)), (16, (8, 8)), (13, (5, 4, 4)), (30, (10, 10, 10))]
+)
 def test_exact_digits(bits: int, widths: tuple[int, ...], parties: int) -> None:
     x = torch.cat([torch.arange(0, 1 << bits, max(1, (1 << bits) // 600)), torch.tensor([(1 << bits) - 1])])
 
@@ -141,9 +143,20 @@ def test_exact_digits(bits: int, widths: tuple[int, ...], parties: int) -> None:
     assert result.costs[0].rounds == 1 + (len(widths) - 1).bit_length()
 
 
+def test_digits_of_wide_rings_keep_tables_small() -> None:
+    async def gate(c: Context, s: Shared) -> list[Shared]:
+        return [c.shared(d) for d in await exact_digits(c, await open_value(c, s), (4, 4, 4, 4, 4, 4, 4, 3))]
+
+    x = torch.tensor([0, 1, (1 << 31) - 1, 1 << 30, 0x12345678])
+    result = run(gate, [(x, 31)])
+    for place, found in enumerate(result.outputs):
+        assert torch.equal(found & 15, (x >> 4 * place) & 15) if place < 7 else torch.equal(found & 7, x >> 28)
+    assert result.costs[-1].offline_bytes < 2000 * len(x)
+
+
 @pytest.mark.parametrize("parties", PARTIES)
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (37, 1), (37, 36), (37, 37), (300, 90)])
-@pytest.mark.parametrize(("bits", "digit"), [(3, 4), (9, 4), (16, 5), (17, 4), (17, 8)])
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (37, 36), (37, 37), (150, 40)])
+@pytest.mark.parametrize(("bits", "digit"), [(3, 4), (9, 4), (17, 8), (32, 4)])
 def test_top_k_by_threshold(bits: int, digit: int, count: int, k: int, parties: int) -> None:
     limit = (1 << (bits - 2)) - 1
     x = torch.stack(
@@ -173,7 +186,7 @@ def test_threshold_over_thousands() -> None:
 
     result = run(gate, [(x, 17)])
     assert torch.equal(result.out, marked(best(x, 1600), 4096))
-    for digit, rounds, offline in ((4, 16, 710), (6, 13, 1400), (8, 9, 3300)):
+    for digit, rounds, offline in ((4, 16, 710), (6, 13, 1400), (8, 9, 3400)):
 
         async def other(c: Context, s: Shared, digit: int = digit) -> Shared:
             return await top_k_by_threshold(c, await open_value(c, s), 1600, 13, digit)
