@@ -159,6 +159,22 @@ def copied(cache: KVCache, architecture: Architecture) -> KVCache:
     return out
 
 
+def can_rewind(cache: KVCache, policy: CachePolicy) -> bool:
+    """Whether a step only appends to the cache, so that `rewind` undoes it."""
+    return type(policy) is FullCache and all(layer.window is None for layer in cache.layers)
+
+
+def rewind(cache: KVCache, length: int) -> None:
+    """Back to the first `length` tokens. Unlike a copy made before, it holds no key twice."""
+    for layer in cache.layers:
+        if length:
+            k, v = layer.keys_and_values()
+            layer.k, layer.v = k[:, :length], v[:, :length]
+        else:
+            layer.k = layer.v = None
+    cache.seen = length
+
+
 async def step(
     suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, rows: Tensor | None, name: str
 ) -> tuple[Value, OutputShare]:

@@ -18,7 +18,19 @@ from torch import Tensor
 
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
-from launch.bench.program import NoInputs, SharedInputs, Source, copied, fill, load, make_policy, make_suite, step
+from launch.bench.program import (
+    NoInputs,
+    SharedInputs,
+    Source,
+    can_rewind,
+    copied,
+    fill,
+    load,
+    make_policy,
+    make_suite,
+    rewind,
+    step,
+)
 from launch.bench.transport import Mesh, Segments, TapeSource
 from models.cache import KVCache
 from models.decoder import Decoder
@@ -65,11 +77,15 @@ class Segmented:
     def _fill(self) -> None:
         self._cache = self.suite.run(fill(self.suite, self._decoder, self.plan.cached, self.source))
         self._rows = self.source.tokens(self.suite, self.plan.tokens)
+        _give_back_memory()
 
     def _step(self, name: str) -> None:
-        cache = copied(self._cache, self.architecture)
+        in_place = can_rewind(self._cache, self._decoder.policy)
+        cache = self._cache if in_place else copied(self._cache, self.architecture)
         work = step(self.suite, self._decoder, cache, self.plan.tokens, self._rows, name)
         self.logits, _ = self.suite.run(work)
+        if in_place:
+            rewind(cache, self.plan.cached)
 
     def _output(self) -> OutputShare:
         with stage("logits"):
@@ -119,7 +135,6 @@ def run_party(folder: Path, index: int) -> None:
             start, own = time.perf_counter(), time.process_time()
             output = work()
             seconds[name], cpu[name] = time.perf_counter() - start, time.process_time() - own
-            open('/tmp/rss.txt','a').write(f"{index} {name} {[l for l in open('/proc/self/status') if l.startswith(('VmHWM','VmRSS'))]}\n")
         assert output is not None
         tapes.close()
     save_file({"logits": output.share.cpu().contiguous()}, folder / f"{plan.names[index]}.safetensors")

@@ -174,3 +174,14 @@ def test_wrong_arguments(command: Command, arguments: tuple[Any, ...], message: 
     assert done.code == 2
     assert message in " ".join(done.err.split())
     assert done.out == ""
+
+
+def test_a_cache_that_slides_is_copied() -> None:
+    """Where a step drops old tokens, each repetition still starts from the same cache."""
+    sliding = TWO_LAYERS.model_copy(update={"windows": (6, None)})
+    made = plan(architecture=sliding.to_json(), cached=9)
+    assert torch.equal(plain_logits(made), plain_logits(made.model_copy(update={"repeat": 3})))
+    trace = trace_step(sliding, Setting("masked"), 9).ledger
+    full = trace_step(TWO_LAYERS, Setting("masked"), 9).ledger
+    assert trace.total(f"{STEP}/layer 0/").bytes_sent < full.total(f"{STEP}/layer 0/").bytes_sent
+    assert trace.total(f"{STEP}/layer 1/").bytes_sent == full.total(f"{STEP}/layer 1/").bytes_sent
