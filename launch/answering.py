@@ -29,6 +29,7 @@ class Wishes:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    options: dict[str, bool | int | float | str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def answer(
                 wishes.new_tokens,
                 model=model,
                 suite=wishes.suite,
+                options=wishes.options,
                 decoding=wishes.decoding,
                 temperature=wishes.temperature,
                 top_k=wishes.top_k,

@@ -13,7 +13,8 @@ from mpc.errors import ConfigurationError
 if TYPE_CHECKING:
     from launch.answering import Wishes
 
-DEFAULT_SUITE = "crypten"
+DEFAULT_SUITE = "masked"
+SuiteOptionValue = bool | int | float | str | None
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Hugging Face checkpoint directory.")]
 SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
@@ -21,6 +22,10 @@ PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Nu
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The role's configuration file (YAML).")]
+SuiteOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--suite-option", metavar="NAME=VALUE", help="An option of the suite, such as score=8; may be repeated."),
+]
 DecodingOption = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +52,30 @@ def check_suite(name: str) -> str:
     return name
 
 
+def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
+    """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
+    found: dict[str, SuiteOptionValue] = {}
+    for item in items or []:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier() or not text:
+            raise ConfigurationError(f"--suite-option '{item}' is not NAME=VALUE, such as score=8")
+        if name in found:
+            raise ConfigurationError(f"--suite-option '{name}' was given twice")
+        found[name] = _option_value(text)
+    return found
+
+
+def _option_value(text: str) -> SuiteOptionValue:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def make_wishes(
     suite: str,
     new_tokens: int,
@@ -54,6 +83,7 @@ def make_wishes(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    options: list[str] | None = None,
 ) -> Wishes:
     """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
     from launch.answering import Wishes
@@ -65,7 +95,7 @@ def make_wishes(
         raise ConfigurationError(f"--decoding '{chosen}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
     known = cast(Decoding, chosen)
     check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p)
+    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, suite_options(options))
 
 
 def check_device(name: str) -> str:

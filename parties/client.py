@@ -20,7 +20,7 @@ from parties.reference import ModelReference, close_all, common_models, connect_
 from parties.sampling import check_filters, check_temperature
 from protocols.registry import SUITES, suite_class
 
-DEFAULT_SUITE = "crypten"
+DEFAULT_SUITE = "masked"
 
 
 @dataclass(frozen=True)

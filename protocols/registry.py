@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from mpc.channel import Channel
@@ -41,5 +42,10 @@ def secure_suite(
     cls = suite_class(name)
     if name == "plain":
         raise ConfigurationError("suite 'plain' keeps nothing secret and cannot be run among parties")
+    known = set(inspect.signature(cls.__init__).parameters) - {"self", "parties", "tape", "channel", "ledger"}
+    for option in options:
+        if option not in known:
+            raise ConfigurationError(f"suite '{name}' has no option '{option}'; known: {', '.join(sorted(known))}")
     bits = SUITES[name][2] if fraction_bits is None else fraction_bits
+    # every secure suite takes these keywords; `Suite` itself fixes none of them
     return cls(parties=parties, tape=tape, channel=channel, fraction_bits=bits, device=device, **options)  # type: ignore[call-arg]

@@ -11,7 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.console import err, out, print_json
-from launch.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption, read_prompt
+from launch.options import (
+    DEFAULT_SUITE,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PartiesOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    read_prompt,
+    suite_options,
+)
 
 if TYPE_CHECKING:
     from launch.fidelity import ProbeError
@@ -29,6 +39,7 @@ def run(
     parties: PartiesOption = 2,
     tolerance: Annotated[float, typer.Option("--tolerance", help="Largest error of a value that is accepted.")] = 0.05,
     device: DeviceOption = "cpu",
+    suite_option: SuiteOptionsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare plaintext (float64) with shares at every layer, and plaintext with Hugging Face's own logits.
@@ -50,7 +61,7 @@ def run(
     with err.status(f"{len(ids)} tokens: Hugging Face"):
         hugging_face = (fidelity.hugging_face_logits(model, ids) - reference.logits).abs().max().item()
     with err.status(f"{len(ids)} tokens: suite {suite}, {parties} parties"):
-        measured = fidelity.on_shares(checkpoint, ids, suite, parties, device=device)
+        measured = fidelity.on_shares(checkpoint, ids, suite, parties, device=device, **suite_options(suite_option))
     rows = fidelity.compare(reference, measured)
     first = next((r for r in rows if not r.max_error <= tolerance), None)
     same_token = bool((reference.logits[-1].argmax() == measured.logits[-1].argmax()).item())

@@ -15,6 +15,7 @@ from launch.options import (
     ConfigOption,
     DecodingOption,
     SuiteOption,
+    SuiteOptionsOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -35,6 +36,7 @@ def run(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    suite_option: SuiteOptionsOption = None,
 ) -> None:
     """List the models that all parties hold; with --tokenizer, answer each line of standard input."""
     from launch.answering import answer
@@ -57,7 +59,7 @@ def run(
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option)
     reference = client.find_model(name)
     interactive = sys.stdin.isatty()
     while True:

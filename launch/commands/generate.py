@@ -14,6 +14,7 @@ from launch.options import (
     JsonOption,
     ModelOption,
     SuiteOption,
+    SuiteOptionsOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -47,6 +48,7 @@ def run(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    suite_option: SuiteOptionsOption = None,
     device: Annotated[str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A client's configuration: ask these parties instead of starting some.")
@@ -70,7 +72,7 @@ def run(
                 raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
     elif name is not None:
         raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option)
     if config is not None:
         answer = _ask_running(config, model, name, text, wishes, not as_json)
     else:

@@ -11,7 +11,7 @@ import torch
 from launch.bench import run as bench_run
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan, parse_options
-from launch.bench.program import NoInputs, SharedInputs, make_suite
+from launch.bench.program import NoInputs, RealInputs, SharedInputs, make_suite
 from launch.bench.run import BenchResult, CountsDiffer, counts, plain_logits, run_bench
 from launch.bench.worker import Segmented
 from launch.processes import ProcessEnded
@@ -20,6 +20,7 @@ from models.shapes import SHAPES, with_layers
 from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger
 from mpc.ring import reduce
+from protocols.plain import PlainSuite, tensor_of
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
 from tests.parties_in_process import run_parties
@@ -179,8 +180,15 @@ def test_wrong_arguments(command: Command, arguments: tuple[Any, ...], message: 
 def test_a_cache_that_slides_is_copied() -> None:
     """Where a step drops old tokens, each repetition still starts from the same cache."""
     sliding = TWO_LAYERS.model_copy(update={"windows": (6, None)})
-    made = plan(architecture=sliding.to_json(), cached=9)
-    assert torch.equal(plain_logits(made), plain_logits(made.model_copy(update={"repeat": 3})))
+    made = plan(architecture=sliding.to_json(), repeat=2)
+    program = Segmented(made, PlainSuite(torch.float64), RealInputs(BenchInputs(sliding, made.seed, 2)))
+    seen = []
+    for name, work in program.segments():
+        work()
+        if name == "warm-up" or name.startswith("step"):
+            seen.append(tensor_of(program.logits))
+    assert len(seen) == 3
+    assert all(torch.equal(logits, seen[0]) for logits in seen)
     trace = trace_step(sliding, Setting("masked"), 9).ledger
     full = trace_step(TWO_LAYERS, Setting("masked"), 9).ledger
     assert trace.total(f"{STEP}/layer 0/").bytes_sent < full.total(f"{STEP}/layer 0/").bytes_sent
