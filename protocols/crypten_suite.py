@@ -88,7 +88,7 @@ class CryptenSuite(Suite):
 
     # ---- running -------------------------------------------------------------------------------------------------
     def run(self, program: Coroutine[Any, Any, Any]) -> Any:
-        """Run a program to its end, in this thread's CrypTen session. The first run agrees on zero-sharing seeds: 1 round."""
+        """Run a program to its end in this thread's CrypTen session. The first run agrees on zero-sharing seeds: 1 round."""
         self.session.agreed_pairs()
         with use(self.session):
             return super().run(program)
