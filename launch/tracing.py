@@ -12,12 +12,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from launch.bench.plan import Option
-from launch.bench.program import LOAD, NoInputs, fill, load, make_policy, make_suite, step
+from launch.bench.plan import Option, checked_options
+from launch.bench.program import LOAD, NoInputs, fill, load, make_policy, step
 from models.architecture import Architecture
 from models.decoder import Decoder
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
+from protocols.registry import secure_suite
 from protocols.suite import Linear, Suite, Value
 
 STEP = "step"
@@ -128,7 +129,8 @@ class Setting:
     def make(self) -> tuple[Suite, _Tape]:
         """A suite that counts."""
         tape = _Tape()
-        return make_suite(self.suite, self.parties, tape, None, self.options), tape
+        options = checked_options(self.options)
+        return secure_suite(self.suite, parties=self.parties, tape=tape, channel=None, **options), tape
 
 
 @dataclass(frozen=True)

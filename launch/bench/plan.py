@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.architecture import Architecture
+from mpc.channel import Channel
 from mpc.errors import ConfigurationError
-from protocols.registry import SUITES
+from mpc.tape import Tape
+from protocols.registry import secure_suite
+from protocols.suite import Suite
 
-Option = bool | int | float | str
+Option = bool | int | float | str | None
 PLAN_FILE = "plan.json"
 DEALER = "dealer"
 
@@ -18,6 +23,14 @@ DEALER = "dealer"
 def party_name(index: int) -> str:
     """Name of a compute party of a benchmark."""
     return f"party{index}"
+
+
+def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
+    """The suite's options. Raises `ConfigurationError` for what other arguments decide; suites check the rest."""
+    for name in ("parties", "tape", "channel", "device"):
+        if name in options:
+            raise ConfigurationError(f"'{name}' is not a suite option: it follows from the other arguments")
+    return dict(options)
 
 
 class BenchPlan(BaseModel):
@@ -57,6 +70,11 @@ class BenchPlan(BaseModel):
         """The compute parties."""
         return [party_name(i) for i in range(self.parties)]
 
+    def make_suite(self, tape: Tape, channel: Channel | None) -> Suite:
+        """A party's, the dealer's or an estimate's. Raises a typed error for options that the suite does not take."""
+        settings = checked_options(self.options)
+        return secure_suite(self.suite, parties=self.parties, tape=tape, channel=channel, device=self.device, **settings)
+
     def write(self, folder: Path) -> None:
         """Write it where the processes find it."""
         (folder / PLAN_FILE).write_text(self.model_dump_json(), encoding="utf-8")
@@ -65,38 +83,3 @@ class BenchPlan(BaseModel):
     def read(cls, folder: Path) -> BenchPlan:
         """The plan of a run's folder."""
         return cls.model_validate_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-
-
-def parse_options(texts: list[str]) -> dict[str, Option]:
-    """Suite options from "name=value"; a value is an integer, a number, true, false or text.
-
-    Raises `ConfigurationError` for a text without "=" or a name that the benchmark sets itself.
-    """
-    out: dict[str, Option] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ConfigurationError(f"--option '{text}' is not of the form name=value, for example fraction_bits=12")
-        if name in ("parties", "tape", "channel", "ledger", "device"):
-            raise ConfigurationError(f"--option '{name}' is not a suite option: it follows from the other arguments")
-        out[name] = _parsed(value)
-    return out
-
-
-def _parsed(text: str) -> Option:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def check_secure(suite: str) -> str:
-    """The suite's name. Raises `ConfigurationError` unless it computes on shares."""
-    secure = [name for name in SUITES if name != "plain"]
-    if suite not in secure:
-        raise ConfigurationError(f"suite '{suite}' does not compute on shares; choose one of: {', '.join(sorted(secure))}")
-    return suite

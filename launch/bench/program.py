@@ -8,9 +8,9 @@ output share of its index.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,7 @@ from launch.bench.inputs import BenchInputs
 from models.architecture import Architecture
 from models.cache import CachePolicy, FullCache, KVCache
 from models.decoder import Decoder
-from mpc.channel import Channel
 from mpc.errors import ConfigurationError
-from mpc.tape import Tape
-from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 POLICIES: dict[str, Callable[[], CachePolicy]] = {"full": FullCache}
@@ -35,18 +32,6 @@ def make_policy(name: str) -> CachePolicy:
     if name not in POLICIES:
         raise ConfigurationError(f"unknown cache policy '{name}'; known: {', '.join(POLICIES)}")
     return POLICIES[name]()
-
-
-def make_suite(
-    name: str, parties: int, tape: Tape, channel: Channel | None, options: Mapping[str, Any], device: str = "cpu"
-) -> Suite:
-    """A suite with its options. Raises `ConfigurationError` for an option that it does not take."""
-    try:
-        return secure_suite(name, parties=parties, tape=tape, channel=channel, device=device, **options)
-    except TypeError:
-        raise ConfigurationError(
-            f"suite '{name}' does not take all of the options {', '.join(sorted(options)) or '(none)'}"
-        ) from None
 
 
 class Source(Protocol):

@@ -27,7 +27,6 @@ from launch.bench.program import (
     fill,
     load,
     make_policy,
-    make_suite,
     rewind,
     step,
 )
@@ -125,7 +124,7 @@ def run_party(folder: Path, index: int) -> None:
         output: OutputShare | None = None
         tapes.fetch(0)
         tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, ledger, plan.device)
-        suite = make_suite(plan.suite, plan.parties, tape, channel, plan.options, plan.device)
+        suite = plan.make_suite(tape, channel)
         program = Segmented(plan, suite, SharedInputs(inputs, index))
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
@@ -158,7 +157,7 @@ def run_dealer(folder: Path) -> None:
     cpu: dict[str, float] = {}
     with Segments(folder, DEALER, plan.names, seeds) as tapes, torch.inference_mode():
         tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
-        suite = make_suite(plan.suite, plan.parties, tape, None, plan.options, plan.device)
+        suite = plan.make_suite(tape, None)
         for number, (name, work) in enumerate(Segmented(plan, suite, NoInputs()).segments()):
             tapes.begin(number)
             start, own = time.perf_counter(), time.process_time()

@@ -9,7 +9,17 @@ import typer
 
 from launch import supervision
 from launch.console import byte_count, err, out, print_json
-from launch.options import DeviceOption, JsonOption, PartiesOption, check_device
+from launch.options import (
+    DEFAULT_SUITE,
+    DeviceOption,
+    JsonOption,
+    PartiesOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_device,
+    check_suite,
+    suite_options,
+)
 
 if TYPE_CHECKING:
     from launch.bench.run import BenchResult
@@ -19,7 +29,6 @@ ShapeOption = Annotated[
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
 PolicyOption = Annotated[str, typer.Option("--policy", help="What the cache keeps and selects.")]
-SuiteSettings = Annotated[list[str] | None, typer.Option("--option", help="A setting of the suite, NAME=VALUE; repeatable.")]
 
 
 def run(
@@ -27,13 +36,13 @@ def run(
     layers: LayersOption = None,
     cached: Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")] = None,
     prefill: Annotated[int | None, typer.Option("--prefill", min=1, help="Process a prompt of this many tokens.")] = None,
-    suite: Annotated[str, typer.Option("--suite", help="Protocol suite.")] = "masked",
+    suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: PartiesOption = 2,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Measured repetitions, after one that is not.")] = 5,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1,
     device: DeviceOption = "cpu",
-    option: SuiteSettings = None,
+    suite_option: SuiteOptionsOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,8 +52,8 @@ def run(
     are reported apart. Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights,
     cached tokens and their shares follow from a public seed: nothing that a benchmark computes on is secret.
     """
-    from launch.bench.plan import BenchPlan, check_secure, parse_options
-    from launch.bench.program import make_policy, make_suite
+    from launch.bench.plan import BenchPlan
+    from launch.bench.program import make_policy
     from launch.bench.run import run_bench
     from models.shapes import find_shape, with_layers, with_positions
     from mpc.errors import ConfigurationError
@@ -58,9 +67,9 @@ def run(
     architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
     plan = BenchPlan(
         architecture=architecture.to_json(),
-        suite=check_secure(suite),
+        suite=check_suite(suite),
         policy=policy,
-        options=parse_options(option or []),
+        options=suite_options(suite_option),
         parties=parties,
         cached=cached or 0,
         prefill=prefill or 0,
@@ -69,7 +78,7 @@ def run(
         device=check_device(device),
         seed=seed,
     )
-    make_suite(plan.suite, parties, CountingTape(), None, plan.options)  # options are checked before processes start
+    plan.make_suite(CountingTape(), None)  # options are checked before processes start
     with err.status(f"{shape}, {architecture.layers} layers, suite {suite}, {parties} parties"):
         result = run_bench(plan)
     if not as_json:

@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.bench import LayersOption, PolicyOption, SuiteSettings
+from launch.commands.bench import LayersOption, PolicyOption
 from launch.console import byte_count, err, out, print_json
-from launch.options import JsonOption, PartiesOption
+from launch.options import (
+    DEFAULT_SUITE,
+    JsonOption,
+    PartiesOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_suite,
+    suite_options,
+)
 
 if TYPE_CHECKING:
     from launch.estimation import Estimate, Rates
@@ -24,7 +32,7 @@ def run(
     ],
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
     new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 1,
-    suite: Annotated[str, typer.Option("--suite", help="Protocol suite.")] = "masked",
+    suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: PartiesOption = 2,
     network: Annotated[
@@ -38,7 +46,7 @@ def run(
         ),
     ] = None,
     layers: LayersOption = None,
-    option: SuiteSettings = None,
+    suite_option: SuiteOptionsOption = None,
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
     ] = False,
@@ -50,14 +58,13 @@ def run(
     rounds x round trip + bytes sent / bandwidth + ring multiply-adds / rate; tables and other element-wise work, and what a
     process needs for a message, are not in them.
     """
-    from launch.bench.plan import check_secure, parse_options
     from launch.bench.program import make_policy
     from launch.estimation import estimate, measure_rates
     from launch.networks import find_network
     from launch.tracing import Setting
     from models.shapes import find_shape, with_layers, with_positions
 
-    check_secure(suite)
+    check_suite(suite)
     make_policy(policy)
     profile = find_network(network)
     rates = None if rate is None else _rates(rate)
@@ -65,7 +72,7 @@ def run(
     architecture = architecture if layers is None else with_layers(architecture, layers)
     own_positions = architecture.positions
     architecture = with_positions(architecture, prompt + new - 1)
-    setting = Setting(suite, parties, policy, parse_options(option or []))
+    setting = Setting(suite, parties, policy, suite_options(suite_option))
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, all_layers, every_length=all_layers)
         measured = rates is None

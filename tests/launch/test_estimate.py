@@ -237,15 +237,14 @@ def test_command_prints_a_table(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--suite", "plain"), "suite 'plain' does not compute on shares; choose one of: crypten, masked"),
+        (("--suite", "plain"), "suite 'plain' keeps nothing secret; choose one of: crypten, masked"),
         (("--policy", "lucky"), "unknown cache policy 'lucky'; known: full"),
         (("--rate", "0"), "--rate '0': one or two positive numbers"),
         (("--rate", "1,2,3"), "--rate '1,2,3': one or two positive numbers"),
         (("--network", "dsl"), "network 'dsl' is not one of"),
-        (("--option", "speed"), "--option 'speed' is not of the form name=value"),
-        (("--option", "speed=7"), "suite 'masked' does not take all of the options speed"),
-        (("--option", "parties=3"), "--option 'parties' is not a suite option"),
-        (("--option", "fraction_bits=99"), "8 to 16 fraction bits, got 99"),
+        (("--suite-option", "speed=7"), "suite 'masked' has no option 'speed'"),
+        (("--suite-option", "parties=3"), "'parties' is not a suite option"),
+        (("--suite-option", "fraction_bits=99"), "8 to 16 fraction bits, got 99"),
     ],
 )
 def test_wrong_arguments(command: Command, arguments: tuple[str, ...], message: str) -> None:

@@ -1,0 +1,131 @@
+"""Generated tokens and logits on shares against plaintext, over many held-out prompts of a shipped model.
+
+    python -m tests.fidelity_sweep --family gpt2 --suite crypten --parties 3 --prompts 50 --tokens 128
+
+All parties run as threads of this process. Prints one line a prompt that differs, and a summary; exit code 1 when a token
+differs or a logit is further than the tolerance from float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models.recall
+from launch.in_process import run_in_process
+from models.checkpoint import load_checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import GenerationPlan, PlainModel, generate, one_hot_rows
+from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
+from mpc import fixed_point, ring
+from mpc.random import Prg, new_seed
+from protocols.registry import secure_suite
+from protocols.suite import OutputShare, Suite, Value
+
+
+def additive(x: Tensor, parties: int) -> list[Tensor]:
+    """Additive shares of int64 ring elements in Z_2^64."""
+    prg = Prg(new_seed())
+    parts = [prg.ring(x.shape) for _ in range(parties - 1)]
+    rest = x.clone()
+    for part in parts:
+        rest -= part
+    return [*parts, rest]
+
+
+def opened(shares: list[OutputShare]) -> Tensor:
+    """The value of all parties' output shares."""
+    total = torch.zeros_like(shares[0].share)
+    for s in shares:
+        total = total + s.share
+    return fixed_point.decode(ring.reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)
+
+
+class _Collect:
+    def __init__(self) -> None:
+        self.shares: list[OutputShare] = []
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        self.shares.append(share)
+        return True
+
+    def next_token(self, step: int) -> None:
+        return None
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        pass
+
+
+def main() -> int:
+    """Run the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--family", choices=["gpt2", "llama"], default="gpt2")
+    parser.add_argument("--suite", default="masked")
+    parser.add_argument("--parties", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tolerance", type=float, default=0.05)
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    directory = Path(models.recall.__file__).parent / wanted.family
+    checkpoint = load_checkpoint(directory, torch.float64)
+    architecture = checkpoint.architecture
+    plain = PlainModel(checkpoint, torch.float64)
+    plan = GenerationPlan(wanted.tokens, ANSWER_TOKENS)
+    prompts = [encode(case.prompt) for case in evaluation_cases(wanted.tokens, wanted.prompts)]
+    rows = [additive(one_hot_rows(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
+    probe: Any = secure_suite(wanted.suite, parties=2, tape=_counting(), channel=None)
+    bits = int(getattr(probe, "weight_fraction_bits", 16))
+    encoded = {n: additive(fixed_point.encode(w, bits), wanted.parties) for n, w in checkpoint.weights.items()}
+
+    def program(suite: Suite, party: int | None) -> list[tuple[list[OutputShare], OutputShare]]:
+        weights = suite.run(load_weights(suite, architecture, lambda n: None if party is None else encoded[n][party]))
+        found = []
+        for shares in rows:
+            logits: list[OutputShare] = []
+
+            def keep(name: str, value: Value, logits: list[OutputShare] = logits) -> None:
+                if name == "logits" and not logits:
+                    logits.append(suite.output(value))
+
+            endpoint: Any = _Collect()
+            decoder = Decoder(suite, architecture, weights, probe=keep)
+            suite.run(generate(suite, decoder, plan, None if party is None else shares[party], None, endpoint))
+            found.append((endpoint.shares, logits[0]))
+        return found
+
+    def suite_of(tape: Any, channel: Any) -> Suite:
+        return secure_suite(wanted.suite, parties=wanted.parties, tape=tape, channel=channel)
+
+    results, _ = run_in_process(
+        wanted.parties, lambda c, t: program(suite_of(t, c), c.party), lambda t: program(suite_of(t, None), None)
+    )
+    different, worst = 0, 0.0
+    for k, ids in enumerate(prompts):
+        tokens = [int(opened([r[k][0][step] for r in results]).item()) for step in range(ANSWER_TOKENS)]
+        expected = plain.generate(ids, plan)
+        error = float((opened([r[k][1] for r in results])[-1] - plain.logits(ids)[-1]).abs().max())
+        worst = max(worst, error)
+        if tokens[: len(expected)] != expected:
+            different += 1
+            print(f"prompt {k}: tokens differ, largest logit error {error:.4f}")
+    print(
+        f"{wanted.family}, suite {wanted.suite}, {wanted.parties} parties, {wanted.prompts} prompts of "
+        f"{wanted.tokens} tokens: {wanted.prompts - different} with equal tokens, largest logit error {worst:.4f} (tolerance {wanted.tolerance})"
+    )
+    return int(different > 0 or worst > wanted.tolerance)
+
+
+def _counting() -> Any:
+    from mpc.tape import CountingTape
+
+    return CountingTape()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
