@@ -116,7 +116,8 @@ def main() -> int:
             print(f"prompt {k}: tokens differ, largest logit error {error:.4f}")
     print(
         f"{wanted.family}, suite {wanted.suite}, {wanted.parties} parties, {wanted.prompts} prompts of "
-        f"{wanted.tokens} tokens: {wanted.prompts - different} with equal tokens, largest logit error {worst:.4f} (tolerance {wanted.tolerance})"
+        f"{wanted.tokens} tokens: {wanted.prompts - different} with equal tokens, largest logit error {worst:.4f} "
+        f"(tolerance {wanted.tolerance})"
     )
     return int(different > 0 or worst > wanted.tolerance)
 
