@@ -113,7 +113,7 @@ async def generate(
             if plan.decoding == "logits":
                 share = suite.output(await suite.rounded(logits))
             else:
-                scores = logits if noise is None else logits + noise[step : step + 1]
+                scores = logits if noise is None else await suite.rounded(logits) + noise[step : step + 1]
                 one_hot = await suite.argmax(scores)
                 share = suite.output((one_hot * indices).sum(-1))
         more = endpoint.emit(step, share)

@@ -314,7 +314,8 @@ class MaskedSuite(Suite):
         t = self._tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
-            return self._new(await self.masked(t, f, f + t.magnitude + 2), t.magnitude)
+            # with room for a few additions (a sample's noise)
+            return self._new(await self.masked(t, f, f + t.magnitude + 4), t.magnitude)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""

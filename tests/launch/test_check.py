@@ -45,7 +45,7 @@ def test_a_wrong_layer_is_found(command: Command, text_model: Path, monkeypatch:
         return await right(self, x, kind) + 0.5
 
     monkeypatch.setattr(CryptenSuite, "activation", wrong)
-    found = command("check", "--model", text_model, "--prompt", "Who")
+    found = command("check", "--model", text_model, "--prompt", "Who", "--suite", "crypten")
     assert found.code == 1
     assert "first above 0.05: prefill layer 0/mlp" in found.out
     assert "never for secret data" in found.err

@@ -72,6 +72,7 @@ def test_generate_from_running_parties(command: Command, running: LocalDeploymen
     assert "first after" in streamed.err
 
     sampled = command(*common, "--max-new-tokens", "2", "--temperature", "1e-4", "--json")
+    assert sampled.code == 0, sampled.err
     assert json.loads(sampled.out)["tokens"] == tokens[:2]
     assert json.loads(sampled.out)["decoding"] == "sample"
 
