@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parties.certificates import create_deployment
-from parties.client import Client
+from parties.client import Client, GenerationResult
 from parties.compute_party import ComputePartyServer
 from parties.config import RoleConfig, make_config
 from parties.dealer import DealerServer
@@ -28,6 +28,12 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+class _CryptenClient(Client):
+    def generate(self, *args: Any, **options: Any) -> GenerationResult:
+        options.setdefault("suite", "crypten")
+        return super().generate(*args, **options)
 
 
 class Deployment:
@@ -106,8 +112,8 @@ class Deployment:
             server.stop()
 
     def client(self, name: str = "client", **changes: Any) -> Client:
-        """A client."""
-        return Client(self.config("client", name, **changes))
+        """A client; it asks for the suite `crypten` where a test names none."""
+        return _CryptenClient(self.config("client", name, **changes))
 
     def share(self, checkpoint: Path, name: str = "tiny") -> ModelReference:
         """Share a checkpoint among the parties."""

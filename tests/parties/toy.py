@@ -45,7 +45,7 @@ class Toy:
         return Program(self._load, self._run)
 
     def _load(self, suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
-        session = suite.session  # type: ignore[attr-defined]
+        session: Any = getattr(suite, "session", None) or suite.context  # type: ignore[attr-defined]
         with self._lock:
             self.loads += session.channel is None
         out: dict[str, Any] = {}
@@ -67,7 +67,7 @@ class Toy:
         noise: Tensor | None,
         endpoint: Endpoint,
     ) -> int:
-        session = suite.session  # type: ignore[attr-defined]
+        session: Any = getattr(suite, "session", None) or suite.context  # type: ignore[attr-defined]
         channel, tape, vocabulary = session.channel, session.tape, architecture.vocabulary
         party = -1 if channel is None else channel.party
         indices = torch.arange(vocabulary)
