@@ -29,6 +29,7 @@ class Wishes:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    policy: str = "full"
     options: dict[str, bool | int | float | str | None] = field(default_factory=dict)
 
 
@@ -125,6 +126,7 @@ def answer(
                 model=model,
                 suite=wishes.suite,
                 options=wishes.options,
+                policy=wishes.policy,
                 decoding=wishes.decoding,
                 temperature=wishes.temperature,
                 top_k=wishes.top_k,

@@ -26,6 +26,10 @@ SuiteOptionsOption = Annotated[
     list[str] | None,
     typer.Option("--suite-option", metavar="NAME=VALUE", help="An option of the suite, such as score=8; may be repeated."),
 ]
+PolicyOption = Annotated[
+    str,
+    typer.Option("--policy", help="Cache policy, such as mpcache or mpcache:static=0.4,dynamic=0.1; see docs/policies.md."),
+]
 DecodingOption = Annotated[
     str | None,
     typer.Option(
@@ -84,6 +88,7 @@ def make_wishes(
     top_k: int | None,
     top_p: float | None,
     options: list[str] | None = None,
+    policy: str = "full",
 ) -> Wishes:
     """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
     from launch.answering import Wishes
@@ -95,7 +100,7 @@ def make_wishes(
         raise ConfigurationError(f"--decoding '{chosen}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
     known = cast(Decoding, chosen)
     check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, suite_options(options))
+    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options))
 
 
 def check_device(name: str) -> str:

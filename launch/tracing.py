@@ -13,9 +13,10 @@ from typing import Any, cast
 from torch import Tensor
 
 from launch.bench.plan import Option, checked_options
-from launch.bench.program import LOAD, NoInputs, fill, load, make_policy, step
+from launch.bench.program import LOAD, NoInputs, fill, load, step
 from models.architecture import Architecture
 from models.decoder import Decoder
+from models.policies import parse
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
@@ -178,7 +179,7 @@ def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
     counting = cast(Suite, products)
-    decoder = Decoder(counting, architecture, weights, make_policy(setting.policy))
+    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
     cache = suite.run(fill(counting, decoder, cached, NoInputs(), agreed))
     suite.ledger.costs.clear()
     products.counts.clear()

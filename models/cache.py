@@ -3,14 +3,15 @@
 A *policy* is written once against the suite interface and runs on every suite. The decoder calls it at three points; a
 policy overrides those that it needs:
 
-* `after_prefill`: once a layer and prompt batch, after its attention; may shrink the layer's cache;
+* `after_prefill`: once a layer, after the prompt's attention; may shrink the layer's cache. It is given what every cached
+  token has received from the prompt's last queries, as many as `observed_queries` asked for;
 * `after_append`: once a layer and token, when the token's key and value have joined the cache;
 * `attend`: once a layer and token, the attention of that token. By default it asks `select` for the keys and values (and
   a public mask) and attends to them.
 
 What a policy keeps between calls it puts into `LayerCache.state` (one layer) or `KVCache.state` (shared by layers); a
 policy object itself is configuration and serves any number of sessions. Which tokens are kept or selected is secret; how
-many is public.
+many is public. `docs/policies.md` says how to add one.
 
 Rotary positions are applied before a key is cached, so rows can move without any book-keeping of positions.
 
@@ -19,7 +20,7 @@ Axis names as in `protocols.suite`: G key/value heads, R query heads per key/val
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -51,9 +52,12 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' caches of one session. seen: tokens processed so far, cached or not; public."""
+    """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
+    that comes in several batches, 0 otherwise. All public."""
 
     def __init__(self, architecture: Architecture) -> None:
+        self.group = architecture.group
+        self.prompt_tokens = 0
         self.layers = [LayerCache(architecture.window(n)) for n in range(architecture.layers)]
         self.state: dict[str, Any] = {}
         self.seen = 0
@@ -72,38 +76,43 @@ class KVCache:
 
 
 class CachePolicy(ABC):
-    """What is kept after the prompt and what a new token attends to."""
+    """What is kept after the prompt and what a new token attends to. prefill_chunk: tokens of a prompt batch, None for
+    all."""
 
     name: ClassVar[str]
+    prefill_chunk: int | None = None
 
-    def prompt_queries(self, tokens: int) -> int:
-        """How many of the last queries of a prompt batch of `tokens` tokens `after_prefill` wants to see."""
+    @property
+    def spec(self) -> str:
+        """The text that `models.policies.parse` makes this policy of."""
+        return self.name
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """Raise `ConfigurationError` where the policy cannot serve this model or prompt length."""
+        return None
+
+    def observed_queries(self, tokens: int, layer: int) -> int:
+        """How many of the last queries of a prompt of `tokens` tokens `after_prefill` wants to know the attention of."""
         return 0
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> None:
-        """After a prompt batch. q: queries of its last n tokens [G, R n, C], n >= prompt_queries(T) (and n <= T)."""
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """After a prompt. received: attention that each cached token got from the last n queries, summed over them and the
+        R heads, [G, S]; n = min(observed_queries(T), T), None for n = 0."""
         return None
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """After one decoded token's key and value were appended (at the end of S)."""
         return None
 
-    @abstractmethod
     async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
-        """Keys and values [G, S', C] for the token with queries q [G, R, C], and a public mask [G or 1, R or 1, S']."""
+        """Keys and values [G, S', C] for the token with queries q [G, R, C], and a public mask [G or 1, R or 1, S'].
+
+        All that is cached, if a policy does not say otherwise.
+        """
+        k, v = cache.layers[layer].keys_and_values()
+        return k, v, None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attention of one token: q [G, R, C] -> [G, R, C]."""
         k, v, mask = await self.select(suite, cache, layer, q)
         return await suite.attention(q, k, v, mask)
-
-
-class FullCache(CachePolicy):
-    """Keep everything, attend to everything (to the sliding window, where a layer has one)."""
-
-    name: ClassVar[str] = "full"
-
-    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
-        """All cached keys and values, no mask."""
-        k, v = cache.layers[layer].keys_and_values()
-        return k, v, None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, FullCache, KVCache
+from models.cache import CachePolicy, KVCache
+from models.policies.full import FullCache
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Suite, Value
@@ -152,15 +153,19 @@ class Decoder:
         if a.rotary is None:
             return None
         cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens)
-        device = _public_device(self.suite)
+        device = self.suite.public_device
         return cos.to(device), sin.to(device)
 
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
         """Hidden state after the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, a, weights, policy = self.suite, self.architecture, self._layers[layer], self.policy
         tokens = h.shape[0]
-        prompt = tokens > 1 or cache.seen == 0
-        wanted = max(rows, min(policy.prompt_queries(tokens), tokens)) if prompt else 1
+        prompt = tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens
+        whole = max(cache.prompt_tokens, cache.seen + tokens)  # of the prompt, which may come in several batches
+        observed = min(policy.observed_queries(whole, layer), whole) if prompt else 0
+        observed = max(0, observed - (whole - cache.seen - tokens))  # queries that are in this batch: the last ones
+        observed = min(observed, tokens)
+        wanted = max(rows, observed)
         (fused,) = await suite.norm_linear(h, a.norm, [weights.qkv])
         q, k, v = await self._heads(fused, angles, wanted)
         q, _ = await suite.together(suite.prepare(q), cache.append(suite, layer, k, v))
@@ -171,17 +176,41 @@ class Decoder:
             attended = await policy.attend(suite, cache, layer, self._stacked(q))
             return await suite.linear(self._merged(attended, 1), weights.out, residual)
         keys, values = cache.layers[layer].keys_and_values()
-        mask = _causal_mask(rows, keys.shape[1], cache.layers[layer].window, _public_device(suite))
-        if mask is not None:
-            mask = mask.repeat(a.group, 1)
-        attended = await suite.attention(self._stacked(q[:, wanted - rows :]), keys, values, mask)
+        attended, received = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
+        merged = self._merged(attended, wanted)[wanted - rows :]
         out, _ = await suite.together(
-            suite.linear(self._merged(attended, rows), weights.out, residual),
-            policy.after_prefill(suite, cache, layer, self._stacked(q)),
+            suite.linear(merged, weights.out, residual),
+            self._after_batch(cache, layer, received, whole == cache.seen + tokens),
         )
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    async def _prompt_attention(
+        self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
+    ) -> tuple[Value, Value | None]:
+        """Attention of a prompt's last `rows` queries [H, rows, C], and what tokens receive from the last `observed`."""
+        group, device = self.architecture.group, self.suite.public_device
+        mask = _causal_mask(rows, k.shape[1], window, device)
+        if mask is not None:
+            mask = mask.repeat(group, 1)
+        if not observed:
+            return await self.suite.attention(self._stacked(q), k, v, mask), None
+        last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
+        return await self.suite.attention_received(self._stacked(q), k, v, mask, last)
+
+    async def _after_batch(self, cache: KVCache, layer: int, received: Value | None, last: bool) -> None:
+        """Add up what tokens received over a prompt's batches; the policy is told after the last one."""
+        entry = cache.layers[layer]
+        before: Value | None = entry.state.pop("received", None)
+        if before is not None and received is not None:
+            added = entry.length - before.shape[1]
+            zeros = self.suite.public(torch.zeros(1), (before.shape[0], added))
+            received = received + (self.suite.concat([before, zeros], 1) if added else before)
+        if last:
+            await self.policy.after_prefill(self.suite, cache, layer, received)
+        elif received is not None:
+            entry.state["received"] = received
 
     async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
         """Queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H + 2G) C]."""
@@ -218,11 +247,6 @@ class Decoder:
             gate, up = await suite.norm_linear(h, a.norm, [layer.gate, layer.up])
             active = await suite.gated_activation(gate, up, a.activation)
         return await suite.linear(active, layer.down, h)
-
-
-def _public_device(suite: Suite) -> torch.device:
-    """Where public tensors lie: with the shares; on the CPU where values have no data (a dealer may compute on meta)."""
-    return torch.device("cpu") if suite.device.type == "meta" else suite.device
 
 
 def _causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy
+from models.cache import CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe, load_weights
+from models.policies import parse
 from mpc.errors import ConfigurationError
 from protocols.plain import PlainSuite
 from protocols.suite import OutputShare, Suite, Value
@@ -31,11 +32,13 @@ class GenerationPlan:
 
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
     "sample": argmax of logits plus the client's secret noise; "logits": the client learns logits and chooses itself.
+    policy: the cache policy's text, see `models.policies.registry`.
     """
 
     prompt_tokens: int
     new_tokens: int
     decoding: Decoding = "greedy"
+    policy: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens"):
@@ -44,9 +47,11 @@ class GenerationPlan:
                 raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
         if self.decoding not in get_args(Decoding):
             raise ConfigurationError(f"decoding = {self.decoding!r}; known: {', '.join(get_args(Decoding))}")
+        parse(self.policy)
 
     def check(self, architecture: Architecture) -> None:
-        """Raise `ConfigurationError` unless the model has the positions; the last new token needs none."""
+        """Raise `ConfigurationError` unless the model has the positions and suits the policy; the last token needs none."""
+        parse(self.policy).check(architecture, self.prompt_tokens)
         needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
         if needed > have:
             room = have - self.prompt_tokens + 1
@@ -103,8 +108,9 @@ async def generate(
         raise ConfigurationError(f"noise was given, but decoding = '{plan.decoding}' uses none; use decoding = 'sample'")
     indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
     cache = decoder.new_cache()
+    cache.prompt_tokens = plan.prompt_tokens
     with suite.ledger.timed("prefill"):
-        logits = await decoder.forward(prompt, cache, 0, True, lambda done, total: endpoint.progress("prefill", done, total))
+        logits = await _prefill(decoder, cache, prompt, endpoint)
     one_hot: Value | None = None
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
@@ -123,6 +129,22 @@ async def generate(
         if plan.decoding == "logits":
             one_hot = suite.input((1, vocabulary), endpoint.next_token(step), 0)
     raise AssertionError("unreachable: a plan has at least one token")
+
+
+async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint) -> Value:
+    """Logits [1, V] after a prompt [T, V], in batches of the policy's `prefill_chunk`."""
+    tokens = prompt.shape[0]
+    chunk = decoder.policy.prefill_chunk or tokens
+    starts = range(0, tokens, chunk)
+    logits: Value | None = None
+    for n, start in enumerate(starts):
+
+        def progress(done: int, total: int, n: int = n) -> None:
+            endpoint.progress("prefill", n * total + done, len(starts) * total)
+
+        logits = await decoder.forward(prompt[start : start + chunk], cache, start, True, progress)
+    assert logits is not None
+    return logits
 
 
 def one_hot_rows(ids: Sequence[int], vocabulary: int) -> Tensor:
@@ -157,9 +179,9 @@ class PlainModel:
             load_weights(self.suite, self.architecture, checkpoint.weights.__getitem__)
         )
 
-    def decoder(self, probe: Probe | None = None) -> Decoder:
+    def decoder(self, probe: Probe | None = None, policy: CachePolicy | None = None) -> Decoder:
         """A decoder over the loaded weights."""
-        return Decoder(self.suite, self.architecture, self.weights, self.policy, probe)
+        return Decoder(self.suite, self.architecture, self.weights, self.policy or policy, probe)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], probe: Probe | None = None) -> Tensor:
@@ -179,7 +201,8 @@ class PlainModel:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         rows = one_hot_rows(prompt_ids, self.architecture.vocabulary)
         endpoint = _Collector(self.architecture)
-        self.suite.run(generate(self.suite, self.decoder(probe), plan, rows, noise, endpoint))
+        decoder = self.decoder(probe, parse(plan.policy))
+        self.suite.run(generate(self.suite, decoder, plan, rows, noise, endpoint))
         return endpoint.ids
 
 

@@ -1,18 +1,41 @@
 """Tensors without content: what the dealer's and the estimate's programs compute on.
 
 A torch tensor on the meta device does the same, but an element-wise operation on it takes a quarter of a millisecond in
-Python; here it takes a few microseconds, which is what a dealer spends on a round.
+Python, and the first one imports a compiler for five seconds; here it takes a few microseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-_ELEMENTWISE = ("add", "sub", "rsub", "mul", "__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor")
+_ELEMENTWISE = frozenset(
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "__and__",
+        "__or__",
+        "__xor__",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "__rshift__",
+        "__lshift__",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    ]
+)
+_UNARY = frozenset(["neg", "bitwise_not", "abs", "zeros_like", "ones_like", "flip", "roll", "cumsum"])
+_VIEWS = frozenset(["reshape", "permute", "transpose", "flatten", "unbind", "movedim", "narrow", "squeeze", "unsqueeze"])
 
 
 def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
@@ -33,6 +56,17 @@ def matmul_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     if a[-1] != b[-2]:
         raise ValueError(f"matrices {list(a)} and {list(b)} cannot be multiplied")
     return (*broadcast(a[:-2], b[:-2]), a[-2], b[-1])
+
+
+def einsum_shape(equation: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an explicit Einstein sum, "ij,jk->ik", without an ellipsis."""
+    inputs, output = equation.replace(" ", "").split("->")
+    sizes: dict[str, int] = {}
+    for names, shape in zip(inputs.split(","), shapes, strict=True):
+        for name, size in zip(names, shape, strict=True):
+            if sizes.setdefault(name, size) != size:
+                raise ValueError(f"'{equation}' does not fit shapes {[list(s) for s in shapes]}")
+    return tuple(sizes[name] for name in output)
 
 
 def empty(shape: Sequence[int]) -> Tensor:
@@ -78,12 +112,13 @@ class Ghost:
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _binary
     __and__ = __rand__ = __xor__ = __rxor__ = __or__ = _binary
-    __lshift__ = __rshift__ = __ge__ = __lt__ = _binary
+    __lshift__ = __rshift__ = __ge__ = __gt__ = __le__ = __lt__ = _binary
 
     def _same(self, *_: Any, **__: Any) -> Ghost:
         return self
 
-    __neg__ = __invert__ = clone = contiguous = to = _same
+    __neg__ = __invert__ = __abs__ = abs = neg = clone = contiguous = to = cumsum = flip = roll = _same
+    scatter_ = index_add = index_add_ = _same
 
     def _view(self, name: str, *args: Any, **kwargs: Any) -> Ghost:
         return Ghost(getattr(self.meta, name)(*args, **kwargs))
@@ -104,6 +139,53 @@ class Ghost:
         """A view."""
         return self._view("transpose", a, b)
 
+    def flatten(self, start: int = 0, end: int = -1) -> Ghost:
+        """A view."""
+        return self._view("flatten", start, end)
+
+    def squeeze(self, dim: int) -> Ghost:
+        """A view."""
+        return self._view("squeeze", dim)
+
+    def unsqueeze(self, dim: int) -> Ghost:
+        """A view."""
+        return self._view("unsqueeze", dim)
+
+    def movedim(self, source: int, destination: int) -> Ghost:
+        """A view."""
+        return self._view("movedim", source, destination)
+
+    def narrow(self, dim: int, start: int, length: int) -> Ghost:
+        """A view."""
+        return self._view("narrow", dim, start, length)
+
+    def split(self, sizes: Any, dim: int = 0) -> tuple[Ghost, ...]:
+        """Views."""
+        return tuple(Ghost(x) for x in self.meta.split(sizes, dim))
+
+    def t(self) -> Ghost:
+        """A view."""
+        return self._view("t")
+
+    def new_zeros(self, shape: Sequence[int]) -> Ghost:
+        """Another one of `shape`."""
+        return ghost(shape)
+
+    def gather(self, dim: int, index: Any) -> Ghost:
+        """As many elements as `index` has."""
+        return ghost(index.shape)
+
+    def index_select(self, dim: int, index: Any) -> Ghost:
+        """As many rows along `dim` as `index` has."""
+        shape = list(self.shape)
+        shape[dim] = index.numel()
+        return ghost(shape)
+
+    def repeat(self, *sizes: int) -> Ghost:
+        """`sizes` copies along each axis."""
+        shape = (*(1,) * (len(sizes) - self.dim()), *self.shape)
+        return ghost([n * m for n, m in zip(shape, sizes, strict=True)])
+
     def unbind(self, dim: int = 0) -> tuple[Ghost, ...]:
         """Views."""
         return tuple(Ghost(x) for x in self.meta.unbind(dim))
@@ -111,6 +193,8 @@ class Ghost:
     def __getitem__(self, index: Any) -> Ghost:
         if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64 and self.dim() == 1:
             return ghost((index.numel(),))
+        if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis and isinstance(index[1], Tensor):
+            return ghost((*self.shape[:-1], *index[1].shape))
         return Ghost(self.meta[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -132,15 +216,20 @@ class Ghost:
         options = kwargs or {}
         if func in (torch.cat, torch.stack):
             return _joined(func is torch.stack, args[0], *args[1:], **options)
-        if func is torch.zeros_like:
+        name = getattr(func, "__name__", "")
+        if name in _UNARY:
             return args[0]
         if func is torch.where:
-            return ghost(broadcast(*(x.shape for x in args)))
-        if getattr(func, "__name__", "") in _ELEMENTWISE:
+            return ghost(broadcast(*(x.shape for x in args if hasattr(x, "shape"))))
+        if name in _ELEMENTWISE:
             return ghost(broadcast(*(x.shape for x in args[:2] if hasattr(x, "shape"))))
         if func is torch.matmul:
             return ghost(matmul_shape(args[0].shape, args[1].shape))
-        raise NotImplementedError(f"{getattr(func, '__name__', func)} is not among the operations of a Ghost")
+        if func is torch.einsum:
+            return ghost(einsum_shape(args[0], *(x.shape for x in args[1:])))
+        if name in _VIEWS or name == "sum":
+            return getattr(args[0], name)(*args[1:], **options)
+        raise NotImplementedError(f"{name or func} is not among the operations of a Ghost")
 
 
 def _joined(stacked: bool, parts: Sequence[Any], dim: int = 0) -> Ghost:
@@ -159,3 +248,8 @@ def _joined(stacked: bool, parts: Sequence[Any], dim: int = 0) -> Ghost:
 def ghost(shape: Sequence[int]) -> Ghost:
     """A tensor without content of `shape`."""
     return Ghost(empty(shape))
+
+
+def shadow(shape: Sequence[int]) -> Tensor:
+    """A ghost where the type checker wants a tensor."""
+    return cast(Tensor, ghost(shape))

@@ -17,6 +17,7 @@ from mpc.errors import WireError
 from mpc.ring import check_bits
 
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
+_GROUP = 8  # so many elements of any number of bits end on a byte
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -24,36 +25,52 @@ def packed_size(count: int, bits: int) -> int:
     return count * (bits // 8) + -(-count * (bits % 8) // 8)
 
 
+def word_bytes(bits: int) -> int:
+    """Bytes of the smallest machine word that holds `bits` bits."""
+    return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+
+
+def _padded(octets: np.ndarray, multiple: int) -> np.ndarray:
+    missing = -octets.size % multiple
+    return np.append(octets, np.zeros(missing, np.uint8)) if missing else octets
+
+
 def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
     """The low `rest` < 8 bits of each byte, back to back, little-endian."""
+    size = packed_size(octets.size, rest)
     if rest == 1:
         return np.packbits(octets & 1, bitorder="little").tobytes()
-    if rest == 2:
-        padded = np.zeros(-(-octets.size // 4) * 4, dtype=np.uint8)
-        padded[: octets.size] = octets & 3
-        return (padded[0::4] | padded[1::4] << 2 | padded[2::4] << 4 | padded[3::4] << 6).tobytes()
-    if rest == 4:
-        even = octets if octets.size % 2 == 0 else np.append(octets, np.uint8(0))
-        return ((even[0::2] & 15) | (even[1::2] << 4)).tobytes()
-    spread = np.unpackbits(octets[:, None], axis=1, count=rest, bitorder="little")
-    return np.packbits(spread, bitorder="little").tobytes()
+    if rest in (2, 4):
+        columns = (_padded(octets, 8 // rest) & ((1 << rest) - 1)).reshape(-1, 8 // rest)
+        out = columns[:, 0].copy()
+        for i in range(1, 8 // rest):
+            out |= columns[:, i] << (i * rest)
+        return out.tobytes()
+    columns = (_padded(octets, _GROUP) & ((1 << rest) - 1)).reshape(-1, _GROUP)
+    words = columns[:, 0].astype("<u8")
+    for i in range(1, _GROUP):
+        words |= columns[:, i].astype(np.uint64) << np.uint64(i * rest)
+    return words.view(np.uint8).reshape(-1, 8)[:, :rest].tobytes()[:size]
 
 
 def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
     """Inverse of `_pack_rest`: uint8 [count]."""
     if rest == 1:
         return np.unpackbits(raw, count=count, bitorder="little")
-    if rest == 4:
-        out = np.empty(raw.size * 2, dtype=np.uint8)
-        out[0::2], out[1::2] = raw & 15, raw >> 4
-        return out[:count]
-    if rest == 2:
-        out = np.empty((raw.size, 4), dtype=np.uint8)
-        for i in range(4):
-            out[:, i] = raw >> 2 * i & 3
+    mask = (1 << rest) - 1
+    if rest in (2, 4):
+        out = np.empty((raw.size, 8 // rest), dtype=np.uint8)
+        for i in range(8 // rest):
+            out[:, i] = (raw >> (i * rest)) & mask
         return out.reshape(-1)[:count]
-    spread = np.unpackbits(raw, count=count * rest, bitorder="little").reshape(count, rest)
-    return np.packbits(spread, axis=1, bitorder="little")[:, 0]
+    columns = _padded(raw, rest).reshape(-1, rest)
+    octets = np.zeros((len(columns), 8), dtype=np.uint8)
+    octets[:, :rest] = columns
+    words = octets.view("<u8")[:, 0]
+    out = np.empty((len(words), _GROUP), dtype=np.uint8)
+    for i in range(_GROUP):
+        out[:, i] = (words >> np.uint64(i * rest)) & np.uint64(mask)
+    return out.reshape(-1)[:count]
 
 
 def pack(x: Tensor, bits: int) -> bytes:
@@ -72,31 +89,43 @@ def pack(x: Tensor, bits: int) -> bytes:
     return b"".join(planes)
 
 
-def unpack(data: bytes | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
+def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     """Inverse of `pack`: int64 tensor of `shape`, canonical in Z_2^bits.
 
     Raises `WireError` when the number of bytes is not exactly the one that the shape and ring declare.
     """
+    words = _unpacked(data, bits, math.prod(shape))
+    owned = words.dtype == np.int64 and words.base is not None and bits < 64  # widened here, and nobody else's
+    return torch.from_numpy(words if owned else words.astype(np.int64)).reshape(tuple(shape))
+
+
+def unpack_words(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
+    """As `unpack`, in the narrowest signed integers that hold `bits`: congruent modulo 2^bits, not canonical."""
+    width = word_bytes(bits)
+    words = _unpacked(data, bits, math.prod(shape)).view(f"<i{width}")
+    out = words if words.flags.writeable else words.copy()
+    return torch.from_numpy(out.astype(f"i{width}", copy=False)).reshape(tuple(shape))
+
+
+def _unpacked(data: bytes | bytearray | memoryview, bits: int, count: int) -> np.ndarray:
+    """Canonical elements [count] as unsigned words of `word_bytes(bits)` bytes (signed ones for 64 bits)."""
     check_bits(bits)
-    count = math.prod(shape)
     expected = packed_size(count, bits)
     if len(data) != expected:
         raise WireError(f"{count} elements of {bits} bits take {expected} bytes, got {len(data)}")
     if bits == 64:
-        return torch.from_numpy(np.frombuffer(data, dtype="<i8").astype(np.int64)).reshape(tuple(shape))
+        return np.frombuffer(data, dtype="<i8")
     if bits in _WORDS:
-        return torch.from_numpy(np.frombuffer(data, dtype=_WORDS[bits]).astype(np.int64)).reshape(tuple(shape))
+        return np.frombuffer(data, dtype=_WORDS[bits])
     raw = np.frombuffer(data, dtype=np.uint8)
     if bits < 8:
-        return torch.from_numpy(_unpack_rest(raw, count, bits).astype(np.int64)).reshape(tuple(shape))
-    width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+        return _unpack_rest(raw, count, bits)
+    width = word_bytes(bits)
     whole, rest = divmod(bits, 8)
-    used = whole + (rest > 0)
     octets = np.empty((count, width), dtype=np.uint8)
     for i in range(whole):
         octets[:, i] = raw[i * count : (i + 1) * count]
     if rest:
         octets[:, whole] = _unpack_rest(raw[whole * count :], count, rest)
-    octets[:, used:] = 0
-    words = octets.view("<i8" if width == 8 else f"<u{width}").reshape(-1)
-    return torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))
+    octets[:, whole + (rest > 0) :] = 0
+    return octets.view("<i8" if width == 8 else f"<u{width}").reshape(-1)

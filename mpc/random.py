@@ -17,10 +17,13 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from mpc.packing import word_bytes
 from mpc.ring import check_bits, reduce
 
 SEED_BYTES = 32
 _BLOCK = 16  # an AES block: what the cipher wants as spare room behind its output
+_PIECE = 1 << 16
+_ZEROS = memoryview(bytes(_PIECE))
 
 
 def new_seed() -> bytes:
@@ -50,7 +53,25 @@ class Prg:
 
     def bytes(self, count: int) -> bytes:
         """The next `count` bytes of the stream."""
-        return self._stream.update(bytes(count))
+        return self._expand(count).tobytes()
+
+    def _expand(self, count: int) -> np.ndarray:
+        """The next `count` bytes as writable uint8 [count]: zeros, encrypted piece by piece while they are in the cache."""
+        buffer = np.empty(count + _BLOCK, dtype=np.uint8)
+        view = memoryview(buffer)
+        for start in range(0, count, _PIECE):
+            size = min(_PIECE, count - start)
+            written = self._stream.update_into(_ZEROS[:size], view[start : start + size + _BLOCK])
+            assert written == size
+        return buffer[:count]
+
+    def words(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
+        """The next uniform elements of Z_2^bits of `shape`, as `ring`, in the narrowest signed integers that hold them;
+        not canonical: congruent to what `ring` gives modulo 2^bits."""
+        check_bits(bits)
+        width = word_bytes(bits)
+        raw = self._expand(math.prod(shape) * width).view(f"<i{width}")
+        return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape)).to(device)
 
     def ring(
         self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu", canonical: bool = True
@@ -60,16 +81,8 @@ class Prg:
         Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`; not cut with
         `canonical` False, which is enough for a term of a sum modulo 2^bits and saves a pass.
         """
-        check_bits(bits)
-        count = math.prod(shape)
-        width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
-        buffer = np.empty(count * width + _BLOCK, dtype=np.uint8)
-        written = self._stream.update_into(bytes(count * width), buffer.data)
-        assert written == count * width
-        words = buffer[:written].view(f"<i{width}" if width == 8 else f"<u{width}")
-        out = torch.from_numpy(words.astype(np.int64, copy=False)).reshape(tuple(shape))
-        out = reduce(out, bits) if canonical and bits not in (8, 16, 32) else out
-        return out.to(device)
+        out = self.words(shape, bits, device).to(torch.int64)
+        return reduce(out, bits) if canonical else out
 
     def __repr__(self) -> str:
         return "Prg(AES-256-CTR)"

@@ -19,6 +19,7 @@ from mpc.errors import RangeError
 
 RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
+_PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
 def check_bits(bits: int) -> None:
@@ -92,24 +93,40 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
 
 
 def _few_rows(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` modulo 2^64 for few rows and a column-major b [K, N]: one pass over b per row, at memory speed."""
-    columns = b.t().numpy()
-    flat = a.reshape(-1, a.shape[-1]).numpy()
-    rows = [torch.from_numpy(np.einsum("nk,k->n", columns, row)) for row in flat]
-    return torch.stack(rows).reshape(*a.shape[:-1], b.shape[1])
+    """`a @ b` modulo 2^64 (2^32 for int32 b) for few rows and column-major matrices b: one pass over b per row, at memory speed.
+
+    a: [..., M, K], b: [..., K, N] with neighbouring elements along K; leading axes broadcast.
+    """
+    columns = b.transpose(-1, -2).numpy()
+    rows = [torch.from_numpy(_dots(columns, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
+    return rows[0][..., None, :] if len(rows) == 1 else torch.stack(rows, -2)
+
+
+def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """[..., N, K] by [..., K] -> [..., N]. A long row is cut into pieces that stay in the cache."""
+    depth = row.shape[-1]
+    if depth <= 2 * _PIECE:
+        return np.asarray(np.einsum("...nk,...k->...n", columns, row))
+    out = np.einsum("...nk,...k->...n", columns[..., :_PIECE], row[..., :_PIECE])
+    for start in range(_PIECE, depth, _PIECE):
+        out += np.einsum("...nk,...k->...n", columns[..., start : start + _PIECE], row[..., start : start + _PIECE])
+    return np.asarray(out)
 
 
 def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
-    """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device.
+    """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
 
-    Vectors and short left factors on the CPU use the integer kernel (it is bound by memory there); everything else, and
-    all of CUDA, uses `limb_matmul`. On meta tensors only the shape is computed.
+    Vectors and short left factors on the CPU use integer kernels (they are bound by memory there); everything else, and all
+    of CUDA, uses `limb_matmul`. For ghosts only the shape is computed.
     """
     if a.device.type == "meta":
         return torch.matmul(a, b)
+    if b.dtype == torch.int32 and not (a.device.type == "cpu" and a.shape[-2] < 8 and b.stride(-2) == 1 < b.shape[-2]):
+        b = b.to(torch.int64)
     rows = a.shape[-2] if a.dim() > 1 else 1
-    if a.device.type == "cpu" and rows < 8 and b.dim() == 2 and b.stride(0) == 1:
-        return reduce(_few_rows(a, b), bits)
+    if a.device.type == "cpu" and rows < 8 and b.dim() > 1 and b.stride(-2) == 1 < b.shape[-2]:
+        out = _few_rows(a if a.dim() > 1 else a[None], b)
+        return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
     if a.device.type == "cpu" and (rows < 8 or b.dim() == 1):
         return reduce(torch.matmul(a, b), bits)
     if a.dim() == 1 or b.dim() == 1:

@@ -19,17 +19,20 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mpc import ring
 from mpc.errors import TapeError
+from mpc.ghost import shadow
 from mpc.ledger import Ledger, current
-from mpc.packing import pack, packed_size, unpack
+from mpc.packing import pack, packed_size, unpack, unpack_words
 from mpc.random import Prg
 
 Shape = Sequence[int]
+Bytes = bytes | bytearray | memoryview
 HEADER_BYTES = 16
 
 
@@ -41,7 +44,12 @@ def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> st
 
 
 class Tape(ABC):
-    """One end of the tape. The dealer's returns whole values, a party's returns its share of them."""
+    """One end of the tape. The dealer's returns whole values, a party's returns its share of them.
+
+    preparing: the pass that uses it runs ahead of the values, see `mpc.look_ahead`.
+    """
+
+    preparing: ClassVar[bool] = False
 
     def __init__(self, ledger: Ledger | None = None, device: torch.device | str = "cpu") -> None:
         self.ledger = ledger if ledger is not None else Ledger()
@@ -69,6 +77,16 @@ class Tape(ABC):
 
         Costs packed_size(elements, bits) offline bytes for the last party.
         """
+
+    def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+        """As `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
+        2^bits: enough for what is looked up in, and small."""
+        return self.dependent(op, shape, value, bits)
+
+    def ahead(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+        """A tensor of `shape` that a party computes from its entries of this tape and from what it knows since the model
+        was loaded, and from nothing else. Elsewhere a ghost; nothing is dealt."""
+        return shadow(shape)
 
     @abstractmethod
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
@@ -167,7 +185,7 @@ class PartyTape(Tape):
         self,
         seed: bytes,
         last: bool,
-        read: Callable[[int], bytes],
+        read: Callable[[int], Bytes],
         ledger: Ledger | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -207,12 +225,30 @@ class PartyTape(Tape):
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
         """This party's share of the value that the dealer computed."""
+        payload = self._correction(op, shape, bits, kind)
+        if payload is None:
+            return self._prg.ring(shape, bits, self.device, kind == "xor")
+        return unpack(payload, bits, shape).to(self.device)
+
+    def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """This party's share of the value that the dealer computed, in narrow words."""
+        payload = self._correction(op, shape, bits, "sum")
+        if payload is None:
+            return self._prg.words(shape, bits, self.device)
+        return unpack_words(payload, bits, shape).to(self.device)
+
+    def ahead(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+        """Computed now."""
+        return compute()
+
+    def _correction(self, op: str, shape: Shape, bits: int, kind: str) -> Bytes | None:
+        """What the dealer sent of a dependent value: nothing but for the last party."""
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
         if not self._last:
-            return self._prg.ring(shape, bits, self.device, kind == "xor")
+            return None
         self.ledger.offline(size)
-        return unpack(self._read(size), bits, shape).to(self.device)
+        return self._read(size)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
         """The value that the dealer computed."""
@@ -222,25 +258,37 @@ class PartyTape(Tape):
         return unpack(self._read(size), bits, shape).to(self.device)
 
 
-def chunks(stream: Iterator[bytes]) -> Callable[[int], bytes]:
-    """A `read(n)` over an iterator of byte chunks; raises `TapeError` when the stream ends too early."""
-    buffer = bytearray()
+def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
+    """A `read(n)` over an iterator of byte chunks; raises `TapeError` when the stream ends too early.
 
-    def read(count: int) -> bytes:
-        while len(buffer) < count:
+    What lies within one chunk is not copied.
+    """
+    rest = memoryview(b"")
+
+    def read(count: int) -> Bytes:
+        nonlocal rest
+        if len(rest) >= count:
+            out, rest = rest[:count], rest[count:]
+            return out
+        joined = bytearray(count)
+        filled = 0
+        while True:
+            take = min(len(rest), count - filled)
+            joined[filled : filled + take] = rest[:take]
+            rest = rest[take:]
+            filled += take
+            if filled == count:
+                return joined
             piece = next(stream, None)
             if piece is None:
                 raise TapeError("the tape ended before the program did: the dealer stopped or dealt too few tokens")
-            buffer.extend(piece)
-        out = bytes(buffer[:count])
-        del buffer[:count]
-        return out
+            rest = memoryview(piece)
 
     return read
 
 
 class CountingTape(Tape):
-    """A tape on meta tensors: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
+    """A tape of ghosts: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
 
     @property
     def dealing(self) -> bool:
@@ -248,23 +296,23 @@ class CountingTape(Tape):
         return False
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """A meta tensor."""
+        """A ghost."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES)
-        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        return shadow(shape)
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """A meta tensor; counts the correction that the last party would receive."""
+        """A ghost; counts the correction that the last party would receive."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
-        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        return shadow(shape)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """A meta tensor; counts what every party would receive."""
+        """A ghost; counts what every party would receive."""
         return self.dependent(op, shape, None, bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """A meta tensor, alone in a list."""
+        """A ghost, alone in a list."""
         return [self.random(op, shape, bits, kind)]

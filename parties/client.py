@@ -86,6 +86,7 @@ class Client:
         suite: str = DEFAULT_SUITE,
         fraction_bits: int | None = None,
         options: dict[str, Option] | None = None,
+        policy: str = "full",
         decoding: Decoding = "greedy",
         temperature: float | None = None,
         top_k: int | None = None,
@@ -96,15 +97,16 @@ class Client:
     ) -> GenerationResult:
         """Generate up to `new_tokens` tokens after the prompt.
 
-        model: a reference, an id or a name. decoding: "greedy" (default); "sample" at `temperature` (default 1), nobody
-        learns logits; "logits": this client learns them and takes the most likely token, or samples at `temperature` with
+        model: a reference, an id or a name. policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
+        (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
+        the most likely token, or samples at `temperature` with
         `top_k` and `top_p`. stop_ids: tokens that end the generation (default: the model's end-of-text tokens).
         on_token(token): may return False to stop. on_progress(stage, done, total).
 
         Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later.
         """
         temperature = check_decoding(decoding, temperature, top_k, top_p)
-        plan = GenerationPlan(len(prompt_ids), new_tokens, decoding) if len(prompt_ids) else None
+        plan = GenerationPlan(len(prompt_ids), new_tokens, decoding, policy) if len(prompt_ids) else None
         if plan is None:
             raise ConfigurationError("the prompt is empty; give at least one token")
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
@@ -122,7 +124,7 @@ class Client:
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,
-            policy="full",
+            policy=policy,
             parties=self.config.party_names,
         )
         stops = frozenset(reference.architecture.eos if stop_ids is None else stop_ids)

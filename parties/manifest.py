@@ -48,18 +48,16 @@ def architecture_hash(architecture: Architecture) -> str:
     return hashlib.sha256(architecture.to_json().encode()).hexdigest()
 
 
-class Manifest(BaseModel):
-    """Everything public that two parties must agree on before they exchange a share.
+class ProgramFacts(BaseModel):
+    """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
 
-    model: id of the shared weights. architecture: hash of its canonical JSON. options: the suite's own settings. parties:
-    names in order of their index.
+    architecture: hash of its canonical JSON. options: the suite's own settings. parties: names in order of their index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     protocol: int
     version: Annotated[str, Field(max_length=64)]
-    model: Identifier
     architecture: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     suite: Annotated[str, Field(max_length=64)]
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
@@ -67,8 +65,14 @@ class Manifest(BaseModel):
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Literal["greedy", "sample", "logits"]
-    policy: Annotated[str, Field(max_length=64)]
+    policy: Annotated[str, Field(max_length=400)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+
+
+class Manifest(ProgramFacts):
+    """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
+
+    model: Identifier
 
     def canonical(self) -> bytes:
         """Canonical JSON: keys sorted, no spaces."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.decoder import Decoder, load_weights
 from models.generation import Endpoint, GenerationPlan, generate
+from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.tape import Tape
@@ -19,7 +20,6 @@ from parties.manifest import Manifest
 from protocols.registry import SUITES, secure_suite, suite_class
 from protocols.suite import Suite
 
-POLICIES = ("full",)
 RESERVED_OPTIONS = ("parties", "tape", "channel", "ledger", "fraction_bits", "device", "name", "self")
 
 
@@ -45,7 +45,7 @@ def _run(
     noise: Tensor | None,
     endpoint: Endpoint,
 ) -> int:
-    decoder = Decoder(suite, architecture, weights)
+    decoder = Decoder(suite, architecture, weights, parse(plan.policy))
     return int(suite.run(generate(suite, decoder, plan, prompt, noise, endpoint)))
 
 
@@ -86,11 +86,9 @@ def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     if manifest.suite not in SUITES:
         raise ConfigurationError(f"unknown suite '{manifest.suite}'; known: {', '.join(sorted(SUITES))}")
     suite_class(manifest.suite)
-    if manifest.policy not in POLICIES:
-        raise ConfigurationError(f"unknown cache policy '{manifest.policy}'; known: {', '.join(POLICIES)}")
     for option in manifest.options:
         if option in RESERVED_OPTIONS:
             raise ConfigurationError(f"'{option}' is not a suite option: the parties set it themselves")
-    plan = GenerationPlan(manifest.prompt_tokens, manifest.new_tokens, manifest.decoding)
+    plan = GenerationPlan(manifest.prompt_tokens, manifest.new_tokens, manifest.decoding, manifest.policy)
     plan.check(architecture)
     return plan

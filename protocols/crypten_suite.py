@@ -35,7 +35,7 @@ from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import Ledger, current, operation
 from mpc.tape import Tape
-from protocols.crypten import activation, arithmetic, comparison, maximum, norm, softmax
+from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
 from protocols.crypten.own import CryptenOwn
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
@@ -56,6 +56,7 @@ class CryptenSuite(Suite):
     """
 
     name: ClassVar[str] = "crypten"
+    similarity_bound = 2.0**12
 
     def __init__(
         self,
@@ -147,6 +148,9 @@ class CryptenSuite(Suite):
     def concat(self, values: Sequence[Value], dim: int) -> Value:
         """Concatenate along `dim`, at the largest number of fraction bits; local."""
         own = [_own_value(v) for v in values]
+        kept = [v for v in own if isinstance(v, CryptenWeight)]
+        if len(kept) == len(own) and len({v.fraction_bits for v in kept}) == 1:
+            return fixed.joined(kept, dim)
         bits = max(v.fraction_bits for v in own)
         return self._value(torch.cat([v.raised(bits) for v in own], dim=dim), bits)
 
@@ -179,8 +183,10 @@ class CryptenSuite(Suite):
             return self._back(self._product(x, y), x.fraction_bits + y.fraction_bits)
 
     def _product(self, x: CryptenValue, y: CryptenValue) -> Tensor:
-        if isinstance(y, CryptenWeight) and y.share.dim() == 2:
-            return arithmetic.matmul_fixed(self.session, x.share, [y])[0]
+        if isinstance(y, CryptenWeight):
+            if y.share.dim() == 2:
+                return arithmetic.matmul_fixed(self.session, x.share, [y])[0]
+            return fixed.matmul(self.session, x, y)
         return arithmetic.matmul(x.share, y.share)
 
     async def scale(self, x: Value, factor: Tensor | float) -> Value:
@@ -217,15 +223,15 @@ class CryptenSuite(Suite):
                 y = y if layer.bias is None else y + layer.bias
                 out.append(y if residual is None else y + residual)
             return out
-        fixed = [w for w in weights if isinstance(w, CryptenWeight)]
-        products = arithmetic.matmul_fixed(self.session, x.share, fixed)
+        kept = [w for w in weights if isinstance(w, CryptenWeight)]
+        products = arithmetic.matmul_fixed(self.session, x.share, kept)
         items = []
-        for product, w, layer in zip(products, fixed, layers, strict=True):
+        for product, w, layer in zip(products, kept, layers, strict=True):
             y = self._value(product, x.fraction_bits + w.fraction_bits)
             y = y if layer.bias is None else y + _own_value(layer.bias)
             y = y if residual is None else y + _own_value(residual)
             items.append((y.share, y.fraction_bits - min(y.fraction_bits, self.fraction_bits)))
-        bits = [x.fraction_bits + w.fraction_bits for w in fixed]
+        bits = [x.fraction_bits + w.fraction_bits for w in kept]
         shares = arithmetic.truncate_together(self.session, items)
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
 
@@ -305,6 +311,70 @@ class CryptenSuite(Suite):
             if self._own is not None:
                 return self._own.argmax(x)
             return self._value(maximum.argmax(self.session, x.share), 0)
+
+    # ---- the cache -------------------------------------------------------------------------------------------------
+    async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
+        """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`."""
+        x = _own_value(new)
+        if self._own is not None:
+            return x if cache is None else self.concat([cache, x], dim)
+        with operation("cache"):
+            kept = x if isinstance(x, CryptenWeight) else fixed.keep(self.session, self._standard(x))
+        return kept if cache is None else self.concat([cache, kept], dim)
+
+    async def hold(self, chosen: Value) -> Value:
+        """A choice, masked once for all layers that use it: 1 round, 8 bytes per element."""
+        x = _own_value(chosen)
+        if self._own is not None or isinstance(x, CryptenWeight):
+            return x
+        with operation("selection"):
+            return fixed.keep(self.session, x)
+
+    async def selected_attention(
+        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        """Attention to secretly chosen clusters by products of three factors, of which none has the cache's size."""
+        if self._own is not None:
+            return await super().selected_attention(q, chosen, k, v, always)
+        s, held, x = self.session, await self.hold(chosen), _own_value(q)
+        assert isinstance(held, CryptenWeight)
+        groups, rows, count, size = q.shape[0], q.shape[1], chosen.shape[1], k.shape[2]
+        with operation("scores"):
+            keys = _own_value(k)
+            near = fixed.scores_of_chosen(s, held, x, keys).reshape(groups, rows, count * size)
+            if always is not None:
+                near = torch.cat([near, self._product(x, _own_value(always[0].transpose(1, 2)))], -1)
+            scores = self._back(near, x.fraction_bits + keys.fraction_bits)
+        with operation("softmax"):
+            p = _own_value(await self.softmax(scores))
+        with operation("values"):
+            values, taken = _own_value(v), p[..., : count * size].reshape(groups, rows, count, size)
+            out = fixed.values_of_chosen(s, held, taken, values)
+            if always is not None:
+                out = out + self._product(p[..., count * size :], _own_value(always[1]))
+            return self._back(out, p.fraction_bits + values.fraction_bits)
+
+    # ---- selection -------------------------------------------------------------------------------------------------
+    async def top_k(self, x: Value, k: int, bound: float) -> Value:
+        """One-hot rows of the k largest, [..., C] -> [..., k, C]; see `protocols.crypten.selection`."""
+        with operation("ranking"):
+            return self._value(selection.top_k(self.session, self._standard(x).share, k, self._ranked_bits(bound)), 0)
+
+    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+        """1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
+        with operation("ranking"):
+            kept = selection.keep_largest(self.session, self._standard(x).share, k, self._ranked_bits(bound))
+            return self._value(kept, 0)
+
+    def _ranked_bits(self, bound: float) -> int:
+        return self.fraction_bits + max(0, math.ceil(math.log2(bound))) + 1
+
+    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        """The marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""
+        own = [_own_value(x) for x in rows]
+        with operation("compaction"):
+            moved = selection.compact(self.session, _own_value(keep).share, [x.share for x in own], k)
+        return [x.like(share) for x, share in zip(own, moved, strict=True)]
 
 
 def _label(name: str) -> AbstractContextManager[None]:

@@ -75,6 +75,10 @@ class PlainValue(Value):
         """Sum along an axis."""
         return PlainValue(self.tensor.sum(dim, keepdim=keepdim))
 
+    def cumsum(self, dim: int) -> PlainValue:
+        """Running sum along an axis."""
+        return PlainValue(self.tensor.cumsum(dim))
+
 
 def tensor_of(value: Value) -> Tensor:
     """The float tensor of a value of this suite. Raises `ConfigurationError` for another suite's value."""
@@ -206,3 +210,27 @@ class PlainSuite(Suite):
         tensor = tensor_of(x)
         highest = tensor == tensor.amax(-1, keepdim=True)
         return PlainValue((highest & (highest.cumsum(-1) == 1)).to(tensor.dtype))
+
+    # ---- selection -----------------------------------------------------------------------------------------------
+    async def top_k(self, x: Value, k: int, bound: float) -> PlainValue:
+        """One-hot rows of the k largest, from the largest down, ties to the earlier: [..., C] -> [..., k, C]."""
+        tensor = tensor_of(x)
+        return PlainValue(functional.one_hot(_order(tensor, k), tensor.shape[-1]).to(tensor.dtype))
+
+    async def keep_largest(self, x: Value, k: int, bound: float) -> PlainValue:
+        """1 at the k largest, ties to the earlier, else 0: [..., n] -> [..., n]."""
+        tensor = tensor_of(x)
+        return PlainValue(torch.zeros_like(tensor).scatter_(-1, _order(tensor, k), 1.0))
+
+    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        """The marked rows in their order: [B, n, width] -> [B, k, width]."""
+        index = tensor_of(keep).argsort(dim=-1, descending=True, stable=True)[..., :k].sort(-1).values
+        return [PlainValue(t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))) for t in map(tensor_of, rows)]
+
+
+def _order(x: Tensor, k: int) -> Tensor:
+    """Positions of the k largest along the last axis, from the largest down."""
+    if not 1 <= k <= x.shape[-1]:
+        raise RangeError(f"{k} of {x.shape[-1]} values cannot be selected, the budget must be between 1 and {x.shape[-1]}")
+    order: Tensor = x.argsort(dim=-1, descending=True, stable=True)
+    return order[..., :k]

@@ -72,6 +72,9 @@ class Value(ABC):
     @abstractmethod
     def sum(self, dim: int, keepdim: bool = False) -> Value: ...
 
+    @abstractmethod
+    def cumsum(self, dim: int) -> Value: ...
+
     def transpose(self, a: int, b: int) -> Value:
         """Swap two axes."""
         dims = list(range(len(self.shape)))
@@ -121,6 +124,8 @@ class Suite(ABC):
     """
 
     name: ClassVar[str]
+    prepares: ClassVar[bool] = False
+    """Whether a party can run a preparing pass of its program, see `mpc.look_ahead`."""
 
     def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
         self.parties = parties
@@ -128,6 +133,11 @@ class Suite(ABC):
         self.ledger = ledger
         self.device = torch.device(device)
         self.scheduler = schedule.Scheduler(self._flush)
+
+    @property
+    def public_device(self) -> torch.device:
+        """Where public tensors lie: with the shares; on the CPU where values have no data."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         raise NotImplementedError(f"suite {self.name} has no asynchronous openings")
@@ -220,6 +230,44 @@ class Suite(ABC):
     async def argmax(self, x: Value) -> Value:
         """One-hot of the maximum over the last axis, same shape, 0 fraction bits; ties go to the earlier position."""
 
+    # ---- selection; nobody learns what was selected ----------------------------------------------------------------
+    @abstractmethod
+    async def top_k(self, x: Value, k: int, bound: float) -> Value:
+        """The k largest along the last axis: [..., C] -> [..., k, C], 0 fraction bits, row j one-hot at the value of rank j;
+        exact ties go to the earlier position. |x| < bound, public. Raises `RangeError` unless 1 <= k <= C."""
+
+    @abstractmethod
+    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+        """1 at the k largest along the last axis, else 0: [..., n] -> [..., n], 0 fraction bits; ties as in `top_k`."""
+
+    @abstractmethod
+    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        """The k marked rows in their order: keep [B, n] with exactly k ones, rows [B, n, width] each -> [B, k, width]."""
+
+    similarity_bound: float = 2.0**15
+    """Public bound on the results of `scores`."""
+
+    def bounded(self, x: Value, bound: float) -> Value:
+        """x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""
+        return x
+
+    async def absolute(self, x: Value) -> Value:
+        """|x|, exact."""
+        return x - (await self.mul(await self.less_than_zero(x), x)) * 2
+
+    async def hold(self, chosen: Value) -> Value:
+        """A choice (one-hot rows) that several layers will use, made ready for that; the same value."""
+        return chosen
+
+    async def choose(self, chosen: Value, rows: Value) -> Value:
+        """Rows of a small secret table: one-hot chosen [G, n, N] times rows [G, N, width] -> [G, n, width]."""
+        return await self.matmul(chosen, rows)
+
+    async def scores(self, q: Value, k: Value) -> Value:
+        """Products of queries and keys (or cluster representatives) to be ranked: [G, R, C] x [G, N, C] -> [G, R, N]."""
+        with operation("similarity"):
+            return await self.matmul(q, k.transpose(1, 2))
+
     # ---- what transformers are made of; suites override these where they can do it in fewer rounds ---------------
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
         """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer."""
@@ -243,6 +291,58 @@ class Suite(ABC):
         with operation("values"):
             return await self.matmul(probabilities, v)
 
+    async def attention_received(
+        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
+    ) -> tuple[Value, Value]:
+        """`attention`, and the attention that each cached token receives from some queries: [G, R T, C] and [G, S].
+
+        observed: public bool [R T]; the second result is the sum of these queries' probabilities.
+        """
+        with operation("scores"):
+            scores = await self.matmul(q, k.transpose(1, 2))
+        with operation("softmax"):
+            probabilities = await self.softmax(scores, mask)
+        with operation("values"):
+            return await self.matmul(probabilities, v), probabilities[:, observed].sum(1)
+
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+        """`attention` of one token's queries q [G, R, C] with a secret `bias` [G, 1 or R, S] added to the scores."""
+        with operation("scores"):
+            scores = await self.matmul(q, k.transpose(1, 2)) + bias
+        with operation("softmax"):
+            probabilities = await self.softmax(scores)
+        with operation("values"):
+            return await self.matmul(probabilities, v)
+
+    async def selected_attention(
+        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        """Attention of one token to the tokens of secretly chosen clusters, and to others that are always attended to.
+
+        q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`); k, v: clusters of s tokens [G, N, s, C]; always: keys and
+        values [G, m, C]. Returns [G, R, C]. A cluster that is chosen twice counts twice.
+        """
+        groups, clusters, size, channels = k.shape
+        with operation("gather"):
+            both = self.concat(
+                [k.reshape(groups, clusters, size * channels), v.reshape(groups, clusters, size * channels)], -1
+            )
+            gathered = await self.matmul(chosen, both)
+        tokens = chosen.shape[1] * size
+        keys = gathered[..., : size * channels].reshape(groups, tokens, channels)
+        values = gathered[..., size * channels :].reshape(groups, tokens, channels)
+        if always is not None:
+            keys, values = self.concat([keys, always[0]], 1), self.concat([values, always[1]], 1)
+        return await self.attention(q, keys, values, None)
+
+    async def replace(self, rows: Value, place: Value, new: Value) -> Value:
+        """Cached rows [G, n, C] with the one that `place` [G, n] (one-hot or zero) marks replaced by `new` [G, 1, C]."""
+        groups, count, channels = rows.shape
+        with operation("replace"):
+            marks = place.reshape(groups, count, 1).expand(groups, count, channels)
+            change = await self.mul(marks, new.expand(groups, count, channels) - rows)
+            return await self.append(None, rows + change, 1)
+
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
         """activation(gate) * up, element-wise."""
         return await self.mul(await self.activation(gate, kind), up)
@@ -261,6 +361,10 @@ class Suite(ABC):
     async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
         """The cache with `new` appended along `dim`. Suites that mask cached values once do it here."""
         return new if cache is None else self.concat([cache, new], dim)
+
+    def keep_first(self, x: Value, count: int, dim: int) -> Value:
+        """The first `count` entries of a cache along `dim`; what follows is given up, and x may not be used any more."""
+        return x[(*(slice(None),) * dim, slice(count))]
 
 
 WeightShares = Mapping[str, Tensor]

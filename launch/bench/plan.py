@@ -38,7 +38,7 @@ class BenchPlan(BaseModel):
 
     options: the suite's own settings. seed: public; weights, cached tokens and their shares all follow from it, so nothing
     in a benchmark is secret. repeat: measured steps, each from the same cache with fresh randomness, after one that is not
-    measured.
+    measured. look_ahead: what depends on the tape alone is prepared before a step is timed, in suites that can.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +52,7 @@ class BenchPlan(BaseModel):
     prefill: int = 0
     repeat: int = 5
     threads: int = 1
+    look_ahead: bool = True
     device: str = "cpu"
     seed: int = 1
 

@@ -8,7 +8,7 @@ output share of its index.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,21 +17,13 @@ from torch import Tensor
 
 from launch.bench.inputs import BenchInputs
 from models.architecture import Architecture
-from models.cache import CachePolicy, FullCache, KVCache
+from models.cache import CachePolicy, KVCache
 from models.decoder import Decoder
-from mpc.errors import ConfigurationError
+from models.policies.full import FullCache
 from protocols.suite import OutputShare, Suite, Value
 
-POLICIES: dict[str, Callable[[], CachePolicy]] = {"full": FullCache}
 CHOICE = "choice"
 LOAD = "model load"
-
-
-def make_policy(name: str) -> CachePolicy:
-    """A cache policy by name. Raises `ConfigurationError` for an unknown one."""
-    if name not in POLICIES:
-        raise ConfigurationError(f"unknown cache policy '{name}'; known: {', '.join(POLICIES)}")
-    return POLICIES[name]()
 
 
 class Source(Protocol):
@@ -68,7 +60,7 @@ class RealInputs:
         return self.inputs.weight(name, shape)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """Float keys, values or queries."""
+        """Float keys, values or what tokens received."""
         return self.inputs.cached(name, shape)
 
     def tokens(self, suite: Suite, count: int) -> Tensor:
@@ -94,7 +86,7 @@ class SharedInputs:
         return self.inputs.share(name, value, shape, bits, self.party)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """This party's share of keys, values or queries."""
+        """This party's share of keys, values or what tokens received."""
         value = self.inputs.cached(name, shape) if self._last else None
         return self.inputs.share(name, value, shape, suite.fraction_bits, self.party)
 
@@ -114,14 +106,17 @@ async def load(suite: Suite, architecture: Architecture, source: Source) -> dict
 async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
     """A cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
 
-    A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with queries from
-    `source`. agree: do here what parties do once a session, when they first hand out a share.
+    A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with what tokens
+    received from `source`. agree: do here what parties do once a session, when they first hand out a share.
     """
     a, policy, cache = decoder.architecture, decoder.policy, decoder.new_cache()
 
     def value(name: str, shape: tuple[int, ...]) -> Value:
         return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
 
+    if cached:
+        policy.check(a, cached)
+    cache.prompt_tokens = cached
     with suite.ledger.timed("cache"):
         if agree:
             suite.output(value("agreement", (1,)))
@@ -129,9 +124,10 @@ async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agre
             kept = cached if entry.window is None else min(cached, entry.window)
             shape = (a.kv_heads, kept, a.head_channels)
             await cache.append(suite, n, value(f"layer {n} keys", shape), value(f"layer {n} values", shape))
-            rows = min(policy.prompt_queries(kept), kept)
-            queries = value(f"layer {n} queries", (a.kv_heads, a.group * max(rows, 1), a.head_channels))
-            await policy.after_prefill(suite, cache, n, queries)
+            received: Value | None = None
+            if policy.observed_queries(kept, n):
+                received = value(f"layer {n} received", (a.kv_heads, kept))
+            await policy.after_prefill(suite, cache, n, received)
     cache.seen = cached
     return cache
 
@@ -149,12 +145,12 @@ def can_rewind(cache: KVCache, policy: CachePolicy) -> bool:
     return type(policy) is FullCache and all(layer.window is None for layer in cache.layers)
 
 
-def rewind(cache: KVCache, length: int) -> None:
+def rewind(suite: Suite, cache: KVCache, length: int) -> None:
     """Back to the first `length` tokens. Unlike a copy made before, it holds no key twice."""
     for layer in cache.layers:
         if length:
             k, v = layer.keys_and_values()
-            layer.k, layer.v = k[:, :length], v[:, :length]
+            layer.k, layer.v = suite.keep_first(k, length, 1), suite.keep_first(v, length, 1)
         else:
             layer.k = layer.v = None
     cache.seen = length

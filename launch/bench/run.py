@@ -43,7 +43,8 @@ class CountsDiffer(MpcacheError):
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured. ledgers: of each party; seconds, dealer_seconds: of each measured step (its slowest party)."""
+    """What was measured. ledgers: of each party; seconds, dealer_seconds, prepare_seconds: of each measured step (its
+    slowest party). prepared_bytes: the most that a party's look-ahead held."""
 
     plan: BenchPlan
     ledgers: list[Ledger]
@@ -51,6 +52,9 @@ class BenchResult:
     cpu_seconds: list[float]
     dealer_seconds: list[float]
     dealer_cpu_seconds: list[float]
+    prepare_seconds: list[float]
+    prepare_cpu_seconds: list[float]
+    prepared_bytes: int
     peak_rss_bytes: int
     dealer_peak_rss_bytes: int
     logits: Tensor = field(repr=False)
@@ -86,6 +90,7 @@ class BenchResult:
             "offline_bytes_total": total.offline_bytes,
             "seconds_median": statistics.median(self.seconds),
             "dealer_seconds": statistics.median(self.dealer_seconds),
+            "prepare_seconds": statistics.median(self.prepare_seconds),
             "max_logit_error": self.max_logit_error,
             "peak_rss_bytes": self.peak_rss_bytes,
             "prefill": plan.prefill,
@@ -96,6 +101,9 @@ class BenchResult:
             "seconds": self.seconds,
             "cpu_seconds_median": statistics.median(self.cpu_seconds),
             "dealer_cpu_seconds": statistics.median(self.dealer_cpu_seconds),
+            "prepare_cpu_seconds": statistics.median(self.prepare_cpu_seconds),
+            "look_ahead": plan.look_ahead,
+            "prepared_bytes": self.prepared_bytes,
             "dealer_peak_rss_bytes": self.dealer_peak_rss_bytes,
         }
 
@@ -153,6 +161,9 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
         cpu_seconds=[max(r["cpu_seconds"][name] for r in reports) for name in names],
         dealer_seconds=[dealer["seconds"][name] for name in names],
         dealer_cpu_seconds=[dealer["cpu_seconds"][name] for name in names],
+        prepare_seconds=[max(r["prepare_seconds"].get(name, 0.0) for r in reports) for name in names],
+        prepare_cpu_seconds=[max(r["prepare_cpu_seconds"].get(name, 0.0) for r in reports) for name in names],
+        prepared_bytes=max(r["prepared_bytes"] for r in reports),
         peak_rss_bytes=max(r["peak_rss_bytes"] for r in reports),
         dealer_peak_rss_bytes=dealer["peak_rss_bytes"],
         logits=logits,

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,17 @@ from launch.bench.program import (
     copied,
     fill,
     load,
-    make_policy,
     rewind,
     step,
 )
 from launch.bench.transport import Mesh, Segments, TapeSource
 from models.cache import KVCache
 from models.decoder import Decoder
+from models.policies import parse
+from mpc.channel import Channel
+from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
+from mpc.look_ahead import PreparedTape, PreparingTape, Store
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape
 from parties.channel import GrpcChannel
@@ -56,6 +60,7 @@ class Segmented:
         self.source = source
         self.architecture = plan.shape
         self.logits: Value
+        self.weights: dict[str, Value] = {}
         self._decoder: Decoder
         self._cache: KVCache
         self._rows: Tensor | None
@@ -69,9 +74,14 @@ class Segmented:
         yield "logits", self._output
 
     def _load(self) -> None:
-        weights = self.suite.run(load(self.suite, self.architecture, self.source))
+        self.weights = self.suite.run(load(self.suite, self.architecture, self.source))
         _give_back_memory()
-        self._decoder = Decoder(self.suite, self.architecture, weights, make_policy(self.plan.policy))
+        self.go_on(self.suite, self.weights)
+
+    def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
+        """Run what follows the weights with another suite of the same role."""
+        self.suite = suite
+        self._decoder = Decoder(suite, self.architecture, weights, parse(self.plan.policy))
 
     def _fill(self) -> None:
         self._cache = self.suite.run(fill(self.suite, self._decoder, self.plan.cached, self.source))
@@ -84,7 +94,7 @@ class Segmented:
         work = step(self.suite, self._decoder, cache, self.plan.tokens, self._rows, name)
         self.logits, _ = self.suite.run(work)
         if in_place:
-            rewind(cache, self.plan.cached)
+            rewind(self.suite, cache, self.plan.cached)
 
     def _output(self) -> OutputShare:
         with stage("logits"):
@@ -96,6 +106,21 @@ def _give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+class Timer:
+    """Wall-clock and processor seconds of each segment."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Measure what is inside."""
+        start, own = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[name], self.cpu[name] = time.perf_counter() - start, time.process_time() - own
 
 
 def peak_bytes() -> int:
@@ -115,32 +140,42 @@ def run_party(folder: Path, index: int) -> None:
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
-    seconds: dict[str, float] = {}
-    cpu: dict[str, float] = {}
+    timers = {name: Timer() for name in ("online", "preparation")}
     with Mesh(folder, plan.names, index) as mesh, torch.inference_mode():
         tapes = TapeSource(folder, mesh.identity, DEALER, mesh.session.check)
-        ledger = Ledger()
-        channel = GrpcChannel(index, plan.names, mesh.links, ledger)
+        channel = GrpcChannel(index, plan.names, mesh.links, Ledger())
         output: OutputShare | None = None
         tapes.fetch(0)
-        tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, ledger, plan.device)
-        suite = plan.make_suite(tape, channel)
-        program = Segmented(plan, suite, SharedInputs(inputs, index))
+        tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, channel.ledger, plan.device)
+        program = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
+        preparing: Iterator[tuple[str, Callable[[], Any]]] | None = None
+        most = 0
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
+            if number == 1 and plan.look_ahead and program.suite.prepares:
+                store = Store()
+                preparing = preparation(program, tape, store, channel)
+            if preparing is not None:
+                with timers["preparation"].of(name):
+                    next(preparing)[1]()
+                most = max(most, store.waiting_bytes)
             with stage("ready"):
                 channel.exchange_all(b"\1")  # nobody's seconds include waiting for another one's preparations
-            start, own = time.perf_counter(), time.process_time()
-            output = work()
-            seconds[name], cpu[name] = time.perf_counter() - start, time.process_time() - own
+            with timers["online"].of(name):
+                output = work()
+            if preparing is not None and len(store):
+                raise TapeError(f"segment '{name}' did not use all that was prepared for it: {len(store)} entries are left")
         assert output is not None
         tapes.close()
     save_file({"logits": output.share.cpu().contiguous()}, folder / f"{plan.names[index]}.safetensors")
     report = {
-        "ledger": [[*key, vars(cost)] for key, cost in ledger.costs.items()],
-        "seconds": seconds,
-        "cpu_seconds": cpu,
+        "ledger": [[*key, vars(cost)] for key, cost in channel.ledger.costs.items()],
+        "seconds": timers["online"].seconds,
+        "cpu_seconds": timers["online"].cpu,
+        "prepare_seconds": timers["preparation"].seconds,
+        "prepare_cpu_seconds": timers["preparation"].cpu,
+        "prepared_bytes": most,
         "peak_rss_bytes": peak_bytes(),
         "bits": output.bits,
         "fraction_bits": output.fraction_bits,
@@ -148,22 +183,33 @@ def run_party(folder: Path, index: int) -> None:
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
+def preparation(
+    program: Segmented, tape: PartyTape, store: Store, channel: Channel
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
+    plan, weights = program.plan, program.weights
+    ahead = Segmented(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    ahead.go_on(ahead.suite, weights)
+    program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
+    segments = ahead.segments()
+    next(segments)  # the weights
+    return segments
+
+
 def run_dealer(folder: Path) -> None:
     """The dealer: deals a segment when the parties ask for it; writes `dealer.json`."""
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     seeds = [new_seed() for _ in plan.names]
-    seconds: dict[str, float] = {}
-    cpu: dict[str, float] = {}
+    timer = Timer()
     with Segments(folder, DEALER, plan.names, seeds) as tapes, torch.inference_mode():
         tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
         suite = plan.make_suite(tape, None)
         for number, (name, work) in enumerate(Segmented(plan, suite, NoInputs()).segments()):
             tapes.begin(number)
-            start, own = time.perf_counter(), time.process_time()
-            work()
-            seconds[name], cpu[name] = time.perf_counter() - start, time.process_time() - own
+            with timer.of(name):
+                work()
             tapes.end()
         tapes.wait_until_fetched()
-    report = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_bytes": peak_bytes()}
+    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_bytes()}
     (folder / f"{DEALER}.json").write_text(json.dumps(report), encoding="utf-8")

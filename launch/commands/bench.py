@@ -14,6 +14,7 @@ from launch.options import (
     DeviceOption,
     JsonOption,
     PartiesOption,
+    PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     check_device,
@@ -28,7 +29,6 @@ ShapeOption = Annotated[
     str, typer.Option("--shape", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-2-7b/13b/70b, tiny, or a config.json.")
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
-PolicyOption = Annotated[str, typer.Option("--policy", help="What the cache keeps and selects.")]
 
 
 def run(
@@ -43,25 +43,28 @@ def run(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1,
     device: DeviceOption = "cpu",
     suite_option: SuiteOptionsOption = None,
+    look_ahead: Annotated[
+        bool, typer.Option(help="Prepare what depends on the tape alone before a step is timed, where the suite can.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run one decode step, or one prefill, on random weights, and end with one line of JSON.
 
-    Parties and dealer are processes of their own. The dealer's tape is at the parties before a step is timed; its seconds
-    are reported apart. Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights,
+    Parties and dealer are processes of their own. Online seconds need an input: the dealer's tape is at the parties before
+    a step is timed, and what depends on it alone is prepared (--no-look-ahead: within the step); both are reported apart. Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights,
     cached tokens and their shares follow from a public seed: nothing that a benchmark computes on is secret.
     """
     from launch.bench.plan import BenchPlan
-    from launch.bench.program import make_policy
     from launch.bench.run import run_bench
+    from models.policies import parse
     from models.shapes import find_shape, with_layers, with_positions
     from mpc.errors import ConfigurationError
     from mpc.tape import CountingTape
 
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    make_policy(policy)
+    parse(policy)
     architecture = find_shape(shape)
     architecture = architecture if layers is None else with_layers(architecture, layers)
     architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
@@ -75,6 +78,7 @@ def run(
         prefill=prefill or 0,
         repeat=repeat,
         threads=threads,
+        look_ahead=look_ahead,
         device=check_device(device),
         seed=seed,
     )
@@ -124,6 +128,9 @@ def _show(result: BenchResult) -> None:
     each = ", ".join(f"{s:.2f}" for s in result.seconds)
     dealer = ", ".join(f"{s:.2f}" for s in result.dealer_seconds)
     out.print(f"online seconds, slowest party: {each}; dealer's seconds: {dealer}")
+    if any(result.prepare_seconds):
+        ahead = ", ".join(f"{s:.2f}" for s in result.prepare_seconds)
+        out.print(f"a party's seconds of look-ahead, needing no input, before each step: {ahead}")
     out.print(
         f"a party's memory {byte_count(result.peak_rss_bytes)}, the dealer's {byte_count(result.dealer_peak_rss_bytes)}; "
         f"logits within {result.max_logit_error:.4f} of float32"

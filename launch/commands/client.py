@@ -14,6 +14,7 @@ from launch.options import (
     DEFAULT_SUITE,
     ConfigOption,
     DecodingOption,
+    PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -31,6 +32,7 @@ def run(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")] = None,
     suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "full",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 32,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
@@ -59,7 +61,7 @@ def run(
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     reference = client.find_model(name)
     interactive = sys.stdin.isatty()
     while True:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.console import err, out
-from launch.options import DEFAULT_SUITE, PartiesOption, SuiteOption, check_suite
+from launch.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def run(
     suite: SuiteOption = DEFAULT_SUITE,
     family: Annotated[str, typer.Option("--family", help="The shipped model: gpt2 or llama.")] = "gpt2",
     parties: PartiesOption = 2,
+    policy: PolicyOption = "full",
     tokens: Annotated[int, typer.Option("--tokens", help="Length of document and question, in tokens.")] = 256,
     seed: Annotated[int, typer.Option("--seed", help="Which document and question.")] = 0,
 ) -> None:
@@ -50,6 +51,8 @@ def run(
     from parties.client import Client
 
     checkpoint = load_checkpoint(directory)
+    plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
+    plan.check(checkpoint.architecture)
     waiting = err.status("starting processes (temporary certificates, mutual TLS)")
     with waiting, local_deployment(parties) as deployment:
         waiting.update("the model owner shares the weights")
@@ -57,11 +60,11 @@ def run(
         waiting.stop()
         _list_processes(deployment, family, checkpoint.architecture.parameters())
         out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
-        wishes = Wishes(suite, ANSWER_TOKENS)
+        wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
         client = Client(deployment.client)
         given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)
     ids = checkpoint.tokenizer.encode(case.prompt)
-    plain = generate_plain(checkpoint, ids, GenerationPlan(len(ids), ANSWER_TOKENS))
+    plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens
     out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")
     _verdict("the model in plaintext says", checkpoint.tokenizer.decode(plain), equal)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.bench import LayersOption, PolicyOption
+from launch.commands.bench import LayersOption
 from launch.console import byte_count, err, out, print_json
 from launch.options import (
     DEFAULT_SUITE,
     JsonOption,
     PartiesOption,
+    PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     check_suite,
@@ -58,14 +59,14 @@ def run(
     rounds x round trip + bytes sent / bandwidth + ring multiply-adds / rate; tables and other element-wise work, and what a
     process needs for a message, are not in them.
     """
-    from launch.bench.program import make_policy
     from launch.estimation import estimate, measure_rates
     from launch.networks import find_network
     from launch.tracing import Setting
+    from models.policies import parse
     from models.shapes import find_shape, with_layers, with_positions
 
     check_suite(suite)
-    make_policy(policy)
+    parse(policy)
     profile = find_network(network)
     rates = None if rate is None else _rates(rate)
     architecture = find_shape(model)

@@ -13,6 +13,7 @@ from launch.options import (
     DecodingOption,
     JsonOption,
     ModelOption,
+    PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -40,6 +41,7 @@ def run(
         Path | None, typer.Option("--prompt-file", help="File with the prompt; - for standard input.")
     ] = None,
     suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "full",
     parties: Annotated[
         int | None, typer.Option("--parties", min=2, max=16, help="Compute parties to start; 2 by default.")
     ] = None,
@@ -72,7 +74,7 @@ def run(
                 raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
     elif name is not None:
         raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     if config is not None:
         answer = _ask_running(config, model, name, text, wishes, not as_json)
     else:

@@ -116,6 +116,9 @@ class CryptenValue(Value):
     def sum(self, dim: int, keepdim: bool = False) -> CryptenValue:
         return self.like(self.share.sum(dim, keepdim=keepdim))
 
+    def cumsum(self, dim: int) -> CryptenValue:
+        return self.like(self.share.cumsum(dim))
+
 
 class CryptenWeight(CryptenValue):
     """A fixed secret W with a mask b for all its products: W - b is opened once, b is known to the dealer alone.

@@ -137,8 +137,8 @@ async def _by_matrix(c: Context, indicator: Shared | Masked, rows: Sequence[Shar
         band = await open_value(c, whole.map(lambda t: t[..., row.to(t.device), column.to(t.device)]))
 
         def spread(t: Tensor) -> Tensor:
-            out = torch.zeros((*t.shape[:-2], k, count), dtype=t.dtype, device=t.device)
-            return out if t.is_meta else out.scatter_(-1, column.to(t.device).expand(t.shape), t)
+            out = t.new_zeros((*t.shape[:-2], k, count))
+            return out.scatter_(-1, column.to(t.device).expand(t.shape), t)
 
         return band.map(spread)
 

@@ -22,7 +22,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from mpc import ring
 from protocols.masked.context import BitOpening, Context, require
 from protocols.masked.wires import Masked, Shared
 
@@ -86,34 +85,37 @@ class Bit:
         _, poly, subsets = plan(self._bits)
         u = {name: self._opened[i] for i, name in enumerate(self._names)}
         sign = {name: 1 - 2 * value for name, value in u.items()}
-        zero = torch.zeros(self.shape, dtype=torch.int64, device=self._opened.device)
-        table: dict[Monomial, Tensor] = {s: zero for s in subsets}
-        constant = zero
+        table: dict[Monomial, Tensor] = {}
         for k, mono in poly:
             names = sorted(mono)
-            for n in range(len(names) + 1):
-                for chosen in combinations(names, n):
-                    term: Tensor | int = k
-                    for name in names:
-                        term = term * (sign[name] if name in chosen else u[name])
-                    if chosen:
-                        table[frozenset(chosen)] = table[frozenset(chosen)] + term
-                    else:
-                        constant = constant + term
-        return constant, [table[s] for s in subsets]
+            terms: dict[Monomial, Tensor | None] = {frozenset(): None}  # products over the names so far; None: one
+            for name in names:
+                grown: dict[Monomial, Tensor | None] = {}
+                for chosen, term in terms.items():
+                    grown[chosen] = u[name] if term is None else term * u[name]
+                    grown[chosen | {name}] = sign[name] if term is None else term * sign[name]
+                terms = grown
+            for chosen, term in terms.items():
+                assert term is not None
+                if chosen in table:
+                    table[chosen] = table[chosen] + term if k > 0 else table[chosen] - term
+                else:
+                    table[chosen] = term if k > 0 else -term
+        return table[frozenset()], [table[s] for s in subsets]
 
     def share(self, bits: int) -> Shared:
         """The bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
         c = self._c
         _, _, subsets = plan(self._bits)
-        dealt = c.deal("bit", (len(subsets), *self.shape), bits, self._products)
+        dealt = c.deal_table("bit", (len(subsets), *self.shape), bits, self._products)
         if not c.evaluating:
             return Shared(c.blank(self.shape), bits, 0)
         constant, coefficients = self._coefficients()
-        out = constant if c.first else torch.zeros_like(constant)
+        # narrow words wrap modulo a power of two that the ring divides
+        out = constant.to(dealt.dtype) if c.first else torch.zeros(self.shape, dtype=dealt.dtype, device=dealt.device)
         for coefficient, value in zip(coefficients, dealt, strict=True):
             out = out + coefficient * value
-        return Shared(ring.reduce(out, bits), bits, 0)
+        return Shared(out.to(torch.int64), bits, 0)
 
     def times(self, y: Masked) -> Shared:
         """bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
@@ -127,7 +129,7 @@ class Bit:
         masked_part = constant * y.lam
         for coefficient, value in zip(coefficients, dealt, strict=True):
             masked_part = masked_part + coefficient * value
-        return Shared(ring.reduce(y.m * bit.x - masked_part, y.bits), y.bits, y.frac)
+        return Shared(y.m * bit.x - masked_part, y.bits, y.frac)
 
 
 def _prefix(bound: Tensor, words: int) -> Tensor:
@@ -180,12 +182,16 @@ async def less_than_zero(c: Context, x: Masked) -> Bit:
     if not c.evaluating:
         opened = await BitOpening(c.blank((len(names), *x.shape)))
         return Bit(c, x.bits, opened, rho)
-    digits = {}
+    octets = tables.view(torch.uint8).reshape(len(names), *x.shape, 8 * words)  # little-endian, as everywhere here
+    digits: list[tuple[Tensor, Tensor]] = []  # the octet's position, the bit in it
     offset = 0
-    for i, width in enumerate(widths):
-        digits[i] = (x.m >> offset) & ((1 << width) - 1)
+    for width in widths:
+        digit = (x.m >> offset) & ((1 << width) - 1)
+        digits.append(((digit >> 3)[..., None], (digit & 7).to(torch.uint8)))
         offset += width
-    index = torch.stack([digits[len(widths) - 1 if name[0] == "a" else int(name[2:])] for name in names])
-    word = tables.gather(-1, (index >> 6)[..., None])[..., 0]
-    opened = await BitOpening(((word >> (index & 63)) & 1) ^ rho)
+    found = []
+    for name, table in zip(names, octets, strict=True):
+        octet, bit = digits[-1 if name[0] == "a" else int(name[2:])]
+        found.append((table.gather(-1, octet)[..., 0] >> bit) & 1)
+    opened = await BitOpening(torch.stack(found) ^ rho.to(torch.uint8), torch.int8)
     return Bit(c, x.bits, opened, rho)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpc import ring
 from mpc.channel import Channel
 from mpc.errors import RangeError
+from mpc.ghost import broadcast, shadow
 from mpc.ledger import Ledger, current
 from mpc.packing import pack, packed_size, unpack
 from mpc.tape import CountingTape, Tape
@@ -37,13 +39,14 @@ class Opening(Request[Masked]):
 
     def encode(self) -> bytes:
         """This party's message: the bit-packed share of x + lam."""
-        return pack(ring.reduce(self.value.x + self.lam, self.value.bits), self.value.bits)
+        return pack(self.value.x + self.lam, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """The masked value from everybody's messages."""
-        total = unpack(parts[0], self.value.bits, self.value.shape)
-        for part in parts[1:]:
-            total += unpack(part, self.value.bits, self.value.shape)
+        total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
+        for party, part in enumerate(parts):
+            if party != c.perspective:
+                total += unpack(part, self.value.bits, self.value.shape)
         m = ring.reduce(total, self.value.bits).to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
@@ -57,23 +60,28 @@ class Opening(Request[Masked]):
 class BitOpening(Request[Tensor]):
     """A request to open XOR-shared bits that are masked by dealt random bits. Cost: 1 round, 1 bit per bit."""
 
-    def __init__(self, share: Tensor) -> None:
+    def __init__(self, share: Tensor, dtype: torch.dtype = torch.int64) -> None:
         self.share = share
+        self.dtype = dtype
         self.key = current()
         self.size = packed_size(share.shape.numel(), 1)
 
     def encode(self) -> bytes:
         """This party's message: its bits, eight a byte."""
-        return pack(self.share, 1)
+        return np.packbits(
+            self.share.reshape(-1).cpu().numpy().astype(np.uint8, copy=False) & 1, bitorder="little"
+        ).tobytes()
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
-        """The public masked bits, int64 0 or 1."""
-        total = unpack(parts[0], 1, self.share.shape)
+        """The public masked bits, 0 or 1, in the integers asked for."""
+        packed = np.frombuffer(parts[0], np.uint8)
         for part in parts[1:]:
-            total ^= unpack(part, 1, self.share.shape)
+            packed = packed ^ np.frombuffer(part, np.uint8)
+        bits = np.unpackbits(packed, count=self.share.shape.numel(), bitorder="little")
+        total = torch.from_numpy(bits).view(torch.int8).reshape(self.share.shape).to(c.device, self.dtype)
         if c.observer is not None:
-            c.observer(total, 1)
-        return total.to(c.device)
+            c.observer(total.to(torch.int64), 1)
+        return total
 
     def blank(self, c: Context) -> Tensor:
         """What a role that does not evaluate gets."""
@@ -136,6 +144,11 @@ class Context:
         """A value computed from masks, shared modulo 2^bits. The dealer gets it whole."""
         return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, bits)
 
+    def deal_table(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
+        """As `deal`, for what is looked up and not computed with: a party gets it in the narrowest signed integers that
+        hold `bits`, congruent modulo 2^bits."""
+        return self.tape.table(op, tuple(shape), value if self.tape.dealing else None, bits)
+
     def deal_xor(self, op: str, shape: Sequence[int], value: Callable[[], Tensor]) -> Tensor:
         """64-bit words computed from masks, XOR-shared."""
         return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, 64, "xor")
@@ -143,28 +156,29 @@ class Context:
     # ---- local conversions ---------------------------------------------------------------------------------------
     def blank(self, shape: Sequence[int]) -> Tensor:
         """A tensor nobody reads: what a role that does not evaluate holds in place of shares and masked values."""
-        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        return shadow(shape)
 
     def shared(self, x: Masked) -> Shared:
         """Masked -> Shared; local: [x]_i = (i == 0) m - [lam]_i."""
         if not self.evaluating:
             return Shared(self.blank(x.shape), x.bits, x.frac)
-        share = (x.m - x.lam) if self.first else -x.lam
-        return Shared(ring.reduce(share, x.bits), x.bits, x.frac)
+        return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)
 
     def add_public(self, x: Shared, value: Tensor | int) -> Shared:
         """[x + value] for public ring elements (already scaled); party 0 adds."""
         if not self.evaluating:
             like = self.blank(value.shape if isinstance(value, Tensor) else ())
             return Shared(x.x + like, x.bits, x.frac)
-        out = x.x + value if self.first else x.x + torch.zeros_like(torch.as_tensor(value, device=x.x.device))
-        return Shared(ring.reduce(out, x.bits), x.bits, x.frac)
+        if self.first:
+            return Shared(x.x + value, x.bits, x.frac)
+        wide = isinstance(value, Tensor) and broadcast(x.shape, value.shape) != tuple(x.shape)
+        return Shared(x.x + torch.zeros_like(cast(Tensor, value)) if wide else x.x, x.bits, x.frac)
 
     def public(self, value: Tensor, bits: int, frac: int) -> Shared:
         """A public tensor of ring elements as a sharing."""
         if not self.evaluating:
             return Shared(self.blank(value.shape), bits, frac)
-        return Shared(ring.reduce(value if self.first else torch.zeros_like(value), bits), bits, frac)
+        return Shared(value if self.first else torch.zeros_like(value), bits, frac)
 
     # ---- opening -------------------------------------------------------------------------------------------------
     def opening(self, x: Shared) -> Opening:

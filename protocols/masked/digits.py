@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context, open_value, require
+from protocols.masked.one_hot import look_up
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
@@ -42,12 +43,12 @@ def high_part(c: Context, x: Masked, low: int) -> Shared:
         borrow = torch.arange(1 << low, device=x.lam.device) < (x.lam & ((1 << low) - 1))[..., None]
         return ring.shift_right(x.lam, low, x.bits)[..., None] + borrow
 
-    dealt = c.deal("borrow table", (*x.shape, 1 << low), bits, table)
+    dealt = c.deal_table("borrow table", (*x.shape, 1 << low), bits, table)
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, 0)
-    looked_up = dealt.gather(-1, (x.m & ((1 << low) - 1))[..., None])[..., 0]
+    looked_up = look_up(dealt, x.m & ((1 << low) - 1))
     own = ring.shift_right(x.m, low, x.bits) if c.first else torch.zeros_like(looked_up)
-    return Shared(ring.reduce(own - looked_up, bits), bits, 0)
+    return Shared(own - looked_up, bits, 0)
 
 
 async def exact_digits(c: Context, x: Masked, widths: Sequence[int]) -> list[Masked]:

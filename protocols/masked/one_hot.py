@@ -41,7 +41,12 @@ def deal_scaled(
             out[i].scatter_(-1, lam_digit[..., None], factor()[..., None])
         return out
 
-    return c.deal(op, shape, bits, value)
+    return c.deal_table(op, shape, bits, value)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[..., index[...]], int64: one entry of each dealt table [..., entries], however narrow its words are."""
+    return table.gather(-1, index[..., None])[..., 0].to(torch.int64)
 
 
 def evaluate_table(dealt: Tensor, m_digit: Tensor, table: Tensor, bits: int) -> Tensor:
@@ -55,7 +60,7 @@ def rotate(dealt: Tensor, m_digit: Tensor) -> Tensor:
     """The one-hot share itself: out[..., v] = dealt[..., m_digit - v mod 2^w]."""
     size = dealt.shape[-1]
     positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)
-    return dealt.gather(-1, positions)
+    return dealt.gather(-1, positions).to(torch.int64)
 
 
 def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:

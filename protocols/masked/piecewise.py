@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context, require
-from protocols.masked.one_hot import digit
+from protocols.masked.one_hot import digit, look_up
 from protocols.masked.wires import Masked, Shared
 
 POWER_BITS = 12  # default fraction bits of the public powers of m_lo
@@ -107,28 +107,30 @@ def evaluate(
             cached.append(_tables(f, x, high_bits, frac - power_bits))
         return cached[0]
 
-    dealt = c.deal(f"{f.name} tables", shape, bits, tables)
+    dealt = c.deal_table(f"{f.name} tables", shape, bits, tables)
     scaled = None
     if factor is not None:
         factor = factor.to_ring(bits)
         lam = factor.lam
-        scaled = c.deal(f"{f.name} tables times mask", shape, bits, lambda: tables() * lam[None, ..., None])
+        scaled = c.deal_table(f"{f.name} tables times mask", shape, bits, lambda: tables() * lam[None, ..., None])
     out_frac = frac + (factor.frac if factor is not None else 0)
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, out_frac)
     m_hi, _ = digit(c, x, low_bits, high_bits)
     gamma = (x.m & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**low_bits
+    power, powers = torch.ones_like(gamma), []
+    for _ in range(f.degree + 1):
+        powers.append(power)
+        power = power * gamma
+    public = torch.round(torch.stack(powers) * 2.0**power_bits).to(torch.int64)
+    index = m_hi.expand(public.shape)
 
     def pick(entries: Tensor) -> Tensor:
-        total = torch.zeros(x.shape, dtype=torch.int64, device=x.m.device)
-        for j in range(f.degree + 1):
-            power = torch.round(gamma**j * 2.0**power_bits).to(torch.int64)
-            total = total + power * entries[j].gather(-1, m_hi[..., None])[..., 0]
-        return ring.reduce(total, bits)
+        return (public * look_up(entries, index)).sum(0)
 
     value = pick(dealt)
     if factor is not None and scaled is not None:
-        value = ring.reduce(factor.m * value - pick(scaled), bits)
+        value = factor.m * value - pick(scaled)
     return Shared(value, bits, out_frac)
 
 

@@ -15,13 +15,14 @@ normalised value and factor are opened under fresh uniform masks. Sources as in 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.one_hot import deal_scaled
+from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.piecewise import Piecewise, evaluate, normalised_power
 from protocols.masked.truncation import truncate
 from protocols.masked.wires import Masked, Shared
@@ -47,6 +48,13 @@ def _candidate_digits(lam: Tensor, shift: int, bits: int, count: int) -> Tensor:
     return torch.stack(out)
 
 
+@cache
+def _digit_cuts(ps: tuple[int, ...], count: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Shift and mask of digit i above threshold p in a ring of `bits` bits: [thresholds, count] each."""
+    shifts = torch.tensor([[p + i * DIGIT for i in range(count)] for p in ps])
+    return shifts.clamp(max=63), (1 << (bits - shifts).clamp(0, DIGIT)) - 1
+
+
 async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple[Shared, Shared]:
     """For each threshold: [x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, [thresholds, ...]. One round."""
     ps = _thresholds(low, high)
@@ -62,19 +70,16 @@ async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple
     lam_digits = candidates() if c.tape.dealing else c.blank(shape)
     dealt = deal_scaled(c, "threshold digits", lam_digits, DIGIT, count_bits, [lambda: torch.ones_like(lam_digits)])[0]
     if c.evaluating:
-        m_digits = torch.stack(
-            [
-                torch.stack([ring.shift_right(x.m, p + i * DIGIT, x.bits) & ((1 << DIGIT) - 1) for i in range(digits)])
-                for p in ps
-            ]
-        )[None].expand(shape)
-        match = dealt.gather(-1, m_digits[..., None])[..., 0].sum(2)
-        mismatch = Shared(ring.reduce(-match, count_bits), count_bits, 0)
+        shifts, masks = _digit_cuts(tuple(ps), digits, x.bits)
+        axes = (len(ps), digits, *[1] * x.m.dim())
+        m_digits = (x.m >> shifts.to(x.m.device).reshape(axes)) & masks.to(x.m.device).reshape(axes)
+        m_digits = m_digits[None].expand(shape)
+        match = look_up(dealt, m_digits).sum(2)
+        mismatch = Shared(-match, count_bits, 0)
         mismatch = c.add_public(mismatch, torch.full(mismatch.shape, digits))
     else:
         mismatch = Shared(c.blank((2, len(ps), *x.shape)), count_bits, 0)
     counts = await open_value(c, mismatch)
-    index = counts.m[..., None] if c.evaluating else counts.m
     ones = deal_scaled(c, "threshold bits", counts.lam, count_bits, 64, [lambda: torch.ones_like(counts.lam)])[0]
     scaled = deal_scaled(c, "threshold bits times mask", counts.lam, count_bits, bits, [lambda: x.lam.expand(counts.shape)])[
         0
@@ -83,9 +88,9 @@ async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple
     if not c.evaluating:
         return Shared(c.blank(shape), 64, 0), Shared(c.blank(shape), bits, x.frac)
     # a count is zero where lam = m; at most one of the two candidates has none
-    bit = ones.gather(-1, index)[..., 0].sum(0)
-    bit_lam = scaled.gather(-1, index)[..., 0].sum(0)
-    return Shared(bit, 64, 0), Shared(ring.reduce(x.m * bit - bit_lam, bits), bits, x.frac)
+    bit = look_up(ones, counts.m).sum(0)
+    bit_lam = look_up(scaled, counts.m).sum(0)
+    return Shared(bit, 64, 0), Shared(x.m * bit - bit_lam, bits, x.frac)
 
 
 async def power(c: Context, x: Masked, low: int, high: int, exponent: float, constant: float = 1.0) -> Shared:
@@ -120,7 +125,6 @@ def _weighted(c: Context, below: Shared, top: Shared, weights: list[int]) -> Sha
     """sum_p e_p weights[p] where e_p = b_p - b_(p-2) is one-hot, b_high = `top`."""
     if not c.evaluating:
         return Shared(c.blank(top.shape), below.bits, below.frac)
-    out = top.x * weights[-1]
-    for i in range(len(weights) - 1):
-        out = out + below.x[i] * (weights[i] - weights[i + 1])
-    return Shared(ring.reduce(out, below.bits), below.bits, below.frac)
+    steps = torch.tensor([a - b for a, b in zip(weights, weights[1:], strict=False)], device=below.x.device)
+    parts = below.x * steps.reshape(-1, *[1] * (below.x.dim() - 1))
+    return Shared(top.x * weights[-1] + parts.sum(0), below.bits, below.frac)

@@ -1,6 +1,6 @@
 """Products of masked values: element-wise, matrix, any bilinear map with public structure. No round.
 
-[x y] = m_x [y] - [lam_x] m_y + [lam_x lam_y]; the dealer deals the last term (the size of the *output*), so a product with
+[x y] = [x] m_y - m_x [lam_y] + [lam_x lam_y]; the dealer deals the last term (the size of the *output*), so a product with
 a weight or a cached value that was masked once costs nothing for it. Beaver 1991; Ben-Efraim et al. 2019.
 
 Result: Shared, frac = frac_x + frac_y, in the smaller ring. The caller guarantees |x y| < 2^(bits - 1 - frac).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from protocols.masked.context import Context
+from protocols.masked.context import Context, require
 from protocols.masked.wires import Masked, Shared
 
 Bilinear = Callable[[Tensor, Tensor, int], Tensor]
@@ -29,14 +29,15 @@ def elementwise(a: Tensor, b: Tensor, bits: int) -> Tensor:
 def product(c: Context, op: str, x: Masked, y: Masked, f: Bilinear = elementwise) -> Shared:
     """The bilinear map f of two masked values; local."""
     bits = min(x.bits, y.bits)
-    x, y = x.to_ring(bits), y.to_ring(bits)
     shape = f(c.blank(x.shape), c.blank(y.shape), bits).shape
     term = c.deal(op, shape, bits, lambda: f(x.lam, y.lam, bits))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + y.frac)
-    own = y.m - y.lam if c.first else -y.lam
-    out = f(x.m, ring.reduce(own, bits), bits) - f(x.lam, y.m, bits) + term
-    return Shared(ring.reduce(out, bits), bits, x.frac + y.frac)
+    if x.m.numel() <= y.m.numel():  # a cached value is large, and read as it lies
+        out = f(c.shared(x).x, y.m, bits) - f(x.m, y.lam, bits)
+    else:
+        out = f(x.m, c.shared(y).x, bits) - f(x.lam, y.m, bits)
+    return Shared(out + term, bits, x.frac + y.frac)
 
 
 def multiply(c: Context, x: Masked, y: Masked) -> Shared:
@@ -53,18 +54,21 @@ class FixedWeight:
     """A weight, masked once in Z_2^64 and reused for ever; what products need of it is kept ready.
 
     m: opened W + lam [in, out]; own: this party's share of W; at the dealer lam is the whole mask. Kept column-major, which
-    makes a product with one row (a decode step) a single pass at memory speed.
+    makes a product with one row (a decode step) a single pass at memory speed. bits: the largest ring of its products; up
+    to 32 bits m and own are kept in 32, half the memory and half the pass.
     """
 
-    def __init__(self, value: Masked, c: Context) -> None:
+    def __init__(self, value: Masked, c: Context, bits: int = 64) -> None:
+        dtype = torch.int32 if bits <= 32 else torch.int64
+
         def keep(t: Tensor) -> Tensor:
-            return t.t().contiguous().t() if t.dim() == 2 and not t.is_meta else t
+            return t.to(dtype).t().contiguous().t() if t.dim() == 2 and not t.is_meta else t.to(dtype)
 
         self.m = keep(value.m)
         self.lam = keep(value.lam) if c.tape.dealing else c.blank(value.shape)
-        own = value.m - value.lam if c.first else -value.lam
-        self.own = keep(own) if c.evaluating else c.blank(value.shape)
+        self.own = keep(c.shared(value).x) if c.evaluating else c.blank(value.shape)
         self.frac = value.frac
+        self.bits = 32 if bits <= 32 else 64
 
     @property
     def shape(self) -> torch.Size:
@@ -73,15 +77,16 @@ class FixedWeight:
 
 
 def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
-    """x @ W for a fixed weight: [..., in] -> [..., out], in x's ring."""
+    """x @ W for a fixed weight: [..., in] -> [..., out], in x's ring. [x W] = m_x [W] + ([lam_x W's mask] - [lam_x] m_W), where
+    the second half needs no input and is computed ahead."""
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
+    require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
     term = c.deal(op, shape, bits, lambda: ring.matmul(_rows(x.lam), w.lam, bits).reshape(shape))
+    ahead = c.tape.ahead(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
-    online = ring.matmul(_rows(x.m), w.own, bits)
-    ahead = ring.matmul(_rows(x.lam), w.m, bits)  # depends on the tape alone
-    return Shared(ring.reduce((online - ahead).reshape(shape) + term, bits), bits, x.frac + w.frac)
+    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + ahead, bits, x.frac + w.frac)
 
 
 def _rows(x: Tensor) -> Tensor:

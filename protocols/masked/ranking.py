@@ -4,7 +4,7 @@ One level: every pair's comparison (1 round), ranks are sums of bits and are ope
 index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 8 to 16 bring a
 vocabulary of 50 257 to one in four levels, twelve rounds.
 
-Ties go to the earlier position: the position within the group is appended as low bits, so ranks are a permutation.
+Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
 Leaks nothing: comparison bits, ranks and values are opened under fresh uniform masks.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from mpc import ring
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.one_hot import deal_scaled
+from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
@@ -53,7 +53,7 @@ def _pad(x: Masked, size: int, fill: int) -> Masked:
     def grow(t: Tensor, value: int) -> Tensor:
         return torch.cat([t, torch.full((*t.shape[:-1], missing), value, dtype=t.dtype, device=t.device)], -1)
 
-    return Masked(ring.reduce(grow(x.m, fill), x.bits), grow(x.lam, 0), x.bits, x.frac)
+    return Masked(ring.reduce(grow(x.m, fill), x.bits), lambda: grow(x.lam, 0), x.bits, x.frac)
 
 
 async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lowest: int) -> Best:
@@ -61,24 +61,17 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     values = _pad(values, size, lowest)
     digits = [_pad(d, size, 0) for d in digits]
     groups = (*values.shape[:-1], values.shape[-1] // size, size)
-    x = values.map(lambda t: t.reshape(groups))
-    ds = [d.map(lambda t: t.reshape(groups)) for d in digits]
-    order_bits = (size - 1).bit_length()
-    bits = x.bits + order_bits
-    later = torch.arange(size - 1, -1, -1, device=x.lam.device)
-    key = Masked(ring.reduce(x.m << order_bits, bits), ring.reduce(x.lam << order_bits, bits), bits, x.frac)
-    key = key.add_public(later)
+    x = values.move(lambda t: t.reshape(groups))
+    ds = [d.move(lambda t: t.reshape(groups)) for d in digits]
     i, j = torch.triu_indices(size, size, 1).unbind(0)
-    pairs = key.map(lambda t: t[..., i] - t[..., j])
-    loses = (await less_than_zero(c, pairs)).share(RANK_BITS)  # position i loses against j
+    pairs = x.map(lambda t: t[..., i] - t[..., j])
+    loses = (await less_than_zero(c, pairs)).share(RANK_BITS)  # position i loses against j, j > i
 
     def ranks(t: Tensor) -> Tensor:
-        out = torch.zeros((*t.shape[:-1], size), dtype=t.dtype, device=t.device)
-        if t.is_meta:
-            return out
+        out = t.new_zeros((*t.shape[:-1], size))
         return out.index_add(-1, i.to(t.device), t).index_add(-1, j.to(t.device), -t)
 
-    base = torch.zeros(size, dtype=torch.int64).index_add(0, j, torch.ones_like(j)).to(x.lam.device)
+    base = torch.zeros(size, dtype=torch.int64).index_add(0, j, torch.ones_like(j)).to(c.device)
     rank = await open_value(c, c.add_public(loses.map(ranks), base.expand(groups)))
 
     def select(of: Masked) -> Shared:
@@ -88,21 +81,21 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
         )
         if not c.evaluating:
             return Shared(c.blank(groups[:-1]), of.bits, of.frac)
-        index = rank.m[..., None]
-        bit, bit_lam = hot[0].gather(-1, index)[..., 0], hot[1].gather(-1, index)[..., 0]
-        return Shared(ring.reduce((of.m * bit - bit_lam).sum(-1), of.bits), of.bits, of.frac)
+        bit, bit_lam = look_up(hot[0], rank.m), look_up(hot[1], rank.m)
+        return Shared((of.m * bit - bit_lam).sum(-1), of.bits, of.frac)
 
     opened = await together(*(open_value(c, select(of)) for of in [x, *ds]))
     return Best(opened[0], tuple(opened[1:]))
 
 
 async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool) -> Best:
-    """Maximum (and index) over the last axis: [..., n] -> [...]. |x| < 2^magnitude_bits ring units, two bits to spare."""
-    require(x.bits >= magnitude_bits + 2, "argmax", f"a ring of {x.bits} bits is too small")
+    """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= 2^magnitude_bits ring units: the bound itself can
+    come out of rounding, and a difference of both ends must fit, hence three bits to spare."""
+    require(x.bits >= magnitude_bits + 3, "argmax", f"a ring of {x.bits} bits is too small")
     n = x.shape[-1]
     digits: list[Masked] = []
     if with_index:
-        position = torch.arange(n, device=x.lam.device)
+        position = torch.arange(n, device=c.device)
         for k in range(max(1, -(-(n - 1).bit_length() // INDEX_DIGIT))):
             public = ((position >> (k * INDEX_DIGIT)) & 255).expand(x.shape)
             digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))

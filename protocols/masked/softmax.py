@@ -27,7 +27,7 @@ from mpc.errors import RangeError
 from mpc.ledger import operation
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.one_hot import digit, one_hot
+from protocols.masked.one_hot import digit, look_up, one_hot
 from protocols.masked.power import power
 from protocols.masked.truncation import truncate_and_lift
 from protocols.masked.wires import Masked, Shared
@@ -75,9 +75,7 @@ class Rows:
         """[entries, ...] -> [rows, ...]."""
         if self.index is None:
             return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
-        out = torch.zeros((self.rows, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        if x.is_meta:
-            return out
+        out = x.new_zeros((self.rows, *x.shape[1:]))
         return out.index_add_(0, torch.div(self.index, self.columns, rounding_mode="floor").to(x.device), x)
 
     def spread(self, x: Tensor) -> Tensor:
@@ -90,9 +88,8 @@ class Rows:
         """[entries] -> [rows, columns], zero where masked out."""
         if self.index is None:
             return x.reshape(self.rows, self.columns)
-        out = torch.zeros(self.rows * self.columns, dtype=x.dtype, device=x.device)
-        if not x.is_meta:
-            out[self.index.to(x.device)] = x
+        out = x.new_zeros((self.rows * self.columns,))
+        out[self.index.to(x.device)] = x
         return out.reshape(self.rows, self.columns)
 
 
@@ -131,14 +128,14 @@ def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) 
     low_bits = x.frac + WIDE_BITS
     require(x.bits > low_bits + 1, "exponential", f"a ring of {x.bits} bits is too small")
     shape = (*x.shape, 1 << (x.bits - low_bits))
-    dealt = c.deal("exponential table", shape, bits, lambda: _exponential_tables(x, table_bits))
+    dealt = c.deal_table("exponential table", shape, bits, lambda: _exponential_tables(x, table_bits))
     frac = table_bits + FACTOR_BITS
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, frac)
     m_hi, _ = digit(c, x, low_bits, x.bits - low_bits)
     m_lo = (x.m & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
     factor = torch.round(torch.exp(m_lo) * 2.0**FACTOR_BITS).to(torch.int64)
-    return Shared(ring.reduce(dealt.gather(-1, m_hi[..., None])[..., 0] * factor, bits), bits, frac)
+    return Shared(look_up(dealt, m_hi) * factor, bits, frac)
 
 
 async def numerators(

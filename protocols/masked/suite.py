@@ -30,15 +30,18 @@ from mpc.fixed_point import encode
 from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.masked import activation as activations
-from protocols.masked import product, ranking, softmax
+from protocols.masked import product, ranking, selection, softmax
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
+from protocols.masked.growth import grown
 from protocols.masked.one_hot import one_hot
 from protocols.masked.power import power
+from protocols.masked.tensor import MaskedTensor, MaskedWeight
 from protocols.masked.truncation import truncate, truncate_and_lift
 from protocols.masked.wires import Masked, Shared
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
+TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
 SCALE_BITS = 18  # fraction bits of 1/deviation and 1/sum
 RESIDUAL_EXTRA = 2  # further fraction bits of the residual stream: early layers are small, and norms amplify
@@ -66,152 +69,11 @@ class Magnitudes:
                 raise RangeError(f"{name} = {found!r} must be a whole number from {low} to {high} (log2 of the bound)")
 
 
-@dataclass
-class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value."""
-
-    suite: MaskedSuite
-    magnitude: int
-    shared: Shared | None = None
-    masked: Masked | None = None
-
-    @property
-    def form(self) -> Shared | Masked:
-        """Whichever form there is; the masked one first."""
-        found = self.masked if self.masked is not None else self.shared
-        assert found is not None
-        return found
-
-    @property
-    def frac(self) -> int:
-        """Fraction bits."""
-        return self.form.frac
-
-    @property
-    def shape(self) -> torch.Size:
-        """Public shape."""
-        return self.form.shape
-
-    def as_shared(self) -> Shared:
-        """A sharing of it; local."""
-        if self.shared is None:
-            assert self.masked is not None
-            self.shared = self.suite.context.shared(self.masked)
-        return self.shared
-
-    def _map(self, f: Any, grow: int = 0) -> MaskedTensor:
-        return MaskedTensor(
-            self.suite,
-            self.magnitude + grow,
-            None if self.shared is None else self.shared.map(f),
-            None if self.masked is None else self.masked.map(f),
-        )
-
-    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
-        if isinstance(other, MaskedWeight):
-            other = other.tensor()
-        if isinstance(other, Tensor | float | int):
-            return self._add_public(other)
-        assert isinstance(other, MaskedTensor)
-        grow = max(self.magnitude, other.magnitude) + 1
-        if self.masked is not None and other.masked is not None and self.masked.frac == other.masked.frac:
-            return MaskedTensor(self.suite, grow, masked=self.masked.add(other.masked))
-        a, b = self.as_shared(), other.as_shared()
-        frac = max(a.frac, b.frac)
-        a, b = a.shift_left(frac - a.frac), b.shift_left(frac - b.frac)
-        return MaskedTensor(self.suite, grow, a.add(b))
-
-    def _add_public(self, other: Tensor | float) -> MaskedTensor:
-        form = self.form
-        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.suite.device)
-        masked = None if self.masked is None else self.masked.add_public(value)
-        shared = None if self.masked is not None else self.suite.context.add_public(self.as_shared(), value)
-        return MaskedTensor(self.suite, self.magnitude + 1, shared, masked)
-
-    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
-        if isinstance(other, MaskedWeight):
-            other = other.tensor()
-        return self + (-other)
-
-    def __neg__(self) -> MaskedTensor:
-        return self._map(torch.neg)
-
-    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
-        if isinstance(factor, Tensor):
-            if factor.is_floating_point():
-                raise RangeError("a value is multiplied by public integers only; use Suite.scale for real factors")
-            largest = int(factor.abs().max()) if factor.numel() else 0
-            return self._map(lambda t: t * factor.to(t.device), max(largest, 1).bit_length())
-        return self._map(lambda t: t * int(factor), max(abs(int(factor)), 1).bit_length())
-
-    def __getitem__(self, index: Any) -> MaskedTensor:
-        return self._map(lambda t: t[index])
-
-    def reshape(self, *shape: int) -> MaskedTensor:
-        return self._map(lambda t: t.reshape(*shape))
-
-    def permute(self, *dims: int) -> MaskedTensor:
-        return self._map(lambda t: t.permute(*dims))
-
-    def expand(self, *shape: int) -> MaskedTensor:
-        return self._map(lambda t: t.expand(*shape))
-
-    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
-        return self._map(lambda t: t.sum(dim, keepdim=keepdim), self.shape[dim].bit_length())
-
-    def __repr__(self) -> str:
-        return f"MaskedTensor(shape={list(self.shape)}, ring=2^{self.form.bits}, fraction bits={self.frac})"
-
-
-class MaskedWeight(Value):
-    """A fixed secret. Independent of the session: later suites of the same role in this process may use it."""
-
-    def __init__(self, suite: MaskedSuite, weight: product.FixedWeight, magnitude: int) -> None:
-        self.suite = suite
-        self.weight = weight
-        self.magnitude = magnitude
-
-    def tensor(self, suite: MaskedSuite | None = None) -> MaskedTensor:
-        """The weight as an ordinary value (a sharing)."""
-        return MaskedTensor(suite or self.suite, self.magnitude, Shared(self.weight.own, FULL, self.weight.frac))
-
-    @property
-    def shape(self) -> torch.Size:
-        """Public shape."""
-        return self.weight.shape
-
-    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
-        return self.tensor() + other
-
-    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
-        return self.tensor() - other
-
-    def __neg__(self) -> MaskedTensor:
-        return -self.tensor()
-
-    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
-        return self.tensor() * factor
-
-    def __getitem__(self, index: Any) -> MaskedTensor:
-        return self.tensor()[index]
-
-    def reshape(self, *shape: int) -> MaskedTensor:
-        return self.tensor().reshape(*shape)
-
-    def permute(self, *dims: int) -> MaskedTensor:
-        return self.tensor().permute(*dims)
-
-    def expand(self, *shape: int) -> MaskedTensor:
-        return self.tensor().expand(*shape)
-
-    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
-        return self.tensor().sum(dim, keepdim)
-
-
 class MaskedSuite(Suite):
     """One role's instance for one session. channel None: the dealer, or estimation. residual ... score: see `Magnitudes`."""
 
     name: ClassVar[str] = "masked"
+    prepares: ClassVar[bool] = True
     weight_fraction_bits = WEIGHT_BITS
 
     def __init__(
@@ -233,31 +95,44 @@ class MaskedSuite(Suite):
         super().__init__(parties, fraction_bits, self.context.ledger, device)
         self.magnitudes = Magnitudes(residual, activation, value, score)
         self.range_bits = self.magnitudes.score + 1
+        self.similarity_bound = 2.0 ** (self.range_bits + selection.SIMILARITY_ROOM)
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         return self.context.flush(requests)
 
     # ---- forms -----------------------------------------------------------------------------------------------------
-    def _tensor(self, x: Value) -> MaskedTensor:
+    def as_tensor(self, x: Value) -> MaskedTensor:
+        """A value of this suite; a weight as an ordinary value."""
         if isinstance(x, MaskedWeight):
             return x.tensor(self)
         assert isinstance(x, MaskedTensor)
         return x
 
-    def _new(self, x: Shared | Masked, magnitude: int) -> MaskedTensor:
+    def bounded(self, x: Value, bound: float) -> MaskedTensor:
+        """x, known to lie within +-bound."""
+        t = self.as_tensor(x)
+        t.magnitude = min(t.magnitude, max(1, math.ceil(math.log2(bound))))
+        return t
+
+    def new(self, x: Shared | Masked, magnitude: int) -> MaskedTensor:
+        """A sharing or a masked value as a value, |x| < 2^magnitude."""
         if isinstance(x, Shared):
             return MaskedTensor(self, magnitude, x)
         return MaskedTensor(self, magnitude, masked=x)
 
-    async def masked(self, value: Value, frac: int, bits: int) -> Masked:
-        """<x> with exactly `frac` fraction bits modulo 2^bits: 0 to 2 rounds, whatever is cheapest from what there is."""
-        x = self._tensor(value)
+    async def masked(self, value: Value, frac: int, bits: int, cut: bool = True) -> Masked:
+        """<x> with exactly `frac` fraction bits modulo 2^bits: 0 to 2 rounds, whatever is cheapest from what there is.
+
+        cut: False where a larger ring does as well, as for a factor: what is there is then not copied into a smaller one.
+        """
+        x = self.as_tensor(value)
         c = self.context
         need = frac + x.magnitude + 2
-        require(need <= bits or x.magnitude == 0, "masked", f"{need} bits do not fit a ring of {bits}")
+        if need > bits and x.magnitude != 0:
+            require(False, "masked", f"{need} bits do not fit a ring of {bits}")
         found = x.masked
         if found is not None and found.frac == frac and found.bits >= bits:
-            return found.to_ring(bits)
+            return found.to_ring(bits) if cut else found
         if found is None:
             shared = x.as_shared()
             if shared.frac <= frac:
@@ -266,7 +141,8 @@ class MaskedSuite(Suite):
                     x.masked = await open_value(c, shared.to_ring(bits))
                     return x.masked
             opened = min(shared.bits, max(shared.frac + x.magnitude + 2, 2))
-            require(shared.frac + x.magnitude + 2 <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
+            if shared.frac + x.magnitude + 2 > shared.bits:
+                require(False, "open", f"{shared} with |x| < 2^{x.magnitude}")
             excess = max(shared.frac - frac, 0)
             if shared.bits - excess >= bits:
                 opened = max(opened, bits + excess)
@@ -294,28 +170,29 @@ class MaskedSuite(Suite):
         home = copy.copy(self)  # what outlives the session keeps neither its tape nor its channel
         home.context = c.local()
         home.ledger = home.context.ledger
-        return MaskedWeight(home, product.FixedWeight(opened, c), magnitude)
+        largest = self._embed_bits if name == TABLE else FULL
+        return MaskedWeight(home, product.FixedWeight(opened, c, largest), magnitude)
 
     def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> MaskedTensor:
         """A secret input from this party's share in Z_2^64."""
         x = share.to(self.device) if share is not None else self.context.blank(shape)
         magnitude = 1 if fraction_bits == 0 else self.magnitudes.activation
-        return self._new(Shared(x, FULL, fraction_bits), magnitude)
+        return self.new(Shared(x, FULL, fraction_bits), magnitude)
 
     def output(self, x: Value) -> OutputShare:
         """This party's share plus a dealt sharing of zero: the sum says nothing but x."""
-        s = self._tensor(x).as_shared()
+        s = self.as_tensor(x).as_shared()
         zero = self.context.deal("zero", s.shape, s.bits, lambda: torch.zeros(s.shape, dtype=torch.int64))
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
     async def rounded(self, x: Value) -> MaskedTensor:
         """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
             # with room for a few additions (a sample's noise)
-            return self._new(await self.masked(t, f, f + t.magnitude + 4), t.magnitude)
+            return self.new(await self.masked(t, f, f + t.magnitude + 4), t.magnitude)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""
@@ -323,47 +200,48 @@ class MaskedSuite(Suite):
         t = t.expand(tuple(shape)) if shape is not None else t
         m = encode(t, self.fraction_bits).to(self.device)
         magnitude = max(1, math.ceil(math.log2(float(t.abs().max()) + 1))) if t.numel() else 1
-        return self._new(Masked(m, torch.zeros_like(m), FULL, self.fraction_bits), magnitude)
+        return self.new(Masked(m, torch.zeros_like(m), FULL, self.fraction_bits), magnitude)
 
     def concat(self, values: Sequence[Value], dim: int) -> MaskedTensor:
         """Concatenate along `dim`; local."""
-        xs = [self._tensor(v) for v in values]
+        xs = [self.as_tensor(v) for v in values]
         magnitude = max(x.magnitude for x in xs)
         masked = [x.masked for x in xs if x.masked is not None]
         if len(masked) == len(xs) and len({m.frac for m in masked}) == 1:
             bits = min(m.bits for m in masked)
             cut = [m.to_ring(bits) for m in masked]
             joined = Masked(torch.cat([m.m for m in cut], dim), torch.cat([m.lam for m in cut], dim), bits, cut[0].frac)
-            return self._new(joined, magnitude)
+            return self.new(joined, magnitude)
         shares = [x.as_shared() for x in xs]
         frac = max(s.frac for s in shares)
         shares = [s.shift_left(frac - s.frac) for s in shares]
         bits = min(s.bits for s in shares)
-        return self._new(Shared(torch.cat([s.to_ring(bits).x for s in shares], dim), bits, frac), magnitude)
+        return self.new(Shared(torch.cat([s.to_ring(bits).x for s in shares], dim), bits, frac), magnitude)
 
     # ---- arithmetic ------------------------------------------------------------------------------------------------
     async def _operands(self, x: Value, y: Value, extra: int) -> tuple[Masked, Masked, int]:
-        a, b = self._tensor(x), self._tensor(y)
+        a, b = self.as_tensor(x), self.as_tensor(y)
         fa, fb = min(a.frac, self.fraction_bits), min(b.frac, self.fraction_bits)
         magnitude = a.magnitude + b.magnitude + extra
         bits = max(fa + fb + magnitude + 2, fa + a.magnitude + 2, fb + b.magnitude + 2)
-        require(bits <= FULL, "product", f"{a} by {b} needs {bits} bits")
+        if bits > FULL:
+            require(False, "product", f"{a} by {b} needs {bits} bits")
         ma, mb = await self.together(self.masked(a, fa, bits), self.masked(b, fb, bits))
         return ma, mb, magnitude
 
     async def mul(self, x: Value, y: Value) -> MaskedTensor:
         """Element-wise product; no round beyond making the factors masked."""
         a, b, magnitude = await self._operands(x, y, 0)
-        return self._new(product.multiply(self.context, a, b), magnitude)
+        return self.new(product.multiply(self.context, a, b), magnitude)
 
     async def matmul(self, x: Value, y: Value) -> MaskedTensor:
         """Matrix product; no round beyond making the factors masked."""
         a, b, magnitude = await self._operands(x, y, x.shape[-1].bit_length())
-        return self._new(product.matmul(self.context, a, b), magnitude)
+        return self.new(product.matmul(self.context, a, b), magnitude)
 
     async def scale(self, x: Value, factor: Tensor | float) -> MaskedTensor:
         """Times a public real factor, held with 12 fraction bits below its largest entry; 0 or 1 round."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         real = torch.as_tensor(factor, dtype=torch.float64)
         top = max(0, math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
         bits = t.frac + t.magnitude + top + 3 + 12  # one bit to spare: a rotation adds two such products
@@ -374,20 +252,20 @@ class MaskedSuite(Suite):
                 shared = t.as_shared()
                 opened = await open_value(self.context, shared.to_ring(shared.frac + t.magnitude + 2))
                 cut = truncate_and_lift(self.context, opened, shared.frac - self.fraction_bits, wide)
-                t = self._new(cut, t.magnitude)
+                t = self.new(cut, t.magnitude)
             else:
-                t = self._new(m, t.magnitude)
+                t = self.new(m, t.magnitude)
         integers = torch.round(real * 2.0**12).to(torch.int64).to(self.device)
         form = t.form.map(lambda v: v * integers.to(v.device))
         out = Shared(form.x, form.bits, form.frac + 12) if isinstance(form, Shared) else None
         if isinstance(form, Masked):
-            return self._new(Masked(form.m, form.lam, form.bits, form.frac + 12), t.magnitude + top)
+            return self.new(Masked(form.m, form.lam, form.bits, form.frac + 12), t.magnitude + top)
         assert out is not None
-        return self._new(out, t.magnitude + top)
+        return self.new(out, t.magnitude + top)
 
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
         """x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         bound = self.magnitudes.residual if residual is not None else self.magnitudes.activation
         frac = min(t.frac, self.fraction_bits)
         bits = frac + WEIGHT_BITS + max(bound, t.magnitude) + 2
@@ -395,7 +273,7 @@ class MaskedSuite(Suite):
             m = await self.masked(t, frac, bits)
             out = self._weight_product(m, layer.weight, bound)
         if layer.bias is not None:
-            out = out + self._tensor(layer.bias)
+            out = out + self.as_tensor(layer.bias)
         if residual is not None:
             out = out + residual
         out.magnitude = bound
@@ -404,13 +282,17 @@ class MaskedSuite(Suite):
     def _weight_product(self, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
         if not isinstance(weight, MaskedWeight):
             raise RangeError("linear: the layer's weight must come from Suite.weight")
-        return self._new(product.weight_product(self.context, "linear", x, weight.weight), magnitude)
+        return self.new(product.weight_product(self.context, "linear", x, weight.weight), magnitude)
+
+    @property
+    def _embed_bits(self) -> int:
+        """The ring of products with the token table."""
+        return WEIGHT_BITS + self.magnitudes.residual + 2
 
     async def embed(self, one_hot: Value, table: Value) -> MaskedTensor:
         """One-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
-        bits = WEIGHT_BITS + self.magnitudes.residual + 2
         with operation("embed"):
-            m = await self.masked(self._tensor(one_hot), 0, bits)
+            m = await self.masked(self.as_tensor(one_hot), 0, self._embed_bits)
             return self._weight_product(m, table, self.magnitudes.residual - 1)
 
     # ---- normalisation ---------------------------------------------------------------------------------------------
@@ -419,7 +301,7 @@ class MaskedSuite(Suite):
         f = self.fraction_bits + RESIDUAL_EXTRA
         bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2, 2 * f + 2 * self.magnitudes.residual + 2)
         require(bits <= FULL, "residual", f"{bits} bits are needed")
-        return await self.masked(self._tensor(x), f, bits)
+        return await self.masked(self.as_tensor(x), f, bits)
 
     async def _inverse(self, h: Masked, norm: Norm) -> MaskedTensor:
         """[1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
@@ -442,7 +324,7 @@ class MaskedSuite(Suite):
             low_bit = max(epsilon.bit_length() - 1, 1)
             inverse = await power(c, opened, low_bit, high, -0.5, math.sqrt(width))
         magnitude = max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
-        return self._new(inverse, magnitude)
+        return self.new(inverse, magnitude)
 
     def _times_public(self, x: Masked, factor: float, bits: int) -> Masked:
         y = x.map(lambda t: t * round(factor * 2.0**bits))
@@ -475,9 +357,9 @@ class MaskedSuite(Suite):
         out: list[Value] = []
         for pre, layer in zip(products, layers, strict=True):
             with operation("norm scale"):
-                y = self._new(product.multiply(c, pre, r), self.magnitudes.activation)
+                y = self.new(product.multiply(c, pre, r), self.magnitudes.activation)
             if layer.bias is not None:
-                y = y + self._tensor(layer.bias)
+                y = y + self.as_tensor(layer.bias)
                 y.magnitude = self.magnitudes.activation
             out.append(y)
         return out
@@ -489,145 +371,166 @@ class MaskedSuite(Suite):
         found = await self._inverse(h, norm)
         with operation("norm scale"):
             r = await self.masked(found, SCALE_BITS, h.frac + SCALE_BITS + max(magnitude, found.magnitude) + 2)
-            y = self._new(product.multiply(self.context, h.to_ring(r.bits), r), magnitude)
-            scaled = self._new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2), magnitude)
+            y = self.new(product.multiply(self.context, h.to_ring(r.bits), r), magnitude)
+            scaled = self.new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2), magnitude)
         outputs = await self.together(*(self.linear(scaled, layer) for layer in layers))
         return list(outputs)
 
     # ---- attention -------------------------------------------------------------------------------------------------
-    async def _scores(self, q: Value, k: Value) -> Masked:
-        """Masked scores [G, R T, S] with `fraction_bits` (or more) fraction bits, range +-128."""
-        a, b = self._tensor(q), self._tensor(k)
-        f = self.fraction_bits
-        bits = 2 * f + self.range_bits + 2
-        ma, mb = await self.together(self.masked(a, f, bits), self.masked(b, f, bits))
-        s = product.matmul(self.context, ma, mb.map(lambda t: t.transpose(1, 2)))
-        return truncate(self.context, await open_value(self.context, s.to_ring(bits)), f)
-
-    def _value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
+    def value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
         """(fraction bits of the numerators, ring of numerators times values)."""
         spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
         return min(28, spare - max(rows.longest, 1).bit_length()), FULL
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
         """softmax(q k^T) v; the division comes after the product with v."""
-        c, f = self.context, self.fraction_bits
-        values = self._tensor(v)
-        values.magnitude = min(values.magnitude, self.magnitudes.value)
-        shape = torch.Size((*q.shape[:-1], k.shape[1]))
-        rows = softmax.Rows.of(shape, mask)
-        frac, bits = self._value_bits(rows)
+        return await selection.attention(self, q, k, v, mask)
 
-        async def scores() -> Masked:
-            with operation("scores"):
-                return await self._scores(q, k)
+    async def attention_received(
+        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
+    ) -> tuple[Value, Value]:
+        """`attention` and what each cached token receives from the observed queries, [G, S]; no further rounds."""
+        return await selection.attention_received(self, q, k, v, mask, observed)
 
-        async def cached() -> Masked:
-            with operation("values"):
-                return await self.masked(values, f, bits)
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
+        """`attention` with a secret bias, which joins the scores before they are opened."""
+        return await selection.biased_attention(self, q, k, v, bias)
 
-        s, mv = await self.together(scores(), cached())
-        y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
-        p, inverse = await softmax.numerators(c, y, rows, frac, bits, self.range_bits)
-        dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
+    async def selected_attention(
+        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> MaskedTensor:
+        """Attention to secretly chosen clusters by three-factor products, in the rounds of `attention`."""
+        return await selection.selected_attention(self, q, chosen, k, v, always)
 
-        async def weighted() -> Masked:
-            with operation("values"):
-                o = self._new(product.matmul(c, dense, mv), softmax.PEAK_BITS + rows.longest.bit_length())
-                o.magnitude += self.magnitudes.value
-                width = o.magnitude + f + 4 + 2
-                return await self.masked(o, f + 4, max(width, f + 4 + SCALE_BITS + 8 + self.magnitudes.value + 2))
+    async def scores(self, q: Value, k: Value) -> MaskedTensor:
+        """Products with cluster representatives, Shared; no round where both are masked already."""
+        return await selection.similarity(self, q, k)
 
-        async def one_over() -> Masked:
-            with operation("softmax sum"):
-                r = self._new(inverse.map(lambda t: t.reshape(*shape[:-1], 1)), softmax.PEAK_BITS + 1)
-                return await self.masked(r, SCALE_BITS + 8, f + 4 + SCALE_BITS + 8 + self.magnitudes.value + 2)
+    async def absolute(self, x: Value) -> MaskedTensor:
+        """|x| of queries, in the ring of their similarities. 1 round."""
+        return await selection.absolute(self, x)
 
-        o, r = await self.together(weighted(), one_over())
-        with operation("values"):
-            return self._new(product.multiply(c, o, r), self.magnitudes.value)
+    async def choose(self, chosen: Value, rows: Value) -> MaskedTensor:
+        """Rows of a small table, in the full ring: the result of a choice is a choice again."""
+        return await selection.choose(self, chosen, rows)
+
+    async def top_k(self, x: Value, k: int, bound: float) -> MaskedTensor:
+        """One-hot rows of the k largest, [..., C] -> [..., k, C]. 2 rounds from a masked x."""
+        return await selection.ranked_rows(self, x, k, bound)
+
+    async def keep_largest(self, x: Value, k: int, bound: float) -> MaskedTensor:
+        """1 at the k largest, [..., n] -> [..., n]."""
+        return await selection.kept(self, x, k, bound)
+
+    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        """The marked rows in their order, [B, n, width] -> [B, k, width]."""
+        return await selection.compacted(self, keep, rows, k)
+
+    async def replace(self, rows: Value, place: Value, new: Value) -> MaskedTensor:
+        """Cached rows [G, n, C] with the marked one replaced by `new`, masked again. 2 rounds."""
+        return await selection.replace(self, rows, place, new)
 
     async def prepare(self, x: Value) -> Value:
-        """A query, masked in the ring of its scores while its key and value are made ready for the cache."""
-        t = self._tensor(x)
+        """Queries [H, T, C], masked in the ring of their scores while keys and values are made ready for the cache; a single
+        token's in one that serves similarities too."""
+        t = self.as_tensor(x)
         f = self.fraction_bits
         with operation("scores"):
-            await self.masked(t, f, 2 * f + self.range_bits + 2)
+            await self.masked(t, f, selection.query_bits(self) if x.shape[1] == 1 else 2 * f + self.range_bits + 2)
         return t
 
     async def append(self, cache: Value | None, new: Value, dim: int) -> MaskedTensor:
         """Cached keys and values stay masked: the new rows are opened in the full ring, once."""
-        x = self._tensor(new)
+        x = self.as_tensor(new)
         with operation("cache"):
             x.masked = await self.masked(x, self.fraction_bits, FULL)
             x.shared = None
-        return x if cache is None else self.concat([cache, x], dim)
+        if self.context.tape.preparing:  # no term that is computed ahead needs a cached value's mask
+            x.masked = Masked(self.context.blank(x.shape), self.context.blank(x.shape), FULL, x.masked.frac)
+        if cache is None:
+            return x
+        old = self.as_tensor(cache)
+        if old.masked is None or (old.masked.frac, old.masked.bits) != (x.masked.frac, FULL):
+            return self.concat([cache, x], dim)
+        rows = old.rows if old.rows is not None and old.rows.value is old.masked and old.rows.dim == dim else None
+        out = old.of_rows((rows or grown(old.masked, dim)).append(x.masked))
+        out.magnitude = max(old.magnitude, x.magnitude)
+        return out
+
+    def keep_first(self, x: Value, count: int, dim: int) -> Value:
+        """As in `Suite`; what is given up of a cache is written over by what is appended next."""
+        t = self.as_tensor(x)
+        masked = t.masked if t.masked is not None else None
+        if masked is None:
+            return super().keep_first(x, count, dim)
+        rows = t.rows if t.rows is not None and t.rows.value is masked and t.rows.dim == dim else grown(masked, dim)
+        return t.of_rows(rows.release(count))
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
     async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
         """Probabilities, Shared; masked positions are exactly 0."""
         c, f = self.context, self.fraction_bits
         rows = softmax.Rows.of(x.shape, mask)
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         t.magnitude = min(t.magnitude, self.range_bits)
         s = await self.masked(t, f, f + self.range_bits + 2)
         y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
         frac = min(26, FULL - 2 - SCALE_BITS - 8 - softmax.PEAK_BITS - 1)
         p, inverse = await softmax.numerators(c, y, rows, frac, FULL, self.range_bits)
-        r = await self.masked(self._new(inverse, softmax.PEAK_BITS + 1), SCALE_BITS + 8, FULL)
+        r = await self.masked(self.new(inverse, softmax.PEAK_BITS + 1), SCALE_BITS + 8, FULL)
         spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
         out = product.multiply(c, p, spread)
-        return self._new(Shared(rows.put(out.x).reshape(x.shape), out.bits, out.frac), 1)
+        return self.new(Shared(rows.put(out.x).reshape(x.shape), out.bits, out.frac), 1)
 
     async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
         """gelu, gelu_tanh, silu or relu."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         with operation(kind):
             m = await self.masked(t, self.fraction_bits, self.fraction_bits + t.magnitude + 2)
-            return self._new(await activations.activation(self.context, m, kind), t.magnitude)
+            return self.new(await activations.activation(self.context, m, kind), t.magnitude)
 
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> MaskedTensor:
         """activation(gate) * up; `up` is made masked beside the activation."""
         f, bound = self.fraction_bits, self.magnitudes.activation
-        u = self._tensor(up)
+        u = self.as_tensor(up)
         bits = 2 * f + 2 * bound + 2
 
         async def activated() -> Masked:
             return await self.masked(await self.activation(gate, kind), f, bits)
 
         a, b = await self.together(activated(), self.masked(u, f, bits))
-        return self._new(product.multiply(self.context, a, b), 2 * bound)
+        return self.new(product.multiply(self.context, a, b), 2 * bound)
 
     async def less_than_zero(self, x: Value) -> MaskedTensor:
         """1 where x < 0; 1 round."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         f = self.fraction_bits
         m = await self.masked(t, min(t.frac, f), min(t.frac, f) + t.magnitude + 2)
         with operation("less than zero"):
-            return self._new((await less_than_zero(self.context, m)).share(FULL), 1)
+            return self.new((await less_than_zero(self.context, m)).share(FULL), 1)
 
     async def max(self, x: Value) -> MaskedTensor:
         """Maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         f = self.fraction_bits
-        m = await self.masked(t, f, f + t.magnitude + 2)
+        m = await self.masked(t, f, f + t.magnitude + 3)
         with operation("max"):
             found = await ranking.best(self.context, m, f + t.magnitude, False)
-        return self._new(found.value.map(lambda v: v[..., None]), t.magnitude)
+        return self.new(found.value.map(lambda v: v[..., None]), t.magnitude)
 
     async def argmax(self, x: Value) -> MaskedTensor:
         """One-hot of the maximum, ties (within 2^-10) to the earlier position."""
-        t = self._tensor(x)
+        t = self.as_tensor(x)
         c = self.context
         f = min(10, self.fraction_bits)
         n = x.shape[-1]
         with operation("argmax"):
-            m = await self.masked(t, f, f + t.magnitude + 2)
+            m = await self.masked(t, f, f + t.magnitude + 3)
             found = await ranking.best(c, m, f + t.magnitude, True)
             bits = WEIGHT_BITS + self.magnitudes.residual + 2
             hots = [one_hot(c, d, 0, d.bits, bits) for d in found.digits]
             if len(hots) == 1:
-                return self._new(hots[0].map(lambda v: v[..., :n]), 1)
+                return self.new(hots[0].map(lambda v: v[..., :n]), 1)
             low = await self.together(*(open_value(c, h) for h in hots))
             out = low[0]
             total: Shared | None = None
@@ -637,4 +540,4 @@ class MaskedSuite(Suite):
                 if high is not low[-1]:
                     out = await open_value(c, total)
             assert total is not None
-            return self._new(total.map(lambda v: v[..., :n]), 1)
+            return self.new(total.map(lambda v: v[..., :n]), 1)

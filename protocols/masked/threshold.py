@@ -32,7 +32,7 @@ from mpc import ring
 from protocols.masked.comparison import Bit, less_than_zero
 from protocols.masked.context import BitOpening, Context, open_value, require
 from protocols.masked.digits import even_widths, exact_digits
-from protocols.masked.one_hot import deal_scaled, evaluate_table, one_hot, rotate
+from protocols.masked.one_hot import deal_scaled, evaluate_table, look_up, one_hot, rotate
 from protocols.masked.selection_matrix import check_budget
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
@@ -78,10 +78,10 @@ def _reaching(c: Context, counts: Masked, k: int, bits: int) -> Shared:
     def table() -> Tensor:
         return (((torch.arange(size, device=lam.device) - lam[..., None]) & (size - 1)) >= k).to(torch.int64)
 
-    dealt = c.deal("count reached", (*lam.shape, size), bits, table)
+    dealt = c.deal_table("count reached", (*lam.shape, size), bits, table)
     if not c.evaluating:
         return Shared(c.blank(lam.shape[:-1]), bits, 0)
-    found = dealt.gather(-1, counts.m[..., :-1, None])[..., 0].sum(-1)
+    found = look_up(dealt, counts.m[..., :-1]).sum(-1)
     return Shared(ring.reduce(found, bits), bits, 0)
 
 

@@ -23,10 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mpc import ring
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value
-from protocols.masked.one_hot import one_hot
+from protocols.masked.one_hot import look_up, one_hot
 from protocols.masked.selection_matrix import check_budget, count_bits, identity, selection_matrix
 from protocols.masked.wires import Masked, Shared
 
@@ -50,9 +49,7 @@ async def ranks(c: Context, x: Masked) -> Masked:
     loses = (await less_than_zero(c, pairs)).share(bits)  # i loses against j, j > i
 
     def balance(t: Tensor) -> Tensor:
-        out = torch.zeros((*t.shape[:-1], count), dtype=t.dtype, device=t.device)
-        if t.is_meta:
-            return out
+        out = t.new_zeros((*t.shape[:-1], count))
         return out.index_add_(-1, i.to(t.device), t).index_add_(-1, j.to(t.device), -t)
 
     # j loses against every earlier i that does not lose against it: j minus the sum of their bits
@@ -76,10 +73,10 @@ def indicator(c: Context, rank: Masked, k: int, bits: int) -> Shared:
         value = (torch.arange(size, device=rank.lam.device) - rank.lam[..., None]) & (size - 1)
         return (value < k).to(torch.int64)
 
-    dealt = c.deal("rank indicator", (*rank.shape, size), bits, table)
+    dealt = c.deal_table("rank indicator", (*rank.shape, size), bits, table)
     if not c.evaluating:
         return Shared(c.blank(rank.shape), bits, 0)
-    return Shared(ring.reduce(dealt.gather(-1, rank.m[..., None])[..., 0], bits), bits, 0)
+    return Shared(look_up(dealt, rank.m), bits, 0)
 
 
 async def top_k_indicator(c: Context, x: Masked, k: int, bits: int) -> Shared:

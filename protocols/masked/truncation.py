@@ -46,7 +46,7 @@ def truncate_and_lift(c: Context, x: Masked, count: int, bits: int) -> Shared:
     if carry_bits > 0:
         no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)
         out = out + ((no_wrap_seen * top) << kept)
-    return Shared(ring.reduce(out, bits), bits, x.frac - count)
+    return Shared(out, bits, x.frac - count)
 
 
 def lift(c: Context, x: Masked, bits: int) -> Shared:

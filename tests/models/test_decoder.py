@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import CachePolicy, FullCache, KVCache
+from models.cache import CachePolicy, KVCache
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, one_hot_rows
+from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
 from protocols.plain import PlainSuite, Recorder, tensor_of
 from protocols.suite import Suite, Value
@@ -99,11 +100,12 @@ class LastTokens(CachePolicy):
         self.keep, self.queries = keep, queries
         self.calls: list[tuple[Any, ...]] = []
 
-    def prompt_queries(self, tokens: int) -> int:
+    def observed_queries(self, tokens: int, layer: int) -> int:
         return self.queries
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> None:
-        self.calls.append(("after_prefill", layer, tuple(q.shape), cache.layers[layer].length))
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        shape = None if received is None else tuple(received.shape)
+        self.calls.append(("after_prefill", layer, shape, cache.layers[layer].length))
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         self.calls.append(("after_append", layer, cache.layers[layer].length))
@@ -121,8 +123,8 @@ def test_policy_hooks(tmp_path: Path) -> None:
     plain = PlainModel(checkpoint, policy=policy)
     plain.generate(ids, GenerationPlan(9, 2))
     assert policy.calls == [
-        ("after_prefill", 0, (5, 18, 20), 9),
-        ("after_prefill", 1, (5, 4, 20), 9),
+        ("after_prefill", 0, (5, 9), 9),
+        ("after_prefill", 1, (5, 9), 9),
         ("after_append", 0, 10),
         ("select", 0, (5, 2, 20)),
         ("after_append", 1, 10),
@@ -130,23 +132,33 @@ def test_policy_hooks(tmp_path: Path) -> None:
     ]
 
 
-def test_queries_shown_to_a_policy_are_the_prompts_last(tmp_path: Path) -> None:
-    """In the last layer, too, where only the last token's attention is computed."""
+def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_path: Path) -> None:
+    """In the last layer, too, where only the last token's attention is computed; and for a prompt in batches."""
     _, checkpoint, ids = saved("llama-grouped", tmp_path)
     shown: dict[int, Tensor] = {}
 
     class Keep(LastTokens):
-        async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> None:
-            shown[layer] = tensor_of(q).reshape(5, 2, -1, 20)[:, :, -2:]
+        async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+            assert received is not None
+            shown[layer] = tensor_of(received)
 
-    seen = []
-    for last_only in (False, True):
-        plain = PlainModel(checkpoint, policy=Keep(3, 2))
-        decoder = plain.decoder()
-        plain.suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 0, last_only))
-        seen.append(dict(shown))
-    for layer in range(2):
-        torch.testing.assert_close(seen[0][layer], seen[1][layer])
+    for queries in (2, 4, 9, 20):
+        seen = []
+        for last_only, batches in ((False, (9,)), (True, (9,)), (True, (5, 4)), (True, (2, 1, 6))):
+            plain = PlainModel(checkpoint, policy=Keep(3, queries))
+            decoder = plain.decoder()
+            cache = decoder.new_cache()
+            cache.prompt_tokens = 9
+            at = 0
+            for tokens in batches:
+                plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, at, last_only))
+                at += tokens
+            seen.append(dict(shown))
+            shown.clear()
+        for layer in range(2):
+            assert seen[0][layer].sum(-1) == pytest.approx(2.0 * min(queries, 9))  # R = 2 heads, each sums to 1
+            for other in seen[1:]:
+                torch.testing.assert_close(seen[0][layer], other[layer])
 
 
 def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ def test_local_operations_are_exact_and_free(parties: int) -> None:
         return [
             a + b, a - b, -a, a * 3, b * torch.arange(4), a + 1.5, a - torch.full((4,), 0.25), a[1, ..., :2],
             a.reshape(6, 4), a.permute(2, 0, 1), a.transpose(0, 2), b.expand(5, 3, 4), a.sum(-1), a.sum(1, keepdim=True),
-            s.concat([a, a], dim=1), integers + a, s.public(y), s.public(2.5, (2, 2)), 1.0 - a, await s.append(None, b, 0),
+            s.concat([a, a], dim=1), integers + a, s.public(y), s.public(2.5, (2, 2)), 1.0 - a,
+            a.cumsum(1),
         ]  # fmt: skip
 
     out = evaluate(program, [x, y], parties=parties)
@@ -209,11 +210,31 @@ def test_local_operations_are_exact_and_free(parties: int) -> None:
     expected = [
         a + b, a - b, -a, a * 3, b * torch.arange(4), a + 1.5, a - 0.25, a[1, ..., :2], a.reshape(6, 4), a.permute(2, 0, 1),
         a.transpose(0, 2), b.expand(5, 3, 4), a.sum(-1), a.sum(1, keepdim=True), torch.cat([a, a], 1), a, b,
-        torch.full((2, 2), 2.5), 1 - a, b,
+        torch.full((2, 2), 2.5), 1 - a, a.cumsum(1),
     ]  # fmt: skip
     for i, (got, want) in enumerate(zip(out.values, expected, strict=True)):
         assert torch.equal(got, want.double()), i
     assert out.ledgers[0].total().rounds == 0
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_cached_values_are_opened_once(parties: int) -> None:
+    """Keys of two batches join a cache: products with slices and transposes of it open the other factor alone."""
+    old, new, q = torch.randn(2, 5, 3), torch.randn(2, 1, 3), torch.randn(2, 4, 3)
+
+    async def program(s: Any, old: Any, new: Any, q: Any) -> list[Value]:
+        cache = await s.append(await s.append(None, old, 1), new, 1)
+        s.ledger.costs.clear()
+        scores = await s.matmul(q, cache.transpose(1, 2))
+        opened = s.ledger.total().bytes_sent
+        assert opened == (parties - 1) * (8 * 2 * 4 * 3 + 8 * 2 * 4 * 6)  # q, and the result for its truncation
+        return [scores, await s.matmul(scores, cache), await s.matmul(q, cache[:, 2:].transpose(1, 2)), cache]
+
+    out = evaluate(program, [old, new, q], parties=parties)
+    whole, query = torch.cat([decoded(old), decoded(new)], 1), decoded(q)
+    scores = query @ whole.transpose(1, 2)
+    for got, want in zip(out.values, (scores, scores @ whole, query @ whole[:, 2:].transpose(1, 2), whole), strict=True):
+        assert (got - want).abs().max() < 2.0**-12
 
 
 def test_wrong_operands_are_refused() -> None:

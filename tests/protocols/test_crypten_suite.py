@@ -155,6 +155,7 @@ def test_dealer_and_estimate_count_what_a_party_sends(parties: int) -> None:
     named = {
         "embed",
         "linear",
+        "cache",
         "matmul",
         "norm",
         "norm scale",

@@ -1,0 +1,94 @@
+"""Clusters of neighbouring cached tokens: their extreme keys, and how similar a query is to each of them.
+
+A cluster of s tokens is described by the highest and lowest key in every channel, r_max and r_min. Two similarities:
+
+* the upper bound sum_c max(q_c r_max_c, q_c r_min_c), used by Quest; computed as q . (r_max + r_min) + |q| . (r_max -
+  r_min), which is twice the bound, with one comparison per channel of the query and none per cluster;
+* its linearisation q . (alpha r_max + (1 - alpha) r_min) of MPCache, without any comparison.
+
+Sources: Tang et al., "Quest", ICML 2024, section 3.3; Zeng et al., "MPCache", NeurIPS 2025, section 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.suite import Suite, Value
+
+
+@dataclass
+class Clusters:
+    """Descriptions of a layer's first N clusters. Secret values, [G, N, C] each, public N.
+
+    high, low: extreme keys. ready: what similarities multiply the query with, masked once where the suite does that.
+    """
+
+    high: Value
+    low: Value
+    ready: tuple[Value, ...]
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return self.high.shape[1]
+
+
+async def _ready(suite: Suite, high: Value, low: Value, alpha: float | None) -> tuple[Value, ...]:
+    if alpha is None:
+        both = await suite.together(suite.append(None, high + low, 1), suite.append(None, high - low, 1))
+        return both[0], both[1]
+    upper, lower = await suite.together(suite.scale(high, alpha), suite.scale(low, 1.0 - alpha))
+    return (await suite.append(None, upper + lower, 1),)
+
+
+async def describe(suite: Suite, keys: Value, size: int, alpha: float | None) -> Clusters:
+    """keys [G, N s, C] -> descriptions of the N clusters. alpha: of the linearised similarity, None for the bound."""
+    groups, tokens, channels = keys.shape
+    columns = keys.reshape(groups, tokens // size, size, channels).permute(0, 1, 3, 2)  # [G, N, C, s]
+    if size == 1:
+        high = low = columns[..., 0]
+    else:
+        top, bottom = await suite.together(suite.max(columns), suite.max(-columns))
+        high, low = top[..., 0], -bottom[..., 0]
+    return Clusters(high, low, await _ready(suite, high, low, alpha))
+
+
+async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None) -> Clusters:
+    """Descriptions of clusters of `factor` neighbours each, from theirs: [G, N, C] -> [G, N / factor, C]."""
+    groups, count, channels = fine.high.shape
+
+    async def extreme(x: Value) -> Value:
+        return (await suite.max(x.reshape(groups, count // factor, factor, channels).permute(0, 1, 3, 2)))[..., 0]
+
+    high, negative = await suite.together(extreme(fine.high), extreme(-fine.low))
+    low = -negative
+    return Clusters(high, low, await _ready(suite, high, low, alpha))
+
+
+async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Clusters:
+    """Descriptions of further clusters behind those that there are."""
+    if old is None:
+        return new
+    ready = tuple(suite.concat([a, b], 1) for a, b in zip(old.ready, new.ready, strict=True))
+    return Clusters(suite.concat([old.high, new.high], 1), suite.concat([old.low, new.low], 1), ready)
+
+
+async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, stop: int) -> Value:
+    """Similarity of one token's queries q [G, R, C], summed over R, to clusters start..stop-1: [G, stop - start].
+
+    Bounded by `similarity_limit(suite, R)`.
+    """
+    if len(clusters.ready) == 1:
+        found = await suite.scores(q, clusters.ready[0][:, start:stop])
+    else:
+        magnitude = await suite.absolute(q)
+        middle, spread = await suite.together(
+            suite.scores(q, clusters.ready[0][:, start:stop]), suite.scores(magnitude, clusters.ready[1][:, start:stop])
+        )
+        found = middle + spread
+    return found[:, 0] if q.shape[1] == 1 else found.sum(1)
+
+
+def similarity_limit(suite: Suite, heads: int) -> float:
+    """Public bound on `similarities`."""
+    return suite.similarity_bound * heads

@@ -1,0 +1,81 @@
+"""What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order."""
+
+from __future__ import annotations
+
+import torch
+
+from models.cache import LayerCache
+from protocols.suite import Suite, Value
+
+
+async def keep_rows(
+    suite: Suite,
+    entry: LayerCache,
+    importance: Value,
+    count: int,
+    bound: float,
+    start: int,
+    stop: int,
+    extra: Value | None = None,
+) -> Value | None:
+    """Of the cached tokens start..stop-1 keep the `count` most important ones; what lies outside stays.
+
+    importance: secret [G, stop - start], |importance| < bound, or [1, stop - start] for one set for all heads; exact ties go
+    to the earlier token. extra: a further row value [G, S] that moves along; its kept part [G, S'] is returned.
+    """
+    k, v = entry.keys_and_values()
+    groups = k.shape[0]
+    if count >= stop - start:
+        return extra
+    keep = await suite.keep_largest(importance, count, bound)
+    parts = [k[:, start:stop], v[:, start:stop]]
+    if extra is not None:
+        parts.append(extra[:, start:stop].reshape(groups, stop - start, 1))
+    shared = importance.shape[0] == 1 and groups > 1
+    widths = [x.shape[-1] for x in parts]
+    if shared:  # one set: all heads' channels are one row
+        parts = [x.permute(1, 0, 2).reshape(1, stop - start, groups * w) for x, w in zip(parts, widths, strict=True)]
+    moved = await suite.compact(keep, parts, count)
+    if shared:
+        moved = [x.reshape(count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
+    kept_k, kept_v = await suite.together(suite.append(None, moved[0], 1), suite.append(None, moved[1], 1))
+    entry.k, entry.v = (_between(suite, x, y, start, stop) for x, y in ((k, kept_k), (v, kept_v)))
+    if extra is None:
+        return None
+    return _between(suite, extra, moved[2].reshape(groups, count), start, stop)
+
+
+def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> Value:
+    """old[:, :start], middle, old[:, stop:] along axis 1."""
+    parts = [old[:, :start]] if start else []
+    parts.append(middle)
+    if stop < old.shape[1]:
+        parts.append(old[:, stop:])
+    return suite.concat(parts, 1) if len(parts) > 1 else middle
+
+
+async def drop_least(suite: Suite, entry: LayerCache, scores: Value, bound: float, start: int, new: int) -> Value:
+    """Drop the token with the lowest score among start..new; the one at `new` takes its place, or goes itself.
+
+    scores: secret [G, S], |score| < bound, or [1, S] for one choice for all heads; of equal ones the earlier goes. Returns
+    the scores [G or 1, S - 1] in the new order; keys and values of the layer have S - 1 rows afterwards.
+    """
+    k, v = entry.keys_and_values()
+    groups, stop = k.shape[0], new
+    hot = await suite.top_k(-scores[:, start : new + 1], 1, bound)
+    place = hot[:, 0, : stop - start]
+    wide = place if place.shape[0] == groups else place.expand(groups, stop - start)
+    rows = scores.shape[0]
+    score_rows = scores.reshape(rows, scores.shape[1], 1)
+    new_k, new_v, new_scores = await suite.together(
+        suite.replace(k[:, start:stop], wide, k[:, new : new + 1]),
+        suite.replace(v[:, start:stop], wide, v[:, new : new + 1]),
+        suite.replace(score_rows[:, start:stop], place, score_rows[:, new : new + 1]),
+    )
+    entry.k, entry.v = (_between(suite, x, y, start, new + 1) for x, y in ((k, new_k), (v, new_v)))
+    return _between(suite, scores, new_scores.reshape(rows, stop - start), start, new + 1)
+
+
+def zeros(suite: Suite, rows: int, count: int) -> Value:
+    """Public zeros [rows, count]."""
+    return suite.public(torch.zeros(1), (rows, count))

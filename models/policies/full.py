@@ -1,0 +1,15 @@
+"""Everything is kept and attended to: what every other policy is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.cache import CachePolicy
+
+
+@dataclass(frozen=True)
+class FullCache(CachePolicy):
+    """Keep everything, attend to everything (to the sliding window, where a layer has one)."""
+
+    name: ClassVar[str] = "full"

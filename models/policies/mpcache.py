@@ -1,0 +1,207 @@
+"""MPCache: look-once static eviction, then per token a hierarchical selection of clusters by a linearised similarity.
+
+Source: Zeng et al., "MPCache: MPC-Friendly KV Cache Eviction for Efficient Private LLM Inference", NeurIPS 2025. What is
+different here, since everything is decided on shares:
+
+* the number of tokens that stay after static eviction is a public share of the prompt (the paper's code cuts at a
+  threshold, so that the number depends on the secret);
+* the first `sinks` and the last `window` tokens always stay and always count, in whole clusters;
+* layers that share a choice are the ones behind the first `apart`, in groups of `sharing`.
+
+Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from models.architecture import Architecture
+from models.cache import CachePolicy, KVCache, LayerCache
+from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
+from models.policies.eviction import keep_rows
+from models.policies.selecting import Layout, attend_to, layout, remember, reuse
+from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
+from mpc.errors import ConfigurationError
+from protocols.suite import Suite, Value
+
+
+@dataclass(frozen=True)
+class MPCache(CachePolicy):
+    """static: share of the prompt's tokens that stays (1 switches eviction off). observed: share of the prompt's last
+    queries that decide on it, averaged over all heads. dynamic: share of all tokens so far that a token attends to (1: all
+    that stayed). fine, coarse: tokens of a cluster on the two levels. levels: 2, or 1 for fine clusters alone. coarse_share:
+    of the coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min),
+    or its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
+    with one choice (1: none); apart: first layers that choose alone.
+    """
+
+    static: float = 0.4
+    observed: float = 0.2
+    dynamic: float = 0.1
+    fine: int = 16
+    coarse: int = 32
+    levels: int = 2
+    coarse_share: float = 0.5
+    alpha: float = 0.6
+    linear: bool = True
+    sinks: int = 16
+    window: int = 16
+    sharing: int = 2
+    apart: int = 2
+    name: ClassVar[str] = "mpcache"
+
+    def __post_init__(self) -> None:
+        for setting in ("static", "observed", "dynamic", "coarse_share"):
+            ratio(self.name, setting, getattr(self, setting))
+        for setting, least in (("fine", 1), ("coarse", 1), ("sinks", 0), ("window", 0), ("sharing", 1), ("apart", 0)):
+            whole(self.name, setting, getattr(self, setting), least)
+        if self.levels not in (1, 2):
+            raise ConfigurationError(f"policy {self.name}: levels = {self.levels!r} must be 1 or 2")
+        if not 0 <= self.alpha <= 1:
+            raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
+        yes_or_no(self.name, "linear", self.linear)
+        if self.levels == 2 and (self.coarse % self.fine or self.coarse <= self.fine):
+            raise ConfigurationError(
+                f"policy {self.name}: clusters do not nest: coarse = {self.coarse} must be a multiple of fine = {self.fine} "
+                "and larger"
+            )
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return text_of(self)
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """Budgets must hold sinks and window. A prompt too short for a choice is attended to as a whole."""
+        no_windows(self.name, architecture, prompt_tokens)
+        if self.sharing > 1 and architecture.layers < self.apart + self.sharing:
+            raise ConfigurationError(
+                f"policy {self.name}: sharing = {self.sharing} behind the first apart = {self.apart} layers needs "
+                f"{self.apart + self.sharing} layers, the model has {architecture.layers}; lower them, or set sharing=1"
+            )
+        always = self.sinks + self.window
+        stays = budget_tokens(self.static, prompt_tokens)
+        if stays <= always and stays < prompt_tokens and self.static < 1:
+            raise ConfigurationError(
+                f"policy {self.name}: static = {self.static} keeps {stays} of {prompt_tokens} tokens, which does not hold "
+                f"sinks = {self.sinks}, window = {self.window} and one more; raise static or lower them"
+            )
+        attended = budget_tokens(self.dynamic, prompt_tokens)
+        if attended < always and attended < stays and prompt_tokens >= self.fine:
+            raise ConfigurationError(
+                f"policy {self.name}: dynamic = {self.dynamic} attends to {attended} of {prompt_tokens} tokens, fewer than "
+                f"sinks = {self.sinks} and window = {self.window}; raise dynamic or lower them"
+            )
+
+    # ---- after the prompt ------------------------------------------------------------------------------------------
+    def observed_queries(self, tokens: int, layer: int) -> int:
+        """The last share of them; none without static eviction."""
+        return 0 if self.static == 1 else budget_tokens(self.observed, tokens)
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """Static eviction, once; then the clusters of what stayed are described."""
+        entry = cache.layers[layer]
+        tokens = entry.length
+        stays = budget_tokens(self.static, tokens)
+        if received is not None and stays < tokens:
+            start, stop = self.sinks, tokens - self.window
+            importance = received.sum(0, keepdim=True)[:, start:stop]
+            bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group + 1
+            await keep_rows(suite, entry, importance, stays - self.sinks - self.window, bound, start, stop)
+        await self._describe(suite, entry)
+
+    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        """A cluster that is full now is described."""
+        await self._describe(suite, cache.layers[layer])
+
+    @property
+    def _alpha(self) -> float | None:
+        return self.alpha if self.linear else None
+
+    @property
+    def _first(self) -> int:
+        """Clusters that hold the sinks."""
+        return -(-self.sinks // self.fine)
+
+    async def _describe(self, suite: Suite, entry: LayerCache) -> None:
+        """Describe clusters that became candidates; on two levels, of `coarse` tokens each behind the sinks' clusters."""
+        if self.dynamic == 1:
+            return
+        ready = max(self._first, max(0, entry.length - self.window) // self.fine)
+        old: Clusters | None = entry.state.get("fine")
+        known = self._first + (old.count if old is not None else 0)
+        if ready > known:
+            k, _ = entry.keys_and_values()
+            new = await describe(suite, k[:, known * self.fine : ready * self.fine], self.fine, self._alpha)
+            entry.state["fine"] = await extended(suite, old, new)
+        if self.levels == 1:
+            return
+        factor = self.coarse // self.fine
+        fine: Clusters | None = entry.state.get("fine")
+        above: Clusters | None = entry.state.get("coarse")
+        done = (above.count if above is not None else 0) * factor
+        full = (fine.count if fine is not None else 0) // factor * factor
+        if fine is not None and full > done:
+            part = Clusters(fine.high[:, done:full], fine.low[:, done:full], ())
+            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha))
+
+    # ---- each token ------------------------------------------------------------------------------------------------
+    def layout(self, seen: int, cached: int) -> Layout:
+        """What a token attends to when `seen` tokens were processed before it and `cached` are cached with it; public."""
+        return layout(cached, self.fine, self.sinks, self.window, budget_tokens(self.dynamic, seen + 1))
+
+    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Choose clusters, or take the choice of the layer before; attend to them and to what always counts."""
+        entry = cache.layers[layer]
+        plan = self.layout(cache.seen, entry.length)
+        if self.dynamic == 1 or plan.everything:
+            return await attend_to(suite, entry, q, plan, None)
+        chosen = reuse(cache, layer, self.spec, self.sharing, self.apart, plan)
+        if chosen is None:
+            chosen = await suite.hold(await self._choose(suite, entry, q, plan))
+            remember(cache, self.spec, plan, chosen)
+        return await attend_to(suite, entry, q, plan, chosen)
+
+    async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
+        """One-hot rows [G, count, candidates]."""
+        fine: Clusters = entry.state["fine"]
+        limit = similarity_limit(suite, q.shape[1]) * (1 if self.linear else 2)
+        coarse: Clusters | None = entry.state.get("coarse")
+        factor = self.coarse // self.fine
+        above = min(coarse.count, plan.candidates // factor) if coarse is not None else 0
+        count = max(round(self.coarse_share * above), -(-plan.count // factor))
+        if coarse is None or count >= above:
+            near = await similarities(suite, q, fine, 0, plan.candidates)
+            return await suite.top_k(near, plan.count, limit)
+        near, wide = await suite.together(
+            similarities(suite, q, fine, 0, plan.candidates), similarities(suite, q, coarse, 0, above)
+        )
+        groups = q.shape[0]
+        first = await suite.top_k(wide, count, limit)  # [G, count, above]
+        inside = suite.bounded(near[:, : above * factor].reshape(groups, above, factor), limit)
+        offered = (await suite.choose(first, inside)).reshape(groups, count * factor)
+        table = _widened(suite, first, factor, plan.candidates - above * factor)
+        if plan.candidates > above * factor:
+            offered = suite.concat([offered, near[:, above * factor :]], -1)
+        second = await suite.top_k(suite.bounded(offered, limit), plan.count, limit)
+        return await suite.choose(second, table)
+
+
+def _widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
+    """From coarse clusters [G, n, N] to the fine ones inside [G, n factor + rest, N factor + rest]; `rest` more at the
+    end."""
+    groups, count, clusters = chosen.shape
+    eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
+    shape = (groups, count, factor, clusters, factor)
+    wide = chosen.reshape(groups, count, 1, clusters, 1).expand(*shape) * eye.expand(shape)
+    table = wide.reshape(groups, count * factor, clusters * factor)
+    if not rest:
+        return table
+    width = clusters * factor + rest
+    side = (table[:, :, :1] * 0).expand(groups, count * factor, rest)
+    below = torch.cat([torch.zeros(rest, clusters * factor), torch.eye(rest)], 1)
+    ones = (table[:, :1, :1] * 0).expand(groups, rest, width) + below.expand(groups, rest, width)
+    return suite.concat([suite.concat([table, side], 2), ones], 1)

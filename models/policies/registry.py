@@ -1,0 +1,77 @@
+"""All cache policies by name, and their text form.
+
+`name`, `name:setting=value,setting=value`; for some layers only `policy@first-last;policy-of-the-rest`; around another
+policy `shared:layers=2|policy` and `chunked:tokens=256|policy`. A manifest carries this text; equal texts are equal
+policies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from models.cache import CachePolicy
+from models.policies.dynamic_top_k import DynamicTopK
+from models.policies.full import FullCache
+from models.policies.h2o import H2O
+from models.policies.mpcache import MPCache
+from models.policies.quest import Quest
+from models.policies.settings import value_of
+from models.policies.snapkv import SnapKV
+from models.policies.streaming_llm import StreamingLLM
+from models.policies.tova import TOVA
+from models.policies.wrappers import ChunkedPrefill, PerLayer, SharedChoice
+from mpc.errors import ConfigurationError
+
+POLICIES: dict[str, type[CachePolicy]] = {
+    kind.name: kind for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Quest, DynamicTopK)
+}
+WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill)}
+MAX_LENGTH = 400
+
+
+def parse(text: str) -> CachePolicy:
+    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong."""
+    if len(text) > MAX_LENGTH:
+        raise ConfigurationError(f"a policy's text has at most {MAX_LENGTH} characters, got {len(text)}")
+    around, bar, inner = text.partition("|")
+    if bar:
+        name, settings = _named(around, WRAPPERS, "wrapper of cache policies")
+        return _made(WRAPPERS[name], name, settings, inner=parse(inner))  # type: ignore[no-any-return]
+    *rules, rest = text.split(";")
+    if not rules:
+        return _single(rest)
+    return PerLayer(tuple(_rule(rule) for rule in rules), _single(rest))
+
+
+def _rule(text: str) -> tuple[int, int, CachePolicy]:
+    policy, at, layers = text.partition("@")
+    first, _, last = layers.partition("-")
+    if not at or not first.isdecimal() or (last and not last.isdecimal()):
+        raise ConfigurationError(f"'{text}': a policy for some layers is written as policy@first-last, such as full@0-1")
+    return int(first), int(last or first), _single(policy)
+
+
+def _single(text: str) -> CachePolicy:
+    name, settings = _named(text, POLICIES, "cache policy")
+    return _made(POLICIES[name], name, settings)  # type: ignore[no-any-return]
+
+
+def _named(text: str, known: dict[str, Any], what: str) -> tuple[str, str]:
+    name, _, settings = text.strip().partition(":")
+    if name not in known:
+        raise ConfigurationError(f"unknown {what} '{name[:60]}'; known: {', '.join(known)}")
+    return name, settings
+
+
+def _made(kind: Any, name: str, settings: str, **fixed: Any) -> Any:
+    fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in fixed}
+    values: dict[str, Any] = {}
+    for part in filter(None, settings.split(",")):
+        setting, equals, value = (x.strip() for x in part.partition("="))
+        if setting not in fields:
+            raise ConfigurationError(f"policy {name} has no setting '{setting[:60]}'; known: {', '.join(fields) or 'none'}")
+        if not equals or setting in values:
+            raise ConfigurationError(f"policy {name}: write '{setting}=value' once, got '{settings[:100]}'")
+        values[setting] = value_of(name, setting, value, fields[setting])
+    return kind(**fixed, **values)

@@ -1,0 +1,77 @@
+"""What selecting policies share: a step chooses clusters in secret and attends to them and to what always counts.
+
+`chosen` is a one-hot matrix; layers may share it (`reuse`), which spares the others' ranking and its opening.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.cache import KVCache, LayerCache
+from protocols.suite import Suite, Value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Public division of a layer's n cached tokens: clusters of `size`; those from `first` to before `last` are candidates,
+    `count` of them are chosen, all other tokens always count."""
+
+    size: int
+    first: int
+    last: int
+    count: int
+
+    @property
+    def candidates(self) -> int:
+        """Number of clusters to choose from."""
+        return max(0, self.last - self.first)
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.count >= self.candidates
+
+
+def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layout:
+    """Clusters of `tokens` cached tokens for `budget` attended ones: sinks and recent tokens count in whole clusters."""
+    first = -(-sinks // size)
+    last = max(first, (tokens - recent) // size if tokens > recent else 0)
+    always = tokens - (last - first) * size
+    return Layout(size, first, last, max(1, (budget - always) // size))
+
+
+async def attend_to(suite: Suite, entry: LayerCache, q: Value, plan: Layout, chosen: Value | None) -> Value:
+    """Attention of q [G, R, C] to the chosen clusters and to what always counts; chosen [G, count, candidates] or None."""
+    k, v = entry.keys_and_values()
+    if chosen is None:
+        return await suite.attention(q, k, v, None)
+    groups, channels = k.shape[0], k.shape[2]
+    start, stop = plan.first * plan.size, plan.last * plan.size
+    shape = (groups, plan.candidates, plan.size, channels)
+    parts = [(x[:, start:stop].reshape(*shape), x[:, :start], x[:, stop:]) for x in (k, v)]
+    always = []
+    for _, before, after in parts:
+        pieces = [x for x in (before, after) if x.shape[1]]
+        always.append(None if not pieces else pieces[0] if len(pieces) == 1 else suite.concat(pieces, 1))
+    pair = None if always[0] is None or always[1] is None else (always[0], always[1])
+    return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
+
+
+def reuse(cache: KVCache, layer: int, owner: str, sharing: int, apart: int, plan: Layout) -> Value | None:
+    """The choice of the layer that this one shares with, if it does and if that one chose among as many clusters.
+
+    owner: the policy's text. A wrapper (`SharedChoice`) overrides sharing and apart.
+    """
+    sharing, apart = cache.state.get("sharing", (sharing, apart))
+    if layer < apart or (layer - apart) % sharing == 0:
+        return None
+    found = cache.state.get("choice")
+    if found is None or found[0] != (owner, plan, cache.seen):
+        return None
+    value: Value = found[1]
+    return value
+
+
+def remember(cache: KVCache, owner: str, plan: Layout, chosen: Value) -> None:
+    """Keep a choice for the layers that share it."""
+    cache.state["choice"] = ((owner, plan, cache.seen), chosen)

@@ -1,0 +1,72 @@
+"""Checks of policies' settings, and the text form in which a policy travels: `name:setting=value,setting=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from models.architecture import Architecture
+from mpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from models.cache import CachePolicy
+
+
+def ratio(policy: str, name: str, value: Any) -> None:
+    """Raise `ConfigurationError` unless 0 < value <= 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be a share above 0 and up to 1")
+
+
+def whole(policy: str, name: str, value: Any, least: int) -> None:
+    """Raise `ConfigurationError` unless value is a whole number >= least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be a whole number, {least} or more")
+
+
+def yes_or_no(policy: str, name: str, value: Any) -> None:
+    """Raise `ConfigurationError` unless value is a bool."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be true or false")
+
+
+def budget_tokens(share: float, tokens: int) -> int:
+    """The public number of tokens that a share of `tokens` stands for: rounded, at least 1."""
+    return max(1, min(tokens, round(share * tokens)))
+
+
+def no_windows(policy: str, architecture: Architecture, prompt_tokens: int) -> None:
+    """Raise `ConfigurationError` for a model with sliding windows: rows that have moved have no position to be cut at."""
+    for layer in range(architecture.layers):
+        window = architecture.window(layer)
+        if window is not None and window < architecture.positions:
+            raise ConfigurationError(
+                f"policy {policy} does not work on layers with a sliding window (layer {layer}: {window} tokens); "
+                "use the policy full, which keeps the window"
+            )
+
+
+def text_of(policy: CachePolicy) -> str:
+    """`name:setting=value,...` with the settings that differ from the defaults."""
+    assert dataclasses.is_dataclass(policy)
+    parts = []
+    for field in dataclasses.fields(policy):
+        value = getattr(policy, field.name)
+        if value != field.default:
+            parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return policy.name + (":" + ",".join(parts) if parts else "")
+
+
+def value_of(policy: str, name: str, text: str, default: Any) -> Any:
+    """A setting's value in the type of its default. Raises `ConfigurationError`."""
+    if isinstance(default, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ConfigurationError(f"policy {policy}: {name} = {text!r} must be true or false")
+    if isinstance(default, str):
+        return text
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ConfigurationError(f"policy {policy}: {name} = {text!r} must be {kind}") from None

@@ -1,0 +1,82 @@
+"""SnapKV: once, after the prompt, each key/value head keeps what the last queries attend to, votes pooled over neighbours.
+
+Source: Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, sections 4.1 and 4.2, and
+its code: votes of an observation window, average pooling (kernel 5), the window itself always kept. Tokens generated later
+all stay. With grouped queries the votes of a group's heads are summed, since they share a key/value head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from models.architecture import Architecture
+from models.cache import CachePolicy, KVCache
+from models.policies.eviction import keep_rows
+from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
+from mpc.errors import ConfigurationError
+from protocols.suite import Suite, Value
+
+
+@dataclass(frozen=True)
+class SnapKV(CachePolicy):
+    """budget: share of the prompt's tokens that a head keeps, window included. window: queries that vote, 32 in the paper.
+    kernel: width of the pooling, odd."""
+
+    budget: float = 0.1
+    window: int = 32
+    kernel: int = 5
+    name: ClassVar[str] = "snapkv"
+
+    def __post_init__(self) -> None:
+        ratio(self.name, "budget", self.budget)
+        whole(self.name, "window", self.window, 1)
+        whole(self.name, "kernel", self.kernel, 1)
+        if self.kernel % 2 == 0:
+            raise ConfigurationError(f"policy {self.name}: kernel = {self.kernel} must be odd")
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return text_of(self)
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """The budget must hold the window and one voted token."""
+        no_windows(self.name, architecture, prompt_tokens)
+        kept = budget_tokens(self.budget, prompt_tokens)
+        if kept <= self.window and kept < prompt_tokens:
+            raise ConfigurationError(
+                f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
+                f"window = {self.window} and a voted one; raise budget or lower window"
+            )
+
+    def observed_queries(self, tokens: int, layer: int) -> int:
+        """The window's."""
+        return self.window
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """Keep the voted tokens and the window."""
+        entry = cache.layers[layer]
+        tokens = entry.length
+        kept = budget_tokens(self.budget, tokens)
+        if kept >= tokens:
+            return
+        assert received is not None
+        votes = self._pooled(suite, received[:, : tokens - self.window])
+        bound = self.window * cache.group + 1
+        await keep_rows(suite, entry, votes, kept - self.window, bound, 0, tokens - self.window)
+
+    def _pooled(self, suite: Suite, votes: Value) -> Value:
+        """Sum over `kernel` neighbours, zero beyond the ends (the average times the kernel)."""
+        half = self.kernel // 2
+        if not half:
+            return votes
+        count = votes.shape[-1]
+        padding = suite.public(torch.zeros(1), (votes.shape[0], half))
+        padded = suite.concat([padding, votes, padding], -1)
+        out = padded[:, :count]
+        for shift in range(1, self.kernel):
+            out = out + padded[:, shift : shift + count]
+        return out

@@ -1,0 +1,68 @@
+"""StreamingLLM: the first tokens (attention sinks) and a window of recent ones. Nothing secret is decided.
+
+Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, section 3.2. There positions are
+counted within the cache; here keys keep the position at which they were cached, as in every policy of this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.architecture import Architecture
+from models.cache import CachePolicy, KVCache
+from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
+from mpc.errors import ConfigurationError
+from protocols.suite import Suite, Value
+
+
+@dataclass(frozen=True)
+class StreamingLLM(CachePolicy):
+    """budget: share of the prompt's tokens that is kept, sinks included. sinks: first tokens that always stay."""
+
+    budget: float = 0.1
+    sinks: int = 4
+    name: ClassVar[str] = "streaming-llm"
+
+    def __post_init__(self) -> None:
+        ratio(self.name, "budget", self.budget)
+        whole(self.name, "sinks", self.sinks, 0)
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return text_of(self)
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """The budget must hold the sinks and one recent token."""
+        no_windows(self.name, architecture, prompt_tokens)
+        kept = budget_tokens(self.budget, prompt_tokens)
+        if kept <= self.sinks and kept < prompt_tokens:
+            raise ConfigurationError(
+                f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
+                f"sinks = {self.sinks} and a recent one; raise budget or lower sinks"
+            )
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """Keep sinks and window."""
+        entry = cache.layers[layer]
+        kept = budget_tokens(self.budget, entry.length)
+        entry.state["kept"] = kept
+        self._cut(suite, cache, layer)
+
+    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        """The oldest of the window goes."""
+        self._cut(suite, cache, layer)
+
+    def _cut(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        entry = cache.layers[layer]
+        kept = entry.state["kept"]
+        if entry.length <= kept:
+            return
+        k, v = entry.keys_and_values()
+        recent = kept - self.sinks
+        start = entry.length - recent
+        if self.sinks:
+            entry.k, entry.v = (suite.concat([x[:, : self.sinks], x[:, start:]], 1) for x in (k, v))
+        else:
+            entry.k, entry.v = k[:, start:], v[:, start:]

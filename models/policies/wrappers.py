@@ -1,0 +1,147 @@
+"""Policies around policies: other settings per layer, one choice for several layers, a prompt in several batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.cache import CachePolicy, KVCache
+from models.policies.settings import whole
+from mpc.errors import ConfigurationError
+from protocols.suite import Suite, Value
+
+
+class _Around(CachePolicy):
+    """Asks the policy of a layer for everything."""
+
+    def of(self, layer: int) -> CachePolicy:
+        """The policy of a layer."""
+        raise NotImplementedError
+
+    def observed_queries(self, tokens: int, layer: int) -> int:
+        """As the layer's policy."""
+        return self.of(layer).observed_queries(tokens, layer)
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """As the layer's policy."""
+        await self.of(layer).after_prefill(suite, cache, layer, received)
+
+    async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
+        """As the layer's policy."""
+        await self.of(layer).after_append(suite, cache, layer)
+
+    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
+        """As the layer's policy."""
+        return await self.of(layer).select(suite, cache, layer, q)
+
+    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """As the layer's policy."""
+        return await self.of(layer).attend(suite, cache, layer, q)
+
+
+@dataclass(frozen=True)
+class PerLayer(_Around):
+    """rules: (first layer, last layer, policy), the first that fits counts; rest: for all other layers.
+
+    Text form: `full@0-1;mpcache:dynamic=0.1`.
+    """
+
+    rules: Sequence[tuple[int, int, CachePolicy]]
+    rest: CachePolicy
+    name: ClassVar[str] = "per-layer"
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return ";".join([*(f"{p.spec}@{a}-{b}" if a != b else f"{p.spec}@{a}" for a, b, p in self.rules), self.rest.spec])
+
+    def of(self, layer: int) -> CachePolicy:
+        """The first rule's that names the layer."""
+        return next((p for first, last, p in self.rules if first <= layer <= last), self.rest)
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """All of them, and that the named layers exist."""
+        for first, last, policy in self.rules:
+            if not 0 <= first <= last < architecture.layers:
+                raise ConfigurationError(
+                    f"policy {policy.spec}@{first}-{last}: the model has layers 0 to {architecture.layers - 1}"
+                )
+            policy.check(architecture, prompt_tokens)
+        self.rest.check(architecture, prompt_tokens)
+
+
+@dataclass(frozen=True)
+class SharedChoice(_Around):
+    """Adjacent layers, `layers` each, use one choice of clusters; the first `apart` choose alone. For policies that choose.
+
+    Source: Zeng et al., "MPCache", NeurIPS 2025, section 4.4. Text form: `shared:layers=2,apart=2|quest:budget=0.1`.
+    """
+
+    inner: CachePolicy
+    layers: int = 2
+    apart: int = 2
+    name: ClassVar[str] = "shared"
+
+    def __post_init__(self) -> None:
+        whole(self.name, "layers", self.layers, 1)
+        whole(self.name, "apart", self.apart, 0)
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return f"shared:layers={self.layers},apart={self.apart}|{self.inner.spec}"
+
+    def of(self, layer: int) -> CachePolicy:
+        """The only one."""
+        return self.inner
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """The model must have a whole group of layers."""
+        if architecture.layers < self.apart + self.layers:
+            raise ConfigurationError(
+                f"policy {self.name}: layers = {self.layers} behind the first apart = {self.apart} needs "
+                f"{self.apart + self.layers} layers, the model has {architecture.layers}"
+            )
+        self.inner.check(architecture, prompt_tokens)
+
+    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """The inner policy's, with the choice of a layer before where there is one."""
+        cache.state["sharing"] = (self.layers, self.apart)
+        return await self.inner.attend(suite, cache, layer, q)
+
+
+@dataclass(frozen=True)
+class ChunkedPrefill(_Around):
+    """The prompt is processed in batches of `tokens` tokens: less memory at a time, the same result, more rounds.
+
+    Text form: `chunked:tokens=256|mpcache`.
+    """
+
+    inner: CachePolicy
+    tokens: int = 256
+    name: ClassVar[str] = "chunked"
+
+    def __post_init__(self) -> None:
+        whole(self.name, "tokens", self.tokens, 2)
+
+    @property
+    def prefill_chunk(self) -> int:  # type: ignore[override]
+        """Tokens of a batch."""
+        return self.tokens
+
+    @property
+    def spec(self) -> str:
+        """Text form."""
+        return f"chunked:tokens={self.tokens}|{self.inner.spec}"
+
+    def of(self, layer: int) -> CachePolicy:
+        """The only one."""
+        return self.inner
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """As the inner policy."""
+        self.inner.check(architecture, prompt_tokens)

@@ -1,0 +1,128 @@
+"""Products with cached secrets, which are masked once: a key or value is opened (masked) when it joins the cache, never
+again.
+
+CrypTen opens both factors of every product, so that a decode step opens the whole cache twice (12.6 MB a layer for GPT-2
+with 1 024 cached tokens). Here only the new factor is opened, as for weights (`arithmetic.matmul_fixed`), and the choice of
+clusters is a factor of its own: the algebra is that of `protocols.masked.gather`, with m = x - b for CrypTen's mask b.
+
+Security as for weights: x - b with a fresh uniform b that no party knows, opened once (Ben-Efraim et al. 2019). The dealer
+deals products of masks. Rings Z_2^64 throughout. Leaks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.crypten_binding import CryptenSession
+from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.masked.context import Context
+from protocols.masked.gather import chosen_scores, chosen_values
+from protocols.masked.product import product
+from protocols.masked.wires import Masked, Shared
+
+FULL = 64
+
+
+class _Roles:
+    """What the masked products ask of their context, from a CrypTen session."""
+
+    def __init__(self, s: CryptenSession) -> None:
+        self.s = s
+        self.evaluating = s.channel is not None
+        self.first = s.channel is not None and s.party == 0
+
+    def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
+        """A value computed from masks, shared modulo 2^64."""
+        dealt = self.s.tape.dependent(op, tuple(shape), value if self.s.dealing else None, bits)
+        return self.s.held(dealt)
+
+    def blank(self, shape: Sequence[int]) -> Tensor:
+        """A tensor nobody reads."""
+        return self.s.without_content(shape)
+
+    def shared(self, x: Masked) -> Shared:
+        """This party's share of a masked value; local."""
+        return Shared(x.m - x.lam if self.first else -x.lam, x.bits, x.frac)
+
+
+def _context(s: CryptenSession) -> Context:
+    return cast(Context, cast(Any, _Roles(s)))
+
+
+def keep(s: CryptenSession, x: CryptenValue) -> CryptenWeight:
+    """x made ready for the cache: x - b is opened. 1 round, 8 bytes per element."""
+    mask = s.tape.random("cache mask", x.shape)
+    difference = s.open(x.share - s.held(mask))
+    if s.channel is None:
+        return CryptenWeight(x.share, x.fraction_bits, 0, None, mask if s.dealing else None)
+    return CryptenWeight(x.share, x.fraction_bits, s.party, difference, None)
+
+
+def joined(parts: Sequence[CryptenWeight], dim: int) -> CryptenWeight:
+    """Cached values one behind the other; local."""
+    first = parts[0]
+    differences = [p.difference for p in parts if p.difference is not None]
+    masks = [p.mask for p in parts if p.mask is not None]
+    return CryptenWeight(
+        torch.cat([p.share for p in parts], dim),
+        first.fraction_bits,
+        first.party,
+        torch.cat(differences, dim) if differences else None,
+        torch.cat(masks, dim) if masks else None,
+    )
+
+
+def _masked(s: CryptenSession, x: CryptenValue) -> Masked:
+    """The masked form of a cached value."""
+    assert isinstance(x, CryptenWeight)
+    if s.channel is None:
+        lam = -x.mask if x.mask is not None else s.without_content(x.shape)
+        return Masked(s.without_content(x.shape), lam, FULL, x.fraction_bits)
+    assert x.difference is not None
+    own = x.difference - x.share if s.party == 0 else -x.share
+    return Masked(x.difference, own, FULL, x.fraction_bits)
+
+
+def _opened(s: CryptenSession, values: Sequence[CryptenValue]) -> list[Masked]:
+    """Fresh masked forms of several values: 1 round, 8 bytes per element; cached values need none."""
+    fresh = [x for x in values if not isinstance(x, CryptenWeight)]
+    masks = [s.tape.random("factor mask", x.shape) for x in fresh]
+    items = [(x.share - s.held(mask), FULL, "sum") for x, mask in zip(fresh, masks, strict=True)]
+    opened = iter(zip(s.open_together(items) if items else [], masks, strict=True))
+    out = []
+    for x in values:
+        if isinstance(x, CryptenWeight):
+            out.append(_masked(s, x))
+        else:
+            m, mask = next(opened)
+            out.append(Masked(m, -mask, FULL, x.fraction_bits))
+    return out
+
+
+def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
+    """x [..., M, K] times a cached y [..., K, N], no truncation. 1 round, 8 bytes per element of x."""
+    a, b = _opened(s, [x, y])
+    return product(_context(s), "cached product", a, b, ring.matmul).x
+
+
+def scores_of_chosen(s: CryptenSession, chosen: CryptenWeight, q: CryptenValue, k: CryptenValue) -> Tensor:
+    """Scores of the chosen clusters [G, R, n, s], no truncation. 1 round, 8 bytes per element of q.
+
+    chosen: [G, n, N] one-hot (0 fraction bits), kept (`keep`); q [G, R, C]; k cached [G, N, s, C].
+    """
+    mq, mk = _opened(s, [q, k])
+    return chosen_scores(_context(s), _masked(s, chosen), mq, mk).x
+
+
+def values_of_chosen(s: CryptenSession, chosen: CryptenWeight, p: CryptenValue, v: CryptenValue) -> Tensor:
+    """sum over the chosen clusters of p [G, R, n, s] times v cached [G, N, s, C]: [G, R, C], no truncation.
+
+    1 round, 8 bytes per element of p.
+    """
+    mp, mv = _opened(s, [p, v])
+    return chosen_values(_context(s), _masked(s, chosen), mp, mv).x

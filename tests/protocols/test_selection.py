@@ -1,0 +1,150 @@
+"""Ranking, keep-sets, compaction and attention over chosen tokens: every suite against the suite `plain`, ties included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpc.errors import MpcacheError
+from tests.protocols.suite_harness import SECURE, run_plain, run_secure
+
+torch.manual_seed(3)
+
+
+def grid(*shape: int, span: int = 8, step: float = 0.25) -> Tensor:
+    """Multiples of `step` from few values: many exact ties."""
+    return torch.randint(-span, span + 1, shape).double() * step
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (9, 4), (20, 20)])
+def test_top_k_equals_a_stable_sort(suite: str, parties: int, count: int, k: int) -> None:
+    x = grid(3, 2, count)
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.top_k(v, k, 4.0)
+
+    (expected,) = run_plain(program, [x])
+    (found,) = run_secure(suite, parties, program, [x])
+    assert torch.equal(found, expected)
+    order = x.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    assert torch.equal(expected.argmax(-1), order)
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize(("count", "k"), [(7, 3), (300, 120), (300, 1), (300, 299)])
+def test_keep_largest_keeps_exactly_the_first_largest(suite: str, parties: int, count: int, k: int) -> None:
+    x = grid(2, count, span=30)
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.keep_largest(v, k, 8.0)
+
+    (expected,) = run_plain(program, [x])
+    (found,) = run_secure(suite, parties, program, [x])
+    assert torch.equal(found, expected)
+    assert torch.equal(expected.sum(-1), torch.full((2,), float(k), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+def test_compaction_keeps_order(suite: str, parties: int) -> None:
+    marks = torch.tensor([[1.0, 0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 0, 1, 0]])
+    a, b = torch.randn(2, 7, 3), torch.randn(2, 7, 2)
+
+    async def program(s: Any, m: Any, x: Any, y: Any) -> Any:
+        kept = await s.keep_largest(m, 4, 2.0)
+        return await s.compact(kept, [x, y], 4)
+
+    found = run_secure(suite, parties, program, [marks, a, b])
+    for out, rows in zip(found, (a, b), strict=True):
+        expected = torch.stack([rows[i][marks[i] > 0] for i in range(2)])
+        assert (out - expected).abs().max() < 2.0**-12
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.transpose(1, 2), -1) @ v
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("more", [0, 3])
+def test_attention_to_chosen_clusters(suite: str, parties: int, heads: int, more: int) -> None:
+    groups, clusters, size, channels, count = 2, 5, 4, 6, 2
+    q, k, v = torch.randn(groups, heads, channels), torch.randn(groups, 20, channels) * 2, torch.randn(groups, 20, channels)
+    sims = grid(groups, clusters)
+    ak, av = torch.randn(groups, max(more, 1), channels), torch.randn(groups, max(more, 1), channels)
+
+    async def program(s: Any, q: Any, k: Any, v: Any, sims: Any, ak: Any, av: Any) -> Any:
+        chosen = await s.top_k(sims, count, 4.0)
+        parts = [x.reshape(groups, clusters, size, channels) for x in (k, v)]
+        first = await s.selected_attention(q, chosen, *parts, (ak, av) if more else None)
+        return first, await s.selected_attention(q, chosen, *parts, None)  # the choice serves twice
+
+    found = run_secure(suite, parties, program, [q, k, v, sims, ak, av])
+    order = sims.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    for out, extra in zip(found, (more > 0, False), strict=True):
+        keys, values = [], []
+        for g in range(groups):
+            index = torch.cat([torch.arange(i * size, (i + 1) * size) for i in order[g].tolist()])
+            keys.append(torch.cat([k[g, index], ak[g]]) if extra else k[g, index])
+            values.append(torch.cat([v[g, index], av[g]]) if extra else v[g, index])
+        expected = plain_attention(q, torch.stack(keys), torch.stack(values))
+        assert (out - expected).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+def test_attention_that_tokens_receive(suite: str, parties: int) -> None:
+    groups, tokens, channels = 2, 9, 4
+    q, k, v = (torch.randn(groups, tokens, channels) for _ in range(3))
+    mask = torch.ones(tokens, tokens).tril().bool()
+    observed = torch.arange(tokens) >= 6
+
+    async def program(s: Any, q: Any, k: Any, v: Any) -> Any:
+        return await s.attention_received(q, k, v, mask, observed)
+
+    out, received = run_secure(suite, parties, program, [q, k, v])
+    p = torch.softmax((q @ k.transpose(1, 2)).masked_fill(~mask, float("-inf")), -1)
+    assert (out - p @ v).abs().max() < 2e-3
+    assert (received - p[:, 6:].sum(1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+def test_biased_attention_hides_tokens(suite: str, parties: int) -> None:
+    q, k, v = torch.randn(2, 2, 4), torch.randn(2, 7, 4), torch.randn(2, 7, 4)
+    keep = torch.tensor([[1.0, 0, 1, 1, 0, 0, 1], [0, 1, 1, 0, 1, 1, 0]])
+
+    async def program(s: Any, q: Any, k: Any, v: Any, keep: Any) -> Any:
+        kept = await s.keep_largest(keep, 4, 2.0)
+        return await s.biased_attention(q, k, v, (kept * 32).reshape(2, 1, 7))
+
+    (found,) = run_secure(suite, parties, program, [q, k, v, keep])
+    scores = (q @ k.transpose(1, 2)).masked_fill(keep[:, None] == 0, float("-inf"))
+    assert (found - torch.softmax(scores, -1) @ v).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+def test_replace_one_row_or_none(suite: str, parties: int) -> None:
+    rows, new = torch.randn(2, 5, 3), torch.randn(2, 1, 3)
+    place = torch.tensor([[0.0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
+
+    async def program(s: Any, rows: Any, place: Any, new: Any) -> Any:
+        hot = await s.top_k(place, 1, 2.0)
+        return await s.replace(rows, hot[:, 0, :5], new)
+
+    (found,) = run_secure(suite, parties, program, [rows, place, new])
+    expected = rows.clone()
+    expected[0, 1] = new[0, 0]
+    assert (found - expected).abs().max() < 2.0**-12
+
+
+@pytest.mark.parametrize("suite", ["plain", "crypten", "masked"])
+@pytest.mark.parametrize("k", [0, 6])
+def test_a_budget_outside_the_values_is_refused(suite: str, k: int) -> None:
+    async def program(s: Any, v: Any) -> Any:
+        return await s.top_k(v, k, 4.0)
+
+    inputs = [torch.zeros(1, 5)]
+    with pytest.raises(MpcacheError, match=f"{k} of 5"):
+        run_plain(program, inputs) if suite == "plain" else run_secure(suite, 2, program, inputs)

@@ -1,0 +1,134 @@
+"""All that is opened in a whole generation is uniform, and gates that are broken on purpose are found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.generation import GenerationPlan, generate_plain
+from mpc import ring
+from mpc.random import Prg
+from mpc.tape import DealerTape, PartyTape
+from tests.protocols import uniformity
+
+PROMPT = [(37 * n + 17) % 223 for n in range(24)]
+NEW_TOKENS = 4
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_everything_that_is_opened_in_a_generation_is_uniform(parties: int) -> None:
+    checkpoint = uniformity.shipped()
+    seen, tokens = uniformity.observed_generation(checkpoint, PROMPT, NEW_TOKENS, parties)
+    assert tokens == generate_plain(checkpoint, PROMPT, GenerationPlan(len(PROMPT), NEW_TOKENS))
+    found = uniformity.results(seen)
+    assert not uniformity.failures(found)
+    operations = {one.operation for one in seen}
+    tested = {r.name.partition(":")[0] for r in found}
+    assert tested - {uniformity.EVERYTHING} <= operations
+    assert len(tested) >= 10, f"only {sorted(tested)} have enough data"
+    assert sum(one.m.numel() for one in seen) > 600_000  # 468 703 of them are weights
+
+
+def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Tensor, int], Tensor]) -> list[int]:
+    """Masks of an operation changed alike at dealer and parties, before shares are added up; [number of calls]."""
+    calls = [0]
+    dealer, party = DealerTape.random, PartyTape.random
+
+    def at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> Tensor:
+        if op != wanted:
+            return dealer(tape, op, shape, bits, kind)
+        calls[0] += 1
+        parts = [change(share, bits) for share in tape.random_shares(op, shape, bits, kind)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total ^ part if kind == "xor" or bits == 1 else total + part
+        return ring.reduce(total, bits)
+
+    def at_party(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> Tensor:
+        found = party(tape, op, shape, bits, kind)
+        return found if op != wanted else change(found, bits)
+
+    monkeypatch.setattr(DealerTape, "random", at_dealer)
+    monkeypatch.setattr(PartyTape, "random", at_party)
+    return calls
+
+
+def _no_mask(x: Tensor, bits: int) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def _short_mask(x: Tensor, bits: int) -> Tensor:
+    return ring.reduce(x, bits) >> 3 if bits < 64 else (x >> 3) & ((1 << 61) - 1)
+
+
+def _one_mask_for_all(x: Tensor, bits: int) -> Tensor:
+    return x.reshape(-1)[:1].expand(x.numel()).reshape(x.shape).clone() if x.numel() else x
+
+
+def _biased(x: Tensor, bits: int) -> Tensor:
+    """The highest bit of each share is 0 five times in eight (the lowest would be hidden by the values' own low bits)."""
+    return x if bits < 3 else x & ~((x & (x << 1) & (x << 2)) & (1 << (bits - 1) if bits < 64 else -(1 << 63)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "change"),
+    [
+        ("open", _no_mask),
+        ("open", _short_mask),
+        ("open", _one_mask_for_all),
+        ("open", _biased),
+        ("mask bits", _no_mask),
+    ],
+)
+def test_broken_masks_are_found(
+    wanted: str, change: Callable[[Tensor, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _replaced(monkeypatch, wanted, change)
+    seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT[:3], 1)
+    assert calls[0] > 5
+    found = uniformity.results(seen)
+    assert uniformity.failures(found)
+
+
+def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every element is uniform by itself; only the difference of two openings tells."""
+    kept: dict[tuple[Any, ...], Tensor] = {}
+    hits = [0]
+    for end in (DealerTape, PartyTape):
+
+        def again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum", real: Any = end.random) -> Tensor:
+            fresh = real(tape, op, shape, bits, kind)
+            key = id(tape), tuple(shape), bits
+            if op != "open":
+                return fresh
+            hits[0] += key in kept
+            return kept.setdefault(key, fresh).clone()
+
+        monkeypatch.setattr(end, "random", again)
+    seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT, 1)
+    assert hits[0] > 10
+    found = uniformity.failures(uniformity.results(seen))
+    assert any("openings" in r.name for r in found)
+
+
+def test_a_generator_that_starts_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Prg.ring
+
+    def restarted(prg: Prg, shape: Any, bits: int = 64, *rest: Any) -> Tensor:
+        return real(Prg(bytes(31) + bytes([bits])), shape, bits, *rest)
+
+    monkeypatch.setattr(Prg, "ring", restarted)
+    seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT[:2], 1)
+    assert uniformity.failures(uniformity.results(seen))
+
+
+def test_the_threshold_accepts_uniform_values() -> None:
+    prg = Prg(bytes(32))
+    seen = [uniformity.Opened("even", prg.ring((5000,), bits), bits) for bits in (1, 3, 8, 20, 64) for _ in range(4)]
+    assert not uniformity.failures(uniformity.results(seen))
+    wrong = [uniformity.Opened("even", one.m & ~1 if one.bits == 20 else one.m, one.bits) for one in seen]
+    assert uniformity.failures(uniformity.results(wrong))

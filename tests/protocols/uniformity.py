@@ -1,0 +1,194 @@
+"""Everything that is opened in a generation, and chi-square tests of whether it could be anything but uniform.
+
+What is tested. An opened element is m in Z_2^k, and should be uniform and independent of all others. Taken are its lowest
+and its highest digit of 1 and of 4 bits, of
+
+* the element itself (a missing, short or biased mask shows here),
+* the difference of neighbours in an opening (one mask for several elements), and
+* the difference with the opening of the same size and ring before it (a mask used twice, a generator that starts again).
+
+Pairs are disjoint, so under the null hypothesis all differences are independent too. Each is counted by operation and over
+everything.
+
+Threshold. With N tests each must have p >= FALSE_POSITIVES / N (Bonferroni), so a right suite fails with probability
+FALSE_POSITIVES at most, however the tests depend on each other. p is chi-square's upper tail, which is asymptotic; it is
+trusted down to 1e-12 because cells have an expected count of at least 50: a cell that alone gives such a p is off by 9.5
+deviations, whose probability by Chernoff's bound for Poisson counts is below 1e-14. Operations with less data are counted
+over everything only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import GenerationPlan, generate, one_hot_rows
+from mpc import fixed_point, ring
+from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
+from protocols.suite import OutputShare
+from tests.parties_in_process import run_parties
+from tests.protocols.masked_harness import additive
+
+FALSE_POSITIVES = 1e-9
+CELL = 50  # least expected count of a cell
+WIDTHS = (1, 4)
+EVERYTHING = "everything"
+SHIPPED = Path(__file__).parents[2] / "models" / "recall" / "gpt2"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One opening as a compute party sees it: m in Z_2^bits."""
+
+    operation: str
+    m: Tensor
+    bits: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test. p: the probability of a statistic at least as large, for uniform values."""
+
+    name: str
+    count: int
+    p: float
+
+
+def chi_square_p(counts: Tensor) -> float:
+    """Upper tail of Pearson's statistic of counts against equal probabilities."""
+    n, cells = float(counts.sum()), counts.numel()
+    statistic = ((counts - n / cells) ** 2 / (n / cells)).sum().double()
+    half = torch.tensor((cells - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(half, statistic / 2))
+
+
+def _disjoint(x: Tensor) -> Tensor:
+    return x[1::2] - x[: x.numel() // 2 * 2 : 2]
+
+
+def _derived(seen: Iterable[Opened]) -> Iterator[tuple[str, str, Tensor, int]]:
+    """(operation, what, elements of Z_2^bits, bits)."""
+    waiting: dict[tuple[int, int], Tensor] = {}
+    for one in seen:
+        m, bits = one.m.reshape(-1), one.bits
+        yield one.operation, "element", m, bits
+        yield one.operation, "neighbours", ring.reduce(_disjoint(m), bits), bits
+        before = waiting.pop((m.numel(), bits), None)
+        if before is None:
+            waiting[m.numel(), bits] = m
+        else:
+            yield one.operation, "openings", ring.reduce(m - before, bits), bits
+
+
+def results(seen: Iterable[Opened]) -> list[Result]:
+    """All tests with enough data."""
+    tables: dict[tuple[str, str], Tensor] = {}
+    for operation, what, x, bits in _derived(seen):
+        for width in WIDTHS:
+            if width > bits or (bits == 1 and width > 1):
+                continue
+            for place, digit in (("low", x & ((1 << width) - 1)), ("high", ring.shift_right(x, bits - width, bits))):
+                counts = torch.bincount(digit, minlength=1 << width).double()
+                for name in (operation, EVERYTHING):
+                    key = name, f"{what}, {place} {width} bits"
+                    tables[key] = tables[key] + counts if key in tables else counts
+    return [
+        Result(f"{operation}: {what}", int(counts.sum()), chi_square_p(counts))
+        for (operation, what), counts in tables.items()
+        if float(counts.sum()) / counts.numel() >= CELL
+    ]
+
+
+def failures(found: Sequence[Result]) -> list[Result]:
+    """Tests below the threshold."""
+    return [r for r in found if not r.p >= FALSE_POSITIVES / len(found)]
+
+
+class _Watch:
+    """Collects what a party sees arrive, by operation. Anything that is revealed in the clear is an error here."""
+
+    def __init__(self, suite: MaskedSuite) -> None:
+        self.seen: list[Opened] = []
+        self._round: list[tuple[Tensor, int]] = []
+        self._flush = suite.context.flush
+        suite.context.observer = lambda m, bits: self._round.append((m.clone(), bits))
+        suite.context.revealed = self._revealed
+        suite.context.flush = self._watched  # type: ignore[method-assign]
+
+    def _watched(self, requests: list[Any]) -> Any:
+        self._round.clear()
+        out = self._flush(requests)
+        assert len(self._round) == len(requests), "an opening was not observed"
+        self.seen += [Opened(r.key[1], m, bits) for r, (m, bits) in zip(requests, self._round, strict=True)]
+        return out
+
+    def _revealed(self, m: Tensor, bits: int) -> None:
+        raise AssertionError("something was revealed in a generation with a full cache")
+
+
+class _Endpoint:
+    def __init__(self) -> None:
+        self.shares: list[OutputShare] = []
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        self.shares.append(share)
+        return True
+
+    def next_token(self, step: int) -> Tensor | None:
+        raise AssertionError("greedy decoding asks nobody")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        pass
+
+
+def shipped() -> Checkpoint:
+    """The shipped GPT-2."""
+    return load_checkpoint(SHIPPED, torch.float64)
+
+
+def observed_generation(
+    checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int, parties: int = 2
+) -> tuple[list[Opened], list[int]]:
+    """What party 0 sees from loading the model to the last token, and the generated tokens."""
+    a = checkpoint.architecture
+    plan = GenerationPlan(len(prompt), new_tokens)
+    weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), parties) for name, w in checkpoint.weights.items()}
+    rows = additive(one_hot_rows(prompt, a.vocabulary), parties)
+    watches: list[_Watch] = []
+    lock = threading.Lock()
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
+        endpoint = _Endpoint()
+        share = None if party is None else rows[party]
+        suite.run(generate(suite, Decoder(suite, a, held), plan, share, None, endpoint))
+        return endpoint.shares
+
+    def at_party(channel: Any, tape: Any) -> list[OutputShare]:
+        with torch.inference_mode():
+            suite = MaskedSuite(parties=parties, tape=tape, channel=channel)
+            if channel.party == 0:
+                with lock:
+                    watches.append(_Watch(suite))
+            return main(suite, channel.party)
+
+    def at_dealer(tape: Any) -> None:
+        with torch.inference_mode():
+            main(MaskedSuite(parties=parties, tape=tape, channel=None), None)
+
+    found, _ = run_parties(parties, at_party, at_dealer)
+    tokens = []
+    for parts in zip(*found, strict=True):
+        total = torch.stack([p.share for p in parts]).sum(0)
+        tokens.append(
+            int(fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits).round())
+        )
+    return watches[0].seen, tokens
