@@ -18,7 +18,8 @@ from torch import Tensor
 from launch.in_process import run_in_process
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import PlainModel, one_hot_rows
+from models.generation import GenerationPlan, PlainModel, generate, one_hot_rows
+from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.fixed_point import decode, encode
@@ -109,6 +110,52 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
         step = STEPS[(STEPS[0], name) in found.points]
         found.points[step, name] = _open([share for _, share in entries])
     return found
+
+
+def generated(
+    checkpoint: Checkpoint, ids: Sequence[int], plan: GenerationPlan, suite_name: str, parties: int, **options: Any
+) -> list[int]:
+    """Tokens generated greedily on shares, with all parties and the dealer in this process."""
+    architecture = checkpoint.architecture
+    weights = _WeightShares(checkpoint, parties)
+    prompts = _share(one_hot_rows(ids, architecture.vocabulary), 0, parties)
+
+    def program(suite: Suite, index: int | None) -> list[OutputShare]:
+        loaded = suite.run(
+            load_weights(suite, architecture, lambda n: None if index is None else weights.share(n, index, suite))
+        )
+        decoder = Decoder(suite, architecture, loaded, parse(plan.policy))
+        kept = _Kept()
+        with torch.inference_mode():
+            suite.run(generate(suite, decoder, plan, None if index is None else prompts[index], None, kept))
+        return kept.shares
+
+    def party(channel: MemoryChannel, tape: PartyTape) -> list[OutputShare]:
+        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options), channel.party)
+
+    def dealer(tape: DealerTape) -> None:
+        program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
+
+    outputs, _ = run_in_process(parties, party, dealer)
+    return [round(float(_open(shares).item())) for shares in zip(*outputs, strict=True)]
+
+
+class _Kept:
+    """An endpoint that keeps every token's share."""
+
+    def __init__(self) -> None:
+        self.shares: list[OutputShare] = []
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Go on."""
+        self.shares.append(share)
+        return True
+
+    def next_token(self, step: int) -> None:
+        """Not asked for."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Not shown."""
 
 
 def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:

@@ -22,7 +22,8 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class H2O(CachePolicy):
-    """budget: share of the prompt's tokens that a head keeps. recent: share of the budget for recent tokens."""
+    """budget: share of the prompt's tokens that a head keeps; 1 keeps everything. recent: share of the budget for recent
+    tokens."""
 
     budget: float = 0.1
     recent: float = 0.5
@@ -49,11 +50,12 @@ class H2O(CachePolicy):
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         """All."""
-        return tokens
+        return tokens if self.budget < 1 else 0
 
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Keep the heaviest of what is not recent, and the recent ones."""
-        assert received is not None
+        if received is None:
+            return
         entry = cache.layers[layer]
         tokens = entry.length
         kept = budget_tokens(self.budget, tokens)
@@ -72,6 +74,8 @@ class H2O(CachePolicy):
         """Attend to the budget and the new token; then the lowest score goes."""
         entry = cache.layers[layer]
         k, v = entry.keys_and_values()
+        if self.budget == 1:
+            return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         out, received = await suite.attention_received(q, k, v, None, everyone)
         old: Value = entry.state["scores"]

@@ -22,8 +22,8 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class SnapKV(CachePolicy):
-    """budget: share of the prompt's tokens that a head keeps, window included. window: queries that vote, 32 in the paper.
-    kernel: width of the pooling, odd."""
+    """budget: share of the prompt's tokens that a head keeps, window included; 1 keeps everything. window: queries that
+    vote, 32 in the paper. kernel: width of the pooling, odd."""
 
     budget: float = 0.1
     window: int = 32
@@ -54,16 +54,15 @@ class SnapKV(CachePolicy):
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         """The window's."""
-        return self.window
+        return self.window if self.budget < 1 else 0
 
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Keep the voted tokens and the window."""
         entry = cache.layers[layer]
         tokens = entry.length
         kept = budget_tokens(self.budget, tokens)
-        if kept >= tokens:
+        if received is None or kept >= tokens:
             return
-        assert received is not None
         votes = self._pooled(suite, received[:, : tokens - self.window])
         bound = self.window * cache.group + 1
         await keep_rows(suite, entry, votes, kept - self.window, bound, 0, tokens - self.window)

@@ -18,7 +18,8 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class StreamingLLM(CachePolicy):
-    """budget: share of the prompt's tokens that is kept, sinks included. sinks: first tokens that always stay."""
+    """budget: share of the prompt's tokens that is kept, sinks included; 1 keeps everything. sinks: first tokens that always
+    stay."""
 
     budget: float = 0.1
     sinks: int = 4
@@ -57,7 +58,7 @@ class StreamingLLM(CachePolicy):
     def _cut(self, suite: Suite, cache: KVCache, layer: int) -> None:
         entry = cache.layers[layer]
         kept = entry.state["kept"]
-        if entry.length <= kept:
+        if self.budget == 1 or entry.length <= kept:
             return
         k, v = entry.keys_and_values()
         recent = kept - self.sinks

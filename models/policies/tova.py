@@ -21,7 +21,7 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class TOVA(CachePolicy):
-    """budget: share of the prompt's tokens that a layer keeps."""
+    """budget: share of the prompt's tokens that a layer keeps; 1 keeps everything."""
 
     budget: float = 0.1
     name: ClassVar[str] = "tova"
@@ -40,11 +40,12 @@ class TOVA(CachePolicy):
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         """The last one's."""
-        return 1
+        return 1 if self.budget < 1 else 0
 
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Keep what the last query attends to most."""
-        assert received is not None
+        if received is None:
+            return
         entry = cache.layers[layer]
         tokens = entry.length
         kept = entry.state["kept"] = budget_tokens(self.budget, tokens)
@@ -56,7 +57,7 @@ class TOVA(CachePolicy):
         """Attend to everything; then the least attended goes."""
         entry = cache.layers[layer]
         k, v = entry.keys_and_values()
-        if entry.length <= entry.state["kept"]:
+        if self.budget == 1 or entry.length <= entry.state["kept"]:
             return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         out, received = await suite.attention_received(q, k, v, None, everyone)

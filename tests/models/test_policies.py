@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import models.policies
+import models.recall
+from launch import fidelity
+from models.cache import KVCache
+from models.checkpoint import load_checkpoint
+from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
+from models.policies.mpcache import MPCache
+from models.policies.registry import WRAPPERS
+from models.recall.documents import evaluation_cases
+from mpc.errors import ConfigurationError
+from protocols.plain import tensor_of
 from tests.models.policy_cases import Case, tiny
+from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure
 
 MPCACHE = "static=0.5,dynamic=0.4,fine=4,coarse=8,sinks=4,window=4,alpha=0.5,sharing=1"
@@ -55,3 +71,189 @@ def test_same_tokens_stay_and_count(text: str, suite: str, parties: int) -> None
         assert (value - expected).abs().max() < 4e-3
     for expected, value in zip(plain[-2:], found[-2:], strict=True):  # keys and values: the very same rows
         assert (value - expected).abs().max() < 2.0**-12
+
+
+EVERYTHING = [
+    "mpcache:static=1,dynamic=1,sharing=1",
+    "streaming-llm:budget=1",
+    "h2o:budget=1",
+    "snapkv:budget=1",
+    "tova:budget=1",
+    "quest:budget=1",
+    "dynamic-top-k:budget=1",
+]
+
+
+def test_every_policy_can_keep_everything() -> None:
+    assert {parse(text).name for text in EVERYTHING} | {"full"} == set(POLICIES)
+
+
+@pytest.mark.parametrize("text", EVERYTHING)
+def test_keeping_everything_is_the_full_cache(text: str, tmp_path: Path) -> None:
+    """The very same logits at every step, in plaintext."""
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)
+    results = []
+    for policy in ("full", text):
+        plain = PlainModel(checkpoint, torch.float64, policy=parse(policy))
+        seen: list[Any] = []
+        tokens = plain.generate(ids, GenerationPlan(len(ids), 6, policy=policy), probe=recorder(seen))
+        results.append((tokens, seen))
+    assert results[0][0] == results[1][0]
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def recorder(seen: list[Any]) -> Any:
+    def probe(name: str, value: Any) -> None:
+        if name == "logits":
+            seen.append(tensor_of(value).clone())
+
+    return probe
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2)])
+def test_whole_generation_on_shares(suite: str, parties: int) -> None:
+    """The shipped model with MPCache, two layers sharing nothing, against plaintext with the same policy."""
+    checkpoint = load_checkpoint(Path(models.recall.__file__).parent / "gpt2")
+    text = "mpcache:static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+    case = evaluation_cases(96, 1, 5)[0]
+    ids = checkpoint.tokenizer.encode(case.prompt)
+    plan = GenerationPlan(len(ids), 4, policy=text)
+    expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
+    measured = fidelity.generated(checkpoint, ids, plan, suite, parties)
+    assert measured == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
+        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, dynamic"),
+        ("mpcache:dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
+        ("mpcache:static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
+        ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
+        ("mpcache:fine=2.5", "policy mpcache: fine = '2.5' must be a whole number"),
+        ("mpcache:fine=16,fine=16", "policy mpcache: write 'fine=value' once"),
+        ("mpcache:fine=12", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
+        ("mpcache:coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
+        ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2"),
+        ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
+        ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
+        ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
+        ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
+        ("quest:page=0", "policy quest: page = 0 must be a whole number, 1 or more"),
+        ("full@0-1", "unknown cache policy 'full@0-1'"),
+        ("full@x;mpcache", "'full@x': a policy for some layers is written as policy@first-last"),
+        ("chunked:tokens=1|full", "policy chunked: tokens = 1 must be a whole number, 2 or more"),
+        ("twice|full", "unknown wrapper of cache policies 'twice'; known: shared, chunked"),
+        ("x" * 500, "a policy's text has at most 400 characters, got 500"),
+    ],
+)
+def test_bad_settings_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "message"),
+    [
+        ("mpcache:dynamic=0.1", 200, "dynamic = 0.1 attends to 20 of 200 tokens, fewer than sinks = 16 and window = 16"),
+        ("mpcache:static=0.1", 200, "static = 0.1 keeps 20 of 200 tokens, which does not hold sinks = 16, window = 16"),
+        ("mpcache:sharing=3", 1000, "sharing = 3 behind the first apart = 2 layers needs 5 layers, the model has 4"),
+        ("streaming-llm:budget=0.01", 300, "budget = 0.01 keeps 3 of 300 tokens, which does not hold sinks = 4"),
+        ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
+        ("h2o:budget=0.01", 100, "leaves none of them to heavy hitters"),
+        ("shared:layers=4|quest", 100, "layers = 4 behind the first apart = 2 needs 6 layers, the model has 4"),
+        ("full@2-4;mpcache", 1000, "policy full@2-4: the model has layers 0 to 3"),
+    ],
+)
+def test_what_does_not_fit_model_or_prompt_is_named(text: str, tokens: int, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        parse(text).check(tiny(), tokens)
+
+
+@pytest.mark.parametrize("text", [t for t in TEXTS if t != "full"])
+def test_sliding_windows_are_refused(text: str) -> None:
+    a = tiny().model_copy(update={"windows": (8, 8, 8, 8)})
+    with pytest.raises(ConfigurationError, match="does not work on layers with a sliding window"):
+        parse(text).check(a, 40)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 7])
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, tokens: int) -> None:
+    texts = {"mpcache": "mpcache:static=1,sharing=1", "h2o": "h2o:budget=1", "tova": "tova:budget=1"}
+    texts |= {
+        "streaming-llm": "streaming-llm:budget=1",
+        "snapkv": "snapkv:budget=1",
+        "dynamic-top-k": "dynamic-top-k:budget=1",
+    }
+    case = Case(tiny(), tokens=tokens, steps=2, seed=1)
+    policy = parse(texts.get(name, name))
+    policy.check(case.architecture, tokens)
+
+    async def program(s: Any, *values: Any) -> Any:
+        return await case.run(policy, s, *values)
+
+    async def full(s: Any, *values: Any) -> Any:
+        return await case.run(parse("full"), s, *values)
+
+    for one, other in zip(run_plain(program, case.inputs), run_plain(full, case.inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TEXTS,
+        "full@0-1;mpcache:dynamic=0.2,sharing=1",
+        "shared:layers=2,apart=2|quest:budget=0.2",
+        "chunked:tokens=16|shared:layers=3,apart=0|full@1;quest",
+    ],
+)
+def test_a_policys_text_makes_the_same_policy(text: str) -> None:
+    policy = parse(text)
+    assert parse(policy.spec) == policy
+    assert parse(policy.spec).spec == policy.spec
+
+
+def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None:
+    """Six layers: 0 and 1 choose alone, 2 and 4 choose for 3 and 5; a prompt in batches gives the same tokens."""
+    case = Case(tiny(layers=6), tokens=64, steps=1, seed=2)
+    chosen: list[int] = []
+
+    class Watched(MPCache):
+        async def _choose(self, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
+            chosen.append(len(chosen))
+            return await super()._choose(suite, entry, q, plan)
+
+    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
+        cache = KVCache(case.architecture)
+        out = []
+        for layer in range(6):
+            await cache.append(s, layer, k, v)
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = 64
+        for layer in range(6):
+            out.append(await policy.attend(s, cache, layer, q[0]))
+        return out
+
+    found = run_plain(program, case.inputs)
+    assert len(chosen) == 4
+    for value in found[1:]:
+        assert torch.equal(value, found[0])
+
+
+def test_a_policy_file_is_registered_documented_and_tested() -> None:
+    folder = Path(models.policies.__file__).parent
+    shared = {"__init__", "clusters", "eviction", "registry", "selecting", "settings", "wrappers"}
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
+    assert files == set(POLICIES)
+    page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
+    for name in (*POLICIES, *WRAPPERS):
+        assert f"`{name}`" in page, f"docs/policies.md does not mention {name}"
+    for name, kind in POLICIES.items():
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            assert f"`{field.name}`" in page, f"docs/policies.md does not mention {name}'s setting {field.name}"
