@@ -3,6 +3,7 @@
 # make test    all tests (ARGS= goes to pytest)
 # make check   lint, format, strict types, generated files
 # make reference   regenerate docs/commands.md
+# make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.mpcache-installed
 
-.PHONY: setup demo test check reference clean
+.PHONY: setup demo test check reference gates clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -42,6 +43,9 @@ check: setup
 
 reference: setup
 	"$(BIN)/typer" launch.cli utils docs --name mpcache --output docs/commands.md
+
+gates: setup
+	"$(BIN)/mpcache" gates --markdown docs/gates.md $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

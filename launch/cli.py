@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from launch import signals
-from launch.commands import bench, certs, check, client, dealer, demo, doctor, estimate, generate, model_owner, party
+from launch.commands import (
+    bench,
+    certs,
+    check,
+    client,
+    deal,
+    dealer,
+    demo,
+    doctor,
+    estimate,
+    gates,
+    generate,
+    model_owner,
+    party,
+)
 from launch.console import ERROR_EXIT, Settings, show_error
 
 app = typer.Typer(
@@ -23,12 +37,14 @@ app.command("demo")(demo.run)
 app.command("generate")(generate.run)
 app.command("party")(party.run)
 app.command("dealer")(dealer.run)
+app.command("deal")(deal.run)
 app.command("client")(client.run)
 app.command("model-owner")(model_owner.run)
 app.command("certs")(certs.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
+app.command("gates")(gates.run)
 app.command("bench")(bench.run)
 app.command("bench-process", hidden=True)(bench.process)
 

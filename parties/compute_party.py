@@ -16,7 +16,7 @@ from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.config import RoleConfig
 from parties.connection import abort_if_alive, caller
-from parties.failures import public
+from parties.failures import log, public
 from parties.link import Link, Message, Session
 from parties.loads import Loads
 from parties.manifest import Manifest, architecture_hash, check_id, check_version
@@ -25,6 +25,7 @@ from parties.program import DECODER, Program
 from parties.server import RoleServer
 from parties.shares import BITS, collect
 from parties.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
+from parties.tape_store import TapeStore
 
 CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
 STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
@@ -40,6 +41,16 @@ class ComputePartyServer(RoleServer[PartySession]):
         assert config.store is not None
         self.store = ModelStore(config.store)
         self.loads = Loads(config.limits.max_loads)
+        self.tapes: TapeStore | None = None
+        if config.tapes is not None and config.dealer is not None:
+            dealer = config.dealer.name
+            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, self.identity.authority)
+
+    def start(self) -> None:
+        """Listen and serve in the background; logs what tapes there are."""
+        super().start()
+        for line in self.tapes.stock() if self.tapes is not None else []:
+            log.info("%s: tapes: %s", self.name, line)
 
     def register(self, server: grpc.Server) -> None:
         """Add the ComputeParty service."""

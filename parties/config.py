@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
@@ -47,8 +47,11 @@ class RoleConfig(BaseModel):
 
     parties: all compute parties; their order is the party index. dealer: needed by parties. clients, model_owners: the
     identities that may generate and that may store models. certificates: folder with this role's identity. store: where
-    a party keeps model shares. deadline_seconds: how long a peer may be silent. connect_seconds: how long to wait for a
-    peer to come up. step_seconds: how long a live peer may take for one step.
+    a party keeps model shares. tapes: where a party has tapes that were dealt beforehand; it then does without a running
+    dealer, whose name says who must have signed them. look_ahead: whether a party prepares what depends on the tape alone
+    in a thread of its own, while it waits for others; "auto": where the machine has 4 cores or more. deadline_seconds: how
+    long a peer may be silent. connect_seconds: how long to wait for a peer to come up. step_seconds: how long a live peer
+    may take for one step.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,11 +65,19 @@ class RoleConfig(BaseModel):
     model_owners: list[str] = Field(default_factory=list)
     certificates: Path
     store: Path | None = None
+    tapes: Path | None = None
+    look_ahead: Literal["auto", "on", "off"] = "auto"
     device: str = "cpu"
     deadline_seconds: float = Field(default=30.0, gt=0)
     connect_seconds: float = Field(default=60.0, gt=0)
     step_seconds: float = Field(default=600.0, gt=0)
     limits: Limits = Limits()
+
+    @field_validator("look_ahead", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """YAML reads on and off as true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @property
     def party_names(self) -> list[str]:
@@ -99,6 +110,8 @@ class RoleConfig(BaseModel):
                 raise ValueError("dealer: a party needs the dealer's name and address")
             if self.store is None:
                 raise ValueError("store: a party needs a folder to keep model shares in")
+            if self.tapes is not None and self.tapes == self.store:
+                raise ValueError("tapes: model shares ('store') and tapes need different folders")
         elif self.name in names:
             raise ValueError(f"name: '{self.name}' is a compute party's name; a {self.role} needs its own identity")
         return self
@@ -169,7 +182,7 @@ def load_config(path: Path | str) -> RoleConfig:
         raise ConfigurationError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', 'syntax error')}") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
-    for key in ("certificates", "store"):
+    for key in ("certificates", "store", "tapes"):
         if isinstance(values.get(key), str):
             values[key] = path.parent.resolve() / values[key]
     return make_config(values, str(path))

@@ -24,10 +24,12 @@ from parties.config import PeerAddress
 from parties.connection import connect
 from parties.failures import SessionFinished, log, public, to_failure
 from parties.link import Link, Session, finish_calls
+from parties.look_ahead import LookAhead, wanted
 from parties.manifest import Manifest, check_id, compare
 from parties.program import make_suite, plan_of
 from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from parties.store import StoredModel
+from parties.tape_agreement import Dealt, Source, TapeAgreement, check_source
 from parties.tape_stream import tape_reader
 from protocols.suite import OutputShare, Suite
 
@@ -49,6 +51,7 @@ class PartySession(Session):
         self.facts = facts
         self.architecture = Architecture.from_json(facts.architecture)
         self.plan = plan_of(manifest, self.architecture)
+        self.tapes = TapeAgreement(server.tapes, self) if server.tapes is not None else None
         self.client: Link
         self.ledger = Ledger()
         self.emitted = 0
@@ -57,6 +60,7 @@ class PartySession(Session):
         self._channels: list[grpc.Channel] = []
         self._attached = threading.Condition()
         self._progress_at = 0.0
+        self._look_ahead: LookAhead | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
     def start(self, client: Link) -> None:
@@ -74,6 +78,8 @@ class PartySession(Session):
             pass
         except Exception as error:
             self.fail(public(error, self.role))
+        if self._look_ahead is not None:
+            self._look_ahead.stop()
         try:
             if self.error is None or self.finished:
                 self._summarise(time.perf_counter() - began)
@@ -83,6 +89,10 @@ class PartySession(Session):
             for channel in self._channels:
                 channel.close()
         finally:
+            if self._look_ahead is not None:
+                self._look_ahead.join()
+            if self.tapes is not None:
+                self.tapes.release()
             for link in self.links:
                 self.server.pulse.remove(link)
             self.server.sessions.remove(self)
@@ -132,6 +142,7 @@ class PartySession(Session):
             index = names.index(link.peer) if link.peer in names else -1
             if hello.name != link.peer or index <= self.server.config.index:
                 raise WireError(f"{link.peer} introduced itself as party {index}; higher indices dial lower ones")
+            self._heard(link.peer, hello)
         except MpcacheError as error:
             self.fail(error)
             raise
@@ -145,7 +156,14 @@ class PartySession(Session):
 
     def _hello(self) -> wire.PeerMessage:
         hello = wire.Hello(session=self.id, name=self.role, manifest=self.manifest.canonical())
+        if self.tapes is not None:
+            self.tapes.greet(hello)
         return wire.PeerMessage(hello=hello)
+
+    def _heard(self, peer: str, hello: wire.Hello) -> None:
+        check_source(self.role, self.tapes is not None, peer, hello)
+        if self.tapes is not None:
+            self.tapes.heard(peer, hello)
 
     def _dial(self, peer: PeerAddress) -> grpc.Channel:
         self.step = f"connecting to {peer.name}"
@@ -178,6 +196,7 @@ class PartySession(Session):
             if reply.WhichOneof("content") != "hello" or reply.hello.session != self.id or reply.hello.name != peer.name:
                 raise WireError(f"{peer.name} did not answer a greeting with its own")
             compare(self.role, self.manifest, peer.name, Manifest.parse(reply.hello.manifest, peer.name))
+            self._heard(peer.name, reply.hello)
         limit = time.monotonic() + self.server.config.connect_seconds
         with self._attached:
             while len(self._peers) < len(self.manifest.parties) - 1:
@@ -189,7 +208,8 @@ class PartySession(Session):
                     raise PeerLost(missing[0], "connecting", f"did not connect to {self.role} within {seconds:g} s")
                 self._attached.wait(left)
 
-    def _open_tape(self) -> tuple[Link, wire.TapeStart]:
+    def _streamed(self) -> Dealt:
+        """What the running dealer deals for this session."""
         dealer = self.server.config.dealer
         assert dealer is not None
         stub = services.DealerStub(self._dial(dealer))
@@ -209,19 +229,34 @@ class PartySession(Session):
         message = link.receive()
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
-        check_id(message.start.load, "load", dealer.name)
-        return link, message.start
+        start = message.start
+        check_id(start.load, "load", dealer.name)
+        weights = None if start.fresh else self.server.loads.get(start.load, self.manifest.load_key())
+        if not start.fresh and weights is None:
+            raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
+        return Dealt(Source(start.seed, tape_reader(link)), start.load, weights)
 
     # ---- the program -------------------------------------------------------------------------------------------------
     def _compute(self) -> None:
         config, manifest = self.server.config, self.manifest
         self._connect_peers()
-        tape_link, start = self._open_tape()
+        dealt = self._streamed() if self.tapes is None else self.tapes.agree(self._peers)
         channel = GrpcChannel(config.index, manifest.parties, self._peers, self.ledger)
         last = config.index == channel.parties - 1
-        tape = PartyTape(start.seed, last, tape_reader(tape_link), self.ledger, config.device)
+
+        def tape_of(source: Source) -> PartyTape:
+            return PartyTape(source.seed, last, source.read, self.ledger, config.device)
+
+        tape, weights = tape_of(dealt.session), dealt.weights
         suite = make_suite(manifest, tape, channel, config.device)
-        weights = self._weights(suite, start)
+        if weights is None:
+            loading = suite
+            if dealt.loading is not None:
+                loading = make_suite(manifest, tape_of(dealt.loading), channel, config.device)
+            weights = self._load(loading, dealt.load)
+        if suite.prepares and wanted(config):
+            self._look_ahead = LookAhead(self, tape, weights)
+            suite = self._look_ahead.start(channel)
         vocabulary = self.architecture.vocabulary
         self.step = "receiving the prompt's shares"
         prompt = self._take("prompt", 0, (manifest.prompt_tokens, vocabulary))
@@ -232,13 +267,8 @@ class PartySession(Session):
         self.step = "prefill"
         self.server.program.run(suite, self.architecture, weights, self.plan, prompt, noise, self)
 
-    def _weights(self, suite: Suite, start: wire.TapeStart) -> dict[str, object]:
-        key, loads = self.manifest.load_key(), self.server.loads
-        if not start.fresh:
-            held = loads.get(start.load, key)
-            if held is None:
-                raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
-            return held
+    def _load(self, suite: Suite, load: str) -> dict[str, object]:
+        """Load the weights, for this session and later ones."""
         total, done = len(self.architecture.weight_shapes()), 0
         needed = int(getattr(suite, "weight_fraction_bits", self.facts.fraction_bits))
         more = needed - self.facts.fraction_bits
@@ -258,7 +288,7 @@ class PartySession(Session):
 
         weights = self.server.program.load(suite, self.architecture, share)
         self.progress("model load", total, total)
-        loads.put(start.load, key, weights)
+        self.server.loads.put(load, self.manifest.load_key(), weights)
         return weights
 
     def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:

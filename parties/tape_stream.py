@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mpc.errors import WireError
-from mpc.tape import chunks
+from mpc.tape import Bytes, chunks
 from parties import wire_pb2 as wire
 from parties.connection import CHUNK_BYTES
 from parties.link import Link, Session
@@ -103,7 +103,7 @@ class TapeOutlet:
 _IDLE = wire.TapeMessage()
 
 
-def tape_reader(link: Link) -> Callable[[int], bytes]:
+def tape_reader(link: Link) -> Callable[[int], Bytes]:
     """`read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
 
     def stream() -> Iterator[bytes]:

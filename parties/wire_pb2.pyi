@@ -155,14 +155,38 @@ class PartyMessage(_message.Message):
     def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("session", "name", "manifest")
+    __slots__ = ("session", "name", "manifest", "tape_files", "tapes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    TAPE_FILES_FIELD_NUMBER: _ClassVar[int]
+    TAPES_FIELD_NUMBER: _ClassVar[int]
     session: str
     name: str
     manifest: bytes
-    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+    tape_files: bool
+    tapes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TapeChoice(_message.Message):
+    __slots__ = ("tape", "digest")
+    TAPE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    tape: str
+    digest: bytes
+    def __init__(self, tape: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class TapeTaken(_message.Message):
+    __slots__ = ("held",)
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    held: bool
+    def __init__(self, held: _Optional[bool] = ...) -> None: ...
+
+class TapeGo(_message.Message):
+    __slots__ = ("fresh",)
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    fresh: bool
+    def __init__(self, fresh: _Optional[bool] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("sequence", "size", "payload")
@@ -175,18 +199,24 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure")
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    GO_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     hello: Hello
     heartbeat: Heartbeat
     finish: Finish
     failure: Failure
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    choice: TapeChoice
+    taken: TapeTaken
+    go: TapeGo
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
     __slots__ = ("session", "manifest", "architecture", "loads")

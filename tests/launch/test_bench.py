@@ -121,7 +121,7 @@ def test_threads_of_one_process(changes: dict[str, Any]) -> None:
     logits = decode(reduce(torch.stack([s.share for s in shares]).sum(0), bits), fraction_bits, bits)
     error = float((logits - plain_logits(made)).abs().max())
     ledgers = [ledger for _, ledger in found]
-    check(BenchResult(made, ledgers, [1.0], [1.0], [1.0], [1.0], 1, 1, logits, error))
+    check(BenchResult(made, ledgers, [1.0], [1.0], [1.0], [1.0], [0.0], [0.0], 0, 1, 1, logits, error))
 
 
 @pytest.mark.parametrize("parties", [2, 3])

@@ -34,6 +34,8 @@ def test_good(tmp_path: Path) -> None:
     assert config.store == tmp_path / "store"
     assert (config.deadline_seconds, config.connect_seconds, config.step_seconds) == (30, 60, 600)
     assert load_config(write(tmp_path, {**GOOD, "store": "/abs"})).store == Path("/abs")
+    assert config.tapes is None
+    assert load_config(write(tmp_path, {**GOOD, "tapes": "tapes"})).tapes == tmp_path / "tapes"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_good(tmp_path: Path) -> None:
         ({"listen": None}, "a party needs an address"),
         ({"store": None}, "a party needs a folder"),
         ({"dealer": None}, "a party needs the dealer's name and address"),
+        ({"tapes": "store"}, r"model shares \('store'\) and tapes need different folders"),
         ({"deadline_seconds": 0}, "deadline_seconds: Input should be greater than 0"),
         ({"limits": {"max_sessions": 0}}, "limits.max_sessions: Input should be greater than or equal to 1"),
     ],

@@ -1,0 +1,116 @@
+"""`mpcache deal`: tapes for later sessions, written to a folder per party, so that the dealer can be offline then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+from rich.table import Table
+
+from launch.console import byte_count, err, out, print_json
+from launch.options import (
+    DEFAULT_SUITE,
+    ConfigOption,
+    JsonOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_suite,
+    suite_options,
+)
+from mpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from parties.tape_deal import Deal
+
+
+def run(
+    config: ConfigOption,
+    model: Annotated[
+        Path, typer.Option("--model", help="Hugging Face checkpoint directory; its config.json is read, no weights.")
+    ],
+    prompt: Annotated[
+        list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most new tokens of a session; it may generate fewer.")],
+    directory: Annotated[Path, typer.Option("--out", help="Folder to write to; new or empty.")],
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Sessions to deal for, per prompt length.")] = 1,
+    suite: SuiteOption = DEFAULT_SUITE,
+    decoding: Annotated[
+        str, typer.Option("--decoding", help="What the sessions will ask for: greedy, sample or logits.")
+    ] = "greedy",
+    policy: PolicyOption = "full",
+    suite_option: SuiteOptionsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
+
+    A tape serves one session, once: of this architecture, suite, policy and decoding, with a prompt of exactly --prompt
+    tokens and at most --tokens new ones. What a session does not use of its tape is destroyed. Each folder holds secrets of
+    its party: bring it there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
+    """
+    from launch.serving import load_role
+    from models.checkpoint import read_architecture
+    from models.generation import Decoding
+    from parties.tape_deal import deal
+
+    check_suite(suite)
+    if decoding not in get_args(Decoding):
+        raise ConfigurationError(f"--decoding '{decoding}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
+    settings = load_role(config, "dealer")
+    architecture = read_architecture(model)
+    with err.status("dealing") as status:
+        dealt = deal(
+            settings,
+            architecture,
+            prompt,
+            tokens,
+            directory,
+            sessions=sessions,
+            suite=suite,
+            options=suite_options(suite_option),
+            decoding=cast(Decoding, decoding),
+            policy=policy,
+            on_progress=lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
+        )
+    if as_json:
+        print_json(deal_json(dealt))
+    else:
+        _show(dealt)
+
+
+def deal_json(dealt: Deal) -> dict[str, Any]:
+    """What was dealt, for programs."""
+    return {
+        "load": dealt.load,
+        "prompts": list(dealt.prompts),
+        "new_tokens": dealt.new_tokens,
+        "sessions": dealt.sessions,
+        "parties": {name: {"folder": str(path), "bytes": dealt.sizes[name]} for name, path in dealt.folders.items()},
+        "load_seconds": dealt.load_seconds,
+        "session_seconds": dealt.session_seconds,
+    }
+
+
+def _show(dealt: Deal) -> None:
+    lengths = ", ".join(str(length) for length in dealt.prompts)
+    count = len(dealt.session_seconds)
+    each = fmean(dealt.session_seconds)
+    table = Table(box=None, header_style="bold")
+    for column in ("party", "folder", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for name, folder in dealt.folders.items():
+        table.add_row(name, str(folder), byte_count(dealt.sizes[name]))
+    out.print(table)
+    out.print(
+        f"deal {dealt.load}: {count} session{'s' * (count != 1)}, prompt of exactly {lengths} tokens, up to "
+        f"{dealt.new_tokens} new ones; weights {dealt.load_seconds:.1f} s, then {each:.1f} s a session",
+        soft_wrap=True,
+    )
+    out.print(
+        "Next: move what each folder holds into that party's `tapes` folder (over an encrypted connection, e.g. `rsync -a "
+        "--remove-source-files`), write `tapes: FOLDER` into its configuration and restart it.",
+        soft_wrap=True,
+    )

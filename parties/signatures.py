@@ -1,0 +1,62 @@
+"""Signatures with a deployment's identities, for what is said today and read later, when nobody is connected.
+
+ECDSA over P-256 with SHA-256, by the key of the identity's certificate; the signature covers a context string too, so that
+what is signed for one purpose never counts for another. Who checks needs the deployment's authority only.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from mpc.errors import PermissionRefused
+from parties.certificates import Identity
+
+
+def _message(context: str, data: bytes) -> bytes:
+    label = context.encode()
+    return len(label).to_bytes(8, "little") + label + data
+
+
+def certificate_of(identity: Identity) -> bytes:
+    """The identity's certificate, DER."""
+    return x509.load_pem_x509_certificate(identity.certificate).public_bytes(serialization.Encoding.DER)
+
+
+def sign(identity: Identity, context: str, data: bytes) -> bytes:
+    """The identity's signature, DER."""
+    key = serialization.load_pem_private_key(identity.key, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key.sign(_message(context, data), ec.ECDSA(hashes.SHA256()))
+
+
+def verify(authority: bytes, name: str, certificate: bytes, context: str, data: bytes, signature: bytes) -> None:
+    """Check that `name`, whose DER certificate is given, signed `data`; authority: the deployment's, PEM.
+
+    Raises `PermissionRefused`, saying what is wrong, unless the certificate is `name`'s, issued by the authority and valid
+    now, and the signature is its key's.
+    """
+    try:
+        signer = x509.load_der_x509_certificate(certificate)
+        signer.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature):
+        raise PermissionRefused("the signer's certificate is not of this deployment's authority") from None
+    found = [str(item.value) for item in signer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if found != [name]:
+        raise PermissionRefused(f"it is signed by '{', '.join(found)[:64]}', not by '{name}'")
+    if not signer.not_valid_before_utc <= datetime.now(UTC) <= signer.not_valid_after_utc:
+        raise PermissionRefused(
+            f"the certificate of '{name}' was valid until {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        )
+    key = signer.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PermissionRefused(f"the certificate of '{name}' holds no elliptic-curve key")
+    try:
+        key.verify(signature, _message(context, data), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise PermissionRefused(f"the signature is not that of '{name}'") from None
