@@ -161,7 +161,7 @@ class Ghost:
 
     def split(self, sizes: Any, dim: int = 0) -> tuple[Ghost, ...]:
         """Views."""
-        return tuple(Ghost(x) for x in self.meta.split(sizes, dim))
+        return tuple(Ghost(x) for x in torch.split(self.meta, sizes, dim))
 
     def t(self) -> Ghost:
         """A view."""

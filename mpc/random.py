@@ -58,7 +58,7 @@ class Prg:
     def _expand(self, count: int) -> np.ndarray:
         """The next `count` bytes as writable uint8 [count]: zeros, encrypted piece by piece while they are in the cache."""
         buffer = np.empty(count + _BLOCK, dtype=np.uint8)
-        view = memoryview(buffer)
+        view = buffer.data
         for start in range(0, count, _PIECE):
             size = min(_PIECE, count - start)
             written = self._stream.update_into(_ZEROS[:size], view[start : start + size + _BLOCK])

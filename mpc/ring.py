@@ -93,7 +93,7 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
 
 
 def _few_rows(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` modulo 2^64 (2^32 for int32 b) for few rows and column-major matrices b: one pass over b per row, at memory speed.
+    """`a @ b` modulo 2^64 (2^32 for int32 b), few rows, column-major matrices b: one pass over b per row, at memory speed.
 
     a: [..., M, K], b: [..., K, N] with neighbouring elements along K; leading axes broadcast.
     """

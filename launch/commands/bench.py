@@ -52,8 +52,9 @@ def run(
     """Run one decode step, or one prefill, on random weights, and end with one line of JSON.
 
     Parties and dealer are processes of their own. Online seconds need an input: the dealer's tape is at the parties before
-    a step is timed, and what depends on it alone is prepared (--no-look-ahead: within the step); both are reported apart. Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights,
-    cached tokens and their shares follow from a public seed: nothing that a benchmark computes on is secret.
+    a step is timed, and what depends on it alone is prepared (--no-look-ahead: within the step); both are reported apart.
+    Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights, cached tokens and
+    their shares follow from a public seed: nothing that a benchmark computes on is secret.
     """
     from launch.bench.plan import BenchPlan
     from launch.bench.run import run_bench

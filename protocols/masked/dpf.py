@@ -6,7 +6,7 @@ taken from its own stream, and correction words that are the same for both (`Tap
 grows into two, G(s) = (AES_L(s) ^ s, AES_R(s) ^ s) with fixed keys L and R, whole levels of all elements in two calls of the
 cipher. The tree ends early: a leaf's G(s) is 256 bits, which are 256 / P entries of P = 8, 16, 32 or 64 >= bits bits.
 
-Rounds and online bytes: none (local, as `one_hot`).
+Rounds and online bytes: none (local, as `one_hot_table`).
 Offline bytes per element, at *each* party: D (16 + 1/4) + (256 / P) bits / 8 with D = width - log2(256 / P) levels, for
 2^width bits / 8 of the dealt table, which the last party alone receives. Work: 2 (2^(D+1) - 1) AES blocks.
 Valid range: two parties, D >= 1. Error: none. Leaks nothing to a computationally bounded party: keys are pseudorandom
@@ -14,18 +14,15 @@ if G is a pseudorandom generator: with AES as an ideal permutation, for work up 
 Sources: Boyle, Gilboa, Ishai 2016 (function secret sharing: improvements and extensions), early termination included; Guo,
 Katz, Wang, Yu 2020 for fixed-key AES.
 
-`choose_dealing` says which dealing takes less time for a shape, from offline bytes and measured expansion. The table stays
-the default of every gate.
+`protocols.masked.dealing` chooses between keys and tables.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +32,12 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.errors import RangeError
-from mpc.packing import pack, packed_size, unpack
-from mpc.random import Prg, new_seed
+from mpc.packing import packed_size
 from protocols.masked.context import Context
 from protocols.masked.one_hot import digit, rotate
 from protocols.masked.wires import Masked, Shared
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
-Dealing = Literal["table", "dpf"]
 
 LEAF_BITS = 256
 CHUNK_SEEDS = 1 << 16  # seeds of a level that are expanded at once: fits the cache
@@ -196,12 +191,12 @@ def evaluate(party: int, root: Tensor, seed_words: Tensor, control_words: Tensor
 
 
 def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
-    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x: what `one_hot` gives, dealt as keys. Two parties."""
+    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x: as `one_hot_table`, dealt as keys. Two parties."""
     shape = Shape(width, bits)
     if c.parties != 2:
-        raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot")
+        raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot_table")
     if shape.depth < 1:
-        raise RangeError(f"a domain of 2^{width} entries of {bits} bits fits one leaf; use one_hot")
+        raise RangeError(f"a domain of 2^{width} entries of {bits} bits fits one leaf; use one_hot_table")
     m_digit, lam_digit = digit(c, x, low, width)
     elements = x.shape.numel()
     roots = c.tape.random_shares("point function roots", (elements, 2), 64)
@@ -222,60 +217,3 @@ def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Share
         return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
     share = evaluate(0 if c.first else 1, roots[0], seed_words, control_words, output, shape).to(c.device)
     return Shared(rotate(share.reshape(*x.shape, 1 << width), m_digit), bits, 0)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds of work on one core. Defaults: least of six runs of `measure()` on a busy AMD EPYC with AES instructions."""
-
-    per_table_entry: float = 2.7e-10  # unpacking an entry of a dealt table whose ring is whole bytes
-    per_loose_entry: float = 2.1e-8  # unpacking an entry of another ring
-    per_block: float = 5.0e-8  # an AES block of a tree, with its corrections
-    per_leaf_entry: float = 7.0e-9  # an entry that a leaf gives
-
-
-def measure(elements: int = 4000, repeat: int = 10) -> Measured:
-    """Time both dealings' expansion on one thread of this machine: the fastest of `repeat` runs each."""
-
-    def table(shape: Shape) -> float:
-        dims = (elements, 1 << shape.width)
-        packed = pack(Prg(new_seed()).ring(dims, shape.bits), shape.bits)
-        return _fastest(lambda: unpack(packed, shape.bits, dims), repeat) / (elements << shape.width)
-
-    def tree(shape: Shape) -> float:
-        prg = Prg(new_seed())
-        roots = [prg.ring((elements, 2)) for _ in range(2)]
-        key = generate(torch.zeros(elements, dtype=torch.int64), roots, shape)
-        return _fastest(lambda: evaluate(0, roots[0], *key, shape), repeat) / elements
-
-    # seconds an element = blocks * per_block + entries * per_leaf_entry, with four times the entries a leaf in the second
-    wide, narrow = Shape(8, 64), Shape(8, 16)
-    (a, b), entries = (tree(wide), tree(narrow)), 1 << 8
-    per_block = max((a - b) / (wide.blocks - narrow.blocks), 0.0)
-    per_leaf_entry = max((b - per_block * narrow.blocks) / entries, 0.0)
-    return Measured(table(Shape(8, 16)), table(Shape(8, 13)), per_block, per_leaf_entry)
-
-
-def _fastest(work: Callable[[], object], repeat: int) -> float:
-    best = float("inf")
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def choose_dealing(
-    elements: int, width: int, bits: int, parties: int, bytes_per_second: float = 1.25e8, measured: Measured | None = None
-) -> Dealing:
-    """The dealing of a one-hot lookup that takes less time: sending the last party's bytes (by default at 1 Gbit/s) and
-    expanding them on one core. Always "table" for more than two parties or where a leaf covers the domain."""
-    shape = Shape(width, bits)
-    if parties != 2 or shape.depth < 1:
-        return "table"
-    cost = measured or Measured()
-    entries = elements << width
-    per_entry = cost.per_loose_entry if bits % 8 else cost.per_table_entry
-    table = shape.table_bytes(elements) / bytes_per_second + entries * per_entry
-    work = elements * shape.blocks * cost.per_block + entries * cost.per_leaf_entry
-    return "dpf" if shape.key_bytes(elements) / bytes_per_second + work < table else "table"

@@ -63,8 +63,10 @@ def rotate(dealt: Tensor, m_digit: Tensor) -> Tensor:
     return dealt.gather(-1, positions).to(torch.int64)
 
 
-def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
-    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x (exact when low = 0 and width = x.bits)."""
+def one_hot_table(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
+    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x (exact when low = 0 and width = x.bits), from a table.
+
+    Gates call `dealing.one_hot`, which may deal the same in another way."""
     m_digit, lam_digit = digit(c, x, low, width)
     dealt = deal_scaled(c, "one-hot", lam_digit, width, bits, [lambda: torch.ones_like(lam_digit)])[0]
     if not c.evaluating:

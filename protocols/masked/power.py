@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,6 +126,6 @@ def _weighted(c: Context, below: Shared, top: Shared, weights: list[int]) -> Sha
     """sum_p e_p weights[p] where e_p = b_p - b_(p-2) is one-hot, b_high = `top`."""
     if not c.evaluating:
         return Shared(c.blank(top.shape), below.bits, below.frac)
-    steps = torch.tensor([a - b for a, b in zip(weights, weights[1:], strict=False)], device=below.x.device)
+    steps = torch.tensor([a - b for a, b in pairwise(weights)], device=below.x.device)
     parts = below.x * steps.reshape(-1, *[1] * (below.x.dim() - 1))
     return Shared(top.x * weights[-1] + parts.sum(0), below.bits, below.frac)

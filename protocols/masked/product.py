@@ -77,8 +77,10 @@ class FixedWeight:
 
 
 def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
-    """x @ W for a fixed weight: [..., in] -> [..., out], in x's ring. [x W] = m_x [W] + ([lam_x W's mask] - [lam_x] m_W), where
-    the second half needs no input and is computed ahead."""
+    """x @ W for a fixed weight: [..., in] -> [..., out], in x's ring.
+
+    [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is computed ahead.
+    """
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from protocols.masked.context import Context, open_value
-from protocols.masked.one_hot import one_hot
+from protocols.masked.dealing import one_hot
 from protocols.masked.wires import Shared
 
 

@@ -27,7 +27,8 @@ from mpc.errors import RangeError
 from mpc.ledger import operation
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.one_hot import digit, look_up, one_hot
+from protocols.masked.dealing import one_hot
+from protocols.masked.one_hot import digit, look_up
 from protocols.masked.power import power
 from protocols.masked.truncation import truncate_and_lift
 from protocols.masked.wires import Masked, Shared

@@ -33,8 +33,8 @@ from protocols.masked import activation as activations
 from protocols.masked import product, ranking, selection, softmax
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
+from protocols.masked.dealing import one_hot
 from protocols.masked.growth import grown
-from protocols.masked.one_hot import one_hot
 from protocols.masked.power import power
 from protocols.masked.tensor import MaskedTensor, MaskedWeight
 from protocols.masked.truncation import truncate, truncate_and_lift

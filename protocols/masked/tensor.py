@@ -147,7 +147,8 @@ class MaskedWeight(Value):
 
     def tensor(self, suite: MaskedSuite | None = None) -> MaskedTensor:
         """The weight as an ordinary value (a sharing)."""
-        return MaskedTensor(suite or self.suite, self.magnitude, Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac))
+        share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
+        return MaskedTensor(suite or self.suite, self.magnitude, share)
 
     @property
     def shape(self) -> torch.Size:

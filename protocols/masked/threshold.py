@@ -31,8 +31,9 @@ from torch import Tensor
 from mpc import ring
 from protocols.masked.comparison import Bit, less_than_zero
 from protocols.masked.context import BitOpening, Context, open_value, require
+from protocols.masked.dealing import one_hot
 from protocols.masked.digits import even_widths, exact_digits
-from protocols.masked.one_hot import deal_scaled, evaluate_table, look_up, one_hot, rotate
+from protocols.masked.one_hot import deal_scaled, evaluate_table, look_up, rotate
 from protocols.masked.selection_matrix import check_budget
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together

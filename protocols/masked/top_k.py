@@ -25,7 +25,8 @@ from torch import Tensor
 
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value
-from protocols.masked.one_hot import look_up, one_hot
+from protocols.masked.dealing import one_hot
+from protocols.masked.one_hot import look_up
 from protocols.masked.selection_matrix import check_budget, count_bits, identity, selection_matrix
 from protocols.masked.wires import Masked, Shared
 

@@ -9,11 +9,11 @@ from mpc import ring
 from mpc.errors import RangeError
 from mpc.random import Prg, new_seed
 from mpc.tape import HEADER_BYTES, CountingTape
-from protocols.masked import dpf
+from protocols.masked import dealing, dpf
 from protocols.masked.context import Context, open_value
-from protocols.masked.one_hot import one_hot
+from protocols.masked.one_hot import one_hot_table
 from protocols.masked.wires import Masked, Shared
-from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
+from tests.protocols.gate_harness import Gate, chi_square, chi_square_limit, predict, run
 
 
 @pytest.mark.parametrize(("width", "bits"), [(6, 8), (6, 5), (8, 16), (7, 20), (9, 33), (10, 64), (3, 64), (12, 14)])
@@ -36,7 +36,7 @@ def test_the_gate_equals_the_dealt_table(ring_bits: int, low: int, width: int, b
         return dpf.one_hot_dpf(c, await open_value(c, s), low, width, bits)
 
     async def table(c: Context, s: Shared) -> Shared:
-        return one_hot(c, await open_value(c, s), low, width, bits)
+        return one_hot_table(c, await open_value(c, s), low, width, bits)
 
     found, cost = run(keys, [(x, ring_bits)]), predict(table, [(x.shape, ring_bits)], 2)
     digit = (x >> low) & ((1 << width) - 1)
@@ -73,17 +73,58 @@ def test_a_key_alone_does_not_depend_on_the_point() -> None:
     assert chi_square(dpf.generate(alpha, same, shape)[2][:, 77 % shape.leaf], 256) > 1000
 
 
-def test_key_sizes_and_the_choice() -> None:
+def test_key_sizes() -> None:
     assert dpf.Shape(8, 16).key_bytes(1000) == 1000 * (4 * 16 + 1 + 32)
     assert dpf.Shape(12, 64).key_bytes(1) == 10 * 16 + 3 + 32
-    assert dpf.choose_dealing(1000, 12, 32, 3) == "table"
-    assert dpf.choose_dealing(1000, 3, 8, 2) == "table"
-    slow = dpf.Measured(per_block=1e-3)
-    assert dpf.choose_dealing(1000, 12, 32, 2, measured=slow) == "table"
-    assert dpf.choose_dealing(1000, 12, 32, 2, bytes_per_second=1e5) == "dpf"
-    found = dpf.measure(100, 2)
-    assert found.per_block + found.per_leaf_entry > 0
-    assert min(found.per_table_entry, found.per_loose_entry) > 0
+
+
+SHAPES = [(n, w, b) for n in (1, 30, 700, 5000) for w, b in ((2, 8), (4, 12), (6, 5), (6, 11), (6, 64), (8, 30), (9, 64))]
+
+
+@pytest.mark.parametrize(("elements", "width", "bits"), SHAPES)
+def test_the_dealing_that_is_taken_is_the_cheaper_one_as_counted(elements: int, width: int, bits: int) -> None:
+    """Both are dealt; the bytes counted are the predicted ones, and the rule's work decides with them."""
+    x = [((elements,), width)]
+
+    async def taken(c: Context, s: Shared) -> Shared:
+        return dealing.one_hot(c, await open_value(c, s), 0, width, bits)
+
+    async def table(c: Context, s: Shared) -> Shared:
+        return one_hot_table(c, await open_value(c, s), 0, width, bits)
+
+    async def keys(c: Context, s: Shared) -> Shared:
+        return dpf.one_hot_dpf(c, await open_value(c, s), 0, width, bits)
+
+    def counted(gate: Gate) -> int:
+        return predict(gate, x, 2).offline_bytes - HEADER_BYTES
+
+    rates = dealing.Rates()
+    costs = {"table": dealing.table_cost(elements, width, bits)}
+    assert counted(table) == costs["table"].offline_bytes + HEADER_BYTES
+    if dpf.Shape(width, bits).depth >= 1:
+        costs["dpf"] = dealing.key_cost(elements, width, bits)
+        assert counted(keys) == costs["dpf"].offline_bytes + 4 * HEADER_BYTES
+    cheapest = min(costs, key=lambda name: costs[name].seconds(rates))
+    assert dealing.choose_dealing(elements, width, bits, 2) == cheapest
+    assert counted(taken) == counted(table if cheapest == "table" else keys)
+    assert dealing.choose_dealing(elements, width, bits, 3) == "table"
+    values = torch.arange(elements) & ((1 << width) - 1)
+    assert torch.equal(run(taken, [(values, width)]).out, torch.nn.functional.one_hot(values, 1 << width))
+
+
+def test_the_choice_follows_the_rates() -> None:
+    assert dealing.choose_dealing(12 * 1024, 6, 11, 2) == "table"  # softmax's bins
+    assert dealing.choose_dealing(12 * 64, 6, 64, 2) == "dpf"  # top-k's matrix
+    assert dealing.choose_dealing(2, 8, 30, 2) == "table"  # a vocabulary's index
+    slow_link, slow_work = dealing.Rates(bytes_per_second=1e6), dealing.Rates(key_party_block=1e-5)
+    assert dealing.choose_dealing(12 * 1024, 6, 64, 2, slow_link) == "dpf"
+    assert dealing.choose_dealing(12 * 64, 6, 64, 2, slow_work) == "table"
+
+
+def test_work_is_measured() -> None:
+    found = dealing.measure(20_000, 2)
+    assert min(found.table_dealer_entry, found.table_party_entry, found.key_dealer_level) > 0
+    assert max(found.key_party_block, found.key_party_entry) > 0
 
 
 def test_what_point_functions_cannot_do_is_named() -> None:

@@ -143,7 +143,7 @@ def test_one_hot(parties: int) -> None:
     x = torch.arange(64)
 
     async def gate(c: Context, s: Shared) -> Shared:
-        return one_hot.one_hot(c, await open_value(c, s), 0, 6, 20)
+        return one_hot.one_hot_table(c, await open_value(c, s), 0, 6, 20)
 
     found, cost = run_gate(gate, x, 6, 0, parties)
     assert torch.equal(found, torch.eye(64, dtype=torch.float64))
