@@ -27,7 +27,7 @@ VALUE_BITS = 18  # fraction bits of the dealt coefficients
 POWER_BITS = 13
 
 # name -> (half-width of the curved range, segments, degree)
-SHAPES = {"gelu": (8, 32, 4), "gelu_tanh": (8, 32, 4), "silu": (16, 32, 5)}
+SHAPES = {"gelu": (8, 16, 6), "gelu_tanh": (8, 16, 6), "silu": (16, 32, 5)}
 
 
 def _numpy(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,8 +1,8 @@
 """Maximum and argmax by groups: all pairs of a group are compared at once, the best of each group goes on.
 
-One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 4 bits), the value and
-index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 8 to 16 bring a
-vocabulary of 50 257 to one in four levels, twelve rounds.
+One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 2 to 4 bits), the value and
+index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 4, 8, 8,
+16 and 13 bring a vocabulary of 50 257 to one in five levels, fifteen rounds.
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
 Leaks nothing: comparison bits, ranks and values are opened under fresh uniform masks.
@@ -22,7 +22,6 @@ from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-RANK_BITS = 4
 INDEX_DIGIT = 8
 
 
@@ -35,10 +34,11 @@ class Best:
 
 
 def group_sizes(count: int) -> list[int]:
-    """Sizes of groups level by level: 8 first (fewest comparisons), then 16, until one is left."""
+    """Sizes of groups level by level, until one is left: a small one while there are many values (fewest comparisons), then
+    large ones (fewest rounds)."""
     sizes = []
     while count > 1:
-        size = min(count, 8 if count > 1024 else 16)
+        size = min(count, 4 if count > 8192 and not sizes else 8 if count > 256 else 16)
         sizes.append(size)
         count = -(-count // size)
     return sizes
@@ -63,9 +63,10 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     groups = (*values.shape[:-1], values.shape[-1] // size, size)
     x = values.move(lambda t: t.reshape(groups))
     ds = [d.move(lambda t: t.reshape(groups)) for d in digits]
+    rank_bits = (size - 1).bit_length()
     i, j = torch.triu_indices(size, size, 1).unbind(0)
     pairs = x.map(lambda t: t[..., i] - t[..., j])
-    loses = (await less_than_zero(c, pairs)).share(RANK_BITS)  # position i loses against j, j > i
+    loses = (await less_than_zero(c, pairs)).share(rank_bits)  # position i loses against j, j > i
 
     def ranks(t: Tensor) -> Tensor:
         out = t.new_zeros((*t.shape[:-1], size))
@@ -77,7 +78,7 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     def select(of: Masked) -> Shared:
         """[sum over the group of [rank = 0] of]."""
         hot = deal_scaled(
-            c, "rank one-hot", rank.lam, RANK_BITS, of.bits, [lambda: torch.ones_like(rank.lam), lambda: of.lam]
+            c, "rank one-hot", rank.lam, rank_bits, of.bits, [lambda: torch.ones_like(rank.lam), lambda: of.lam]
         )
         if not c.evaluating:
             return Shared(c.blank(groups[:-1]), of.bits, of.frac)

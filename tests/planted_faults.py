@@ -1,0 +1,417 @@
+"""Plants one fault after the other in a copy of the tree and checks that the fast tests notice: a test of the tests.
+
+    python -m tests.planted_faults [--only TEXT] [--list]
+
+Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
+error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the tree
+itself. Exit code 1 when a fault survives. Takes about five minutes on one core; not part of the test suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("launch", "models", "mpc", "parties", "protocols", "tests")
+TIMEOUT_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One replacement in a file, and the tests (pytest arguments) of which at least one must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+GATES = "tests/protocols/test_masked_gates.py"
+SUITE = "tests/protocols/test_masked_suite.py"
+SELECTION = "tests/protocols/test_masked_selection.py"
+SHUFFLE = "tests/protocols/test_masked_shuffle.py"
+DPF = "tests/protocols/test_masked_dpf.py"
+CHOSEN = "tests/protocols/test_selection.py"
+UNIFORM = "tests/protocols/test_uniformity.py"
+TAPE = "tests/mpc/test_tape.py"
+
+FAULTS: tuple[Fault, ...] = (
+    # ---- openings, masks, roles
+    Fault(
+        "one mask element for a whole opening",
+        "protocols/masked/context.py",
+        'self.tape.random("open", tuple(x.shape), x.bits)',
+        'self.tape.random("open", (1,), x.bits).expand(x.shape)',
+        (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "the mask is not added",
+        "protocols/masked/context.py",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x",
+        (f"{GATES}::test_products",),
+    ),
+    Fault(
+        "party roles swapped where a masked value becomes a sharing",
+        "protocols/masked/context.py",
+        "return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)",
+        "return Shared((x.m - x.lam) if not self.first else -x.lam, x.bits, x.frac)",
+        (f"{GATES}::test_truncation_is_unbiased", f"{GATES}::test_products", f"{SUITE}::test_softmax"),
+    ),
+    Fault(
+        "every party adds a public value",
+        "protocols/masked/context.py",
+        "return Shared(value if self.first else torch.zeros_like(value), bits, frac)",
+        "return Shared(value, bits, frac)",
+        (f"{GATES}::test_power", f"{SELECTION}::test_top_k_by_ranks"),
+    ),
+    Fault(
+        "output shares are not made fresh",
+        "protocols/masked/suite.py",
+        "share = ring.reduce(s.x + zero, s.bits)",
+        "share = ring.reduce(s.x, s.bits)",
+        (f"{SUITE}::test_output_shares_are_fresh",),
+    ),
+    Fault(
+        "generator starts again at every call",
+        "mpc/random.py",
+        "return self._stream.update_into(",
+        'return Cipher(algorithms.AES(bytes(32)), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
+        ("tests/mpc/test_random.py",),
+    ),
+    # ---- tape
+    Fault(
+        "a party does not check an entry's header",
+        "mpc/tape.py",
+        "if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):",
+        "if promised != (size if self._last or everyone else 0):",
+        (TAPE, f"{GATES}::test_a_dealer_with_another_program_is_refused_before_anything_is_opened"),
+    ),
+    Fault(
+        "a party does not check an entry's size",
+        "mpc/tape.py",
+        "if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):",
+        "if header[:8] != digest[:8]:",
+        (TAPE,),
+    ),
+    Fault(
+        "the dealer forgets a party's part of a mask",
+        "mpc/tape.py",
+        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        (TAPE,),
+    ),
+    Fault(
+        "a common value is sent to the last party alone",
+        "mpc/tape.py",
+        'self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)\n        for party in range(',
+        'self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)\n        for party in range(1, ',
+        (TAPE,),
+    ),
+    # ---- truncation and lift
+    Fault(
+        "truncation into a ring one bit too small",
+        "protocols/masked/truncation.py",
+        "    bits = x.bits - count\n",
+        "    bits = x.bits - count - 1\n",
+        (GATES, "tests/launch/test_gates.py::test_gates_of_the_suite_masked"),
+    ),
+    Fault(
+        "lift without its carry",
+        "protocols/masked/truncation.py",
+        "no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)",
+        "no_wrap_seen = 0 * ring.shift_right(moved, x.bits - 1, x.bits)",
+        (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "lift forgets its offset",
+        "protocols/masked/truncation.py",
+        "- (offset >> count)",
+        "",
+        (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    # ---- products
+    Fault(
+        "sign of the masks' product",
+        "protocols/masked/product.py",
+        "term - ring.matmul(_rows(x.lam), w.m, bits)",
+        "term + ring.matmul(_rows(x.lam), w.m, bits)",
+        (f"{SUITE}::test_norm_linear_both_ways",),
+    ),
+    # ---- comparison
+    Fault(
+        "sign of a bit times a masked value",
+        "protocols/masked/comparison.py",
+        "return Shared(y.m * bit.x - masked_part, y.bits, y.frac)",
+        "return Shared(y.m * bit.x + masked_part, y.bits, y.frac)",
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    Fault(
+        "a comparison's top digit ignores the borrow",
+        "protocols/masked/comparison.py",
+        'for name, borrow in (("a0", 0), ("a1", 1)):',
+        'for name, borrow in (("a0", 0), ("a1", 0)):',
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    Fault(
+        "a borrow passes a digit that is not equal",
+        "protocols/masked/comparison.py",
+        '[(k, mono | {f"eq{i}"}) for k, mono in borrow]',
+        "[(k, mono) for k, mono in borrow]",
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    Fault(
+        "clamp's limits swapped",
+        "protocols/masked/clamp.py",
+        "add(above.times(below_high))",
+        "add(above.times(above_low))",
+        ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
+    ),
+    # ---- lookups, polynomials, activations
+    Fault(
+        "a one-hot vector is turned the wrong way",
+        "protocols/masked/one_hot.py",
+        "    positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)\n"
+        "    return dealt.gather",
+        "    positions = (m_digit[..., None] + torch.arange(size, device=dealt.device)) & (size - 1)\n"
+        "    return dealt.gather",
+        (f"{GATES}::test_one_hot",),
+    ),
+    Fault(
+        "a point function's control bit on the wrong side",
+        "protocols/masked/dpf.py",
+        "both[0] ^= (keep ^ 1).astype(np.uint64)",
+        "both[0] ^= keep.astype(np.uint64)",
+        (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "both parties' point functions with the same sign",
+        "protocols/masked/dpf.py",
+        "    if party:\n        np.negative(out, out=out)",
+        "    if party > 1:\n        np.negative(out, out=out)",
+        (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "sign of a mask's low digit in a polynomial",
+        "protocols/masked/piecewise.py",
+        "minus_rho = -(x.lam & ((1 << low_bits) - 1))",
+        "minus_rho = (x.lam & ((1 << low_bits) - 1))",
+        (f"{GATES}::test_piecewise_fit_and_evaluation",),
+    ),
+    Fault(
+        "wrong breakpoint above",
+        "protocols/masked/activation.py",
+        "unit.add_public(-(2 * half - 3))",
+        "unit.add_public(-(2 * half - 7))",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "wrong breakpoint below",
+        "protocols/masked/activation.py",
+        "unit = truncate(c, x.add_public((half - 1) << x.frac), x.frac)",
+        "unit = truncate(c, x.add_public((half + 1) << x.frac), x.frac)",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the power's thresholds miss the largest",
+        "protocols/masked/power.py",
+        "return list(range(low + (high - low) % 2, high, 2))",
+        "return list(range(low + (high - low) % 2, high - 2, 2))",
+        (f"{GATES}::test_power",),
+    ),
+    # ---- softmax and norms
+    Fault(
+        "softmax's shift counts bins of half the width",
+        "protocols/masked/softmax.py",
+        "filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS))",
+        "filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS - 1))",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "softmax's shift without its bias",
+        "protocols/masked/softmax.py",
+        "-(1 << (range_bits - 1 + y.frac))",
+        "-(1 << (range_bits - 2 + y.frac))",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "exponentials of the wrong unit",
+        "protocols/masked/softmax.py",
+        "units * (1 << WIDE_BITS) - lam_lo",
+        "units * (1 << WIDE_BITS) + lam_lo",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "a norm without its epsilon",
+        "protocols/masked/suite.py",
+        "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
+        "epsilon = 1",
+        (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
+    ),
+    # ---- selection
+    Fault(
+        "ties go to the later position",
+        "protocols/masked/top_k.py",
+        "pairs = x.map(lambda t: t[..., i.to(t.device)] - t[..., j.to(t.device)])",
+        "pairs = x.map(lambda t: t[..., i.to(t.device)] - t[..., j.to(t.device)]).add_public(-1)",
+        (f"{SELECTION}::test_top_k_by_ranks",),
+    ),
+    Fault(
+        "the argmax's ring has no room for both ends",
+        "protocols/masked/ranking.py",
+        "lowest = -(1 << magnitude_bits)",
+        "lowest = -(1 << (magnitude_bits + 1))",
+        ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
+    ),
+    Fault(
+        "a threshold that is reached by one value too many",
+        "protocols/masked/threshold.py",
+        "& (size - 1)) >= k).to(torch.int64)",
+        "& (size - 1)) > k).to(torch.int64)",
+        (f"{SELECTION}::test_top_k_by_threshold",),
+    ),
+    Fault(
+        "sign of the three-factor product",
+        "protocols/masked/gather.py",
+        "out = out + _dots(q.m, ek, bits) - eqk",
+        "out = out + _dots(q.m, ek, bits) + eqk",
+        (f"{CHOSEN}::test_attention_to_chosen_clusters",),
+    ),
+    Fault(
+        "a shuffle pass without the party's own mask",
+        "protocols/masked/shuffle.py",
+        "z = [ring.reduce(take_rows(t, orders[0]) + r[0], b) for t, r, b in zip(z, masks, bits, strict=True)]",
+        "z = [ring.reduce(take_rows(t, orders[0]), b) for t, r, b in zip(z, masks, bits, strict=True)]",
+        (f"{SHUFFLE}::test_shuffle_moves_whole_rows_of_all_tensors",),
+    ),
+    Fault(
+        "permutations from two bits of their keys",
+        "protocols/masked/shuffle.py",
+        "order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)",
+        "order = np.lexsort(tuple(keys.cpu().numpy() & 3), axis=-1)",
+        (f"{SHUFFLE}::test_permutations_have_no_bias",),
+    ),
+    Fault(
+        "compaction does not check how many rows are marked",
+        "protocols/masked/compaction.py",
+        "if not bool((marks.sum(-1) == k).all()):",
+        "if False:",
+        (f"{SHUFFLE}::test_a_broken_indicator_is_refused",),
+    ),
+    # ---- model and wire
+    Fault(
+        "a query does not see its own token",
+        "models/decoder.py",
+        "mask = key <= query",
+        "mask = (key < query) | (key == 0)",
+        ("tests/models/test_decoder.py",),
+    ),
+    Fault(
+        "a query sees the next token",
+        "models/decoder.py",
+        "mask = key <= query",
+        "mask = key <= query + 1",
+        ("tests/models/test_decoder.py",),
+    ),
+    Fault(
+        "a message's size is not checked",
+        "mpc/channel.py",
+        "if len(payload) != size:",
+        "if False:",
+        ("tests/mpc/test_channel.py",),
+    ),
+)
+
+
+class Stale(Exception):
+    """A fault's old text is not in its file exactly once."""
+
+
+def copy_tree(to: Path) -> None:
+    """What tests need, without caches."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for weights in (ROOT / "models").rglob("*.safetensors"):
+        (to / weights.relative_to(ROOT)).symlink_to(weights)
+    for name in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+        shutil.copy(ROOT / name, to / name)
+    (to / "docs").symlink_to(ROOT / "docs")
+
+
+def check_texts(faults: Sequence[Fault]) -> None:
+    """Raise `Stale` unless each fault's old text is in its file exactly once, and the new one is another."""
+    for fault in faults:
+        found = (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
+        if found != 1 or fault.new == fault.old:
+            raise Stale(f"'{fault.name}': its old text is in {fault.file} {found} times, not once; bring it up to date")
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> int:
+    """pytest's exit code; -1 when it took too long (a hang is noticed too)."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return -1
+    return done.returncode
+
+
+def noticed(code: int) -> bool:
+    """Whether pytest's exit code says that tests ran and failed (or hung). Anything else but 0 is our own mistake."""
+    if code not in (-1, 0, 1):
+        raise Stale(f"pytest ended with code {code}: a named test does not exist, or it cannot be collected")
+    return code != 0
+
+
+def main() -> int:
+    """Print one line a fault; the number of survivors decides."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only faults with this in their name or file")
+    parser.add_argument("--list", action="store_true", help="list the faults, run nothing")
+    options = parser.parse_args()
+    faults = [f for f in FAULTS if options.only in f"{f.name} {f.file}"]
+    check_texts(faults)
+    if options.list:
+        for fault in faults:
+            print(f"{fault.file}: {fault.name}")
+        return 0
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if noticed(run_tests(tree, list(dict.fromkeys(test for fault in faults for test in fault.tests)))):
+            print("a named test fails without any fault", file=sys.stderr)
+            return 2
+        for fault in faults:
+            file = tree / fault.file
+            right = file.read_text(encoding="utf-8")
+            start = time.perf_counter()
+            file.write_text(right.replace(fault.old, fault.new), encoding="utf-8")
+            try:
+                found = noticed(run_tests(tree, fault.tests))
+            finally:
+                file.write_text(right, encoding="utf-8")
+            survivors += not found
+            state = "noticed " if found else "SURVIVED"
+            print(f"{state} {time.perf_counter() - start:5.1f} s  {fault.file}: {fault.name}", flush=True)
+    print(f"{len(faults) - survivors} of {len(faults)} faults were noticed")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Stale as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
