@@ -12,6 +12,7 @@ rounds, bytes and ring products are what a party counts on the wire, for any mod
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from launch.tracing import Costs, Setting, trace_load, trace_step
+from launch.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.architecture import Architecture
 from models.generation import GenerationPlan
 from mpc import ring
+from mpc.errors import ConfigurationError
 
 LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
+LONGEST_PROMPT = 1 << 28  # that are traced at all where heads cannot be multiplied
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
@@ -76,6 +79,20 @@ class Tracer:
             whole = self._whole(self.architecture, *key)
             self.lengths[key] = self._by_heads(*key) if long and tokens > 1 and not self.all_layers else whole()
         return self.lengths[key]
+
+    def follow(self, prompt: int, new: int) -> None:
+        """Trace a whole session in order, for a policy. Raises `ConfigurationError` for a prompt that takes too long."""
+        a = self.architecture
+        if prompt * prompt * a.heads > LONGEST_PROMPT:
+            most = math.isqrt(LONGEST_PROMPT // a.heads)
+            raise ConfigurationError(
+                f"--prompt {prompt}: with a policy other than full, prompts of up to {most} tokens can be estimated for "
+                "this model; `mpcache plan` predicts the tokens after longer ones"
+            )
+        every = [1] * a.layers
+        for n, found in enumerate(trace_session(a, self.setting, prompt, new)):
+            key = (0, prompt) if n == 0 else (prompt + n - 1, 1)
+            self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
 
     def _whole(self, architecture: Architecture, cached: int, tokens: int) -> Callable[[], Step]:
         def trace() -> Step:
@@ -182,13 +199,15 @@ def estimate(
     all_layers: trace every layer and head; every_length: trace every token. Both give the same counts, slowly. Raises
     `ConfigurationError` when the model has fewer positions or for an unknown suite or policy.
     """
-    GenerationPlan(prompt, new).check(architecture)
+    GenerationPlan(prompt, new, policy=setting.policy).check(architecture)
     start = time.perf_counter()
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, all_layers)
         load_costs = trace_load(architecture, setting)
+        if setting.policy != "full":
+            tracer.follow(prompt, new)
         first = tracer.step(0, prompt)
-        if every_length:
+        if every_length or setting.policy != "full":
             further = _sum(tracer.step(n).costs for n in range(prompt, prompt + new - 1))
         else:
             further = tracer.tokens(prompt, prompt + new - 2)

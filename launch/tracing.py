@@ -6,7 +6,8 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -117,6 +118,35 @@ class _Products:
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention(q, k, v, mask)
 
+    def attention_received(self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor) -> Any:
+        """As `attention`."""
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        self._count(rows, k.shape[1], channels, groups)
+        return self._suite.attention_received(q, k, v, mask, observed)
+
+    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
+        """As `attention`."""
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        self._count(rows, k.shape[1], channels, groups)
+        return self._suite.biased_attention(q, k, v, bias)
+
+    def scores(self, q: Value, k: Value) -> Any:
+        """[G, R, C] x [G, C, N]."""
+        self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
+        return self._suite.scores(q, k)
+
+    def selected_attention(self, q: Value, chosen: Value, k: Value, v: Value, always: Any) -> Any:
+        """Products with all clusters, of the choice with its dealt terms, and with what always counts."""
+        groups, rows, channels = q.shape
+        clusters, size, count = k.shape[1], k.shape[2], chosen.shape[1]
+        self._count(rows, channels, 2 * clusters * size, groups)
+        self._count(rows * count, clusters * channels, size + 1, groups)
+        if always is not None:
+            self._count(rows, channels, 2 * always[0].shape[1], groups)
+        return self._suite.selected_attention(q, chosen, k, v, always)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -170,12 +200,21 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
-def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, agreed: bool = True) -> Trace:
+def trace_step(
+    architecture: Architecture,
+    setting: Setting,
+    cached: int,
+    tokens: int = 1,
+    agreed: bool = True,
+    prepare: Callable[[Suite], None] = lambda suite: None,
+) -> Trace:
     """Every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
+    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step. prepare: called with the
+    suite before anything runs.
     """
     suite, tape = setting.make()
+    prepare(suite)
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
     counting = cast(Suite, products)
@@ -186,6 +225,24 @@ def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens
     tape.largest.clear()
     suite.run(step(counting, decoder, cache, tokens, None, STEP))
     return Trace(suite.ledger, products.counts, tape.largest)
+
+
+def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int) -> Iterator[Trace]:
+    """The prompt up to the first token, then each further token, one after the other: for policies, whose work on a token
+    depends on the tokens before. Every layer, head and token is traced."""
+    suite, tape = setting.make()
+    weights = suite.run(load(suite, architecture, NoInputs()))
+    products = _Products(suite)
+    counting = cast(Suite, products)
+    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
+    cache = decoder.new_cache()
+    cache.prompt_tokens = prompt
+    for tokens in (prompt, *[1] * (new - 1)):
+        suite.ledger.costs.clear()
+        products.counts.clear()
+        tape.largest.clear()
+        suite.run(step(counting, decoder, cache, tokens, None, STEP))
+        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 
 def trace_load(architecture: Architecture, setting: Setting) -> Costs:

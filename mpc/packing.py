@@ -1,7 +1,8 @@
 """Bit-packed serialisation of ring elements: n elements of k bits take ceil(n k / 8) bytes, plus at most one byte.
 
-Layout: little-endian words for k = 8, 16, 32 and 64. Otherwise k // 8 planes of whole bytes (least significant first, n
-bytes each), then one plane of the k % 8 remaining high bits, packed little-endian. A plane is one vectorised copy.
+Layout: planes of little-endian words, least significant first, n words each: of 64 bits, or else of 32, 16 and 8 bits, each
+size once where the binary digits of k ask for it; then one plane of the k % 8 remaining high bits, packed little-endian. A
+plane is one vectorised copy.
 """
 
 from __future__ import annotations
@@ -82,11 +83,25 @@ def pack(x: Tensor, bits: int) -> bytes:
     if bits in _WORDS:
         return words.astype(_WORDS[bits]).tobytes()
     octets = words.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8)
-    whole, rest = divmod(bits, 8)
-    planes = [octets[:, i].tobytes() for i in range(whole)]
-    if rest:
-        planes.append(_pack_rest(np.ascontiguousarray(octets[:, whole]), rest))
+    planes = [_column(octets, at, size).tobytes() for at, size in _planes(bits)]
+    if bits % 8:
+        planes.append(_pack_rest(np.ascontiguousarray(octets[:, bits // 8]), bits % 8))
     return b"".join(planes)
+
+
+def _planes(bits: int) -> list[tuple[int, int]]:
+    """First byte and bytes of the word of each plane, without the remaining bits."""
+    out, at = [], 0
+    for size in (4, 2, 1):
+        if bits // 8 & size:
+            out.append((at, size))
+            at += size
+    return out
+
+
+def _column(octets: np.ndarray, at: int, size: int) -> np.ndarray:
+    """Bytes `at` to `at + size` of each row of [n, width], as words [n]; a view, and at is a multiple of size."""
+    return octets.view(f"<u{size}")[:, at // size]
 
 
 def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
@@ -122,10 +137,9 @@ def _unpacked(data: bytes | bytearray | memoryview, bits: int, count: int) -> np
         return _unpack_rest(raw, count, bits)
     width = word_bytes(bits)
     whole, rest = divmod(bits, 8)
-    octets = np.empty((count, width), dtype=np.uint8)
-    for i in range(whole):
-        octets[:, i] = raw[i * count : (i + 1) * count]
+    octets = np.zeros((count, width), dtype=np.uint8)
+    for at, size in _planes(bits):
+        _column(octets, at, size)[:] = np.frombuffer(data, dtype=f"<u{size}", count=count, offset=at * count)
     if rest:
         octets[:, whole] = _unpack_rest(raw[whole * count :], count, rest)
-    octets[:, whole + (rest > 0) :] = 0
     return octets.view("<i8" if width == 8 else f"<u{width}").reshape(-1)

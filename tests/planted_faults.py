@@ -3,8 +3,8 @@
     python -m tests.planted_faults [--only TEXT] [--list]
 
 Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
-error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the tree
-itself. Exit code 1 when a fault survives. Takes about five minutes on one core; not part of the test suite.
+error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the
+tree itself. Exit code 1 when a fault survives. Takes about five minutes on one core; not part of the test suite.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "self._own = self.value.x + self.lam",
-        "self._own = self.value.x",
+        "return pack(self.value.x + self.lam, self.value.bits)",
+        "return pack(self.value.x, self.value.bits)",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -85,8 +85,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "generator starts again at every call",
         "mpc/random.py",
-        "return self._stream.update_into(",
-        'return Cipher(algorithms.AES(bytes(32)), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
+        "written = self._stream.update_into(",
+        'written = Cipher(algorithms.AES(bytes(32)), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
         ("tests/mpc/test_random.py",),
     ),
     # ---- tape
@@ -112,10 +112,10 @@ FAULTS: tuple[Fault, ...] = (
         (TAPE,),
     ),
     Fault(
-        "a common value is sent to the last party alone",
+        "a common value does not reach party 0",
         "mpc/tape.py",
-        'self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)\n        for party in range(',
-        'self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)\n        for party in range(1, ',
+        "        for party in range(len(self._prgs)):\n            self._emit(party, payload)",
+        "        for party in range(1, len(self._prgs)):\n            self._emit(party, payload)",
         (TAPE,),
     ),
     # ---- truncation and lift

@@ -51,8 +51,9 @@ def run(
 ) -> None:
     """Run one decode step, or one prefill, on random weights, and end with one line of JSON.
 
-    Parties and dealer are processes of their own. Online seconds need an input: the dealer's tape is at the parties before
-    a step is timed, and what depends on it alone is prepared (--no-look-ahead: within the step); both are reported apart.
+    Parties and dealer are processes of their own. `seconds_median` is what needs an input. Before a step is timed, the
+    dealer has dealt its tape (`dealer_seconds`), each party has fetched it and has prepared what depends on it alone
+    (`prepare_seconds`; with --no-look-ahead that happens within the step).
     Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights, cached tokens and
     their shares follow from a public seed: nothing that a benchmark computes on is secret.
     """

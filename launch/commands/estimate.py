@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,9 +21,11 @@ from launch.options import (
 )
 
 if TYPE_CHECKING:
+    from launch.critical_path import CriticalPath
     from launch.estimation import Estimate, Rates
     from launch.networks import Network
-    from launch.tracing import Costs
+    from launch.tracing import Costs, Setting
+    from models.architecture import Architecture
 
 SECONDS_FORMULA = "rounds x round trip + bytes sent / bandwidth + multiply-adds / rate"
 
@@ -51,6 +54,9 @@ def run(
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
     ] = False,
+    critical_path: Annotated[
+        bool, typer.Option("--critical-path", help="List the rounds of one layer: which openings share each, in order.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict rounds, bytes, work, memory and seconds of each stage.
@@ -78,14 +84,44 @@ def run(
         found = estimate(architecture, setting, prompt, new, all_layers, every_length=all_layers)
         measured = rates is None
         rates = rates or measure_rates()
+        path = _critical_path(architecture, setting, prompt, new) if critical_path else None
     if as_json:
         record = estimate_json(found, model, profile, rates)
         record["rates"]["measured"] = measured
+        if path is not None:
+            record["critical_path"] = {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}
         print_json(record)
         return
     _show(found, profile, rates)
+    if path is not None:
+        _show_path(path, new > 1)
     if architecture.positions > own_positions:
         out.print(f"the model itself has {own_positions} positions only")
+
+
+def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
+    """Of the last token, or of the prompt where only one token is asked for."""
+    from launch.critical_path import critical_path
+
+    return (
+        critical_path(architecture, setting, prompt + new - 2)
+        if new > 1
+        else critical_path(architecture, setting, 0, prompt)
+    )
+
+
+def _show_path(path: CriticalPath, decoded: bool) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for column in ("round", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("what shares it")
+    for r in path.rounds:
+        shares = ", ".join(f"{s.part} {s.operation} {byte_count(s.bytes_sent)}" for s in r.shares)
+        table.add_row(str(r.number), byte_count(r.bytes_sent), shares)
+    out.print(f"Rounds of one layer of {'the last token' if decoded else 'the prompt'}, in order:", style="bold")
+    out.print(table)
 
 
 def _rates(text: str) -> Rates:

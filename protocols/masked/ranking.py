@@ -1,8 +1,8 @@
 """Maximum and argmax by groups: all pairs of a group are compared at once, the best of each group goes on.
 
-One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 2 to 4 bits), the value and
-index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 4, 8, 8,
-16 and 13 bring a vocabulary of 50 257 to one in five levels, fifteen rounds.
+One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 2 to 4 bits), the value
+and index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 4, 8, 8, 16
+and 13 bring a vocabulary of 50 257 to one in five levels, fifteen rounds.
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
 Leaks nothing: comparison bits, ranks and values are opened under fresh uniform masks.
@@ -33,12 +33,13 @@ class Best:
     digits: tuple[Masked, ...]
 
 
-def group_sizes(count: int) -> list[int]:
-    """Sizes of groups level by level, until one is left: a small one while there are many values (fewest comparisons), then
-    large ones (fewest rounds)."""
-    sizes = []
+def group_sizes(count: int, rows: int = 1) -> list[int]:
+    """Sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there are many
+    values (fewest comparisons), then large ones (fewest rounds)."""
+    sizes: list[int] = []
     while count > 1:
-        size = min(count, 4 if count > 8192 and not sizes else 8 if count > 256 else 16)
+        total = rows * count
+        size = min(count, 2 if total > 1 << 17 else 4 if total > 1 << 14 else 8 if total > 256 else 16)
         sizes.append(size)
         count = -(-count // size)
     return sizes
@@ -102,6 +103,6 @@ async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool) -> 
             digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))
     lowest = -(1 << magnitude_bits)
     out = Best(x, tuple(digits))
-    for size in group_sizes(n):
+    for size in group_sizes(n, x.shape[:-1].numel()):
         out = await _level(c, out.value, list(out.digits), size, lowest)
     return Best(out.value.map(lambda t: t[..., 0]), tuple(d.map(lambda t: t[..., 0]) for d in out.digits))

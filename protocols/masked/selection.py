@@ -132,10 +132,12 @@ async def finish(
     """
     c, f = suite.context, suite.fraction_bits
     frac, bits = suite.value_bits(rows)
+    scale = SCALE_BITS + 8
+    if observed is not None:  # sums over the observed rows and over all heads must fit the ring
+        frac = min(frac, FULL - 4 - scale - int(observed.sum()).bit_length() - shape[0].bit_length())
     y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
     p, inverse = await softmax.numerators(c, y, rows, frac, bits, suite.range_bits)
     dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
-    scale = SCALE_BITS + 8
     wide = FULL if observed is not None else f + 4 + scale + suite.magnitudes.value + 2
 
     async def weighted() -> Masked:
@@ -160,15 +162,13 @@ async def finish(
 
 def _received(suite: MaskedSuite, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
     """[sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    index = observed.nonzero()[:, 0].to(p.lam.device)
+    index = observed.nonzero()[:, 0].to(suite.device)
     count = int(index.numel())
-    frac = min(p.frac, FULL - 2 - r.frac - 1 - count.bit_length())
-    m = truncate(suite.context, p.map(lambda t: t[:, index.to(t.device) if not t.is_meta else index]), p.frac - frac)
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
 
-    total = product.product(suite.context, "received", m, r.to_ring(m.bits).map(lambda t: t[:, index]), contract)
+    total = product.product(suite.context, "received", p.map(lambda t: t[:, index]), r.map(lambda t: t[:, index]), contract)
     return suite.new(total, max(1, count.bit_length()))
 
 

@@ -299,9 +299,10 @@ class MaskedSuite(Suite):
     async def _residual(self, x: Value) -> Masked:
         """The residual stream, masked with `fraction_bits` in the ring that both its square and its products need."""
         f = self.fraction_bits + RESIDUAL_EXTRA
-        bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2, 2 * f + 2 * self.magnitudes.residual + 2)
+        bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 3, 2 * f + 2 * self.magnitudes.residual + 2)
         require(bits <= FULL, "residual", f"{bits} bits are needed")
-        return await self.masked(self.as_tensor(x), f, bits)
+        with operation("residual"):
+            return await self.masked(self.as_tensor(x), f, bits)
 
     async def _inverse(self, h: Masked, norm: Norm) -> MaskedTensor:
         """[1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
@@ -340,7 +341,7 @@ class MaskedSuite(Suite):
         h = await self._residual(x)
         if math.prod(h.shape[:-1]) > MANY_ROWS:
             return await self._scale_first(h, norm, layers)
-        bits = h.frac + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 2
+        bits = h.frac + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 3  # 1 to spare: an arg-max compares logits
         require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
         c = self.context
 

@@ -13,6 +13,7 @@ from launch.cli import app
 from launch.gates import products, table
 from launch.gates.check import Check, Gate, measure
 from mpc.errors import ConfigurationError
+from protocols.masked import activation
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gates.md"
 POINTS = 300
@@ -59,16 +60,19 @@ def test_the_document_lists_every_gate_with_the_bound_of_the_code(suite: str) ->
     assert bounds == expected, "docs/gates.md is out of date; run `make gates`"
 
 
-def test_points_hold_both_ends_and_what_lies_beside_breakpoints() -> None:
-    for check in table.checks("masked"):
-        if isinstance(check, Gate) and check.name.startswith("piecewise polynomial, gelu"):
-            (x,) = check.points(100)
-            unit = 2.0**-check.frac
-            assert x.min() == -8
-            assert x.max() == 7.5 - unit
-            for edge in (-7.5, -1.0, 0.0, 0.5, 7.0):
-                for step in (-unit, 0.0, unit):
-                    assert int((x == edge + step).sum()) >= 8
+@pytest.mark.parametrize("kind", sorted(activation.SHAPES))
+def test_points_hold_both_ends_and_what_lies_beside_breakpoints(kind: str) -> None:
+    half, segments, _ = activation.SHAPES[kind]
+    width = 2 * half / segments
+    (check,) = [c for c in table.checks("masked") if c.name == f"piecewise polynomial, {kind}"]
+    assert isinstance(check, Gate)
+    (x,) = check.points(100)
+    unit = 2.0**-check.frac
+    assert x.min() == -half
+    assert x.max() == half - width - unit
+    for segment in range(1, segments - 1):
+        for step in (-unit, 0.0, unit):
+            assert int((x == -half + segment * width + step).sum()) >= 8
 
 
 def test_an_error_above_the_bound_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

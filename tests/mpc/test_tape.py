@@ -107,6 +107,28 @@ def test_truncated_tape() -> None:
         _program(tape)
 
 
+def test_an_entry_that_promises_another_size_is_refused() -> None:
+    seeds = [new_seed(), new_seed()]
+    _, _, streams = _deal(2, _program, seeds)
+    for party, stream in enumerate(streams):
+        wrong = stream[: HEADER_BYTES - 8] + (7).to_bytes(8, "little") + stream[HEADER_BYTES:]
+        tape = PartyTape(seeds[party], party == 1, chunks(iter([wrong])))
+        with pytest.raises(TapeError, match=r"tape entry 0: .*\(7 bytes\)"):
+            _program(tape)
+
+
+def test_entries_of_the_same_kind_in_another_order_are_refused() -> None:
+    def twice(tape: Tape) -> list[Tensor]:
+        return [tape.dependent("c", (4,), lambda n=n: torch.full((4,), n), bits=8) for n in range(2)]  # type: ignore[misc]
+
+    seeds = [new_seed(), new_seed()]
+    _, _, streams = _deal(2, twice, seeds)
+    entry = HEADER_BYTES + 4
+    tape = PartyTape(seeds[1], True, chunks(iter([streams[1][entry:] + streams[1][:entry]])))
+    with pytest.raises(TapeError, match="tape entry 0"):
+        twice(tape)
+
+
 def test_dealer_checks_what_it_deals() -> None:
     tape = DealerTape([new_seed(), new_seed()], lambda i, piece: None)
     with pytest.raises(TapeError, match=r"c: the dealer computed shape \[3\], declared \[4\]"):

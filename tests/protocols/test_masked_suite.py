@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpc import fixed_point
 from mpc.errors import RangeError
+from protocols.masked.suite import MaskedSuite
 from protocols.suite import Linear, Norm
-from tests.protocols.masked_harness import run_masked
+from tests.parties_in_process import run_parties
+from tests.protocols.masked_harness import additive, run_masked
 
 PARTIES = [2, 3]
 torch.manual_seed(0)
@@ -70,7 +73,6 @@ def test_softmax_costs_at_most_400_offline_bytes_a_score() -> None:
     _, ledger = run_masked(program, [torch.randn(12, 1024)])
     # the first party receives headers only; the harness has compared the last party's count with the prediction
     from mpc.tape import CountingTape
-    from protocols.masked.suite import MaskedSuite
 
     s = MaskedSuite(parties=2, tape=CountingTape(), channel=None)
     s.run(program(s, s.input((12, 1024), None, 16)))
@@ -163,7 +165,6 @@ def test_argmax_and_max_with_ties(n: int, parties: int) -> None:
 
 def test_vocabulary_argmax_costs() -> None:
     from mpc.tape import CountingTape
-    from protocols.masked.suite import MaskedSuite
 
     s = MaskedSuite(parties=2, tape=CountingTape(), channel=None)
 
@@ -240,3 +241,27 @@ def test_a_sum_of_rounded_logits_and_noise_fits() -> None:
     exact = (x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)) @ w + noise
     assert found[0].argmax() == exact[0].argmax()
     assert found.sum() == 1
+
+
+def test_output_shares_are_fresh() -> None:
+    """A share of a masked value is m - lam or -lam: unless a sharing of zero is added, two outputs of it are the same."""
+    shares = additive(fixed_point.encode(torch.ones(500), 14), 2)
+
+    async def program(s: Any, party: int | None) -> Any:
+        x = s.input((500,), None if party is None else shares[party], 14)
+        await s.masked(x, 14, 40)
+        return [s.output(x).share for _ in range(2)]
+
+    def at_party(channel: Any, tape: Any) -> Any:
+        s = MaskedSuite(parties=2, tape=tape, channel=channel)
+        return s.run(program(s, channel.party))
+
+    def at_dealer(tape: Any) -> None:
+        s = MaskedSuite(parties=2, tape=tape, channel=None)
+        s.run(program(s, None))
+
+    found, _ = run_parties(2, at_party, at_dealer)
+    for first, second in found:
+        assert (first != second).all()
+    totals = [a + b for a, b in zip(*found, strict=True)]
+    assert torch.equal(totals[0] & (2**40 - 1), totals[1] & (2**40 - 1))

@@ -116,12 +116,12 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_generator_that_starts_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Prg.ring
+    real = Prg.words
 
     def restarted(prg: Prg, shape: Any, bits: int = 64, *rest: Any) -> Tensor:
         return real(Prg(bytes(31) + bytes([bits])), shape, bits, *rest)
 
-    monkeypatch.setattr(Prg, "ring", restarted)
+    monkeypatch.setattr(Prg, "words", restarted)
     seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT[:2], 1)
     assert uniformity.failures(uniformity.results(seen))
 
