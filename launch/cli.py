@@ -24,6 +24,7 @@ from launch.commands import (
     generate,
     model_owner,
     party,
+    plan,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
@@ -44,6 +45,7 @@ app.command("certs")(certs.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
+app.command("plan")(plan.run)
 app.command("gates")(gates.run)
 app.command("bench")(bench.run)
 app.command("bench-process", hidden=True)(bench.process)

@@ -322,15 +322,19 @@ class Suite(ABC):
         q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`); k, v: clusters of s tokens [G, N, s, C]; always: keys and
         values [G, m, C]. Returns [G, R, C]. A cluster that is chosen twice counts twice.
         """
+        return await self.gathered_attention(q, chosen, k, v, always)
+
+    async def gathered_attention(
+        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        """`selected_attention` by gathering: the choice times keys and values, then attention to what comes out."""
         groups, clusters, size, channels = k.shape
         with operation("gather"):
-            both = self.concat(
-                [k.reshape(groups, clusters, size * channels), v.reshape(groups, clusters, size * channels)], -1
-            )
-            gathered = await self.matmul(chosen, both)
-        tokens = chosen.shape[1] * size
-        keys = gathered[..., : size * channels].reshape(groups, tokens, channels)
-        values = gathered[..., size * channels :].reshape(groups, tokens, channels)
+            flat = [x.reshape(groups, clusters, size * channels) for x in (k, v)]
+            keys, values = await self.together(*(self.choose(chosen, x) for x in flat))
+            tokens = chosen.shape[1] * size
+            keys, values = (x.reshape(groups, tokens, channels) for x in (keys, values))
+            keys, values = await self.together(self.append(None, keys, 1), self.append(None, values, 1))
         if always is not None:
             keys, values = self.concat([keys, always[0]], 1), self.concat([values, always[1]], 1)
         return await self.attention(q, keys, values, None)

@@ -178,7 +178,7 @@ def _norms() -> list[Function]:
 def _selection() -> list[Function]:
     def grid(columns: int) -> Callable[[int], Sequence[Tensor]]:
         def points(count: int) -> list[Tensor]:
-            rows = max(count // columns, 2)
+            rows = max(count // columns, 24)  # rounding both ends to the bound is a matter of chance
             x = (torch.round(normal("grid", rows, columns) * 8) / 4).clamp(-7.75, 7.75)
             ends = 8 - UNIT  # which a suite may round to the bound itself
             x[::2, 1], x[::2, columns // 2] = -ends, ends

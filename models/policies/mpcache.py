@@ -22,10 +22,12 @@ from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache
 from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
 from models.policies.eviction import keep_rows
-from models.policies.selecting import Layout, attend_to, layout, remember, reuse
+from models.policies.selecting import Layout, attend_by_bias, attend_to, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
+
+GATHERINGS = ("products", "rows", "scores")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class MPCache(CachePolicy):
     that stayed). fine, coarse: tokens of a cluster on the two levels. levels: 2, or 1 for fine clusters alone. coarse_share:
     of the coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min),
     or its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
-    with one choice (1: none); apart: first layers that choose alone.
+    with one choice (1: none); apart: first layers that choose alone. gathering: how attention reaches what was chosen:
+    "products" of three factors, "rows" (keys and values are gathered), or "scores" (all scores, lowered by a secret bias
+    where nothing was chosen; one level). Same result, other costs: `mpcache plan`.
     """
 
     static: float = 0.4
@@ -51,6 +55,7 @@ class MPCache(CachePolicy):
     window: int = 16
     sharing: int = 2
     apart: int = 2
+    gathering: str = "products"
     name: ClassVar[str] = "mpcache"
 
     def __post_init__(self) -> None:
@@ -63,6 +68,12 @@ class MPCache(CachePolicy):
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
         yes_or_no(self.name, "linear", self.linear)
+        if self.gathering not in GATHERINGS:
+            raise ConfigurationError(
+                f"policy {self.name}: gathering = {self.gathering!r} must be one of {', '.join(GATHERINGS)}"
+            )
+        if self.gathering == "scores" and self.levels == 2:
+            raise ConfigurationError(f"policy {self.name}: gathering = 'scores' needs levels=1")
         if self.levels == 2 and (self.coarse % self.fine or self.coarse <= self.fine):
             raise ConfigurationError(
                 f"policy {self.name}: clusters do not nest: coarse = {self.coarse} must be a multiple of fine = {self.fine} "
@@ -161,12 +172,16 @@ class MPCache(CachePolicy):
             return await attend_to(suite, entry, q, plan, None)
         chosen = reuse(cache, layer, self.spec, self.sharing, self.apart, plan)
         if chosen is None:
-            chosen = await suite.hold(await self._choose(suite, entry, q, plan))
+            chosen = await self._choose(suite, entry, q, plan)
+            if self.gathering != "scores":
+                chosen = await suite.hold(chosen)
             remember(cache, self.spec, plan, chosen)
-        return await attend_to(suite, entry, q, plan, chosen)
+        if self.gathering == "scores":
+            return await attend_by_bias(suite, entry, q, plan, chosen)
+        return await attend_to(suite, entry, q, plan, chosen, self.gathering == "rows")
 
     async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
-        """One-hot rows [G, count, candidates]."""
+        """One-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
         fine: Clusters = entry.state["fine"]
         limit = similarity_limit(suite, q.shape[1]) * (1 if self.linear else 2)
         coarse: Clusters | None = entry.state.get("coarse")
@@ -175,7 +190,8 @@ class MPCache(CachePolicy):
         count = max(round(self.coarse_share * above), -(-plan.count // factor))
         if coarse is None or count >= above:
             near = await similarities(suite, q, fine, 0, plan.candidates)
-            return await suite.top_k(near, plan.count, limit)
+            choose = suite.keep_largest if self.gathering == "scores" else suite.top_k
+            return await choose(near, plan.count, limit)
         near, wide = await suite.together(
             similarities(suite, q, fine, 0, plan.candidates), similarities(suite, q, coarse, 0, above)
         )

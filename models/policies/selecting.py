@@ -40,8 +40,30 @@ def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layo
     return Layout(size, first, last, max(1, (budget - always) // size))
 
 
-async def attend_to(suite: Suite, entry: LayerCache, q: Value, plan: Layout, chosen: Value | None) -> Value:
-    """Attention of q [G, R, C] to the chosen clusters and to what always counts; chosen [G, count, candidates] or None."""
+PENALTY = 32  # e^-32 is below 2^-46
+
+
+async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout, marks: Value) -> Value:
+    """The same attention over all scores: those of clusters that `marks` [G, candidates] does not mark are lowered."""
+    k, v = entry.keys_and_values()
+    groups, tokens = k.shape[0], k.shape[1]
+    start, stop = plan.first * plan.size, plan.last * plan.size
+    inside = marks.reshape(groups, plan.candidates, 1).expand(groups, plan.candidates, plan.size)
+    bias = inside.reshape(groups, stop - start) * PENALTY + float(-PENALTY)
+    none = (bias[:, :1] + float(PENALTY)) - marks[:, :1] * PENALTY  # secret zeros
+    parts = [none.expand(groups, n) for n in (start,) if n] + [bias]
+    if stop < tokens:
+        parts.append(none.expand(groups, tokens - stop))
+    return await suite.biased_attention(q, k, v, suite.concat(parts, 1).reshape(groups, 1, tokens))
+
+
+async def attend_to(
+    suite: Suite, entry: LayerCache, q: Value, plan: Layout, chosen: Value | None, rows: bool = False
+) -> Value:
+    """Attention of q [G, R, C] to the chosen clusters and to what always counts; chosen [G, count, candidates] or None.
+
+    rows: gather the chosen keys and values, instead of the suite's own way.
+    """
     k, v = entry.keys_and_values()
     if chosen is None:
         return await suite.attention(q, k, v, None)
@@ -54,6 +76,8 @@ async def attend_to(suite: Suite, entry: LayerCache, q: Value, plan: Layout, cho
         pieces = [x for x in (before, after) if x.shape[1]]
         always.append(None if not pieces else pieces[0] if len(pieces) == 1 else suite.concat(pieces, 1))
     pair = None if always[0] is None or always[1] is None else (always[0], always[1])
+    if rows:
+        return await suite.gathered_attention(q, chosen, parts[0][0], parts[1][0], pair)
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
 
 

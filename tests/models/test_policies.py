@@ -32,6 +32,8 @@ MATRIX = {
     "mpcache": [
         f"mpcache:{MPCACHE}",
         f"mpcache:{MPCACHE},levels=1",
+        f"mpcache:{MPCACHE},levels=1,gathering=rows",
+        f"mpcache:{MPCACHE},levels=1,gathering=scores",
         f"mpcache:{MPCACHE},linear=false",
         "mpcache:static=1,dynamic=0.4,fine=2,coarse=4,sinks=0,window=0,alpha=0.5,sharing=1",
         "mpcache:static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",
@@ -138,6 +140,8 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
         ("mpcache:coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
         ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2"),
         ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
+        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of products, rows, scores"),
+        ("mpcache:gathering=scores", "policy mpcache: gathering = 'scores' needs levels=1"),
         ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),

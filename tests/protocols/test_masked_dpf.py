@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mpc import ring
+from mpc.channel import memory_channels
 from mpc.errors import RangeError
+from mpc.look_ahead import PreparedTape, PreparingTape, Store
 from mpc.random import Prg, new_seed
-from mpc.tape import HEADER_BYTES, CountingTape
+from mpc.tape import HEADER_BYTES, CountingTape, DealerTape, PartyTape, chunks
 from protocols.masked import dealing, dpf
 from protocols.masked.context import Context, open_value
 from protocols.masked.one_hot import one_hot_table
@@ -119,6 +121,30 @@ def test_the_choice_follows_the_rates() -> None:
     slow_link, slow_work = dealing.Rates(bytes_per_second=1e6), dealing.Rates(key_party_block=1e-5)
     assert dealing.choose_dealing(12 * 1024, 6, 64, 2, slow_link) == "dpf"
     assert dealing.choose_dealing(12 * 64, 6, 64, 2, slow_work) == "table"
+
+
+def test_keys_of_a_tape_that_is_expanded_ahead() -> None:
+    x = torch.arange(300) & 63
+    seeds, pieces = [new_seed(), new_seed()], [[], []]  # type: ignore[var-annotated]
+
+    def lookup(c: Context, m: torch.Tensor) -> Shared:
+        lam = c.tape.random("open", (300,), 6)
+        return dpf.one_hot_dpf(c, Masked(ring.reduce(m + lam, 6) if c.tape.dealing else m, lam, 6, 0), 0, 6, 64)
+
+    dealer = DealerTape(seeds, lambda i, piece: pieces[i].append(piece))
+    masks = []
+    for party in (0, 1):  # both parties' parts of the mask: the test opens x itself
+        masks.append(Prg(seeds[party]).ring((300,), 6))
+    lookup(Context(dealer, None, 2), x)
+    total = torch.zeros(300, 64, dtype=torch.int64)
+    for party, channel in enumerate(memory_channels(2)):
+        tape, store = PartyTape(seeds[party], party == 1, chunks(iter(pieces[party]))), Store()
+        ahead = Context(PreparingTape(tape, store), None, 2)
+        lookup(ahead, ahead.blank((300,)))
+        online = Context(PreparedTape(store, channel.ledger), channel, 2)
+        total += lookup(online, ring.reduce(x + masks[0] + masks[1], 6)).x
+        assert len(store) == 0
+    assert torch.equal(total, torch.nn.functional.one_hot(x, 64))
 
 
 def test_work_is_measured() -> None:

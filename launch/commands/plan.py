@@ -1,0 +1,144 @@
+"""`mpcache plan`: the cheapest way to do MPCache's selection, and what the others would cost."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.console import err, out, print_json
+from launch.options import (
+    DEFAULT_SUITE,
+    JsonOption,
+    PartiesOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_suite,
+    suite_options,
+)
+
+if TYPE_CHECKING:
+    from launch.planning import Choice, Plan
+
+
+def run(
+    model: Annotated[
+        str, typer.Option("--model", help="A known shape (gpt2, llama-2-7b ...), a config.json, or a checkpoint directory.")
+    ],
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
+    new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 32,
+    suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "mpcache",
+    parties: PartiesOption = 2,
+    network: Annotated[
+        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
+    ] = "lan",
+    suite_option: SuiteOptionsOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show all alternatives with their costs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose how MPCache selects: levels of clusters, products or gathering, by predicted bytes and rounds.
+
+    Prints the policy to use (give it to --policy). Bytes and rounds are exact; seconds are round trips and transfer on the
+    network, without what parties compute.
+    """
+    from launch.networks import find_network
+    from launch.planning import make_plan
+    from launch.tracing import Setting
+    from models.shapes import find_shape, with_positions
+
+    check_suite(suite)
+    profile = find_network(network)
+    architecture = with_positions(find_shape(model), prompt + new)
+    setting = Setting(suite, parties, policy, suite_options(suite_option))
+    with err.status(f"{model}: pricing the alternatives"):
+        plan = make_plan(architecture, setting, prompt, new, profile)
+    if as_json:
+        print_json(_record(plan))
+        return
+    if explain:
+        _table(plan)
+    _verdict(plan)
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    def one(choice: Choice) -> dict[str, Any]:
+        after = plan.pays_after(choice)
+        return {
+            "policy": choice.policy,
+            "what": choice.what,
+            "problem": choice.problem,
+            "rounds": choice.token.rounds,
+            "online_bytes": choice.token.bytes_sent,
+            "offline_bytes": choice.token.offline_bytes,
+            "seconds": choice.seconds(plan.network),
+            "once_rounds": choice.once.rounds,
+            "once_online_bytes": choice.once.bytes_sent,
+            "once_offline_bytes": choice.once.offline_bytes,
+            "pays_after_tokens": after if math.isfinite(after) else None,
+        }
+
+    return {
+        "prompt": plan.prompt,
+        "new": plan.new,
+        "network": plan.network.name,
+        "best": plan.best.policy,
+        "full": one(plan.full),
+        "alternatives": [one(c) for c in plan.choices],
+    }
+
+
+def _table(plan: Plan) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("clusters,\ngathering", no_wrap=True)
+    for title in ("\nrounds", "sent,\nMB", "offline,\nMB", "\nseconds", "once:\nsent, MB", "offline,\nMB", "pays after\ntokens"):
+        table.add_column(title, justify="right")
+    for choice in (plan.full, *plan.choices):
+        if choice.problem:
+            table.add_row(choice.what, "-", "-", "-", "-", "-", "-", "cannot be used")
+            continue
+        after = plan.pays_after(choice)
+        table.add_row(
+            choice.what,
+            str(choice.token.rounds),
+            _megabytes(choice.token.bytes_sent),
+            _megabytes(choice.token.offline_bytes),
+            f"{choice.seconds(plan.network):.3g}",
+            _megabytes(choice.once.bytes_sent),
+            _megabytes(choice.once.offline_bytes),
+            "" if choice is plan.full else f"{after:.0f}" if math.isfinite(after) else "never",
+            style="bold" if choice is plan.best else "",
+        )
+    out.print(table)
+    out.print(
+        "First a token after the prompt: what a party sends; offline: to the party that receives corrections; seconds of "
+        f"round trips and transfer on '{plan.network.name}'. Then what happens once, after the prompt."
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f}" if count < 10_000_000 else f"{count / 1e6:,.1f}"
+
+
+def _verdict(plan: Plan) -> None:
+    best = plan.best
+    if best is plan.full:
+        usable = [c for c in plan.choices if not c.problem]
+        nearest = min(usable, key=plan.pays_after)
+        after = plan.pays_after(nearest)
+        when = f"pays from {after:.0f} new tokens on" if math.isfinite(after) else "is not faster at any number of tokens"
+        out.print(
+            f"full: for {plan.new} new tokens after {plan.prompt} eviction does not pay on '{plan.network.name}'; "
+            f"{nearest.policy} {when}."
+        )
+        return
+    ratio = plan.full.token.bytes_sent / max(best.token.bytes_sent, 1)
+    out.print(
+        f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, "
+        f"{plan.full.seconds(plan.network) / best.seconds(plan.network):.2f} times faster on '{plan.network.name}' "
+        f"(computing not counted); pays after {plan.pays_after(best):.0f} tokens."
+    )
