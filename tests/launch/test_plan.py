@@ -46,12 +46,14 @@ def test_where_only_round_trips_count_the_full_cache_is_best() -> None:
 def test_other_policies_and_short_prompts_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="policy 'quest' has no alternatives to plan"):
         make_plan(tiny(), Setting("masked", 2, "quest"), 96, 8, find_network("lan"))
-    with pytest.raises(ConfigurationError, match="no alternative fits: policy mpcache: dynamic = 0.1 attends to 10"):
+    with pytest.raises(ConfigurationError, match=r"no alternative fits: policy mpcache: dynamic = 0\.1 attends to 10"):
         make_plan(tiny(), Setting("masked", 2, "mpcache:sharing=1,static=1"), 96, 8, find_network("lan"))
 
 
 def test_the_command_explains(command: Command) -> None:
-    found = command("plan", "--model", "gpt2", "--prompt", "96", "--policy", "mpcache:fine=4,coarse=8,sinks=4,window=4", "--explain")
+    found = command(
+        "plan", "--model", "gpt2", "--prompt", "96", "--policy", "mpcache:fine=4,coarse=8,sinks=4,window=4", "--explain"
+    )
     assert found.code == 0
     assert "full cache" in found.out
     assert "8/4 products" in found.out
