@@ -29,6 +29,14 @@ KEYS = (
     "suite policy shape layers cached parties rounds_per_layer online_bytes_per_layer online_bytes_total rounds_total "
     "offline_bytes_total seconds_median dealer_seconds max_logit_error peak_rss_bytes"
 )
+POLICIES = (
+    "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1",
+    "shared:layers=2,apart=0|quest:budget=0.3,page=4,skip=0",
+    "h2o:budget=0.3",
+    "tova:budget=0.3",
+    "snapkv:budget=0.5,window=6",
+    "dynamic-top-k:budget=0.3",
+)
 TWO_LAYERS = with_layers(SHAPES["tiny"], 2)
 
 
@@ -95,6 +103,8 @@ def test_three_parties_over_grpc() -> None:
         {"suite": "crypten", "parties": 3, "cached": 0, "prefill": 5},
         {"cached": 0, "prefill": 5},
         {"parties": 3, "cached": 40, "repeat": 2, "options": {"fraction_bits": 12}},
+        *({"cached": 40, "policy": text, "suite": suite} for text in POLICIES for suite in ("masked", "crypten")),
+        {"cached": 40, "policy": POLICIES[0], "parties": 3},
     ],
 )
 def test_threads_of_one_process(changes: dict[str, Any]) -> None:
