@@ -95,7 +95,11 @@ def _table(plan: Plan) -> None:
 
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("clusters,\ngathering", no_wrap=True)
-    for title in ("\nrounds", "sent,\nMB", "offline,\nMB", "\nseconds", "once:\nsent, MB", "offline,\nMB", "pays after\ntokens"):
+    token, once = (
+        ("\nrounds", "sent,\nMB", "offline,\nMB", "\nseconds"),
+        ("once:\nsent, MB", "offline,\nMB", "pays after\ntokens"),
+    )
+    for title in (*token, *once):
         table.add_column(title, justify="right")
     for choice in (plan.full, *plan.choices):
         if choice.problem:
