@@ -53,7 +53,7 @@ class Store:
         self._bytes_in = 0  # written by the one who puts
         self._bytes_out = 0  # written by the one who takes
         self._changed = threading.Condition()
-        self._sleeping = False
+        self._sleepers = 0  # both ends can be among them for a moment
         self._stopped = False
         self._error: BaseException | None = None
         self._complete = False
@@ -85,7 +85,7 @@ class Store:
         except IndexError:
             found, value, offline = self._awaited(key)
         self._bytes_out += _size(value)
-        if self._sleeping:
+        if self._sleepers:
             self._wake()
         if found != key:
             raise TapeError(
@@ -105,17 +105,17 @@ class Store:
 
     def _sleep(self, ready: Callable[[], bool]) -> None:
         with self._changed:
-            self._sleeping = True
+            self._sleepers += 1
             try:
                 while not ready():
                     self._changed.wait(POLL_SECONDS)
                     if not ready():
                         self._check()
             finally:
-                self._sleeping = False
+                self._sleepers -= 1
 
     def _wake(self) -> None:
-        if self._sleeping:
+        if self._sleepers:
             with self._changed:
                 self._changed.notify_all()
 

@@ -196,3 +196,23 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
     for (share, ledger), (other, other_ledger) in zip(direct, prepared, strict=True):
         assert torch.equal(share.share, other.share)
         assert counts(ledger, "") == counts(other_ledger, "")
+
+
+def test_neither_end_sleeps_while_the_other_waits_for_it() -> None:
+    """An entry at a time, each larger than the limit: both ends wait for each other all the time."""
+    store = Store(1)
+    count = 2000
+
+    def put() -> None:
+        for n in range(count):
+            store.put((n,), torch.zeros(4, dtype=torch.int64), 0)
+        store.finish()
+
+    thread = threading.Thread(target=put, daemon=True)
+    start = time.perf_counter()
+    thread.start()
+    for n in range(count):
+        store.take((n,))
+    thread.join(5)
+    assert not thread.is_alive()
+    assert time.perf_counter() - start < 5  # a lost wake-up costs a second
