@@ -47,7 +47,7 @@ class Store:
     """
 
     def __init__(self, limit: int | None = None, check: Callable[[], None] = lambda: None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._check = check
         self._entries: deque[tuple[Key, Any, int]] = deque()
         self._bytes_in = 0  # written by the one who puts
@@ -70,8 +70,8 @@ class Store:
         """Append an entry; waits while there is too much. Raises `Stopped` after `stop`."""
         if self._stopped:
             raise Stopped
-        if self._limit is not None and self.waiting_bytes > self._limit:
-            self._sleep(lambda: self.waiting_bytes <= (self._limit or 0) // 2 or self._stopped)
+        if self.limit is not None and self.waiting_bytes > self.limit:
+            self._sleep(lambda: self.waiting_bytes <= (self.limit or 0) // 2 or self._stopped)
             if self._stopped:
                 raise Stopped
         self._bytes_in += _size(value)
@@ -95,7 +95,7 @@ class Store:
         return value, offline
 
     def _awaited(self, key: Key) -> tuple[Key, Any, int]:
-        if self._limit is not None:
+        if self.limit is not None:
             self._sleep(lambda: bool(self._entries) or self._error is not None or self._complete)
         if self._entries:
             return self._entries.popleft()

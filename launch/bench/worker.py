@@ -6,6 +6,7 @@ import ctypes
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ from parties.channel import GrpcChannel
 from protocols.suite import OutputShare, Suite, Value
 
 WARM_UP = "warm-up"
+CACHE = "cache"
+BESIDE_BYTES = 256 << 20
 
 
 def step_name(repetition: int) -> str:
@@ -68,7 +71,7 @@ class Segmented:
     def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Name and work of each segment, in order."""
         yield "weights", self._load
-        yield "cache", self._fill
+        yield CACHE, self._fill
         for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
             yield name, partial(self._step, name)
         yield "logits", self._output
@@ -156,7 +159,10 @@ def run_party(folder: Path, index: int) -> None:
             if number == 1 and plan.look_ahead and program.suite.prepares:
                 store = Store()
                 preparing = preparation(program, tape, store, channel)
-            if preparing is not None:
+            beside: threading.Thread | None = None
+            if preparing is not None and name == CACHE:
+                beside = prepare_beside(next(preparing)[1], store)
+            elif preparing is not None:
                 with timers["preparation"].of(name):
                     next(preparing)[1]()
                 most = max(most, store.waiting_bytes)
@@ -164,6 +170,9 @@ def run_party(folder: Path, index: int) -> None:
                 channel.exchange_all(b"\1")  # nobody's seconds include waiting for another one's preparations
             with timers["online"].of(name):
                 output = work()
+            if beside is not None:
+                beside.join()
+                store.limit = None
             if preparing is not None and len(store):
                 raise TapeError(f"segment '{name}' did not use all that was prepared for it: {len(store)} entries are left")
         assert output is not None
@@ -181,6 +190,22 @@ def run_party(folder: Path, index: int) -> None:
         "fraction_bits": output.fraction_bits,
     }
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
+    """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
+    store.limit = BESIDE_BYTES
+
+    def run() -> None:
+        try:
+            with torch.inference_mode():
+                work()
+        except BaseException as error:
+            store.finish(error)
+
+    thread = threading.Thread(target=run, name="preparation", daemon=True)
+    thread.start()
+    return thread
 
 
 def preparation(
