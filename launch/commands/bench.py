@@ -66,10 +66,12 @@ def run(
 
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    parse(policy)
+    parse(policy)  # before a model is looked for
     architecture = find_shape(shape)
     architecture = architecture if layers is None else with_layers(architecture, layers)
     architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
+    if cached or prefill:
+        parse(policy).check(architecture, cached or prefill or 0)
     plan = BenchPlan(
         architecture=architecture.to_json(),
         suite=check_suite(suite),
