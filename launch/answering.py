@@ -73,8 +73,11 @@ class _View:
         self._bar.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._bar.stop()
+        if kind is not None and self._streaming and self.times:
+            sys.stdout.write("\n")  # the error gets a line of its own
+            sys.stdout.flush()
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """A line for each stage before the first token."""

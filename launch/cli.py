@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -25,6 +27,7 @@ from launch.commands import (
     model_owner,
     party,
     plan,
+    quality,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
@@ -46,6 +49,7 @@ app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
 app.command("plan")(plan.run)
+app.command("quality")(quality.run)
 app.command("gates")(gates.run)
 app.command("bench")(bench.run)
 app.command("bench-process", hidden=True)(bench.process)
@@ -82,5 +86,22 @@ def main() -> None:
         sys.exit(ERROR_EXIT)
 
 
+def entry() -> NoReturn:
+    """`main` as a process: it ends when `main` does. Threads that a library left behind are not waited for: tearing the
+    interpreter down around a gRPC thread can abort the process after its last word."""
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as leave:
+        code = leave.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    entry()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from launch import supervision
 from launch.console import err
+from launch.options import check_device
 from launch.signals import Terminated
 from mpc.errors import ConfigurationError
 from parties.config import Role, RoleConfig, load_config
@@ -30,6 +31,7 @@ def load_role(path: Path, role: Role) -> RoleConfig:
     config = load_config(path)
     if config.role != role:
         raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")
+    check_device(config.device)
     return config
 
 

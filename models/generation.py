@@ -55,7 +55,8 @@ class GenerationPlan:
         needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
         if needed > have:
             room = have - self.prompt_tokens + 1
-            remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {have} tokens"
+            most = max(1, have - self.new_tokens + 1)
+            remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
             raise ConfigurationError(
                 f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
                 f"the model has {have}; {remedy}"

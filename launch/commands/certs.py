@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launch.console import out
+from mpc.errors import ConfigurationError
 
 
 def run(
@@ -27,7 +28,10 @@ def run(
     from parties.certificates import create_deployment
 
     wanted = _split(names)
-    create_deployment(directory, wanted, days, hosts=_split(hosts or []))
+    try:
+        create_deployment(directory, wanted, days, hosts=_split(hosts or []))
+    except OSError as error:
+        raise ConfigurationError(f"--out {directory} cannot be written: {error.strerror}; name a folder that can") from None
     out.print(f"{directory}: authority.crt, authority.key (keep it to yourself), and for each role NAME.crt and NAME.key:")
     for name in wanted:
         out.print(f"  {name}: copy {name}.crt, {name}.key and authority.crt to its host")

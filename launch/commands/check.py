@@ -19,6 +19,7 @@ from launch.options import (
     PartiesOption,
     SuiteOption,
     SuiteOptionsOption,
+    check_device,
     read_prompt,
     suite_options,
 )
@@ -52,6 +53,7 @@ def run(
     from launch import fidelity
     from models.checkpoint import load_checkpoint
 
+    check_device(device)
     checkpoint = load_checkpoint(model, torch.float64)
     ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
     if not as_json:

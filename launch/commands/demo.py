@@ -60,6 +60,8 @@ def run(
         waiting.stop()
         _list_processes(deployment, family, checkpoint.architecture.parameters())
         out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
+        if policy != "full":
+            out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
         wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
         client = Client(deployment.client)
         given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)

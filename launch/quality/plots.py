@@ -57,7 +57,9 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> bool:
         panel.grid(color="0.9")
         if name != "perplexity":
             panel.set_ylim(-0.03, 1.03)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize="small", handlelength=4
+    )
     figure.savefig(path, dpi=110)
     return True
 
@@ -66,7 +68,9 @@ def plot_needle(cells: Sequence[dict[str, Any]], path: Path) -> bool:
     """A map a policy, depth down and length across; dark is high, the number stands in the field. False: no cells."""
     if not cells:
         return False
-    policies = list(dict.fromkeys(cell["policy"] for cell in cells))
+    asked = list(dict.fromkeys(cell["asked"] for cell in cells))
+    order = sorted(cells, key=lambda cell: (asked.index(cell["asked"]), cell["budget"] or 0.0))
+    policies = list(dict.fromkeys(cell["policy"] for cell in order))
     lengths = sorted({cell["length"] for cell in cells})
     depths = sorted({cell["depth"] for cell in cells})
     found = {(cell["policy"], cell["length"], cell["depth"]): cell["recall"] for cell in cells}

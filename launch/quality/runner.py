@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Runner:
         chunk = decoder.policy.prefill_chunk or prompt_tokens
         bounds = [*range(0, prompt_tokens, chunk), *range(prompt_tokens, len(ids) + 1)]
         found: list[Tensor] = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             logits: Value = suite.run(decoder.forward(one_hot[start:stop], cache, start, True))
             share: OutputShare = suite.output(logits)
             if stop >= prompt_tokens:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.fidelity import generated
-from launch.quality import longbench, metrics, prompts
+from launch.quality import metrics, prompts
 from launch.quality.budgets import Contender, contenders, default_policies
+from launch.quality.longbench import TEMPLATE, Task, check_template, datasets_of, load_tasks, prompt_of
 from launch.quality.prompts import Prompt
 from launch.quality.runner import Kept, Runner
 from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
 from models.recall import documents as docs
-from mpc.errors import ConfigurationError
+from mpc.errors import ConfigurationError, MpcacheError
 
 Say = Callable[[str], None]
 
@@ -34,7 +35,7 @@ class Wishes:
     text: Path | None = None
     text_tokens: int = 128
     longbench: Path | None = None
-    template: str = longbench.TEMPLATE
+    template: str = TEMPLATE
     cut_prompts: bool = False
     needle: bool = False
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -46,14 +47,14 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that will run. prompts, texts: by length; tasks: LongBench's lines with their prompts and answer lengths."""
+    """Everything that will run. prompts, texts: by length; tasks: LongBench's lines, each with prompt and answer length."""
 
     contenders: list[Contender]
     recall: bool
     new_tokens: int
     prompts: dict[int, list[Prompt]]
     texts: dict[int, list[int]]
-    tasks: list[tuple[longbench.Task, list[int], int]]
+    tasks: list[tuple[Task, list[int], int]]
 
 
 def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
@@ -69,7 +70,7 @@ def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
         )
     if any(not 0 <= depth <= 1 for depth in wishes.depths):
         raise ConfigurationError(f"--depths {','.join(f'{d:g}' for d in wishes.depths)}: depths lie between 0 and 1")
-    longbench.check_template(wishes.template)
+    check_template(wishes.template)
     if wishes.seed < 0:
         raise ConfigurationError(f"--seed {wishes.seed}: must not be negative")
     new_tokens = wishes.new_tokens or (docs.ANSWER_TOKENS if recall else 16)
@@ -88,9 +89,9 @@ def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
             by_length[length] = prompts.text_prompts(ids, length, wishes.questions)
     tasks = []
     if wishes.longbench is not None:
-        for task in longbench.load_tasks(wishes.longbench):
+        for task in load_tasks(wishes.longbench):
             new = wishes.new_tokens or task.new_tokens
-            given = longbench.prompt_of(checkpoint, task, wishes.template, new, wishes.cut_prompts)
+            given = prompt_of(checkpoint, task, wishes.template, new, wishes.cut_prompts)
             tasks.append((task, given, new))
     lengths = [*by_length, *(len(given) for _, given, _ in tasks)]
     problems = [c.problem(architecture, length) for c in found for length in lengths]
@@ -184,7 +185,7 @@ def _longbench(runner: Runner, job: Job, say: Say) -> list[dict[str, Any]]:
     full = [runner.answer(ids, "full", new) for _, ids, new in job.tasks]
     for one in job.contenders if job.tasks else ():
         say(f"LongBench: {one.policy}")
-        for dataset in longbench.datasets_of([task for task, _, _ in job.tasks]):
+        for dataset in datasets_of([task for task, _, _ in job.tasks]):
             mine = [(job.tasks[n], full[n]) for n in range(len(job.tasks)) if job.tasks[n][0].dataset == dataset]
             problems = [one.problem(runner.architecture, len(ids)) for (_, ids, _), _ in mine]
             row = {**_head(one), "dataset": dataset, "lines": len(mine), "problem": next(filter(None, problems), None)}
@@ -201,7 +202,10 @@ def _longbench(runner: Runner, job: Job, say: Say) -> list[dict[str, Any]]:
 
 
 def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """Prompts of the smallest length on shares, with every policy; tokens behind an end of text are not compared."""
+    """Prompts of the smallest length on shares, with every policy; tokens behind an end of text are not compared.
+
+    A run that ends in an error is not equal.
+    """
     length = min(job.prompts)
     runs = []
     for one in job.contenders:
@@ -211,8 +215,13 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
         for number, prompt in enumerate(job.prompts[length][: wishes.spot_check]):
             say(f"on shares, {length} tokens, prompt {number + 1}: {one.policy}")
             plain = runner.answer(prompt.ids, one.policy, job.new_tokens)
-            secure = generated(runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, device=wishes.device)
-            runs.append({**_head(one, length), "prompt": number, "equal": secure[: len(plain)] == plain})
+            run = {**_head(one, length), "prompt": number, "equal": False, "error": None}
+            try:
+                secure = generated(runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, device=wishes.device)
+                run["equal"] = secure[: len(plain)] == plain
+            except MpcacheError as error:  # the plaintext results are kept
+                run["error"] = f"{error.code}: {error}"
+            runs.append(run)
     equal = sum(run["equal"] for run in runs)
     return {
         "suite": wishes.suite,

@@ -68,11 +68,10 @@ async def kept(suite: MaskedSuite, x: Value, k: int, bound: float) -> MaskedTens
     with operation("ranking"):
         m = await _ranked(suite, x, bound)
         n = x.shape[-1]
-        bits = max(count_bits(n), 2) + 1
         if n <= PAIRS:
             found = await top_k.top_k_indicator(suite.context, m, k, FULL)
         else:
-            found = await threshold.top_k_by_threshold(suite.context, Masked(m.m, m.lam, m.bits, 0), k, bits, DIGIT_BITS)
+            found = await threshold.top_k_by_threshold(suite.context, Masked(m.m, m.lam, m.bits, 0), k, FULL, DIGIT_BITS)
         return suite.new(found, 1)
 
 
@@ -80,7 +79,9 @@ async def compacted(suite: MaskedSuite, keep: Value, rows: Sequence[Value], k: i
     """`Suite.compact`."""
     with operation("compaction"):
         ts = [suite.as_tensor(x) for x in rows]
-        moved = await compaction.compact(suite.context, suite.as_tensor(keep).form, [t.form for t in ts], k)
+        marks = suite.as_tensor(keep).form
+        marks = marks.to_ring(min(marks.bits, count_bits(k) + 1))  # what is moved along with the rows is counts only
+        moved = await compaction.compact(suite.context, marks, [t.form for t in ts], k)
         return [suite.new(x, t.magnitude) for x, t in zip(moved, ts, strict=True)]
 
 

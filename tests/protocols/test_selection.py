@@ -125,6 +125,23 @@ def test_biased_attention_hides_tokens(suite: str, parties: int) -> None:
 
 
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize("count", [60, 130])
+def test_marks_of_any_number_of_tokens_serve_as_a_bias(suite: str, parties: int, count: int) -> None:
+    """Few values are ranked by pairs, many with a threshold: marks of both kinds join scores."""
+    q, k, v, x = torch.randn(2, 1, 4), torch.randn(2, count, 4), torch.randn(2, count, 4), grid(2, count)
+
+    async def program(s: Any, q: Any, k: Any, v: Any, x: Any) -> Any:
+        kept = await s.keep_largest(x, 9, 8.0)
+        return await s.biased_attention(q, k, v, (kept * 32).reshape(2, 1, count))
+
+    (found,) = run_secure(suite, parties, program, [q, k, v, x])
+    order = x.argsort(dim=-1, descending=True, stable=True)[:, :9]
+    hidden = torch.ones(2, count, dtype=torch.bool).scatter(1, order, value=False)
+    scores = (q @ k.transpose(1, 2)).masked_fill(hidden[:, None], float("-inf"))
+    assert (found - torch.softmax(scores, -1) @ v).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
 def test_replace_one_row_or_none(suite: str, parties: int) -> None:
     rows, new = torch.randn(2, 5, 3), torch.randn(2, 1, 3)
     place = torch.tensor([[0.0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
