@@ -137,7 +137,10 @@ class TapeStore:
         counts = Counter(reason for reason in reasons.values())
         there = [f"{count} {reason}" for reason, count in counts.items()]
         there += [f"{len(refused)} refused ({refused[0]})"] if refused else []
-        lengths = f"--prompt {manifest.prompt_tokens} --tokens {manifest.new_tokens}"
+        lengths = f"--prompt {manifest.prompt_tokens} --tokens {manifest.new_tokens} --suite {manifest.suite}"
+        lengths += "".join(f" --suite-option {name}={value}" for name, value in manifest.options.items())
+        lengths += f" --policy '{manifest.policy}'" if manifest.policy != "full" else ""
+        lengths += f" --decoding {manifest.decoding}" if manifest.decoding != "greedy" else ""
         raise TapeError(
             f"{self._name} has no tape for a prompt of {manifest.prompt_tokens} tokens and {manifest.new_tokens} new tokens "
             f"({manifest.decoding}, suite {manifest.suite}): it has {', '.join(there) or 'none at all'}; ask for what there "

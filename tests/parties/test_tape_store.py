@@ -320,7 +320,7 @@ def test_a_damaged_load_spends_no_tape(deployment: Deployment, root: Path, check
     ("changes", "message"),
     [
         ({"prompt_tokens": 6}, r"no tape for a prompt of 6 tokens and 4 new tokens \(greedy, suite crypten\): it has 3 for"),
-        ({"new_tokens": 5}, r"it has 3 for a prompt of 5 and up to 4 new tokens; .*mpcache deal --prompt 5 --tokens 5`"),
+        ({"new_tokens": 5}, r"3 for a prompt of 5 and up to 4 new tokens; .*--prompt 5 --tokens 5 --suite crypten`"),
         ({"suite": "masked"}, "it has 3 for another suite"),
         ({"fraction_bits": 14}, "3 for another fraction bits"),
         ({"options": {"crypten_own": True}}, "3 for another options"),
