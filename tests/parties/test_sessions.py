@@ -174,7 +174,7 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
         ([], {}, "the prompt is empty"),
         ([1, VOCABULARY], {}, f"token number 2 lies outside the model's vocabulary of {VOCABULARY} tokens"),
         ([-1], {}, "token number 1 lies outside"),
-        ([1] * 33, {}, "shorten the prompt to at most 32 tokens"),
+        ([1] * 33, {}, "shorten the prompt to at most 31 tokens"),
         ([1] * 30, {"new_tokens": 4}, "ask for at most 3"),
         ([1], {"new_tokens": 0}, "new_tokens must be a positive integer, got 0"),
         ([1], {"decoding": "sample", "temperature": 0.0}, "temperature must be above 0"),
