@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
 
 Role = Literal["party", "dealer", "client", "model-owner"]
+# Roles that use a key; a key without one of these is for all of them.
+PARTY: dict[str, JsonValue] = {"roles": ["party"]}
+SERVERS: dict[str, JsonValue] = {"roles": ["party", "dealer"]}
+NOT_DEALER: dict[str, JsonValue] = {"roles": ["party", "client", "model-owner"]}
 
 
 class PeerAddress(BaseModel):
@@ -20,8 +24,8 @@ class PeerAddress(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    address: str
+    name: str = Field(description="Name in the peer's certificate.")
+    address: str = Field(description='"host:port" that it is reached at.')
 
     @model_validator(mode="after")
     def _check(self) -> PeerAddress:
@@ -35,43 +39,69 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_prompt_tokens: int = Field(default=8192, ge=1)
-    max_new_tokens: int = Field(default=4096, ge=1)
-    max_sessions: int = Field(default=4, ge=1, le=1000)
-    max_loads: int = Field(default=2, ge=1)
-    max_model_bytes: int = Field(default=64 << 30, ge=1)
+    max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
+    max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
+    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions at a time.")
+    max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
+    max_model_bytes: int = Field(
+        default=64 << 30,
+        ge=1,
+        description="Most bytes that one party's shares of a model may take.",
+        json_schema_extra=PARTY,
+    )
 
 
 class RoleConfig(BaseModel):
     """One role of a deployment.
 
-    parties: all compute parties; their order is the party index. dealer: needed by parties. clients, model_owners: the
-    identities that may generate and that may store models. certificates: folder with this role's identity. store: where
-    a party keeps model shares. tapes: where a party has tapes that were dealt beforehand; it then does without a running
-    dealer, whose name says who must have signed them. look_ahead: whether a party prepares what depends on the tape alone
-    in a thread of its own, while it waits for others; "auto": where the machine has 4 cores or more. deadline_seconds: how
-    long a peer may be silent. connect_seconds: how long to wait for a peer to come up. step_seconds: how long a live peer
-    may take for one step.
+    Every key has a description, which `mpcache init` writes above it. A key that only some roles use names them in
+    `json_schema_extra`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    role: Role
-    name: str
-    listen: str | None = None
-    parties: list[PeerAddress] = Field(default_factory=list)
-    dealer: PeerAddress | None = None
-    clients: list[str] = Field(default_factory=list)
-    model_owners: list[str] = Field(default_factory=list)
-    certificates: Path
-    store: Path | None = None
-    tapes: Path | None = None
-    look_ahead: Literal["auto", "on", "off"] = "auto"
-    device: str = "cpu"
-    deadline_seconds: float = Field(default=30.0, gt=0)
-    connect_seconds: float = Field(default=60.0, gt=0)
-    step_seconds: float = Field(default=600.0, gt=0)
-    limits: Limits = Limits()
+    role: Role = Field(description="What this process is: party, dealer, client or model-owner.")
+    name: str = Field(description="This role's name, as in its certificate.")
+    listen: str | None = Field(
+        default=None, description='"host:port" to serve at; host 0.0.0.0 means every network.', json_schema_extra=SERVERS
+    )
+    parties: list[PeerAddress] = Field(
+        default_factory=list, description="All compute parties; the same ones in the same order at every role."
+    )
+    dealer: PeerAddress | None = Field(
+        default=None, description="The dealer of correlated randomness; parties need it.", json_schema_extra=NOT_DEALER
+    )
+    clients: list[str] = Field(default_factory=list, description="Identities that may generate.", json_schema_extra=SERVERS)
+    model_owners: list[str] = Field(
+        default_factory=list, description="Identities that may store models.", json_schema_extra=SERVERS
+    )
+    certificates: Path = Field(
+        description="Folder with NAME.crt, NAME.key and authority.crt. Paths are relative to this file."
+    )
+    store: Path | None = Field(
+        default=None, description="Folder in which a party keeps its shares of models.", json_schema_extra=PARTY
+    )
+    tapes: Path | None = Field(
+        default=None,
+        description="Folder with tapes that were dealt beforehand (`mpcache deal`), instead of a running dealer, whose name "
+        "then says who must have signed them.",
+        json_schema_extra=PARTY,
+    )
+    look_ahead: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Prepare what depends on the tape alone in a thread of its own while waiting for the others: on, off, "
+        "or auto (on with 4 cores or more).",
+        json_schema_extra=PARTY,
+    )
+    device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
+    deadline_seconds: float = Field(
+        default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
+    )
+    connect_seconds: float = Field(
+        default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."
+    )
+    step_seconds: float = Field(default=600.0, gt=0, description="How long a peer that is alive may take for one step.")
+    limits: Limits = Field(default=Limits(), description="What this server grants a client.", json_schema_extra=SERVERS)
 
     @field_validator("look_ahead", mode="before")
     @classmethod
