@@ -3,12 +3,14 @@
 A folder holds `authority.crt` (and, only where identities are issued, `authority.key`) and per role `NAME.crt` and
 `NAME.key`. Keys are EC P-256, files of keys have mode 0600. An identity's name is its certificate's common name and its
 first DNS name: dialers require it of whom they dial, servers read it from the connection and authorise by it.
+`authority.crt` may hold several certificates, the old and the new one, while an authority is replaced.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 CLOCK_SKEW = timedelta(minutes=5)
 AUTHORITY = "authority"
 RESERVED = (AUTHORITY, "localhost")
+FILE_BYTES = 1 << 18
+_REMEDY = (
+    "make it with `mpcache certs`, ask for it with `mpcache certs request`, or copy it from where the deployment's "
+    "certificates were made"
+)
 
 
 @dataclass(frozen=True)
@@ -57,21 +64,34 @@ def check_name(name: str) -> str:
     return name
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole or not at all; who reads `path` finds what was there before, or all of `data`, on disk."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as unencrypted PEM. Secret."""
+    plain = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
 
 
 def _write_pair(
     directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
 ) -> tuple[Path, Path]:
     files = directory / f"{name}.crt", directory / f"{name}.key"
-    pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    _write(files[1], key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), 0o600)
-    _write(files[0], certificate.public_bytes(pem), 0o644)
+    write_file(files[1], pem_of_key(key), 0o600)
+    write_file(files[0], certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return files
 
 
@@ -131,9 +151,22 @@ def create_identity(
     for host in hosts:
         if host != name and (directory / f"{host}.crt").exists():
             raise ConfigurationError(f"host '{host}' of identity '{name}' is the name of another identity in {directory}")
-    authority = _read_certificate(directory / f"{AUTHORITY}.crt")
-    signer = _read_key(directory / f"{AUTHORITY}.key")
     key = ec.generate_private_key(ec.SECP256R1())
+    return _write_pair(directory, name, issue(directory, name, key.public_key(), days, hosts, start), key)
+
+
+def issue(
+    directory: Path,
+    name: str,
+    public_key: ec.EllipticCurvePublicKey,
+    days: float,
+    hosts: Sequence[str] = (),
+    start: datetime | None = None,
+) -> x509.Certificate:
+    """A certificate for `name` and its public key by the authority in `directory`. Nothing is written."""
+    check_name(name)
+    authority = read_certificates(directory / f"{AUTHORITY}.crt")[0]
+    signer = read_key(directory / f"{AUTHORITY}.key")
     names: list[x509.GeneralName] = [x509.DNSName(name)]
     for host in dict.fromkeys(["localhost", "127.0.0.1", *hosts]):
         try:
@@ -142,15 +175,14 @@ def create_identity(
             if host != name:
                 names.append(x509.DNSName(host))
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    certificate = (
+    return (
         _builder(name, authority.subject, days, start)
-        .public_key(key.public_key())
+        .public_key(public_key)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .sign(signer, hashes.SHA256())
     )
-    return _write_pair(directory, name, certificate, key)
 
 
 def create_deployment(directory: Path, names: Sequence[str], days: float = 365, hosts: Sequence[str] = ()) -> None:
@@ -167,50 +199,76 @@ def create_deployment(directory: Path, names: Sequence[str], days: float = 365, 
         create_identity(directory, name, days, hosts)
 
 
-def _read(path: Path, remedy: str) -> bytes:
+def read_file(path: Path, remedy: str) -> bytes:
+    """A small file. Raises `ConfigurationError` with the remedy when it is missing, unreadable or far too large."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES + 1)
     except FileNotFoundError:
         raise ConfigurationError(f"{path} is missing: {remedy}") from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
+    if len(data) > FILE_BYTES:
+        raise ConfigurationError(f"{path} is larger than {FILE_BYTES} bytes: {remedy}")
+    return data
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
-    remedy = "make it with `mpcache certs`, or copy it from where the deployment's certificates were made"
-    data = _read(path, remedy)
+def _parse_certificates(data: bytes, path: Path, remedy: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificate(data)
+        return x509.load_pem_x509_certificates(data)
     except ValueError:
         raise ConfigurationError(f"{path} is not a PEM certificate: {remedy}") from None
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    remedy = "make it with `mpcache certs`, or copy it from where the deployment's certificates were made"
-    data = _read(path, remedy)
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """The certificates of a PEM file, at least one."""
+    return _parse_certificates(read_file(path, _REMEDY), path, _REMEDY)
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A private key that nobody else may read."""
+    return _parse_key(read_file(path, _REMEDY), path)
+
+
+def _parse_key(data: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigurationError(f"{path} is a private key that others may read (mode {mode:04o}): run `chmod 600 {path}`")
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError):
-        raise ConfigurationError(f"{path} is not an unencrypted PEM private key: {remedy}") from None
+        raise ConfigurationError(f"{path} is not an unencrypted PEM private key: {_REMEDY}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigurationError(f"{path} is not an elliptic-curve key: {remedy}")
+        raise ConfigurationError(f"{path} is not an elliptic-curve key: {_REMEDY}")
     return key
 
 
 def _check_time(certificate: x509.Certificate, path: Path) -> None:
     now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
-        raise ConfigurationError(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it with `mpcache certs`"
-        )
+        remedy = "replace it (docs/deployment.md)" if path.stem == AUTHORITY else "renew it with `mpcache certs renew`"
+        raise ConfigurationError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: {remedy}")
     if now < certificate.not_valid_before_utc:
         raise ConfigurationError(
             f"{path} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and this machine's clock "
             f"says {now:%Y-%m-%d %H:%M} UTC: set the clock, or wait"
         )
+
+
+def issuer_of(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """The authority that signed the certificate, None if none of these did."""
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return authority
+    return None
+
+
+def name_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    """The common name; several are joined, which no identity's name can equal."""
+    return ", ".join(str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
 
 
 def check(directory: Path, name: str) -> Identity:
@@ -221,33 +279,43 @@ def check(directory: Path, name: str) -> Identity:
     """
     check_name(name)
     if not directory.is_dir():
-        raise ConfigurationError(f"certificate folder {directory} is missing: make it with `mpcache certs`")
-    files = directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt"
-    authority, certificate, key = _read_certificate(files[2]), _read_certificate(files[0]), _read_key(files[1])
-    _check_time(authority, files[2])
-    _check_time(certificate, files[0])
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
         raise ConfigurationError(
-            f"{files[0]} was signed by another authority than {files[2]}: all roles of a deployment need certificates "
-            "of the same authority; copy both files from the same place, or make new ones with `mpcache certs`"
-        ) from None
+            f"certificate folder {directory} is missing: make it with `mpcache certs`, or ask for the identity with "
+            "`mpcache certs request`"
+        )
+    return check_files(name, directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt")
+
+
+def check_files(name: str, certificate_file: Path, key_file: Path, authority_file: Path) -> Identity:
+    """As `check`, of three files. Each file is read once."""
+    authority_data = read_file(authority_file, _REMEDY)
+    certificate_data = read_file(certificate_file, _REMEDY)
+    key_data = read_file(key_file, _REMEDY)
+    authorities = _parse_certificates(authority_data, authority_file, _REMEDY)
+    certificate = _parse_certificates(certificate_data, certificate_file, _REMEDY)[0]
+    key = _parse_key(key_data, key_file)
+    issuer = issuer_of(certificate, authorities)
+    _check_time(issuer or authorities[0], authority_file)
+    _check_time(certificate, certificate_file)
+    if issuer is None:
+        raise ConfigurationError(
+            f"{certificate_file} was signed by another authority than {authority_file}: all roles of a deployment need "
+            "certificates of the same authority; copy both files from the same place, or make new ones with `mpcache certs`"
+        )
     if certificate.public_key() != key.public_key():
         raise ConfigurationError(
-            f"{files[1]} is not the key of {files[0]}: copy both files from the same place, or make new ones with "
+            f"{key_file} is not the key of {certificate_file}: copy both files from the same place, or make new ones with "
             "`mpcache certs`"
         )
-    common = [str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if common != [name]:
-        raise ConfigurationError(f"{files[0]} belongs to '{', '.join(common)}', not to '{name}': copy the right file")
+    if (found := name_of(certificate)) != name:
+        raise ConfigurationError(f"{certificate_file} belongs to '{found}', not to '{name}': copy the right file")
     return Identity(
         name=name,
-        certificate=files[0].read_bytes(),
-        authority=files[2].read_bytes(),
-        key=files[1].read_bytes(),
-        expires=certificate.not_valid_after_utc,
-        certificate_file=files[0],
-        key_file=files[1],
-        authority_file=files[2],
+        certificate=certificate_data,
+        authority=authority_data,
+        key=key_data,
+        expires=min(certificate.not_valid_after_utc, issuer.not_valid_after_utc),
+        certificate_file=certificate_file,
+        key_file=key_file,
+        authority_file=authority_file,
     )

@@ -11,10 +11,11 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.generation import Decoding, GenerationPlan
 from mpc.errors import ConfigurationError
-from parties.certificates import check
+from parties.certificates import Identity
 from parties.client_session import ClientSession, Wanted
 from parties.config import RoleConfig
 from parties.link import Pulse
+from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
 from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.sampling import check_filters, check_temperature
@@ -56,8 +57,13 @@ class Client:
         if config.role != "client":
             raise ConfigurationError(f"configuration is for role '{config.role}', not for 'client'")
         self.config = config
-        self.identity = check(config.certificates, config.name)
+        self._credentials = LiveIdentity(config.certificates, config.name)
         self.version = package_version()
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the moment: a renewed certificate is used from when it lies in the folder."""
+        return self._credentials.current
 
     def models(self, on_waiting: Callable[[str], None] = lambda reason: None) -> list[ModelReference]:
         """The models that all parties hold."""

@@ -44,7 +44,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.tapes: TapeStore | None = None
         if config.tapes is not None and config.dealer is not None:
             dealer = config.dealer.name
-            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, self.identity.authority)
+            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity.authority)
 
     def start(self) -> None:
         """Listen and serve in the background; logs what tapes there are."""

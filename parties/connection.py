@@ -15,6 +15,7 @@ from mpc.errors import EnvironmentProblem, MpcacheError, PeerLost, PermissionRef
 from parties.certificates import Identity
 from parties.config import split_address
 from parties.failures import abort, clean
+from parties.live_identity import LiveIdentity
 
 CHUNK_BYTES = 1 << 20
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
@@ -43,8 +44,28 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 _REMEDY = "it must be valid now and signed by the same authority"
 
 
+def _server_credentials(identity: Identity | LiveIdentity) -> grpc.ServerCredentials:
+    """Every new connection is greeted with the identity of the moment; connections that stand are left alone."""
+    if isinstance(identity, Identity):
+        return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.authority, True)
+    greeted = identity.current
+
+    def configuration(now: Identity) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(now.key, now.certificate)], now.authority)
+
+    def newest() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal greeted
+        now = identity.current
+        if now is greeted:
+            return None
+        greeted = now
+        return configuration(now)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(greeted), newest, require_client_authentication=True)
+
+
 def start_server(
-    identity: Identity, listen: str, add: Callable[[grpc.Server], None], calls: int
+    identity: Identity | LiveIdentity, listen: str, add: Callable[[grpc.Server], None], calls: int
 ) -> tuple[grpc.Server, ThreadPoolExecutor, int]:
     """A running server that requires certificates of the deployment's authority; with its threads and its port.
 
@@ -55,10 +76,8 @@ def start_server(
     options = [*OPTIONS, ("grpc.so_reuseport", 0)]
     server = grpc.server(threads, options=options, maximum_concurrent_rpcs=calls)
     add(server)
-    pair = [(identity.key, identity.certificate)]
-    credentials = grpc.ssl_server_credentials(pair, identity.authority, require_client_auth=True)
     try:
-        port = server.add_secure_port(listen, credentials)
+        port = server.add_secure_port(listen, _server_credentials(identity))
     except RuntimeError:
         port = 0
     if not port:

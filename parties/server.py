@@ -14,11 +14,12 @@ import grpc
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
 from parties import wire_pb2 as wire
-from parties.certificates import check
+from parties.certificates import Identity
 from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
 from parties.failures import Busy, log, public
 from parties.link import Link, Message, Pulse, Session
+from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, package_version
 from parties.program import DECODER, Program, preload
 
@@ -91,12 +92,17 @@ class RoleServer(ABC, Generic[S]):
         self.name = config.name
         self.program = program
         self.version = package_version()
-        self.identity = check(config.certificates, config.name)
+        self.credentials = LiveIdentity(config.certificates, config.name)
         self.sessions: Sessions[S] = Sessions(config.limits.max_sessions, config.name)
         self.address = ""
         self.pulse: Pulse
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the moment: a renewed certificate is used from when it lies in the folder."""
+        return self.credentials.current
 
     @abstractmethod
     def register(self, server: grpc.Server) -> None:
@@ -109,10 +115,11 @@ class RoleServer(ABC, Generic[S]):
         calls = self.config.limits.max_sessions * (len(self.config.parties) + 1) + 16
         self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
         try:
-            self._server, self._threads, port = start_server(self.identity, self.config.listen, self.register, calls)
+            self._server, self._threads, port = start_server(self.credentials, self.config.listen, self.register, calls)
         except BaseException:
             self.pulse.stop()
             raise
+        self.credentials.watch()
         host, _ = split_address(self.config.listen, listening=True)
         self.address = f"{host}:{port}"
         log.info("%s (%s) listens at %s", self.name, self.role, self.address)
@@ -134,6 +141,7 @@ class RoleServer(ABC, Generic[S]):
         self._server.stop(grace).wait(grace + 1)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.pulse.stop()
+        self.credentials.stop()
         self._server = None
 
     def serve(

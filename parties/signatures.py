@@ -12,10 +12,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from mpc.errors import PermissionRefused
-from parties.certificates import Identity
+from parties.certificates import Identity, issuer_of, name_of
 
 
 def _message(context: str, data: bytes) -> bytes:
@@ -43,12 +42,13 @@ def verify(authority: bytes, name: str, certificate: bytes, context: str, data: 
     """
     try:
         signer = x509.load_der_x509_certificate(certificate)
-        signer.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
-    except (ValueError, TypeError, InvalidSignature):
-        raise PermissionRefused("the signer's certificate is not of this deployment's authority") from None
-    found = [str(item.value) for item in signer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if found != [name]:
-        raise PermissionRefused(f"it is signed by '{', '.join(found)[:64]}', not by '{name}'")
+        issuer = issuer_of(signer, x509.load_pem_x509_certificates(authority))
+    except (ValueError, TypeError):
+        issuer = None
+    if issuer is None:
+        raise PermissionRefused("the signer's certificate is not of this deployment's authority")
+    if (found := name_of(signer)) != name:
+        raise PermissionRefused(f"it is signed by '{found[:64]}', not by '{name}'")
     if not signer.not_valid_before_utc <= datetime.now(UTC) <= signer.not_valid_after_utc:
         raise PermissionRefused(
             f"the certificate of '{name}' was valid until {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"

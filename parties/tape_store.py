@@ -13,7 +13,7 @@ when the last session of its deal is over.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +49,15 @@ class Taken:
 
 
 class TapeStore:
-    """The tapes of party `name` in `root`, dealt by `dealer`; authority: PEM of the deployment's.
+    """The tapes of party `name` in `root`, dealt by `dealer`; authority: PEM of the deployment's, or what gives it.
 
     Raises `EnvironmentProblem` when the folder cannot be used, `TapeError` when its journal is damaged.
     """
 
-    def __init__(self, root: Path, name: str, index: int, dealer: str, authority: bytes) -> None:
+    def __init__(self, root: Path, name: str, index: int, dealer: str, authority: bytes | Callable[[], bytes]) -> None:
         self.root = root
-        self._name, self._index, self._dealer, self._authority = name, index, dealer, authority
+        self._name, self._index, self._dealer = name, index, dealer
+        self._authority: Callable[[], bytes] = authority if callable(authority) else lambda: authority
         self._known: dict[tuple[Path, int, int], TapeFile] = {}  # whose signature was checked, by file, time and size
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,10 +93,10 @@ class TapeStore:
         try:
             stat = path.stat()
         except OSError:
-            return TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority)
+            return TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority())
         key = (path, stat.st_mtime_ns, stat.st_size)
         if (file := self._known.get(key)) is None:
-            file = TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority)
+            file = TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority())
             self._known[key] = file
         file.check()
         return file

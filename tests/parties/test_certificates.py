@@ -83,7 +83,7 @@ def test_foreign_certificate(folder: Path, tmp_path: Path) -> None:
 def test_expired_and_not_yet_valid(folder: Path) -> None:
     now = datetime.now(UTC)
     create_identity(folder, "old", days=1, start=now - timedelta(days=3))
-    with pytest.raises(ConfigurationError, match=r"old\.crt expired on .* UTC: renew it with `mpcache certs`"):
+    with pytest.raises(ConfigurationError, match=r"old\.crt expired on .* UTC: renew it with `mpcache certs renew`"):
         check(folder, "old")
     create_identity(folder, "new", days=1, start=now + timedelta(days=3))
     with pytest.raises(ConfigurationError, match=r"new\.crt is not valid before .* set the clock, or wait"):
