@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.generation import Decoding, GenerationPlan
 from mpc.errors import ConfigurationError
+from parties.cancellation import Cancellation
 from parties.certificates import Identity
-from parties.client_session import ClientSession, Wanted
+from parties.client_session import Adjust, ClientSession, Wanted
 from parties.config import RoleConfig
+from parties.kept_connections import KeptConnections
 from parties.link import Pulse
 from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
@@ -50,15 +54,37 @@ class GenerationResult:
 class Client:
     """A client of the compute parties of its configuration.
 
-    Raises `ConfigurationError` when role or certificates are wrong.
+    keep_connections: channels stay open between sessions until `close`; otherwise each call connects anew. Calls from
+    several threads may run at the same time. Raises `ConfigurationError` when role or certificates are wrong.
     """
 
-    def __init__(self, config: RoleConfig) -> None:
+    def __init__(self, config: RoleConfig, keep_connections: bool = False) -> None:
         if config.role != "client":
             raise ConfigurationError(f"configuration is for role '{config.role}', not for 'client'")
         self.config = config
         self._credentials = LiveIdentity(config.certificates, config.name)
         self.version = package_version()
+        self._kept = KeptConnections(config, lambda: self.identity) if keep_connections else None
+
+    def close(self) -> None:
+        """Close the connections that were kept."""
+        if self._kept is not None:
+            self._kept.close()
+
+    @contextmanager
+    def _connected(
+        self, waiting: Callable[[str], None], check: Callable[[], None] = lambda: None
+    ) -> Iterator[list[grpc.Channel]]:
+        """Channels to all parties, for the time of the block."""
+        if self._kept is not None:
+            with self._kept.lend(waiting, check) as channels:
+                yield channels
+            return
+        channels = connect_all(self.config, self.identity, waiting, check)
+        try:
+            yield channels
+        finally:
+            close_all(channels)
 
     @property
     def identity(self) -> Identity:
@@ -67,11 +93,8 @@ class Client:
 
     def models(self, on_waiting: Callable[[str], None] = lambda reason: None) -> list[ModelReference]:
         """The models that all parties hold."""
-        channels = connect_all(self.config, self.identity, on_waiting)
-        try:
+        with self._connected(on_waiting) as channels:
             return common_models(describe_all(self.config, channels))
-        finally:
-            close_all(channels)
 
     def find_model(self, model: str | None = None) -> ModelReference:
         """The model with this id or name; without one, the only model. Raises `ConfigurationError` listing what there is."""
@@ -98,6 +121,8 @@ class Client:
         top_k: int | None = None,
         top_p: float | None = None,
         stop_ids: Sequence[int] | None = None,
+        adjust: Adjust | None = None,
+        cancellation: Cancellation | None = None,
         on_token: Callable[[int], bool | None] = lambda token: None,
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> GenerationResult:
@@ -106,12 +131,15 @@ class Client:
         model: a reference, an id or a name. policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
         (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
         the most likely token, or samples at `temperature` with
-        `top_k` and `top_p`. stop_ids: tokens that end the generation (default: the model's end-of-text tokens).
-        on_token(token): may return False to stop. on_progress(stage, done, total).
+        `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end the generation
+        (default: the model's end-of-text tokens). on_token(token): may return False to stop. on_progress(stage, done,
+        total). cancellation: lets another thread end the generation, which then raises `Cancelled`.
 
         Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later.
         """
         temperature = check_decoding(decoding, temperature, top_k, top_p)
+        if adjust is not None and decoding != "logits":
+            raise ConfigurationError(f"adjust needs decoding 'logits' (this client then learns logits), not '{decoding}'")
         plan = GenerationPlan(len(prompt_ids), new_tokens, decoding, policy) if len(prompt_ids) else None
         if plan is None:
             raise ConfigurationError("the prompt is empty; give at least one token")
@@ -134,15 +162,16 @@ class Client:
             parties=self.config.party_names,
         )
         stops = frozenset(reference.architecture.eos if stop_ids is None else stop_ids)
-        wanted = Wanted(manifest, list(prompt_ids), reference.architecture, temperature, top_k, top_p, stops)
-        channels = connect_all(self.config, self.identity, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
-        pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
-        try:
-            session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
-            session.run(channels, pulse)
-        finally:
-            pulse.stop()
-            close_all(channels)
+        wanted = Wanted(manifest, list(prompt_ids), reference.architecture, temperature, top_k, top_p, stops, adjust)
+        cancellation = cancellation or Cancellation()
+        with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
+            pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+            try:
+                session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
+                cancellation.watch(session)
+                session.run(channels, pulse)
+            finally:
+                pulse.stop()
         return GenerationResult(
             tokens=session.tokens,
             costs=session.costs,

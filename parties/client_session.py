@@ -32,6 +32,8 @@ from parties.shares import BITS, LEDGER_BYTES, corrections
 BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0
 
+Adjust = Callable[[Tensor, Sequence[int]], Tensor]  # (logits [V], all tokens so far) -> logits [V]
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -44,6 +46,7 @@ class Wanted:
     top_k: int | None
     top_p: float | None
     stop_ids: frozenset[int]
+    adjust: Adjust | None = None
 
 
 @dataclass
@@ -250,7 +253,8 @@ class ClientSession(Session):
         wanted = self.wanted
         if wanted.manifest.decoding == "logits":
             self._logits.append(value[0])
-            token = choose(value[0], wanted.temperature, wanted.top_k, wanted.top_p)
+            logits = value[0] if wanted.adjust is None else wanted.adjust(value[0], [*wanted.prompt, *self.tokens])
+            token = choose(logits, wanted.temperature, wanted.top_k, wanted.top_p)
         else:
             token = round(float(value[0]))
             if not 0 <= token < wanted.architecture.vocabulary or float(value[0]) != token:

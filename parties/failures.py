@@ -39,6 +39,12 @@ class SessionFinished(errors.MpcacheError):
     code = "finished"
 
 
+class Cancelled(errors.MpcacheError):
+    """The caller gave the generation up."""
+
+    code = "cancelled"
+
+
 _PLAIN: dict[str, type[errors.MpcacheError]] = {
     cls.code: cls
     for cls in (
@@ -79,7 +85,7 @@ def public(error: BaseException, where: str) -> errors.MpcacheError:
 
 def farewell(error: BaseException, name: str, step: str) -> errors.MpcacheError:
     """What the others are told when `name` ends a session because of any exception, Ctrl-C included."""
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not isinstance(error, Cancelled):
         return public(error, name)
     return errors.PeerLost(name, step, "gave the session up")
 

@@ -111,9 +111,9 @@ class Deployment:
         for server in self.servers.values():
             server.stop()
 
-    def client(self, name: str = "client", **changes: Any) -> Client:
+    def client(self, name: str = "client", keep_connections: bool = False, **changes: Any) -> Client:
         """A client; it asks for the suite `crypten` where a test names none."""
-        return _CryptenClient(self.config("client", name, **changes))
+        return _CryptenClient(self.config("client", name, **changes), keep_connections)
 
     def share(self, checkpoint: Path, name: str = "tiny") -> ModelReference:
         """Share a checkpoint among the parties."""

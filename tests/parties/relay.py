@@ -22,6 +22,11 @@ class Relay:
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def connections(self) -> int:
+        """Connections accepted so far."""
+        return len(self._sockets) // 2
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
