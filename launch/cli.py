@@ -24,6 +24,7 @@ from launch.commands import (
     estimate,
     gates,
     generate,
+    lab,
     model_owner,
     party,
     plan,
@@ -51,6 +52,7 @@ app.command("estimate")(estimate.run)
 app.command("plan")(plan.run)
 app.command("quality")(quality.run)
 app.command("gates")(gates.run)
+app.add_typer(lab.app, name="lab")
 app.command("bench")(bench.run)
 app.command("bench-process", hidden=True)(bench.process)
 

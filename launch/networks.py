@@ -10,11 +10,13 @@ from mpc.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Network:
-    """round_trip: seconds. bandwidth: bits a second, in each direction, of one party's connection."""
+    """round_trip: seconds. bandwidth: bits a second, in each direction, of one party's connection. loss: share of packets
+    that get lost, in the network lab (`launch.lab`); estimates know of none."""
 
     name: str
     round_trip: float
     bandwidth: float
+    loss: float = 0.0
 
     def latency_seconds(self, rounds: float) -> float:
         """A round trip a round. All parties send at the same moment, so half of it is what a round takes at best."""
