@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from launch.console import Settings
+from launch.lab.lab import Lab
 from launch.processes import Child, ProcessEnded, Processes
 from mpc.errors import EnvironmentProblem
 from parties.certificates import create_deployment
@@ -24,6 +25,7 @@ T = TypeVar("T")
 CLIENT, DEALER, OWNER = "client", "dealer", "model-owner"
 CERTIFICATE_DAYS = 1
 ATTEMPTS = 5
+LAB_PORT = 7000
 PORT_TAKEN = "cannot listen at"
 
 
@@ -35,8 +37,9 @@ def party_name(index: int) -> str:
 class LocalDeployment:
     """Running compute parties and dealer. Made by `local_deployment`."""
 
-    def __init__(self, processes: Processes, folder: Path, children: list[Child]) -> None:
+    def __init__(self, processes: Processes, folder: Path, children: list[Child], lab: Lab | None = None) -> None:
         self.children = children
+        self.lab = lab
         self.folder = folder
         self.client = load_config(folder / f"{CLIENT}.yaml")
         self._processes = processes
@@ -44,7 +47,8 @@ class LocalDeployment:
     def share_model(self, checkpoint: Path, name: str) -> None:
         """Run a model owner, which shares the weights among the parties and leaves. Raises `ProcessEnded`."""
         arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
-        owner = self._processes.start(OWNER, [*arguments, "--model", str(checkpoint.resolve()), "--name", name])
+        words = [*arguments, "--model", str(checkpoint.resolve()), "--name", name]
+        owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
         self._processes.wait_done(owner)
 
     def watched(self, work: Callable[[], T]) -> T:
@@ -53,8 +57,10 @@ class LocalDeployment:
 
 
 @contextmanager
-def local_deployment(parties: int = 2, device: str = "cpu") -> Iterator[LocalDeployment]:
+def local_deployment(parties: int = 2, device: str = "cpu", lab: Lab | None = None) -> Iterator[LocalDeployment]:
     """Compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
+
+    lab: runs each role in its namespace of that lab, which has all roles; the caller is in the client's.
 
     On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
     mode 0700) is removed. Should this process be killed outright, its children do that.
@@ -64,20 +70,26 @@ def local_deployment(parties: int = 2, device: str = "cpu") -> Iterator[LocalDep
         names = [party_name(i) for i in range(parties)]
         create_deployment(folder / "certificates", [*names, DEALER, CLIENT, OWNER], CERTIFICATE_DAYS)
         with Processes(folder, _environment(parties)) as processes:
-            children = _start(processes, folder, names, device)
-            yield LocalDeployment(processes, folder, children)
+            children = _start(processes, folder, names, device, lab)
+            yield LocalDeployment(processes, folder, children, lab)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(processes: Processes, folder: Path, names: list[str], device: str) -> list[Child]:
+def _before(lab: Lab | None, role: str) -> list[str]:
+    return lab.command(role, []) if lab is not None else []
+
+
+def _start(processes: Processes, folder: Path, names: list[str], device: str, lab: Lab | None) -> list[Child]:
     """Start all servers; a port that another program took in the meantime leads to new ports."""
     for attempt in range(ATTEMPTS):
-        _write_configurations(folder, names, device)
+        _write_configurations(folder, names, device, lab)
         flags = ["--debug"] if Settings.debug else []
         roles = [(DEALER, DEALER), *((name, "party") for name in names)]
         children = [
-            processes.start(name, [*flags, command, "--supervised", "--config", str(folder / f"{name}.yaml")])
+            processes.start(
+                name, [*flags, command, "--supervised", "--config", str(folder / f"{name}.yaml")], _before(lab, name)
+            )
             for name, command in roles
         ]
         try:
@@ -109,8 +121,14 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _write_configurations(folder: Path, names: list[str], device: str) -> None:
-    addresses = {name: f"127.0.0.1:{port}" for name, port in zip([*names, DEALER], _free_ports(len(names) + 1), strict=True)}
+def _addresses(names: list[str], lab: Lab | None) -> dict[str, str]:
+    if lab is not None:  # nothing else listens there
+        return {name: f"{lab.addresses[name]}:{LAB_PORT}" for name in names}
+    return {name: f"127.0.0.1:{port}" for name, port in zip(names, _free_ports(len(names)), strict=True)}
+
+
+def _write_configurations(folder: Path, names: list[str], device: str, lab: Lab | None) -> None:
+    addresses = _addresses([*names, DEALER], lab)
     common: dict[str, Any] = {
         "certificates": str(folder / "certificates"),
         "parties": [{"name": name, "address": addresses[name]} for name in names],

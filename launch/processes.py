@@ -43,14 +43,16 @@ class ProcessEnded(MpcacheError):
 
 
 class Child:
-    """One local process. `ready` holds what it reported when it became ready."""
+    """One local process. `ready` holds what it reported when it became ready. before: words in front of the command line."""
 
-    def __init__(self, name: str, arguments: Sequence[str], scratch: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], scratch: Path, environment: Mapping[str, str], before: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.ready: dict[str, Any] | None = None
         self._lines: deque[str] = deque(maxlen=50)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "launch.cli", *arguments],
+            [*before, sys.executable, "-P", "-m", "launch.cli", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -128,9 +130,9 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def start(self, name: str, arguments: Sequence[str]) -> Child:
-        """Start `mpcache ARGUMENTS` as a supervised process."""
-        child = Child(name, arguments, self._scratch, self._environment)
+    def start(self, name: str, arguments: Sequence[str], before: Sequence[str] = ()) -> Child:
+        """Start `mpcache ARGUMENTS` as a supervised process. before: words in front, such as `Lab.command(name, [])`."""
+        child = Child(name, arguments, self._scratch, self._environment, before)
         self.children.append(child)
         return child
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,7 @@ from launch.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOpti
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 if TYPE_CHECKING:
+    from launch.lab.lab import Lab
     from launch.local import LocalDeployment
     from models.recall.documents import Case
 
@@ -36,9 +39,14 @@ def run(
     policy: PolicyOption = "full",
     tokens: Annotated[int, typer.Option("--tokens", help="Length of document and question, in tokens.")] = 256,
     seed: Annotated[int, typer.Option("--seed", help="Which document and question.")] = 0,
+    network: Annotated[
+        str | None,
+        typer.Option("--lab", help="Run each role in a network namespace, over lan, wan, mobile or RTT_MS,MBIT (as root)."),
+    ] = None,
 ) -> None:
     """Watch a client, compute parties, a dealer and a model owner answer a question about a private document."""
     check_suite(suite)
+    lab = _lab(network, parties)
     started = time.perf_counter()
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
@@ -54,7 +62,7 @@ def run(
     plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
     plan.check(checkpoint.architecture)
     waiting = err.status("starting processes (temporary certificates, mutual TLS)")
-    with waiting, local_deployment(parties) as deployment:
+    with waiting, _inside(lab), local_deployment(parties, lab=lab) as deployment:
         waiting.update("the model owner shares the weights")
         deployment.share_model(directory, f"recall-{family}")
         waiting.stop()
@@ -75,6 +83,30 @@ def run(
     out.print(f"\nEverything took {time.perf_counter() - started:.0f} s; no process and no file is left.")
     if not equal:
         raise typer.Exit(1)
+
+
+def _lab(network: str | None, parties: int) -> Lab | None:
+    """The lab that is asked for, not made yet."""
+    if network is None:
+        return None
+    from launch.lab.lab import Lab, roles_for
+
+    return Lab(network, roles_for(parties))
+
+
+@contextmanager
+def _inside(lab: Lab | None) -> Iterator[None]:
+    """This process is the lab's client."""
+    if lab is None:
+        yield
+        return
+    with lab, lab.inside("client"):
+        shown = lab.network
+        out.print(
+            f"\n[bold]Network[/bold]\n  a namespace for each role, {shown.bandwidth / 1e6:g} Mbit/s, round trip "
+            f"{shown.round_trip * 1e3:g} ms"
+        )
+        yield
 
 
 def _model(family: str) -> Path:
