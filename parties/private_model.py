@@ -1,0 +1,297 @@
+"""A shared model as its user sees it, in the shape of Hugging Face's `model.generate`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.chat_template import ChatTemplate
+from models.checkpoint import read_architecture
+from models.stop_strings import TextUntil
+from models.tokenizer import TextTokenizer
+from mpc.errors import ConfigurationError
+from parties.cancellation import Cancellation
+from parties.client import DEFAULT_SUITE, Client, GenerationResult
+from parties.config import RoleConfig, load_config
+from parties.failures import Cancelled
+from parties.generation_options import read_options
+from parties.manifest import Option
+from parties.reference import ModelReference
+from protocols.registry import SUITES
+
+Inputs = str | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class PrivateOutput:
+    """`generate(return_dict_in_generate=True)`. sequences: int64 [1, T + new], logits: [1, V] each; both secret."""
+
+    sequences: Tensor = field(repr=False)
+    logits: tuple[Tensor, ...] | None = field(repr=False)
+    result: GenerationResult
+
+
+class PrivateModel:
+    """A model that compute parties hold in shares. Made by `connect`; calls from several threads may run at once.
+
+    Every call raises `ConfigurationError` for an option that cannot work, before anything is sent, `Busy` when a party
+    serves as many sessions as it may, `PeerLost` or `PeerSilent` (attribute `peer`) when a party is gone, and what else
+    parties report (`mpc.errors`).
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        reference: ModelReference,
+        tokenizer: TextTokenizer | None = None,
+        folder: Path | None = None,
+        *,
+        suite: str = DEFAULT_SUITE,
+        policy: str = "full",
+        options: Mapping[str, Option] | None = None,
+        allow_logits: bool = False,
+    ) -> None:
+        self.client = client
+        self.reference = reference
+        self.tokenizer = tokenizer
+        self.suite = _secure(suite)
+        self.policy = policy
+        self.options = dict(options or {})
+        self.allow_logits = allow_logits
+        self._folder = folder
+        self._template: ChatTemplate | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        config: RoleConfig | Path | str,
+        *,
+        tokenizer: Path | str | None = None,
+        model: str | None = None,
+        suite: str = DEFAULT_SUITE,
+        policy: str = "full",
+        options: Mapping[str, Option] | None = None,
+        allow_logits: bool = False,
+    ) -> PrivateModel:
+        """Connect to the parties of a client's configuration.
+
+        tokenizer: folder with config.json and the tokenizer's files, needed for texts. model: a name or id; by default
+        the only model. suite, policy, options: the default of each call. allow_logits: this client may learn logits,
+        which top_k, top_p and penalties need. Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
+        """
+        _secure(suite)
+        client = Client(config if isinstance(config, RoleConfig) else load_config(config), keep_connections=True)
+        try:
+            folder = None if tokenizer is None else Path(tokenizer)
+            architecture = None if folder is None else read_architecture(folder)
+            reference = client.find_model(model)
+            words = None
+            if folder is not None and architecture is not None:
+                check_architecture(folder, architecture, reference)
+                words = TextTokenizer.load(folder, architecture.eos)
+            settings: dict[str, Any] = {"suite": suite, "policy": policy, "options": options, "allow_logits": allow_logits}
+            return cls(client, reference, words, folder, **settings)
+        except BaseException:
+            client.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def __enter__(self) -> PrivateModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ---- generation --------------------------------------------------------------------------------------------------
+    def generate(
+        self,
+        inputs: Inputs | None = None,
+        generation_config: Any = None,
+        *,
+        input_ids: Inputs | None = None,
+        attention_mask: Tensor | None = None,
+        streamer: Any = None,
+        policy: str | None = None,
+        suite: str | None = None,
+        cancellation: Cancellation | None = None,
+        **options: Any,
+    ) -> Any:
+        """Token ids of prompt and answer, int64 [1, T + new]; with return_dict_in_generate=True a `PrivateOutput`.
+
+        inputs: one prompt, as token ids ([T] or [1, T]) or text. streamer: one of transformers' (put, end).
+        options: max_new_tokens (20), max_length, do_sample, temperature, eos_token_id, stop_strings, stopping_criteria;
+        where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
+        logits_processor, output_logits. cancellation: lets another thread end it with `Cancelled`.
+        """
+        if (inputs is None) == (input_ids is None):
+            raise ConfigurationError("give the prompt once: as the first argument or as input_ids")
+        ids = self._ids(inputs if inputs is not None else input_ids)
+        if attention_mask is not None and not bool((torch.as_tensor(attention_mask) == 1).all()):
+            raise ConfigurationError("attention_mask: padding is not supported; give one prompt without padding")
+        if generation_config is not None:
+            options = {**{k: v for k, v in generation_config.to_dict().items() if v is not None}, **options}
+        as_dict = bool(options.get("return_dict_in_generate", False))
+        if streamer is not None:
+            streamer.put(torch.tensor([ids]))
+        try:
+            result = self._run(
+                ids,
+                options,
+                policy,
+                suite,
+                cancellation,
+                lambda token: None if streamer is None else streamer.put(torch.tensor([token])),
+            )
+        finally:
+            if streamer is not None:
+                streamer.end()
+        sequences = torch.tensor([[*ids, *result.tokens]])
+        if not as_dict:
+            return sequences
+        rows = result.logits if options.get("output_logits") else None
+        return PrivateOutput(sequences, None if rows is None else tuple(row.unsqueeze(0) for row in rows), result)
+
+    def complete(self, prompt: Inputs, **options: Any) -> str:
+        """The answer's text, without the prompt, up to a stop string. options: as `generate`."""
+        return "".join(self.stream(prompt, **options))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The assistant's answer to a conversation, by the checkpoint's chat template. options: as `generate`."""
+        return "".join(self.stream(messages, **options))
+
+    def stream(self, prompt: Inputs | Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
+        """Pieces of the answer's text as they come. prompt: text, token ids or messages. options: as `generate`.
+
+        Leaving the iterator early (`close`, `break`) ends the session at the parties.
+        """
+        words = self._words()
+        ids = self._ids(prompt)
+        policy, suite = options.pop("policy", None), options.pop("suite", None)
+        cancellation = options.pop("cancellation", None) or Cancellation()
+        choices = read_options(options, len(ids), self.allow_logits)
+        text = TextUntil(words.stream(ids), choices.stop_strings)
+        ends = set(self.reference.architecture.eos if choices.stop_ids is None else choices.stop_ids)
+        pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+
+        def on_token(token: int) -> None:
+            if token not in ends:
+                pieces.put(text.push(token))
+
+        def work() -> None:
+            try:
+                self._run(ids, options, policy, suite, cancellation, on_token)
+                pieces.put(text.flush())
+                pieces.put(None)
+            except BaseException as error:
+                pieces.put(error)
+
+        return _pieces(pieces, work, cancellation)
+
+    def _run(
+        self,
+        ids: list[int],
+        options: Mapping[str, Any],
+        policy: str | None,
+        suite: str | None,
+        cancellation: Cancellation | None,
+        on_token: Any,
+    ) -> GenerationResult:
+        choices = read_options(options, len(ids), self.allow_logits)
+        so_far = list(ids)
+        until = TextUntil(self._words().stream(ids), choices.stop_strings) if choices.stop_strings else None
+
+        def more(token: int) -> bool:
+            on_token(token)
+            so_far.append(token)
+            if until is not None:
+                until.push(token)
+            ended = any(bool(torch.as_tensor(rule(torch.tensor([so_far]), None)).all()) for rule in choices.criteria)
+            return not ended and (until is None or not until.stopped)
+
+        return self.client.generate(
+            ids,
+            choices.new_tokens,
+            model=self.reference,
+            suite=self.suite if suite is None else _secure(suite),
+            options=self.options,
+            policy=self.policy if policy is None else policy,
+            decoding=choices.decoding,
+            temperature=choices.temperature,
+            top_k=choices.top_k,
+            top_p=choices.top_p,
+            stop_ids=choices.stop_ids,
+            adjust=choices.adjust,
+            cancellation=cancellation,
+            on_token=more,
+        )
+
+    # ---- prompts -----------------------------------------------------------------------------------------------------
+    def _words(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise ConfigurationError(
+                "texts need a tokenizer: PrivateModel.connect(..., tokenizer=FOLDER), or give token ids"
+            )
+        return self.tokenizer
+
+    def _ids(self, prompt: Any) -> list[int]:
+        """Token ids of a text, ids or messages."""
+        if isinstance(prompt, str):
+            return self._words().encode(prompt)
+        if isinstance(prompt, Tensor):
+            if prompt.dim() > 2 or (prompt.dim() == 2 and prompt.shape[0] != 1):
+                raise ConfigurationError(f"input_ids has shape {list(prompt.shape)}; give one prompt, [T] or [1, T]")
+            return [int(token) for token in prompt.flatten().tolist()]
+        found = list(prompt)
+        if found and all(isinstance(message, Mapping) for message in found):
+            if self._template is None:
+                self._words()
+                assert self._folder is not None
+                self._template = ChatTemplate.load(self._folder)
+            return self._words().encode(self._template.render(found), special=False)
+        if not all(isinstance(token, int) for token in found):
+            raise ConfigurationError("the prompt is no text, no list of token ids and no list of messages")
+        return found
+
+
+def _pieces(pieces: queue.SimpleQueue[str | BaseException | None], work: Any, cancellation: Cancellation) -> Iterator[str]:
+    threading.Thread(target=work, name="generate", daemon=True).start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece:
+                yield piece
+    finally:
+        cancellation.cancel()
+
+
+def _secure(suite: str) -> str:
+    secure = sorted(name for name in SUITES if name != "plain")
+    if suite not in secure:
+        why = "keeps nothing secret" if suite == "plain" else "is unknown"
+        raise ConfigurationError(f"suite '{suite}' {why}; choose one of: {', '.join(secure)}")
+    return suite
+
+
+def check_architecture(folder: Path, architecture: Architecture, reference: ModelReference) -> None:
+    """Raise `ConfigurationError` unless the folder's config.json describes the shared model."""
+    if reference.architecture != architecture:
+        raise ConfigurationError(
+            f"{folder} describes another architecture than the shared model '{reference.name}'; "
+            "give the folder whose config.json and tokenizer belong to it"
+        )
+
+
+__all__ = ["Cancellation", "Cancelled", "PrivateModel", "PrivateOutput"]
