@@ -29,6 +29,7 @@ from launch.commands import (
     party,
     plan,
     quality,
+    serve,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
@@ -44,6 +45,7 @@ app.command("party")(party.run)
 app.command("dealer")(dealer.run)
 app.command("deal")(deal.run)
 app.command("client")(client.run)
+app.command("serve")(serve.run)
 app.command("model-owner")(model_owner.run)
 app.add_typer(certs.app, name="certs")
 app.command("check")(check.run)

@@ -1,0 +1,151 @@
+"""`mpcache serve`: an OpenAI-compatible HTTP server at the user's side."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch import supervision
+from launch.console import err
+from launch.options import (
+    DEFAULT_SUITE,
+    ConfigOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    SupervisedOption,
+    check_suite,
+    suite_options,
+)
+from launch.signals import Terminated
+from mpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from launch.gateway.catalogue import Words
+
+
+def run(
+    config: ConfigOption,
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder with config.json and the tokenizer's files.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME[=FOLDER]",
+            help="A model to offer, if need be with a tokenizer of its own; may be repeated. By default every model that "
+            "the tokenizer's config.json describes.",
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option("--listen", help="host:port to serve HTTP at.")] = "127.0.0.1:8000",
+    suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "full",
+    suite_option: SuiteOptionsOption = None,
+    allow_logits: Annotated[
+        bool, typer.Option("--allow-logits", help="This client may learn logits; top_p and top_k need them.")
+    ] = False,
+    default_temperature: Annotated[
+        float, typer.Option("--default-temperature", min=0, max=2, help="Where a request names none; 0: likeliest token.")
+    ] = 0.0,
+    default_max_tokens: Annotated[
+        int, typer.Option("--default-max-tokens", min=1, help="Most tokens of a chat answer where a request names none.")
+    ] = 256,
+    max_concurrent: Annotated[
+        int, typer.Option("--max-concurrent", min=1, help="Generations at a time; more requests are told to come again.")
+    ] = 4,
+    max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")] = 1 << 20,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="Bearer keys that requests need, one a line (mode 0600).")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="A name that requests may call this server by; may be repeated."),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", help="PEM certificate chain for HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key for HTTPS.")] = None,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Serve others without a key or without TLS: they may read prompts.")
+    ] = False,
+    supervised: SupervisedOption = False,
+) -> None:
+    """Serve OpenAI's HTTP API with private generations, at the user's side; see docs/gateway.md."""
+    if supervised:
+        supervision.end_with_parent()
+    from launch.gateway.settings import GatewaySettings, check_listen, read_keys
+    from parties.config import split_address
+
+    check_suite(suite)
+    try:
+        host, _ = split_address(listen, listening=True)
+    except ValueError as error:
+        raise ConfigurationError(f"--listen: {error}") from None
+    if (tls_certificate is None) != (tls_key is None):
+        raise ConfigurationError("--tls-certificate and --tls-key belong together; give both")
+    keys = () if api_key_file is None else read_keys(api_key_file)
+    check_listen(host, keys, tls_certificate is not None, insecure_listen)
+
+    from launch.gateway.app import Gateway
+    from launch.gateway.catalogue import Catalogue, Words
+    from launch.gateway.serving import listen as open_socket
+    from launch.gateway.serving import server as make_server
+    from launch.serving import load_role
+    from models.policies import parse
+    from parties.client import Client
+
+    parse(policy)
+    settings = GatewaySettings(
+        suite=suite,
+        policy=policy,
+        options=suite_options(suite_option),
+        allow_logits=allow_logits,
+        default_temperature=default_temperature,
+        default_max_tokens=default_max_tokens,
+        max_concurrent=max_concurrent,
+        max_body_bytes=max_body_bytes,
+        keys=keys,
+        hosts=frozenset({"localhost", host.lower(), *(name.lower() for name in allowed_host or [])}),
+    )
+    client = Client(load_role(config, "client"), keep_connections=True)
+    default = Words.load(tokenizer)
+    catalogue = Catalogue(client, default, _wanted(model or [], default))
+    listener, address = open_socket(listen)
+    gateway = Gateway(client, catalogue, settings)
+    server = make_server(gateway, tls_certificate, tls_key)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        with err.status("asking the parties") as status:
+            catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
+        catalogue.check()
+        names = ", ".join(sorted(served.name for served in catalogue.all()))
+        if supervised:
+            supervision.report_ready(name="gateway", address=address)
+        else:
+            scheme = "http" if tls_certificate is None else "https"
+            err.print(f"OpenAI's API at {scheme}://{address}/v1, models: {names}; Ctrl-C ends it")
+        if insecure_listen:
+            err.print("--insecure-listen: whoever reaches this address may use it, or read prompts and answers on the way")
+        server.run(sockets=[listener])
+    except Terminated:
+        pass
+    finally:
+        listener.close()
+        client.close()
+
+
+def _wanted(items: list[str], default: Words) -> dict[str, Words]:
+    """Model name -> tokenizer, from NAME or NAME=FOLDER."""
+    from launch.gateway.catalogue import Words
+
+    found: dict[str, Words] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if not name or (equals and not folder):
+            raise ConfigurationError(f"--model '{item}' is not NAME or NAME=FOLDER")
+        if name in found:
+            raise ConfigurationError(f"--model '{name}' was given twice")
+        found[name] = Words.load(Path(folder)) if equals else default
+    return found

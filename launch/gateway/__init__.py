@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server at the user's side: its requests become private generations."""

@@ -1,0 +1,78 @@
+"""What the person who starts a gateway decides."""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpc.errors import ConfigurationError
+from parties.client import DEFAULT_SUITE
+from parties.manifest import Option
+
+SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """keys: bearer keys, empty: none is asked for. hosts: names that a request may call this gateway by, besides
+    addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the client may
+    learn logits, which top_p and top_k need."""
+
+    suite: str = DEFAULT_SUITE
+    policy: str = "full"
+    options: dict[str, Option] = field(default_factory=dict)
+    allow_logits: bool = False
+    default_temperature: float = 0.0
+    default_max_tokens: int = 256
+    max_concurrent: int = 4
+    max_body_bytes: int = 1 << 20
+    body_seconds: float = 30.0
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
+    hosts: frozenset[str] = frozenset({"localhost"})
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """Bearer keys, one a line (# begins a comment). Raises `ConfigurationError`: unreadable, readable by others, weak."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"--api-key-file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"--api-key-file {path} is not a UTF-8 text file") from None
+    if mode & 0o077:
+        raise ConfigurationError(f"--api-key-file {path}: others may read it (mode {mode:04o}): run `chmod 600 {path}`")
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise ConfigurationError(
+            f"--api-key-file {path} holds no key; write one a line, such as from `openssl rand -hex 32`"
+        )
+    if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ConfigurationError(
+            f"--api-key-file {path}: a key needs at least {SHORTEST_KEY} ASCII characters without spaces; "
+            "make one with `openssl rand -hex 32`"
+        )
+    return tuple(key.encode() for key in keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listen(host: str, keys: tuple[bytes, ...], tls: bool, insecure: bool) -> None:
+    """Raise `ConfigurationError` for an address that others reach, unless there are a key and TLS (or a person insists)."""
+    if is_loopback(host) or insecure or (keys and tls):
+        return
+    missing = " and ".join(
+        name for name, there in (("--api-key-file", bool(keys)), ("--tls-certificate with --tls-key", tls)) if not there
+    )
+    raise ConfigurationError(
+        f"--listen {host}: others could reach this address, and prompts and answers pass it in the clear; add {missing}, "
+        "listen at 127.0.0.1, or say --insecure-listen"
+    )
