@@ -122,6 +122,7 @@ class PrivateModel:
         *,
         input_ids: Inputs | None = None,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         streamer: Any = None,
         policy: str | None = None,
         suite: str | None = None,
@@ -130,7 +131,8 @@ class PrivateModel:
     ) -> Any:
         """Token ids of prompt and answer, int64 [1, T + new]; with return_dict_in_generate=True a `PrivateOutput`.
 
-        inputs: one prompt, as token ids ([T] or [1, T]) or text. streamer: one of transformers' (put, end).
+        inputs: one prompt, as token ids ([T] or [1, T]) or text; what a tokenizer of transformers returns fits as
+        keywords (`**inputs`). streamer: one of transformers' (put, end).
         options: max_new_tokens (20), max_length, do_sample, temperature, eos_token_id, stop_strings, stopping_criteria;
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
         logits_processor, output_logits. cancellation: lets another thread end it with `Cancelled`.
@@ -140,6 +142,8 @@ class PrivateModel:
         ids = self._ids(inputs if inputs is not None else input_ids)
         if attention_mask is not None and not bool((torch.as_tensor(attention_mask) == 1).all()):
             raise ConfigurationError("attention_mask: padding is not supported; give one prompt without padding")
+        if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+            raise ConfigurationError("token_type_ids: only zeros are supported; leave them out")
         if generation_config is not None:
             options = {**{k: v for k, v in generation_config.to_dict().items() if v is not None}, **options}
         as_dict = bool(options.get("return_dict_in_generate", False))

@@ -111,7 +111,7 @@ def test_logits_are_returned(real: PrivateModel, plain: Any) -> None:
 
 
 # ---- text, streams ------------------------------------------------------------------------------------------------------
-def test_text_and_chat(model: PrivateModel) -> None:
+def test_text_and_chat(model: PrivateModel, letters: Path) -> None:
     assert model.complete("ab", max_new_tokens=4) == answer("ab", 4) == "cdef"
     assert len(model.complete("a")) == DEFAULT_NEW_TOKENS
     assert model.complete("ab", max_new_tokens=9, stop_strings=["ef"]) == "cd"
@@ -122,6 +122,8 @@ def test_text_and_chat(model: PrivateModel) -> None:
     assert ids.tolist() == [[1, 2, 3, 4, 5, 6]]  # as transformers: the stop string stays
     stops = model.generate("ab", max_new_tokens=9, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 5])
     assert stops.shape == (1, 5)
+    encoded = PreTrainedTokenizerFast.from_pretrained(letters)("ab", return_tensors="pt")
+    assert model.generate(**encoded, max_new_tokens=2).tolist() == [[1, 2, 3, 4]]
     config = GenerationConfig(max_new_tokens=3, num_beams=1)
     assert model.generate("ab", config).shape == (1, 5)
     assert model.generate("ab", config, max_new_tokens=1).shape == (1, 3)
@@ -211,6 +213,8 @@ def test_prompts_that_cannot_work(model: PrivateModel, real: PrivateModel) -> No
             model.generate(inputs, max_new_tokens=20)
     with pytest.raises(ConfigurationError, match="padding is not supported"):
         model.generate([1, 2], attention_mask=torch.tensor([[0, 1]]))
+    with pytest.raises(ConfigurationError, match="token_type_ids: only zeros"):
+        model.generate([1, 2], token_type_ids=torch.tensor([[0, 1]]))
     with pytest.raises(ConfigurationError, match="give the prompt once"):
         model.generate()
     with pytest.raises(ConfigurationError, match="texts need a tokenizer"):
