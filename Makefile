@@ -4,6 +4,7 @@
 # make check   lint, format, strict types, generated files
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
+# make policies   regenerate the tables of docs/policies.md (minutes)
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.mpcache-installed
 
-.PHONY: setup demo test check reference gates clean
+.PHONY: setup demo test check reference gates policies clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -46,6 +47,9 @@ reference: setup
 
 gates: setup
 	"$(BIN)/mpcache" gates --markdown docs/gates.md $(ARGS)
+
+policies: setup
+	"$(BIN)/python" -m tests.policy_page $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

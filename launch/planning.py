@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from launch.bench.program import NoInputs, fill, load, step
-from launch.networks import Network
+from launch.eviction_costs import after_prompt, importance
+from launch.measured import Measurements
+from launch.networks import NETWORKS, Network
 from launch.tracing import STEP, Setting
 from models.architecture import Architecture
 from models.decoder import Decoder
@@ -26,40 +28,43 @@ from mpc.ledger import Cost
 
 @dataclass(frozen=True)
 class Choice:
-    """One alternative. token: of one token after the prompt; once: of what the policy does after the prompt (eviction,
-    clusters). problem: why it cannot be used, else empty."""
+    """One alternative. token: of one token after the prompt; once: of what the policy does after the prompt (importance,
+    eviction, clusters), beyond the full cache. computing, computing_once: measured seconds of the same, None where nothing
+    was measured. problem: why it cannot be used, else empty."""
 
     policy: str
     what: str
     token: Cost
     once: Cost
     problem: str = ""
+    computing: float | None = None
+    computing_once: float | None = None
 
-    def seconds(self, network: Network) -> float:
-        """Of one token: round trips and transfer; what parties compute is not in it."""
-        return network.latency_seconds(self.token.rounds) + network.transfer_seconds(self.token.bytes_sent)
+    def seconds(self, network: Network, measured: bool = False) -> float:
+        """Of one token: round trips and transfer. measured: what parties compute, too."""
+        wire = network.latency_seconds(self.token.rounds) + network.transfer_seconds(self.token.bytes_sent)
+        return wire + (self.computing or 0.0 if measured else 0.0)
 
-    def once_seconds(self, network: Network) -> float:
-        """Of the work after the prompt, its dealt bytes included: they must have arrived before."""
-        return network.latency_seconds(self.once.rounds) + network.transfer_seconds(self.once.bytes_sent)
-
-    def offline_seconds(self, network: Network) -> float:
-        """Transfer of a token's dealt bytes."""
-        return network.transfer_seconds(self.token.offline_bytes)
+    def once_seconds(self, network: Network, measured: bool = False) -> float:
+        """Of the work after the prompt, beyond the full cache's."""
+        wire = network.latency_seconds(self.once.rounds) + network.transfer_seconds(self.once.bytes_sent)
+        return wire + (self.computing_once or 0.0 if measured else 0.0)
 
 
-def price(architecture: Architecture, setting: Setting, prompt: int) -> tuple[Cost, Cost]:
-    """(one token after a prompt of `prompt` tokens, the policy's work after the prompt)."""
+def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> tuple[Cost, Cost]:
+    """(one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
+
+    known: see `after_prompt`.
+    """
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
         decoder = Decoder(suite, architecture, weights, parse(setting.policy))
         suite.ledger.costs.clear()
         cache = suite.run(fill(suite, decoder, prompt, NoInputs()))
-        once = suite.ledger.total()
         suite.ledger.costs.clear()
         suite.run(step(suite, decoder, cache, 1, None, STEP))
-        return suite.ledger.total(STEP), once
+        return suite.ledger.total(STEP), after_prompt(architecture, setting, prompt, known)
 
 
 def alternatives(policy: MPCache) -> list[tuple[str, MPCache]]:
@@ -97,29 +102,63 @@ class Plan:
         return min([*usable, self.full], key=self.total_seconds)
 
     def total_seconds(self, choice: Choice) -> float:
-        """Of all new tokens after the first, and of the work after the prompt beyond the full cache's."""
-        extra = choice.once_seconds(self.network) - self.full.once_seconds(self.network)
-        return max(extra, 0.0) + (self.new - 1) * choice.seconds(self.network)
+        """Of all new tokens after the first, and of the work after the prompt."""
+        return choice.once_seconds(self.network) + (self.new - 1) * choice.seconds(self.network)
 
-    def pays_after(self, choice: Choice) -> float:
-        """Tokens after which the work after the prompt is paid for by faster tokens; infinity where it never is."""
-        extra = choice.once_seconds(self.network) - self.full.once_seconds(self.network)
-        saved = self.full.seconds(self.network) - choice.seconds(self.network)
-        return 0.0 if extra <= 0 else extra / saved if saved > 0 else float("inf")
+    def pays_after(self, choice: Choice, network: Network | None = None, measured: bool = False) -> float:
+        """Tokens after the first until the work after the prompt is paid for by faster tokens; infinity where it never is.
+
+        network: the plan's by default. measured: with what parties compute, where that was measured.
+        """
+        network = self.network if network is None else network
+        saved = self.full.seconds(network, measured) - choice.seconds(network, measured)
+        return pays_after(choice.once_seconds(network, measured), saved)
+
+    def pays_by_network(self, choice: Choice) -> dict[str, float]:
+        """The same on every known network and on the plan's; with computing where it was measured."""
+        networks = {**NETWORKS, self.network.name: self.network}
+        measured = choice.computing is not None and self.full.computing is not None
+        return {name: self.pays_after(choice, network, measured) for name, network in networks.items()}
 
 
-def make_plan(architecture: Architecture, setting: Setting, prompt: int, new: int, network: Network) -> Plan:
-    """Price all alternatives of the setting's MPCache policy. Raises `ConfigurationError` for another policy."""
+def pays_after(once: float, saved: float) -> float:
+    """How many times `saved` it takes to make up for `once`."""
+    return 0.0 if once <= 0 and saved >= 0 else once / saved if saved > 0 else float("inf")
+
+
+def make_plan(
+    architecture: Architecture,
+    setting: Setting,
+    prompt: int,
+    new: int,
+    network: Network,
+    measured: Measurements | None = None,
+) -> Plan:
+    """Price all alternatives of the setting's MPCache policy. Raises `ConfigurationError` for another policy.
+
+    measured: seconds of what parties compute, for the policies that it names.
+    """
     policy = parse(setting.policy)
     if not isinstance(policy, MPCache):
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
-    full = Choice("full", "full cache", *price(architecture, dataclasses.replace(setting, policy="full"), prompt))
+    known = measured or Measurements()
+    knowing = importance(architecture, setting, prompt)  # the same for all alternatives
+    full = Choice(
+        "full",
+        "full cache",
+        *price(architecture, dataclasses.replace(setting, policy="full"), prompt),
+        computing=known.token.get("full"),
+        computing_once=0.0,
+    )
     choices = []
     for what, changed in alternatives(policy):
         try:
             changed.check(architecture, prompt)
-            token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt)
-            choices.append(Choice(changed.spec, what, token, once))
+            token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)
+            seconds = {"computing": known.token.get(changed.spec), "computing_once": known.once.get(changed.spec)}
+            if None in seconds.values():
+                seconds = {}
+            choices.append(Choice(changed.spec, what, token, once, **seconds))
         except MpcacheError as error:
             choices.append(Choice(changed.spec, what, Cost(), Cost(), str(error)))
     if all(c.problem for c in choices):

@@ -21,6 +21,7 @@ Axis names as in `protocols.suite`: G key/value heads, R query heads per key/val
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +29,15 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from protocols.suite import Suite, Value
+
+Stage = tuple[str, Callable[[], Awaitable[None]]]
+"""A step of what a policy does after the prompt: its name and its work."""
+
+
+async def run_stages(stages: Sequence[Stage]) -> None:
+    """One after the other."""
+    for _, work in stages:
+        await work()
 
 
 @dataclass
@@ -99,6 +109,14 @@ class CachePolicy(ABC):
         """After a prompt. received: attention that each cached token got from the last n queries, summed over them and the
         R heads, [G, S]; n = min(observed_queries(T), T), None for n = 0."""
         return None
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+        """`after_prefill` in steps that can be measured one by one, in order."""
+
+        async def whole() -> None:
+            await self.after_prefill(suite, cache, layer, received)
+
+        return [("after the prompt", whole)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """After one decoded token's key and value were appended (at the end of S)."""

@@ -191,7 +191,7 @@ class Decoder:
     ) -> tuple[Value, Value | None]:
         """Attention of a prompt's last `rows` queries [H, rows, C], and what tokens receive from the last `observed`."""
         group, device = self.architecture.group, self.suite.public_device
-        mask = _causal_mask(rows, k.shape[1], window, device)
+        mask = causal_mask(rows, k.shape[1], window, device)
         if mask is not None:
             mask = mask.repeat(group, 1)
         if not observed:
@@ -249,7 +249,7 @@ class Decoder:
         return await suite.linear(active, layer.down, h)
 
 
-def _causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
+def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
     """Public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
     if rows == 1 and (window is None or cached <= window):
         return None

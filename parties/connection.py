@@ -28,6 +28,7 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),  # pings that a busy process finds all at once are no abuse
     ("grpc.optimization_target", "latency"),
 ]
 PING = "/mpcache.ComputeParty/Describe"

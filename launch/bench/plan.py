@@ -34,7 +34,8 @@ def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
 
 
 class BenchPlan(BaseModel):
-    """One step of a decoder: one token after `cached` tokens, or, where `prefill` is not 0, a prompt of that many tokens.
+    """One step of a decoder: one token after `cached` tokens, or, where `prefill` is not 0, a prompt of that many tokens;
+    with `eviction` what the policy does on one layer after a prompt of `cached` tokens.
 
     options: the suite's own settings. seed: public; weights, cached tokens and their shares all follow from it, so nothing
     in a benchmark is secret. repeat: measured steps, each from the same cache with fresh randomness, after one that is not
@@ -50,6 +51,7 @@ class BenchPlan(BaseModel):
     parties: int = 2
     cached: int = 0
     prefill: int = 0
+    eviction: bool = False
     repeat: int = 5
     threads: int = 1
     look_ahead: bool = True

@@ -24,6 +24,13 @@ from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
 LOAD = "model load"
+WARM_UP = "warm-up"
+CACHE = "cache"
+
+
+def step_name(repetition: int) -> str:
+    """Ledger stage of a measured repetition."""
+    return f"step {repetition}"
 
 
 class Source(Protocol):
@@ -117,7 +124,7 @@ async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agre
     if cached:
         policy.check(a, cached)
     cache.prompt_tokens = cached
-    with suite.ledger.timed("cache"):
+    with suite.ledger.timed(CACHE):
         if agree:
             suite.output(value("agreement", (1,)))
         for n, entry in enumerate(cache.layers if cached else []):

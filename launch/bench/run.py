@@ -7,9 +7,10 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
-from launch.bench.program import RealInputs
+from launch.bench.program import RealInputs, step_name
 from launch.bench.transport import CERTIFICATES
-from launch.bench.worker import Segmented, step_name
+from launch.bench.worker import Segmented
 from launch.console import Settings
 from launch.local import CERTIFICATE_DAYS
 from launch.processes import Child, ProcessEnded, Processes
@@ -29,6 +30,8 @@ from mpc.ledger import Cost, Ledger
 from mpc.ring import reduce
 from parties.certificates import create_deployment
 from protocols.plain import PlainSuite, tensor_of
+
+R = TypeVar("R")
 
 COMMAND = "bench-process"
 POLL_SECONDS = 0.05
@@ -110,12 +113,17 @@ class BenchResult:
 
 def run_bench(plan: BenchPlan) -> BenchResult:
     """Run the plan's processes and read what they measured. Raises `ProcessEnded` when one of them fails."""
+    return with_processes(plan, _collected)
+
+
+def with_processes(plan: BenchPlan, collect: Callable[[BenchPlan, Path], R]) -> R:
+    """Run the plan's processes, then collect(plan, folder) from their reports. Raises `ProcessEnded`."""
     folder = Path(tempfile.mkdtemp(prefix="mpcache-bench-"))
     try:
         create_deployment(folder / CERTIFICATES, [*plan.names, DEALER], CERTIFICATE_DAYS)
         plan.write(folder)
         _run_processes(plan, folder)
-        return _collected(plan, folder)
+        return collect(plan, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -143,7 +151,22 @@ def _first_failure(children: list[Child]) -> ProcessEnded:
     return min(failures, key=lambda error: error.last_error.startswith("error [peer"))
 
 
-def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
+@dataclass(frozen=True)
+class Reports:
+    """What processes left: each party's report, the dealer's, ledgers, and the program's output put together."""
+
+    parties: list[dict[str, Any]]
+    dealer: dict[str, Any]
+    ledgers: list[Ledger]
+    output: Tensor
+
+    def slowest(self, kind: str, name: str) -> float:
+        """Seconds of a segment at its slowest party; 0 where it has none of this kind."""
+        return float(max(report[kind].get(name, 0.0) for report in self.parties))
+
+
+def read_reports(plan: BenchPlan, folder: Path) -> Reports:
+    """Read them, and check that repetitions and parties exchanged the same."""
     reports = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plan.names]
     dealer = json.loads((folder / f"{DEALER}.json").read_text(encoding="utf-8"))
     ledgers = [
@@ -152,22 +175,27 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
     _check_counts(plan, ledgers)
     shares = [load_file(folder / f"{name}.safetensors")["logits"] for name in plan.names]
     bits, fraction_bits = reports[0]["bits"], reports[0]["fraction_bits"]
-    logits = decode(reduce(torch.stack(shares).sum(0), bits), fraction_bits, bits)
+    output = decode(reduce(torch.stack(shares).sum(0), bits), fraction_bits, bits)
+    return Reports(reports, dealer, ledgers, output)
+
+
+def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
+    found = read_reports(plan, folder)
     names = [step_name(n) for n in range(plan.repeat)]
     return BenchResult(
         plan=plan,
-        ledgers=ledgers,
-        seconds=[max(r["seconds"][name] for r in reports) for name in names],
-        cpu_seconds=[max(r["cpu_seconds"][name] for r in reports) for name in names],
-        dealer_seconds=[dealer["seconds"][name] for name in names],
-        dealer_cpu_seconds=[dealer["cpu_seconds"][name] for name in names],
-        prepare_seconds=[max(r["prepare_seconds"].get(name, 0.0) for r in reports) for name in names],
-        prepare_cpu_seconds=[max(r["prepare_cpu_seconds"].get(name, 0.0) for r in reports) for name in names],
-        prepared_bytes=max(r["prepared_bytes"] for r in reports),
-        peak_rss_bytes=max(r["peak_rss_bytes"] for r in reports),
-        dealer_peak_rss_bytes=dealer["peak_rss_bytes"],
-        logits=logits,
-        max_logit_error=float((logits - plain_logits(plan)).abs().max()),
+        ledgers=found.ledgers,
+        seconds=[found.slowest("seconds", name) for name in names],
+        cpu_seconds=[found.slowest("cpu_seconds", name) for name in names],
+        dealer_seconds=[found.dealer["seconds"][name] for name in names],
+        dealer_cpu_seconds=[found.dealer["cpu_seconds"][name] for name in names],
+        prepare_seconds=[found.slowest("prepare_seconds", name) for name in names],
+        prepare_cpu_seconds=[found.slowest("prepare_cpu_seconds", name) for name in names],
+        prepared_bytes=max(r["prepared_bytes"] for r in found.parties),
+        peak_rss_bytes=max(r["peak_rss_bytes"] for r in found.parties),
+        dealer_peak_rss_bytes=found.dealer["peak_rss_bytes"],
+        logits=found.output,
+        max_logit_error=float((found.output - plain_logits(plan)).abs().max()),
     )
 
 

@@ -18,9 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.bench.eviction import EvictionProgram
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
 from launch.bench.program import (
+    CACHE,
+    WARM_UP,
     NoInputs,
     SharedInputs,
     Source,
@@ -30,6 +33,7 @@ from launch.bench.program import (
     load,
     rewind,
     step,
+    step_name,
 )
 from launch.bench.transport import Mesh, Segments, TapeSource
 from models.cache import KVCache
@@ -44,14 +48,7 @@ from mpc.tape import DealerTape, PartyTape
 from parties.channel import GrpcChannel
 from protocols.suite import OutputShare, Suite, Value
 
-WARM_UP = "warm-up"
-CACHE = "cache"
 BESIDE_BYTES = 256 << 20
-
-
-def step_name(repetition: int) -> str:
-    """Ledger stage of a measured step."""
-    return f"step {repetition}"
 
 
 class Segmented:
@@ -104,6 +101,14 @@ class Segmented:
             return self.suite.output(self.logits)
 
 
+Program = Segmented | EvictionProgram
+
+
+def program_of(plan: BenchPlan, suite: Suite, source: Source) -> Program:
+    """A role's program: a step of the decoder, or an eviction."""
+    return EvictionProgram(plan, suite, source) if plan.eviction else Segmented(plan, suite, source)
+
+
 def _give_back_memory() -> None:
     """Return to the system what making the weights ready took; the allocator would keep some hundred megabytes of it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -150,7 +155,7 @@ def run_party(folder: Path, index: int) -> None:
         output: OutputShare | None = None
         tapes.fetch(0)
         tape = PartyTape(tapes.seed, index == plan.parties - 1, tapes.read, channel.ledger, plan.device)
-        program = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
+        program = program_of(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
         preparing: Iterator[tuple[str, Callable[[], Any]]] | None = None
         most = 0
         for number, (name, work) in enumerate(program.segments()):
@@ -209,11 +214,11 @@ def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
 
 
 def preparation(
-    program: Segmented, tape: PartyTape, store: Store, channel: Channel
+    program: Program, tape: PartyTape, store: Store, channel: Channel
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
     plan, weights = program.plan, program.weights
-    ahead = Segmented(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    ahead = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
     ahead.go_on(ahead.suite, weights)
     program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
     segments = ahead.segments()
@@ -230,7 +235,7 @@ def run_dealer(folder: Path) -> None:
     with Segments(folder, DEALER, plan.names, seeds) as tapes, torch.inference_mode():
         tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
         suite = plan.make_suite(tape, None)
-        for number, (name, work) in enumerate(Segmented(plan, suite, NoInputs()).segments()):
+        for number, (name, work) in enumerate(program_of(plan, suite, NoInputs()).segments()):
             tapes.begin(number)
             with timer.of(name):
                 work()

@@ -23,6 +23,7 @@ from launch.options import (
 )
 
 if TYPE_CHECKING:
+    from launch.bench.evicted import EvictionResult
     from launch.bench.run import BenchResult
 
 ShapeOption = Annotated[
@@ -36,6 +37,10 @@ def run(
     layers: LayersOption = None,
     cached: Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")] = None,
     prefill: Annotated[int | None, typer.Option("--prefill", min=1, help="Process a prompt of this many tokens.")] = None,
+    eviction: Annotated[
+        bool,
+        typer.Option("--eviction", help="With --cached N: what an evicting policy does once, after a prompt of N tokens."),
+    ] = False,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: PartiesOption = 2,
@@ -49,23 +54,31 @@ def run(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one decode step, or one prefill, on random weights, and end with one line of JSON.
+    """Run one decode step, one prefill, or one eviction, on random weights, and end with one line of JSON.
 
     Parties and dealer are processes of their own. `seconds_median` is what needs an input. Before a step is timed, the
     dealer has dealt its tape (`dealer_seconds`), each party has fetched it and has prepared what depends on it alone
     (`prepare_seconds`; with --no-look-ahead that happens within the step).
     Bytes are counted where they enter the wire: what one party sends to the others in one step. Weights, cached tokens and
     their shares follow from a public seed: nothing that a benchmark computes on is secret.
+
+    --eviction runs what the policy does after the prompt on one layer's cache, stage by stage; all layers cost the same.
     """
+    from launch.bench.evicted import run_eviction
     from launch.bench.plan import BenchPlan
     from launch.bench.run import run_bench
     from models.policies import parse
+    from models.policies.mpcache import MPCache
     from models.shapes import find_shape, with_layers, with_positions
     from mpc.errors import ConfigurationError
     from mpc.tape import CountingTape
 
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
+    if eviction and not isinstance(parse(policy), MPCache):
+        raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
+    if eviction and cached is None:
+        raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")
     parse(policy)  # before a model is looked for
     architecture = find_shape(shape)
     architecture = architecture if layers is None else with_layers(architecture, layers)
@@ -80,6 +93,7 @@ def run(
         parties=parties,
         cached=cached or 0,
         prefill=prefill or 0,
+        eviction=eviction,
         repeat=repeat,
         threads=threads,
         look_ahead=look_ahead,
@@ -87,6 +101,13 @@ def run(
         seed=seed,
     )
     plan.make_suite(CountingTape(), None)  # options are checked before processes start
+    if eviction:
+        with err.status(f"{shape}, one layer's eviction, suite {suite}, {parties} parties"):
+            evicted = run_eviction(plan)
+        if not as_json:
+            _show_eviction(evicted)
+        print_json(evicted.to_json(shape))
+        return
     with err.status(f"{shape}, {architecture.layers} layers, suite {suite}, {parties} parties"):
         result = run_bench(plan)
     if not as_json:
@@ -138,4 +159,28 @@ def _show(result: BenchResult) -> None:
     out.print(
         f"a party's memory {byte_count(result.peak_rss_bytes)}, the dealer's {byte_count(result.dealer_peak_rss_bytes)}; "
         f"logits within {result.max_logit_error:.4f} of float32"
+    )
+
+
+def _show_eviction(result: EvictionResult) -> None:
+    from rich.table import Table
+
+    plan = result.plan
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("")
+    for column in ("rounds", "sent by\na party", "\noffline", "\nseconds", "look-ahead,\nseconds", "dealer,\nseconds"):
+        table.add_column(column, justify="right")
+    for s in result.stages:
+        sizes = [byte_count(s.online_bytes), byte_count(s.offline_bytes)]
+        seconds = [f"{x:.2f}" for x in (s.seconds, s.prepare_seconds, s.dealer_seconds)]
+        table.add_row(s.name, str(s.rounds), *sizes, *seconds)
+    out.print(table)
+    out.print(
+        f"One layer of {plan.shape.layers}, which all cost the same: {result.kept} of {plan.cached} tokens stay. Importance "
+        "is the whole attention of the prompt's last queries; all layers but the last compute that for the prompt anyway."
+    )
+    out.print(
+        f"{result.same_as_plaintext} of the {result.kept} tokens stay in float arithmetic too; rows moved within "
+        f"{result.max_error:.1e}. A party's memory {byte_count(result.peak_rss_bytes)}, the dealer's "
+        f"{byte_count(result.dealer_peak_rss_bytes)}."
     )

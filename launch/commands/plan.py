@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,17 +34,27 @@ def run(
     policy: PolicyOption = "mpcache",
     parties: PartiesOption = 2,
     network: Annotated[
-        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
+        str, typer.Option("--network", help="localhost, lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
     ] = "lan",
     suite_option: SuiteOptionsOption = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--measured",
+            help="File with a line of `mpcache bench --json`: a decode step with the policy, one with full, an eviction. "
+            "May be repeated.",
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show all alternatives with their costs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Choose how MPCache selects: levels of clusters, products or gathering, by predicted bytes and rounds.
 
-    Prints the policy to use (give it to --policy). Bytes and rounds are exact; seconds are round trips and transfer on the
-    network, without what parties compute.
+    Prints the policy to use (give it to --policy), and after how many tokens eviction has paid for itself on each network.
+    Bytes and rounds of a token are exact, of what happens once within 2 % and at most; seconds are round trips and transfer
+    on the network. What parties compute joins them where --measured gives it, for the policy that was measured.
     """
+    from launch.measured import read_measurements
     from launch.networks import find_network
     from launch.planning import make_plan
     from launch.tracing import Setting
@@ -53,13 +64,15 @@ def run(
     profile = find_network(network)
     architecture = with_positions(find_shape(model), prompt + new)
     setting = Setting(suite, parties, policy, suite_options(suite_option))
+    known = read_measurements(measured or [], architecture, setting, prompt)
     with err.status(f"{model}: pricing the alternatives"):
-        plan = make_plan(architecture, setting, prompt, new, profile)
+        plan = make_plan(architecture, setting, prompt, new, profile, known)
     if as_json:
         print_json(_record(plan))
         return
     if explain:
         _table(plan)
+        _payback(plan)
     _verdict(plan)
 
 
@@ -77,7 +90,10 @@ def _record(plan: Plan) -> dict[str, Any]:
             "once_rounds": choice.once.rounds,
             "once_online_bytes": choice.once.bytes_sent,
             "once_offline_bytes": choice.once.offline_bytes,
-            "pays_after_tokens": after if math.isfinite(after) else None,
+            "pays_after_tokens": _number(after),
+            "pays_after_by_network": {name: _number(n) for name, n in plan.pays_by_network(choice).items()},
+            "computing_seconds": choice.computing,
+            "computing_once_seconds": choice.computing_once,
         }
 
     return {
@@ -88,6 +104,41 @@ def _record(plan: Plan) -> dict[str, Any]:
         "full": one(plan.full),
         "alternatives": [one(c) for c in plan.choices],
     }
+
+
+def _number(tokens: float) -> float | None:
+    return tokens if math.isfinite(tokens) else None
+
+
+def _tokens(after: float) -> str:
+    return f"{math.ceil(after):,}" if math.isfinite(after) else "never"
+
+
+def _payback(plan: Plan) -> None:
+    """After how many tokens, on every network."""
+    from rich.table import Table
+
+    usable = [c for c in plan.choices if not c.problem]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("has paid after so\nmany tokens on", no_wrap=True)
+    names = list(plan.pays_by_network(usable[0]))
+    for name in names:
+        table.add_column(f"\n{name}", justify="right")
+    for choice in usable:
+        after = plan.pays_by_network(choice)
+        title = f"{choice.what}, measured" if choice.computing is not None else choice.what
+        table.add_row(title, *(_tokens(after[name]) for name in names))
+    out.print(table)
+    with_computing = [c for c in usable if c.computing is not None]
+    if with_computing:
+        full = plan.full.computing or 0.0
+        for c in with_computing:
+            out.print(
+                f"{c.what}: what parties compute is in it, {full:.2f} s a token with the full cache, {c.computing:.2f} s "
+                f"with this policy, {c.computing_once:.1f} s once, as measured; messages on one machine are part of that."
+            )
+    else:
+        out.print("What parties compute is not in it: give --measured the lines of `mpcache bench --json`.")
 
 
 def _table(plan: Plan) -> None:
@@ -114,13 +165,14 @@ def _table(plan: Plan) -> None:
             f"{choice.seconds(plan.network):.3g}",
             _megabytes(choice.once.bytes_sent),
             _megabytes(choice.once.offline_bytes),
-            "" if choice is plan.full else f"{after:.0f}" if math.isfinite(after) else "never",
+            "" if choice is plan.full else _tokens(after),
             style="bold" if choice is plan.best else "",
         )
     out.print(table)
     out.print(
         "First a token after the prompt: what a party sends; offline: to the party that receives corrections; seconds of "
-        f"round trips and transfer on '{plan.network.name}'. Then what happens once, after the prompt."
+        f"round trips and transfer on '{plan.network.name}'. Then what happens once, after the prompt, beyond the full "
+        "cache's work."
     )
 
 
@@ -134,7 +186,11 @@ def _verdict(plan: Plan) -> None:
         usable = [c for c in plan.choices if not c.problem]
         nearest = min(usable, key=plan.pays_after)
         after = plan.pays_after(nearest)
-        when = f"pays from {after:.0f} new tokens on" if math.isfinite(after) else "is not faster at any number of tokens"
+        when = (
+            f"has paid for itself after {_tokens(after)} tokens"
+            if math.isfinite(after)
+            else "is not faster at any number of tokens"
+        )
         out.print(
             f"full: for {plan.new} new tokens after {plan.prompt} eviction does not pay on '{plan.network.name}'; "
             f"{nearest.policy} {when}."
@@ -144,5 +200,5 @@ def _verdict(plan: Plan) -> None:
     out.print(
         f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, "
         f"{plan.full.seconds(plan.network) / best.seconds(plan.network):.2f} times faster on '{plan.network.name}' "
-        f"(computing not counted); pays after {plan.pays_after(best):.0f} tokens."
+        f"(computing not counted); paid for itself after {_tokens(plan.pays_after(best))} tokens."
     )

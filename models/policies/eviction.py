@@ -2,10 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
-from models.cache import LayerCache
+from models.cache import LayerCache, Stage, run_stages
 from protocols.suite import Suite, Value
+
+
+@dataclass
+class Eviction:
+    """Of a layer's cached tokens start..stop-1 the `count` most important ones stay, and so does what lies outside.
+
+    importance: secret [G, stop - start], |importance| < bound, or [1, stop - start] for one set for all heads; exact ties go
+    to the earlier token. extra: a further row value [G, S] that moves along; afterwards its kept part [G, S']. Its steps are
+    those of `stages`, in this order; nothing happens where all tokens stay.
+    """
+
+    suite: Suite
+    entry: LayerCache
+    importance: Value
+    count: int
+    bound: float
+    start: int
+    stop: int
+    extra: Value | None = None
+    _keep: Value | None = field(default=None, init=False)
+    _moved: list[Value] = field(default_factory=list, init=False)
+
+    def stages(self) -> list[Stage]:
+        """Choosing, moving, masking again."""
+        if self.count >= self.stop - self.start:
+            return []
+        return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
+
+    async def _choose(self) -> None:
+        self._keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
+
+    async def _move(self) -> None:
+        k, v = self.entry.keys_and_values()
+        groups, rows = k.shape[0], self.stop - self.start
+        parts = [k[:, self.start : self.stop], v[:, self.start : self.stop]]
+        if self.extra is not None:
+            parts.append(self.extra[:, self.start : self.stop].reshape(groups, rows, 1))
+        shared = self.importance.shape[0] == 1 and groups > 1
+        widths = [x.shape[-1] for x in parts]
+        if shared:  # one set: all heads' channels are one row
+            parts = [x.permute(1, 0, 2).reshape(1, rows, groups * w) for x, w in zip(parts, widths, strict=True)]
+        assert self._keep is not None
+        moved = await self.suite.compact(self._keep, parts, self.count)
+        if shared:
+            moved = [x.reshape(self.count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
+        self._moved = moved
+
+    async def _mask(self) -> None:
+        suite, entry, moved = self.suite, self.entry, self._moved
+        k, v = entry.keys_and_values()
+        kept_k, kept_v = await suite.together(suite.append(None, moved[0], 1), suite.append(None, moved[1], 1))
+        entry.k, entry.v = (_between(suite, x, y, self.start, self.stop) for x, y in ((k, kept_k), (v, kept_v)))
+        if self.extra is not None:
+            kept = moved[2].reshape(k.shape[0], self.count)
+            self.extra = _between(suite, self.extra, kept, self.start, self.stop)
 
 
 async def keep_rows(
@@ -18,31 +75,10 @@ async def keep_rows(
     stop: int,
     extra: Value | None = None,
 ) -> Value | None:
-    """Of the cached tokens start..stop-1 keep the `count` most important ones; what lies outside stays.
-
-    importance: secret [G, stop - start], |importance| < bound, or [1, stop - start] for one set for all heads; exact ties go
-    to the earlier token. extra: a further row value [G, S] that moves along; its kept part [G, S'] is returned.
-    """
-    k, v = entry.keys_and_values()
-    groups = k.shape[0]
-    if count >= stop - start:
-        return extra
-    keep = await suite.keep_largest(importance, count, bound)
-    parts = [k[:, start:stop], v[:, start:stop]]
-    if extra is not None:
-        parts.append(extra[:, start:stop].reshape(groups, stop - start, 1))
-    shared = importance.shape[0] == 1 and groups > 1
-    widths = [x.shape[-1] for x in parts]
-    if shared:  # one set: all heads' channels are one row
-        parts = [x.permute(1, 0, 2).reshape(1, stop - start, groups * w) for x, w in zip(parts, widths, strict=True)]
-    moved = await suite.compact(keep, parts, count)
-    if shared:
-        moved = [x.reshape(count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
-    kept_k, kept_v = await suite.together(suite.append(None, moved[0], 1), suite.append(None, moved[1], 1))
-    entry.k, entry.v = (_between(suite, x, y, start, stop) for x, y in ((k, kept_k), (v, kept_v)))
-    if extra is None:
-        return None
-    return _between(suite, extra, moved[2].reshape(groups, count), start, stop)
+    """A whole `Eviction`; returns its `extra`."""
+    eviction = Eviction(suite, entry, importance, count, bound, start, stop, extra)
+    await run_stages(eviction.stages())
+    return eviction.extra
 
 
 def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> Value:

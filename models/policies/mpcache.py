@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerCache
+from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
 from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
-from models.policies.eviction import keep_rows
+from models.policies.eviction import Eviction
 from models.policies.selecting import Layout, attend_by_bias, attend_to, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from mpc.errors import ConfigurationError
@@ -114,15 +114,25 @@ class MPCache(CachePolicy):
 
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Static eviction, once; then the clusters of what stayed are described."""
+        await run_stages(self.prompt_stages(suite, cache, layer, received))
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+        """The eviction's steps, and the clusters' description."""
         entry = cache.layers[layer]
         tokens = entry.length
         stays = budget_tokens(self.static, tokens)
+        stages: list[Stage] = []
         if received is not None and stays < tokens:
             start, stop = self.sinks, tokens - self.window
             importance = received.sum(0, keepdim=True)[:, start:stop]
             bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group + 1
-            await keep_rows(suite, entry, importance, stays - self.sinks - self.window, bound, start, stop)
-        await self._describe(suite, entry)
+            kept = stays - self.sinks - self.window
+            stages += Eviction(suite, entry, importance, kept, bound, start, stop).stages()
+
+        async def clusters() -> None:
+            await self._describe(suite, entry)
+
+        return [*stages, ("clusters", clusters)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """A cluster that is full now is described."""

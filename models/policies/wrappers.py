@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache, Stage
 from models.policies.settings import whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -29,6 +29,10 @@ class _Around(CachePolicy):
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """As the layer's policy."""
         await self.of(layer).after_prefill(suite, cache, layer, received)
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+        """As the layer's policy."""
+        return self.of(layer).prompt_stages(suite, cache, layer, received)
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """As the layer's policy."""

@@ -3,7 +3,8 @@
 Shift. The scores are masked values already. Their high digits (units of 4) give one-hot vectors locally; summed over a row
 they are a histogram in a small ring. Its suffix sums are opened (masked) and compared with zero: the number of non-empty
 ones is the highest bin, so the maximum is known to +-4 without a single comparison of scores. 2 rounds, about 1.6 x 63
-bytes a *row*; per score nothing but 64 small dealt elements.
+bytes a *row*; per score nothing but 64 small dealt elements. Few short rows, as after a selection, take 1 round: there a
+dealt table of 63 x 2^bits small elements says which counts are zero (`non_zero`).
 
 Exponential. x = m - lam, so e^x = e^(8 d - lam_lo) e^(m_lo) with d the difference of the high digits (units of 8): the
 dealer deals one table of 32 entries over the public high digit, the second factor is public. Exact to rounding over the
@@ -28,6 +29,7 @@ from mpc.ledger import operation
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
+from protocols.masked.non_zero import affordable, non_zero
 from protocols.masked.one_hot import digit, look_up
 from protocols.masked.power import power
 from protocols.masked.truncation import truncate_and_lift
@@ -101,15 +103,20 @@ async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
     """
     bins = 1 << (range_bits - BIN_BITS)
     bits = range_bits + y.frac
-    count_bits = max(rows.longest, 1).bit_length() + 1  # counts and their sign
+    count_bits = max(rows.longest, 1).bit_length()
+    small = affordable(rows.rows * (bins - 1), count_bits)
+    count_bits += int(not small)  # and the sign
     hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, range_bits - BIN_BITS, count_bits)  # [entries, bins]
 
     def suffixes(t: Tensor) -> Tensor:
         histogram = rows.sum(t).roll(bins // 2, -1)  # bin 0 is the lowest score
         return histogram.flip(-1).cumsum(-1).flip(-1)[:, 1:]
 
-    counts = await open_value(c, hot.map(suffixes).negate())
-    filled = (await less_than_zero(c, counts)).share(bits)
+    if small:
+        filled = non_zero(c, await open_value(c, hot.map(suffixes)), range_bits - BIN_BITS)
+    else:
+        counts = await open_value(c, hot.map(suffixes).negate())
+        filled = (await less_than_zero(c, counts)).share(bits)
     highest = filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS))
     return c.add_public(Shared(highest.x, bits, y.frac), -(1 << (range_bits - 1 + y.frac)))
 
@@ -142,9 +149,9 @@ def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) 
 async def numerators(
     c: Context, y: Masked, rows: Rows, frac: int, bits: int, range_bits: int = RANGE_BITS
 ) -> tuple[Masked, Shared]:
-    """(<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds.
+    """(<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds, or 4.
 
-    The reciprocal needs no round beyond the five: it runs beside the opening of the numerators.
+    The reciprocal needs no round beyond these: it runs beside the opening of the numerators.
     """
     with operation("softmax shift"):
         offset = await shift(c, y, rows, range_bits)
