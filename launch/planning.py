@@ -16,7 +16,7 @@ import torch
 from launch.bench.program import NoInputs, fill, load, step
 from launch.eviction_costs import after_prompt, importance
 from launch.measured import Measurements
-from launch.networks import NETWORKS, Network
+from launch.networks import LOCALHOST, NETWORKS, Network
 from launch.tracing import STEP, Setting
 from models.architecture import Architecture
 from models.decoder import Decoder
@@ -116,7 +116,7 @@ class Plan:
 
     def pays_by_network(self, choice: Choice) -> dict[str, float]:
         """The same on every known network and on the plan's; with computing where it was measured."""
-        networks = {**NETWORKS, self.network.name: self.network}
+        networks = {LOCALHOST.name: LOCALHOST, **NETWORKS, self.network.name: self.network}
         measured = choice.computing is not None and self.full.computing is not None
         return {name: self.pays_after(choice, network, measured) for name, network in networks.items()}
 
@@ -155,10 +155,9 @@ def make_plan(
         try:
             changed.check(architecture, prompt)
             token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)
-            seconds = {"computing": known.token.get(changed.spec), "computing_once": known.once.get(changed.spec)}
-            if None in seconds.values():
-                seconds = {}
-            choices.append(Choice(changed.spec, what, token, once, **seconds))
+            computing, once_computing = known.token.get(changed.spec), known.once.get(changed.spec)
+            found = Choice(changed.spec, what, token, once, computing=computing, computing_once=once_computing)
+            choices.append(found)
         except MpcacheError as error:
             choices.append(Choice(changed.spec, what, Cost(), Cost(), str(error)))
     if all(c.problem for c in choices):

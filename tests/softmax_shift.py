@@ -4,8 +4,7 @@
 
 Keys of 64 channels lie in clusters of 16 or 32; a selection takes 4 of 16 clusters, by MPCache's linearised similarity or by
 the true upper bound. For each source of the shift: how far it is above (+) or below (-) the largest score attended to, and
-the largest error of the attention's output (values in -1..1) that the suite `masked` computes with it. A dash: the same
-selection as in the row above gives no such shift.
+the error of the attention's output (values in -1..1) that the suite `masked` computes with it; "lost" is 2^-4 or more.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from tests.protocols.masked_harness import run_masked
 CHANNELS, CLUSTERS, TAKEN, ALPHA = 64, 16, 4, 0.6
 SOURCES = ("linearised similarity", "upper bound", "histogram", "exact maximum")
 OFFSETS = (-16, -8, -6, -4, 0, 4, 8, 12, 16, 24, 32, 48)
-Rows = tuple[softmax.Rows]
+LOST = 2.0**-4  # of an output whose values lie in -1..1
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,15 @@ def tolerated(parties: int = 2) -> dict[int, float]:
 
 
 def shown(error: float) -> str:
-    """An error in a table: a power of two, above which it lies not."""
-    return f"2^{max(-14, int(np.ceil(np.log2(max(error, 1e-9)))))}" if error < 0.25 else "lost"
+    """An error in a table: a power of two above it, or that nothing is left of the output."""
+    return f"2^{max(-14, int(np.ceil(np.log2(max(error, 1e-9)))))}" if error < LOST else "lost"
+
+
+def place(source: str, distance: float) -> str:
+    """Where a shift lies, in a table."""
+    if source == "histogram":
+        return "within 4"
+    return "0" if abs(distance) < 0.5 else f"{distance:+.0f}"
 
 
 def tables(parties: int = 2) -> str:
@@ -168,8 +174,7 @@ def tables(parties: int = 2) -> str:
     for row in compare(parties):
         cells = []
         for source, (distance, error) in row.found.items():
-            where = "within 4" if source == "histogram" else "0" if source == "exact maximum" else f"{distance:+.0f}"
-            cells.append(f"{where}: {shown(error)}")
+            cells.append(f"{place(source, distance)}: {shown(error)}")
         lines.append(f"| {row.name} | {row.largest:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

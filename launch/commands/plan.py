@@ -34,7 +34,7 @@ def run(
     policy: PolicyOption = "mpcache",
     parties: PartiesOption = 2,
     network: Annotated[
-        str, typer.Option("--network", help="localhost, lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
+        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
     ] = "lan",
     suite_option: SuiteOptionsOption = None,
     measured: Annotated[

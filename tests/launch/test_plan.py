@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.measured import read_measurements
-from launch.networks import NETWORKS, find_network
+from launch.networks import LOCALHOST, NETWORKS, find_network
 from launch.planning import make_plan, pays_after, price
 from launch.tracing import Setting, trace_step
 from models.policies import parse
@@ -106,7 +106,7 @@ def test_measured_computing_decides_where_the_wire_does_not(tmp_path: Path) -> N
     (choice,) = (c for c in plan.choices if c.computing is not None)
     assert parse(choice.policy) == parse(POLICY)
     assert plan.pays_by_network(choice)[network.name] == pytest.approx(11.0 / 0.5, rel=0.05)
-    for name, other in NETWORKS.items():
+    for name, other in {"localhost": LOCALHOST, **NETWORKS}.items():
         saved = plan.full.token.rounds - choice.token.rounds
         wire = saved * other.round_trip + (plan.full.token.bytes_sent - choice.token.bytes_sent) * 8 / other.bandwidth
         once = choice.once.rounds * other.round_trip + choice.once.bytes_sent * 8 / other.bandwidth
