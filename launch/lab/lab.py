@@ -165,11 +165,7 @@ class Lab:
         self.command(role, [])
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
-            there = os.open(f"/run/netns/{namespace(self.name, role)}", os.O_RDONLY)
-            try:
-                _enter(there)
-            finally:
-                os.close(there)
+            enter(namespace(self.name, role))
             try:
                 yield
             finally:
@@ -276,6 +272,18 @@ def module_environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}
+
+
+def enter(name: str) -> None:
+    """Move this thread, and those that it starts, into a named namespace for good. Raises `EnvironmentProblem`."""
+    try:
+        handle = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    except OSError as error:
+        raise EnvironmentProblem(f"network namespace {name} cannot be entered ({error.strerror}): is its lab up?") from None
+    try:
+        _enter(handle)
+    finally:
+        os.close(handle)
 
 
 def _enter(handle: int) -> None:

@@ -1,0 +1,131 @@
+"""A deployment in the lab whose roles can be killed and started again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from launch.lab.lab import Lab
+from launch.lab.removal import namespace
+from parties.certificates import create_deployment
+from parties.config import RoleConfig, load_config
+from tests.soak.role import as_role, serve
+
+PARTIES = ["party0", "party1"]
+DEALER, CLIENT, OWNER = "dealer", "client", "model-owner"
+ROLES = [CLIENT, OWNER, DEALER, *PARTIES]
+PORT = 7000
+MODEL = "tiny"
+START_SECONDS = 120.0
+
+
+def prepare() -> None:
+    """Start the process that the roles' processes are forked from, with everything imported but nothing running: a
+    restart then takes a moment. To be called outside the lab, which ends all that is inside."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.soak.role"])
+    forkserver.ensure_running()
+
+
+def save_model(folder: Path) -> Path:
+    """A random GPT-2 of one layer, 97 tokens and 48 positions, with large weights so that choices are clear."""
+    torch.manual_seed(5)
+    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": 24, "n_layer": 1, "n_head": 3}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.3)).save_pretrained(folder)
+    return folder
+
+
+class SoakDeployment:
+    """Configurations in `folder`; `start` and `kill` act on processes in `lab`. tapes: parties use tapes from disk."""
+
+    def __init__(self, lab: Lab, folder: Path, sessions: int, tapes: bool) -> None:
+        self.lab, self.folder, self.tapes = lab, folder, tapes
+        self.running: dict[str, Any] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self.pids: list[int] = []
+        create_deployment(folder / "certificates", ROLES, days=1)
+        addresses = {name: f"{lab.addresses[name]}:{PORT}" for name in [DEALER, *PARTIES]}
+        for name in ROLES:
+            values: dict[str, Any] = {
+                "role": "party" if name in PARTIES else name,
+                "name": name,
+                "certificates": "certificates",
+                "parties": [{"name": n, "address": addresses[n]} for n in PARTIES],
+                "dealer": {"name": DEALER, "address": addresses[DEALER]},
+                "clients": [CLIENT],
+                "model_owners": [OWNER],
+                "deadline_seconds": 20,
+                "connect_seconds": 180,
+                "limits": {"max_sessions": sessions},
+            }
+            if name in addresses:
+                values["listen"] = addresses[name]
+            if name in PARTIES:
+                values["store"] = f"store-{name}"
+                if tapes:
+                    values["tapes"] = f"tapes/{name}"
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def config(self, name: str) -> RoleConfig:
+        """A role's configuration."""
+        return load_config(self.folder / f"{name}.yaml")
+
+    def start(self, name: str) -> None:
+        """Start a server and wait until it serves."""
+        near, far = self._context.Pipe()
+        files = [self.folder / f"{name}.{kind}" for kind in ("yaml", "notes", "log")]
+        process = self._context.Process(target=serve, args=(namespace(self.lab.name, name), *files, far), daemon=True)
+        process.start()
+        far.close()
+        with near:
+            if not near.poll(START_SECONDS):
+                raise RuntimeError(f"{name} did not start within {START_SECONDS:g} s")
+            near.recv()
+        self.running[name] = process
+        self.pids.append(process.pid or 0)
+
+    def start_all(self, names: list[str]) -> None:
+        """Start servers side by side."""
+        threads = [threading.Thread(target=self.start, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        missing = [name for name in names if name not in self.running]
+        assert not missing, f"not started: {missing}"
+
+    def kill(self, name: str) -> None:
+        """End a server at once, as a crash would."""
+        process = self.running.pop(name)
+        process.kill()
+        process.join()
+        process.close()
+
+    def stop(self) -> None:
+        """End all servers."""
+        for name in list(self.running):
+            self.kill(name)
+
+    def run(self, role: str, work: Callable[..., None], *arguments: object) -> None:
+        """Run a function in a process of that role, to its end."""
+        process = self._context.Process(target=as_role, args=(namespace(self.lab.name, role), work, *arguments), daemon=True)
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"{role} ended with exit code {process.exitcode}")
+
+    def notes(self) -> dict[str, list[tuple[str, str]]]:
+        """Of each party: kind and hash of every tape that a session got, restarts included."""
+        found = {}
+        for name in PARTIES:
+            path = self.folder / f"{name}.notes"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            found[name] = [(line.split()[0], line.split()[1]) for line in lines]
+        return found

@@ -1,0 +1,78 @@
+"""One role's process: a server that notes which tapes it uses, or a piece of work.
+
+A line for each tape that a session gets: "session" or "loading", and a hash of the tape's seed. It says nothing of the
+256-bit seed, but shows when one comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch.lab.lab import enter
+from models.checkpoint import read_architecture
+from parties import party_session, tape_agreement
+from parties.compute_party import ComputePartyServer
+from parties.config import load_config
+from parties.dealer import DealerServer
+from parties.model_owner import share_model
+from parties.program import preload
+from parties.tape_deal import deal
+
+
+def note_tapes(path: Path) -> None:
+    """Write down every tape that a session of this process gets from now on."""
+    original = tape_agreement.Dealt
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def noting(*arguments: Any, **named: Any) -> tape_agreement.Dealt:
+        dealt = original(*arguments, **named)
+        for kind, source in (("session", dealt.session), ("loading", dealt.loading)):
+            if source is not None:
+                name = hashlib.sha256(b"soak notes of tapes" + source.seed).hexdigest()
+                os.write(handle, f"{kind} {name}\n".encode())
+        return dealt
+
+    for module in (party_session, tape_agreement):
+        module.Dealt = noting  # type: ignore[attr-defined]
+
+
+def serve(space: str, config: Path, notes: Path, log: Path, ready: Connection) -> None:
+    """Serve in the namespace `space` until killed; the address goes to `ready`."""
+    enter(space)
+    torch.set_num_threads(1)
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    note_tapes(notes)
+    settings = load_config(config)
+    server = DealerServer(settings) if settings.role == "dealer" else ComputePartyServer(settings)
+    server.start()
+    ready.send(server.address)
+    ready.close()
+    server.wait()
+
+
+def as_role(space: str, work: Callable[..., None], *arguments: object) -> None:
+    """Do it in the namespace `space`."""
+    enter(space)
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+def share(config: Path, checkpoint: Path, name: str) -> None:
+    """The model owner's work."""
+    share_model(load_config(config), checkpoint, name)
+
+
+def deal_tapes(config: Path, checkpoint: Path, out: Path, prompts: list[int], new_tokens: int, sessions: int) -> None:
+    """The offline dealer's work: so many tapes for each length of prompt."""
+    deal(load_config(config), read_architecture(checkpoint), prompts, new_tokens, out, sessions=sessions)
+
+
+preload()
