@@ -33,6 +33,7 @@ ROUND_TRIP, RATE = 20e-3, 100e6
 
 
 # ---- the relay's queue -----------------------------------------------------------------------------------------------
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 0.02), st.binary(min_size=1, max_size=40)), max_size=60),
     st.floats(0, 0.05),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.torch import save_file
 
 from launch.lab.lab import Lab
 from launch.lab.removal import namespace
@@ -36,9 +37,25 @@ def prepare() -> None:
 
 def save_model(folder: Path) -> Path:
     """A random GPT-2 of one layer, 97 tokens and 48 positions, with large weights so that choices are clear."""
-    torch.manual_seed(5)
-    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": 24, "n_layer": 1, "n_head": 3}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.3)).save_pretrained(folder)
+    width, generator = 24, torch.Generator().manual_seed(5)
+    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": width, "n_layer": 1, "n_head": 3}
+    shapes = {
+        "wte": (97, width),
+        "wpe": (48, width),
+        "h.0.attn.c_attn": (width, 3 * width),
+        "h.0.attn.c_proj": (width, width),
+        "h.0.mlp.c_fc": (width, 4 * width),
+        "h.0.mlp.c_proj": (4 * width, width),
+    }
+    tensors = {f"transformer.{name}.weight": 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for name in list(shapes)[2:]:
+        tensors[f"transformer.{name}.bias"] = torch.zeros(shapes[name][1])
+    for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+        tensors[f"transformer.{name}.weight"], tensors[f"transformer.{name}.bias"] = torch.ones(width), torch.zeros(width)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "eos_token_id": 0, **sizes}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
