@@ -81,7 +81,7 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
     return tokens, logits, [o[2] for o in outputs]
 
 
-@pytest.mark.parametrize("suite", ["masked"])
+@pytest.mark.parametrize("suite", ["masked", "crypten"])
 def test_tokens_logits_and_costs_are_those_of_the_full_cache(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

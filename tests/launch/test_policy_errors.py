@@ -1,0 +1,71 @@
+"""A policy that cannot work is refused by every command in one line, before anything is traced, started or sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from models.policies import parse
+from mpc.errors import ConfigurationError
+from tests.launch.conftest import Command
+from tests.models.policy_cases import Case, tiny
+from tests.protocols.suite_harness import run_plain
+
+BAD = [
+    ("mpcache:dynamic=0", 64, "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
+    ("mpcache:static=1.01", 64, "policy mpcache: static = 1.01 must be a share above 0 and up to 1"),
+    ("h2o:budget=nan", 64, "policy h2o: budget = nan must be a share above 0 and up to 1"),
+    ("tova:budget=inf", 64, "policy tova: budget = inf must be a share above 0 and up to 1"),
+    ("mpcache:fine=16,coarse=40", 64, "clusters do not nest: coarse = 40 must be a multiple of fine = 16 and larger"),
+    ("mpcache:static=1", 200, "dynamic = 0.1 attends to 20 of 200 tokens, fewer than sinks = 16 and window = 16; raise"),
+    ("mpcache", 60, "static = 0.4 keeps 24 of 60 tokens, which does not hold sinks = 16, window = 16 and one more; raise"),
+    ("mpcache", 7, "static = 0.4 keeps 3 of 7 tokens, which does not hold sinks = 16, window = 16 and one more; raise"),
+    ("streaming-llm:budget=0.05", 60, "budget = 0.05 keeps 3 of 60 tokens, which does not hold sinks = 4"),
+    ("snapkv", 20, "budget = 0.1 keeps 2 of 20 tokens, which does not hold window = 32"),
+    ("mpcache:static=1,dynamic=1,sharing=3", 64, "needs 5 layers, the model has 4; lower them, or set sharing=1"),
+    ("shared:layers=3|quest", 64, "layers = 3 behind the first apart = 2 needs 5 layers, the model has 4"),
+]
+
+
+@pytest.mark.parametrize(("policy", "prompt", "message"), BAD)
+def test_every_command_refuses(policy: str, prompt: int, message: str, command: Command) -> None:
+    shape = ("--layers", 4)
+    for arguments in (
+        ("estimate", "--model", "tiny", *shape, "--prompt", prompt, "--new", 2, "--rate", 1, "--policy", policy),
+        ("bench", "--shape", "tiny", *shape, "--cached", prompt, "--policy", policy),
+    ):
+        done = command(*arguments)
+        assert done.code == 2, done.out
+        assert message in " ".join(done.err.split())
+        assert done.out == ""
+        assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("policy", "prompt"), [(policy, prompt) for policy, prompt, _ in BAD])
+def test_each_is_refused_by_the_policy_itself(policy: str, prompt: int) -> None:
+    with pytest.raises(ConfigurationError):
+        parse(policy).check(tiny(), prompt)
+
+
+DEGENERATE = [
+    ("mpcache:static=1,dynamic=0.9,sharing=1", 12),  # no whole cluster of 16
+    ("mpcache:static=1,dynamic=0.9,sharing=1,sinks=0,window=0", 15),
+    ("mpcache:static=1,dynamic=1,sharing=1,fine=64,coarse=128", 40),
+    ("quest:budget=0.01,page=64,skip=0", 40),  # the only page is the unfilled one
+    ("dynamic-top-k:budget=0.99", 3),
+]
+
+
+@pytest.mark.parametrize(("policy", "tokens"), DEGENERATE)
+def test_too_short_for_a_choice_means_all_of_it(policy: str, tokens: int) -> None:
+    case = Case(tiny(), tokens, 2, seed=3)
+    parse(policy).check(case.architecture, tokens)
+    found = []
+    for text in (policy, "full"):
+
+        async def program(s: Any, *values: Any, text: str = text) -> Any:
+            return await case.run(parse(text), s, *values)
+
+        found.append(run_plain(program, case.inputs))
+    assert all(bool((a == b).all()) for a, b in zip(*found, strict=True))
