@@ -10,12 +10,11 @@ from typing import Any
 import grpc
 
 from models.architecture import Architecture
-from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError, PermissionRefused, WireError
+from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
 from mpc.random import SEED_BYTES
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.config import RoleConfig
-from parties.connection import abort_if_alive, caller
 from parties.failures import log, public
 from parties.link import Link, Message, Session
 from parties.loads import Loads
@@ -56,28 +55,6 @@ class ComputePartyServer(RoleServer[PartySession]):
         """Add the ComputeParty service."""
         services.add_ComputePartyServicer_to_server(_Service(self), server)
 
-    # ---- who may ---------------------------------------------------------------------------------------------------
-    def may_generate(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` is a configured client."""
-        if name not in self.config.clients:
-            raise PermissionRefused(f"'{name}' may not generate at {self.name}: it is not listed in its 'clients'")
-
-    def may_store(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` is a configured model owner."""
-        if name not in self.config.model_owners:
-            raise PermissionRefused(f"'{name}' may not store models at {self.name}: it is not listed in its 'model_owners'")
-
-    def may_exchange(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` is another compute party."""
-        if name not in self.config.party_names or name == self.name:
-            raise PermissionRefused(f"'{name}' may not compute with {self.name}: it is not listed in its 'parties'")
-
-    def may_ask(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
-        dealer = [self.config.dealer.name] if self.config.dealer else []
-        if name not in [*self.config.party_names, *self.config.clients, *self.config.model_owners, *dealer]:
-            raise PermissionRefused(f"'{name}' has no role in the deployment of {self.name}")
-
     # ---- sessions --------------------------------------------------------------------------------------------------
     def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
         """A client opens a session."""
@@ -97,15 +74,9 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"{client} lists parties {', '.join(manifest.parties)[:200]}, {self.name} is configured with "
                 f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
             )
-        limits = self.config.limits
-        if manifest.prompt_tokens > limits.max_prompt_tokens or manifest.new_tokens > limits.max_new_tokens:
-            raise ConfigurationError(
-                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self.name}: "
-                f"{limits.max_prompt_tokens} and {limits.max_new_tokens}"
-            )
-        facts = self.store.get(manifest.model)
-        if facts is None:
-            raise ConfigurationError(f"{self.name} holds no model {manifest.model}: its owner must share it first")
+        self.permissions.check_lengths(manifest, client)
+        self.permissions.check_suite(manifest, client)
+        facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
         if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
         return facts
@@ -130,6 +101,13 @@ class ComputePartyServer(RoleServer[PartySession]):
         facts, seed = self._facts(message.header, link.peer), message.header.seed
         threading.Thread(target=self._store, args=(link, facts, seed), name="store model", daemon=True).start()
         return link.session, link.outgoing()
+
+    def remove_model(self, owner: str, model: str) -> None:
+        """A model owner takes a model of its own away."""
+        check_id(model, "model", owner)
+        self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
+        self.loads.drop(model)
+        log.info("%s: %s has removed model %s", self.name, owner, model)
 
     def _store(self, link: Link, facts: StoredModel, seed: bytes) -> None:
         session = link.session
@@ -168,6 +146,7 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"{owner} sent a model with {header.fraction_bits} fraction bits and a name of {len(header.name)} "
                 f"characters, expected {low} to {high} and 1 to 200"
             )
+        self.permissions.check_model_name(owner, header.name, self.store.models())
         architecture = Architecture.from_json(header.architecture)
         size = 8 * sum(math.prod(shape) for shape in architecture.weight_shapes().values())
         if size > self.config.limits.max_model_bytes:
@@ -213,21 +192,24 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
 
     def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
         party = self._party
-        try:
-            party.may_ask(caller(context))
-        except MpcacheError as error:
-            abort_if_alive(context, error)
+        name = party.admit_call(context, party.permissions.may_ask)
         held = [
             wire.HeldModel(model=m.model, name=m.name, architecture=m.architecture, owner=m.owner, parties=m.parties)
-            for m in party.store.models()
+            for m in party.permissions.visible(name, party.store.models())
         ]
         return party.describe(held)
 
     def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, CLIENT_BEAT, self._party.may_generate, self._party.open)
+        return self._party.serve(requests, context, CLIENT_BEAT, self._party.permissions.may_generate, self._party.open)
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, PEER_BEAT, self._party.may_exchange, self._party.exchange)
+        return self._party.serve(requests, context, PEER_BEAT, self._party.permissions.may_exchange, self._party.exchange)
 
     def StoreModel(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, STORE_BEAT, self._party.may_store, self._party.receive_model)
+        return self._party.serve(requests, context, STORE_BEAT, self._party.permissions.may_store, self._party.receive_model)
+
+    def RemoveModel(self, request: wire.RemoveRequest, context: Any) -> wire.RemoveReceipt:
+        party = self._party
+        party.admit_call(context, party.permissions.may_store)
+        party.admit_call(context, lambda name: party.remove_model(name, request.model))
+        return wire.RemoveReceipt(model=request.model)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
+from parties.grants import ClientGrant, Clients, OwnerGrant, Owners, checked_suites
 
 Role = Literal["party", "dealer", "client", "model-owner"]
 # Roles that use a key; a key without one of these is for all of them.
@@ -35,13 +36,15 @@ class PeerAddress(BaseModel):
 
 
 class Limits(BaseModel):
-    """What a server grants a client. Lengths in tokens; sessions and loads are counted per server."""
+    """What a server grants all clients. Lengths in tokens; sessions and loads are counted per server."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
     max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
-    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions at a time.")
+    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
+    max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
+    max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
     max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
     max_model_bytes: int = Field(
         default=64 << 30,
@@ -71,9 +74,18 @@ class RoleConfig(BaseModel):
     dealer: PeerAddress | None = Field(
         default=None, description="The dealer of correlated randomness; parties need it.", json_schema_extra=NOT_DEALER
     )
-    clients: list[str] = Field(default_factory=list, description="Identities that may generate.", json_schema_extra=SERVERS)
-    model_owners: list[str] = Field(
-        default_factory=list, description="Identities that may store models.", json_schema_extra=SERVERS
+    clients: Clients = Field(
+        default_factory=list,
+        description="Identities that may generate: names, or {name: ..., max_new_tokens: ..., models: [...]} with limits.",
+        json_schema_extra=SERVERS,
+    )
+    model_owners: Owners = Field(
+        default_factory=list,
+        description="Identities that may store models: names, or {name: ..., models: [NAME, ...]}.",
+        json_schema_extra=SERVERS,
+    )
+    suites: list[str] | None = Field(
+        default=None, description="Suites that may be used at this server; all if left out.", json_schema_extra=SERVERS
     )
     certificates: Path = Field(
         description="Folder with NAME.crt, NAME.key and authority.crt. Paths are relative to this file."
@@ -101,7 +113,21 @@ class RoleConfig(BaseModel):
         default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."
     )
     step_seconds: float = Field(default=600.0, gt=0, description="How long a peer that is alive may take for one step.")
+    queue_seconds: float = Field(
+        default=300.0, gt=0, description="How long a session may wait for its turn.", json_schema_extra=SERVERS
+    )
+    grace_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long running sessions may go on after SIGTERM, before they end with an error.",
+        json_schema_extra=SERVERS,
+    )
     limits: Limits = Field(default=Limits(), description="What this server grants a client.", json_schema_extra=SERVERS)
+
+    @field_validator("suites")
+    @classmethod
+    def _suites(cls, value: list[str] | None) -> list[str] | None:
+        return checked_suites(value)
 
     @field_validator("look_ahead", mode="before")
     @classmethod
@@ -121,8 +147,11 @@ class RoleConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RoleConfig:
-        for name in [self.name, *self.clients, *self.model_owners]:
-            _check_name(name)
+        _check_name(self.name)
+        for key, grants in (("clients", self.clients), ("model_owners", self.model_owners)):
+            listed = [grant.name for grant in grants]
+            if twice := next((name for name in listed if listed.count(name) > 1), None):
+                raise ValueError(f"{key}: '{twice}' is listed twice")
         names = self.party_names
         if len(names) < 2:
             raise ValueError(f"parties: at least 2 compute parties are needed, got {len(names)}")
@@ -164,7 +193,13 @@ def split_address(address: str, listening: bool = False) -> tuple[str, int]:
 
 def _known(location: tuple[int | str, ...]) -> list[str]:
     """Keys that are known where an unknown one was found."""
-    nested: dict[str, type[BaseModel]] = {"limits": Limits, "parties": PeerAddress, "dealer": PeerAddress}
+    nested: dict[str, type[BaseModel]] = {
+        "limits": Limits,
+        "parties": PeerAddress,
+        "dealer": PeerAddress,
+        "clients": ClientGrant,
+        "model_owners": OwnerGrant,
+    }
     model = nested.get(str(location[0]), RoleConfig) if len(location) > 1 else RoleConfig
     return list(model.model_fields)
 

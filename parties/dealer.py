@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PermissionRefused, WireError
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.config import RoleConfig
-from parties.connection import abort_if_alive, caller
 from parties.failures import SessionFinished, log, public
 from parties.link import Link, Message, Session
 from parties.loads import Loads
@@ -157,16 +156,6 @@ class DealerServer(RoleServer[DealerSession]):
         """Add the Dealer service."""
         services.add_DealerServicer_to_server(_Service(self), server)
 
-    def may_have_tape(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` is a compute party."""
-        if name not in self.config.party_names:
-            raise PermissionRefused(f"'{name}' may not have a tape of {self.name}: it is not listed in its 'parties'")
-
-    def may_ask(self, name: str) -> None:
-        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
-        if name not in [*self.config.party_names, *self.config.clients, *self.config.model_owners]:
-            raise PermissionRefused(f"'{name}' has no role in the deployment of {self.name}")
-
     def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
         """A party asks for its tape of a session; the first one opens the session."""
         if message.WhichOneof("content") != "open":
@@ -192,12 +181,8 @@ class DealerServer(RoleServer[DealerSession]):
         architecture = Architecture.from_json(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
-        limits = self.config.limits
-        if manifest.prompt_tokens > limits.max_prompt_tokens or manifest.new_tokens > limits.max_new_tokens:
-            raise ConfigurationError(
-                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self.name}: "
-                f"{limits.max_prompt_tokens} and {limits.max_new_tokens}"
-            )
+        self.permissions.check_lengths(manifest)
+        self.permissions.check_suite(manifest)
         session = DealerSession(self, id, manifest, architecture, party)
         self.sessions.add(session)
         session.start()
@@ -209,11 +194,8 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         self._dealer = dealer
 
     def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
-        try:
-            self._dealer.may_ask(caller(context))
-        except MpcacheError as error:
-            abort_if_alive(context, error)
+        self._dealer.admit_call(context, self._dealer.permissions.may_ask)
         return self._dealer.describe([])
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._dealer.serve(requests, context, None, self._dealer.may_have_tape, self._dealer.open)
+        return self._dealer.serve(requests, context, None, self._dealer.permissions.may_have_tape, self._dealer.open)

@@ -42,3 +42,9 @@ class Loads:
             self._held[load] = (key, weights)
             while len(self._held) > self._limit:
                 self._held.popitem(last=False)
+
+    def drop(self, model: str) -> None:
+        """Forget the loads of a model; sessions that use them keep them until they end."""
+        with self._lock:
+            for load in [load for load, (key, _) in self._held.items() if key[0] == model]:
+                del self._held[load]

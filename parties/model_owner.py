@@ -1,10 +1,12 @@
-"""The model owner: shares a checkpoint among the compute parties, once."""
+"""The model owner: shares a checkpoint among the compute parties, once, and may take it away again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import torch
 from torch import Tensor
 
@@ -17,10 +19,10 @@ from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import check
 from parties.config import RoleConfig
-from parties.failures import farewell, to_failure
+from parties.failures import farewell, from_rpc, to_failure
 from parties.link import Link, Pulse, Session, finish_calls
-from parties.manifest import new_id, package_version
-from parties.reference import ModelReference, close_all, connect_all
+from parties.manifest import check_id, new_id, package_version
+from parties.reference import ModelReference, close_all, connect_all, describe_all
 from parties.shares import BITS, corrections, pieces
 from parties.store import WEIGHT_FRACTION_BITS
 
@@ -81,6 +83,45 @@ def share_model(
         pulse.stop()
         close_all(channels)
     return reference
+
+
+def owned_models(config: RoleConfig, name: str) -> dict[str, list[str]]:
+    """Ids of this model owner's models of that name, each with the parties that hold it. Raises `PeerError`."""
+    with _connected(config) as channels:
+        return _held(config, channels, name)
+
+
+def remove_models(config: RoleConfig, models: Sequence[str]) -> None:
+    """Take models of this owner away at all parties that hold them, by id. Raises `PermissionRefused`, `PeerError`."""
+    with _connected(config) as channels:
+        holders = _held(config, channels, None)
+        for model in models:
+            for peer, channel in zip(config.parties, channels, strict=True):
+                if peer.name not in holders.get(model, ()):
+                    continue
+                try:
+                    request = wire.RemoveRequest(model=model)
+                    services.ComputePartyStub(channel).RemoveModel(request, timeout=config.deadline_seconds)
+                except grpc.RpcError as error:
+                    raise from_rpc(error, peer.name, f"removing model {model}") from None
+
+
+@contextmanager
+def _connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
+    channels = connect_all(config, check(config.certificates, config.name))
+    try:
+        yield channels
+    finally:
+        close_all(channels)
+
+
+def _held(config: RoleConfig, channels: list[grpc.Channel], name: str | None) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for peer, said in zip(config.parties, describe_all(config, channels), strict=True):
+        for model in said.models:
+            if model.owner == config.name and name in (None, model.name):
+                found.setdefault(check_id(model.model, "model", peer.name), []).append(peer.name)
+    return found
 
 
 def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.ModelHeader:

@@ -21,6 +21,7 @@ from parties.failures import Busy, log, public
 from parties.link import Link, Message, Pulse, Session
 from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, package_version
+from parties.permissions import Permissions
 from parties.program import DECODER, Program, preload
 
 S = TypeVar("S", bound=Session)
@@ -93,6 +94,7 @@ class RoleServer(ABC, Generic[S]):
         self.program = program
         self.version = package_version()
         self.credentials = LiveIdentity(config.certificates, config.name)
+        self.permissions = Permissions(config)
         self.sessions: Sessions[S] = Sessions(config.limits.max_sessions, config.name)
         self.address = ""
         self.pulse: Pulse
@@ -143,6 +145,17 @@ class RoleServer(ABC, Generic[S]):
         self.pulse.stop()
         self.credentials.stop()
         self._server = None
+
+    def admit_call(self, context: Any, authorise: Callable[[str], None]) -> str:
+        """The caller's name; ends the call with a typed status, and logs it, when authorise(name) refuses."""
+        try:
+            name = caller(context)
+            authorise(name)
+        except MpcacheError as error:
+            log.info("%s: %s", self.name, error)
+            abort_if_alive(context, error)
+            raise
+        return name
 
     def serve(
         self,

@@ -144,6 +144,22 @@ class ModelStore:
             incoming.commit()
             self._models[incoming.facts.model] = incoming.facts
 
+    def remove(self, facts: StoredModel) -> None:
+        """Take a model away; a session that has not loaded all of its weights yet fails.
+
+        Raises `EnvironmentProblem` when its folder cannot be removed; then the model is still there.
+        """
+        with self._lock:
+            gone = self.root / f"{TEMPORARY}{new_id()}"
+            try:
+                (self.root / facts.model).rename(gone)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"model {facts.model} cannot be removed from {self.root} ({error.strerror}): check its permissions"
+                ) from None
+            self._models.pop(facts.model, None)
+        shutil.rmtree(gone, ignore_errors=True)  # what is left goes at the next start
+
     def share(self, facts: StoredModel, name: str) -> Tensor:
         """This party's share of a weight: int64 in Z_2^64, `facts.fraction_bits` fraction bits. Secret.
 

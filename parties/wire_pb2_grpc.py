@@ -54,6 +54,11 @@ class ComputePartyStub:
                 request_serializer=parties_dot_wire__pb2.ModelMessage.SerializeToString,
                 response_deserializer=parties_dot_wire__pb2.StoreMessage.FromString,
                 _registered_method=True)
+        self.RemoveModel = channel.unary_unary(
+                '/mpcache.ComputeParty/RemoveModel',
+                request_serializer=parties_dot_wire__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=parties_dot_wire__pb2.RemoveReceipt.FromString,
+                _registered_method=True)
 
 
 class ComputePartyServicer:
@@ -86,6 +91,13 @@ class ComputePartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveModel(self, request, context):
+        """A model owner takes one of its models away; no later session can use it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ComputePartyServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +120,11 @@ def add_ComputePartyServicer_to_server(servicer, server):
                     servicer.StoreModel,
                     request_deserializer=parties_dot_wire__pb2.ModelMessage.FromString,
                     response_serializer=parties_dot_wire__pb2.StoreMessage.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=parties_dot_wire__pb2.RemoveRequest.FromString,
+                    response_serializer=parties_dot_wire__pb2.RemoveReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +235,33 @@ class ComputeParty:
             '/mpcache.ComputeParty/StoreModel',
             parties_dot_wire__pb2.ModelMessage.SerializeToString,
             parties_dot_wire__pb2.StoreMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mpcache.ComputeParty/RemoveModel',
+            parties_dot_wire__pb2.RemoveRequest.SerializeToString,
+            parties_dot_wire__pb2.RemoveReceipt.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,22 +1,30 @@
-"""`mpcache model-owner`: shares a model's weights among the compute parties, once."""
+"""`mpcache model-owner`: shares a model's weights among the compute parties, once, or takes them away."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from launch import supervision
-from launch.options import ConfigOption, ModelOption, SupervisedOption
+from launch.options import ConfigOption, SupervisedOption
+from mpc.errors import ConfigurationError
 
 
 def run(
     config: ConfigOption,
-    model: ModelOption,
+    model: Annotated[Path | None, typer.Option("--model", help="Hugging Face checkpoint directory.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name that clients ask for; default: the folder's.")] = None,
     fraction_bits: Annotated[
         int, typer.Option("--fraction-bits", min=8, max=24, help="Precision of the shared weights.")
     ] = 16,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Once it is shared, take this owner's earlier models of that name away.")
+    ] = False,
+    remove: Annotated[
+        str | None, typer.Option("--remove", metavar="NAME", help="Take this owner's models of that name away, share none.")
+    ] = None,
     supervised: SupervisedOption = False,
 ) -> None:
     """Share a checkpoint's weights among the compute parties and leave; they keep them for later sessions."""
@@ -24,8 +32,22 @@ def run(
         supervision.end_with_parent()
     from launch.console import out
     from launch.serving import load_role
-    from parties.model_owner import share_model
+    from parties.model_owner import owned_models, remove_models, share_model
 
+    if (model is None) == (remove is None) or (remove is not None and (replace or name is not None)):
+        raise ConfigurationError("give --model CHECKPOINT to share a model, or --remove NAME alone to take one away")
     settings = load_role(config, "model-owner")
+    if model is None:
+        assert remove is not None
+        old = list(owned_models(settings, remove))
+        if not old:
+            raise ConfigurationError(f"--remove '{remove}': no party holds a model of that name of '{settings.name}'")
+        remove_models(settings, old)
+        out.print(f"{remove} is removed ({', '.join(old)})")
+        return
+    old = list(owned_models(settings, name or model.resolve().name)) if replace else []
     shared = share_model(settings, model, name, fraction_bits)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
+    if old:
+        remove_models(settings, old)
+        out.print(f"it replaces {', '.join(old)}")

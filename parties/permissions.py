@@ -1,0 +1,111 @@
+"""Who may do what at a server, by the names in certificates. A refusal says that, and nothing of what the server holds."""
+
+from __future__ import annotations
+
+from mpc.errors import ConfigurationError, PermissionRefused
+from parties.config import RoleConfig
+from parties.grants import ClientGrant, fits
+from parties.manifest import Manifest
+from parties.store import StoredModel
+
+_ANYBODY = ClientGrant(name="anybody")  # no limits of its own
+
+
+class Permissions:
+    """The grants of one server's configuration."""
+
+    def __init__(self, config: RoleConfig) -> None:
+        self._server = config.name
+        self._limits = config.limits
+        self._suites = config.suites
+        self._parties = config.party_names
+        self._dealer = [config.dealer.name] if config.dealer else []
+        self._clients = {grant.name: grant for grant in config.clients}
+        self._owners = {grant.name: grant for grant in config.model_owners}
+
+    # ---- by identity -----------------------------------------------------------------------------------------------
+    def may_generate(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured client."""
+        self._listed(name, name in self._clients, "generate", "clients")
+
+    def may_store(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured model owner."""
+        self._listed(name, name in self._owners, "store models", "model_owners")
+
+    def may_exchange(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is another compute party."""
+        if name not in self._parties or name == self._server:
+            raise PermissionRefused(f"'{name}' may not compute with {self._server}: it is not listed in its 'parties'")
+
+    def may_have_tape(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a compute party."""
+        if name not in self._parties:
+            raise PermissionRefused(f"'{name}' may not have a tape of {self._server}: it is not listed in its 'parties'")
+
+    def may_ask(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
+        if name not in (*self._parties, *self._clients, *self._owners, *self._dealer):
+            raise PermissionRefused(f"'{name}' has no role in the deployment of {self._server}")
+
+    def _listed(self, name: str, listed: bool, what: str, key: str) -> None:
+        if not listed:
+            raise PermissionRefused(f"'{name}' may not {what} at {self._server}: it is not listed in its '{key}'")
+
+    # ---- by what is asked for --------------------------------------------------------------------------------------
+    def visible(self, name: str, models: list[StoredModel]) -> list[StoredModel]:
+        """Those of `models` that `name` may know of: a client's and a model owner's own, all for a compute party."""
+        if name in self._parties:
+            return models
+        client, owner = self._clients.get(name), name in self._owners
+        return [
+            m for m in models if (client is not None and fits(client.models, m.name, m.model)) or (owner and m.owner == name)
+        ]
+
+    def check_lengths(self, manifest: Manifest, client: str | None = None) -> None:
+        """Raise `ConfigurationError` when a session is longer than the server's limits or, if known, the client's."""
+        grant = self._clients.get(client or "", _ANYBODY)
+        prompt = min(self._limits.max_prompt_tokens, grant.max_prompt_tokens or self._limits.max_prompt_tokens)
+        new = min(self._limits.max_new_tokens, grant.max_new_tokens or self._limits.max_new_tokens)
+        if manifest.prompt_tokens > prompt or manifest.new_tokens > new:
+            own = prompt < self._limits.max_prompt_tokens or new < self._limits.max_new_tokens
+            raise ConfigurationError(
+                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self._server}"
+                f"{f' for {client}' if own else ''}: {prompt} and {new}"
+            )
+
+    def check_suite(self, manifest: Manifest, client: str | None = None) -> None:
+        """Raise `PermissionRefused` for a suite that this server, or this client at it, may not use."""
+        grant = self._clients.get(client or "", _ANYBODY)
+        for allowed, whom in ((self._suites, "nobody"), (grant.suites, f"'{client}'")):
+            if allowed is not None and manifest.suite not in allowed:
+                may = "nobody may" if whom == "nobody" else f"{whom} may not"
+                raise PermissionRefused(
+                    f"{may} use suite '{manifest.suite}' at {self._server}; allowed: {', '.join(allowed) or 'none'}"
+                )
+
+    def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
+        """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
+        if found is None or not fits(self._clients[client].models, found.name, found.model):
+            raise ConfigurationError(
+                f"{self._server} holds no model {manifest.model}: its owner must share it first, and the configuration of "
+                f"{self._server} must let '{client}' use it"
+            )
+        return found
+
+    def check_model_name(self, owner: str, name: str, models: list[StoredModel]) -> None:
+        """Raise `PermissionRefused` when the owner may not store under `name`, or somebody else's model has that name."""
+        if not fits(self._owners[owner].models, name) or any(m.name == name and m.owner != owner for m in models):
+            raise PermissionRefused(f"'{owner}' may not store a model of that name at {self._server}: choose another name")
+
+    def owned(self, owner: str, model: str, found: StoredModel | None) -> StoredModel:
+        """`found` itself, to be removed. Raises one and the same `PermissionRefused` unless it is the owner's."""
+        if found is None or found.owner != owner or not fits(self._owners[owner].models, found.name):
+            raise PermissionRefused(f"'{owner}' has no model {model} at {self._server} that it may remove")
+        return found
+
+    # ---- how much --------------------------------------------------------------------------------------------------
+    def sessions(self, client: str) -> tuple[int, int]:
+        """How many sessions of a client may run at a time, and how many may wait."""
+        grant, limits = self._clients.get(client, _ANYBODY), self._limits
+        queued = limits.max_queued_per_client if grant.max_queued is None else grant.max_queued
+        return min(limits.max_sessions, grant.max_sessions or limits.max_sessions), min(queued, limits.max_queued)
