@@ -15,9 +15,9 @@ from mpc.random import SEED_BYTES
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.config import RoleConfig
-from parties.failures import log, public
-from parties.link import Link, Message, Session
-from parties.loads import Loads
+from parties.events import event
+from parties.failures import public
+from parties.link import INBOX_LIMIT, Link, Message, Session
 from parties.manifest import Manifest, architecture_hash, check_id, check_version
 from parties.party_session import PEER_BEAT, PartySession
 from parties.program import DECODER, Program
@@ -39,7 +39,6 @@ class ComputePartyServer(RoleServer[PartySession]):
         super().__init__(config, program)
         assert config.store is not None
         self.store = ModelStore(config.store)
-        self.loads = Loads(config.limits.max_loads)
         self.tapes: TapeStore | None = None
         if config.tapes is not None and config.dealer is not None:
             dealer = config.dealer.name
@@ -49,7 +48,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         """Listen and serve in the background; logs what tapes there are."""
         super().start()
         for line in self.tapes.stock() if self.tapes is not None else []:
-            log.info("%s: tapes: %s", self.name, line)
+            event("tapes", self.name, stock=line)
 
     def register(self, server: grpc.Server) -> None:
         """Add the ComputeParty service."""
@@ -62,8 +61,27 @@ class ComputePartyServer(RoleServer[PartySession]):
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
         id = check_id(message.open.session, "session", link.peer)
         manifest = Manifest.parse(message.open.manifest, link.peer)
-        session = PartySession(self, id, manifest, self._checked(manifest, link.peer))
-        self.sessions.add(session)
+        self.check_open()
+        facts = self._checked(manifest, link.peer)
+        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
+        try:
+            session = PartySession(self, id, manifest, facts, ticket)
+            self.sessions.add(session)
+        except BaseException:
+            self.admission.leave(ticket)
+            raise
+        event(
+            "session_opened",
+            self.name,
+            session=id,
+            client=link.peer,
+            model=facts.model,
+            suite=manifest.suite,
+            prompt_tokens=manifest.prompt_tokens,
+            new_tokens=manifest.new_tokens,
+            decoding=manifest.decoding,
+            place=ticket.state,
+        )
         session.start(link)
         return session, link.outgoing()
 
@@ -86,7 +104,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         if message.WhichOneof("content") != "hello":
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
         id = check_id(message.hello.session, "session", link.peer)
-        session = self.sessions.wait_for(id, self.config.deadline_seconds * 0.8)
+        patience = 0.0 if self.draining else self.config.deadline_seconds * 0.8
+        session = self.sessions.wait_for(id, patience, link.session.check)
         if session is None:
             raise WireError(f"{link.peer} wants to join session {id}, which no client has open at {self.name}")
         session.attach(link, message.hello)
@@ -95,9 +114,10 @@ class ComputePartyServer(RoleServer[PartySession]):
     # ---- models ----------------------------------------------------------------------------------------------------
     def receive_model(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
         """A model owner sends this party's shares; answers with a receipt once they are on disk."""
-        link.session.step = "storing a model"
+        link.session.step, link.room = "storing a model", INBOX_LIMIT
         if message.WhichOneof("content") != "header":
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'header' was expected")
+        self.check_open()
         facts, seed = self._facts(message.header, link.peer), message.header.seed
         threading.Thread(target=self._store, args=(link, facts, seed), name="store model", daemon=True).start()
         return link.session, link.outgoing()
@@ -107,7 +127,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         check_id(model, "model", owner)
         self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
         self.loads.drop(model)
-        log.info("%s: %s has removed model %s", self.name, owner, model)
+        event("model_removed", self.name, owner=owner, model=model)
 
     def _store(self, link: Link, facts: StoredModel, seed: bytes) -> None:
         session = link.session
@@ -120,6 +140,7 @@ class ComputePartyServer(RoleServer[PartySession]):
                 incoming.discard()
                 raise
             session.end()
+            event("model_stored", self.name, owner=facts.owner, model=facts.model, name=facts.name, weights=count)
             link.send(wire.StoreMessage(receipt=wire.ModelReceipt(model=facts.model, weights=count)))
         except OSError as error:
             reason = (error.strerror or "error").lower()
@@ -210,6 +231,5 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
 
     def RemoveModel(self, request: wire.RemoveRequest, context: Any) -> wire.RemoveReceipt:
         party = self._party
-        party.admit_call(context, party.permissions.may_store)
-        party.admit_call(context, lambda name: party.remove_model(name, request.model))
+        party.admit_call(context, party.permissions.may_store, lambda name: party.remove_model(name, request.model))
         return wire.RemoveReceipt(model=request.model)

@@ -21,27 +21,32 @@ from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
+from parties.admission import Admission, Ticket
 from parties.config import RoleConfig
-from parties.failures import SessionFinished, log, public
+from parties.events import event
+from parties.failures import SessionFinished, public
 from parties.link import Link, Message, Session
-from parties.loads import Loads
 from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
 from parties.program import DECODER, Program, make_suite, plan_of
-from parties.server import RoleServer
+from parties.server import RoleServer, ServedSession
 from parties.tape_stream import TapeOutlet
 from protocols.suite import OutputShare
 
 
-class DealerSession(Session):
+class DealerSession(ServedSession):
     """One session at the dealer. It is the `Endpoint` of the generation program as well."""
 
-    def __init__(self, server: DealerServer, id: str, manifest: Manifest, architecture: Architecture, first: str) -> None:
+    def __init__(
+        self, server: DealerServer, id: str, manifest: Manifest, architecture: Architecture, first: str, ticket: Ticket
+    ) -> None:
         super().__init__(id, server.name)
         self.server = server
+        self.ticket = ticket
         self.manifest = manifest
         self.architecture = architecture
         self.plan = plan_of(manifest, architecture)
         self._first = first
+        self.ledger = Ledger()
         self._joined = threading.Condition()
         self._outlets: dict[str, TapeOutlet] = {}
         self._loads: dict[str, list[str]] = {}
@@ -72,12 +77,17 @@ class DealerSession(Session):
         with self._joined:
             self._joined.notify_all()
             outlets = list(self._outlets.values())
+        self.server.wake()
         for outlet in outlets:
             outlet.wake()
 
     def _main(self) -> None:
+        began = time.perf_counter()
         try:
             self._wait_for_parties()
+            self.step = "waiting for its turn"
+            self.server.admission.wait(self.ticket, self.check)
+            self.server.loads.claim(self.manifest.load_key(), self, self.check, lambda: None)
             with torch.no_grad():
                 self._deal()
             for outlet in self._outlets.values():
@@ -92,8 +102,19 @@ class DealerSession(Session):
             self.end()
             for outlet in self._outlets.values():
                 outlet.close()
-            self.server.sessions.remove(self)
-        log.info("%s: session %s ended: %s", self.role, self.id, self.error or "dealt")
+            self.server.release(self)
+        problem = None if self.finished else self.error
+        event(
+            "session_ended",
+            self.role,
+            session=self.id,
+            outcome="complete" if problem is None else problem.code,
+            error=None if problem is None else str(problem),
+            step=None if problem is None else self.step,
+            seconds=time.perf_counter() - began,
+            queue_seconds=self.ticket.waited,
+            tape_bytes=self.ledger.total().offline_bytes,
+        )
 
     def _wait_for_parties(self) -> None:
         seconds = self.server.config.connect_seconds
@@ -115,14 +136,14 @@ class DealerSession(Session):
         outlets = [self._outlets[name] for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
             outlet.start(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
-        ledger = Ledger()
         device = self.server.config.device
-        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), ledger, device)
+        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, device)
         suite = make_suite(self.manifest, tape, None, device)
         if weights is None:
             self.step = "dealing for the model's weights"
             weights = self.server.program.load(suite, self.architecture, lambda name: None)
             loads.put(load, key, weights)
+        loads.release(self)
         self.step = "dealing"
         self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
 
@@ -149,8 +170,13 @@ class DealerServer(RoleServer[DealerSession]):
 
     def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
         super().__init__(config, program)
-        self.loads = Loads(config.limits.max_loads)
         self._opening = threading.Lock()
+
+    def make_admission(self) -> Admission:
+        """The places for sessions. The dealer does not know whose sessions it deals for."""
+        limits = self.config.limits
+        everybody = (limits.max_sessions, limits.max_queued)
+        return Admission(self.name, *everybody, lambda client: everybody, self.config.queue_seconds)
 
     def register(self, server: grpc.Server) -> None:
         """Add the Dealer service."""
@@ -183,8 +209,23 @@ class DealerServer(RoleServer[DealerSession]):
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
         self.permissions.check_lengths(manifest)
         self.permissions.check_suite(manifest)
-        session = DealerSession(self, id, manifest, architecture, party)
-        self.sessions.add(session)
+        self.check_open()
+        ticket = self.admission.expect("")
+        try:
+            session = DealerSession(self, id, manifest, architecture, party, ticket)
+            self.sessions.add(session)
+        except BaseException:
+            self.admission.leave(ticket)
+            raise
+        event(
+            "session_opened",
+            self.name,
+            session=id,
+            suite=manifest.suite,
+            prompt_tokens=manifest.prompt_tokens,
+            new_tokens=manifest.new_tokens,
+            decoding=manifest.decoding,
+        )
         session.start()
         return session
 

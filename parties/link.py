@@ -104,6 +104,7 @@ class Link:
         self.inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue() if inbox is None else inbox
         self.last_heard = time.monotonic()
         self.waiting_since: float | None = None
+        self.room = INBOX_LIMIT
         self.stalled = False  # the reader waits for the inbox to be read
         self.error: MpcacheError | None = None
         self.closed = False
@@ -145,17 +146,20 @@ class Link:
         self.last_heard = time.monotonic()
         threading.Thread(target=self._read, args=(incoming,), name=f"read {self.peer}", daemon=True).start()
 
-    def receive(self) -> Message:
-        """The next message. Raises the session's error, or `PeerLost` after the end of the stream."""
-        message = self.receive_or_end()
+    def receive(self, patience: float = 0.0) -> Message:
+        """The next message. Raises the session's error, or `PeerLost` after the end of the stream.
+
+        patience: seconds that the peer may take on top of a step's.
+        """
+        message = self.receive_or_end(patience)
         if message is None:
             raise PeerLost(self.peer, self.session.step, "left the session early")
         return message
 
-    def receive_or_end(self) -> Message | None:
+    def receive_or_end(self, patience: float = 0.0) -> Message | None:
         """The next message, None after the end of the stream. Raises the session's error."""
         self.session.check()
-        self.waiting_since = time.monotonic()
+        self.waiting_since = time.monotonic() + patience
         _, message = self.inbox.get()
         self.waiting_since = None
         if message is None:
@@ -180,7 +184,7 @@ class Link:
                 if kind == "failure":
                     self._fail(from_failure(message.failure, self.peer))
                     return
-                if self.inbox.qsize() >= INBOX_LIMIT:
+                if self.inbox.qsize() >= self.room:
                     self._wait_for_room()
                 self.inbox.put((self, message))
             self.complete = True
@@ -192,8 +196,8 @@ class Link:
 
     def _wait_for_room(self) -> None:
         self.stalled = True
-        while self.inbox.qsize() >= INBOX_LIMIT and self.session.error is None and not self.session.ended:
-            time.sleep(0.002)
+        while self.inbox.qsize() >= self.room and self.session.error is None and not self.session.ended:
+            time.sleep(0.002 if self.room > 1 else 0.05)
         self.last_heard = time.monotonic()
         self.stalled = False
 

@@ -3,12 +3,17 @@
 A load has a random id. Dealer and parties may use a load again only if all of them hold the one of that id, for the same
 model, suite, precision and options: a mask never serves two weights and a weight's masked form never gets a second mask
 of the same load.
+
+Sessions of one key that start at once load once: each claims the key at every server, after its place there, and releases it
+when it is told that the weights are there, when it has loaded them, or when it ends. Claims are taken in the same order of
+servers as places (see `parties.admission`), so they cannot lock up either.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 Key = tuple[str, ...]
@@ -19,17 +24,22 @@ class Loads:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._held: OrderedDict[str, tuple[Key, dict[str, Any]]] = OrderedDict()
+        self._claims: dict[Key, object] = {}
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._held)
 
     def ids(self, key: Key) -> list[str]:
         """Ids of the loads with this key, the latest used last."""
-        with self._lock:
+        with self._changed:
             return [load for load, (held, _) in self._held.items() if held == key]
 
     def get(self, load: str, key: Key) -> dict[str, Any] | None:
         """The weights of a load, None when it is not held (any more) or has another key."""
-        with self._lock:
+        with self._changed:
             held = self._held.get(load)
             if held is None or held[0] != key:
                 return None
@@ -38,13 +48,37 @@ class Loads:
 
     def put(self, load: str, key: Key, weights: dict[str, Any]) -> None:
         """Keep the weights of a load that is complete."""
-        with self._lock:
+        with self._changed:
             self._held[load] = (key, weights)
             while len(self._held) > self._limit:
                 self._held.popitem(last=False)
 
     def drop(self, model: str) -> None:
         """Forget the loads of a model; sessions that use them keep them until they end."""
-        with self._lock:
+        with self._changed:
             for load in [load for load, (key, _) in self._held.items() if key[0] == model]:
                 del self._held[load]
+
+    # ---- one session at a time loads -----------------------------------------------------------------------------------
+    def claim(self, key: Key, owner: object, check: Callable[[], None], waiting: Callable[[], None]) -> None:
+        """Wait until nobody else may be loading this key. check() may raise to give up; waiting() is told of a wait."""
+        with self._changed:
+            if self._claims.get(key, owner) is not owner:
+                waiting()
+            while self._claims.get(key, owner) is not owner:
+                check()
+                self._changed.wait()
+            check()
+            self._claims[key] = owner
+
+    def release(self, owner: object) -> None:
+        """Let the next one claim; nothing if `owner` has no claim."""
+        with self._changed:
+            for key in [key for key, holder in self._claims.items() if holder is owner]:
+                del self._claims[key]
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let everybody who waits look whether to give up."""
+        with self._changed:
+            self._changed.notify_all()

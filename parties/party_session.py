@@ -19,14 +19,17 @@ from mpc.ring import reduce
 from mpc.tape import PartyTape
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
+from parties.admission import Ticket
 from parties.channel import GrpcChannel
 from parties.config import PeerAddress
 from parties.connection import connect
-from parties.failures import SessionFinished, log, public, to_failure
-from parties.link import Link, Session, finish_calls
+from parties.events import event
+from parties.failures import SessionFinished, public, to_failure
+from parties.link import INBOX_LIMIT, Link, finish_calls
 from parties.look_ahead import LookAhead, wanted
 from parties.manifest import Manifest, check_id, compare
 from parties.program import make_suite, plan_of
+from parties.server import ServedSession
 from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from parties.store import StoredModel
 from parties.tape_agreement import Dealt, Source, TapeAgreement, check_source
@@ -41,12 +44,13 @@ TAPE_BEAT = wire.TapeRequest(heartbeat=wire.Heartbeat())
 PROGRESS_SECONDS = 0.05
 
 
-class PartySession(Session):
+class PartySession(ServedSession):
     """A session of one client. It is the `Endpoint` of the generation program as well."""
 
-    def __init__(self, server: ComputePartyServer, id: str, manifest: Manifest, facts: StoredModel) -> None:
+    def __init__(self, server: ComputePartyServer, id: str, manifest: Manifest, facts: StoredModel, ticket: Ticket) -> None:
         super().__init__(id, server.name)
         self.server = server
+        self.ticket = ticket
         self.manifest = manifest
         self.facts = facts
         self.architecture = Architecture.from_json(facts.architecture)
@@ -59,6 +63,7 @@ class PartySession(Session):
         self._tape: Link | None = None
         self._channels: list[grpc.Channel] = []
         self._attached = threading.Condition()
+        self._placed = False  # this session has its place here and, at all parties that it dials, there
         self._progress_at = 0.0
         self._look_ahead: LookAhead | None = None
 
@@ -95,8 +100,27 @@ class PartySession(Session):
                 self.tapes.release()
             for link in self.links:
                 self.server.pulse.remove(link)
-            self.server.sessions.remove(self)
-        log.info("%s: session %s ended: %s", self.role, self.id, self.error or "complete")
+            self.server.release(self)
+        self._report(time.perf_counter() - began)
+
+    def _report(self, seconds: float) -> None:
+        error, total = None if self.finished else self.error, self.ledger.total()
+        event(
+            "session_ended",
+            self.role,
+            session=self.id,
+            client=self.client.peer,
+            outcome="complete" if error is None else error.code,
+            error=None if error is None else str(error),
+            step=None if error is None else self.step,
+            tokens=self.emitted,
+            seconds=seconds,
+            queue_seconds=self.ticket.waited,
+            rounds=total.rounds,
+            bytes_sent=total.bytes_sent,
+            bytes_received=total.bytes_received,
+            tape_bytes=total.offline_bytes,
+        )
 
     def _summarise(self, seconds: float) -> None:
         """Tell the client what the session cost; only totals per operation where the stages would be too many."""
@@ -113,6 +137,7 @@ class PartySession(Session):
         """Tell client, peers and dealer at once, even while this party computes."""
         with self._attached:
             self._attached.notify_all()
+        self.server.wake()
         if not self.finished:
             self._farewell()
 
@@ -147,11 +172,13 @@ class PartySession(Session):
             self.fail(error)
             raise
         link.move(self)
-        link.send(self._hello())
+        link.room = INBOX_LIMIT
         with self._attached:
             if index in self._peers:
                 raise WireError(f"{link.peer} dialled twice in one session")
             self._peers[index] = link
+            if self._placed:
+                link.send(self._hello())
             self._attached.notify_all()
 
     def _hello(self) -> wire.PeerMessage:
@@ -192,11 +219,30 @@ class PartySession(Session):
             link.start(call, call.cancel)
             self.server.pulse.add(link)
             self.step = f"greeting {peer.name}"
-            reply = link.receive()
+            reply = link.receive(self.server.config.queue_seconds)
             if reply.WhichOneof("content") != "hello" or reply.hello.session != self.id or reply.hello.name != peer.name:
                 raise WireError(f"{peer.name} did not answer a greeting with its own")
             compare(self.role, self.manifest, peer.name, Manifest.parse(reply.hello.manifest, peer.name))
             self._heard(peer.name, reply.hello)
+        self._take_place()
+        self._wait_for_peers()
+
+    def _take_place(self) -> None:
+        """Wait for this session's turn here, then let the parties before and after it know. See `parties.admission`."""
+        own, key = self.server.config.index, self.manifest.load_key()
+        self.server.admission.wait(self.ticket, self.check, lambda ahead: self.progress(f"queued, {ahead} ahead", 0, 0))
+        waiting = "waiting for another session to load the model"
+        self.server.loads.claim(key, self, self.check, lambda: self.progress(waiting, 0, 0))
+        self.client.room = INBOX_LIMIT  # so far next to nothing of what it sends was read
+        if self.tapes is not None and own == 0:
+            self.tapes.look_again()
+        with self._attached:
+            self._placed = True
+            for index, link in self._peers.items():
+                link.send(self._hello() if index > own else wire.PeerMessage(ready=wire.Ready()))
+
+    def _wait_for_peers(self) -> None:
+        own = self.server.config.index
         limit = time.monotonic() + self.server.config.connect_seconds
         with self._attached:
             while len(self._peers) < len(self.manifest.parties) - 1:
@@ -207,6 +253,12 @@ class PartySession(Session):
                     seconds = self.server.config.connect_seconds
                     raise PeerLost(missing[0], "connecting", f"did not connect to {self.role} within {seconds:g} s")
                 self._attached.wait(left)
+        for index in range(own + 1, len(self.manifest.parties)):
+            link = self._peers[index]
+            self.progress(f"waiting for {link.peer}", 0, 0)
+            message = link.receive(self.server.config.queue_seconds)
+            if message.WhichOneof("content") != "ready":
+                raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
 
     def _streamed(self) -> Dealt:
         """What the running dealer deals for this session."""
@@ -226,7 +278,7 @@ class PartySession(Session):
         link.start(call, call.cancel)
         self.server.pulse.add(link)
         self.step = f"waiting for {dealer.name} to deal"
-        message = link.receive()
+        message = link.receive(self.server.config.queue_seconds)
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
@@ -248,6 +300,8 @@ class PartySession(Session):
             return PartyTape(source.seed, last, source.read, self.ledger, config.device)
 
         tape, weights = tape_of(dealt.session), dealt.weights
+        if weights is not None:
+            self.server.loads.release(self)
         suite = make_suite(manifest, tape, channel, config.device)
         if weights is None:
             loading = suite
@@ -289,6 +343,7 @@ class PartySession(Session):
         weights = self.server.program.load(suite, self.architecture, share)
         self.progress("model load", total, total)
         self.server.loads.put(load, self.manifest.load_key(), weights)
+        self.server.loads.release(self)
         return weights
 
     def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:

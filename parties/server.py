@@ -14,39 +14,48 @@ import grpc
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
 from parties import wire_pb2 as wire
+from parties.admission import Admission, Ticket
 from parties.certificates import Identity
 from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
-from parties.failures import Busy, log, public
+from parties.events import event, refused
+from parties.failures import public
 from parties.link import Link, Message, Pulse, Session
 from parties.live_identity import LiveIdentity
+from parties.loads import Loads
 from parties.manifest import PROTOCOL_VERSION, package_version
 from parties.permissions import Permissions
 from parties.program import DECODER, Program, preload
 
-S = TypeVar("S", bound=Session)
 REMEMBERED = 1024
+LOOK_SECONDS = 0.25
+
+
+class ServedSession(Session):
+    """A session at a server. ticket: its place there."""
+
+    ticket: Ticket
+
+
+S = TypeVar("S", bound=ServedSession)
 
 
 class Sessions(Generic[S]):
-    """The sessions of a server: at most `limit` at a time, and no id twice."""
+    """The sessions of a server, those that wait for their turn as well; no id twice."""
 
-    def __init__(self, limit: int, name: str) -> None:
-        self._limit = limit
+    def __init__(self, name: str) -> None:
         self._name = name
         self._changed = threading.Condition()
         self._live: dict[str, S] = {}
         self._over: OrderedDict[str, MpcacheError | None] = OrderedDict()
 
     def add(self, session: S) -> None:
-        """Register a session. Raises `Busy`, the error that ended the session of this id, or `WireError` if it is used."""
+        """Register a session. Raises the error that ended the session of this id, or `WireError` if it is used."""
         with self._changed:
             if (error := self._over.get(session.id)) is not None:
                 raise error
             if session.id in self._live or session.id in self._over:
                 raise WireError(f"session {session.id} was opened at {self._name} before: every session needs a new id")
-            if len(self._live) >= self._limit:
-                raise Busy(f"{self._name} is busy: it serves {self._limit} sessions at a time; try again later")
             self._live[session.id] = session
             self._changed.notify_all()
 
@@ -59,18 +68,24 @@ class Sessions(Generic[S]):
                     self._over.popitem(last=False)
             self._changed.notify_all()
 
-    def wait_for(self, id: str, seconds: float) -> S | None:
+    def wait_for(self, id: str, seconds: float, check: Callable[[], None] = lambda: None) -> S | None:
         """The live session `id`, waiting for it to be opened; None after `seconds` or when it is over.
 
-        Raises the error that ended it.
+        check() is called now and then and may raise to give up. Raises the error that ended it.
         """
         limit = time.monotonic() + seconds
         with self._changed:
             while id not in self._live and id not in self._over and (left := limit - time.monotonic()) > 0:
-                self._changed.wait(left)
+                check()
+                self._changed.wait(min(left, LOOK_SECONDS))
             if (error := self._over.get(id)) is not None:
                 raise error
             return self._live.get(id)
+
+    def ended_by(self, error: MpcacheError) -> bool:
+        """Whether this very error ended some session, which reports it."""
+        with self._changed:
+            return any(s.error is error for s in self._live.values()) or any(e is error for e in self._over.values())
 
     def all(self) -> list[S]:
         """All live sessions."""
@@ -95,9 +110,14 @@ class RoleServer(ABC, Generic[S]):
         self.version = package_version()
         self.credentials = LiveIdentity(config.certificates, config.name)
         self.permissions = Permissions(config)
-        self.sessions: Sessions[S] = Sessions(config.limits.max_sessions, config.name)
+        self.sessions: Sessions[S] = Sessions(config.name)
+        self.admission = self.make_admission()
+        self.loads = Loads(config.limits.max_loads)
+        self.draining = False
         self.address = ""
         self.pulse: Pulse
+        self._calls = 0  # streams that are open
+        self._idle = threading.Condition()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
 
@@ -110,11 +130,35 @@ class RoleServer(ABC, Generic[S]):
     def register(self, server: grpc.Server) -> None:
         """Add the role's service to the gRPC server."""
 
+    def make_admission(self) -> Admission:
+        """The places for sessions."""
+        limits = self.config.limits
+        return Admission(
+            self.name, limits.max_sessions, limits.max_queued, self.permissions.sessions, self.config.queue_seconds
+        )
+
+    def check_open(self) -> None:
+        """Raise `PeerLost`, naming this server, when it takes no more sessions."""
+        if self.draining:
+            raise PeerLost(self.name, "opening the session", "is shutting down")
+
+    def release(self, session: S) -> None:
+        """A session is over: its place is free."""
+        self.sessions.remove(session)
+        self.loads.release(session)
+        self.admission.leave(session.ticket)
+
+    def wake(self) -> None:
+        """A session has failed: let its thread see that, wherever it waits."""
+        self.admission.wake()
+        self.loads.wake()
+
     def start(self) -> None:
         """Listen and serve in the background."""
         assert self.config.listen is not None
         preload()
-        calls = self.config.limits.max_sessions * (len(self.config.parties) + 1) + 16
+        limits = self.config.limits
+        calls = (2 * limits.max_sessions + limits.max_queued) * (len(self.config.parties) + 1) + 16
         self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
         try:
             self._server, self._threads, port = start_server(self.credentials, self.config.listen, self.register, calls)
@@ -124,17 +168,33 @@ class RoleServer(ABC, Generic[S]):
         self.credentials.watch()
         host, _ = split_address(self.config.listen, listening=True)
         self.address = f"{host}:{port}"
-        log.info("%s (%s) listens at %s", self.name, self.role, self.address)
+        event("listening", self.name, role=self.role, address=self.address, version=self.version)
 
     def wait(self) -> None:
         """Block until the server is stopped."""
         if self._server is not None:
             self._server.wait_for_termination()
 
+    def drain(self, seconds: float) -> bool:
+        """Take no more sessions, end those that wait for their turn, and let the others end. False if some did not in time.
+
+        Models that are being stored count as sessions.
+        """
+        self.draining = True
+        if self._server is None:
+            return True
+        event("draining", self.name, running=self.admission.count("running"), grace_seconds=seconds)
+        for session in self.sessions.all():
+            if session.ticket.state != "running":
+                session.fail(PeerLost(self.name, session.step, "is shutting down"))
+        with self._idle:
+            return self._idle.wait_for(lambda: self._calls == 0, seconds)
+
     def stop(self, grace: float = 1.0) -> None:
         """End all sessions with an error that says so, and free port and threads."""
         if self._server is None or self._threads is None:
             return
+        self.draining = True
         for session in self.sessions.all():
             session.fail(PeerLost(self.name, session.step, "is shutting down"))
         limit = time.monotonic() + grace
@@ -145,17 +205,28 @@ class RoleServer(ABC, Generic[S]):
         self.pulse.stop()
         self.credentials.stop()
         self._server = None
+        event("stopped", self.name)
 
-    def admit_call(self, context: Any, authorise: Callable[[str], None]) -> str:
-        """The caller's name; ends the call with a typed status, and logs it, when authorise(name) refuses."""
+    def admit_call(
+        self, context: Any, authorise: Callable[[str], None], act: Callable[[str], None] = lambda name: None
+    ) -> str:
+        """The caller's name, after act(name); ends the call with a typed status, and logs it, when one of both raises."""
+        name = "unknown"
         try:
             name = caller(context)
             authorise(name)
-        except MpcacheError as error:
-            log.info("%s: %s", self.name, error)
+            act(name)
+        except Exception as problem:
+            error = public(problem, self.name)
+            self._refused(name, authorise, error)
             abort_if_alive(context, error)
-            raise
+            raise error from None
         return name
+
+    def _refused(self, name: str, authorise: Callable[[str], None], error: MpcacheError) -> None:
+        """Log a call that came to nothing, unless some session's end says the same."""
+        if not self.sessions.ended_by(error):
+            refused(self.name, name, authorise.__name__.removeprefix("may_"), error)
 
     def serve(
         self,
@@ -171,11 +242,16 @@ class RoleServer(ABC, Generic[S]):
         what is to be sent. When the session fails, the call ends with its error as typed status.
         """
         link: Link | None = None
+        session: Session | None = None
         error: MpcacheError | None = None
+        name = "unknown"
+        with self._idle:
+            self._calls += 1
         try:
             name = caller(context)
             authorise(name)
             link = Link(Session("", self.name), name, beat)
+            link.room = 1  # until it is accepted
             context.add_callback(link.over)
             link.start(requests, context.cancel)
             self.pulse.add(link)
@@ -191,8 +267,12 @@ class RoleServer(ABC, Generic[S]):
             if link is not None:
                 self.pulse.remove(link)
                 link.closed = True
+            with self._idle:
+                self._calls -= 1
+                self._idle.notify_all()
         if error is not None:
-            log.info("%s: %s", self.name, error)
+            if session is None or not session.id:
+                self._refused(name, authorise, error)
             abort_if_alive(context, error)
 
     def describe(self, models: list[wire.HeldModel]) -> wire.Description:

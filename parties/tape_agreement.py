@@ -58,6 +58,10 @@ class TapeAgreement:
         self._theirs: dict[str, set[str]] = {}
         self._taken: Taken | None = None
 
+    def look_again(self) -> None:
+        """The session waited for its turn: other sessions may have used tapes. Raises `TapeError` when none is left."""
+        self._offers = self._store.offers(self._session.manifest, self._held)
+
     def greet(self, hello: wire.Hello) -> None:
         """Put what this party has into a greeting."""
         hello.tape_files = True

@@ -188,6 +188,10 @@ class TapeGo(_message.Message):
     fresh: bool
     def __init__(self, fresh: _Optional[bool] = ...) -> None: ...
 
+class Ready(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Frame(_message.Message):
     __slots__ = ("sequence", "size", "payload")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -199,7 +203,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go")
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +212,7 @@ class PeerMessage(_message.Message):
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     GO_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     hello: Hello
     heartbeat: Heartbeat
@@ -216,7 +221,8 @@ class PeerMessage(_message.Message):
     choice: TapeChoice
     taken: TapeTaken
     go: TapeGo
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ...) -> None: ...
+    ready: Ready
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
     __slots__ = ("session", "manifest", "architecture", "loads")

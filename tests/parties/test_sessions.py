@@ -224,7 +224,7 @@ def test_unknown_model(two: Running) -> None:
 
 def test_limits(tmp_path: Path, checkpoint: Path) -> None:
     toy = Toy()
-    settings = {"limits": {"max_sessions": 1, "max_prompt_tokens": 4, "max_new_tokens": 50}}
+    settings = {"limits": {"max_sessions": 1, "max_queued": 0, "max_prompt_tokens": 4, "max_new_tokens": 50}}
     with Deployment(tmp_path, 2, toy.program, **settings) as deployment:
         model = deployment.share(checkpoint)
         client = deployment.client()
