@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Protocol
 
-from launch import supervision
+from launch import logs, supervision
 from launch.console import err
 from launch.options import check_device
 from launch.signals import Terminated
@@ -23,6 +22,8 @@ class Server(Protocol):
 
     def wait(self) -> None: ...
 
+    def drain(self, seconds: float) -> bool: ...
+
     def stop(self) -> None: ...
 
 
@@ -36,9 +37,8 @@ def load_role(path: Path, role: Role) -> RoleConfig:
 
 
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
-    """Run until SIGTERM (then end in good order) or Ctrl-C."""
-    level = logging.WARNING if supervised else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C."""
+    logs.configure(config.log_format, "warning" if supervised else config.log_level)
     try:
         server.start()
         if supervised:
@@ -47,6 +47,6 @@ def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
             err.print(f"{config.name} ({config.role}) serves at {server.address}; Ctrl-C ends it")
         server.wait()
     except Terminated:
-        pass
+        server.drain(config.grace_seconds)  # a second signal ends it at once
     finally:
         server.stop()

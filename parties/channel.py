@@ -22,6 +22,8 @@ class GrpcChannel(Channel):
     def __init__(self, party: int, names: Sequence[str], links: Mapping[int, Link], ledger: Ledger | None = None) -> None:
         super().__init__(party, names, ledger)
         self._links = dict(links)
+        self.sent_bytes = dict.fromkeys(links, 0)  # payload, by peer
+        self.received_bytes = dict.fromkeys(links, 0)
         self._sent = dict.fromkeys(links, 0)
         self._received = dict.fromkeys(links, 0)
 
@@ -34,6 +36,7 @@ class GrpcChannel(Channel):
             link.send(wire.PeerMessage(frame=wire.Frame(sequence=sequence, size=size, payload=piece)))
             sequence += 1
         self._sent[peer] = sequence
+        self.sent_bytes[peer] += size
 
     def receive(self, peer: int, size: int) -> bytes:
         """The next message of `peer`. Raises the session's error, `PeerLost` or `WireError`."""
@@ -62,4 +65,5 @@ class GrpcChannel(Channel):
         if not payload or got + len(payload) > size:
             raise WireError(f"{name} sent {len(payload)} bytes in a frame where 1 to {size - got} were expected")
         self._received[peer] += 1
+        self.received_bytes[peer] += len(payload)
         return payload

@@ -34,6 +34,7 @@ class ComputePartyServer(RoleServer[PartySession]):
     """A compute party as a server; see `RoleServer`."""
 
     role = "party"
+    service = "mpcache.ComputeParty"
 
     def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
         super().__init__(config, program)
@@ -43,6 +44,9 @@ class ComputePartyServer(RoleServer[PartySession]):
         if config.tapes is not None and config.dealer is not None:
             dealer = config.dealer.name
             self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity.authority)
+
+        self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
+        self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)
 
     def start(self) -> None:
         """Listen and serve in the background; logs what tapes there are."""

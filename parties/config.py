@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
 from parties.grants import ClientGrant, Clients, OwnerGrant, Owners, checked_suites
+from parties.monitoring import Listener, Telemetry
 
 Role = Literal["party", "dealer", "client", "model-owner"]
 # Roles that use a key; a key without one of these is for all of them.
@@ -122,6 +123,29 @@ class RoleConfig(BaseModel):
         description="How long running sessions may go on after SIGTERM, before they end with an error.",
         json_schema_extra=SERVERS,
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Logs on standard error, one event a line: text or json.", json_schema_extra=SERVERS
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged: debug, info, warning or error.", json_schema_extra=SERVERS
+    )
+    metrics: Listener | None = Field(
+        default=None,
+        description="Serve Prometheus metrics over HTTP: {port: 9464}, at 127.0.0.1 unless a host is given.",
+        json_schema_extra=SERVERS,
+    )
+    health_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of 127.0.0.1 that answers the gRPC health protocol without TLS, for probes.",
+        json_schema_extra=SERVERS,
+    )
+    telemetry: Telemetry | None = Field(
+        default=None,
+        description='Send OpenTelemetry traces: {endpoint: "http://127.0.0.1:4318/v1/traces"}.',
+        json_schema_extra=SERVERS,
+    )
     limits: Limits = Field(default=Limits(), description="What this server grants a client.", json_schema_extra=SERVERS)
 
     @field_validator("suites")
@@ -199,6 +223,8 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
         "dealer": PeerAddress,
         "clients": ClientGrant,
         "model_owners": OwnerGrant,
+        "metrics": Listener,
+        "telemetry": Telemetry,
     }
     model = nested.get(str(location[0]), RoleConfig) if len(location) > 1 else RoleConfig
     return list(model.model_fields)

@@ -42,6 +42,9 @@ class DealerSession(ServedSession):
         super().__init__(id, server.name)
         self.server = server
         self.ticket = ticket
+        self.trace = server.traces.session(
+            id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
+        )
         self.manifest = manifest
         self.architecture = architecture
         self.plan = plan_of(manifest, architecture)
@@ -84,10 +87,13 @@ class DealerSession(ServedSession):
     def _main(self) -> None:
         began = time.perf_counter()
         try:
+            self.trace.stage("connect")
             self._wait_for_parties()
             self.step = "waiting for its turn"
+            self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
             self.server.loads.claim(self.manifest.load_key(), self, self.check, lambda: None)
+            self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
             for outlet in self._outlets.values():
@@ -103,18 +109,7 @@ class DealerSession(ServedSession):
             for outlet in self._outlets.values():
                 outlet.close()
             self.server.release(self)
-        problem = None if self.finished else self.error
-        event(
-            "session_ended",
-            self.role,
-            session=self.id,
-            outcome="complete" if problem is None else problem.code,
-            error=None if problem is None else str(problem),
-            step=None if problem is None else self.step,
-            seconds=time.perf_counter() - began,
-            queue_seconds=self.ticket.waited,
-            tape_bytes=self.ledger.total().offline_bytes,
-        )
+        self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
 
     def _wait_for_parties(self) -> None:
         seconds = self.server.config.connect_seconds
@@ -141,6 +136,7 @@ class DealerSession(ServedSession):
         suite = make_suite(self.manifest, tape, None, device)
         if weights is None:
             self.step = "dealing for the model's weights"
+            self.server.metrics.get("mpcache_model_loads_total").inc()
             weights = self.server.program.load(suite, self.architecture, lambda name: None)
             loads.put(load, key, weights)
         loads.release(self)
@@ -167,6 +163,7 @@ class DealerServer(RoleServer[DealerSession]):
     """The dealer as a server; see `RoleServer`."""
 
     role = "dealer"
+    service = "mpcache.Dealer"
 
     def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
         super().__init__(config, program)

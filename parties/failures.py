@@ -61,6 +61,7 @@ _PLAIN: dict[str, type[errors.MpcacheError]] = {
     )
 }
 _PEER: dict[str, type[errors.PeerError]] = {cls.code: cls for cls in (errors.PeerError, errors.PeerLost, errors.PeerSilent)}
+CODES = frozenset({*_PLAIN, *_PEER, errors.MpcacheError.code, SessionFinished.code, "complete"})  # how a session may end
 _STATUS = {
     "configuration": grpc.StatusCode.INVALID_ARGUMENT,
     "range": grpc.StatusCode.INVALID_ARGUMENT,

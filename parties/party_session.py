@@ -23,7 +23,6 @@ from parties.admission import Ticket
 from parties.channel import GrpcChannel
 from parties.config import PeerAddress
 from parties.connection import connect
-from parties.events import event
 from parties.failures import SessionFinished, public, to_failure
 from parties.link import INBOX_LIMIT, Link, finish_calls
 from parties.look_ahead import LookAhead, wanted
@@ -51,6 +50,9 @@ class PartySession(ServedSession):
         super().__init__(id, server.name)
         self.server = server
         self.ticket = ticket
+        self.trace = server.traces.session(
+            id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
+        )
         self.manifest = manifest
         self.facts = facts
         self.architecture = Architecture.from_json(facts.architecture)
@@ -65,6 +67,8 @@ class PartySession(ServedSession):
         self._attached = threading.Condition()
         self._placed = False  # this session has its place here and, at all parties that it dials, there
         self._progress_at = 0.0
+        self._channel: GrpcChannel | None = None
+        self._emitted_at = 0.0
         self._look_ahead: LookAhead | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -101,21 +105,23 @@ class PartySession(ServedSession):
             for link in self.links:
                 self.server.pulse.remove(link)
             self.server.release(self)
-        self._report(time.perf_counter() - began)
+        self._report(began)
 
-    def _report(self, seconds: float) -> None:
-        error, total = None if self.finished else self.error, self.ledger.total()
-        event(
-            "session_ended",
-            self.role,
-            session=self.id,
-            client=self.client.peer,
-            outcome="complete" if error is None else error.code,
-            error=None if error is None else str(error),
-            step=None if error is None else self.step,
+    def _report(self, began: float) -> None:
+        """Log and count what the session was. All of it is public to the parties."""
+        total, get, client = self.ledger.total(), self.server.metrics.get, self.client.peer
+        get("mpcache_prompt_tokens_total", client=client).inc(self.manifest.prompt_tokens)
+        get("mpcache_rounds_total").inc(total.rounds)
+        if self._channel is not None:
+            for peer, count in self._channel.sent_bytes.items():
+                get("mpcache_sent_bytes_total", peer=self.manifest.parties[peer]).inc(count)
+            for peer, count in self._channel.received_bytes.items():
+                get("mpcache_received_bytes_total", peer=self.manifest.parties[peer]).inc(count)
+        self.server.report(
+            self,
+            began,
+            client,
             tokens=self.emitted,
-            seconds=seconds,
-            queue_seconds=self.ticket.waited,
             rounds=total.rounds,
             bytes_sent=total.bytes_sent,
             bytes_received=total.bytes_received,
@@ -208,6 +214,7 @@ class PartySession(ServedSession):
 
     def _connect_peers(self) -> None:
         own = self.server.config.index
+        self.trace.stage("connect")
         for index in range(own):
             peer = self.server.config.parties[index]
             stub = services.ComputePartyStub(self._dial(peer))
@@ -230,9 +237,12 @@ class PartySession(ServedSession):
     def _take_place(self) -> None:
         """Wait for this session's turn here, then let the parties before and after it know. See `parties.admission`."""
         own, key = self.server.config.index, self.manifest.load_key()
+        self.trace.stage("queue")
         self.server.admission.wait(self.ticket, self.check, lambda ahead: self.progress(f"queued, {ahead} ahead", 0, 0))
         waiting = "waiting for another session to load the model"
         self.server.loads.claim(key, self, self.check, lambda: self.progress(waiting, 0, 0))
+        self._emitted_at = time.perf_counter()
+        self.trace.stage("agree")
         self.client.room = INBOX_LIMIT  # so far next to nothing of what it sends was read
         if self.tapes is not None and own == 0:
             self.tapes.look_again()
@@ -292,8 +302,9 @@ class PartySession(ServedSession):
     def _compute(self) -> None:
         config, manifest = self.server.config, self.manifest
         self._connect_peers()
+        self.trace.stage("tape")
         dealt = self._streamed() if self.tapes is None else self.tapes.agree(self._peers)
-        channel = GrpcChannel(config.index, manifest.parties, self._peers, self.ledger)
+        channel = self._channel = GrpcChannel(config.index, manifest.parties, self._peers, self.ledger)
         last = config.index == channel.parties - 1
 
         def tape_of(source: Source) -> PartyTape:
@@ -304,6 +315,8 @@ class PartySession(ServedSession):
             self.server.loads.release(self)
         suite = make_suite(manifest, tape, channel, config.device)
         if weights is None:
+            self.trace.stage("load")
+            self.server.metrics.get("mpcache_model_loads_total").inc()
             loading = suite
             if dealt.loading is not None:
                 loading = make_suite(manifest, tape_of(dealt.loading), channel, config.device)
@@ -313,12 +326,14 @@ class PartySession(ServedSession):
             suite = self._look_ahead.start(channel)
         vocabulary = self.architecture.vocabulary
         self.step = "receiving the prompt's shares"
+        self.trace.stage("prompt")
         prompt = self._take("prompt", 0, (manifest.prompt_tokens, vocabulary))
         noise = None
         if manifest.decoding == "sample":
             self.step = "receiving the noise's shares"
             noise = self._take("noise", 0, (manifest.new_tokens, vocabulary))
         self.step = "prefill"
+        self.trace.stage("prefill")
         self.server.program.run(suite, self.architecture, weights, self.plan, prompt, noise, self)
 
     def _load(self, suite: Suite, load: str) -> dict[str, object]:
@@ -381,6 +396,12 @@ class PartySession(ServedSession):
         for piece in chunked(data):
             self.client.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
         self.emitted = step + 1
+        now, metric = time.perf_counter(), "mpcache_token_seconds" if step else "mpcache_first_token_seconds"
+        self.server.metrics.get(metric, suite=self.manifest.suite).observe(now - self._emitted_at)
+        self.server.metrics.get("mpcache_tokens_total", client=self.client.peer).inc()
+        self._emitted_at = now
+        if step == 0:
+            self.trace.stage("decode")
         return True
 
     def next_token(self, step: int) -> Tensor:

@@ -20,21 +20,26 @@ from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
 from parties.events import event, refused
 from parties.failures import public
+from parties.health import Health
 from parties.link import Link, Message, Pulse, Session
 from parties.live_identity import LiveIdentity
 from parties.loads import Loads
-from parties.manifest import PROTOCOL_VERSION, package_version
+from parties.manifest import PROTOCOL_VERSION, Manifest, package_version
+from parties.metrics import Metrics
 from parties.permissions import Permissions
 from parties.program import DECODER, Program, preload
+from parties.traces import SessionTrace, Traces
 
 REMEMBERED = 1024
 LOOK_SECONDS = 0.25
 
 
 class ServedSession(Session):
-    """A session at a server. ticket: its place there."""
+    """A session at a server. ticket: its place there; trace: its spans."""
 
+    manifest: Manifest
     ticket: Ticket
+    trace: SessionTrace
 
 
 S = TypeVar("S", bound=ServedSession)
@@ -100,6 +105,7 @@ class RoleServer(ABC, Generic[S]):
     """
 
     role: Role
+    service: str  # of the wire definition
 
     def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
         if config.role != self.role:
@@ -114,7 +120,10 @@ class RoleServer(ABC, Generic[S]):
         self.admission = self.make_admission()
         self.loads = Loads(config.limits.max_loads)
         self.draining = False
-        self.address = ""
+        self.traces = Traces(config.telemetry, config.name, config.role, self.version)
+        self.metrics = Metrics(self)
+        self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
+        self.address = self.metrics_address = self.health_address = ""
         self.pulse: Pulse
         self._calls = 0  # streams that are open
         self._idle = threading.Condition()
@@ -142,6 +151,29 @@ class RoleServer(ABC, Generic[S]):
         if self.draining:
             raise PeerLost(self.name, "opening the session", "is shutting down")
 
+    def report(self, session: S, began: float, client: str | None = None, **facts: Any) -> None:
+        """Log and count a session that is over. began: by `time.perf_counter`. client: None at the dealer."""
+        error, suite = None if session.finished else session.error, session.manifest.suite
+        outcome, seconds = "complete" if error is None else error.code, time.perf_counter() - began - session.ticket.waited
+        event(
+            "session_ended",
+            self.name,
+            session=session.id,
+            client=client,
+            outcome=outcome,
+            error=None if error is None else str(error),
+            step=None if error is None else session.step,
+            seconds=seconds,
+            queue_seconds=session.ticket.waited,
+            **facts,
+        )
+        get = self.metrics.get
+        get("mpcache_sessions_ended_total", client=client or "", suite=suite, outcome=outcome).inc()
+        get("mpcache_queue_seconds").observe(session.ticket.waited)
+        get("mpcache_session_seconds", suite=suite).observe(seconds)
+        get("mpcache_tape_bytes_total").inc(facts["tape_bytes"])
+        session.trace.end(outcome, **facts)
+
     def release(self, session: S) -> None:
         """A session is over: its place is free."""
         self.sessions.remove(session)
@@ -161,14 +193,37 @@ class RoleServer(ABC, Generic[S]):
         calls = (2 * limits.max_sessions + limits.max_queued) * (len(self.config.parties) + 1) + 16
         self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
         try:
-            self._server, self._threads, port = start_server(self.credentials, self.config.listen, self.register, calls)
+            if self.config.metrics is not None:
+                self.metrics_address = self.metrics.listen(self.config.metrics)
+            if self.config.health_port is not None:
+                self.health_address = self.health.listen(self.config.health_port)
+            self._server, self._threads, port = start_server(self.credentials, self.config.listen, self._register_all, calls)
         except BaseException:
+            self._close_monitoring()
             self.pulse.stop()
             raise
         self.credentials.watch()
         host, _ = split_address(self.config.listen, listening=True)
         self.address = f"{host}:{port}"
-        event("listening", self.name, role=self.role, address=self.address, version=self.version)
+        self.health.set(True)
+        event(
+            "listening",
+            self.name,
+            role=self.role,
+            address=self.address,
+            version=self.version,
+            metrics=self.metrics_address or None,
+            health=self.health_address or None,
+        )
+
+    def _register_all(self, server: grpc.Server) -> None:
+        self.register(server)
+        self.health.register(server)
+
+    def _close_monitoring(self) -> None:
+        self.metrics.stop()
+        self.health.stop()
+        self.traces.stop()
 
     def wait(self) -> None:
         """Block until the server is stopped."""
@@ -181,6 +236,7 @@ class RoleServer(ABC, Generic[S]):
         Models that are being stored count as sessions.
         """
         self.draining = True
+        self.health.set(False)
         if self._server is None:
             return True
         event("draining", self.name, running=self.admission.count("running"), grace_seconds=seconds)
@@ -195,6 +251,7 @@ class RoleServer(ABC, Generic[S]):
         if self._server is None or self._threads is None:
             return
         self.draining = True
+        self.health.set(False)
         for session in self.sessions.all():
             session.fail(PeerLost(self.name, session.step, "is shutting down"))
         limit = time.monotonic() + grace
@@ -204,6 +261,7 @@ class RoleServer(ABC, Generic[S]):
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.pulse.stop()
         self.credentials.stop()
+        self._close_monitoring()
         self._server = None
         event("stopped", self.name)
 
@@ -225,8 +283,10 @@ class RoleServer(ABC, Generic[S]):
 
     def _refused(self, name: str, authorise: Callable[[str], None], error: MpcacheError) -> None:
         """Log a call that came to nothing, unless some session's end says the same."""
+        call = authorise.__name__.removeprefix("may_")
         if not self.sessions.ended_by(error):
-            refused(self.name, name, authorise.__name__.removeprefix("may_"), error)
+            refused(self.name, name, call, error)
+            self.metrics.get("mpcache_calls_refused_total", call=call, code=error.code).inc()
 
     def serve(
         self,

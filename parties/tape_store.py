@@ -12,13 +12,14 @@ when the last session of its deal is over.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpc.errors import EnvironmentProblem, TapeError
+from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
 from parties.failures import log
 from parties.manifest import ID_PATTERN, Manifest, ProgramFacts
 from parties.tape_file import OpenTape, TapeFile, destroy
@@ -26,6 +27,7 @@ from parties.tape_header import TapeHeader
 from parties.tape_journal import Journal, Records
 
 OFFERED = 4096  # most tapes that are named in a greeting
+COUNT_SECONDS = 30.0
 LENGTHS = ("prompt_tokens", "new_tokens")
 
 
@@ -66,6 +68,7 @@ class TapeStore:
             raise EnvironmentProblem(
                 f"tape folder {root} cannot be used ({error.strerror}): choose another folder in 'tapes'"
             ) from None
+        self._counted, self._counted_until = 0, 0.0
         self._journal = Journal(root / "journal", name)
         with self._journal.locked() as records:
             for folder, tape in self._found():
@@ -121,6 +124,19 @@ class TapeStore:
         kinds = Counter(f"{describe(h.program)} ({h.program.decoding}, suite {h.program.suite})" for h in good)
         lines = [f"{count} for {kind}" for kind, count in kinds.items()] or ["none"]
         return [*lines, *(f"refused: {reason}" for reason in refused)]
+
+    def count(self) -> int:
+        """How many unused tapes there are. What is in the folder is looked at once in `COUNT_SECONDS` at most."""
+        now = time.monotonic()
+        if now >= self._counted_until:
+            self._counted_until = now + COUNT_SECONDS
+            try:
+                with self._journal.locked() as records:
+                    self._counted = len(self._look(records)[0])
+            except MpcacheError as error:
+                log.warning("%s: tapes cannot be counted: %s", self._name, error)
+                self._counted = 0
+        return self._counted
 
     def offers(self, manifest: Manifest, held: Collection[str] = ()) -> dict[str, TapeHeader]:
         """The tapes that would serve a session, the best first: the shortest that suffices, then of loads that are `held`.
