@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from launch.logs import JsonFormatter
 from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError, PermissionRefused
 from parties.certificates import check
-from parties.connection import open_channel
+from parties.connection import connect
 from parties.failures import CODES
 from parties.metrics import METRICS
 from parties.monitoring import Telemetry
@@ -32,7 +32,7 @@ from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
 from tests.parties.test_faults import idle
-from tests.parties.test_serving import until
+from tests.parties.test_serving import PATIENT, until
 from tests.parties.toy import Toy, expected
 
 CANARY = [7, 11, 7, 11]  # no other numbers of a run look like this
@@ -67,13 +67,13 @@ def logged() -> Iterator[Logged]:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Running]:
     toy = Toy()
-    settings: dict[str, Any] = {"metrics": {"port": 0}, "health_port": 0}
+    settings: dict[str, Any] = {**PATIENT, "metrics": {"port": 0}, "health_port": 0}
     with Deployment(tmp_path_factory.mktemp("watched"), 2, toy.program, **settings) as deployment:
         yield Running(deployment, toy, deployment.share(checkpoint))
 
 
 def scrape(server: Any) -> str:
-    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -90,11 +90,11 @@ def samples(server: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def test_metrics_count_what_a_session_did(watched: Running) -> None:
     party, dealer = (watched.deployment.servers[name] for name in ("party0", "dealer"))
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
     before = samples(party)
     result = watched.deployment.client().generate([1, 2, 3], 4, stop_ids=())
     assert result.tokens == expected([1, 2, 3], 4, VOCABULARY)
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
     after = samples(party)
 
     def grown(name: str, **labels: str) -> float:
@@ -187,7 +187,7 @@ def test_metrics_are_off_and_on_loopback_unless_asked_otherwise(two: Running, wa
 
 def ask(channel: grpc.Channel, service: str = "") -> str:
     request = health_pb2.HealthCheckRequest(service=service)
-    answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=20)
+    answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=60)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
@@ -195,12 +195,12 @@ def test_health(watched: Running) -> None:
     deployment = watched.deployment
     for name, service in (("party0", "mpcache.ComputeParty"), ("dealer", "mpcache.Dealer")):
         server = deployment.servers[name]
-        with open_channel(check(deployment.certificates, "client"), server.address, name) as channel:
+        with connect(check(deployment.certificates, "client"), server.address, name, 60) as channel:
             assert [ask(channel), ask(channel, service)] == ["SERVING", "SERVING"]
             with pytest.raises(grpc.RpcError) as caught:
                 ask(channel, "mpcache.Nonesuch")
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        with open_channel(check(deployment.certificates, "stranger"), server.address, name) as channel:
+        with connect(check(deployment.certificates, "stranger"), server.address, name, 60) as channel:
             stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
             for call in (lambda s=stub, r=request: s.Check(r), lambda s=stub, r=request: next(s.Watch(r))):
                 with pytest.raises(grpc.RpcError) as caught:
@@ -217,7 +217,7 @@ def test_health_before_during_and_after_shutting_down(tmp_path: Path) -> None:
         server = deployment.start_one("party0")
         identity = check(deployment.certificates, "client")
         with (
-            open_channel(identity, server.address, "party0") as channel,
+            connect(identity, server.address, "party0", 60) as channel,
             grpc.insecure_channel(server.health_address) as plain,
         ):
             seen = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
@@ -240,7 +240,7 @@ def test_health_before_during_and_after_shutting_down(tmp_path: Path) -> None:
 
 def test_logs_tell_of_sessions_once(watched: Running, logged: Logged) -> None:
     result = watched.deployment.client().generate([1, 2], 2, stop_ids=())
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
     until(lambda: len(logged.lines("session_ended")) == 3)
     (opened,) = [line for line in logged.lines("session_opened") if line["server"] == "party0"]
     assert (opened["session"], opened["client"], opened["prompt_tokens"]) == (result.session, "client", 2)
@@ -261,7 +261,7 @@ def test_logs_tell_of_refusals_and_failures_once(watched: Running, logged: Logge
     }
     with pytest.raises(ConfigurationError):
         watched.deployment.client().generate([1], 1, model=watched.model, policy="nonesuch")
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
 
     def fail(party: int, share: OutputShare) -> OutputShare:
         raise ValueError("canary")
@@ -272,7 +272,7 @@ def test_logs_tell_of_refusals_and_failures_once(watched: Running, logged: Logge
             watched.deployment.client().generate([1], 1, stop_ids=())
     finally:
         watched.toy.after_share = Toy().after_share
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
     until(lambda: len(logged.lines("session_ended")) == 3)
     ended = logged.lines("session_ended")
     assert len(ended) == len({line["server"] for line in ended}) == 3
@@ -293,7 +293,7 @@ def test_no_prompt_and_no_token_in_logs_and_metrics(watched: Running, logged: Lo
             client.generate(CANARY, 2, stop_ids=())
     finally:
         watched.toy.after_share = Toy().after_share
-    idle(watched.deployment, 20)
+    idle(watched.deployment, 60)
     everything = logged.stream.getvalue() + "".join(scrape(server) for server in watched.deployment.servers.values())
     assert "session_ended" in everything
     assert not CANARY_TEXT.search(everything)
@@ -313,7 +313,7 @@ def test_traces(two: Running) -> None:
         server.traces = Traces(None, name, server.role, server.version, SimpleSpanProcessor(exporter))
     try:
         session = two.deployment.client().generate(CANARY, 2, stop_ids=()).session
-        idle(two.deployment, 20)
+        idle(two.deployment, 60)
         until(lambda: len([s for s in exporter.get_finished_spans() if s.name.endswith(" session")]) == 3)
     finally:
         for name, server in servers.items():

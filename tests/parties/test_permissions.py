@@ -13,7 +13,7 @@ from mpc.errors import ConfigurationError, MpcacheError, PermissionRefused
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import check, create_identity
-from parties.connection import open_channel
+from parties.connection import connect
 from parties.failures import from_rpc
 from parties.grants import fits
 from parties.manifest import new_id
@@ -26,6 +26,8 @@ from tests.parties.test_refusals import manifest
 from tests.parties.toy import Toy, expected
 
 GRANTS: dict[str, Any] = {
+    "deadline_seconds": 60,
+    "connect_seconds": 120,
     "clients": [
         "client",
         {"name": "alice", "max_prompt_tokens": 2, "max_new_tokens": 3, "models": ["tiny"], "suites": ["crypten"]},
@@ -96,7 +98,7 @@ def refusals(granted: Running, name: str, model: str) -> list[MpcacheError]:
     opening = wire.Open(session=new_id(), manifest=manifest(granted, model=model).canonical())
     header = wire.ModelHeader(model=model, name="tiny")
     found = []
-    with open_channel(identity, running.servers["party0"].address, "party0") as channel:
+    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
         stub = services.ComputePartyStub(channel)
         calls = [
             lambda: list(stub.Generate(iter([wire.ClientMessage(open=opening)]))),
@@ -144,7 +146,7 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
     assert client.generate([2], 1, model="acme-2").tokens == [2]
     identity = check(running.certificates, "owner")
     told = []
-    with open_channel(identity, running.servers["party0"].address, "party0") as channel:
+    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
         for id in (model.id, new_id()):
             with pytest.raises(grpc.RpcError) as caught:
                 services.ComputePartyStub(channel).RemoveModel(wire.RemoveRequest(model=id))

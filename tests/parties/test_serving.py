@@ -23,11 +23,12 @@ from tests.parties.toy import Toy, expected
 
 LIMITS = {"max_sessions": 1, "max_queued": 40, "max_queued_per_client": 40}
 CLIENTS = ["client", "alice"]
+PATIENT = {"deadline_seconds": 60, "connect_seconds": 120, "step_seconds": 200}
 
 
 def deploy(folder: Path, parties: int, program: Program, limits: dict[str, dict[str, int]], **settings: Any) -> Deployment:
     """A running deployment of two clients; limits: by name, "" for the others."""
-    deployment = Deployment(folder, parties, program, clients=CLIENTS, **{"deadline_seconds": 30, **settings})
+    deployment = Deployment(folder, parties, program, clients=CLIENTS, **{**PATIENT, **settings})
     create_identity(deployment.certificates, "alice")
     for name in ["dealer", *deployment.names]:
         deployment.start_one(name, limits=limits.get(name, limits.get("", LIMITS)))
@@ -65,11 +66,11 @@ class Calls:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(100)
+            thread.join(250)
             assert not thread.is_alive(), "a session hangs"
 
 
-def until(true: Callable[[], Any], seconds: float = 60) -> None:
+def until(true: Callable[[], Any], seconds: float = 200) -> None:
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit
@@ -86,7 +87,7 @@ class Gate:
     def _pass(self, party: int, step: int, round: int) -> None:
         if party == 0:
             self.reached.set()
-            assert self.open.wait(100)
+            assert self.open.wait(300)
 
 
 def waiting(deployment: Deployment) -> int:
@@ -100,7 +101,7 @@ def test_one_client_cannot_starve_another(tmp_path: Path, checkpoint: Path) -> N
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("a0", "client")
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(200)
         for i in range(1, 20):
             calls.start(f"a{i}", "client")
         until(lambda: waiting(deployment) == 19)
@@ -127,7 +128,7 @@ def test_full_queue_and_longest_waiting_time(tmp_path: Path, checkpoint: Path) -
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("runs", "client")
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(200)
         calls.start("waits", "client")
         until(lambda: waiting(deployment) == 1)
         with pytest.raises(Busy, match=r"party0 is busy: it serves 1 sessions at a time, and 1 wait; try again later"):
@@ -139,7 +140,7 @@ def test_full_queue_and_longest_waiting_time(tmp_path: Path, checkpoint: Path) -
         gate.open.set()
         calls.join()
         assert calls.results["runs"] == [1]
-        idle(deployment, 20)
+        idle(deployment, 60)
         assert [server.admission.count("running") for server in deployment.servers.values()] == [0, 0, 0]
     finally:
         gate.open.set()
@@ -165,7 +166,7 @@ def test_no_lock_up(tmp_path: Path, checkpoint: Path, parties: int, sessions: di
         calls.join()
         assert calls.results == {str(i): expected([i], 2, VOCABULARY) for i in range(6)}
         assert toy.loads == 1
-        idle(deployment, 20)
+        idle(deployment, 60)
     finally:
         deployment.stop()
 
@@ -179,7 +180,7 @@ def test_a_cold_model_is_loaded_once_and_a_failed_load_again(tmp_path: Path, che
         session = getattr(suite, "session", None) or suite.context
         if session.channel is not None and session.channel.party == 0 and failures and failures.pop():
             began.set()
-            assert go.wait(60)
+            assert go.wait(200)
             raise RuntimeError("the first load fails")
         return weights
 
@@ -187,7 +188,7 @@ def test_a_cold_model_is_loaded_once_and_a_failed_load_again(tmp_path: Path, che
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("first", "client")
-        assert began.wait(60)
+        assert began.wait(200)
         calls.start("second", "client")
         calls.start("third", "alice")
         stage = "waiting for another session to load the model"
@@ -210,7 +211,7 @@ def test_a_waiting_session_keeps_next_to_nothing_of_its_upload(tmp_path: Path, c
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("runs", "client")
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(200)
         calls.start("waits", "client", [0] * 20, 1)
         until(lambda: waiting(deployment) == 1)
         found: Any = [s for s in deployment.servers["party1"].sessions.all() if s.ticket.state != "running"]
@@ -235,13 +236,13 @@ def test_draining(tmp_path: Path, checkpoint: Path, name: str) -> None:
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("runs", "client", [1], 3)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(200)
         if name != "dealer":
             calls.start("waits", "client")
             until(lambda: waiting(deployment) == 1)
             until(lambda: len(deployment.servers["party1"].sessions.all()) == 2)
         ended: list[bool] = []
-        thread = threading.Thread(target=lambda: ended.append(deployment.servers[name].drain(60)))
+        thread = threading.Thread(target=lambda: ended.append(deployment.servers[name].drain(200)))
         thread.start()
         until(lambda: deployment.servers[name].draining)
         if name != "dealer":
@@ -252,7 +253,7 @@ def test_draining(tmp_path: Path, checkpoint: Path, name: str) -> None:
             assert not ended  # the dealer is done long before the parties
         gate.open.set()
         calls.join()
-        thread.join(60)
+        thread.join(200)
         assert ended == [True]
         assert calls.results["runs"] == expected([1], 3, VOCABULARY)
     finally:
@@ -267,7 +268,7 @@ def test_the_grace_period_ends(tmp_path: Path, checkpoint: Path) -> None:
     try:
         calls = Calls(deployment, deployment.share(checkpoint))
         calls.start("runs", "client")
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(200)
         session = deployment.servers["party1"].sessions.all()[0]
         assert isinstance(session, PartySession)
         assert not deployment.servers["party1"].drain(0.1)
