@@ -111,6 +111,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         patience = 0.0 if self.draining else self.config.deadline_seconds * 0.8
         session = self.sessions.wait_for(id, patience, link.session.check)
         if session is None:
+            self.check_open()
             raise WireError(f"{link.peer} wants to join session {id}, which no client has open at {self.name}")
         session.attach(link, message.hello)
         return session, link.outgoing()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -214,9 +214,11 @@ def test_a_waiting_session_keeps_next_to_nothing_of_its_upload(tmp_path: Path, c
         assert gate.reached.wait(200)
         calls.start("waits", "client", [0] * 20, 1)
         until(lambda: waiting(deployment) == 1)
-        found: Any = [s for s in deployment.servers["party1"].sessions.all() if s.ticket.state != "running"]
-        until(lambda: found[0].client.stalled)
-        assert found[0].client.inbox.qsize() == 1
+        party, found = deployment.servers["party1"], cast("list[Any]", [])
+        until(lambda: found.extend(s for s in party.sessions.all() if s.ticket.state != "running") or found)
+        (session,) = found
+        until(lambda: session.client.stalled)
+        assert session.client.inbox.qsize() == 1
         gate.open.set()
         calls.join()
         assert calls.results == {"runs": [1], "waits": [0]}
