@@ -20,7 +20,7 @@ from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import Identity, check, create_authority, create_identity
 from parties.client import Client
-from parties.connection import connect, open_channel
+from parties.connection import connect
 from parties.failures import from_rpc
 from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, compare, new_id
 from tests.parties.conftest import VOCABULARY, Running
@@ -53,7 +53,7 @@ def dial(running: Running, name: str, peer: str) -> grpc.Channel:
     """A channel with the identity `name` to a server."""
     identity = check(running.deployment.certificates, name)
     address = running.deployment.servers[peer].address
-    return open_channel(identity, address, peer)
+    return connect(identity, address, peer, 60)
 
 
 def outcome(call: Iterator[Any], peer: str) -> MpcacheError:
