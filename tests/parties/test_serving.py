@@ -217,8 +217,7 @@ def test_a_waiting_session_keeps_next_to_nothing_of_its_upload(tmp_path: Path, c
         party, found = deployment.servers["party1"], cast("list[Any]", [])
         until(lambda: found.extend(s for s in party.sessions.all() if s.ticket.state != "running") or found)
         (session,) = found
-        until(lambda: session.client.stalled)
-        assert session.client.inbox.qsize() == 1
+        until(lambda: session.client.stalled and session.client.inbox.qsize() == 1)
         gate.open.set()
         calls.join()
         assert calls.results == {"runs": [1], "waits": [0]}
