@@ -172,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}); download the file again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: a JSON object is needed, found {type(values).__name__}")

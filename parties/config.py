@@ -14,6 +14,7 @@ from parties.certificates import check_name
 from parties.grants import ClientGrant, Clients, OwnerGrant, Owners, checked_suites
 from parties.monitoring import Listener, Telemetry
 
+LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
 Role = Literal["party", "dealer", "client", "model-owner"]
 # Roles that use a key; a key without one of these is for all of them.
 PARTY: dict[str, JsonValue] = {"roles": ["party"]}
@@ -245,7 +246,7 @@ def _explain(error: ValidationError) -> str:
             text = item["msg"].removeprefix("Value error, ")
             shown = f" (got {item['input']!r})" if isinstance(item["input"], str | int | float) else ""
             lines.append(f"{where}: {text}{shown}" if where else text)
-    return "; ".join(lines)
+    return "; ".join(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..." for line in lines[:MOST_LINES])
 
 
 def make_config(values: dict[str, Any], source: str = "configuration") -> RoleConfig:
@@ -271,6 +272,10 @@ def load_config(path: Path | str) -> RoleConfig:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
         raise ConfigurationError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', 'syntax error')}") from None
+    except (RecursionError, ValueError):
+        raise ConfigurationError(
+            f"{path} is not valid YAML: it is nested too deeply, or holds a number without end"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
     for key in ("certificates", "store", "tapes"):

@@ -89,7 +89,7 @@ class Manifest(ProgramFacts):
             raise WireError(f"{sender} sent a manifest of {len(data)} bytes, at most {MANIFEST_BYTES} are expected")
         try:
             values: Any = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise WireError(f"{sender} sent a manifest that is not JSON") from None
         if isinstance(values, dict) and values.get("protocol") != PROTOCOL_VERSION:
             raise ManifestMismatch(
@@ -101,7 +101,11 @@ class Manifest(ProgramFacts):
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise WireError(f"{sender} sent a manifest whose field '{where}' is wrong: {error.errors()[0]['msg']}") from None
-        if manifest.canonical() != data:
+        try:
+            canonical = manifest.canonical()
+        except ValueError:  # an option that is infinite or not a number
+            canonical = b""
+        if canonical != data:
             raise WireError(f"{sender} sent a manifest that is not in canonical form")
         return manifest
 
