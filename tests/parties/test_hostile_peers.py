@@ -46,7 +46,7 @@ def open_files() -> int:
 @contextmanager
 def beside(two: Running) -> Iterator[None]:
     """A session that runs meanwhile must give its tokens."""
-    slow(two.toy, 0.01)
+    two.toy.before_round = slow(0.01)
     with ThreadPoolExecutor(1) as pool:
         client = two.deployment.client()
         running = pool.submit(lambda: client.generate(PROMPT, TOKENS, model="tiny", stop_ids=()))
