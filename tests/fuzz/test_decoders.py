@@ -12,11 +12,15 @@ from tests.fuzz.mutation import LONGEST, case
 from tests.fuzz.run import FuzzFailure, fuzz, one
 from tests.fuzz.targets import TARGETS, Target
 
+#: Decoders of whole files, milliseconds a case.
+SLOW = ("role configuration", "checkpoint", "certificate", "tape journal", "suite options")
+
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_damaged_inputs_are_refused(name: str) -> None:
-    outcome = fuzz(name, 300)
-    assert outcome.refused > 30
+    cases = 60 if name in SLOW else 300
+    outcome = fuzz(name, cases)
+    assert outcome.refused > cases // 4
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -26,7 +30,7 @@ def test_what_is_valid_is_accepted(name: str) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_noise(data: bytes) -> None:
     for target in TARGETS.values():
         one(target, data)
