@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from parties.certificates import Identity
 from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
 from parties.events import event, refused
-from parties.failures import public
+from parties.failures import from_failure, public, to_failure
 from parties.health import Health
 from parties.link import Link, Message, Pulse, Session
 from parties.live_identity import LiveIdentity
@@ -52,13 +53,15 @@ class Sessions(Generic[S]):
         self._name = name
         self._changed = threading.Condition()
         self._live: dict[str, S] = {}
-        self._over: OrderedDict[str, MpcacheError | None] = OrderedDict()
+        # What ended a session is remembered in its wire form: an exception holds on to the frames that it went through,
+        # and to the shares in them.
+        self._over: OrderedDict[str, wire.Failure | None] = OrderedDict()
+        self._reported: weakref.WeakSet[MpcacheError] = weakref.WeakSet()
 
     def add(self, session: S) -> None:
         """Register a session. Raises the error that ended the session of this id, or `WireError` if it is used."""
         with self._changed:
-            if (error := self._over.get(session.id)) is not None:
-                raise error
+            self._raise_again(session.id)
             if session.id in self._live or session.id in self._over:
                 raise WireError(f"session {session.id} was opened at {self._name} before: every session needs a new id")
             self._live[session.id] = session
@@ -68,7 +71,10 @@ class Sessions(Generic[S]):
         """The session is over; its id is remembered."""
         with self._changed:
             if self._live.pop(session.id, None) is not None:
-                self._over[session.id] = None if session.finished else session.error
+                error = None if session.finished else session.error
+                self._over[session.id] = None if error is None else to_failure(error)
+                if error is not None:
+                    self._reported.add(error)
                 while len(self._over) > REMEMBERED:
                     self._over.popitem(last=False)
             self._changed.notify_all()
@@ -83,14 +89,20 @@ class Sessions(Generic[S]):
             while id not in self._live and id not in self._over and (left := limit - time.monotonic()) > 0:
                 check()
                 self._changed.wait(min(left, LOOK_SECONDS))
-            if (error := self._over.get(id)) is not None:
-                raise error
+            self._raise_again(id)
             return self._live.get(id)
+
+    def _raise_again(self, id: str) -> None:
+        """Raise the error that ended the session `id`, if one did."""
+        if (failure := self._over.get(id)) is not None:
+            error = from_failure(failure, self._name)
+            self._reported.add(error)
+            raise error
 
     def ended_by(self, error: MpcacheError) -> bool:
         """Whether this very error ended some session, which reports it."""
         with self._changed:
-            return any(s.error is error for s in self._live.values()) or any(e is error for e in self._over.values())
+            return any(s.error is error for s in self._live.values()) or error in self._reported
 
     def all(self) -> list[S]:
         """All live sessions."""
