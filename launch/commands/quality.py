@@ -28,16 +28,7 @@ from launch.options import (
 if TYPE_CHECKING:
     from launch.quality.sweep import Wishes
 
-RESULTS, QUALITY_PLOT, NEEDLE_PLOT = "results.json", "quality.png", "needle.png"
-COLUMNS = {
-    "recall": ("recall", ".3f"),
-    "token_agreement": ("equal\ntokens", ".3f"),
-    "answer_agreement": ("equal\nanswers", ".3f"),
-    "attention_mass": ("attention\nkept", ".4f"),
-    "attended_tokens": ("tokens\nused", ".1f"),
-    "kept_tokens": ("tokens\ncached", ".1f"),
-    "perplexity": ("perplexity", ".3f"),
-}
+RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT = "results.json", "results.md", "quality.png", "needle.png"
 PACKAGES = ("mpcache", "torch", "transformers", "tokenizers", "matplotlib")
 
 
@@ -59,7 +50,7 @@ def run(
     seed: Annotated[int, typer.Option("--seed", help="Of documents and questions.")] = 0,
     new: Annotated[
         int | None,
-        typer.Option("--new", min=1, help="Tokens to generate; by default 5 (recall), 16 (text), LongBench's own."),
+        typer.Option("--new", min=1, help="Tokens to generate; by default the task's answer, 16 (text), LongBench's own."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="Text file: perplexity of what follows a prompt of it.")
@@ -84,7 +75,7 @@ def run(
     parties: PartiesOption = 2,
     device: DeviceOption = "cpu",
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for results.json and plots; nothing is replaced.")
+        Path | None, typer.Option("--out", help="Folder for results.json, results.md and plots; nothing is replaced.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +118,7 @@ def run(
         "model": str(model),
         "settings": _settings(wishes, effective_policies(job), job.new_tokens),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "recall_task": job.recall,
+        "recall_task": None if job.task is None else job.task.name,
         **found,
         "seconds": time.monotonic() - started,
     }
@@ -173,7 +164,7 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
-    for name in (RESULTS, QUALITY_PLOT, NEEDLE_PLOT):
+    for name in (RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT):
         if (folder / name).exists():
             raise ConfigurationError(f"--out {folder}: {name} exists already; name another folder, or move it away")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -187,7 +178,8 @@ def _settings(wishes: Wishes, policies: list[str], new_tokens: int) -> dict[str,
 
 
 def _write(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """results.json (never over an existing one) and the plots that there is something for."""
+    """results.json (never over an existing one), its tables, and the plots that there is something for."""
+    from launch.quality.page import page
     from launch.quality.plots import plot_needle, plot_quality
     from mpc.errors import ConfigurationError
 
@@ -195,7 +187,8 @@ def _write(folder: Path, record: dict[str, Any]) -> list[Path]:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-        files = [path]
+        (folder / PAGE).write_text(page(record), encoding="utf-8")
+        files = [path, folder / PAGE]
         plots = ((plot_quality, "rows", QUALITY_PLOT), (plot_needle, "needle", NEEDLE_PLOT))
         return files + [folder / name for plot, key, name in plots if plot(record[key], folder / name)]
     except OSError as error:
@@ -211,20 +204,18 @@ def _table(names: list[str], left: int) -> Any:
     return table
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 def _show(record: dict[str, Any], files: list[Path]) -> None:
+    from launch.quality.page import columns, number
+
     if not record["recall_task"]:
-        out.print("The model's tokenizer is not the recall task's: recall is not measured.")
+        out.print("The model's tokenizer is no recall task's: recall is not measured.")
     rows = record["rows"]
     if rows:
-        shown = {name: column for name, column in COLUMNS.items() if any(row[name] is not None for row in rows)}
+        shown = columns(rows)
         table = _table(["policy", "length", "budget", *(title for title, _ in shown.values())], 1)
         for row in rows:
-            numbers = (_number(row[name], form) for name, (_, form) in shown.items())
-            table.add_row(row["asked"], str(row["length"]), _number(row["budget"], "g"), *numbers)
+            cells = (number(row[name], form) for name, (_, form) in shown.items())
+            table.add_row(row["asked"], str(row["length"]), number(row["budget"], "g"), *cells)
         out.print(table)
     for problem in dict.fromkeys(row["problem"] for row in [*rows, *record["longbench"]] if row["problem"]):
         out.print(f"not measured: {problem}")
@@ -233,8 +224,8 @@ def _show(record: dict[str, Any], files: list[Path]) -> None:
     if record["longbench"]:
         table = _table(["policy", "data set", "budget", "lines", "score", "equal\ntokens"], 2)
         for row in record["longbench"]:
-            ends = [_number(row["score"], ".2f"), _number(row["token_agreement"], ".3f")]
-            table.add_row(row["asked"], row["dataset"], _number(row["budget"], "g"), str(row["lines"]), *ends)
+            ends = [number(row["score"], ".2f"), number(row["token_agreement"], ".3f")]
+            table.add_row(row["asked"], row["dataset"], number(row["budget"], "g"), str(row["lines"]), *ends)
         out.print(table)
     check = record["spot_check"]
     if check is not None:
@@ -252,11 +243,13 @@ def _show(record: dict[str, Any], files: list[Path]) -> None:
 
 
 def _show_needle(cells: list[dict[str, Any]]) -> None:
+    from launch.quality.page import number
+
     depths = sorted({cell["depth"] for cell in cells})
     table = _table(["recall by depth: policy", "length", "budget", *(f"{depth:g}" for depth in depths)], 1)
     lines: dict[tuple[str, int, float | None], dict[float, float]] = {}
     for cell in cells:
         lines.setdefault((cell["asked"], cell["length"], cell["budget"]), {})[cell["depth"]] = cell["recall"]
     for (policy, length, budget), found in lines.items():
-        table.add_row(policy, str(length), _number(budget, "g"), *(_number(found.get(d), ".2f") for d in depths))
+        table.add_row(policy, str(length), number(budget, "g"), *(number(found.get(d), ".2f") for d in depths))
     out.print(table)

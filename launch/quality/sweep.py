@@ -11,12 +11,11 @@ from launch.fidelity import generated
 from launch.quality import metrics, prompts
 from launch.quality.budgets import Contender, contenders, default_policies
 from launch.quality.longbench import TEMPLATE, Task, check_template, datasets_of, load_tasks, prompt_of
-from launch.quality.prompts import Prompt
+from launch.quality.prompts import Prompt, RecallTask
 from launch.quality.runner import Kept, Runner
 from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
-from models.recall import documents as docs
 from mpc.errors import ConfigurationError, MpcacheError
 
 Say = Callable[[str], None]
@@ -24,7 +23,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for; the command's options. new_tokens None: 5 for the recall task, 16 for a text, LongBench's own."""
+    """What is asked for; the command's options. new_tokens None: the answer's for a recall task, 16 for a text, LongBench's
+    own."""
 
     policies: tuple[str, ...] = ()
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2)
@@ -50,7 +50,7 @@ class Job:
     """Everything that will run. prompts, texts: by length; tasks: LongBench's lines, each with prompt and answer length."""
 
     contenders: list[Contender]
-    recall: bool
+    task: RecallTask | None
     new_tokens: int
     prompts: dict[int, list[Prompt]]
     texts: dict[int, list[int]]
@@ -61,10 +61,10 @@ def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
     """Check all of it and make all prompts. Raises `ConfigurationError` naming option, value and remedy."""
     architecture = checkpoint.architecture
     found = contenders(wishes.policies or default_policies(architecture), wishes.budgets)
-    recall = prompts.knows_recall(checkpoint)
-    if wishes.needle and not recall:
+    task = prompts.task_of(checkpoint)
+    if wishes.needle and task is None:
         raise ConfigurationError("--needle: the model's tokenizer is not the recall task's; use a model of models/recall")
-    if not recall and wishes.text is None and wishes.longbench is None:
+    if task is None and wishes.text is None and wishes.longbench is None:
         raise ConfigurationError(
             "--model: its tokenizer is not the recall task's, so there is nothing to ask it; give --text or --longbench"
         )
@@ -73,33 +73,35 @@ def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
     check_template(wishes.template)
     if wishes.seed < 0:
         raise ConfigurationError(f"--seed {wishes.seed}: must not be negative")
-    new_tokens = wishes.new_tokens or (docs.ANSWER_TOKENS if recall else 16)
-    if recall and new_tokens < docs.VALUE_TOKENS:
-        raise ConfigurationError(f"--new {new_tokens}: an answer of the recall task has {docs.VALUE_TOKENS} digits")
+    answers = [] if task is None else [task.answer_tokens(length) for length in wishes.lengths]
+    new_tokens = wishes.new_tokens or max(answers, default=16)
+    least = 0 if task is None else max(task.least_tokens(length) for length in wishes.lengths)
+    if new_tokens < least:
+        raise ConfigurationError(f"--new {new_tokens}: an answer of the recall task has {least} tokens; raise it")
     by_length: dict[int, list[Prompt]] = {}
     texts: dict[int, list[int]] = {}
     ids = None if wishes.text is None else prompts.read_text(checkpoint, wishes.text)
-    for length in wishes.lengths if recall or ids is not None else ():
-        prompts.check_length(architecture, length, new_tokens, recall)
+    for length in wishes.lengths if task is not None or ids is not None else ():
+        prompts.check_length(architecture, length, new_tokens, task)
         if ids is not None:
             texts[length] = prompts.text_part(architecture, ids, length, wishes.text_tokens)
-        if recall:
-            by_length[length] = prompts.recall_prompts(length, wishes.questions, wishes.seed)
+        if task is not None:
+            by_length[length] = task.prompts(length, wishes.questions, wishes.seed)
         elif ids is not None:
             by_length[length] = prompts.text_prompts(ids, length, wishes.questions)
-    tasks = []
+    lines = []
     if wishes.longbench is not None:
-        for task in load_tasks(wishes.longbench):
-            new = wishes.new_tokens or task.new_tokens
-            given = prompt_of(checkpoint, task, wishes.template, new, wishes.cut_prompts)
-            tasks.append((task, given, new))
-    lengths = [*by_length, *(len(given) for _, given, _ in tasks)]
+        for line in load_tasks(wishes.longbench):
+            new = wishes.new_tokens or line.new_tokens
+            given = prompt_of(checkpoint, line, wishes.template, new, wishes.cut_prompts)
+            lines.append((line, given, new))
+    lengths = [*by_length, *(len(given) for _, given, _ in lines)]
     problems = [c.problem(architecture, length) for c in found for length in lengths]
     if all(problems):
         raise ConfigurationError(f"no policy can be measured: {problems[0]}")
     if wishes.spot_check and not by_length:
         raise ConfigurationError("--spot-check needs prompts of the recall task or of --text; LongBench's are not used")
-    return Job(found, recall, new_tokens, by_length, texts, tasks)
+    return Job(found, task, new_tokens, by_length, texts, lines)
 
 
 def measure(checkpoint: Checkpoint, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
@@ -127,14 +129,15 @@ def _head(one: Contender, length: int | None = None) -> dict[str, Any]:
 
 def _row(runner: Runner, job: Job, one: Contender, length: int, full: list[list[int]]) -> dict[str, Any]:
     names = ("recall", "token_agreement", "answer_agreement", "attended_tokens", "kept_tokens", "attention_mass")
+    asked = job.prompts[length]
     row = {**_head(one, length), "problem": one.problem(runner.architecture, length), "prompts": len(full)}
+    row["questions"] = sum(prompt.questions for prompt in asked)
     row |= dict.fromkeys((*names, "attention_mass_by_layer", "perplexity", "perplexity_tokens"))
     if row["problem"]:
         return row
-    asked = job.prompts[length]
     answers = [runner.answer(prompt.ids, one.policy, job.new_tokens) for prompt in asked]
     row["token_agreement"], row["answer_agreement"] = agreement(full, answers)
-    if job.recall:
+    if job.task is not None:
         row["recall"] = recall(asked, answers)
     watched = (runner.watch(prompt.ids, given, one.policy) for prompt, given in zip(asked, full, strict=True))
     kept: list[Kept] = [k for k in watched if k is not None]
@@ -156,8 +159,9 @@ def agreement(full: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -
 
 
 def recall(asked: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> float:
-    """Share of answers that start with all wanted tokens."""
-    return _mean([list(given[: len(p.wanted or [])]) == p.wanted for p, given in zip(asked, answers, strict=True)])
+    """Share of all questions that are answered right."""
+    right = sum(prompt.right(given) for prompt, given in zip(asked, answers, strict=True))
+    return right / sum(prompt.questions for prompt in asked)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -165,10 +169,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _needle(runner: Runner, wishes: Wishes, job: Job, say: Say) -> list[dict[str, Any]]:
+    assert job.task is not None
     cells = []
     count = -(-wishes.questions // len(wishes.depths))
     for length in wishes.lengths:
-        asked = {depth: prompts.needle_prompts(length, depth, count, wishes.seed) for depth in wishes.depths}
+        asked = {depth: job.task.prompts(length, count, wishes.seed, depth) for depth in wishes.depths}
         for one in job.contenders:
             if one.problem(runner.architecture, length):
                 continue

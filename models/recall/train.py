@@ -129,9 +129,9 @@ def build_model(family: str, shape: Shape) -> Model:
     )
 
 
-def build_tokenizer() -> Tokenizer:
-    """Word-level tokenizer over the fixed vocabulary: words, punctuation and single digits."""
-    tokenizer = Tokenizer(WordLevel(dict(docs.TOKEN_IDS), unk_token=docs.UNK))
+def build_tokenizer(token_ids: dict[str, int]) -> Tokenizer:
+    """Word-level tokenizer over a fixed vocabulary: words, punctuation and single digits."""
+    tokenizer = Tokenizer(WordLevel(dict(token_ids), unk_token=docs.UNK))
     tokenizer.add_special_tokens([docs.UNK, docs.EOS])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -352,19 +352,22 @@ def train(
         )
 
 
-def export(model: Model, out: Path) -> None:
-    """Write config.json, model.safetensors (float16), generation_config.json and the tokenizer's files to ``out``."""
+def export(model: Model, out: Path, token_ids: dict[str, int], answer_tokens: int) -> None:
+    """Write config.json, model.safetensors (float16), generation_config.json and the tokenizer's files to ``out``.
+
+    ``answer_tokens``: the most tokens that ``generate`` of transformers adds by default.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    eos = docs.TOKEN_IDS[docs.EOS]
+    eos = token_ids[docs.EOS]
     rounded = type(model)(model.config)
     rounded.load_state_dict(model.state_dict())
     rounded = rounded.to(torch.float16)
     rounded.generation_config = GenerationConfig(
-        bos_token_id=eos, eos_token_id=eos, pad_token_id=eos, do_sample=False, max_new_tokens=docs.ANSWER_TOKENS
+        bos_token_id=eos, eos_token_id=eos, pad_token_id=eos, do_sample=False, max_new_tokens=answer_tokens
     )
     rounded.save_pretrained(out)
     PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(),
+        tokenizer_object=build_tokenizer(token_ids),
         unk_token=docs.UNK,
         eos_token=docs.EOS,
         pad_token=docs.EOS,
@@ -418,7 +421,7 @@ def main() -> None:
         for stage, entry in train(model, stages, seed, args.rate, args.decay, limit):
             log.append(entry)
             print(f"stage of {stage.length} tokens done: {json.dumps(entry)}", flush=True)
-            export(model, args.out)
+            export(model, args.out, docs.TOKEN_IDS, docs.ANSWER_TOKENS)
             hidden = ("out", "finish")
             arguments = {name: value for name, value in vars(args).items() if name not in hidden}
             record = {"arguments": arguments, "stages": log}

@@ -14,7 +14,7 @@ from torch import Tensor
 from launch.quality import metrics, sweep
 from launch.quality.budgets import contenders, with_budget
 from launch.quality.longbench import load_tasks, prompt_of
-from launch.quality.prompts import Prompt, needle_prompts
+from launch.quality.prompts import Codes, Prompt
 from launch.quality.runner import Kept, Runner
 from models.checkpoint import load_checkpoint
 from models.recall import documents as docs
@@ -148,7 +148,7 @@ def test_budgets_go_where_they_are_open() -> None:
 
 def test_needles_lie_where_they_are_asked_for() -> None:
     for depth, place in ((0.0, 0), (0.5, 4), (1.0, 8)):
-        (prompt,) = needle_prompts(70, depth, 1, seed=3)
+        (prompt,) = Codes().prompts(70, 1, 3, depth)
         words = [docs.VOCABULARY[n] for n in prompt.ids]
         records = [n for n, word in enumerate(words) if word == docs.COLON][:-1]
         assert len(prompt.ids) == 70
@@ -236,10 +236,10 @@ def test_recall_command(command: Command, tmp_path: Path) -> None:
     record = json.loads(found.out)
     assert found.out.count("\n") == 1
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == record
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"results.json", "quality.png", "needle.png"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"results.json", "results.md", "quality.png", "needle.png"}
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (tmp_path / "r").glob("*.png"))
     assert record["settings"]["policies"][:2] == ["full", "tova:budget=0.25"]
-    assert (record["settings"]["seed"], record["settings"]["new_tokens"], record["recall_task"]) == (0, 5, True)
+    assert (record["settings"]["seed"], record["settings"]["new_tokens"], record["recall_task"]) == (0, 5, "codes")
     assert set(record["versions"]) == {"python", "mpcache", "torch", "transformers", "tokenizers", "matplotlib"}
     rows = record["rows"]
     assert [(r["policy"], r["budget"], r["length"]) for r in rows[:3]] == [
@@ -299,7 +299,7 @@ def test_text_and_longbench_command(command: Command, text_model: Path, tmp_path
     found = command("quality", *asked, "--json")
     assert (found.code, found.err) == (0, "")
     record = json.loads(found.out)
-    assert record["recall_task"] is False
+    assert record["recall_task"] is None
     full, streaming, _ = record["rows"]
     assert (full["recall"], full["token_agreement"], full["perplexity_tokens"]) == (None, 1.0, 12)
     model = Runner(load_checkpoint(text_model))
@@ -345,7 +345,7 @@ def test_an_error_on_shares_is_not_equal(command: Command, monkeypatch: pytest.M
         (["--lengths", "5000"], r"--lengths 5000: with 5 new tokens needs 5004 positions, the model has \d+"),
         (["--lengths", "5"], r"--lengths 5: prompts of the recall task have 11 to \d+ tokens"),
         (["--policies", "snapkv", "--lengths", "64"], r"no policy can be measured: policy snapkv: budget = 0\.05 keeps 3"),
-        (["--new", "2"], r"--new 2: an answer of the recall task has 4 digits"),
+        (["--new", "2"], r"--new 2: an answer of the recall task has 4 tokens; raise it"),
         (["--seed", "-1"], r"--seed -1: must not be negative"),
         (["--depths", "2", "--needle"], r"--depths 2: depths lie between 0 and 1"),
         (["--template", "{story}"], r"--template '\{story\}': needs \{context\} and \{input\}"),
