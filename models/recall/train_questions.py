@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.recall import questions as docs
-from models.recall.documents import TRAINING, make_rng
+from models.recall.documents import EOS, NAMES, TRAINING, make_rng
 from models.recall.train import export, load_export, optimiser_groups, sinusoids
 
 POSITIONS = 1152
@@ -88,7 +88,7 @@ class Rows:
 def build_model(vocabulary: int, layers: int, width: int, heads: int, ffn: int) -> Model:
     """A fresh GPT-2; its position table holds fixed sinusoids in a quarter of its columns, and attention in the lookup
     layers starts as a copy of what it looks at."""
-    eos = docs.TOKEN_IDS[docs.EOS]
+    eos = docs.TOKEN_IDS[EOS]
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocabulary,
@@ -125,7 +125,7 @@ def training_layout(rng: np.random.Generator, length: int) -> docs.Layout:
     prompt = length - docs.ANSWER_TOKENS_EACH * questions
     room = prompt - 2 * questions - docs.LIST_TOKENS
     units = max(questions, int(room * rng.uniform(0.15, 0.9 if length < 256 else 0.4)) // docs.RECORD_TOKENS)
-    extra = min(units, len(docs.NAMES)) - questions
+    extra = min(units, len(NAMES)) - questions
     quotes = int(extra * rng.uniform(0.0, 0.5))
     mixture = docs.Mixture(questions, questions + extra - quotes, quotes)
     filler = prompt - mixture.tokens
@@ -213,7 +213,7 @@ class Attention:
         last = torch.from_numpy(stay[size - 1 :: size].copy())
         for layer in rows.layers:
             q, k = (x[:, rows.heads] for x in self.seen[layer])
-            groups = k[:, :, stay].unflatten(2, (-1, size))
+            groups = k[:, :, stay].reshape(*k.shape[:2], -1, size, k.shape[3])
             middle = alpha * groups.amax(3) + (1 - alpha) * groups.amin(3)
             scores = q[:, :, rows.queries] @ middle.transpose(-1, -2) / q.shape[-1] ** 0.5
             later = last[None] > rows.queries[:, None]
@@ -305,7 +305,7 @@ def train(
             total = loss + weights.guide * (near + lookup) + weights.idle * guides[-1] + weights.scores * excess
             total = total + weights.residual * residual + stage.quiet * quiet
             optimiser.zero_grad(set_to_none=True)
-            (total + stage.cluster * cluster).backward()
+            (total + stage.cluster * cluster).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             step, seen = step + 1, seen + ids.numel()
