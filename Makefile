@@ -5,17 +5,19 @@
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
 # make policies   regenerate the tables of docs/policies.md (minutes)
+# make bench   measure what the README's tables show (20 minutes, 8 GB), into $(RESULTS), and report on it
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+RESULTS ?= results
 CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.mpcache-installed
 
-.PHONY: setup demo test check reference gates policies clean
+.PHONY: setup demo test check reference gates policies bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -50,6 +52,10 @@ gates: setup
 
 policies: setup
 	"$(BIN)/python" -m tests.policy_page $(ARGS)
+
+bench: setup
+	"$(BIN)/mpcache" bench --config docs/bench/readme.yaml --out $(RESULTS) $(ARGS)
+	"$(BIN)/mpcache" report --results $(RESULTS) --out $(RESULTS)/report
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

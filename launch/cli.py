@@ -27,9 +27,12 @@ from launch.commands import (
     lab,
     model_owner,
     party,
+    peers,
     plan,
     quality,
+    report,
     serve,
+    trace,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
@@ -53,9 +56,12 @@ app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
 app.command("plan")(plan.run)
 app.command("quality")(quality.run)
+app.command("report")(report.run)
+app.command("trace")(trace.run)
 app.command("gates")(gates.run)
 app.add_typer(lab.app, name="lab")
 app.command("bench")(bench.run)
+app.add_typer(peers.app, name="peers")
 app.command("bench-process", hidden=True)(bench.process)
 
 

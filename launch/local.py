@@ -109,7 +109,7 @@ def _environment(parties: int) -> dict[str, str]:
     return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Different ports that nothing listens at now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -124,7 +124,7 @@ def _free_ports(count: int) -> list[int]:
 def _addresses(names: list[str], lab: Lab | None) -> dict[str, str]:
     if lab is not None:  # nothing else listens there
         return {name: f"{lab.addresses[name]}:{LAB_PORT}" for name in names}
-    return {name: f"127.0.0.1:{port}" for name, port in zip(names, _free_ports(len(names)), strict=True)}
+    return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
 
 
 def _write_configurations(folder: Path, names: list[str], device: str, lab: Lab | None) -> None:

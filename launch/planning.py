@@ -23,7 +23,7 @@ from models.decoder import Decoder
 from models.policies import parse
 from models.policies.mpcache import GATHERINGS, MPCache
 from mpc.errors import ConfigurationError, MpcacheError
-from mpc.ledger import Cost
+from mpc.ledger import Cost, Ledger
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost
 
     known: see `after_prompt`.
     """
+    token = trace_token(architecture, setting, prompt).total(STEP)
+    return token, after_prompt(architecture, setting, prompt, known)
+
+
+def trace_token(architecture: Architecture, setting: Setting, prompt: int) -> Ledger:
+    """Costs of one token after a prompt of `prompt` tokens (stage "step"), predicted."""
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
@@ -64,7 +70,7 @@ def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost
         cache = suite.run(fill(suite, decoder, prompt, NoInputs()))
         suite.ledger.costs.clear()
         suite.run(step(suite, decoder, cache, 1, None, STEP))
-        return suite.ledger.total(STEP), after_prompt(architecture, setting, prompt, known)
+    return suite.ledger
 
 
 def alternatives(policy: MPCache) -> list[tuple[str, MPCache]]:

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+from mpc import timeline
 from mpc.errors import PeerLost, PeerSilent, WireError
 from mpc.ledger import Cost, Ledger, current
 
@@ -66,12 +67,17 @@ class Channel(ABC):
         start = time.perf_counter()
         for peer, payload in outgoing.items():
             self.send(peer, payload)
+        sent_at = time.perf_counter()
         received = {peer: self.receive(peer, size) for peer, size in incoming.items()}
         seconds = time.perf_counter() - start
         sent_total = sum(len(p) for p in outgoing.values())
         received_total = sum(incoming.values())
         keys: dict[tuple[str, str], int | tuple[int, int]] = dict(shares) if shares else {current(): 1}
         weight = sum(part for part in keys.values() if isinstance(part, int)) or 1
+        if timeline.active is not None:
+            booked = next(iter(keys))
+            timeline.active.spans.append(timeline.Span("send", *booked, start, sent_at - start, sent_total))
+            timeline.active.spans.append(timeline.Span("wait", *booked, sent_at, start + seconds - sent_at))
         first = True
         for key, part in keys.items():
             exact = part if isinstance(part, tuple) else (sent_total * part // weight, received_total * part // weight)

@@ -5,15 +5,19 @@ A protocol is an `async def`. `await request` suspends it until the opening that
 message. Rounds therefore add up along the critical path only, without any code that plans messages by hand.
 
 Scheduling is deterministic (first in, first out), so all parties and the dealer take the same steps in the same order.
-There is no event loop, no thread and no wall clock in it; asyncio is not involved.
+There is no event loop and no thread in it, and no decision by the clock; asyncio is not involved.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
+
+from mpc import timeline
+from mpc.ledger import current
 
 T = TypeVar("T")
 
@@ -127,14 +131,19 @@ class Scheduler:
     def _step(self, task: _Task) -> None:
         value, task.value = task.value, None
         while True:
+            line, start = timeline.active, time.perf_counter()
             try:
                 wanted = task.context.run(task.coroutine.send, value)
             except StopIteration as stop:
+                if line is not None:
+                    line.add("compute", task.context.run(current), start)
                 task.future.done, task.future.result = True, stop.value
                 self._live.remove(task)
                 self._ready.extend(task.future._waiting)
                 task.future._waiting.clear()
                 return
+            if line is not None:
+                line.add("compute", task.context.run(current), start)
             if isinstance(wanted, _Spawn):
                 future: Future[Any] = Future()
                 child = _Task(wanted.coroutine, future, task.context.copy())

@@ -39,7 +39,8 @@ class BenchPlan(BaseModel):
 
     options: the suite's own settings. seed: public; weights, cached tokens and their shares all follow from it, so nothing
     in a benchmark is secret. repeat: measured steps, each from the same cache with fresh randomness, after one that is not
-    measured. look_ahead: what depends on the tape alone is prepared before a step is timed, in suites that can.
+    measured. look_ahead: what depends on the tape alone is prepared before a step is timed, in suites that can. trace:
+    record spans of the last step.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +58,7 @@ class BenchPlan(BaseModel):
     look_ahead: bool = True
     device: str = "cpu"
     seed: int = 1
+    trace: bool = False
 
     @property
     def shape(self) -> Architecture:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from launch.bench.cell import LOCALHOST
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
 from launch.bench.program import RealInputs, step_name
@@ -28,6 +29,7 @@ from mpc.errors import MpcacheError
 from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger
 from mpc.ring import reduce
+from mpc.timeline import Span
 from parties.certificates import create_deployment
 from protocols.plain import PlainSuite, tensor_of
 
@@ -47,10 +49,12 @@ class CountsDiffer(MpcacheError):
 @dataclass(frozen=True)
 class BenchResult:
     """What was measured. ledgers: of each party; seconds, dealer_seconds, prepare_seconds: of each measured step (its
-    slowest party). prepared_bytes: the most that a party's look-ahead held."""
+    slowest party); stage_seconds: of each party, by ledger stage. prepared_bytes: the most that a party's look-ahead
+    held."""
 
     plan: BenchPlan
     ledgers: list[Ledger]
+    stage_seconds: list[dict[str, float]]
     seconds: list[float]
     cpu_seconds: list[float]
     dealer_seconds: list[float]
@@ -62,6 +66,7 @@ class BenchResult:
     dealer_peak_rss_bytes: int
     logits: Tensor = field(repr=False)
     max_logit_error: float
+    spans: list[list[Span]] = field(default_factory=list, repr=False)
 
     def step_cost(self, part: str = "") -> Cost:
         """Of one step: rounds and bytes of the party that sends most, offline bytes of the party that receives most."""
@@ -111,7 +116,7 @@ class BenchResult:
         }
 
 
-def run_bench(plan: BenchPlan) -> BenchResult:
+def run_bench(plan: BenchPlan, network: str = LOCALHOST) -> BenchResult:
     """Run the plan's processes and read what they measured. Raises `ProcessEnded` when one of them fails."""
     return with_processes(plan, _collected)
 
@@ -185,6 +190,7 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
     return BenchResult(
         plan=plan,
         ledgers=found.ledgers,
+        stage_seconds=[report["stage_seconds"] for report in found.parties],
         seconds=[found.slowest("seconds", name) for name in names],
         cpu_seconds=[found.slowest("cpu_seconds", name) for name in names],
         dealer_seconds=[found.dealer["seconds"][name] for name in names],
@@ -196,6 +202,7 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
         dealer_peak_rss_bytes=found.dealer["peak_rss_bytes"],
         logits=found.output,
         max_logit_error=float((found.output - plain_logits(plan)).abs().max()),
+        spans=[[Span(*span) for span in report["spans"]] for report in found.parties],
     )
 
 

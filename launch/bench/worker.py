@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from launch.bench.transport import Mesh, Segments, TapeSource
 from models.cache import KVCache
 from models.decoder import Decoder
 from models.policies import parse
+from mpc import timeline
 from mpc.channel import Channel
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
@@ -158,6 +160,7 @@ def run_party(folder: Path, index: int) -> None:
         program = program_of(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
         preparing: Iterator[tuple[str, Callable[[], Any]]] | None = None
         most = 0
+        spans: list[tuple[Any, ...]] = []
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
@@ -173,8 +176,11 @@ def run_party(folder: Path, index: int) -> None:
                 most = max(most, store.waiting_bytes)
             with stage("ready"):
                 channel.exchange_all(b"\1")  # nobody's seconds include waiting for another one's preparations
-            with timers["online"].of(name):
+            traced = plan.trace and name == step_name(plan.repeat - 1)
+            with timers["online"].of(name), timeline.recording() if traced else nullcontext() as line:
                 output = work()
+            if line is not None:
+                spans = [astuple(span) for span in line.spans]
             if beside is not None:
                 beside.join()
                 store.limit = None
@@ -186,10 +192,12 @@ def run_party(folder: Path, index: int) -> None:
     report = {
         "ledger": [[*key, vars(cost)] for key, cost in channel.ledger.costs.items()],
         "seconds": timers["online"].seconds,
+        "stage_seconds": channel.ledger.seconds,
         "cpu_seconds": timers["online"].cpu,
         "prepare_seconds": timers["preparation"].seconds,
         "prepare_cpu_seconds": timers["preparation"].cpu,
         "prepared_bytes": most,
+        "spans": spans,
         "peak_rss_bytes": peak_bytes(),
         "bits": output.bits,
         "fraction_bits": output.fraction_bits,

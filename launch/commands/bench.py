@@ -52,9 +52,20 @@ def run(
         bool, typer.Option(help="Prepare what depends on the tape alone before a step is timed, where the suite can.")
     ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
+    matrix: Annotated[
+        Path | None, typer.Option("--config", help="Measure a matrix of settings from this YAML file; see docs/bench.md.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the matrix, such as prompts=[128,1024]; may be repeated."),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the matrix' results; what is there is not measured again.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one decode step, one prefill, or one eviction, on random weights, and end with one line of JSON.
+    """Run one decode step, one prefill, one eviction, or a matrix of settings (--config), on random weights; the first three end
+    with one line of JSON.
 
     Parties and dealer are processes of their own. `seconds_median` is what needs an input. Before a step is timed, the
     dealer has dealt its tape (`dealer_seconds`), each party has fetched it and has prepared what depends on it alone
@@ -73,6 +84,11 @@ def run(
     from mpc.errors import ConfigurationError
     from mpc.tape import CountingTape
 
+    if matrix is not None or changes:
+        _run_matrix(matrix, changes or [], results, as_json)
+        return
+    if results is not None:
+        raise ConfigurationError("--out keeps the results of a matrix: give --config FILE, or --set KEY=VALUE")
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
     if eviction and not isinstance(parse(policy), MPCache):
@@ -113,6 +129,30 @@ def run(
     if not as_json:
         _show(result)
     print_json(result.to_json(shape))
+
+
+def _run_matrix(file: Path | None, changes: list[str], folder: Path | None, as_json: bool) -> None:
+    from launch.bench.cell import Matrix, changed, read_matrix
+    from launch.bench.matrix import run_matrix
+    from launch.bench.results import ResultFolder
+    from mpc.errors import ConfigurationError
+
+    if folder is None:
+        raise ConfigurationError("a matrix needs --out FOLDER for its results")
+    chosen = changed(Matrix() if file is None else read_matrix(file), changes)
+    outcome = run_matrix(chosen.all_cells(), ResultFolder(folder), lambda line: err.print(line, markup=False))
+    record = {
+        "measured": [str(path) for path in outcome.measured],
+        "skipped": [str(path) for path in outcome.skipped],
+        "failed": [{"cell": cell.name, "error": error} for cell, error in outcome.failed],
+    }
+    if as_json:
+        print_json(record)
+    else:
+        counts = f"{len(outcome.measured)} measured, {len(outcome.skipped)} there already, {len(outcome.failed)} failed"
+        out.print(f"{counts}; results are in {folder} (`mpcache report --results {folder} --out FOLDER`)", soft_wrap=True)
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 def process(

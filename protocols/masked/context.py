@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc import ring
+from mpc import ring, timeline
 from mpc.channel import Channel
 from mpc.errors import RangeError
 from mpc.ghost import broadcast, shadow
@@ -195,14 +195,20 @@ class Context:
         keys: dict[tuple[str, str], int] = {}
         for request in requests:
             keys[request.key] = keys.get(request.key, 0) + request.size
-        received = [memoryview(m) for m in self.channel.exchange_all(b"".join(r.encode() for r in requests), keys)]
-        out = []
-        offset = 0
-        for request in requests:
-            end = offset + request.size
-            out.append(request.decode([message[offset:end] for message in received], self))
-            offset = end
-        return out
+        first = requests[0].key
+        message = timeline.timed("serialise", lambda: b"".join(r.encode() for r in requests), first)
+        received = [memoryview(m) for m in self.channel.exchange_all(message, keys)]
+
+        def decoded() -> list[Any]:
+            out = []
+            offset = 0
+            for request in requests:
+                end = offset + request.size
+                out.append(request.decode([message[offset:end] for message in received], self))
+                offset = end
+            return out
+
+        return timeline.timed("serialise", decoded, first)
 
     def _flush_routed(self, channel: Channel, requests: list[Any]) -> Sequence[Any]:
         """A round in which not every party sends the same: one message over each link that carries anything."""

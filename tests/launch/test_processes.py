@@ -33,14 +33,14 @@ def wait_until(condition: object, seconds: float) -> bool:
 
 @linux_only
 def test_a_taken_port_and_a_killed_party(text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free, asked = local._free_ports, []
+    free, asked = local.free_ports, []
 
     def ports(count: int) -> list[int]:
         asked.append(count)
         found = free(count)
         return [taken.getsockname()[1], *found[1:]] if len(asked) == 1 else found
 
-    monkeypatch.setattr(local, "_free_ports", ports)
+    monkeypatch.setattr(local, "free_ports", ports)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

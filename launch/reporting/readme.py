@@ -1,0 +1,129 @@
+"""The README's tables, generated from committed results: what stands between two markers of a name is replaced.
+
+<!-- results: NAME -->
+...
+<!-- /results -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from launch.console import byte_count
+from launch.reporting.rows import FULL, Row, pick, tokens
+from launch.reporting.tables import Table, exponents, peer_table, ratios, seconds_text
+from mpc.errors import ConfigurationError
+
+BLOCK = re.compile(r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+GPT2 = "gpt2"
+
+
+def _token_cell(row: Row) -> str:
+    layer = row.measured["per_layer"]
+    return f"{layer['rounds']:.0f} rounds, {layer['bytes_sent'] / 1e6:.2f} MB"
+
+
+def _by_length(rows: Sequence[Row], columns: Sequence[tuple[str, dict[str, object]]], first: str) -> str:
+    found = [r for r in tokens(rows) if r.model == GPT2 and r.cell.parties == 2]
+    lengths = sorted({r.cell.prompt for _, wanted in columns for r in pick(found, **wanted)})
+    lines = []
+    for length in lengths:
+        cells = [pick(found, prompt=length, **wanted) for _, wanted in columns]
+        lines.append((f"{length:,}".replace(",", " "), *(_token_cell(c[0]) if c else "" for c in cells)))
+    dealt = [pick(found, prompt=1024, **wanted) for _, wanted in columns]
+    lines.append(("dealt to a party for a token, 1 024", *(byte_count(c[0].offline_bytes) if c else "" for c in dealt)))
+    return Table("", "", (first, *(title for title, _ in columns)), tuple(lines)).markdown()
+
+
+def suites(rows: Sequence[Row]) -> str:
+    """Rounds and bytes per layer of the full cache, by suite."""
+    columns: list[tuple[str, dict[str, object]]] = [
+        (f"`{suite}`", {"suite": suite, "policy": FULL, "options": {}}) for suite in ("masked", "crypten")
+    ]
+    return _by_length(rows, columns, "cached tokens")
+
+
+def policies(rows: Sequence[Row]) -> str:
+    """Rounds and bytes per layer of the suite masked, by policy."""
+    found = [r for r in tokens(rows) if r.model == GPT2 and r.cell.suite == "masked"]
+    names = [FULL, *dict.fromkeys(r.cell.policy for r in found if r.cell.policy != FULL)]
+    columns: list[tuple[str, dict[str, object]]] = [
+        ("full cache" if name == FULL else f"`{name}`", {"suite": "masked", "policy": name}) for name in names
+    ]
+    return _by_length(rows, columns, "prompt")
+
+
+def seconds(rows: Sequence[Row]) -> str:
+    """Measured seconds of one token of GPT-2 base."""
+    found = [r for r in tokens(rows) if r.model == GPT2 and r.seconds is not None]
+    lines = []
+    for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
+        own = " (CrypTen's own way)" if row.cell.options.get("crypten_own") else ""
+        lines.append(
+            (
+                f"{row.cell.prompt:,}".replace(",", " "),
+                f"{row.label}{own}",
+                seconds_text(row.seconds),
+                seconds_text(row.measured["prepare_seconds"]["median"]),
+                seconds_text(row.measured["dealer_seconds"]["median"]),
+                byte_count(row.bytes_sent),
+            )
+        )
+    header = ("cached", "suite, policy", "seconds", "before it, from the tape alone", "dealer's seconds", "sent by a party")
+    return Table("", "", header, tuple(lines)).markdown()
+
+
+def growth(rows: Sequence[Row]) -> str:
+    """The fitted exponent of each policy's bytes."""
+    lines = [
+        (label, f"{first} to {last}", f"{b:.2f}")
+        for model, label, first, last, b in exponents(rows)
+        if model == GPT2 and label.startswith("masked")
+    ]
+    return Table("", "", ("suite, policy", "lengths", "bytes grow with length to the power"), tuple(lines)).markdown()
+
+
+def against_full(rows: Sequence[Row]) -> str:
+    """Ratios to the full cache."""
+    lines = [
+        (
+            r.row.label,
+            str(r.row.cell.prompt),
+            f"{r.bytes_ratio:.2f}x",
+            "-" if r.seconds_ratio is None else f"{r.seconds_ratio:.2f}x",
+        )
+        for r in ratios(rows)
+        if r.row.model == GPT2
+    ]
+    return Table(
+        "", "", ("suite, policy", "cached", "bytes, full / policy", "seconds, full / policy"), tuple(lines)
+    ).markdown()
+
+
+def peers(rows: Sequence[Row]) -> str:
+    """Other systems beside this one."""
+    table = peer_table(rows)
+    return "" if table is None else table.markdown()
+
+
+BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "suites": suites,
+    "policies": policies,
+    "seconds": seconds,
+    "growth": growth,
+    "against-full": against_full,
+    "peers": peers,
+}
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """The text with every block made again. Raises `ConfigurationError` for a block of an unknown name."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise ConfigurationError(f"results block '{name}' is unknown; there are: {', '.join(BLOCKS)}")
+        return f"{match[1]}\n{BLOCKS[name](rows)}\n\n{match[3]}"
+
+    return BLOCK.sub(block, text)

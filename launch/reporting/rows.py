@@ -1,0 +1,106 @@
+"""Results as rows that tables and plots are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.bench.cell import LOCALHOST, Cell
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. bytes_sent: of the party that sends most, in one token (or one prompt); offline_bytes likewise.
+    seconds: median, None where nothing was run."""
+
+    cell: Cell
+    measured: dict[str, Any]
+    environment: dict[str, Any]
+    file: str
+
+    @property
+    def predicted(self) -> bool:
+        """Counted on tensors without content instead of on the wire."""
+        return bool(self.measured.get("predicted", False))
+
+    @property
+    def rounds(self) -> float:
+        """Rounds (for a peer: send actions)."""
+        return float(self.measured["rounds"])
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes of the party that sends most."""
+        return float(max(self.measured["bytes_sent"].values()))
+
+    @property
+    def offline_bytes(self) -> float:
+        """Dealt bytes of the party that receives most."""
+        return float(max(self.measured["offline_bytes"].values()))
+
+    @property
+    def seconds(self) -> float | None:
+        """Median."""
+        found = self.measured.get("seconds")
+        return None if found is None else float(found["median"])
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """Median of the party that used most."""
+        found = self.measured.get("cpu_seconds")
+        return None if found is None else float(found["median"])
+
+    @property
+    def label(self) -> str:
+        """Suite and policy."""
+        return self.cell.suite if self.cell.policy == FULL else f"{self.cell.suite}, {self.cell.policy}"
+
+    @property
+    def model(self) -> str:
+        """Model and, where not all of them ran, the number of layers."""
+        return self.cell.model if self.cell.layers is None else f"{self.cell.model} ({self.cell.layers} layers)"
+
+
+def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """Rows in the order of the records."""
+    return [Row(r["cell"], r["measured"], r["environment"], r["file"]) for r in records]
+
+
+def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Rows whose cell has these values; a list means any of them."""
+
+    def fits(row: Row) -> bool:
+        for name, value in wanted.items():
+            have = getattr(row.cell, name)
+            if have not in value if isinstance(value, list | tuple | set) else have != value:
+                return False
+        return True
+
+    return [row for row in rows if fits(row)]
+
+
+def tokens(rows: Sequence[Row]) -> list[Row]:
+    """Rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was measured."""
+    measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST]
+    have = {(r.model, r.label, r.cell.prompt, r.cell.parties) for r in measured}
+    more = [r for r in rows if r.predicted and (r.model, r.label, r.cell.prompt, r.cell.parties) not in have]
+    return [*measured, *more]
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    """By model and number of parties, in order of appearance."""
+    out: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        out.setdefault((row.model, row.cell.parties), []).append(row)
+    return out
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """By suite and policy, each sorted by length."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(row.label, []).append(row)
+    return {label: sorted(found, key=lambda r: r.cell.prompt) for label, found in out.items()}
