@@ -18,6 +18,7 @@ from protocols.suite import Suite
 Option = bool | int | float | str | None
 PLAN_FILE = "plan.json"
 DEALER = "dealer"
+HERE = "127.0.0.1"
 
 
 def party_name(index: int) -> str:
@@ -40,7 +41,7 @@ class BenchPlan(BaseModel):
     options: the suite's own settings. seed: public; weights, cached tokens and their shares all follow from it, so nothing
     in a benchmark is secret. repeat: measured steps, each from the same cache with fresh randomness, after one that is not
     measured. look_ahead: what depends on the tape alone is prepared before a step is timed, in suites that can. trace:
-    record spans of the last step.
+    record spans of the last step. hosts: address of each process, where that is not this machine's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class BenchPlan(BaseModel):
     device: str = "cpu"
     seed: int = 1
     trace: bool = False
+    hosts: dict[str, str] = Field(default_factory=dict)
 
     @property
     def shape(self) -> Architecture:
@@ -74,6 +76,10 @@ class BenchPlan(BaseModel):
     def names(self) -> list[str]:
         """The compute parties."""
         return [party_name(i) for i in range(self.parties)]
+
+    def host(self, name: str) -> str:
+        """Where a process listens."""
+        return self.hosts.get(name, HERE)
 
     def make_suite(self, tape: Tape, channel: Channel | None) -> Suite:
         """A party's, the dealer's or an estimate's. Raises a typed error for options that the suite does not take."""

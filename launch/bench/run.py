@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from launch.bench.program import RealInputs, step_name
 from launch.bench.transport import CERTIFICATES
 from launch.bench.worker import Segmented
 from launch.console import Settings
+from launch.lab.lab import Lab
 from launch.local import CERTIFICATE_DAYS
 from launch.processes import Child, ProcessEnded, Processes
 from mpc.errors import MpcacheError
@@ -117,28 +119,36 @@ class BenchResult:
 
 
 def run_bench(plan: BenchPlan, network: str = LOCALHOST) -> BenchResult:
-    """Run the plan's processes and read what they measured. Raises `ProcessEnded` when one of them fails."""
-    return with_processes(plan, _collected)
+    """Run the plan's processes and read what they measured. network: on this machine as it is, or a name or numbers that
+    network namespaces are shaped to. Raises `ProcessEnded` when one of them fails."""
+    return with_processes(plan, _collected, network)
 
 
-def with_processes(plan: BenchPlan, collect: Callable[[BenchPlan, Path], R]) -> R:
+def with_processes(plan: BenchPlan, collect: Callable[[BenchPlan, Path], R], network: str = LOCALHOST) -> R:
     """Run the plan's processes, then collect(plan, folder) from their reports. Raises `ProcessEnded`."""
     folder = Path(tempfile.mkdtemp(prefix="mpcache-bench-"))
     try:
         create_deployment(folder / CERTIFICATES, [*plan.names, DEALER], CERTIFICATE_DAYS)
-        plan.write(folder)
-        _run_processes(plan, folder)
+        names = [DEALER, *plan.names]
+        with nullcontext() if network == LOCALHOST else Lab(network, names) as lab:
+            plan = plan if lab is None else plan.model_copy(update={"hosts": lab.addresses})
+            plan.write(folder)
+            _run_processes(plan, folder, lab)
         return collect(plan, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_processes(plan: BenchPlan, folder: Path) -> None:
+def _run_processes(plan: BenchPlan, folder: Path, lab: Lab | None) -> None:
     threads = str(plan.threads)
     flags = ["--debug"] if Settings.debug else []
     with Processes(folder, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}) as processes:
         started = [
-            processes.start(name, [*flags, COMMAND, "--folder", str(folder), "--name", name])
+            processes.start(
+                name,
+                [*flags, COMMAND, "--folder", str(folder), "--name", name],
+                [] if lab is None else lab.command(name, []),
+            )
             for name in [DEALER, *plan.names]
         ]
         while None in (codes := [child.exit_code() for child in started]) and not any(codes):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.bench.cell import Cell
+from launch.bench.cell import LOCALHOST, Cell
 from launch.bench.measure import WEIGHT_BYTES, bandwidth, network_share, spread
-from launch.local import DEALER, LocalDeployment, local_deployment
+from launch.console import error_line
+from launch.lab.lab import Lab, roles_for
+from launch.local import CLIENT, DEALER, LocalDeployment, local_deployment
 from launch.options import check_suite
 from launch.report import costs_by_stage
 from models.checkpoint import read_architecture
 from models.generation import GenerationPlan
-from mpc.errors import ConfigurationError
+from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from mpc.ledger import Cost
 from mpc.random import Prg, derive_seed
 from parties.client import Client, GenerationResult
@@ -33,12 +41,27 @@ def check_session(cell: Cell) -> None:
 
 
 def measure_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
-    """`repeat` sessions after one that loads the model. The prompt is random tokens; no token ends a session early."""
+    """`run_session` in a process of its own: in a network's namespace a client must not have connected anywhere before.
+    Raises `EnvironmentProblem` with the process' error."""
     check_session(cell)
+    with tempfile.TemporaryDirectory(prefix="mpcache-session-") as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, "-P", "-m", "launch.bench.sessions"]
+        asked = json.dumps({"cell": cell.model_dump(mode="json"), "rate": memory_bytes_per_second, "out": str(out)})
+        done = subprocess.run([*command, asked], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["it printed no error"]
+            raise EnvironmentProblem(f"the session failed: {lines[-1][:400]}")
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+
+def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
+    """`repeat` sessions after one that loads the model. The prompt is random tokens; no token ends a session early."""
     folder = Path(cell.model)
     architecture = read_architecture(folder)
     prompt = _random_tokens(cell, architecture.vocabulary)
-    with local_deployment(cell.parties, cell.device) as deployment:
+    with _network(cell) as lab, local_deployment(cell.parties, cell.device, lab) as deployment:
         deployment.share_model(folder, MODEL)
         client = Client(deployment.client)
         reference = client.find_model(MODEL)
@@ -62,6 +85,16 @@ def measure_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any
         dealer = (_dealer_cpu(deployment) - before) / cell.repeat
         memory = {child.name: peak_memory(child.pid) for child in deployment.children}
     return _record(cell, loading, results, dealer, memory, architecture.parameters(), memory_bytes_per_second)
+
+
+@contextmanager
+def _network(cell: Cell) -> Iterator[Lab | None]:
+    """The lab of the cell's network, with this thread in the client's namespace; None on this machine as it is."""
+    if cell.network == LOCALHOST:
+        yield None
+        return
+    with Lab(cell.network, roles_for(cell.parties)) as lab, lab.inside(CLIENT):
+        yield lab
 
 
 def _record(
@@ -136,3 +169,20 @@ def peak_memory(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def main() -> None:
+    """One cell, as `measure_session` asks for it."""
+    asked = json.loads(sys.argv[1])
+    try:
+        found = run_session(Cell.model_validate(asked["cell"]), asked["rate"])
+    except MpcacheError as error:
+        print(error_line(error), file=sys.stderr)
+        sys.exit(2)
+    Path(asked["out"]).write_text(json.dumps(found), encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

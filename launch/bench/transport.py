@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from launch.bench.plan import HERE
 from mpc.errors import MpcacheError, PeerLost, PermissionRefused, WireError
 from mpc.tape import chunks
 from parties import wire_pb2 as wire
@@ -24,7 +25,6 @@ from parties.connection import CHUNK_BYTES, abort_if_alive, caller, connect, sta
 from parties.failures import from_rpc
 from parties.link import Link, Pulse, Session, finish_calls
 
-LISTEN = "127.0.0.1:0"
 CONNECT_SECONDS = 300.0
 SILENT_SECONDS = 300.0  # an overloaded machine is no failure
 STEP_SECONDS = 3600.0
@@ -34,10 +34,10 @@ BEAT = wire.PeerMessage(heartbeat=wire.Heartbeat())
 Message = Any
 
 
-def publish_address(folder: Path, name: str, port: int) -> None:
+def publish_address(folder: Path, name: str, host: str, port: int) -> None:
     """Let the other processes of the run know where `name` listens."""
     temporary = folder / f"{name}.address.new"
-    temporary.write_text(f"127.0.0.1:{port}", encoding="utf-8")
+    temporary.write_text(f"{host}:{port}", encoding="utf-8")
     temporary.rename(folder / f"{name}.address")
 
 
@@ -54,7 +54,7 @@ def address_of(folder: Path, name: str) -> str:
 class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
     """One party's links to all the others: higher indices dial lower ones, as in a session. Use it in a `with` block."""
 
-    def __init__(self, folder: Path, names: list[str], index: int) -> None:
+    def __init__(self, folder: Path, names: list[str], index: int, host: str = HERE) -> None:
         self.folder = folder
         self.names = names
         self.index = index
@@ -66,9 +66,9 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         self._pulse = Pulse(SILENT_SECONDS, STEP_SECONDS)
         add = services.add_ComputePartyServicer_to_server
         self._server, self._threads, port = start_server(
-            self.identity, LISTEN, lambda server: add(self, server), 2 * len(names)
+            self.identity, f"{host}:0", lambda server: add(self, server), 2 * len(names)
         )
-        publish_address(folder, names[index], port)
+        publish_address(folder, names[index], host, port)
 
     def __enter__(self) -> Mesh:
         for peer in range(self.index):
@@ -128,7 +128,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
 class Segments(services.DealerServicer):  # type: ignore[misc]
     """The dealer's end: each party's tape, one segment after the other. Use it in a `with` block."""
 
-    def __init__(self, folder: Path, name: str, parties: list[str], seeds: list[bytes]) -> None:
+    def __init__(self, folder: Path, name: str, parties: list[str], seeds: list[bytes], host: str = HERE) -> None:
         self.parties = parties
         self._seeds = dict(zip(parties, seeds, strict=True))
         self._pieces: dict[tuple[int, str], bytearray] = {}
@@ -139,8 +139,8 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
         self._changed = threading.Condition()
         identity = check(folder / CERTIFICATES, name)
         add = services.add_DealerServicer_to_server
-        self._server, self._threads, port = start_server(identity, LISTEN, lambda s: add(self, s), 4 * len(parties))
-        publish_address(folder, name, port)
+        self._server, self._threads, port = start_server(identity, f"{host}:0", lambda s: add(self, s), 4 * len(parties))
+        publish_address(folder, name, host, port)
 
     def __enter__(self) -> Segments:
         return self

@@ -151,7 +151,7 @@ def run_party(folder: Path, index: int) -> None:
     torch.set_num_threads(plan.threads)
     inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
     timers = {name: Timer() for name in ("online", "preparation")}
-    with Mesh(folder, plan.names, index) as mesh, torch.inference_mode():
+    with Mesh(folder, plan.names, index, plan.host(plan.names[index])) as mesh, torch.inference_mode():
         tapes = TapeSource(folder, mesh.identity, DEALER, mesh.session.check)
         channel = GrpcChannel(index, plan.names, mesh.links, Ledger())
         output: OutputShare | None = None
@@ -240,7 +240,7 @@ def run_dealer(folder: Path) -> None:
     torch.set_num_threads(plan.threads)
     seeds = [new_seed() for _ in plan.names]
     timer = Timer()
-    with Segments(folder, DEALER, plan.names, seeds) as tapes, torch.inference_mode():
+    with Segments(folder, DEALER, plan.names, seeds, plan.host(DEALER)) as tapes, torch.inference_mode():
         tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
         suite = plan.make_suite(tape, None)
         for number, (name, work) in enumerate(program_of(plan, suite, NoInputs()).segments()):

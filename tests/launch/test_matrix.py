@@ -12,8 +12,10 @@ from launch.bench.cell import Cell, Matrix, changed, read_matrix
 from launch.bench.matrix import run_matrix
 from launch.bench.measure import bench_plan, measure_estimate
 from launch.bench.results import ResultFolder, read_results
+from launch.lab import iproute
+from launch.peers import environment
 from launch.tracing import STEP, Setting, trace_step
-from mpc.errors import ConfigurationError, EnvironmentProblem
+from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from tests.launch.conftest import Command
 
 
@@ -135,3 +137,80 @@ def test_a_matrix_on_the_wire(tmp_path: Path, command: Command) -> None:
 def test_a_matrix_needs_a_folder(command: Command, tmp_path: Path) -> None:
     assert "needs --out" in command("bench", "--set", "models=tiny").err
     assert "give --config" in command("bench", "--cached", 3, "--out", tmp_path).err
+
+
+@pytest.mark.parametrize("network", ["localhost", "2,1000"])
+def test_sessions(network: str, text_model: Path, tmp_path: Path) -> None:
+    """Whole sessions from a checkpoint, on this machine as it is and between namespaces."""
+    if network != "localhost" and (why := iproute.problem()) is not None:
+        pytest.skip(why)
+    cell = Cell(measure="session", model=str(text_model), prompt=9, new_tokens=3, repeat=1, network=network)
+    folder = ResultFolder(tmp_path)
+    outcome = run_matrix([cell], folder, lambda line: None)
+    assert not outcome.failed
+    (found,) = read_results(tmp_path)
+    measured = found["measured"]
+    predicted = measure_estimate(Cell(measure="estimate", model=str(text_model / "config.json"), prompt=9))
+    assert measured["rounds"] == predicted["rounds"]
+    assert measured["first_token_seconds"]["median"] > measured["seconds"]["median"] > 0
+    assert set(measured["peak_memory_bytes"]) == {"party0", "party1", "dealer"}
+    assert min(measured["peak_memory_bytes"].values()) > 50e6
+    if network != "localhost":
+        assert measured["seconds"]["median"] > measured["rounds"] * 0.001
+        assert 0 < measured["network_bandwidth"]["share"] < 1
+
+
+def test_sessions_that_cannot_be(text_model: Path, tmp_path: Path) -> None:
+    good = {"measure": "session", "model": str(text_model), "prompt": 9, "new_tokens": 3}
+    for change, message in (
+        ({"model": str(tmp_path)}, "config.json"),
+        ({"prompt": 900}, "positions"),
+        ({"suite": "x"}, "'x'"),
+    ):
+        with pytest.raises(MpcacheError, match=message):
+            run_matrix([Cell(**{**good, **change})], ResultFolder(tmp_path / "out"), lambda line: None)
+
+
+def test_a_step_between_namespaces(tmp_path: Path) -> None:
+    if (why := iproute.problem()) is not None:
+        pytest.skip(why)
+    cells = Matrix(models=["tiny"], layers=1, prompts=[9], repeat=1, networks=["localhost", "10,1000"]).all_cells()
+    assert not run_matrix(cells, ResultFolder(tmp_path), lambda line: None).failed
+    found = {r["cell"].network: r["measured"] for r in read_results(tmp_path)}
+    assert found["localhost"]["bytes_sent"] == found["10,1000"]["bytes_sent"]
+    assert found["10,1000"]["seconds"]["median"] > found["10,1000"]["rounds"] * 0.005
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suite": "spu"}, "'spu' is unknown"),
+        ({"parties": 2}, "has 3 parties"),
+        ({"policy": "mpcache"}, "full cache only"),
+        ({"model": "llama-2-7b"}, "GPT-2 family"),
+        ({"network": "wan"}, "localhost only"),
+        ({}, "mpcache peers install"),
+    ],
+)
+def test_peers_that_cannot_run(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPCACHE_PEERS", str(tmp_path))
+    cell = Cell(**{"measure": "peer", "model": "gpt2", "suite": "spu-aby3", "parties": 3, **change})
+    with pytest.raises(MpcacheError, match=message):
+        run_matrix([cell], ResultFolder(tmp_path / "out"), lambda line: None)
+
+
+@pytest.mark.skipif(not (environment.folder() / environment.READY).exists(), reason="`mpcache peers install` was not run")
+@pytest.mark.parametrize(("suite", "parties"), [("spu-aby3", 3), ("spu-semi2k", 2)])
+def test_a_peer(suite: str, parties: int, tmp_path: Path) -> None:
+    """SPU's step is right, and its bytes are its own."""
+    cell = Cell(measure="peer", model="tiny", layers=2, suite=suite, parties=parties, prompt=17, repeat=1)
+    outcome = run_matrix([cell], ResultFolder(tmp_path), lambda line: None)
+    assert not outcome.failed
+    measured = read_results(tmp_path)[0]["measured"]
+    assert measured["max_error"]["layer"] < 0.02
+    assert measured["max_error"]["head"] == 0
+    layer, head = measured["parts"]["layer"], measured["parts"]["head"]
+    assert measured["rounds"] == 2 * layer["send_actions"] + head["send_actions"] > 100
+    assert max(measured["bytes_sent"].values()) <= 2 * layer["bytes_sent"] + head["bytes_sent"]
