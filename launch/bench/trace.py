@@ -45,7 +45,7 @@ def chrome_trace(parties: Sequence[Sequence[Span]], names: Sequence[str]) -> dic
         for tid, kind in enumerate(KINDS):
             events.append({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": kind}})
         for span in spans:
-            event = {
+            event: dict[str, Any] = {
                 "ph": "X",
                 "pid": pid,
                 "tid": KINDS.index(span.kind),

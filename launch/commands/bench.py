@@ -64,7 +64,7 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one decode step, one prefill, one eviction, or a matrix of settings (--config), on random weights; the first three end
+    """Run one decode step, one prefill, one eviction, or a matrix of settings, on random weights; the first three end
     with one line of JSON.
 
     Parties and dealer are processes of their own. `seconds_median` is what needs an input. Before a step is timed, the
