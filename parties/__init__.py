@@ -50,7 +50,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'parties' has no attribute '{name}'")
+if not TYPE_CHECKING:  # type checkers know the names from above, and modules of this package as such
+
+    def __getattr__(name: str) -> Any:
+        if name in _PLACES:
+            return getattr(import_module(_PLACES[name]), name)
+        raise AttributeError(f"module 'parties' has no attribute '{name}'")
