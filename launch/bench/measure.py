@@ -8,8 +8,8 @@ from typing import Any
 
 from launch.bench.cell import LOCALHOST, Cell
 from launch.bench.plan import BenchPlan, party_name
+from launch.bench.program import step_name
 from launch.bench.run import BenchResult, run_bench
-from launch.bench.worker import step_name
 from launch.networks import find_network
 from launch.planning import trace_token
 from launch.tracing import STEP, Setting
