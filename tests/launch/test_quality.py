@@ -14,6 +14,7 @@ from torch import Tensor
 from launch.quality import metrics, sweep
 from launch.quality.budgets import contenders, with_budget
 from launch.quality.longbench import load_tasks, prompt_of
+from launch.quality.page import page
 from launch.quality.prompts import Codes, Prompt
 from launch.quality.runner import Kept, Runner
 from models.checkpoint import load_checkpoint
@@ -264,6 +265,13 @@ def test_recall_command(command: Command, tmp_path: Path) -> None:
     again = command("quality", *asked)
     assert (again.code, again.out) == (2, "")
     assert "results.json exists already; name another folder" in again.err
+
+
+def test_the_page_in_the_documentation_is_made_from_its_results() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "quality" / "policies"
+    record = json.loads((folder / "results.json").read_text())
+    assert (folder / "results.md").read_text() == page(record)
+    assert "| `full` |  | 0.957 |" in page(record)
 
 
 def test_tokens_on_shares_are_those_of_plaintext(command: Command) -> None:
