@@ -19,6 +19,7 @@ from mpc.errors import RangeError
 
 RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
+_FEW_ROWS = 8
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
@@ -93,12 +94,15 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
 
 
 def _few_rows(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` modulo 2^64 (2^32 for int32 b), few rows, column-major matrices b: one pass over b per row, at memory speed.
+    """`a @ b` modulo 2^64 (2^32 for int32 b), few rows: one pass over b per row, in the order in which it lies in memory.
 
-    a: [..., M, K], b: [..., K, N] with neighbouring elements along K; leading axes broadcast.
+    a: [..., M, K], b: [..., K, N] with neighbouring elements along K or along N; leading axes broadcast. torch's own integer
+    product walks through a row-major b column by column, which takes several times as long.
     """
-    columns = b.transpose(-1, -2).numpy()
-    rows = [torch.from_numpy(_dots(columns, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
+    by_columns = b.stride(-2) == 1
+    matrix = b.transpose(-1, -2).numpy() if by_columns else b.numpy()
+    dots = _dots if by_columns else _weighted_rows
+    rows = [torch.from_numpy(dots(matrix, row.numpy())).to(torch.int64) for row in a.to(b.dtype).unbind(-2)]
     return rows[0][..., None, :] if len(rows) == 1 else torch.stack(rows, -2)
 
 
@@ -113,21 +117,45 @@ def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
     return np.asarray(out)
 
 
+def _weighted_rows(matrix: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """[..., K, N] by [..., K] -> [..., N]."""
+    return np.asarray(np.einsum("...kn,...k->...n", matrix, row))
+
+
+def inner(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
+    """sum over i and c of a[g, j, i, c] b[g, i, t, c] modulo 2^bits: [G, n, N, C] x [G, N, s, C] -> [G, n, s]."""
+    if a.device.type == "cpu":
+        return reduce(torch.from_numpy(np.einsum("gjic,gitc->gjt", a.numpy(), b.numpy())), bits)
+    groups, count, clusters, channels = a.shape
+    right = b.permute(0, 1, 3, 2).reshape(groups, clusters * channels, b.shape[2])
+    return matmul(a.reshape(groups, count, clusters * channels), right, bits)
+
+
+def _little_reuse(rows: int, b: Tensor) -> bool:
+    """Whether splitting both factors into limbs would take longer than the product: M N / (M + N) elements' worth of use
+    each, and a right factor that stays in the cache."""
+    columns = b.shape[-1]
+    return rows * columns < _FEW_ROWS * (rows + columns) and b.shape[-2] * columns <= _PIECE
+
+
 def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
 
-    Vectors and short left factors on the CPU use integer kernels (they are bound by memory there); everything else, and all
-    of CUDA, uses `limb_matmul`. For ghosts only the shape is computed.
+    Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small products
+    with little reuse of an element; everything else, and all of CUDA, uses `limb_matmul`. For ghosts only the shape is
+    computed.
     """
     if a.device.type == "meta":
         return torch.matmul(a, b)
-    if b.dtype == torch.int32 and not (a.device.type == "cpu" and a.shape[-2] < 8 and b.stride(-2) == 1 < b.shape[-2]):
-        b = b.to(torch.int64)
     rows = a.shape[-2] if a.dim() > 1 else 1
-    if a.device.type == "cpu" and rows < 8 and b.dim() > 1 and b.stride(-2) == 1 < b.shape[-2]:
+    ordered = b.dim() > 1 and (b.stride(-1) == 1 or b.stride(-2) == 1)
+    short = a.device.type == "cpu" and rows < _FEW_ROWS
+    if b.dtype == torch.int32 and not (short and ordered):
+        b = b.to(torch.int64)
+    if short and ordered:
         out = _few_rows(a if a.dim() > 1 else a[None], b)
         return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
-    if a.device.type == "cpu" and (rows < 8 or b.dim() == 1):
+    if a.device.type == "cpu" and (short or b.dim() == 1 or _little_reuse(rows, b)):
         return reduce(torch.matmul(a, b), bits)
     if a.dim() == 1 or b.dim() == 1:
         left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)

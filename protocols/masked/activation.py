@@ -23,7 +23,7 @@ from protocols.masked.truncation import truncate
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-VALUE_BITS = 18  # fraction bits of the dealt coefficients
+VALUE_BITS = 17  # fraction bits of the result; with these a ring of 24 bits has tables of 40, whole bytes
 POWER_BITS = 13
 
 # name -> (half-width of the curved range, segments, degree)

@@ -8,6 +8,8 @@ With e the one-hot matrix of chosen clusters, q the queries, K and V the cached 
 All factors are masked. Multiplied out, each is a sum over the subsets of factors replaced by their masks. Subsets of one
 mask are local, the others are contracted by the dealer before they are dealt, so what is dealt does not grow with N s C n.
 
+Where there are few clusters the scores of all of them are opened instead, and the choice is a product of two factors.
+
 Both: local (0 rounds; the result is Shared). Offline elements a head, n chosen of N clusters: scores R n N C + R N s +
 n s C + R n s; values R N s + R n N C + n s C + R C. Online: nothing here; e's opening costs n N ring elements a head, once
 for all layers that share it. Valid range: results below 2^(bits - 1). Error: none (exact in the ring). Leaks nothing.
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context
+from protocols.masked.product import product
 from protocols.masked.wires import Masked, Shared
 
 
@@ -69,9 +72,12 @@ def _weigh_chosen(p: Tensor, ev: Tensor, bits: int) -> Tensor:
 
 
 def chosen_scores(c: Context, e: Masked, q: Masked, k: Masked) -> Shared:
-    """Scores of the chosen clusters: e [G, n, N], q [G, R, C], k [G, N, s, C] -> [G, R, n, s] in the smallest ring."""
+    """Scores of the chosen clusters: e [G, n, N], q [G, R, C], k [G, N, s, C] -> [G, R, n, s] in the smallest ring.
+
+    The keys may be in a larger ring; they are not copied into the smaller one.
+    """
     bits = min(e.bits, q.bits, k.bits)
-    e, q, k = e.to_ring(bits), q.to_ring(bits), k.to_ring(bits)
+    e, q = e.to_ring(bits), q.to_ring(bits)
     groups, count, clusters = e.shape
     rows, size, channels = q.shape[1], k.shape[2], k.shape[3]
     frac = q.frac + k.frac
@@ -82,24 +88,32 @@ def chosen_scores(c: Context, e: Masked, q: Masked, k: Masked) -> Shared:
     eqk = c.deal("chosen scores", out_shape, bits, lambda: _choose(e.lam, _dots(q.lam, k.lam, bits), bits))
     if not c.evaluating:
         return Shared(c.blank(out_shape), bits, frac)
-    own = k.m - k.lam if c.first else -k.lam  # this party's share of the keys
+    public = _dots(q.m, k.m, bits)
     # [q k] for all clusters, then m_e times it
-    products = _dots(q.m, ring.reduce(own, bits), bits) - _dots(q.lam, k.m, bits) + qk
-    out = _choose(e.m, ring.reduce(products, bits), bits)
-    out = out - _choose(e.lam, _dots(q.m, k.m, bits), bits)
+    products = qk - _dots(q.m, k.lam, bits) - _dots(q.lam, k.m, bits)
+    out = _choose(e.m, ring.reduce(products + public if c.first else products, bits), bits)
+    out = out - _choose(e.lam, public, bits)
     # eq m_k: sum over clusters and channels
-    for r in range(rows):
-        left = eq[:, r].reshape(groups, count, clusters * channels)
-        right = k.m.permute(0, 1, 3, 2).reshape(groups, clusters * channels, size)
-        out[:, r] += ring.matmul(left, right, bits)
+    out = out + torch.stack([ring.inner(eq[:, r], k.m, bits) for r in range(rows)], 1)
     out = out + _dots(q.m, ek, bits) - eqk
     return Shared(ring.reduce(out, bits), bits, frac)
 
 
+def picked_scores(c: Context, e: Masked, s: Masked) -> Shared:
+    """Scores of the chosen clusters from everybody's: e [G, n, N], masked scores s [G, R, N, t] -> [G, R, n, t]; local.
+
+    Offline: R n t ring elements a head, no more. The scores of all clusters must have been opened for it.
+    """
+    return product(c, "picked scores", e, s, _choose)
+
+
 def chosen_values(c: Context, e: Masked, p: Masked, v: Masked) -> Shared:
-    """Weighted sum of the chosen clusters' values: e [G, n, N], p [G, R, n, s], v [G, N, s, C] -> [G, R, C]."""
+    """Weighted sum of the chosen clusters' values: e [G, n, N], p [G, R, n, s], v [G, N, s, C] -> [G, R, C].
+
+    The values may be in a larger ring; they are not copied into the smaller one.
+    """
     bits = min(e.bits, p.bits, v.bits)
-    e, p, v = e.to_ring(bits), p.to_ring(bits), v.to_ring(bits)
+    e, p = e.to_ring(bits), p.to_ring(bits)
     groups, count, clusters = e.shape
     rows, size, channels = p.shape[1], v.shape[2], v.shape[3]
     frac = p.frac + v.frac

@@ -18,7 +18,7 @@ from mpc.ledger import operation
 from protocols.masked import compaction, product, softmax, threshold, top_k
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import open_value, require
-from protocols.masked.gather import chosen_scores, chosen_values
+from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
 from protocols.masked.selection_matrix import count_bits
 from protocols.masked.truncation import truncate
 from protocols.masked.wires import Masked, Shared
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FULL = 64
 PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
+OPENED_TOKENS = 512  # up to so many tokens to choose from have their scores opened, see `selected_attention`
 RANKED_BITS = 30  # ring of what is ranked
 SIMILARITY_ROOM = 2  # products with cluster representatives may be 2^2 times larger than scores
 SUM_ROOM = 7  # and are added up over the heads of a group, and doubled for the exact bound
@@ -125,14 +126,16 @@ async def finish(
     rows: softmax.Rows,
     weigh: Callable[[Masked], Shared],
     observed: Tensor | None = None,
+    widths: tuple[int, int] | None = None,
 ) -> tuple[MaskedTensor, MaskedTensor | None]:
     """From masked scores [G, T, S] to the weighted values [G, T, C]: softmax with the division after the product.
 
-    weigh: the bilinear map of masked numerators [G, T, S] with the values, modulo 2^64. observed: public bool [T]; the
-    second result is the sum of these rows' probabilities [G, S].
+    weigh: the bilinear map of masked numerators [G, T, S] with the values, modulo 2^64 (or the smaller ring). observed: public bool [T]; the
+    second result is the sum of these rows' probabilities [G, S]. widths: fraction bits of the numerators and the ring of
+    `weigh`, where it is smaller.
     """
     c, f = suite.context, suite.fraction_bits
-    frac, bits = suite.value_bits(rows)
+    frac, bits = widths or suite.value_bits(rows)
     scale = SCALE_BITS + 8
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         frac = min(frac, FULL - 4 - scale - int(observed.sum()).bit_length() - shape[0].bit_length())
@@ -232,48 +235,66 @@ async def _scores_and_values(
 async def selected_attention(
     suite: MaskedSuite, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
 ) -> MaskedTensor:
-    """`Suite.selected_attention` by three-factor products (`gather`); the rounds of `attention`."""
+    """`Suite.selected_attention`. Values are weighed by three-factor products (`gather`), and so are keys where there are more
+    than `OPENED_TOKENS` to choose from: the rounds of `attention`. Fewer keys have their scores opened beside the choice,
+    which takes a tenth of the dealt bytes, and a round more where the choice is not new.
+    """
     c, f = suite.context, suite.fraction_bits
     bits = 2 * f + suite.range_bits + 2
     groups, heads = q.shape[0], q.shape[1]
-    count, size = chosen.shape[1], k.shape[2]
+    count, (clusters, size) = chosen.shape[1], k.shape[1:3]
     taken = count * size
     more = 0 if always is None else always[0].shape[1]
     shape = torch.Size((groups, heads, taken + more))
     rows = softmax.Rows.of(shape, None)
-    e_tensor = suite.as_tensor(chosen)
+    widths = suite.selected_value_bits(rows)
+    opened = clusters * size <= OPENED_TOKENS
 
-    async def operands() -> tuple[Masked, Masked, Masked, Masked]:
-        async def choice() -> Masked:
-            with operation("selection"):
-                return await suite.masked(e_tensor, 0, FULL)
+    async def choice() -> Masked:
+        with operation("selection"):
+            return await suite.masked(suite.as_tensor(chosen), 0, widths[1])
 
-        found = await suite.together(
-            choice(),
-            suite.masked(suite.as_tensor(q), f, bits),
-            suite.masked(suite.as_tensor(k), f, FULL),
-            suite.masked(suite.bounded(v, 2.0**suite.magnitudes.value), f, FULL),
-        )
-        return found[0], found[1], found[2], found[3]
-
-    e, mq, mk, mv = await operands()
-    always_v: Masked | None = None
-    with operation("scores"):
-        s = chosen_scores(c, e, mq, mk).map(lambda t: t.reshape(groups, heads, taken))
-        if always is not None:
-            ak, always_v = await suite.together(
-                suite.masked(suite.as_tensor(always[0]), f, bits),
-                suite.masked(suite.bounded(always[1], 2.0**suite.magnitudes.value), f, FULL),
+    async def keys() -> tuple[Masked, Masked, Masked | None]:
+        """Queries, the clusters' keys, or, if they are opened, their scores, and the scores of what always counts."""
+        with operation("scores"):
+            wanted = [k] if always is None else [k, always[0]]
+            mq, mk, *rest = await suite.together(
+                suite.masked(suite.as_tensor(q), f, bits), *(suite.masked(x, f, bits, cut=False) for x in wanted)
             )
-            rest = product.matmul(c, mq, ak.map(lambda t: t.transpose(1, 2)))
-            s = Shared(torch.cat([s.x, rest.x], -1), s.bits, s.frac)
-        masked_scores = truncate(c, await open_value(c, s.to_ring(bits)), f)
+            if opened:
+                rest = [mk.move(lambda t: t.reshape(groups, clusters * size, t.shape[-1])), *rest]
+            if not rest:
+                return mq, mk, None
+            products = [product.matmul(c, mq, x.move(lambda t: t.transpose(1, 2))) for x in rest]
+            joined = Shared(torch.cat([s.x for s in products], -1), bits, 2 * f)
+            scores = truncate(c, await open_value(c, joined), f)
+            if not opened:
+                return mq, mk, scores
+            others = scores.move(lambda t: t[..., clusters * size :])
+            return mq, scores, others if more else None
+
+    async def values() -> list[Masked]:
+        with operation("values"):
+            wanted = [v] if always is None else [v, always[1]]
+            bounded = [suite.bounded(x, 2.0**suite.magnitudes.value) for x in wanted]
+            return list(await suite.together(*(suite.masked(x, f, widths[1], cut=False) for x in bounded)))
+
+    async def scores(e: Masked, mq: Masked, mk: Masked) -> Masked:
+        with operation("scores"):
+            if not opened:
+                return truncate(c, await open_value(c, chosen_scores(c, e, mq, mk)), f)
+            inside = mk.move(lambda t: t[..., : clusters * size].reshape(groups, heads, clusters, size))
+            return await open_value(c, picked_scores(c, e.to_ring(inside.bits), inside))
+
+    e, (mq, mk, others), mv = await suite.together(choice(), keys(), values())
+    s = (await scores(e, mq, mk)).move(lambda t: t.reshape(groups, heads, taken))
+    s = s if others is None else s.beside(others)
 
     def weigh(p: Masked) -> Shared:
-        out = chosen_values(c, e, p.map(lambda t: t[..., :taken].reshape(groups, heads, count, size)), mv)
-        return out if always_v is None else out.add(product.matmul(c, p.map(lambda t: t[..., taken:]), always_v))
+        out = chosen_values(c, e, p.move(lambda t: t[..., :taken].reshape(groups, heads, count, size)), mv[0])
+        return out if not more else out.add(product.matmul(c, p.move(lambda t: t[..., taken:]), mv[1]))
 
-    out, _ = await finish(suite, masked_scores, shape, rows, weigh)
+    out, _ = await finish(suite, s, shape, rows, weigh, widths=widths)
     return out
 
 

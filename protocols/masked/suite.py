@@ -45,8 +45,10 @@ TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small rin
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
 SCALE_BITS = 18  # fraction bits of 1/deviation and 1/sum
 RESIDUAL_EXTRA = 2  # further fraction bits of the residual stream: early layers are small, and norms amplify
+PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
 MANY_ROWS = 4  # from here on a norm scales its input and not its output
 FULL = 64
+SELECTED_BITS = 22  # fraction bits of the numerators of chosen tokens; the largest is above e^-4
 
 
 @dataclass(frozen=True)
@@ -344,15 +346,17 @@ class MaskedSuite(Suite):
         bits = h.frac + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 3  # 1 to spare: an arg-max compares logits
         require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
         c = self.context
+        cut = h.frac + WEIGHT_BITS - PRODUCT_BITS  # the scaled product is opened with so many bits fewer
 
         async def inverse() -> Masked:
             found = await self._inverse(h, norm)
             with operation("norm scale"):
-                return await self.masked(found, SCALE_BITS, bits)
+                return await self.masked(found, SCALE_BITS, bits - cut)
 
         async def before(layer: Linear) -> Masked:
             with operation("linear"):
-                return await open_value(c, self._weight_product(h.to_ring(bits), layer.weight, 0).as_shared())
+                opened = await open_value(c, self._weight_product(h.to_ring(bits), layer.weight, 0).as_shared())
+                return truncate(c, opened, cut)
 
         (r, *products) = await self.together(inverse(), *(before(layer) for layer in layers))
         out: list[Value] = []
@@ -382,6 +386,12 @@ class MaskedSuite(Suite):
         """(fraction bits of the numerators, ring of numerators times values)."""
         spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
         return min(28, spare - max(rows.longest, 1).bit_length()), FULL
+
+    def selected_value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
+        """The same where the ring crosses the wire again and again, with a choice: as small as the products allow."""
+        spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
+        frac = min(SELECTED_BITS, spare - max(rows.longest, 1).bit_length())
+        return frac, FULL - spare + max(rows.longest, 1).bit_length() + frac
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
         """softmax(q k^T) v; the division comes after the product with v."""
