@@ -20,6 +20,7 @@ from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.decoder import Decoder
 from models.policies.full import FullCache
+from models.policies.mpcache import MPCache
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -116,27 +117,34 @@ async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agre
     A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with what tokens
     received from `source`. agree: do here what parties do once a session, when they first hand out a share.
     """
-    a, policy, cache = decoder.architecture, decoder.policy, decoder.new_cache()
+    cache = decoder.new_cache()
+    if agree:
+        with suite.ledger.timed(CACHE):
+            suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
+    for layer in range(decoder.architecture.layers if cached else 0):
+        await fill_layer(suite, decoder, cache, layer, cached, source)
+    cache.seen = cached
+    return cache
+
+
+async def fill_layer(suite: Suite, decoder: Decoder, cache: KVCache, layer: int, cached: int, source: Source) -> None:
+    """`fill` of one layer; layers in order, `cache.seen` is set after the last one."""
+    a, policy, entry = decoder.architecture, decoder.policy, cache.layers[layer]
 
     def value(name: str, shape: tuple[int, ...]) -> Value:
         return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
 
-    if cached:
+    if layer == 0:
         policy.check(a, cached)
     cache.prompt_tokens = cached
     with suite.ledger.timed(CACHE):
-        if agree:
-            suite.output(value("agreement", (1,)))
-        for n, entry in enumerate(cache.layers if cached else []):
-            kept = cached if entry.window is None else min(cached, entry.window)
-            shape = (a.kv_heads, kept, a.head_channels)
-            await cache.append(suite, n, value(f"layer {n} keys", shape), value(f"layer {n} values", shape))
-            received: Value | None = None
-            if policy.observed_queries(kept, n):
-                received = value(f"layer {n} received", (a.kv_heads, kept))
-            await policy.after_prefill(suite, cache, n, received)
-    cache.seen = cached
-    return cache
+        kept = cached if entry.window is None else min(cached, entry.window)
+        shape = (a.kv_heads, kept, a.head_channels)
+        await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
+        received: Value | None = None
+        if policy.observed_queries(kept, layer):
+            received = value(f"layer {layer} received", (a.kv_heads, kept))
+        await policy.after_prefill(suite, cache, layer, received)
 
 
 def copied(cache: KVCache, architecture: Architecture) -> KVCache:
@@ -147,20 +155,18 @@ def copied(cache: KVCache, architecture: Architecture) -> KVCache:
     return out
 
 
-def can_rewind(cache: KVCache, policy: CachePolicy) -> bool:
-    """Whether a step only appends to the cache, so that `rewind` undoes it."""
-    return type(policy) is FullCache and all(layer.window is None for layer in cache.layers)
+def only_appends(cache: KVCache, policy: CachePolicy) -> bool:
+    """Whether a step changes a layer's keys and values by appending to them alone, so that `rewind` undoes it."""
+    return type(policy) in (FullCache, MPCache) and all(layer.window is None for layer in cache.layers)
 
 
-def rewind(suite: Suite, cache: KVCache, length: int) -> None:
-    """Back to the first `length` tokens. Unlike a copy made before, it holds no key twice."""
-    for layer in cache.layers:
-        if length:
-            k, v = layer.keys_and_values()
-            layer.k, layer.v = suite.keep_first(k, length, 1), suite.keep_first(v, length, 1)
-        else:
-            layer.k = layer.v = None
-    cache.seen = length
+def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
+    """Take back what a step appended to `after`, a copy of `cache`. So the next step writes its rows where these lie, as in a
+    session, and does not copy the cache to append to it."""
+    for old, new in zip(cache.layers, after.layers, strict=True):
+        if old.length:
+            k, v = new.keys_and_values()
+            old.k, old.v = suite.keep_first(k, old.length, 1), suite.keep_first(v, old.length, 1)
 
 
 async def step(

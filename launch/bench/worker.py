@@ -28,10 +28,11 @@ from launch.bench.program import (
     NoInputs,
     SharedInputs,
     Source,
-    can_rewind,
     copied,
     fill,
+    fill_layer,
     load,
+    only_appends,
     rewind,
     step,
     step_name,
@@ -70,7 +71,9 @@ class Segmented:
     def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Name and work of each segment, in order."""
         yield "weights", self._load
-        yield CACHE, self._fill
+        yield CACHE, self._new_cache
+        for layer in range(self.architecture.layers if self.plan.cached else 0):  # one by one: an eviction's tape is large
+            yield CACHE, partial(self._fill, layer)
         for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
             yield name, partial(self._step, name)
         yield "logits", self._output
@@ -85,18 +88,25 @@ class Segmented:
         self.suite = suite
         self._decoder = Decoder(suite, self.architecture, weights, parse(self.plan.policy))
 
-    def _fill(self) -> None:
-        self._cache = self.suite.run(fill(self.suite, self._decoder, self.plan.cached, self.source))
+    def _new_cache(self) -> None:
+        self._cache = self.suite.run(fill(self.suite, self._decoder, 0, self.source))
         self._rows = self.source.tokens(self.suite, self.plan.tokens)
+
+    def _fill(self, layer: int) -> None:
+        cache, entry = self._cache, self._cache.layers[layer]
+        self.suite.run(fill_layer(self.suite, self._decoder, cache, layer, self.plan.cached, self.source))
+        if only_appends(cache, self._decoder.policy):  # with room behind its rows, as a session's cache has after a token
+            k, v = entry.keys_and_values()
+            entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
+        if layer == self.architecture.layers - 1:
+            cache.seen = self.plan.cached
         _give_back_memory()
 
     def _step(self, name: str) -> None:
-        in_place = can_rewind(self._cache, self._decoder.policy)
-        cache = self._cache if in_place else copied(self._cache, self.architecture)
-        work = step(self.suite, self._decoder, cache, self.plan.tokens, self._rows, name)
-        self.logits, _ = self.suite.run(work)
-        if in_place:
-            rewind(self.suite, cache, self.plan.cached)
+        after = copied(self._cache, self.architecture)
+        self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._rows, name))
+        if only_appends(self._cache, self._decoder.policy):
+            rewind(self.suite, self._cache, after)
 
     def _output(self) -> OutputShare:
         with stage("logits"):
@@ -130,7 +140,8 @@ class Timer:
         """Measure what is inside."""
         start, own = time.perf_counter(), time.process_time()
         yield
-        self.seconds[name], self.cpu[name] = time.perf_counter() - start, time.process_time() - own
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - own
 
 
 def peak_bytes() -> int:

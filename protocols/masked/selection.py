@@ -235,7 +235,7 @@ async def _scores_and_values(
 async def selected_attention(
     suite: MaskedSuite, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
 ) -> MaskedTensor:
-    """`Suite.selected_attention`. Values are weighed by three-factor products (`gather`), and so are keys where there are more
+    """`Suite.selected_attention`. Values are weighed by three-factor products (`gather`), and keys too where there are more
     than `OPENED_TOKENS` to choose from: the rounds of `attention`. Fewer keys have their scores opened beside the choice,
     which takes a tenth of the dealt bytes, and a round more where the choice is not new.
     """

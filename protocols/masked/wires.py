@@ -106,9 +106,7 @@ class Masked:
         """Both, joined along the last axis; same ring and fraction bits."""
         if (other.bits, other.frac) != (self.bits, self.frac):
             raise RangeError(f"cannot join {self} and {other}: rings or fraction bits differ")
-        return Masked(
-            torch.cat([self.m, other.m], -1), lambda: torch.cat([self.lam, other.lam], -1), self.bits, self.frac
-        )
+        return Masked(torch.cat([self.m, other.m], -1), lambda: torch.cat([self.lam, other.lam], -1), self.bits, self.frac)
 
     def to_ring(self, bits: int) -> Masked:
         """The same value modulo a smaller power of two; local."""
