@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from mpc.errors import RangeError
+from mpc.ghost import broadcast
 
 RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
 _FEW_ROWS = 8
+_SMALL = 1 << 18  # multiply-adds
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
@@ -131,19 +133,17 @@ def inner(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     return matmul(a.reshape(groups, count, clusters * channels), right, bits)
 
 
-def _little_reuse(rows: int, b: Tensor) -> bool:
-    """Whether splitting both factors into limbs would take longer than the product: M N / (M + N) elements' worth of use
-    each, and a right factor that stays in the cache."""
-    columns = b.shape[-1]
-    return rows * columns < _FEW_ROWS * (rows + columns) and b.shape[-2] * columns <= _PIECE
+def _small(a: Tensor, b: Tensor) -> bool:
+    """Whether splitting the factors into limbs, dozens of passes over small tensors, would take longer than the product."""
+    products = math.prod(broadcast(a.shape[:-2], b.shape[:-2])) * a.shape[-2] * a.shape[-1] * b.shape[-1]
+    return products <= _SMALL
 
 
 def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
 
-    Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small products
-    with little reuse of an element; everything else, and all of CUDA, uses `limb_matmul`. For ghosts only the shape is
-    computed.
+    Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
+    products; everything else, and all of CUDA, uses `limb_matmul`. For ghosts only the shape is computed.
     """
     if a.device.type == "meta":
         return torch.matmul(a, b)
@@ -155,7 +155,7 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     if short and ordered:
         out = _few_rows(a if a.dim() > 1 else a[None], b)
         return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
-    if a.device.type == "cpu" and (short or b.dim() == 1 or _little_reuse(rows, b)):
+    if a.device.type == "cpu" and (short or b.dim() == 1 or _small(a, b)):
         return reduce(torch.matmul(a, b), bits)
     if a.dim() == 1 or b.dim() == 1:
         left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)

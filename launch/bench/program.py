@@ -161,8 +161,8 @@ def only_appends(cache: KVCache, policy: CachePolicy) -> bool:
 
 
 def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
-    """Take back what a step appended to `after`, a copy of `cache`. So the next step writes its rows where these lie, as in a
-    session, and does not copy the cache to append to it."""
+    """Take back what a step appended to `after`, a copy of `cache`. So the next step writes its rows where these lie, as in
+    a session, and does not copy the cache to append to it."""
     for old, new in zip(cache.layers, after.layers, strict=True):
         if old.length:
             k, v = new.keys_and_values()

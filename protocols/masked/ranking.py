@@ -1,8 +1,8 @@
 """Maximum and argmax by groups: all pairs of a group are compared at once, the best of each group goes on.
 
 One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 2 to 4 bits), the value
-and index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 2, 4, 8, 8, 16
-and 7 bring a vocabulary of 50 257 to one in six levels, eighteen rounds.
+and index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 2, 4, 8, 8,
+16 and 7 bring a vocabulary of 50 257 to one in six levels, eighteen rounds.
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
 Leaks nothing: comparison bits, ranks and values are opened under fresh uniform masks.

@@ -130,9 +130,9 @@ async def finish(
 ) -> tuple[MaskedTensor, MaskedTensor | None]:
     """From masked scores [G, T, S] to the weighted values [G, T, C]: softmax with the division after the product.
 
-    weigh: the bilinear map of masked numerators [G, T, S] with the values, modulo 2^64 (or the smaller ring). observed: public bool [T]; the
+    weigh: the bilinear map of masked numerators [G, T, S] with the values, modulo 2^64. observed: public bool [T]; the
     second result is the sum of these rows' probabilities [G, S]. widths: fraction bits of the numerators and the ring of
-    `weigh`, where it is smaller.
+    `weigh`, where they are not `value_bits`.
     """
     c, f = suite.context, suite.fraction_bits
     frac, bits = widths or suite.value_bits(rows)
