@@ -37,9 +37,10 @@ def group_sizes(count: int, rows: int = 1) -> list[int]:
     """Sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there are many
     values (fewest comparisons), then large ones (fewest rounds)."""
     sizes: list[int] = []
+    many = 1 << (15 if rows == 1 else 17)  # of one row's argmax the rounds are few beside those of the whole model
     while count > 1:
         total = rows * count
-        size = min(count, 2 if total > 1 << 15 else 4 if total > 1 << 14 else 8 if total > 256 else 16)
+        size = min(count, 2 if total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
         sizes.append(size)
         count = -(-count // size)
     return sizes
