@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FULL = 64
 PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
-OPENED_TOKENS = 512  # up to so many tokens to choose from have their scores opened, see `selected_attention`
+OPENED_TOKENS = 1024  # up to so many tokens to choose from have their scores opened, see `selected_attention`
 RANKED_BITS = 30  # ring of what is ranked
 SIMILARITY_ROOM = 2  # products with cluster representatives may be 2^2 times larger than scores
 SUM_ROOM = 7  # and are added up over the heads of a group, and doubled for the exact bound
@@ -240,7 +240,7 @@ async def selected_attention(
     which takes a tenth of the dealt bytes, and a round more where the choice is not new.
     """
     c, f = suite.context, suite.fraction_bits
-    bits = 2 * f + suite.range_bits + 2
+    bits = 2 * f + suite.range_bits  # the softmax reads scores modulo 2^range_bits
     groups, heads = q.shape[0], q.shape[1]
     count, (clusters, size) = chosen.shape[1], k.shape[1:3]
     taken = count * size
