@@ -33,6 +33,7 @@ from launch.commands import (
     report,
     serve,
     trace,
+    status,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
@@ -51,6 +52,7 @@ app.command("client")(client.run)
 app.command("serve")(serve.run)
 app.command("model-owner")(model_owner.run)
 app.add_typer(certs.app, name="certs")
+app.command("status")(status.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)

@@ -10,6 +10,8 @@ from launch.console import err
 from launch.options import check_device
 from launch.signals import Terminated
 from mpc.errors import ConfigurationError
+from parties.arrivals import Arrivals
+from parties.certificates import Identity
 from parties.config import Role, RoleConfig, load_config
 
 
@@ -17,6 +19,9 @@ class Server(Protocol):
     """A role's server. start() returns once it accepts calls; address is where it listens then."""
 
     address: str
+
+    @property
+    def identity(self) -> Identity: ...
 
     def start(self) -> object: ...
 
@@ -39,14 +44,17 @@ def load_role(path: Path, role: Role) -> RoleConfig:
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
     """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C."""
     logs.configure(config.log_format, "warning" if supervised else config.log_level)
+    arrivals = Arrivals(config, lambda: server.identity)
     try:
         server.start()
         if supervised:
             supervision.report_ready(name=config.name, address=server.address)
         else:
             err.print(f"{config.name} ({config.role}) serves at {server.address}; Ctrl-C ends it")
+            arrivals.start()
         server.wait()
     except Terminated:
         server.drain(config.grace_seconds)  # a second signal ends it at once
     finally:
+        arrivals.stop()
         server.stop()

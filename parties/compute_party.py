@@ -225,6 +225,9 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
         ]
         return party.describe(held)
 
+    def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.prober.answer(requests, context, self._party.permissions.may_ask)
+
     def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         return self._party.serve(requests, context, CLIENT_BEAT, self._party.permissions.may_generate, self._party.open)
 

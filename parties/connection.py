@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -37,12 +37,16 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # how long one attempt may take: handshakes are slow from afar
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
 
 _REMEDY = "it must be valid now and signed by the same authority"
+_REMEDIES = {  # by OpenSSL's number of what is wrong with a certificate
+    9: "set the clocks of both hosts",
+    10: "renew it at {name} with `mpcache certs renew`, if the clocks are right",
+}
 
 
 def _server_credentials(identity: Identity | LiveIdentity) -> grpc.ServerCredentials:
@@ -138,11 +142,11 @@ def connect(
     try:
         while not _answers(channel, max(0.05, min(0.5, limit - time.monotonic()))):
             check()
-            reason, final = probe(identity, address, name)
-            if final or time.monotonic() >= limit:
-                late = "" if final else f" (waited {seconds:g} s)"
-                raise PeerLost(name, "connecting", f"{reason}{late}")
-            waiting(f"{name}: {reason}")
+            found = probe(identity, address, name)
+            if found.final or time.monotonic() >= limit:
+                late = "" if found.final else f" (waited {seconds:g} s)"
+                raise PeerLost(name, "connecting", f"{found}{late}")
+            waiting(f"{name}: {found}")
     except BaseException:
         channel.close()
         raise
@@ -158,54 +162,77 @@ def _answers(channel: grpc.Channel, seconds: float) -> bool:
     return True
 
 
-def probe(identity: Identity, address: str, name: str) -> tuple[str, bool]:
-    """Why `name` cannot be reached at `address`, with the remedy, and whether waiting is useless."""
+class Unreachable(NamedTuple):
+    """Why a peer cannot be reached. remedy: what to do; final: waiting is useless."""
+
+    reason: str
+    remedy: str
+    final: bool
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}"
+
+
+def probe(identity: Identity, address: str, name: str) -> Unreachable:
+    """Why `name` cannot be reached at `address`."""
     host, port = split_address(address)
     try:
         plain = socket.create_connection((host, port), timeout=2)
     except socket.gaierror:
-        return f"host '{host}' has no address: correct it in the configuration", False
+        return Unreachable(f"host '{host}' has no address", "correct it in the configuration", False)
     except ConnectionRefusedError:
-        return f"nothing listens at {address}: start {name}, or correct its address", False
+        return Unreachable(f"nothing listens at {address}", f"start {name}, or correct its address", False)
     except OSError as error:
         problem = (error.strerror or "no answer within 2 s").lower()
-        return f"{address} does not answer ({problem}): check address, network and firewall", False
+        return Unreachable(f"{address} does not answer ({problem})", "check address, network and firewall", False)
     with plain:
         return _probe_tls(identity, plain, address, name)
 
 
-def _probe_tls(identity: Identity, plain: socket.socket, address: str, name: str) -> tuple[str, bool]:
+def tls_settings(identity: Identity) -> ssl.SSLContext:
+    """For a handshake outside gRPC, which tells more about what is wrong. Names are left to the caller to check."""
     settings = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     settings.check_hostname = False
     settings.load_verify_locations(cadata=identity.authority.decode())
     settings.load_cert_chain(identity.certificate_file, identity.key_file)
     settings.set_alpn_protocols(["h2"])
+    return settings
+
+
+def _probe_tls(identity: Identity, plain: socket.socket, address: str, name: str) -> Unreachable:
+    refusal = f"{address} refuses the certificate {identity.certificate_file}"
     try:
-        with settings.wrap_socket(plain, server_hostname=name) as tls:
+        with tls_settings(identity).wrap_socket(plain, server_hostname=name) as tls:
             certificate: dict[str, Any] = dict(tls.getpeercert() or {})
             names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
             if name not in names:
                 found = clean(str(names[0])) if names else "nobody"
-                return f"{address} is '{found}', not '{name}': correct address or name in the configuration", True
+                return Unreachable(
+                    f"{address} is '{found}', not '{name}'", "correct address or name in the configuration", True
+                )
             tls.settimeout(1)
             if not tls.recv(1):  # a gRPC server speaks first, unless it refused the certificate
-                return f"{address} refuses the certificate {identity.certificate_file}: {_REMEDY}", True
+                return Unreachable(refusal, _REMEDY, True)
     except ssl.SSLCertVerificationError as error:
-        return (
-            f"the certificate of {address} is refused: {clean(error.verify_message)}; it must be valid now and signed by "
-            f"{identity.authority_file}",
+        return Unreachable(
+            f"the certificate of {address} is refused: {clean(error.verify_message)}",
+            _REMEDIES.get(error.verify_code, "it must be valid now and signed by {authority}").format(
+                name=name, authority=identity.authority_file
+            ),
             True,
         )
     except ssl.SSLError as error:
         if "alert" in (error.reason or "").lower():
             reason = (error.reason or "").lower().replace("_", " ")
-            return f"{address} refuses the certificate {identity.certificate_file} ({clean(reason)}): {_REMEDY}", True
-        return f"{address} does not speak TLS as expected ({clean(error.reason or 'no reason')}): is it {name}?", True
+            return Unreachable(f"{refusal} ({clean(reason)})", _REMEDY, True)
+        wrong = f"{address} does not speak TLS as expected ({clean(error.reason or 'no reason')})"
+        return Unreachable(wrong, f"is it {name}?", True)
     except TimeoutError:
-        return f"{address} accepts connections but does not answer", False
+        return Unreachable(f"{address} accepts connections but does not answer", f"is it {name}, and is it alive?", False)
     except OSError as error:
-        return f"{address} ended the connection ({(error.strerror or 'no reason').lower()})", False
-    return f"{address} answers, but no channel could be made yet", False
+        how = (error.strerror or "no reason").lower()
+        return Unreachable(f"{address} ended the connection ({how})", f"see the log of {name}", False)
+    return Unreachable(f"{address} answers, but no channel could be made yet", "try again", False)
 
 
 def abort_if_alive(context: Any, error: MpcacheError) -> None:

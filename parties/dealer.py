@@ -235,5 +235,8 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         self._dealer.admit_call(context, self._dealer.permissions.may_ask)
         return self._dealer.describe([])
 
+    def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._dealer.prober.answer(requests, context, self._dealer.permissions.may_ask)
+
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         return self._dealer.serve(requests, context, None, self._dealer.permissions.may_have_tape, self._dealer.open)

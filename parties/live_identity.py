@@ -90,8 +90,7 @@ class LiveIdentity:
         identity = self.current
         left = identity.expires - (now if now is not None else datetime.now(UTC))
         days = left // timedelta(days=1)
-        begins = x509.load_pem_x509_certificate(identity.certificate).not_valid_before_utc
-        if left >= min(WARN, (identity.expires - begins) / 3) or self._warned == (identity, days):
+        if not ending(identity, now) or self._warned == (identity, days):
             return None
         self._warned = (identity, days)
         when = f"{identity.expires:%Y-%m-%d %H:%M} UTC"
@@ -116,6 +115,16 @@ class LiveIdentity:
                 log.warning("%s", warning)
             if self._stop.wait(LOOK_SECONDS):
                 return
+
+
+def ends_soon(begins: datetime, expires: datetime, now: datetime | None = None) -> bool:
+    """Whether a certificate is so near its end that one should be told."""
+    return expires - (now if now is not None else datetime.now(UTC)) < min(WARN, (expires - begins) / 3)
+
+
+def ending(identity: Identity, now: datetime | None = None) -> bool:
+    """The same of an identity."""
+    return ends_soon(x509.load_pem_x509_certificate(identity.certificate).not_valid_before_utc, identity.expires, now)
 
 
 def _in_words(left: timedelta) -> str:

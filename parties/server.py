@@ -28,7 +28,9 @@ from parties.loads import Loads
 from parties.manifest import PROTOCOL_VERSION, Manifest, package_version
 from parties.metrics import Metrics
 from parties.permissions import Permissions
+from parties.probing import Prober
 from parties.program import DECODER, Program, preload
+from parties.settings import Settings
 from parties.traces import SessionTrace, Traces
 
 REMEMBERED = 1024
@@ -135,6 +137,7 @@ class RoleServer(ABC, Generic[S]):
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(self)
         self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
+        self.prober = Prober(config.name)
         self.address = self.metrics_address = self.health_address = ""
         self.pulse: Pulse
         self._calls = 0  # streams that are open
@@ -350,7 +353,12 @@ class RoleServer(ABC, Generic[S]):
     def describe(self, models: list[wire.HeldModel]) -> wire.Description:
         """Who this is."""
         return wire.Description(
-            name=self.name, role=self.role, version=self.version, protocol=PROTOCOL_VERSION, models=models
+            name=self.name,
+            role=self.role,
+            version=self.version,
+            protocol=PROTOCOL_VERSION,
+            models=models,
+            settings=Settings.of(self.config).canonical(),
         )
 
     def __enter__(self) -> RoleServer[S]:

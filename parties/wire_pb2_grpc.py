@@ -59,6 +59,11 @@ class ComputePartyStub:
                 request_serializer=parties_dot_wire__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=parties_dot_wire__pb2.RemoveReceipt.FromString,
                 _registered_method=True)
+        self.Probe = channel.stream_stream(
+                '/mpcache.ComputeParty/Probe',
+                request_serializer=parties_dot_wire__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=parties_dot_wire__pb2.ProbeReply.FromString,
+                _registered_method=True)
 
 
 class ComputePartyServicer:
@@ -98,6 +103,12 @@ class ComputePartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ComputePartyServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +136,11 @@ def add_ComputePartyServicer_to_server(servicer, server):
                     servicer.RemoveModel,
                     request_deserializer=parties_dot_wire__pb2.RemoveRequest.FromString,
                     response_serializer=parties_dot_wire__pb2.RemoveReceipt.SerializeToString,
+            ),
+            'Probe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=parties_dot_wire__pb2.ProbeRequest.FromString,
+                    response_serializer=parties_dot_wire__pb2.ProbeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +288,33 @@ class ComputeParty:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Probe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mpcache.ComputeParty/Probe',
+            parties_dot_wire__pb2.ProbeRequest.SerializeToString,
+            parties_dot_wire__pb2.ProbeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class DealerStub:
     """Missing associated documentation comment in .proto file."""
@@ -292,6 +335,11 @@ class DealerStub:
                 request_serializer=parties_dot_wire__pb2.TapeRequest.SerializeToString,
                 response_deserializer=parties_dot_wire__pb2.TapeMessage.FromString,
                 _registered_method=True)
+        self.Probe = channel.stream_stream(
+                '/mpcache.Dealer/Probe',
+                request_serializer=parties_dot_wire__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=parties_dot_wire__pb2.ProbeReply.FromString,
+                _registered_method=True)
 
 
 class DealerServicer:
@@ -310,6 +358,13 @@ class DealerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request_iterator, context):
+        """How far and how fast: round trips, the server's clock, bytes both ways. Bounded; never more back than was sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DealerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -322,6 +377,11 @@ def add_DealerServicer_to_server(servicer, server):
                     servicer.Tape,
                     request_deserializer=parties_dot_wire__pb2.TapeRequest.FromString,
                     response_serializer=parties_dot_wire__pb2.TapeMessage.SerializeToString,
+            ),
+            'Probe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=parties_dot_wire__pb2.ProbeRequest.FromString,
+                    response_serializer=parties_dot_wire__pb2.ProbeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -378,6 +438,33 @@ class Dealer:
             '/mpcache.Dealer/Tape',
             parties_dot_wire__pb2.TapeRequest.SerializeToString,
             parties_dot_wire__pb2.TapeMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mpcache.Dealer/Probe',
+            parties_dot_wire__pb2.ProbeRequest.SerializeToString,
+            parties_dot_wire__pb2.ProbeReply.FromString,
             options,
             channel_credentials,
             insecure,
