@@ -24,6 +24,7 @@ from launch.commands import (
     estimate,
     gates,
     generate,
+    init,
     lab,
     model_owner,
     party,
@@ -51,6 +52,7 @@ app.command("deal")(deal.run)
 app.command("client")(client.run)
 app.command("serve")(serve.run)
 app.command("model-owner")(model_owner.run)
+app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
 app.command("check")(check.run)
