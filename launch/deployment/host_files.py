@@ -107,7 +107,8 @@ def role_readme(plan: Plan, member: Member) -> str:
         "party": f"    mpcache party --config {config}",
         "dealer": f"    mpcache dealer --config {config}",
         "client": f"    mpcache client --config {config}\n"
-        f"    mpcache generate --config {config} --model CHECKPOINT --prompt-file question.txt",
+        f"    mpcache generate --config {config} --model CHECKPOINT --prompt-file question.txt\n"
+        f"    mpcache serve --config {config} --tokenizer CHECKPOINT      # programs that speak OpenAI's API",
         "model-owner": f"    mpcache model-owner --config {config} --model CHECKPOINT",
     }[member.role]
     start = "Start it; the order among the hosts does not matter" if member.role in SERVES else "Use it"
