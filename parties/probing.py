@@ -39,7 +39,8 @@ class Prober:
         self, requests: Iterator[wire.ProbeRequest], context: Any, authorise: Callable[[str], None]
     ) -> Iterator[wire.ProbeReply]:
         """The replies of one probe. authorise(caller's name) may refuse; the call then ends with a typed status."""
-        wanted, name = "unknown", None
+        wanted = "unknown"
+        name: str | None = None
         timer = threading.Timer(PROBE_SECONDS, context.cancel)
         timer.daemon = True
         try:
