@@ -31,7 +31,7 @@ WorkingDirectory={folder}
 ExecStart={plan.prefix}/venv/bin/mpcache {member.role} --config {folder}/{member.name}.yaml
 Restart=on-failure
 RestartSec=5
-# SIGTERM ends the server in good order; it then exits with 143.
+# SIGTERM ends a server in good order; one that has not started yet exits with 143.
 SuccessExitStatus=143
 TimeoutStopSec=60
 # Shares and keys must not reach a core dump or another user's files.
