@@ -33,8 +33,8 @@ from launch.commands import (
     quality,
     report,
     serve,
-    trace,
     status,
+    trace,
 )
 from launch.console import ERROR_EXIT, Settings, show_error
 
