@@ -11,7 +11,8 @@ from parties.failures import log, public
 from parties.status import PeerStatus, look, peers_of
 
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 8.0
+GROWTH = 1.5
 
 
 class Arrivals:
@@ -54,7 +55,7 @@ class Arrivals:
             missing = [(peer, role) for peer, role in missing if not self._is_there(peer, role)]
             if missing and self._stop.wait(self._pause):
                 return
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._pause = min(GROWTH * self._pause, LONGEST_PAUSE)
         log.info("%s: all peers are there", me)
 
     def _is_there(self, peer: PeerAddress, role: Role) -> bool:
@@ -65,7 +66,7 @@ class Arrivals:
             return False
         me = self._config.name
         if not status.answers:
-            log.info("%s: waiting for %s: %s (next look in %g s)", me, peer.name, _reasons(status), self._pause)
+            log.info("%s: waiting for %s: %s (next look in %.1f s)", me, peer.name, _reasons(status), self._pause)
             return False
         log.info("%s: %s is there (version %s)", me, peer.name, status.version)
         for trouble in status.troubles:
