@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from parties.failures import Cancelled
-from parties.link import Session
+from parties.session import Session
 
 
 class Cancellation:

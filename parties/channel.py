@@ -30,6 +30,7 @@ class GrpcChannel(Channel):
     def send(self, peer: int, payload: bytes) -> None:
         """Queue one message for `peer`."""
         link, size = self._links[peer], len(payload)
+        link.wait_for_room()
         sequence = self._sent[peer]
         for start in range(0, size, CHUNK_BYTES):
             piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]

@@ -18,9 +18,9 @@ from parties.certificates import Identity
 from parties.client_session import Adjust, ClientSession, Wanted
 from parties.config import RoleConfig
 from parties.kept_connections import KeptConnections
-from parties.link import Pulse
 from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
+from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.sampling import check_filters, check_temperature
 from protocols.registry import SUITES, suite_class
@@ -169,7 +169,7 @@ class Client:
             try:
                 session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
                 cancellation.watch(session)
-                session.run(channels, pulse)
+                session.run(channels, pulse, lambda: self.identity)
             finally:
                 pulse.stop()
         return GenerationResult(

@@ -22,11 +22,15 @@ from mpc.random import new_seed
 from mpc.ring import reduce
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
+from parties.certificates import Identity
 from parties.config import RoleConfig
+from parties.connection import route
 from parties.failures import farewell, public, to_failure
-from parties.link import Link, Message, Pulse, Session, finish_calls
+from parties.link import Link, Message, finish_calls
 from parties.manifest import Manifest
+from parties.pulse import Pulse
 from parties.sampling import choose, gumbel
+from parties.session import Session
 from parties.shares import BITS, LEDGER_BYTES, corrections
 
 BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
@@ -93,17 +97,19 @@ class ClientSession(Session):
         return torch.stack(self._logits) if self._logits else None
 
     # ---- life ------------------------------------------------------------------------------------------------------
-    def run(self, channels: Sequence[grpc.Channel], pulse: Pulse) -> None:
-        """The whole session. Raises the error that explains a failure best, when several parties report one."""
+    def run(self, channels: Sequence[grpc.Channel], pulse: Pulse, identity: Callable[[], Identity]) -> None:
+        """The whole session. identity(): with which to connect again after a connection was lost.
+
+        Raises the error that explains a failure best, when several parties report one.
+        """
         self._began = time.perf_counter()
         for peer, channel in zip(self.config.parties, channels, strict=True):
-            link = Link(self, peer.name, BEAT, self._inbox)
+            again = route(identity, peer.address, peer.name, lambda channel: services.ComputePartyStub(channel).Generate)
+            link = Link(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
             self._parties.append(link)
             self._incoming[link] = _Incoming()
             opening = wire.Open(session=self.id, manifest=self.wanted.manifest.canonical())
-            link.send(wire.ClientMessage(open=opening))
-            call = services.ComputePartyStub(channel).Generate(link.outgoing())
-            link.start(call, call.cancel)
+            link.call(channel, wire.ClientMessage(open=opening))
             pulse.add(link)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
@@ -178,7 +184,7 @@ class ClientSession(Session):
             return
         kind = message.WhichOneof("content")
         if kind == "progress":
-            if link is self._parties[0]:
+            if link is self._parties[0] or message.progress.stage.startswith("waiting for "):
                 self.step = message.progress.stage
                 self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
         elif kind == "output" and state.header is None:

@@ -17,11 +17,12 @@ from parties import wire_pb2_grpc as services
 from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import public
-from parties.link import INBOX_LIMIT, Link, Message, Session
+from parties.link import INBOX_LIMIT, Link, Message
 from parties.manifest import Manifest, architecture_hash, check_id, check_version
 from parties.party_session import PEER_BEAT, PartySession
 from parties.program import DECODER, Program
 from parties.server import RoleServer
+from parties.session import Session
 from parties.shares import BITS, collect
 from parties.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
 from parties.tape_store import TapeStore

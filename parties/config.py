@@ -115,6 +115,18 @@ class RoleConfig(BaseModel):
         default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."
     )
     step_seconds: float = Field(default=600.0, gt=0, description="How long a peer that is alive may take for one step.")
+    resume_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a session waits for a lost connection to come back; 0: it ends at once.",
+    )
+    when_tape_is_out: Literal["error", "wait"] = Field(
+        default="error",
+        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, or wait "
+        "for up to tape_wait_seconds; the client is told.",
+        json_schema_extra=PARTY,
+    )
+    tape_wait_seconds: float = Field(default=600.0, gt=0, description="How long to wait then.", json_schema_extra=PARTY)
     queue_seconds: float = Field(
         default=300.0, gt=0, description="How long a session may wait for its turn.", json_schema_extra=SERVERS
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from parties.certificates import Identity
 from parties.config import split_address
 from parties.failures import abort, clean
 from parties.live_identity import LiveIdentity
+from parties.resume import Route
 
 CHUNK_BYTES = 1 << 20
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
@@ -160,6 +161,13 @@ def _answers(channel: grpc.Channel, seconds: float) -> bool:
     except grpc.RpcError as error:
         return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
     return True
+
+
+def route(
+    identity: Callable[[], Identity], address: str, name: str, call: Callable[[grpc.Channel], Callable[[Iterator[Any]], Any]]
+) -> Route:
+    """How a stream to `name` is dialled, and dialled again with the identity that is current then."""
+    return Route(lambda: open_channel(identity(), address, name), call, lambda: str(probe(identity(), address, name)))
 
 
 class Unreachable(NamedTuple):

@@ -25,12 +25,15 @@ from parties.admission import Admission, Ticket
 from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import SessionFinished, public
-from parties.link import Link, Message, Session
+from parties.link import Link, Message, settle
 from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
 from parties.program import DECODER, Program, make_suite, plan_of
 from parties.server import RoleServer, ServedSession
+from parties.session import Session
 from parties.tape_stream import TapeOutlet
 from protocols.suite import OutputShare
+
+TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
 
 
 class DealerSession(ServedSession):
@@ -68,7 +71,7 @@ class DealerSession(ServedSession):
             self.fail(error)
             raise
         link.move(self)
-        outlet = TapeOutlet(self, self.server.pulse.interval)
+        outlet = TapeOutlet(link)
         with self._joined:
             self._outlets[link.peer] = outlet
             self._loads[link.peer] = loads
@@ -100,6 +103,7 @@ class DealerSession(ServedSession):
                 outlet.close()
             for outlet in self._outlets.values():
                 outlet.drained()
+            settle([outlet.link for outlet in self._outlets.values()])
         except SessionFinished:
             pass
         except Exception as error:
@@ -108,6 +112,9 @@ class DealerSession(ServedSession):
             self.end()
             for outlet in self._outlets.values():
                 outlet.close()
+            for link in self.links:
+                self.server.pulse.remove(link)
+                link.close()
             self.server.release(self)
         self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
 
@@ -130,7 +137,7 @@ class DealerSession(ServedSession):
         seeds = [new_seed() for _ in names]
         outlets = [self._outlets[name] for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
-            outlet.start(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
+            outlet.link.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
         device = self.server.config.device
         tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, device)
         suite = make_suite(self.manifest, tape, None, device)
@@ -192,7 +199,8 @@ class DealerServer(RoleServer[DealerSession]):
             if session is None:
                 session = self._new(id, manifest, opening.architecture, link.peer)
         outlet = session.join(link, manifest, loads)
-        return session, outlet.outgoing()
+        outlet.begin()
+        return session, link.outgoing()
 
     def _new(self, id: str, manifest: Manifest, text: str, party: str) -> DealerSession:
         check_version(manifest, party, self.version, self.name)
@@ -239,4 +247,4 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         return self._dealer.prober.answer(requests, context, self._dealer.permissions.may_ask)
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._dealer.serve(requests, context, None, self._dealer.permissions.may_have_tape, self._dealer.open)
+        return self._dealer.serve(requests, context, TAPE_BEAT, self._dealer.permissions.may_have_tape, self._dealer.open)

@@ -111,6 +111,15 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:LONGEST])
 
 
+def said_why(error: Exception) -> bool:
+    """Whether a stream's exception is a refusal or a report of the other side, not just a lost connection."""
+    if not isinstance(error, grpc.Call) or error.code() is None:
+        return False
+    call: Any = error
+    named = any(key == METADATA_KEY for key, _ in call.trailing_metadata() or ())
+    return named or call.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED)
+
+
 def from_rpc(error: Exception, peer: str, step: str) -> errors.MpcacheError:
     """What an exception of a stream with `peer` means."""
     if not isinstance(error, grpc.Call) or error.code() is None:

@@ -1,7 +1,8 @@
-"""One stream to one peer, and what keeps a session from waiting for a peer that is gone.
+"""One stream to one peer, which may outlive its connection.
 
 gRPC drains a link's outbox from a thread of its own; a reader thread fills its inbox. Neither the sender nor the receiver
-ever polls. A `Pulse` sends heartbeats on all links of a process and ends the session of a link that fell silent.
+ever polls. `parties.pulse` sends heartbeats and ends the session of a link that fell silent or stays lost; `parties.resume`
+says how a link goes on after its connection was lost.
 """
 
 from __future__ import annotations
@@ -12,82 +13,28 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from mpc.errors import MpcacheError, PeerLost, PeerSilent
-from parties.failures import SessionFinished, from_failure, from_rpc, log, public
+import grpc
+
+from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
+from mpc.random import new_seed
+from parties import wire_pb2 as wire
+from parties.events import event
+from parties.failures import from_failure, from_rpc, log, said_why
+from parties.resume import KEPT_LIMIT, SECRET_BYTES, TOLD_EVERY, Kept, Route, call_again, request
+from parties.session import Session
 
 Message = Any
 INBOX_LIMIT = 64  # messages of at most 1 MiB that may wait unread before the reader stops reading
 OUTBOX_LIMIT = 16
-
-
-class Session:
-    """What is common to one session on every role: an id, the current step, and one error that ends it everywhere."""
-
-    def __init__(self, id: str, role: str) -> None:
-        self.id = id
-        self.role = role
-        self.step = "opening the session"
-        self.links: list[Link] = []
-        self._lock = threading.Lock()
-        self._error: MpcacheError | None = None
-        self._ended = threading.Event()
-
-    @property
-    def error(self) -> MpcacheError | None:
-        """Why the session ends, None while it lives or when it succeeded."""
-        return self._error
-
-    @property
-    def finished(self) -> bool:
-        """The client ended the session in good order."""
-        return isinstance(self._error, SessionFinished)
-
-    @property
-    def ended(self) -> bool:
-        """True once `end` was called."""
-        return self._ended.is_set()
-
-    def fail(self, error: MpcacheError) -> None:
-        """End the session: whoever waits in it raises `error`. The first error counts, later ones are dropped."""
-        with self._lock:
-            if self._error is not None or self._ended.is_set():
-                return
-            self._error = error
-            links = list(self.links)
-        for link in links:
-            link.wake()
-        self.on_fail()
-
-    def on_fail(self) -> None:
-        """Called once when the session fails; wakes whoever waits elsewhere than at a link."""
-
-    def finish(self) -> None:
-        """End the session in good order, from any thread."""
-        self.fail(SessionFinished("the client ended the session"))
-
-    def check(self) -> None:
-        """Raise the session's error if there is one."""
-        if self._error is not None:
-            raise self._error
-
-    def add(self, link: Link) -> None:
-        """Make a link part of the session."""
-        with self._lock:
-            self.links.append(link)
-            failed = self._error is not None
-        if failed:
-            link.wake()
-
-    def end(self) -> None:
-        """Nothing that happens on the links from here on is an error."""
-        self._ended.set()
+CONTROL = ("heartbeat", "end", "finish", "failure")  # messages that do not go to the inbox
 
 
 class Link:
     """One stream to one peer, inside a session.
 
     peer: its name. outbox: messages for gRPC to send, None ends the stream. inbox: (link, message) pairs, message None
-    after the end; several links may share one inbox. beat: the heartbeat to send, None if somebody else sends it.
+    after the end; several links may share one inbox. beat: the heartbeat to send, None if there is none to send.
+    window: seconds for which a lost connection may be made again, 0 for never. route: how, at the dialling side.
     """
 
     def __init__(
@@ -96,10 +43,15 @@ class Link:
         peer: str,
         beat: Message | None,
         inbox: SimpleQueue[tuple[Link, Message | None]] | None = None,
+        window: float = 0.0,
+        route: Route | None = None,
     ) -> None:
         self.session = session
         self.peer = peer
         self.beat = beat
+        self.kind: Any = type(beat)
+        self.window = window
+        self.route = route
         self.outbox: SimpleQueue[Message | None] = SimpleQueue()
         self.inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue() if inbox is None else inbox
         self.last_heard = time.monotonic()
@@ -109,8 +61,22 @@ class Link:
         self.error: MpcacheError | None = None
         self.closed = False
         self.complete = False  # the peer has ended its stream in good order
-        self.done = threading.Event()  # the incoming stream has ended, in whatever way
+        self.done = threading.Event()  # the incoming stream has ended for good, in whatever way
+        self.settled = threading.Event()  # closed, and the peer has all that was sent; or nothing more can be done
+        self.epoch = 0
+        self.lost = False  # there is no connection now
+        self.limit = 0.0  # when a lost link is given up
+        self.loss: MpcacheError | None = None  # the error if it is
+        self.reason = ""  # why the peer cannot be reached, in words
+        self.secret = new_seed() if route is not None and window > 0 else b""
+        self._kept = Kept() if self.secret else None
+        self._heard = False
+        self._down_since: float | None = None  # since when not a message came, over calls that came to nothing
+        self._received = self._told = 0
+        self._asked = 0
+        self._lock = threading.Lock()
         self._cancel: Callable[[], Any] = lambda: None
+        self._channels: list[grpc.Channel] = []
         session.add(self)
 
     def __repr__(self) -> str:
@@ -125,26 +91,53 @@ class Link:
 
     # ---- sending ---------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:
-        """Queue a message."""
+        """Queue a message; it must not be changed afterwards."""
+        with self._lock:
+            if not self.closed:
+                self._put(message)
+
+    def _put(self, message: Message) -> None:
+        if self._kept is not None:
+            self._kept.add(message)
         self.outbox.put(message)
 
     def send_bulk(self, message: Message) -> None:
         """Queue a large message once few others wait, so that memory stays bounded."""
-        while self.outbox.qsize() >= OUTBOX_LIMIT:
+        while self.outbox.qsize() >= OUTBOX_LIMIT or len(self._kept or ()) >= 2 * INBOX_LIMIT:
             self.session.check()
             time.sleep(0.002)
-        self.outbox.put(message)
+        self.send(message)
+
+    def wait_for_room(self) -> None:
+        """Wait, before a new round, until not too much is kept. What the last round left arrives by itself."""
+        if self._kept is None or len(self._kept) < KEPT_LIMIT:
+            return
+        self.waiting_since = time.monotonic()
+        while len(self._kept) >= KEPT_LIMIT:
+            self.session.check()
+            time.sleep(0.002)
+        self.waiting_since = None
 
     def outgoing(self) -> Iterator[Message]:
-        """What gRPC is to send: everything queued until the link is closed."""
+        """What gRPC is to send in the present call: everything queued until the call or the link is over."""
         return iter(self.outbox.get, None)
+
+    def call(self, channel: grpc.Channel, opening: Message) -> None:
+        """Dial: the opening message goes first. Only for a link with a route."""
+        assert self.route is not None
+        if self.secret:
+            opening.resume_secret = self.secret
+        self.send(opening)
+        call = self.route.call(channel)(self.outgoing())
+        self.start(call, call.cancel)
 
     # ---- receiving -------------------------------------------------------------------------------------------------
     def start(self, incoming: Iterator[Message], cancel: Callable[[], Any]) -> None:
         """Read `incoming` from a thread of its own; cancel() ends the stream at once."""
         self._cancel = cancel
         self.last_heard = time.monotonic()
-        threading.Thread(target=self._read, args=(incoming,), name=f"read {self.peer}", daemon=True).start()
+        arguments = (incoming, self.epoch)
+        threading.Thread(target=self.read, args=arguments, name=f"read {self.peer}", daemon=True).start()
 
     def receive(self, patience: float = 0.0) -> Message:
         """The next message. Raises the session's error, or `PeerLost` after the end of the stream.
@@ -171,126 +164,274 @@ class Link:
         """Let the receiver look at the session's error."""
         self.inbox.put((self, None))
 
-    def _read(self, incoming: Iterator[Message]) -> None:
+    def read(self, incoming: Iterator[Message], epoch: int) -> None:
+        """Read one call's messages until it ends."""
         try:
             for message in incoming:
                 self.last_heard = time.monotonic()
+                self._heard, self._down_since = True, None
                 kind = message.WhichOneof("content")
-                if kind == "heartbeat":
-                    continue
-                if kind == "finish":
-                    self.session.finish()
-                    continue
-                if kind == "failure":
-                    self._fail(from_failure(message.failure, self.peer))
+                if kind == "resume" and epoch == 0 and not self._received:
+                    self.inbox.put((self, message))  # the call is another link's: leave what follows to it
                     return
-                if self.inbox.qsize() >= self.room:
-                    self._wait_for_room()
-                self.inbox.put((self, message))
-            self.complete = True
-            self.wake()
+                if kind not in CONTROL and self.inbox.qsize() >= self.room:
+                    self._wait_for_room(epoch)
+                if not self._take(message, kind, epoch):
+                    return
+            self._call_ended(epoch, None)
         except Exception as error:  # gRPC raises plain exceptions on a server, RpcError at a client
-            self._fail(from_rpc(error, self.peer, self.session.step))
-        finally:
-            self.done.set()
+            self._call_ended(epoch, error)
 
-    def _wait_for_room(self) -> None:
+    def _take(self, message: Message, kind: str | None, epoch: int) -> bool:
+        """Deal with one message; False when the reader has no more to do."""
+        with self._lock:
+            if epoch != self.epoch:  # a newer call goes on
+                return False
+            if kind == "heartbeat":
+                self._arrived(message.heartbeat.received)
+                return True
+            self._number(message)
+            if kind == "end":
+                self.complete = True
+                self._tell()
+                if self.settled.is_set():
+                    self.outbox.put(None)
+            elif kind not in CONTROL:
+                self.inbox.put((self, message))
+            if self._received - self._told >= TOLD_EVERY:
+                self._tell()
+        if kind == "end":
+            self.wake()
+        elif kind == "finish":
+            self.session.finish()
+        elif kind == "failure":
+            self.fail(from_failure(message.failure, self.peer))
+            return False
+        return True
+
+    def _number(self, message: Message) -> None:
+        if self.route is None and self._received == 0 and len(getattr(message, "resume_secret", b"")) == SECRET_BYTES:
+            self.secret, self._kept = message.resume_secret, Kept()
+        self._received += 1
+        if self._kept is not None and message.number != self._received:
+            raise WireError(f"{self.peer} sent message {message.number} where message {self._received} was expected")
+
+    def _tell(self) -> None:
+        """Say how much has arrived, if the stream is one that may be resumed."""
+        if self._kept is not None:
+            self._told = self._received
+            self.outbox.put(self.kind(heartbeat=wire.Heartbeat(received=self._received)))
+
+    def _arrived(self, received: int) -> None:
+        """The peer has received so many messages."""
+        if self._kept is not None:
+            self._kept.told(received, self.peer)
+            if self.closed and not self._kept:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is left to send. The dialling side ends its stream after the peer's, to be able to tell of arrivals."""
+        self.settled.set()
+        if self.route is None or self.complete:
+            self.outbox.put(None)
+
+    def _wait_for_room(self, epoch: int) -> None:
         self.stalled = True
         while self.inbox.qsize() >= self.room and self.session.error is None and not self.session.ended:
             time.sleep(0.002 if self.room > 1 else 0.05)
         self.last_heard = time.monotonic()
-        self.stalled = False
+        if epoch == self.epoch:
+            self.stalled = False
 
-    def _fail(self, error: MpcacheError) -> None:
+    # ---- a lost connection -------------------------------------------------------------------------------------------
+    def _call_ended(self, epoch: int, error: Exception | None) -> None:
+        if isinstance(error, MpcacheError):
+            self.fail(error)
+        elif self.complete or (error is None and self._kept is None):
+            self.complete = True
+            self.wake()
+            self._give_up()
+        else:
+            found = from_rpc(error or ConnectionError(), self.peer, self.session.step)
+            if error is not None and said_why(error):
+                if epoch == self.epoch:
+                    self.fail(found)
+            else:
+                self._lose(epoch, found, self.window)
+
+    def silent(self, deadline: float) -> None:
+        """Nothing was heard for half the deadline: the dialling side tries a new connection until all of it is over."""
+        if self.route is not None:
+            error = PeerSilent(self.peer, self.session.step, f"sent nothing for {deadline:g} s")
+            self._lose(self.epoch, error, self.last_heard + deadline - time.monotonic())
+
+    def _lose(self, epoch: int, error: MpcacheError, seconds: float) -> None:
+        """The connection is lost: dial again or wait for the peer to, for so long."""
+        with self._lock:
+            if epoch != self.epoch or self.lost or self.done.is_set():
+                return
+            may_return = self.may_return() and self._heard
+            if may_return:
+                self.lost, self.loss, self.reason = True, error, ""
+                self._down_since = self._down_since or time.monotonic()
+                self.limit = self._down_since + seconds
+                self.outbox.put(None)
+            cancel = self._cancel
+        if not may_return:
+            self.fail(error)
+            return
+        event(
+            "connection_lost", self.session.role, session=self.session.id, peer=self.peer, error=str(error), seconds=seconds
+        )
+        cancel()
+        if self.route is not None:
+            attempt = min(10.0, max(1.0, self.window / 3))
+            threading.Thread(target=call_again, args=(self, attempt), name=f"dial {self.peer}", daemon=True).start()
+
+    def may_return(self) -> bool:
+        """Whether the link outlives the loss of its connection."""
+        session = self.session
+        alive = (session.error is None or session.finished) and not session.ended
+        return self._kept is not None and self.window > 0 and bool(session.id) and alive and not self.complete
+
+    def wants_call(self) -> bool:
+        """Whether to dial (again)."""
+        return self.lost and self.may_return() and not self.done.is_set()
+
+    def next_request(self) -> tuple[int, Message]:
+        """The epoch of the next call, and the message that asks for it."""
+        with self._lock:
+            self._asked = max(self._asked, self.epoch) + 1
+            message = self.kind(resume=request(self.secret, self.session.id, self._asked, self._received))
+            return self._asked, message
+
+    def connected(
+        self, epoch: int, received: int, queue: SimpleQueue[Message | None], cancel: Callable[[], Any], channel: grpc.Channel
+    ) -> bool:
+        """The peer goes on with the stream in a new call, whose outgoing messages `queue` takes. False: it is too late."""
+        with self._lock:
+            if not self.wants_call():
+                return False
+            self._channels.append(channel)
+            self._go_on(epoch, received, queue, cancel)
+        return True
+
+    def resumed(self, resume: wire.Resume, incoming: Iterator[Message], cancel: Callable[[], Any]) -> Iterator[Message]:
+        """The peer has dialled again, and shown that it may. What is to be sent to it now.
+
+        Raises `WireError` for an epoch that is not newer than the present one, and for counts that cannot be.
+        """
+        with self._lock:
+            if resume.epoch <= self.epoch:
+                raise WireError(
+                    f"{self.peer} asks for call {resume.epoch} of a stream whose call {self.epoch} is there: a replay, or "
+                    "the slower of two"
+                )
+            before, queue = self._cancel, SimpleQueue[Message | None]()
+            queue.put(self.kind(resumed=wire.Resumed(received=self._received)))
+            self._go_on(resume.epoch, resume.received, queue, cancel)
+        event("connection_resumed", self.session.role, session=self.session.id, peer=self.peer, call=resume.epoch)
+        before()
+        self.start(incoming, cancel)
+        return iter(queue.get, None)
+
+    def _go_on(self, epoch: int, received: int, queue: SimpleQueue[Message | None], cancel: Callable[[], Any]) -> None:
+        assert self._kept is not None
+        for message in self._kept.rest(received, self.peer):
+            queue.put(message)
+        self.outbox.put(None)
+        self.outbox, self.epoch, self._cancel, self.lost, self.loss = queue, epoch, cancel, False, None
+        self._told = self._received
+        self.stalled = False
+        self.last_heard = time.monotonic()
+        if self.closed and not self._kept:
+            self._settle()
+
+    def stay_away(self) -> None:
+        """The lost connection has not come back in time."""
+        assert self.loss is not None
+        error = self.loss
+        if isinstance(error, PeerLost):
+            reason = f": {self.reason}" if self.reason else ""
+            error = PeerLost(self.peer, error.step, f"{error.reason} and did not come back within {self.window:g} s{reason}")
+        self.fail(error)
+
+    def fail(self, error: MpcacheError) -> None:
+        """The link is of no use any more, and so is its session, unless only the link's end was left."""
         if not self.closed:
             self.error = error
             self.session.fail(error)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Nothing more comes, and what was not sent yet is of no use."""
+        self.done.set()
+        if self._kept is not None:
+            self.settled.set()
+            if self.closed:
+                self.outbox.put(None)
 
     # ---- ending ----------------------------------------------------------------------------------------------------
+    def beats(self) -> None:
+        """Send a sign of life if nothing else waits to be sent."""
+        with self._lock:
+            if self.beat is not None and not self.lost and not self.settled.is_set() and self.outbox.empty():
+                if self._kept is not None:
+                    self._tell()
+                elif not self.closed:
+                    self.outbox.put(self.beat)
+
     def close(self, farewell: Message | None = None) -> None:
         """Send what is queued and a last message, and end the outgoing stream."""
-        if not self.closed:
-            self.closed = True
+        with self._lock:
+            if self.closed:
+                return
             if farewell is not None:
-                self.outbox.put(farewell)
-            self.outbox.put(None)
+                self._put(farewell)
+            good = self.session.error is None or self.session.finished
+            if self._kept is not None and good:
+                self._put(self.kind(end=wire.End()))
+            self.closed = True
+            if self._kept is None or not good or self.done.is_set():
+                self.settled.set()
+                self.outbox.put(None)
 
-    def over(self) -> None:
-        """The call has ended, whoever ended it."""
-        if not self.closed and not self.complete:
-            self._fail(PeerLost(self.peer, self.session.step, "the connection ended"))
-        self.outbox.put(None)
+    def over(self, epoch: int = 0) -> None:
+        """The call of this epoch has ended, whoever ended it."""
+        with self._lock:
+            if epoch != self.epoch:
+                return
+            queue = self.outbox
+        if not self.complete and not (self.closed and self._kept is None):
+            self._lose(epoch, PeerLost(self.peer, self.session.step, "the connection ended"), self.window)
+        queue.put(None)
 
     def cancel(self) -> None:
         """End the stream at once, in both directions."""
         self.closed = True
         self._cancel()
 
-
-class Pulse:
-    """The thread that beats for every link of a process and notices links that do not.
-
-    deadline: seconds of silence after which a peer is given up; step_seconds: the same for a live peer on which a step
-    waits.
-    """
-
-    def __init__(self, deadline: float, step_seconds: float) -> None:
-        self.deadline = deadline
-        self.step_seconds = step_seconds
-        self.interval = min(2.0, deadline / 8)
-        self._links: set[Link] = set()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-        self._thread.start()
-
-    def add(self, link: Link) -> None:
-        """Start to beat for a link and to listen for its peer."""
-        link.last_heard = time.monotonic()
+    def free(self) -> None:
+        """Close the connections that the link has made by itself."""
         with self._lock:
-            self._links.add(link)
+            channels, self._channels = self._channels, []
+        for channel in channels:
+            channel.close()
 
-    def remove(self, link: Link) -> None:
-        """Leave a link alone."""
-        with self._lock:
-            self._links.discard(link)
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join(5)
-
-    def _run(self) -> None:
-        before = time.monotonic()
-        while not self._stop.wait(self.interval):
-            now = time.monotonic()
-            with self._lock:
-                links = list(self._links)
-            if now - before > 3 * self.interval:  # this process itself was paused: do not blame the peers
-                for link in links:
-                    link.last_heard = now
-            before = now
-            for link in links:
-                try:
-                    self._tend(link, now)
-                except Exception as error:
-                    link.session.fail(public(error, link.session.role))
-
-    def _tend(self, link: Link, now: float) -> None:
-        if link.beat is not None and not link.closed and link.outbox.empty():
-            link.outbox.put(link.beat)
-        since, step = link.waiting_since, link.session.step
-        if not link.stalled and not link.done.is_set() and now - link.last_heard > self.deadline:
-            link.session.fail(PeerSilent(link.peer, step, f"sent nothing for {self.deadline:g} s"))
-        elif since is not None and now - since > self.step_seconds:
-            reason = f"is alive, but sent nothing of this step for {self.step_seconds:g} s"
-            link.session.fail(PeerSilent(link.peer, step, reason))
+def settle(links: list[Link]) -> None:
+    """Wait until the peers have all that was sent to them; a lost one has its window, a silent one its deadline."""
+    for link in links:
+        while not link.settled.wait(0.5):
+            if not link.closed or link.session.ended:
+                break
 
 
 def finish_calls(links: list[Link], seconds: float = 1.0) -> None:
-    """Give streams a moment to deliver their last message, then cancel those that have not ended."""
+    """Give streams a moment to end, then cancel those that have not ended."""
     limit = time.monotonic() + seconds
     for link in links:
         if not link.done.wait(max(0.0, limit - time.monotonic())):
             link.cancel()
             log.debug("cancelled the stream to %s", link.peer)
+        link.free()

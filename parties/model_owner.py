@@ -20,9 +20,11 @@ from parties import wire_pb2_grpc as services
 from parties.certificates import check
 from parties.config import RoleConfig
 from parties.failures import farewell, from_rpc, to_failure
-from parties.link import Link, Pulse, Session, finish_calls
+from parties.link import Link, finish_calls
 from parties.manifest import check_id, new_id, package_version
+from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, connect_all, describe_all
+from parties.session import Session
 from parties.shares import BITS, corrections, pieces
 from parties.store import WEIGHT_FRACTION_BITS
 

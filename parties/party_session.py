@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import torch
@@ -22,9 +23,9 @@ from parties import wire_pb2_grpc as services
 from parties.admission import Ticket
 from parties.channel import GrpcChannel
 from parties.config import PeerAddress
-from parties.connection import connect
+from parties.connection import connect, route
 from parties.failures import SessionFinished, public, to_failure
-from parties.link import INBOX_LIMIT, Link, finish_calls
+from parties.link import INBOX_LIMIT, Link, Message, finish_calls, settle
 from parties.look_ahead import LookAhead, wanted
 from parties.manifest import Manifest, check_id, compare
 from parties.program import make_suite, plan_of
@@ -57,7 +58,9 @@ class PartySession(ServedSession):
         self.facts = facts
         self.architecture = Architecture.from_json(facts.architecture)
         self.plan = plan_of(manifest, self.architecture)
-        self.tapes = TapeAgreement(server.tapes, self) if server.tapes is not None else None
+        config = server.config
+        self._patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
+        self.tapes = TapeAgreement(server.tapes, self, self._patience) if server.tapes is not None else None
         self.client: Link
         self.ledger = Ledger()
         self.emitted = 0
@@ -93,6 +96,8 @@ class PartySession(ServedSession):
             if self.error is None or self.finished:
                 self._summarise(time.perf_counter() - began)
             self._farewell()
+            if self.error is None or self.finished:
+                settle(self.links)
             self.end()
             finish_calls([link for link in self.links if link is not self.client])
             for channel in self._channels:
@@ -198,35 +203,37 @@ class PartySession(ServedSession):
         if self.tapes is not None:
             self.tapes.heard(peer, hello)
 
-    def _dial(self, peer: PeerAddress) -> grpc.Channel:
+    def _dial(self, peer: PeerAddress, patience: float = 0.0) -> grpc.Channel:
         self.step = f"connecting to {peer.name}"
         config = self.server.config
         channel = connect(
             self.server.identity,
             peer.address,
             peer.name,
-            config.connect_seconds,
+            max(config.connect_seconds, patience),
             self.check,
             lambda reason: self.progress(f"waiting for {reason}", 0, 0),
         )
         self._channels.append(channel)
         return channel
 
+    def _link(self, peer: PeerAddress, beat: Message, call: Callable[[grpc.Channel], Any]) -> Link:
+        again = route(lambda: self.server.identity, peer.address, peer.name, call)
+        return Link(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
+
     def _connect_peers(self) -> None:
         own = self.server.config.index
         self.trace.stage("connect")
         for index in range(own):
             peer = self.server.config.parties[index]
-            stub = services.ComputePartyStub(self._dial(peer))
-            link = Link(self, peer.name, PEER_BEAT)
+            channel = self._dial(peer)
+            link = self._link(peer, PEER_BEAT, lambda channel: services.ComputePartyStub(channel).Exchange)
             with self._attached:
                 self._peers[index] = link
-            link.send(self._hello())
-            call = stub.Exchange(link.outgoing())
-            link.start(call, call.cancel)
+            link.call(channel, self._hello())
             self.server.pulse.add(link)
             self.step = f"greeting {peer.name}"
-            reply = link.receive(self.server.config.queue_seconds)
+            reply = link.receive(self.server.config.queue_seconds + self._patience)
             if reply.WhichOneof("content") != "hello" or reply.hello.session != self.id or reply.hello.name != peer.name:
                 raise WireError(f"{peer.name} did not answer a greeting with its own")
             compare(self.role, self.manifest, peer.name, Manifest.parse(reply.hello.manifest, peer.name))
@@ -253,20 +260,20 @@ class PartySession(ServedSession):
 
     def _wait_for_peers(self) -> None:
         own = self.server.config.index
-        limit = time.monotonic() + self.server.config.connect_seconds
+        seconds = self.server.config.connect_seconds + (self._patience if self.tapes is not None else 0.0)
+        limit = time.monotonic() + seconds
         with self._attached:
             while len(self._peers) < len(self.manifest.parties) - 1:
                 self.check()
                 missing = [n for i, n in enumerate(self.manifest.parties) if i != own and i not in self._peers]
                 self.step = f"waiting for {', '.join(missing)} to connect"
                 if (left := limit - time.monotonic()) <= 0:
-                    seconds = self.server.config.connect_seconds
                     raise PeerLost(missing[0], "connecting", f"did not connect to {self.role} within {seconds:g} s")
                 self._attached.wait(left)
         for index in range(own + 1, len(self.manifest.parties)):
             link = self._peers[index]
             self.progress(f"waiting for {link.peer}", 0, 0)
-            message = link.receive(self.server.config.queue_seconds)
+            message = link.receive(self.server.config.queue_seconds + self._patience)
             if message.WhichOneof("content") != "ready":
                 raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
 
@@ -274,21 +281,18 @@ class PartySession(ServedSession):
         """What the running dealer deals for this session."""
         dealer = self.server.config.dealer
         assert dealer is not None
-        stub = services.DealerStub(self._dial(dealer))
-        link = Link(self, dealer.name, TAPE_BEAT)
-        self._tape = link
+        channel = self._dial(dealer, self._patience)
+        link = self._tape = self._link(dealer, TAPE_BEAT, lambda channel: services.DealerStub(channel).Tape)
         opening = wire.TapeOpen(
             session=self.id,
             manifest=self.manifest.canonical(),
             architecture=self.facts.architecture,
             loads=self.server.loads.ids(self.manifest.load_key()),
         )
-        link.send(wire.TapeRequest(open=opening))
-        call = stub.Tape(link.outgoing())
-        link.start(call, call.cancel)
+        link.call(channel, wire.TapeRequest(open=opening))
         self.server.pulse.add(link)
         self.step = f"waiting for {dealer.name} to deal"
-        message = link.receive(self.server.config.queue_seconds)
+        message = link.receive(self.server.config.queue_seconds + self._patience)
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
@@ -301,6 +305,8 @@ class PartySession(ServedSession):
     # ---- the program -------------------------------------------------------------------------------------------------
     def _compute(self) -> None:
         config, manifest = self.server.config, self.manifest
+        if self.tapes is not None:
+            self.tapes.wait()
         self._connect_peers()
         self.trace.stage("tape")
         dealt = self._streamed() if self.tapes is None else self.tapes.agree(self._peers)

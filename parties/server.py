@@ -22,14 +22,17 @@ from parties.connection import abort_if_alive, caller, start_server
 from parties.events import event, refused
 from parties.failures import from_failure, public, to_failure
 from parties.health import Health
-from parties.link import Link, Message, Pulse, Session
+from parties.link import Link, Message
 from parties.live_identity import LiveIdentity
 from parties.loads import Loads
-from parties.manifest import PROTOCOL_VERSION, Manifest, package_version
+from parties.manifest import PROTOCOL_VERSION, Manifest, check_id, package_version
 from parties.metrics import Metrics
 from parties.permissions import Permissions
 from parties.probing import Prober
 from parties.program import DECODER, Program, preload
+from parties.pulse import Pulse
+from parties.resume import stream_of
+from parties.session import Session
 from parties.settings import Settings
 from parties.traces import SessionTrace, Traces
 
@@ -314,23 +317,31 @@ class RoleServer(ABC, Generic[S]):
         """The responses of one streaming call.
 
         authorise(caller's name) may refuse; accept(link, first message) puts the link into a session and returns that and
-        what is to be sent. When the session fails, the call ends with its error as typed status.
+        what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
+        session fails, the call ends with its error as typed status.
         """
         link: Link | None = None
         session: Session | None = None
         error: MpcacheError | None = None
         name = "unknown"
+        epoch = 0
         with self._idle:
             self._calls += 1
         try:
             name = caller(context)
             authorise(name)
-            link = Link(Session("", self.name), name, beat)
+            link = Link(Session("", self.name), name, beat, window=self.config.resume_seconds)
             link.room = 1  # until it is accepted
             context.add_callback(link.over)
             link.start(requests, context.cancel)
             self.pulse.add(link)
-            session, outgoing = accept(link, link.receive())
+            message = link.receive()
+            if message.WhichOneof("content") == "resume":
+                link, epoch, outgoing = self._resume(link, message.resume, requests, context)
+                session = link.session
+            else:
+                session, outgoing = accept(link, message)
+                link.beats()  # from here on the caller knows that the stream is open
             yield from outgoing
             if not session.finished:
                 error = session.error
@@ -339,7 +350,7 @@ class RoleServer(ABC, Generic[S]):
         except Exception as problem:
             error = public(problem, self.name)
         finally:
-            if link is not None:
+            if link is not None and link.epoch == epoch and not link.may_return():
                 self.pulse.remove(link)
                 link.closed = True
             with self._idle:
@@ -349,6 +360,19 @@ class RoleServer(ABC, Generic[S]):
             if session is None or not session.id:
                 self._refused(name, authorise, error)
             abort_if_alive(context, error)
+
+    def _resume(
+        self, link: Link, resume: wire.Resume, requests: Iterator[Message], context: Any
+    ) -> tuple[Link, int, Iterator[Message]]:
+        """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
+        id = check_id(resume.session, "session", link.peer)
+        found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
+        outgoing = found.resumed(resume, requests, context.cancel)
+        self.pulse.remove(link)
+        link.closed = True
+        if not context.add_callback(lambda: found.over(resume.epoch)):
+            found.over(resume.epoch)
+        return found, resume.epoch, outgoing
 
     def describe(self, models: list[wire.HeldModel]) -> wire.Description:
         """Who this is."""

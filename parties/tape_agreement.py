@@ -7,6 +7,8 @@ session. Nobody can open anything before the word, since party 0 sends no share 
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,13 @@ from parties import wire_pb2 as wire
 from parties.failures import log, public
 from parties.link import Link
 from parties.manifest import check_id
+from parties.tape_header import TapeHeader
 from parties.tape_store import OFFERED, Taken, TapeStore, describe
 
 if TYPE_CHECKING:
     from parties.party_session import PartySession
 
+LOOK_SECONDS = 0.5
 Read = Callable[[int], Bytes]
 Weights = dict[str, Any]
 
@@ -48,22 +52,53 @@ class Dealt:
 
 
 class TapeAgreement:
-    """One party's part in the agreement. Raises `TapeError` when this party has no tape for the session."""
+    """One party's part in the agreement.
 
-    def __init__(self, store: TapeStore, session: PartySession) -> None:
+    patience: seconds to wait for a tape to be put into the folder, 0: `TapeError` at once when there is none that serves.
+    """
+
+    def __init__(self, store: TapeStore, session: PartySession, patience: float = 0.0) -> None:
         self._store = store
         self._session = session
         self._held = session.server.loads.ids(session.manifest.load_key())
-        self._offers = store.offers(session.manifest, self._held)
+        self._patience = patience
+        self._offers: dict[str, TapeHeader] = {}
+        self._ready = threading.Event()
+        if not patience:
+            self._look()
         self._theirs: dict[str, set[str]] = {}
         self._taken: Taken | None = None
 
-    def look_again(self) -> None:
-        """The session waited for its turn: other sessions may have used tapes. Raises `TapeError` when none is left."""
+    def _look(self) -> None:
         self._offers = self._store.offers(self._session.manifest, self._held)
+        self._ready.set()
+
+    def wait(self) -> None:
+        """Wait until there is a tape that serves the session, and tell the client. Raises the last `TapeError`, or the
+        session's error."""
+        limit = time.monotonic() + self._patience
+        while not self._ready.is_set():
+            self._session.check()
+            try:
+                self._look()
+            except TapeError as error:
+                if time.monotonic() >= limit:
+                    raise TapeError(f"{error} (waited {self._patience:g} s)") from None
+                self._session.progress(f"waiting for a tape: {error}", 0, 0)
+                self._ready.wait(LOOK_SECONDS)
+
+    def look_again(self) -> None:
+        """The session waited for its turn: other sessions may have used tapes. Waits, or raises `TapeError`, as before."""
+        self._ready.clear()
+        if self._patience:
+            self.wait()
+        else:
+            self._look()
 
     def greet(self, hello: wire.Hello) -> None:
-        """Put what this party has into a greeting."""
+        """Put what this party has into a greeting, once it has something."""
+        while not self._ready.wait(0.1):
+            self._session.check()
         hello.tape_files = True
         hello.tapes.extend(self._offers)
 

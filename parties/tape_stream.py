@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
-from mpc.errors import WireError
+from mpc.errors import MpcacheError, WireError
 from mpc.tape import Bytes, chunks
 from parties import wire_pb2 as wire
 from parties.connection import CHUNK_BYTES
-from parties.link import Link, Session
+from parties.link import Link
 
 BUFFER_BYTES = 16 << 20
 WORTHWHILE = 1 << 16
@@ -18,33 +17,31 @@ LINGER = 0.002
 
 
 class TapeOutlet:
-    """One party's tape at the dealer, between the program that writes and the gRPC thread that sends.
+    """One party's tape at the dealer, between the program that writes and the link that sends.
 
-    Holds about 16 MiB: a dealer that runs ahead waits. What is there is sent as soon as the thread is idle, after at most
-    2 ms in which small entries may gather.
+    Holds about 16 MiB: a dealer that runs ahead waits. What is there is sent by a thread of its own, after at most 2 ms in
+    which small entries may gather.
     """
 
-    def __init__(self, session: Session, interval: float) -> None:
-        self._session = session
-        self._interval = interval
+    def __init__(self, link: Link) -> None:
+        self.link = link
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._closed = False
-        self._first: list[wire.TapeMessage] = []
+        self._over = False
 
-    def start(self, message: wire.TapeMessage) -> None:
-        """Send a message before the tape."""
-        with self._changed:
-            self._first.append(message)
-            self._changed.notify_all()
+    def begin(self) -> None:
+        """Start to send."""
+        threading.Thread(target=self._run, name=f"tape {self.link.peer}", daemon=True).start()
 
     def append(self, data: bytes) -> None:
         """Write tape; waits while the buffer is full. Raises the session's error."""
-        self._session.check()
+        session = self.link.session
+        session.check()
         with self._changed:
             while len(self._buffer) >= BUFFER_BYTES:
                 self._changed.wait(1.0)
-                self._session.check()
+                session.check()
             before = len(self._buffer)
             self._buffer += data
             if before < WORTHWHILE <= len(self._buffer) or before == 0:
@@ -56,40 +53,35 @@ class TapeOutlet:
             self._closed = True
             self._changed.notify_all()
 
-    def drained(self) -> bool:
-        """Wait until everything was handed to gRPC; False when the session failed before."""
+    def drained(self) -> None:
+        """Wait until everything was handed to the link, or the session failed."""
         with self._changed:
-            while self._buffer and self._session.error is None:
+            while not self._over:
                 self._changed.wait(1.0)
-        return self._session.error is None
 
     def wake(self) -> None:
         """Let everybody look at the session's error."""
         with self._changed:
             self._changed.notify_all()
 
-    def outgoing(self) -> Iterator[wire.TapeMessage]:
-        """What gRPC is to send, heartbeats included; ends with the tape or with the session."""
-        beat = wire.TapeMessage(heartbeat=wire.Heartbeat())
-        while True:
-            message = self._take()
-            if message is None:
-                return
-            yield message if message is not _IDLE else beat
+    def _run(self) -> None:
+        try:
+            while (piece := self._take()) is not None:
+                self.link.send_bulk(wire.TapeMessage(chunk=wire.Chunk(payload=piece)))
+        except MpcacheError:
+            pass  # the session's: whoever is in it knows
+        finally:
+            self.link.close()
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
 
-    def _take(self) -> wire.TapeMessage | None:
+    def _take(self) -> bytes | None:
+        session = self.link.session
         with self._changed:
-            limit = time.monotonic() + self._interval
-            while not self._buffer and not self._first and not self._closed and self._session.error is None:
-                left = limit - time.monotonic()
-                if left <= 0:
-                    return _IDLE
-                self._changed.wait(left)
-            if self._session.error is not None:
-                return None
-            if self._first:
-                return self._first.pop(0)
-            if not self._buffer:
+            while not self._buffer and not self._closed and session.error is None:
+                self._changed.wait()
+            if session.error is not None or not self._buffer:
                 return None
             if len(self._buffer) < WORTHWHILE and not self._closed:
                 self._changed.wait(LINGER)
@@ -97,10 +89,7 @@ class TapeOutlet:
                 piece = bytes(view[:CHUNK_BYTES])
             del self._buffer[:CHUNK_BYTES]
             self._changed.notify_all()
-        return wire.TapeMessage(chunk=wire.Chunk(payload=piece))
-
-
-_IDLE = wire.TapeMessage()
+        return piece
 
 
 def tape_reader(link: Link) -> Callable[[int], Bytes]:

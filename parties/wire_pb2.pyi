@@ -7,6 +7,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Heartbeat(_message.Message):
+    __slots__ = ("received",)
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    def __init__(self, received: _Optional[int] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("session", "epoch", "received", "proof")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    epoch: int
+    received: int
+    proof: bytes
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., received: _Optional[int] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ("received",)
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    def __init__(self, received: _Optional[int] = ...) -> None: ...
+
+class End(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -113,20 +137,28 @@ class ShareHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
-    __slots__ = ("open", "share", "chunk", "finish", "heartbeat", "failure")
+    __slots__ = ("open", "share", "chunk", "finish", "heartbeat", "failure", "resume", "end", "number", "resume_secret")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_SECRET_FIELD_NUMBER: _ClassVar[int]
     open: Open
     share: ShareHeader
     chunk: Chunk
     finish: Finish
     heartbeat: Heartbeat
     failure: Failure
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    resume: Resume
+    end: End
+    number: int
+    resume_secret: bytes
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class OutputHeader(_message.Message):
     __slots__ = ("step", "shape", "bits", "fraction_bits", "size")
@@ -163,18 +195,24 @@ class Summary(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., seconds: _Optional[float] = ..., ledger_size: _Optional[int] = ...) -> None: ...
 
 class PartyMessage(_message.Message):
-    __slots__ = ("output", "chunk", "progress", "summary", "heartbeat")
+    __slots__ = ("output", "chunk", "progress", "summary", "heartbeat", "resumed", "end", "number")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     output: OutputHeader
     chunk: Chunk
     progress: Progress
     summary: Summary
     heartbeat: Heartbeat
-    def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    resumed: Resumed
+    end: End
+    number: int
+    def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("session", "name", "manifest", "tape_files", "tapes")
@@ -225,7 +263,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready")
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready", "resumed", "resume", "end", "number", "resume_secret")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +273,11 @@ class PeerMessage(_message.Message):
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     GO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_SECRET_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     hello: Hello
     heartbeat: Heartbeat
@@ -244,7 +287,12 @@ class PeerMessage(_message.Message):
     taken: TapeTaken
     go: TapeGo
     ready: Ready
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ...) -> None: ...
+    resumed: Resumed
+    resume: Resume
+    end: End
+    number: int
+    resume_secret: bytes
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
     __slots__ = ("session", "manifest", "architecture", "loads")
@@ -259,16 +307,24 @@ class TapeOpen(_message.Message):
     def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TapeRequest(_message.Message):
-    __slots__ = ("open", "heartbeat", "finish", "failure")
+    __slots__ = ("open", "heartbeat", "finish", "failure", "resume", "end", "number", "resume_secret")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_SECRET_FIELD_NUMBER: _ClassVar[int]
     open: TapeOpen
     heartbeat: Heartbeat
     finish: Finish
     failure: Failure
-    def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    resume: Resume
+    end: End
+    number: int
+    resume_secret: bytes
+    def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeStart(_message.Message):
     __slots__ = ("seed", "load", "fresh")
@@ -281,14 +337,20 @@ class TapeStart(_message.Message):
     def __init__(self, seed: _Optional[bytes] = ..., load: _Optional[str] = ..., fresh: _Optional[bool] = ...) -> None: ...
 
 class TapeMessage(_message.Message):
-    __slots__ = ("start", "chunk", "heartbeat")
+    __slots__ = ("start", "chunk", "heartbeat", "resumed", "end", "number")
     START_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     start: TapeStart
     chunk: Chunk
     heartbeat: Heartbeat
-    def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    resumed: Resumed
+    end: End
+    number: int
+    def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version")

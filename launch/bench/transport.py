@@ -23,7 +23,9 @@ from parties import wire_pb2_grpc as services
 from parties.certificates import Identity, check
 from parties.connection import CHUNK_BYTES, abort_if_alive, caller, connect, start_server
 from parties.failures import from_rpc
-from parties.link import Link, Pulse, Session, finish_calls
+from parties.link import Link, finish_calls
+from parties.pulse import Pulse
+from parties.session import Session
 
 CONNECT_SECONDS = 300.0
 SILENT_SECONDS = 300.0  # an overloaded machine is no failure

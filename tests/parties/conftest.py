@@ -16,15 +16,19 @@ from tests.parties.toy import Toy
 VOCABULARY = 40
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_checkpoint(folder: Path) -> Path:
     """A random GPT-2 of one layer, 40 tokens and 32 positions."""
-    folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(1)
     sizes = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 12, "n_layer": 1, "n_head": 3}
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=39, initializer_range=0.4))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_checkpoint`."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 class Running:

@@ -47,7 +47,7 @@ class Deployment:
         ports = free_ports(parties + 1)
         self.addresses = [f"127.0.0.1:{port}" for port in ports]
         self.program = program
-        self.settings = {"deadline_seconds": 5, "connect_seconds": 10, "step_seconds": 60, **settings}
+        self.settings = {"deadline_seconds": 5, "connect_seconds": 10, "step_seconds": 60, "resume_seconds": 1, **settings}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.servers: dict[str, ComputePartyServer | DealerServer] = {}
 

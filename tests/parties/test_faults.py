@@ -141,7 +141,7 @@ def relayed(
 def test_line_cut_between_parties(tmp_path: Path, checkpoint: Path) -> None:
     toy = Toy()
     toy.before_round = slow(PAUSE)
-    with relayed(tmp_path, checkpoint, "party1", toy) as (deployment, relay, _):
+    with relayed(tmp_path, checkpoint, "party1", toy, resume_seconds=0) as (deployment, relay, _):
         error, seconds = during(deployment, relay.cut)
         assert isinstance(error, PeerLost)
         assert error.peer in ("party0", "party1")
@@ -166,7 +166,7 @@ def test_line_held_between_parties(tmp_path: Path, checkpoint: Path) -> None:
 def test_client_line_cut(tmp_path: Path, checkpoint: Path) -> None:
     toy = Toy()
     toy.before_round = slow(PAUSE)
-    with relayed(tmp_path, checkpoint, "client", toy) as (deployment, relay, near):
+    with relayed(tmp_path, checkpoint, "client", toy, resume_seconds=0) as (deployment, relay, near):
         client = deployment.client(parties=near)
         with pytest.raises(PeerLost, match="party0: the connection ended"):
             client.generate(PROMPT, 30, stop_ids=(), on_token=lambda token: relay.cut())

@@ -12,7 +12,7 @@ from mpc.errors import ConfigurationError, PeerLost
 from parties.cancellation import Cancellation
 from parties.client import Client
 from parties.failures import Cancelled
-from parties.link import Session
+from parties.session import Session
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.relay import Relay
 from tests.parties.test_faults import idle, works

@@ -29,12 +29,14 @@ class Toy:
     """Loads by opening masked shares of all weights; a token is `rounds` exchanges and a number that depends on the prompt.
 
     before_round(role, step, round): called at every role, so that tests can stop, kill or slow one.
+    before_load(role): the same before each weight.
     """
 
     def __init__(self, rounds: int = 3, elements: int = ELEMENTS) -> None:
         self.rounds = rounds
         self.elements = elements
         self.before_round: Callable[[int, int, int], None] = lambda party, step, round: None
+        self.before_load: Callable[[int], None] = lambda party: None
         self.after_share: Callable[[int, OutputShare], OutputShare] = lambda party, share: share
         self.loads = 0
         self._lock = threading.Lock()
@@ -50,6 +52,7 @@ class Toy:
             self.loads += session.channel is None
         out: dict[str, Any] = {}
         for name, shape in architecture.weight_shapes().items():
+            self.before_load(-1 if session.channel is None else session.channel.party)
             share = shares(name)
             mask = session.tape.random("weight", shape)
             if session.channel is not None:
