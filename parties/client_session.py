@@ -14,6 +14,7 @@ import grpc
 import torch
 from torch import Tensor
 
+import parties.wire_pb2_grpc as services
 from models.architecture import Architecture
 from mpc.errors import MpcacheError, PeerError, PeerLost, PeerSilent, WireError
 from mpc.fixed_point import decode, encode
@@ -21,7 +22,6 @@ from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
 from parties import wire_pb2 as wire
-from parties import wire_pb2_grpc as services
 from parties.certificates import Identity
 from parties.config import RoleConfig
 from parties.connection import route

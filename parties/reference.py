@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
+import parties.wire_pb2_grpc as services
 from models.architecture import Architecture
 from mpc.errors import ManifestMismatch
 from parties import wire_pb2 as wire
-from parties import wire_pb2_grpc as services
 from parties.certificates import Identity
 from parties.config import RoleConfig
 from parties.connection import connect
