@@ -133,6 +133,7 @@ def test_a_router_forgets_the_connection(tmp_path: Path, checkpoint: Path) -> No
 
 def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent again is the same, byte for byte; the tape is used in order and once; costs are those of a calm run."""
+    relayed.generate(lambda: None, 3)  # loads the model
     calm = relayed.generate(lambda: None)
     sent: dict[int, list[tuple[int, bytes]]] = defaultdict(list)  # call's queue -> numbers and bytes given to gRPC
     stream: dict[int, int] = {}  # a later call's queue -> its stream's first one
