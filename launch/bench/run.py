@@ -56,7 +56,6 @@ class BenchResult:
 
     plan: BenchPlan
     ledgers: list[Ledger]
-    stage_seconds: list[dict[str, float]]
     seconds: list[float]
     cpu_seconds: list[float]
     dealer_seconds: list[float]
@@ -68,6 +67,7 @@ class BenchResult:
     dealer_peak_rss_bytes: int
     logits: Tensor = field(repr=False)
     max_logit_error: float
+    stage_seconds: list[dict[str, float]] = field(default_factory=list, repr=False)
     spans: list[list[Span]] = field(default_factory=list, repr=False)
 
     def step_cost(self, part: str = "") -> Cost:

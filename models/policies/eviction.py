@@ -15,8 +15,9 @@ class Eviction:
     """Of a layer's cached tokens start..stop-1 the `count` most important ones stay, and so does what lies outside.
 
     importance: secret [G, stop - start], |importance| < bound, or [1, stop - start] for one set for all heads; exact ties go
-    to the earlier token. extra: a further row value [G, S] that moves along; afterwards its kept part [G, S']. Its steps are
-    those of `stages`, in this order; nothing happens where all tokens stay.
+    to the earlier token. extra: a further row value [G, S] that moves along; afterwards its kept part [G, S']. keep: marks
+    of what stays, secret [1 or G, stop - start], where they are decided already; else made from the importance. Its steps
+    are those of `stages`, in this order; nothing happens where all tokens stay.
     """
 
     suite: Suite
@@ -27,17 +28,18 @@ class Eviction:
     start: int
     stop: int
     extra: Value | None = None
-    _keep: Value | None = field(default=None, init=False)
+    keep: Value | None = None
     _moved: list[Value] = field(default_factory=list, init=False)
 
     def stages(self) -> list[Stage]:
         """Choosing, moving, masking again."""
         if self.count >= self.stop - self.start:
             return []
-        return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
+        moving: list[Stage] = [("compaction", self._move), ("masking again", self._mask)]
+        return moving if self.keep is not None else [("keep-set", self._choose), *moving]
 
     async def _choose(self) -> None:
-        self._keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
+        self.keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
 
     async def _move(self) -> None:
         k, v = self.entry.keys_and_values()
@@ -49,8 +51,8 @@ class Eviction:
         widths = [x.shape[-1] for x in parts]
         if shared:  # one set: all heads' channels are one row
             parts = [x.permute(1, 0, 2).reshape(1, rows, groups * w) for x, w in zip(parts, widths, strict=True)]
-        assert self._keep is not None
-        moved = await self.suite.compact(self._keep, parts, self.count)
+        assert self.keep is not None
+        moved = await self.suite.compact(self.keep, parts, self.count)
         if shared:
             moved = [x.reshape(self.count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
         self._moved = moved

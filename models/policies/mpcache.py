@@ -6,7 +6,8 @@ different here, since everything is decided on shares:
 * the number of tokens that stay after static eviction is a public share of the prompt (the paper's code cuts at a
   threshold, so that the number depends on the secret);
 * the first `sinks` and the last `window` tokens always stay and always count, in whole clusters;
-* layers that share a choice are the ones behind the first `apart`, in groups of `sharing`.
+* layers that share a choice are the ones behind the first `apart`, in groups of `sharing`; they share what static eviction
+  keeps as well, decided by the first of a group. Else a cluster's number would mean other tokens in the next layer.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
 """
@@ -37,7 +38,8 @@ class MPCache(CachePolicy):
     that stayed). fine, coarse: tokens of a cluster on the two levels. levels: 2, or 1 for fine clusters alone. coarse_share:
     of the coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min),
     or its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
-    with one choice (1: none); apart: first layers that choose alone. gathering: how attention reaches what was chosen:
+    with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
+    tokens in all of them; apart: first layers that choose alone. gathering: how attention reaches what was chosen:
     "products" of three factors, "rows" (keys and values are gathered), or "scores" (all scores, lowered by a secret bias
     where nothing was chosen; one level). Same result, other costs: `mpcache plan`.
     """
@@ -122,14 +124,21 @@ class MPCache(CachePolicy):
         tokens = entry.length
         stays = budget_tokens(self.static, tokens)
         stages: list[Stage] = []
+        place, eviction = (self.spec, self._leader(layer), tokens), None
         if received is not None and stays < tokens:
             start, stop = self.sinks, tokens - self.window
             importance = received.sum(0, keepdim=True)[:, start:stop]
             bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group + 1
             kept = stays - self.sinks - self.window
-            stages += Eviction(suite, entry, importance, kept, bound, start, stop).stages()
+            eviction = Eviction(suite, entry, importance, kept, bound, start, stop)
+            found = cache.state.get("kept set")
+            if found is not None and found[0] == place:
+                eviction.keep = found[1]
+            stages += eviction.stages()
 
         async def clusters() -> None:
+            if eviction is not None:
+                cache.state["kept set"] = (place, eviction.keep)
             await self._describe(suite, entry)
 
         return [*stages, ("clusters", clusters)]
@@ -137,6 +146,10 @@ class MPCache(CachePolicy):
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """A cluster that is full now is described."""
         await self._describe(suite, cache.layers[layer])
+
+    def _leader(self, layer: int) -> int:
+        """The layer whose choices this one takes, itself where it chooses alone."""
+        return layer if layer < self.apart else layer - (layer - self.apart) % self.sharing
 
     @property
     def _alpha(self) -> float | None:

@@ -152,6 +152,7 @@ def test_the_shipped_model_tells_policies_apart() -> None:
     parse("mpcache").check(checkpoint.architecture, 1024)
     model, cases = PlainModel(checkpoint), docs.evaluation_cases(1024, 2, seed=11)
     assert recall(model, cases, "full") >= 31 / 32
+    assert recall(model, cases, "mpcache") >= 29 / 32
     assert recall(model, cases, "mpcache:sharing=1") >= 30 / 32
     assert recall(model, cases, "mpcache:sharing=1,fine=4,coarse=8,sinks=4,dynamic=0.05") >= 30 / 32
     assert recall(model, cases, "snapkv:budget=0.05") <= 0.6

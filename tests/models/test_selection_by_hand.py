@@ -231,3 +231,28 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
         for g in range(groups):
             heads = weights[g * group : (g + 1) * group, len(ids) - observed :]
             np.testing.assert_allclose(received[g], heads.sum((0, 1)), atol=1e-6)
+
+
+def test_layers_that_share_a_choice_keep_the_same_tokens() -> None:
+    """Behind `apart` layers, the second layer of a group keeps what the first one found important, whatever it receives
+    itself; the layers before, and other groups, decide for themselves."""
+    groups, channels, tokens = 2, 4, 40
+    rng = torch.Generator().manual_seed(3)
+    policy = MPCache(static=0.5, dynamic=1, sinks=2, window=3, sharing=2, apart=1)
+    cache = KVCache(tiny(heads=4, groups=groups, layers=5))
+    received = [torch.rand(groups, tokens, generator=rng) for _ in range(5)]
+
+    async def program(s: Any, *values: Any) -> Any:
+        for layer in range(5):
+            rows = torch.arange(tokens, dtype=torch.float32).reshape(1, tokens, 1).expand(groups, tokens, channels)
+            number = s.input(tuple(rows.shape), rows.clone(), s.fraction_bits)
+            await cache.append(s, layer, number, number)
+            await policy.after_prefill(s, cache, layer, values[layer])
+        return [cache.layers[layer].keys_and_values()[0][:, :, :1] for layer in range(5)]
+
+    kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, received)]
+    for layer, leader in enumerate((0, 1, 1, 3, 3)):
+        importance = array(received[leader]).sum(0)[2:-3]
+        wanted = sorted(n + 2 for n in largest(importance, 15))
+        assert kept[layer] == [0, 1, *wanted, 37, 38, 39]
+    assert kept[1] != kept[3]
