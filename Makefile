@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed; name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $$($(PYTHON) --version) has no module venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --no-compile --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
-	"$(BIN)/python" -m pip install --no-compile --disable-pip-version-check --quiet --no-deps $(CRYPTEN)
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps $(CRYPTEN)
 	@touch "$@"
 
 demo: setup
