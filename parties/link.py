@@ -74,7 +74,8 @@ class Link:
         self._down_since: float | None = None  # since when not a message came, over calls that came to nothing
         self._received = self._told = 0
         self._asked = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is sent, and of the link's state
+        self._reading = threading.Lock()  # of what is received; taken after the other where both are needed
         self._cancel: Callable[[], Any] = lambda: None
         self._channels: list[grpc.Channel] = []
         session.add(self)
@@ -184,23 +185,24 @@ class Link:
 
     def _take(self, message: Message, kind: str | None, epoch: int) -> bool:
         """Deal with one message; False when the reader has no more to do."""
-        with self._lock:
-            if epoch != self.epoch:  # a newer call goes on
+        if kind == "heartbeat":
+            self._arrived(message.heartbeat.received, epoch)
+            return True
+        with self._reading:
+            # A newer call goes on, or will: what it is told has arrived must stay true.
+            if epoch != self.epoch or (self.lost and self.route is not None):
                 return False
-            if kind == "heartbeat":
-                self._arrived(message.heartbeat.received)
-                return True
             self._number(message)
-            if kind == "end":
+            if kind not in CONTROL:  # whoever this wakes may send at once: the other lock is free
+                self.inbox.put((self, message))
+        if self._received - self._told >= TOLD_EVERY:
+            self._tell()
+        if kind == "end":
+            with self._lock:
                 self.complete = True
                 self._tell()
                 if self.settled.is_set():
                     self.outbox.put(None)
-            elif kind not in CONTROL:
-                self.inbox.put((self, message))
-            if self._received - self._told >= TOLD_EVERY:
-                self._tell()
-        if kind == "end":
             self.wake()
         elif kind == "finish":
             self.session.finish()
@@ -222,12 +224,13 @@ class Link:
             self._told = self._received
             self.outbox.put(self.kind(heartbeat=wire.Heartbeat(received=self._received)))
 
-    def _arrived(self, received: int) -> None:
+    def _arrived(self, received: int, epoch: int) -> None:
         """The peer has received so many messages."""
-        if self._kept is not None:
-            self._kept.told(received, self.peer)
-            if self.closed and not self._kept:
-                self._settle()
+        with self._lock:
+            if self._kept is not None and epoch == self.epoch:
+                self._kept.told(received, self.peer)
+                if self.closed and not self._kept:
+                    self._settle()
 
     def _settle(self) -> None:
         """Nothing is left to send. The dialling side ends its stream after the peer's, to be able to tell of arrivals."""
@@ -267,7 +270,7 @@ class Link:
 
     def _lose(self, epoch: int, error: MpcacheError, seconds: float) -> None:
         """The connection is lost: dial again or wait for the peer to, for so long."""
-        with self._lock:
+        with self._lock, self._reading:
             if epoch != self.epoch or self.lost or self.done.is_set():
                 return
             may_return = self.may_return() and self._heard
@@ -300,7 +303,7 @@ class Link:
 
     def next_request(self) -> tuple[int, Message]:
         """The epoch of the next call, and the message that asks for it."""
-        with self._lock:
+        with self._lock, self._reading:
             self._asked = max(self._asked, self.epoch) + 1
             message = self.kind(resume=request(self.secret, self.session.id, self._asked, self._received))
             return self._asked, message
@@ -309,7 +312,7 @@ class Link:
         self, epoch: int, received: int, queue: SimpleQueue[Message | None], cancel: Callable[[], Any], channel: grpc.Channel
     ) -> bool:
         """The peer goes on with the stream in a new call, whose outgoing messages `queue` takes. False: it is too late."""
-        with self._lock:
+        with self._lock, self._reading:
             if not self.wants_call():
                 return False
             self._channels.append(channel)
@@ -321,7 +324,7 @@ class Link:
 
         Raises `WireError` for an epoch that is not newer than the present one, and for counts that cannot be.
         """
-        with self._lock:
+        with self._lock, self._reading:
             if resume.epoch <= self.epoch:
                 raise WireError(
                     f"{self.peer} asks for call {resume.epoch} of a stream whose call {self.epoch} is there: a replay, or "

@@ -338,6 +338,24 @@ def test_a_call_that_was_taken_over_is_not_read() -> None:
     assert link.session.error is None
 
 
+def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when the dialling side asks for a new call, a late message of the old one is not taken: it comes again."""
+    monkeypatch.setattr(parties.link, "call_again", lambda link, seconds: None)
+    route = parties.resume.Route(lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "")  # type: ignore
+    link = Link(Session("5" * 32, "client"), "party0", wire.ClientMessage(heartbeat=wire.Heartbeat()), None, 5, route)
+    link.read(iter([wire.PartyMessage(progress=wire.Progress(stage="a"), number=1)]), 0)
+    assert link.lost
+    _, asked = link.next_request()
+    assert asked.resume.received == 1
+    again = wire.PartyMessage(progress=wire.Progress(stage="b"), number=2)
+    link.read(iter([again]), 0)
+    assert link._received == 1
+    assert link.connected(1, 0, SimpleQueue(), lambda: None, None)  # type: ignore[arg-type]
+    link.read(iter([again, wire.PartyMessage(end=wire.End(), number=3)]), 1)
+    assert [link.receive().progress.stage for _ in "ab"] == ["a", "b"]
+    assert link.session.error is None
+
+
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_numbers_out_of_order(number: int) -> None:
     link = accepting()
