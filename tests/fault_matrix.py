@@ -43,7 +43,7 @@ class Outcome:
             return "(the session succeeds)"
         text = re.sub(r"127\.0\.0\.1:\d+", "HOST:PORT", str(self.error))
         text = re.sub(r"\b[0-9a-f]{32}\b", "ID", text)
-        return re.sub(r"\(unavailable: [^)]*\)", "(unavailable: REASON)", text)
+        return re.sub(r"\(unavailable: .*?\)+ ", "(unavailable: REASON) ", text)
 
 
 class Matrix:
