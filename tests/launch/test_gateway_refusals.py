@@ -196,7 +196,8 @@ def test_busy(gateway: Running) -> None:
 
 
 def test_a_busy_party(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.deployment.servers["party1"].sessions, "_limit", 0)
+    for limit in ("_slots", "_queued"):
+        monkeypatch.setattr(gateway.deployment.servers["party1"].admission, limit, 0)
     with pytest.raises(openai.RateLimitError, match="party1 is busy"):
         gateway.openai(api_key=KEY).completions.create(model="tiny", prompt="a", max_tokens=1, stream=True)
 

@@ -163,3 +163,11 @@ def test_results_are_never_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert json.loads(before)["measured"]["rounds"] == 1
+
+
+def test_the_readme_s_tables_are_those_of_the_committed_results() -> None:
+    """`mpcache report --results docs/results --fill README.md` makes them again."""
+    root = Path(__file__).parents[2]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.count("<!-- results: ") >= 4
+    assert filled(text, rows_of(read_results(root / "docs" / "results"))) == text
