@@ -199,19 +199,25 @@ def test_a_flood_of_connections(two: Running) -> None:
 
 
 def test_a_flood_of_calls(two: Running) -> None:
-    """More openings at once than a server takes: typed refusals, and it serves again at once."""
-    errors: list[MpcacheError] = []
+    """More openings at once than a server runs and lets wait: typed refusals at once, and it serves again afterwards."""
+    stop = threading.Event()
 
-    def ask() -> None:
-        errors.append(raw_call(two, lambda: iter([opening(two)])))
+    def held(data: bytes) -> Iterator[bytes]:
+        yield data
+        stop.wait(60)
 
-    threads = [threading.Thread(target=ask) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(errors) == 40
-    idle(two.deployment, 10)
+    with dial(two, "client", "party0") as channel:
+        make = channel.stream_stream(GENERATE, request_serializer=bytes, response_deserializer=wire.PartyMessage.FromString)
+        calls = [make(held(opening(two))) for _ in range(60)]
+        limit = time.monotonic() + 30
+        while not (refused := [call for call in calls if call.done()]) and time.monotonic() < limit:
+            time.sleep(0.05)
+        for call in calls:
+            call.cancel()
+    stop.set()
+    assert refused
+    assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    idle(two.deployment, 30)
     works(two.deployment)
 
 

@@ -86,6 +86,7 @@ def test_closed_while_in_use(kept: Kept, two: Running) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_cancelled_while_the_parties_compute(two: Running, keep: bool) -> None:
+    idle(two.deployment, 10)
     held, began = threading.Event(), threading.Event()
     cancellation = Cancellation()
     sessions: list[Session] = []

@@ -105,7 +105,7 @@ def test_other_version_and_other_settings(two: Running, monkeypatch: pytest.Monk
     monkeypatch.setattr(two.deployment.servers["party1"], "version", "9.9")
     found = asked(two, "client", "client")
     assert found["party0"].troubles == []
-    assert "party1 runs version 9.9 (protocol 1), client runs version" in words(found["party1"])
+    assert f"party1 runs version 9.9 (protocol {PROTOCOL_VERSION}), client runs version" in words(found["party1"])
     assert "install the same version everywhere" in words(found["party1"])
 
 
