@@ -72,6 +72,11 @@ class KVCache:
         self.state: dict[str, Any] = {}
         self.seen = 0
 
+    def policy_of(self, layer: int, text: str) -> str:
+        """The text of a layer's policy, which is `text` unless a wrapper gives layers policies of their own."""
+        texts: Sequence[str] | None = self.state.get("policies")
+        return text if texts is None else texts[layer]
+
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]

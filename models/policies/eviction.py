@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,58 +13,58 @@ from protocols.suite import Suite, Value
 
 @dataclass
 class Eviction:
-    """Of a layer's cached tokens start..stop-1 the `count` most important ones stay, and so does what lies outside.
+    """Of the cached tokens start..stop-1 the `count` most important ones stay, and so does what lies outside.
 
-    importance: secret [G, stop - start], |importance| < bound, or [1, stop - start] for one set for all heads; exact ties go
-    to the earlier token. extra: a further row value [G, S] that moves along; afterwards its kept part [G, S']. keep: marks
-    of what stays, secret [1 or G, stop - start], where they are decided already; else made from the importance. Its steps
-    are those of `stages`, in this order; nothing happens where all tokens stay.
+    entries: the layers that keep this set, of equal lengths. importance: secret [G, stop - start], |importance| < bound, or
+    [1, stop - start] for one set for all heads; exact ties go to the earlier token. extra: a further row value [G, S] that
+    moves along (one layer only); afterwards its kept part [G, S']. Its steps are those of `stages`, in this order; nothing
+    happens where all tokens stay.
     """
 
     suite: Suite
-    entry: LayerCache
+    entries: Sequence[LayerCache]
     importance: Value
     count: int
     bound: float
     start: int
     stop: int
     extra: Value | None = None
-    keep: Value | None = None
+    _keep: Value | None = field(default=None, init=False)
     _moved: list[Value] = field(default_factory=list, init=False)
 
     def stages(self) -> list[Stage]:
         """Choosing, moving, masking again."""
         if self.count >= self.stop - self.start:
             return []
-        moving: list[Stage] = [("compaction", self._move), ("masking again", self._mask)]
-        return moving if self.keep is not None else [("keep-set", self._choose), *moving]
+        return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
 
     async def _choose(self) -> None:
-        self.keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
+        self._keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
 
     async def _move(self) -> None:
-        k, v = self.entry.keys_and_values()
-        groups, rows = k.shape[0], self.stop - self.start
-        parts = [k[:, self.start : self.stop], v[:, self.start : self.stop]]
+        parts = [x[:, self.start : self.stop] for entry in self.entries for x in entry.keys_and_values()]
+        groups, rows = parts[0].shape[0], self.stop - self.start
         if self.extra is not None:
             parts.append(self.extra[:, self.start : self.stop].reshape(groups, rows, 1))
         shared = self.importance.shape[0] == 1 and groups > 1
         widths = [x.shape[-1] for x in parts]
         if shared:  # one set: all heads' channels are one row
             parts = [x.permute(1, 0, 2).reshape(1, rows, groups * w) for x, w in zip(parts, widths, strict=True)]
-        assert self.keep is not None
-        moved = await self.suite.compact(self.keep, parts, self.count)
+        assert self._keep is not None
+        moved = await self.suite.compact(self._keep, parts, self.count)
         if shared:
             moved = [x.reshape(self.count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
         self._moved = moved
 
     async def _mask(self) -> None:
-        suite, entry, moved = self.suite, self.entry, self._moved
-        k, v = entry.keys_and_values()
-        kept_k, kept_v = await suite.together(suite.append(None, moved[0], 1), suite.append(None, moved[1], 1))
-        entry.k, entry.v = (_between(suite, x, y, self.start, self.stop) for x, y in ((k, kept_k), (v, kept_v)))
+        suite = self.suite
+        masked = list(await suite.together(*(suite.append(None, x, 1) for x in self._moved[: 2 * len(self.entries)])))
+        for n, entry in enumerate(self.entries):
+            k, v = entry.keys_and_values()
+            pairs = zip((k, v), masked[2 * n : 2 * n + 2], strict=True)
+            entry.k, entry.v = (_between(suite, old, kept, self.start, self.stop) for old, kept in pairs)
         if self.extra is not None:
-            kept = moved[2].reshape(k.shape[0], self.count)
+            kept = self._moved[-1].reshape(self.extra.shape[0], self.count)
             self.extra = _between(suite, self.extra, kept, self.start, self.stop)
 
 
@@ -78,7 +79,7 @@ async def keep_rows(
     extra: Value | None = None,
 ) -> Value | None:
     """A whole `Eviction`; returns its `extra`."""
-    eviction = Eviction(suite, entry, importance, count, bound, start, stop, extra)
+    eviction = Eviction(suite, [entry], importance, count, bound, start, stop, extra)
     await run_stages(eviction.stages())
     return eviction.extra
 

@@ -5,9 +5,11 @@ different here, since everything is decided on shares:
 
 * the number of tokens that stay after static eviction is a public share of the prompt (the paper's code cuts at a
   threshold, so that the number depends on the secret);
-* the first `sinks` and the last `window` tokens always stay and always count, in whole clusters;
+* the first `sinks` and the last `window` tokens always stay and always count; clusters begin behind the sinks, and what is
+  too little for one at the end counts with the window;
 * layers that share a choice are the ones behind the first `apart`, in groups of `sharing`; they share what static eviction
-  keeps as well, decided by the first of a group. Else a cluster's number would mean other tokens in the next layer.
+  keeps as well, decided by the sum of what tokens receive in all of them once the last one knows it. Else a cluster's number
+  would mean other tokens in the next layer.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
 """
@@ -23,7 +25,7 @@ from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
 from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
 from models.policies.eviction import Eviction
-from models.policies.selecting import Layout, attend_by_bias, attend_to, layout, remember, reuse
+from models.policies.selecting import Layout, attend_by_bias, attend_to, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -53,7 +55,7 @@ class MPCache(CachePolicy):
     coarse_share: float = 0.5
     alpha: float = 0.6
     linear: bool = True
-    sinks: int = 16
+    sinks: int = 4
     window: int = 16
     sharing: int = 2
     apart: int = 2
@@ -119,29 +121,40 @@ class MPCache(CachePolicy):
         await run_stages(self.prompt_stages(suite, cache, layer, received))
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
-        """The eviction's steps, and the clusters' description."""
-        entry = cache.layers[layer]
-        tokens = entry.length
+        """The eviction's steps, and the clusters' description; both wait for the last layer of a group that shares."""
+        members = self._members(cache, layer)
+        entries = [cache.layers[n] for n in members]
+        tokens = entries[0].length
         stays = budget_tokens(self.static, tokens)
         stages: list[Stage] = []
-        place, eviction = (self.spec, self._leader(layer), tokens), None
         if received is not None and stays < tokens:
+            before: Value | None = cache.state.pop(self._votes(members), None)
+            total = received if before is None else before + received
+            if layer != members[-1]:
+                cache.state[self._votes(members)] = total
+                return []
             start, stop = self.sinks, tokens - self.window
-            importance = received.sum(0, keepdim=True)[:, start:stop]
-            bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group + 1
+            bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group * len(members) + 1
             kept = stays - self.sinks - self.window
-            eviction = Eviction(suite, entry, importance, kept, bound, start, stop)
-            found = cache.state.get("kept set")
-            if found is not None and found[0] == place:
-                eviction.keep = found[1]
-            stages += eviction.stages()
+            importance = total.sum(0, keepdim=True)[:, start:stop]
+            stages += Eviction(suite, entries, importance, kept, bound, start, stop).stages()
+        elif layer != members[-1]:
+            return []
 
         async def clusters() -> None:
-            if eviction is not None:
-                cache.state["kept set"] = (place, eviction.keep)
-            await self._describe(suite, entry)
+            await suite.together(*(self._describe(suite, entry) for entry in entries))
 
         return [*stages, ("clusters", clusters)]
+
+    def _members(self, cache: KVCache, layer: int) -> list[int]:
+        """Layers of this policy that keep the same tokens as `layer`, itself among them."""
+        first = self._leader(layer)
+        group = range(first, min(first + (self.sharing if first >= self.apart else 1), len(cache.layers)))
+        return [n for n in group if n == layer or cache.policy_of(n, self.spec) == self.spec]
+
+    def _votes(self, members: list[int]) -> str:
+        """Where the attention that tokens received in earlier layers of a group waits."""
+        return f"votes of layer {members[0]} on, {self.spec}"
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """A cluster that is full now is described."""
@@ -155,21 +168,18 @@ class MPCache(CachePolicy):
     def _alpha(self) -> float | None:
         return self.alpha if self.linear else None
 
-    @property
-    def _first(self) -> int:
-        """Clusters that hold the sinks."""
-        return -(-self.sinks // self.fine)
-
     async def _describe(self, suite: Suite, entry: LayerCache) -> None:
-        """Describe clusters that became candidates; on two levels, of `coarse` tokens each behind the sinks' clusters."""
+        """Describe clusters that became candidates, on two levels of `coarse` tokens too; the first begins behind the
+        sinks."""
         if self.dynamic == 1:
             return
-        ready = max(self._first, max(0, entry.length - self.window) // self.fine)
+        ready = full_clusters(entry.length, self.fine, self.sinks, self.window)
         old: Clusters | None = entry.state.get("fine")
-        known = self._first + (old.count if old is not None else 0)
+        known = old.count if old is not None else 0
         if ready > known:
             k, _ = entry.keys_and_values()
-            new = await describe(suite, k[:, known * self.fine : ready * self.fine], self.fine, self._alpha)
+            start, stop = (self.sinks + n * self.fine for n in (known, ready))
+            new = await describe(suite, k[:, start:stop], self.fine, self._alpha)
             entry.state["fine"] = await extended(suite, old, new)
         if self.levels == 1:
             return

@@ -69,7 +69,7 @@ class Quest(CachePolicy):
         shared = reuse(cache, layer, self.spec, 1, 0, plan)
         if shared is not None:
             return await attend_to(suite, entry, q, plan, shared)
-        bounds = await similarities(suite, q, entry.state["pages"], plan.first, plan.last)
+        bounds = await similarities(suite, q, entry.state["pages"], 0, plan.candidates)
         chosen = await suite.hold(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
         remember(cache, self.spec, plan, chosen)
         return await attend_to(suite, entry, q, plan, chosen)

@@ -13,18 +13,18 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class Layout:
-    """Public division of a layer's n cached tokens: clusters of `size`; those from `first` to before `last` are candidates,
-    `count` of them are chosen, all other tokens always count."""
+    """Public division of a layer's n cached tokens: behind the first `start` tokens lie `candidates` clusters of `size`, of
+    which `count` are chosen; all other tokens always count."""
 
     size: int
-    first: int
-    last: int
+    start: int
+    candidates: int
     count: int
 
     @property
-    def candidates(self) -> int:
-        """Number of clusters to choose from."""
-        return max(0, self.last - self.first)
+    def stop(self) -> int:
+        """Behind the last cluster's last token."""
+        return self.start + self.candidates * self.size
 
     @property
     def everything(self) -> bool:
@@ -32,12 +32,16 @@ class Layout:
         return self.count >= self.candidates
 
 
+def full_clusters(tokens: int, size: int, sinks: int, recent: int) -> int:
+    """Clusters of `tokens` cached tokens, from behind the sinks on, that end before the `recent` last tokens."""
+    return max(0, tokens - sinks - recent) // size
+
+
 def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layout:
-    """Clusters of `tokens` cached tokens for `budget` attended ones: sinks and recent tokens count in whole clusters."""
-    first = -(-sinks // size)
-    last = max(first, (tokens - recent) // size if tokens > recent else 0)
-    always = tokens - (last - first) * size
-    return Layout(size, first, last, max(1, (budget - always) // size))
+    """Clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them."""
+    candidates = full_clusters(tokens, size, sinks, recent)
+    always = tokens - candidates * size
+    return Layout(size, min(sinks, tokens), candidates, max(1, (budget - always) // size))
 
 
 PENALTY = 32  # e^-32 is below 2^-46
@@ -47,7 +51,7 @@ async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout
     """The same attention over all scores: those of clusters that `marks` [G, candidates] does not mark are lowered."""
     k, v = entry.keys_and_values()
     groups, tokens = k.shape[0], k.shape[1]
-    start, stop = plan.first * plan.size, plan.last * plan.size
+    start, stop = plan.start, plan.stop
     inside = marks.reshape(groups, plan.candidates, 1).expand(groups, plan.candidates, plan.size)
     bias = inside.reshape(groups, stop - start) * PENALTY + float(-PENALTY)
     none = (bias[:, :1] + float(PENALTY)) - marks[:, :1] * PENALTY  # secret zeros
@@ -68,7 +72,7 @@ async def attend_to(
     if chosen is None:
         return await suite.attention(q, k, v, None)
     groups, channels = k.shape[0], k.shape[2]
-    start, stop = plan.first * plan.size, plan.last * plan.size
+    start, stop = plan.start, plan.stop
     shape = (groups, plan.candidates, plan.size, channels)
     parts = [(x[:, start:stop].reshape(*shape), x[:, :start], x[:, stop:]) for x in (k, v)]
     always = []

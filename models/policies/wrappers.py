@@ -67,6 +67,16 @@ class PerLayer(_Around):
         """The first rule's that names the layer."""
         return next((p for first, last, p in self.rules if first <= layer <= last), self.rest)
 
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+        """As the layer's policy, which may ask which layers it serves."""
+        cache.state["policies"] = [self.of(n).spec for n in range(len(cache.layers))]
+        return super().prompt_stages(suite, cache, layer, received)
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """As the layer's policy, which may ask which layers it serves."""
+        cache.state["policies"] = [self.of(n).spec for n in range(len(cache.layers))]
+        await super().after_prefill(suite, cache, layer, received)
+
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """All of them, and that the named layers exist."""
         for first, last, policy in self.rules:

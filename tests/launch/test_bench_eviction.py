@@ -150,7 +150,7 @@ def test_rows_that_changed_or_moved_are_noticed(tmp_path: Path) -> None:
     [
         (("--prefill", 9, "--policy", "mpcache"), "--eviction needs --cached N"),
         (("--cached", 9), "--eviction measures mpcache's stages, not those of 'full': set --policy mpcache"),
-        (("--cached", 60, "--policy", "mpcache"), "static = 0.4 keeps 24 of 60 tokens, which does not hold sinks = 16"),
+        (("--cached", 25, "--policy", "mpcache"), "static = 0.4 keeps 10 of 25 tokens, which does not hold sinks = 4"),
     ],
 )
 def test_wrong_arguments(command: Command, arguments: tuple[Any, ...], message: str) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -63,14 +62,16 @@ def test_mpcache(case: Case, alpha: float | None) -> None:
     rows = [*range(sinks), *sorted(sinks + i for i in stays), *range(TOKENS - window, TOKENS)]
     for step, found in enumerate(outputs(text, case)):
         rows.append(TOKENS + step)
-        first, last = math.ceil(sinks / fine), (len(rows) - window) // fine
-        always = len(rows) - (last - first) * fine
-        count = max(1, (round(dynamic * (TOKENS + step + 1)) - always) // fine)
-        assert 0 < count < last - first
+        clusters, place = [], sinks
+        while place + fine <= len(rows) - window:
+            clusters.append(rows[place : place + fine])
+            place += fine
+        always = [*rows[:sinks], *rows[place:]]
+        count = max(1, (round(dynamic * (TOKENS + step + 1)) - len(always)) // fine)
+        assert 0 < count < len(clusters)
         for group in range(2):
-            clusters = [rows[i * fine : (i + 1) * fine] for i in range(first, last)]
             best = first_largest([similar(case, step, group, c, alpha) for c in clusters], count)
-            used = rows[: first * fine] + rows[last * fine :] + [t for i in best for t in clusters[i]]
+            used = always + [t for i in best for t in clusters[i]]
             torch.testing.assert_close(found[group], attention(case, step, group, used)[0])
 
 

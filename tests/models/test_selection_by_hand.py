@@ -81,11 +81,12 @@ class Definition:
         )
 
     def clusters(self) -> tuple[list[list[int]], list[int]]:
-        """Clusters to choose from, and all other tokens, which count: those of the sinks' clusters, and from the last
-        whole cluster outside the window on. Places in `rows`."""
-        first = -(-self.sinks // self.fine)
-        last = (len(self.rows) - self.window) // self.fine
-        candidates = [list(range(i * self.fine, (i + 1) * self.fine)) for i in range(first, last)]
+        """Clusters to choose from, and all other tokens, which count: the sinks, and what is behind the last whole cluster
+        outside the window. Places in `rows`."""
+        candidates, place = [], self.sinks
+        while place + self.fine <= len(self.rows) - self.window:
+            candidates.append(list(range(place, place + self.fine)))
+            place += self.fine
         inside = {place for cluster in candidates for place in cluster}
         return candidates, [place for place in range(len(self.rows)) if place not in inside]
 
@@ -233,12 +234,19 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
             np.testing.assert_allclose(received[g], heads.sum((0, 1)), atol=1e-6)
 
 
-def test_layers_that_share_a_choice_keep_the_same_tokens() -> None:
-    """Behind `apart` layers, the second layer of a group keeps what the first one found important, whatever it receives
-    itself; the layers before, and other groups, decide for themselves."""
+@pytest.mark.parametrize(
+    ("text", "groups_of_layers"),
+    [
+        ("{}", [[0], [1, 2], [3, 4]]),
+        ("full@4;{}", [[0], [1, 2], [3]]),  # the last of a group is another policy's
+        ("full@1;{}", [[0], [2], [3, 4]]),  # the first is
+    ],
+)
+def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_layers: list[list[int]]) -> None:
+    """Behind `apart` layers, all layers of a group keep what received most in them together; others decide alone."""
     groups, channels, tokens = 2, 4, 40
     rng = torch.Generator().manual_seed(3)
-    policy = MPCache(static=0.5, dynamic=1, sinks=2, window=3, sharing=2, apart=1)
+    policy = parse(text.format("mpcache:static=0.5,dynamic=1,sinks=2,window=3,sharing=2,apart=1"))
     cache = KVCache(tiny(heads=4, groups=groups, layers=5))
     received = [torch.rand(groups, tokens, generator=rng) for _ in range(5)]
 
@@ -251,8 +259,11 @@ def test_layers_that_share_a_choice_keep_the_same_tokens() -> None:
         return [cache.layers[layer].keys_and_values()[0][:, :, :1] for layer in range(5)]
 
     kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, received)]
-    for layer, leader in enumerate((0, 1, 1, 3, 3)):
-        importance = array(received[leader]).sum(0)[2:-3]
+    for members in groups_of_layers:
+        importance = sum(array(received[n]).sum(0) for n in members)[2:-3]
         wanted = sorted(n + 2 for n in largest(importance, 15))
-        assert kept[layer] == [0, 1, *wanted, 37, 38, 39]
-    assert kept[1] != kept[3]
+        for layer in members:
+            assert kept[layer] == [0, 1, *wanted, 37, 38, 39]
+    evicted = {n for members in groups_of_layers for n in members}
+    assert all(kept[n] == list(range(tokens)) for n in set(range(5)) - evicted)
+    assert kept[groups_of_layers[0][0]] != kept[groups_of_layers[-1][0]]
