@@ -60,8 +60,8 @@ def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost
     return token, after_prompt(architecture, setting, prompt, known)
 
 
-def trace_token(architecture: Architecture, setting: Setting, prompt: int) -> Ledger:
-    """Costs of one token after a prompt of `prompt` tokens (stage "step"), predicted."""
+def trace_token(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> Ledger:
+    """Costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens` together."""
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
@@ -69,7 +69,8 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int) -> Le
         suite.ledger.costs.clear()
         cache = suite.run(fill(suite, decoder, prompt, NoInputs()))
         suite.ledger.costs.clear()
-        suite.run(step(suite, decoder, cache, 1, None, STEP))
+        for _ in range(tokens):
+            suite.run(step(suite, decoder, cache, 1, None, STEP))
     return suite.ledger
 
 

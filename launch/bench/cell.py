@@ -25,9 +25,9 @@ class Cell(BaseModel):
 
     measure: "token", one decode step after `prompt` cached tokens; "prompt", the prompt itself up to the first token;
     "session", `new_tokens` tokens by client, parties, dealer and model owner as in real use, from a checkpoint; "estimate",
-    one decode step predicted without running it; "peer", the decode step in another system that `suite` names. model: a
-    known shape or config.json; for a session a checkpoint's folder. network: "localhost" as it is, or a profile or
-    "RTT_MS,MBIT" shaped in network namespaces.
+    the mean of `new_tokens` decode steps predicted without running them; "peer", the decode step in another system that
+    `suite` names. model: a known shape or config.json; for a session a checkpoint's folder. network: "localhost" as it is,
+    or a profile or "RTT_MS,MBIT" shaped in network namespaces.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class Cell(BaseModel):
     def _fits(self) -> Cell:
         if self.measure == "session" and self.new_tokens < 2:
             raise ValueError("new_tokens: a session is measured over 2 tokens or more, since the first one is the prompt's")
-        if self.measure != "session" and self.new_tokens != 1:
+        if self.measure not in ("session", "estimate") and self.new_tokens != 1:
             raise ValueError(f"new_tokens: measure '{self.measure}' is about one token; leave it at 1")
         return self
 
@@ -139,7 +139,7 @@ class Matrix(BaseModel):
         made = []
         for combination in itertools.product(*values):
             cell = dict(zip(LISTS.values(), combination, strict=True))
-            if cell["measure"] != "session":
+            if cell["measure"] not in ("session", "estimate"):
                 cell["new_tokens"] = 1
             made.append({**common, **cell, "options": self.suite_options.get(cell["suite"], {})})
         for where, patterns in (("only", self.only), ("exclude", self.exclude)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.bench.cell import LOCALHOST, Cell
@@ -32,7 +32,7 @@ def bench_plan(cell: Cell) -> BenchPlan:
     """The plan of a "token" or "prompt" cell. Raises `ConfigurationError` for what cannot work, before a process starts."""
     architecture = find_shape(cell.model)
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
-    architecture = with_positions(architecture, cell.prompt + 1)
+    architecture = with_positions(architecture, cell.prompt + cell.new_tokens)
     parse(cell.policy).check(architecture, cell.prompt)
     decode = cell.measure != "prompt"
     plan = BenchPlan(
@@ -91,20 +91,30 @@ def measure_step(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
 
 
 def measure_estimate(cell: Cell) -> dict[str, Any]:
-    """One decode step of an "estimate" cell: the session's program on tensors without content. No seconds."""
+    """One decode step of an "estimate" cell, or the mean of several: the session's program on tensors without content. No
+    seconds."""
     plan = bench_plan(cell)
     setting = Setting(cell.suite, cell.parties, cell.policy, cell.options)
-    ledger = trace_token(plan.shape, setting, cell.prompt)
+    ledger = trace_token(plan.shape, setting, cell.prompt, cell.new_tokens)
     prefix = f"{STEP}/"
     total, layers = ledger.total(prefix), ledger.total(f"{prefix}layer ")
+
+    def mean(count: float) -> float:
+        exact, rest = divmod(count, cell.new_tokens)
+        return count / cell.new_tokens if rest else exact
+
+    def means(costs: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        return {name: {what: mean(value) for what, value in cost.items()} for name, cost in costs.items()}
+
+    count = plan.shape.layers * cell.new_tokens
     return {
         "predicted": True,
-        "rounds": total.rounds,
-        "bytes_sent": {"party0": total.bytes_sent},
-        "offline_bytes": {"party0": total.offline_bytes},
-        "per_layer": {"rounds": layers.rounds / plan.shape.layers, "bytes_sent": layers.bytes_sent / plan.shape.layers},
-        "parts": by_part(ledger, prefix, {}),
-        "operations": by_operation(ledger, prefix),
+        "rounds": mean(total.rounds),
+        "bytes_sent": {"party0": mean(total.bytes_sent)},
+        "offline_bytes": {"party0": mean(total.offline_bytes)},
+        "per_layer": {"rounds": layers.rounds / count, "bytes_sent": layers.bytes_sent / count},
+        "parts": means(by_part(ledger, prefix, {})),
+        "operations": means(by_operation(ledger, prefix)),
     }
 
 

@@ -56,7 +56,7 @@ class MPCache(CachePolicy):
     alpha: float = 0.6
     linear: bool = True
     sinks: int = 4
-    window: int = 16
+    window: int = 12
     sharing: int = 2
     apart: int = 2
     gathering: str = "products"

@@ -14,7 +14,7 @@ from launch.bench.measure import bench_plan, measure_estimate
 from launch.bench.results import ResultFolder, read_results
 from launch.lab import iproute
 from launch.peers import environment
-from launch.tracing import STEP, Setting, trace_step
+from launch.tracing import STEP, Setting, trace_session, trace_step
 from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from tests.launch.conftest import Command
 
@@ -113,6 +113,19 @@ def test_estimates_count_what_a_trace_counts() -> None:
     assert (found["rounds"], found["bytes_sent"]["party0"]) == (total.rounds, total.bytes_sent)
     assert sum(part["bytes_sent"] for part in found["parts"].values()) == total.bytes_sent
     assert sum(op["rounds"] for op in found["operations"].values()) == total.rounds
+
+
+def test_an_estimate_of_several_tokens_is_their_mean() -> None:
+    """Of four tokens one fills a cluster, which is described then."""
+    policy = "mpcache:static=1,dynamic=0.5,fine=4,levels=1,sinks=1,window=2,sharing=1"
+    cell = Cell(measure="estimate", model="tiny", policy=policy, prompt=21, new_tokens=4)
+    a, setting = bench_plan(cell).shape, Setting("masked", 2, policy)
+    steps = [found.ledger.total(f"{STEP}/") for found in trace_session(a, setting, 21, 5)][1:]
+    found = measure_estimate(cell)
+    assert len({step.rounds for step in steps}) == 2
+    assert found["rounds"] == sum(step.rounds for step in steps) / 4
+    assert found["bytes_sent"]["party0"] == sum(step.bytes_sent for step in steps) / 4
+    assert found["per_layer"]["rounds"] < found["rounds"] / a.layers
 
 
 def test_a_matrix_on_the_wire(tmp_path: Path, command: Command) -> None:

@@ -161,8 +161,8 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "tokens", "message"),
     [
-        ("mpcache:dynamic=0.1", 100, "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 16"),
-        ("mpcache:static=0.1", 100, "static = 0.1 keeps 10 of 100 tokens, which does not hold sinks = 4, window = 16"),
+        ("mpcache:dynamic=0.1", 100, "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12"),
+        ("mpcache:static=0.1", 100, "static = 0.1 keeps 10 of 100 tokens, which does not hold sinks = 4, window = 12"),
         ("mpcache:sharing=3", 1000, "sharing = 3 behind the first apart = 2 layers needs 5 layers, the model has 4"),
         ("streaming-llm:budget=0.01", 300, "budget = 0.01 keeps 3 of 300 tokens, which does not hold sinks = 4"),
         ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
