@@ -2,7 +2,8 @@
 
 SPU runs one layer and the output head with arg-max; a whole token is `layers` times the layer plus the head, which leaves
 the embedding out and so favours SPU. Bytes and send actions are those of SPU's own log, of the party with the most. An
-action is a message, so a party's actions are at least the rounds it takes part in; several can share a round.
+action is a message to one party; SPU counts no rounds. Several messages can share a round, and a round in which that party
+only receives adds none: what a shaped network's delay adds says how many one-way delays the step really waits for.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from launch.bench.cell import LOCALHOST, Cell
 from launch.bench.measure import spread
+from launch.lab.lab import Lab
 from launch.local import free_ports
 from launch.peers.environment import SPU, python
 from models.shapes import find_shape, with_layers
@@ -49,10 +52,6 @@ def check_peer(cell: Cell) -> None:
         raise ConfigurationError(f"model '{cell.model}': peers run the GPT-2 family's shapes only")
     if cell.policy != "full":
         raise ConfigurationError(f"policy '{cell.policy}': peers run the full cache only")
-    if cell.network != LOCALHOST:
-        raise ConfigurationError(
-            f"network '{cell.network}': peers run on {LOCALHOST} only; a report predicts other networks"
-        )
     python()
 
 
@@ -71,26 +70,31 @@ def measure_peer(cell: Cell) -> dict[str, Any]:
         "vocabulary": shape.vocabulary,
         "seed": cell.seed,
         "repeat": cell.repeat,
-        "addresses": [f"127.0.0.1:{port}" for port in free_ports(parties)],
     }
     folder = Path(tempfile.mkdtemp(prefix="mpcache-peer-"))
+    names = [f"party{n}" for n in range(parties)]
     try:
-        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        _run(folder, parties, cell.threads)
+        with nullcontext() if cell.network == LOCALHOST else Lab(cell.network, names) as lab:
+            hosts = dict.fromkeys(names, "127.0.0.1") if lab is None else lab.addresses
+            plan["addresses"] = [f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(parties), strict=True)]
+            (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+            _run(folder, names, cell.threads, lab)
         reports = [json.loads((folder / f"party-{n}.json").read_text(encoding="utf-8")) for n in range(parties)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return record(cell, shape.layers, reports)
 
 
-def _run(folder: Path, parties: int, threads: int) -> None:
+def _run(folder: Path, names: list[str], threads: int, lab: Lab | None) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
     environment.pop("PYTHONPATH", None)
     command = [str(python()), str(SCRIPT), str(folder)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     children = [
-        subprocess.Popen([*command, str(n)], env=environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
-        for n in range(parties)
+        subprocess.Popen(  # type: ignore[call-overload]
+            own if lab is None else lab.command(name, own), env=environment, start_new_session=True, **quiet
+        )
+        for name, own in ((name, [*command, str(n)]) for n, name in enumerate(names))
     ]
     limit = time.monotonic() + LONGEST_SECONDS
     try:

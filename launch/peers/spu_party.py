@@ -28,6 +28,7 @@ from spu.utils import frontend
 
 LINK = re.compile(rb"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 ZERO = "zero"
+POLL_SECONDS = 0.05
 
 
 def gelu_puma(x: Any) -> Any:
@@ -199,8 +200,11 @@ def main() -> None:
         error = _error(folder, name, config, plain, len(plan["addresses"]), link) if rank == 0 else None
         record["programs"][name] = {"runs": runs[1:], "max_error": error}
     record["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (folder / f"party-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
-    link.barrier()
+    link.barrier()  # nobody's last message is under way when a party below leaves
+    (folder / f"party-{rank}.new").write_text(json.dumps(record), encoding="utf-8")
+    (folder / f"party-{rank}.new").rename(folder / f"party-{rank}.json")
+    while not all((folder / f"party-{n}.json").exists() for n in range(len(plan["addresses"]))):
+        time.sleep(POLL_SECONDS)
     os._exit(0)
 
 

@@ -201,7 +201,6 @@ def test_a_step_between_namespaces(tmp_path: Path) -> None:
         ({"parties": 2}, "has 3 parties"),
         ({"policy": "mpcache"}, "full cache only"),
         ({"model": "llama-2-7b"}, "GPT-2 family"),
-        ({"network": "wan"}, "localhost only"),
         ({}, "mpcache peers install"),
     ],
 )
