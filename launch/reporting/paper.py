@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from launch.console import byte_count
 from launch.networks import NETWORKS
 from launch.reporting.network_model import predict
-from launch.reporting.rows import FULL, Row, groups, pick, tokens
+from launch.reporting.rows import FULL, Row, counted, groups, pick, timed
 from launch.reporting.tables import Table, seconds_text
 
 PROFILES = ("lan", "wan")
@@ -22,7 +22,7 @@ PROFILES = ("lan", "wan")
 def paper_tables(rows: Sequence[Row]) -> list[Table]:
     """A table of latency and one of communication a model, in the paper's form."""
     out = []
-    for (model, parties), found in groups(tokens(rows)).items():
+    for (model, parties), found in groups(counted(rows)).items():
         pairs = [
             (row, base[0])
             for row in sorted(found, key=lambda r: (r.cell.suite, r.cell.policy, r.cell.prompt))
@@ -32,7 +32,7 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
             continue
         title = f"{model}, {parties} parties"
         out.append(_communication(title, pairs))
-        out.extend(_latency(title, pairs, profile) for profile in PROFILES)
+        out.extend(_latency(rows, title, pairs, profile) for profile in PROFILES)
     return out
 
 
@@ -58,16 +58,14 @@ def _communication(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
     )
 
 
-def _seconds(row: Row, profile: str, measured: bool) -> float:
-    local = (row.seconds or 0.0) if measured else 0.0
-    return predict(NETWORKS[profile], row.rounds, row.bytes_sent, local)
-
-
-def _latency(title: str, pairs: Sequence[tuple[Row, Row]], profile: str) -> Table:
+def _latency(rows: Sequence[Row], title: str, pairs: Sequence[tuple[Row, Row]], profile: str) -> Table:
     lines = []
     for row, full in pairs:
-        both = row.seconds is not None and full.seconds is not None
-        theirs, mine = (_seconds(r, profile, both) for r in (full, row))
+        ran = [(r, timed(rows, r)) for r in (full, row)]
+        both = all(local is not None for _, local in ran)
+        theirs, mine = (
+            predict(NETWORKS[profile], r.rounds, r.bytes_sent, (local and both and local.seconds) or 0.0) for r, local in ran
+        )
         kind = "measured on localhost + network" if both else "estimate: network alone"
         lines.append(
             (str(row.cell.prompt), row.label, seconds_text(theirs), seconds_text(mine), f"{theirs / mine:.2f}x", kind)

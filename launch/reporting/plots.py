@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from launch.networks import NETWORKS
 from launch.reporting.network_model import predicted_seconds
-from launch.reporting.rows import Row, by_label, groups, tokens
+from launch.reporting.rows import Row, by_label, counted, groups, timed, tokens
 
 MARKERS = "osD^vP*Xh<>p"
 STYLES = ("-", "--", "-.", ":")
@@ -38,16 +38,17 @@ def _png(figure: Any) -> bytes:
 def against_length(rows: Sequence[Row]) -> dict[str, bytes]:
     """Bytes and seconds of a token against length, a picture a model, a line a suite and policy. Open markers: predicted."""
     out = {}
-    for (model, parties), found in groups(tokens(rows)).items():
+    for (model, parties), found in groups(counted(rows)).items():
         lines = {label: line for label, line in by_label(found).items() if len({r.cell.prompt for r in line}) > 1}
         if not lines:
             continue
-        timed = any(r.seconds is not None for line in lines.values() for r in line)
-        figure, panels = _figure(2 if timed else 1, 5.2)
+        seconds = {label: [ran for r in line if (ran := timed(rows, r))] for label, line in lines.items()}
+        figure, panels = _figure(2 if any(seconds.values()) else 1, 5.2)
         handles: dict[str, Any] = {}
         for number, (label, line) in enumerate(lines.items()):
             for panel, what in zip(panels, ("bytes_sent", "seconds"), strict=False):
-                points = [(r.cell.prompt, getattr(r, what), r.predicted) for r in line if getattr(r, what) is not None]
+                shown = line if what == "bytes_sent" else seconds[label]
+                points = [(r.cell.prompt, getattr(r, what), r.predicted) for r in shown]
                 if not points:
                     continue
                 grey = _grey(number, len(lines))
@@ -142,7 +143,7 @@ def network_bars(rows: Sequence[Row]) -> dict[str, bytes]:
 def offline_online(rows: Sequence[Row]) -> dict[str, bytes]:
     """Dealt bytes against bytes between parties, one point a suite, policy and length."""
     out = {}
-    for (model, parties), found in groups(tokens(rows)).items():
+    for (model, parties), found in groups(counted(rows)).items():
         figure, (panel,) = _figure(1, 5.0)
         lines = by_label(found)
         for number, (label, line) in enumerate(lines.items()):

@@ -1,4 +1,4 @@
-"""The README's tables, generated from committed results: what stands between two markers of a name is replaced.
+"""The tables of README and pages, generated from committed results: what stands between two markers of a name is replaced.
 
 <!-- results: NAME -->
 ...
@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 
 from launch.console import byte_count
-from launch.reporting.rows import FULL, Row, pick, tokens
-from launch.reporting.tables import Table, exponents, peer_table, ratios, seconds_text
+from launch.reporting.paper import paper_tables
+from launch.reporting.rows import FULL, Row, counted, pick, tokens
+from launch.reporting.tables import Table, exponents, network_table, peer_table, ratios, seconds_text
 from mpc.errors import ConfigurationError
 
 BLOCK = re.compile(r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 GPT2 = "gpt2"
+LENGTHS = (128, 1024, 2048, 4096, 8192)
 
 
 def _token_cell(row: Row) -> str:
@@ -25,8 +27,8 @@ def _token_cell(row: Row) -> str:
 
 
 def _by_length(rows: Sequence[Row], columns: Sequence[tuple[str, dict[str, object]]], first: str) -> str:
-    found = [r for r in tokens(rows) if r.model == GPT2 and r.cell.parties == 2]
-    lengths = sorted({r.cell.prompt for _, wanted in columns for r in pick(found, **wanted)})
+    found = [r for r in counted(rows) if r.model == GPT2 and r.cell.parties == 2]
+    lengths = sorted({r.cell.prompt for _, wanted in columns for r in pick(found, **wanted, prompt=LENGTHS)})
     lines = []
     for length in lengths:
         cells = [pick(found, prompt=length, **wanted) for _, wanted in columns]
@@ -46,7 +48,7 @@ def suites(rows: Sequence[Row]) -> str:
 
 def policies(rows: Sequence[Row]) -> str:
     """Rounds and bytes per layer of the suite masked, by policy."""
-    found = [r for r in tokens(rows) if r.model == GPT2 and r.cell.suite == "masked"]
+    found = [r for r in counted(rows) if r.model == GPT2 and r.cell.suite == "masked"]
     names = [FULL, *dict.fromkeys(r.cell.policy for r in found if r.cell.policy != FULL)]
     columns: list[tuple[str, dict[str, object]]] = [
         ("full cache" if name == FULL else f"`{name}`", {"suite": "masked", "policy": name}) for name in names
@@ -59,11 +61,10 @@ def seconds(rows: Sequence[Row]) -> str:
     found = [r for r in tokens(rows) if r.model == GPT2 and r.seconds is not None]
     lines = []
     for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
-        own = " (CrypTen's own way)" if row.cell.options.get("crypten_own") else ""
         lines.append(
             (
                 f"{row.cell.prompt:,}".replace(",", " "),
-                f"{row.label}{own}",
+                row.label,
                 seconds_text(row.seconds),
                 seconds_text(row.measured["prepare_seconds"]["median"]),
                 seconds_text(row.measured["dealer_seconds"]["median"]),
@@ -94,7 +95,7 @@ def against_full(rows: Sequence[Row]) -> str:
             "-" if r.seconds_ratio is None else f"{r.seconds_ratio:.2f}x",
         )
         for r in ratios(rows)
-        if r.row.model == GPT2
+        if r.row.model == GPT2 and r.row.cell.prompt in LENGTHS
     ]
     return Table(
         "", "", ("suite, policy", "cached", "bytes, full / policy", "seconds, full / policy"), tuple(lines)
@@ -107,6 +108,17 @@ def peers(rows: Sequence[Row]) -> str:
     return "" if table is None else table.markdown()
 
 
+def networks(rows: Sequence[Row]) -> str:
+    """Shaped networks beside the prediction."""
+    table = network_table(rows)
+    return "" if table is None else table.markdown()
+
+
+def paper(rows: Sequence[Row]) -> str:
+    """The paper's tables, with headings."""
+    return "\n\n".join(f"### {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in paper_tables(rows))
+
+
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "suites": suites,
     "policies": policies,
@@ -114,6 +126,8 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "growth": growth,
     "against-full": against_full,
     "peers": peers,
+    "networks": networks,
+    "paper": paper,
 }
 
 

@@ -56,7 +56,8 @@ class Row:
     @property
     def label(self) -> str:
         """Suite and policy."""
-        return self.cell.suite if self.cell.policy == FULL else f"{self.cell.suite}, {self.cell.policy}"
+        suite = f"{self.cell.suite}, its own way" if self.cell.options.get("crypten_own") else self.cell.suite
+        return suite if self.cell.policy == FULL else f"{suite}, {self.cell.policy}"
 
     @property
     def model(self) -> str:
@@ -83,11 +84,31 @@ def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
 
 
 def tokens(rows: Sequence[Row]) -> list[Row]:
-    """Rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was measured."""
+    """Rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was measured over
+    as many tokens."""
     measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST]
-    have = {(r.model, r.label, r.cell.prompt, r.cell.parties) for r in measured}
-    more = [r for r in rows if r.predicted and (r.model, r.label, r.cell.prompt, r.cell.parties) not in have]
-    return [*measured, *more]
+    have = {(*_setting(r), r.cell.new_tokens) for r in measured}
+    return [*measured, *(r for r in rows if r.predicted and (*_setting(r), r.cell.new_tokens) not in have)]
+
+
+def counted(rows: Sequence[Row]) -> list[Row]:
+    """Of `tokens`, one a setting: the mean over most tokens, since a token now and then costs more than the others."""
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in tokens(rows):
+        other = best.get(_setting(row))
+        if other is None or row.cell.new_tokens > other.cell.new_tokens:
+            best[_setting(row)] = row
+    return list(best.values())
+
+
+def timed(rows: Sequence[Row], row: Row) -> Row | None:
+    """The measured row with this row's setting."""
+    found = (r for r in tokens(rows) if r.seconds is not None and _setting(r) == _setting(row))
+    return next(found, None)
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return (row.model, row.label, row.cell.prompt, row.cell.parties)
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.bench.cell import LOCALHOST
 from launch.console import byte_count
 from launch.networks import NETWORKS
 from launch.reporting.network_model import comparisons, predicted_seconds
-from launch.reporting.rows import FULL, Row, by_label, groups, pick, tokens
+from launch.reporting.rows import FULL, Row, by_label, counted, groups, pick, timed, tokens
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ def seconds_text(value: float | None) -> str:
 
 
 def how(row: Row) -> str:
-    """Measured or predicted."""
-    return "predicted" if row.predicted else "measured"
+    """Measured or predicted, and the number of tokens that it is the mean of."""
+    of = f", mean of {row.cell.new_tokens}" if row.cell.new_tokens > 1 else ""
+    return f"{'predicted' if row.predicted else 'measured'}{of}"
 
 
 def token_tables(rows: Sequence[Row]) -> list[Table]:
@@ -85,24 +87,24 @@ class Ratio:
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
     """Every policy that has a full cache of the same suite, model and length beside it."""
     out = []
-    for found in groups(tokens(rows)).values():
+    for found in groups(counted(rows)).values():
         for row in sorted(found, key=lambda r: (r.cell.suite, r.cell.policy, r.cell.prompt)):
             base = [r for r in pick(found, suite=row.cell.suite, policy=FULL, prompt=row.cell.prompt) if r is not row]
             if row.cell.policy == FULL or not base:
                 continue
             full = base[0]
-            both = row.seconds is not None and full.seconds is not None
+            mine, theirs = timed(rows, row), timed(rows, full)
             networks = {}
             for name, network in NETWORKS.items():
-                mine, theirs = predicted_seconds(row, network), predicted_seconds(full, network)
-                if mine is not None and theirs is not None:
-                    networks[name] = theirs / mine
+                with_policy, without = predicted_seconds(row, network, mine), predicted_seconds(full, network, theirs)
+                if with_policy is not None and without is not None:
+                    networks[name] = without / with_policy
             out.append(
                 Ratio(
                     row,
                     full.bytes_sent / row.bytes_sent,
                     full.rounds / row.rounds,
-                    full.seconds / row.seconds if both and full.seconds and row.seconds else None,
+                    theirs.seconds / mine.seconds if mine and theirs and mine.seconds and theirs.seconds else None,
                     networks,
                 )
             )
@@ -149,7 +151,7 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
 def exponents(rows: Sequence[Row], shortest: int = 1024) -> list[tuple[str, str, int, int, float]]:
     """(model, suite and policy, first length, last length, fitted exponent of a token's bytes in length)."""
     out = []
-    for (model, _), found in groups(tokens(rows)).items():
+    for (model, _), found in groups(counted(rows)).items():
         for label, line in by_label(found).items():
             points = [(float(r.cell.prompt), r.bytes_sent) for r in line if r.cell.prompt >= shortest]
             fitted = exponent(points)
@@ -191,44 +193,55 @@ def network_table(rows: Sequence[Row]) -> Table | None:
     return Table(
         "Networks: measured and predicted",
         "Seconds of one token between network namespaces with delay and bandwidth, and predicted as seconds on localhost + "
-        "rounds x half a round trip + bytes / bandwidth.",
+        "rounds x (half a round trip + 0.3 ms to wake up) + bytes / bandwidth.",
         ("network", "model", "suite, policy", "cached", "measured", "predicted", "error"),
         lines,
     )
 
 
 def peer_table(rows: Sequence[Row]) -> Table | None:
-    """Other systems and this one: same shape, same machine, same run."""
-    peers = [r for r in rows if r.cell.measure == "peer"]
-    if not peers:
-        return None
-    wan = NETWORKS["wan"]
+    """Other systems and this one: same shape, same machine, same run; each divided by this one's with fewest bytes."""
     lines = []
-    for peer in peers:
-        own = [r for r in tokens(rows) if r.model == peer.model and r.cell.prompt == peer.cell.prompt]
-        for row in [peer, *own]:
-            same = row is peer
-            lines.append(
-                (
-                    str(row.cell.prompt),
-                    row.label,
-                    str(row.cell.parties),
-                    f"{row.rounds:.0f}",
-                    byte_count(row.bytes_sent),
-                    seconds_text(row.seconds),
-                    seconds_text(predicted_seconds(row, wan)),
-                    "" if same else f"{peer.bytes_sent / row.bytes_sent:.1f}x",
-                    "" if same else f"{peer.rounds / row.rounds:.1f}x",
-                    "" if same or not (row.seconds and peer.seconds) else f"{peer.seconds / row.seconds:.1f}x",
-                )
-            )
+    for peer in (r for r in rows if r.cell.measure == "peer" and r.cell.network == LOCALHOST):
+        own = [r for r in pick(counted(rows), prompt=peer.cell.prompt) if r.model == peer.model]
+        pairs = [(row, ran) for row in own if (ran := timed(rows, row)) is not None]
+        pairs = [(peer, peer), *sorted(pairs, key=lambda pair: -pair[0].bytes_sent)]
+        lines += [_beside(rows, *pair, *pairs[-1]) for pair in pairs]
+    if not lines:
+        return None
     return Table(
         "Beside other systems",
-        "One decoded token, same shape, same machine, same run. For SPU the rounds are the send actions that it logs, of "
-        "the party with the most. The last columns: the system above divided by this row.",
-        ("cached", "system", "parties", "rounds", "sent", "seconds", "wan (predicted)", "bytes", "rounds", "seconds"),
+        "One decoded token, same shape, same machine, same run; in brackets: divided by the last row. Sent: by the party "
+        "that sends most. For SPU the rounds are the send actions that it logs, of the party with the most.",
+        ("cached", "system", "parties", "rounds", "sent", "dealt before", "seconds", "seconds, wan"),
         tuple(lines),
     )
+
+
+def _beside(rows: Sequence[Row], row: Row, ran: Row, base: Row, base_ran: Row) -> tuple[str, ...]:
+    def times(mine: float | None, its: float | None) -> str:
+        if row is base or not mine or not its:
+            return ""
+        return f" ({mine / its:.0f}x)" if mine >= 10 * its else f" ({mine / its:.1f}x)"
+
+    (wan, shaped), (its_wan, _) = (_on_network(rows, r, "wan") for r in (ran, base_ran))
+    return (
+        str(row.cell.prompt),
+        f"SPU, {row.cell.suite}" if row.cell.measure == "peer" else row.label,
+        str(row.cell.parties),
+        f"{row.rounds:.0f}{times(row.rounds, base.rounds)}",
+        f"{byte_count(row.bytes_sent)}{times(row.bytes_sent, base.bytes_sent)}",
+        byte_count(row.offline_bytes),
+        f"{seconds_text(ran.seconds)}{times(ran.seconds, base_ran.seconds)}",
+        f"{seconds_text(wan)}{times(wan, its_wan)}{'' if shaped or wan is None else ', predicted'}",
+    )
+
+
+def _on_network(rows: Sequence[Row], row: Row, network: str) -> tuple[float | None, bool]:
+    """Seconds of a row's cell on a network, and whether they were measured there."""
+    wanted = row.cell.model_copy(update={"network": network}).key
+    shaped = next((r.seconds for r in rows if r.cell.key == wanted and r.seconds is not None), None)
+    return (predicted_seconds(row, NETWORKS[network]), False) if shaped is None else (shaped, True)
 
 
 def where_table(rows: Sequence[Row]) -> Table:

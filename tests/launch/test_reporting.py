@@ -59,18 +59,19 @@ def rows(tmp_path: Path) -> list[Row]:
     folder.keep(shaped, PLACE, measured(1000, 100, 7.0))
     peer = Cell(measure="peer", suite="spu-aby3", parties=3, prompt=1024)
     folder.keep(peer, PLACE, measured(20_000, 6000, 12.0))
+    folder.keep(peer.model_copy(update={"network": "wan"}), PLACE, measured(20_000, 6000, 99.0))
     return rows_of(read_results(tmp_path / "results"))
 
 
 def test_prediction() -> None:
     network = Network("", round_trip=0.1, bandwidth=8e6)
-    assert predict(network, rounds=100, bytes_sent=2_000_000, local_seconds=1.5) == pytest.approx(1.5 + 100 * 0.05 + 2.0)
+    assert predict(network, rounds=100, bytes_sent=2_000_000, local_seconds=1.5) == pytest.approx(1.5 + 100 * 0.0503 + 2.0)
 
 
 def test_error_of_the_network_model(rows: list[Row]) -> None:
     (found,) = comparisons(rows)
-    assert found.predicted == pytest.approx(1.0 + 5.0 + 0.001)
-    assert found.error == pytest.approx((6.001 - 7.0) / 7.0)
+    assert found.predicted == pytest.approx(1.0 + 5.03 + 0.001)
+    assert found.error == pytest.approx((6.031 - 7.0) / 7.0)
     table = network_table(rows)
     assert table is not None
     assert "-14 %" in table.rows[0]
@@ -82,7 +83,7 @@ def test_ratios(rows: list[Row]) -> None:
     assert found[2048].seconds_ratio == pytest.approx(4.0)
     assert found[4096].seconds_ratio is None
     wan = found[2048].networks["wan"]
-    assert wan == pytest.approx((2.0 + 100 * 0.02 + 2000 * 8 / 400e6) / (0.5 + 100 * 0.02 + 500 * 8 / 400e6))
+    assert wan == pytest.approx((2.0 + 100 * 0.0203 + 2000 * 8 / 400e6) / (0.5 + 100 * 0.0203 + 500 * 8 / 400e6))
 
 
 def test_exponents(rows: list[Row]) -> None:
@@ -102,7 +103,25 @@ def test_a_measured_row_hides_a_prediction(tmp_path: Path) -> None:
 def test_peers(rows: list[Row]) -> None:
     table = peer_table(rows)
     assert table is not None
-    assert [line[-3:] for line in table.rows] == [("", "", ""), ("20.0x", "60.0x", "12.0x"), ("40.0x", "60.0x", "24.0x")]
+    assert [line[1] for line in table.rows] == ["SPU, spu-aby3", "masked", "masked, mpcache"]
+    assert [line[3] for line in table.rows] == ["6000 (60x)", "100 (1.0x)", "100"]
+    assert [line[4] for line in table.rows] == ["20.00 KB (40x)", "1.00 KB (2.0x)", "500 B"]
+    assert [line[6] for line in table.rows] == ["12 (24x)", "1 (2.0x)", "0.5"]
+    assert table.rows[0][7] == "99 (39x)"  # measured there: not 12 + 6000 x 0.02 + the bytes
+    assert table.rows[2][7] == "2.53, predicted"
+
+
+def test_a_mean_over_tokens_is_what_is_counted_and_one_token_what_is_timed(tmp_path: Path) -> None:
+    folder = ResultFolder(tmp_path)
+    folder.keep(Cell(prompt=1024), PLACE, measured(12_000_000, 96, 2.0))
+    folder.keep(Cell(prompt=1024, policy="mpcache"), PLACE, measured(4_800_000, 108, 0.5))
+    folder.keep(Cell(measure="estimate", policy="mpcache", new_tokens=64), PLACE, measured(6_000_000, 120, None))
+    rows = rows_of(read_results(tmp_path))
+    (found,) = ratios(rows)
+    assert (found.bytes_ratio, found.rounds_ratio, found.seconds_ratio) == (2.0, 0.8, 4.0)
+    assert found.networks["wan"] == pytest.approx((2.0 + 96 * 0.0203 + 0.24) / (0.5 + 120 * 0.0203 + 0.12))
+    page = filled("<!-- results: policies -->\n<!-- /results -->", rows)
+    assert "| 1 024 | 8 rounds, 1.00 MB | 10 rounds, 0.50 MB |" in page
 
 
 def test_the_papers_form_says_what_is_an_estimate(rows: list[Row]) -> None:
@@ -165,9 +184,10 @@ def test_results_are_never_replaced(tmp_path: Path) -> None:
     assert json.loads(before)["measured"]["rounds"] == 1
 
 
-def test_the_readme_s_tables_are_those_of_the_committed_results() -> None:
-    """`mpcache report --results docs/results --fill README.md` makes them again."""
+@pytest.mark.parametrize(("page", "blocks"), [("README.md", 6), ("docs/bench.md", 1), ("docs/paper.md", 1)])
+def test_tables_of_pages_are_those_of_the_committed_results(page: str, blocks: int) -> None:
+    """`mpcache report --results docs/results --fill PAGE` makes them again."""
     root = Path(__file__).parents[2]
-    text = (root / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- results: ") >= 4
+    text = (root / page).read_text(encoding="utf-8")
+    assert text.count("<!-- results: ") >= blocks
     assert filled(text, rows_of(read_results(root / "docs" / "results"))) == text
