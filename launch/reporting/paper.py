@@ -14,7 +14,7 @@ from launch.console import byte_count
 from launch.networks import NETWORKS
 from launch.reporting.network_model import predict
 from launch.reporting.rows import FULL, Row, counted, groups, pick, timed
-from launch.reporting.tables import Table, seconds_text
+from launch.reporting.tables import Table, on_network, seconds_text
 
 PROFILES = ("lan", "wan")
 
@@ -61,12 +61,18 @@ def _communication(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
 def _latency(rows: Sequence[Row], title: str, pairs: Sequence[tuple[Row, Row]], profile: str) -> Table:
     lines = []
     for row, full in pairs:
-        ran = [(r, timed(rows, r)) for r in (full, row)]
-        both = all(local is not None for _, local in ran)
-        theirs, mine = (
-            predict(NETWORKS[profile], r.rounds, r.bytes_sent, (local and both and local.seconds) or 0.0) for r, local in ran
-        )
-        kind = "measured on localhost + network" if both else "estimate: network alone"
+        ran = [timed(rows, r) for r in (full, row)]
+        found = [on_network(rows, r, profile) for r in ran if r is not None]
+        shaped = [seconds for seconds, measured in found if measured and seconds is not None]
+        locally = [r.seconds for r in ran if r is not None and r.seconds is not None]
+        if len(shaped) == 2:
+            (theirs, mine), kind = shaped, "measured"
+        else:
+            kind = "measured on localhost + network" if len(locally) == 2 else "estimate: network alone"
+            theirs, mine = (
+                predict(NETWORKS[profile], r.rounds, r.bytes_sent, local)
+                for r, local in zip((full, row), locally if len(locally) == 2 else (0.0, 0.0), strict=True)
+            )
         lines.append(
             (str(row.cell.prompt), row.label, seconds_text(theirs), seconds_text(mine), f"{theirs / mine:.2f}x", kind)
         )

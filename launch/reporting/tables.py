@@ -224,7 +224,7 @@ def _beside(rows: Sequence[Row], row: Row, ran: Row, base: Row, base_ran: Row) -
             return ""
         return f" ({mine / its:.0f}x)" if mine >= 10 * its else f" ({mine / its:.1f}x)"
 
-    (wan, shaped), (its_wan, _) = (_on_network(rows, r, "wan") for r in (ran, base_ran))
+    (wan, shaped), (its_wan, _) = (on_network(rows, r, "wan") for r in (ran, base_ran))
     return (
         str(row.cell.prompt),
         f"SPU, {row.cell.suite}" if row.cell.measure == "peer" else row.label,
@@ -237,7 +237,7 @@ def _beside(rows: Sequence[Row], row: Row, ran: Row, base: Row, base_ran: Row) -
     )
 
 
-def _on_network(rows: Sequence[Row], row: Row, network: str) -> tuple[float | None, bool]:
+def on_network(rows: Sequence[Row], row: Row, network: str) -> tuple[float | None, bool]:
     """Seconds of a row's cell on a network, and whether they were measured there."""
     wanted = row.cell.model_copy(update={"network": network}).key
     shaped = next((r.seconds for r in rows if r.cell.key == wanted and r.seconds is not None), None)
