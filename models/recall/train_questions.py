@@ -58,7 +58,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(256, 12, 400, 0.99),
     Stage(512, 8, 200, 0.99),
     Stage(512, 8, 300, cluster=0.5, quiet=0.03),
-    Stage(1100, 3, 1200, cluster=2.0, quiet=0.03),
+    Stage(1100, 3, 600, cluster=2.0, quiet=0.03),
 )
 
 

@@ -24,13 +24,19 @@ from parties.client import GenerationResult
 from parties.config import split_address
 from parties.connection import MESSAGE_BYTES
 from parties.manifest import new_id
-from tests.parties.conftest import VOCABULARY, Running
+from tests.parties.conftest import VOCABULARY, Running, run
 from tests.parties.test_faults import PROMPT, idle, works
 from tests.parties.test_refusals import dial, manifest, outcome
 from tests.parties.toy import expected, slow
 
 GENERATE = "/mpcache.ComputeParty/Generate"
 TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Running]:
+    """Two parties and a dealer that wait a shorter time for a session's peers."""
+    yield from run(tmp_path_factory.mktemp("two"), checkpoint, 2, connect_seconds=3)
 
 
 def resident() -> int:
@@ -95,7 +101,7 @@ def test_random_bytes(two: Running, name: str) -> None:
                 plain.settimeout(10)
                 with suppress(OSError):
                     assert len(plain.recv(1 << 16)) < 1 << 16
-    idle(two.deployment)
+    idle(two.deployment, 15)
 
 
 def test_without_tls_or_without_the_right_certificate(two: Running, tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_without_tls_or_without_the_right_certificate(two: Running, tmp_path: Pa
             plain.settimeout(10)
             with suppress(OSError):
                 assert b"mpcache" not in plain.recv(1000)
-    idle(two.deployment)
+    idle(two.deployment, 15)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -142,7 +148,7 @@ def test_truncated_and_random_messages(two: Running) -> None:
     with beside(two):
         for data in (b"", b"\xff", valid[:-1], valid[: len(valid) // 2], rng.randbytes(300), valid + b"\x0a"):
             assert isinstance(raw_call(two, lambda data=data: iter([data])), MpcacheError)
-    idle(two.deployment)
+    idle(two.deployment, 15)
 
 
 def test_oversized_messages(two: Running) -> None:
@@ -152,7 +158,7 @@ def test_oversized_messages(two: Running) -> None:
     with beside(two):
         for _ in range(4):
             assert isinstance(raw_call(two, lambda: iter([opening(two), large])), WireError)
-    idle(two.deployment)
+    idle(two.deployment, 15)
     assert resident() - before < 64 << 20
 
 
@@ -163,7 +169,7 @@ def test_replayed_sessions(two: Running) -> None:
     again = raw_call(two, lambda: iter([data]))
     assert isinstance(first, MpcacheError)
     assert isinstance(again, MpcacheError)
-    idle(two.deployment)
+    idle(two.deployment, 15)
     works(two.deployment)
 
 
@@ -178,7 +184,7 @@ def test_a_peer_joins_a_session_that_is_not(two: Running) -> None:
         )
         error = outcome(call(iter([hello])), "party0")
     assert "no client has open" in str(error)
-    idle(two.deployment)
+    idle(two.deployment, 15)
 
 
 def test_a_flood_of_connections(two: Running) -> None:
@@ -217,7 +223,7 @@ def test_a_flood_of_calls(two: Running) -> None:
     stop.set()
     assert refused
     assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    idle(two.deployment, 30)
+    idle(two.deployment, 60)
     works(two.deployment)
 
 
@@ -235,7 +241,7 @@ def test_a_slow_sender(two: Running) -> None:
         error = raw_call(two, dribble)
     stop.set()
     assert isinstance(error, MpcacheError)
-    idle(two.deployment, 10)
+    idle(two.deployment, 30)
     works(two.deployment)
 
 
