@@ -144,15 +144,15 @@ def recall(model: PlainModel, cases: list[docs.Case], policy: str) -> float:
 
 
 def test_the_shipped_model_tells_policies_apart() -> None:
-    """Two held-out prompts of 1,024 tokens, 32 questions."""
+    """Three held-out prompts of 1,024 tokens, 48 questions."""
     assert (MODEL / "model.safetensors").stat().st_size <= 4_000_000
     assert set(json.loads((MODEL / "training.json").read_text())) == {"arguments", "stages"}
     checkpoint = load_checkpoint(MODEL)
     assert checkpoint.architecture.layers >= 4
     parse("mpcache").check(checkpoint.architecture, 1024)
-    model, cases = PlainModel(checkpoint), docs.evaluation_cases(1024, 2, seed=11)
-    assert recall(model, cases, "full") >= 31 / 32
-    assert recall(model, cases, "mpcache") >= 29 / 32
-    assert recall(model, cases, "mpcache:sharing=1") >= 30 / 32
-    assert recall(model, cases, "mpcache:sharing=1,fine=4,coarse=8,sinks=4,dynamic=0.05") >= 30 / 32
+    model, cases = PlainModel(checkpoint), docs.evaluation_cases(1024, 3, seed=1)
+    full = recall(model, cases, "full")
+    assert full >= 47 / 48
+    assert recall(model, cases, "mpcache") >= full - 0.021
+    assert recall(model, cases, "mpcache:fine=4,coarse=8,dynamic=0.05") >= full - 0.05
     assert recall(model, cases, "snapkv:budget=0.05") <= 0.6
