@@ -22,6 +22,7 @@ from models.architecture import Architecture
 from models.decoder import Decoder
 from models.policies import parse
 from models.policies.mpcache import GATHERINGS, MPCache
+from models.policies.settings import budget_tokens
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.ledger import Cost, Ledger
 
@@ -74,18 +75,20 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int, token
     return suite.ledger
 
 
-def alternatives(policy: MPCache) -> list[tuple[str, MPCache]]:
-    """(cluster sizes and gathering, policy) of all ways to do it."""
-    wide = policy.coarse if policy.levels == 2 else 2 * policy.fine
-    shapes = [
-        (f"{policy.fine}", {"levels": 1}),
-        (f"{wide}", {"levels": 1, "fine": wide, "coarse": 2 * wide}),
-        (f"{wide}/{policy.fine}", {"levels": 2, "coarse": wide}),
+def alternatives(policy: MPCache, prompt: int) -> list[tuple[str, MPCache]]:
+    """(cluster sizes and gathering, policy) of all ways to do it after a prompt of `prompt` tokens."""
+    sizes = policy.sizes(budget_tokens(policy.static, prompt))
+    fine, wide = sizes.fine, sizes.coarse if policy.two_levels else 2 * sizes.fine
+    one = {"levels": 0, "coarse": 0}
+    shapes: list[tuple[str, dict[str, int]]] = [
+        (f"{fine}", one if not policy.fine else {"fine": fine, **one}),
+        (f"{wide}", {"fine": wide, **one}),
+        (f"{wide}/{fine}", {"levels": 0, "fine": fine, "coarse": wide}),
     ]
     out = []
     for what, changes in shapes:
         for gathering in GATHERINGS:
-            if gathering == "scores" and changes["levels"] == 2:
+            if gathering == "scores" and changes["coarse"]:
                 continue
             changed = dataclasses.replace(policy, gathering=gathering, **changes)  # type: ignore[arg-type]
             out.append((f"{what} {gathering}", changed))
@@ -158,7 +161,7 @@ def make_plan(
         computing_once=0.0,
     )
     choices = []
-    for what, changed in alternatives(policy):
+    for what, changed in alternatives(policy, prompt):
         try:
             changed.check(architecture, prompt)
             token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)

@@ -21,13 +21,14 @@ Axis names as in `protocols.suite`: G key/value heads, R query heads per key/val
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from models.architecture import Architecture
+from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
 Stage = tuple[str, Callable[[], Awaitable[None]]]
@@ -71,6 +72,7 @@ class KVCache:
         self.layers = [LayerCache(architecture.window(n)) for n in range(architecture.layers)]
         self.state: dict[str, Any] = {}
         self.seen = 0
+        self._started: list[Future[Any]] = []
 
     def policy_of(self, layer: int, text: str) -> str:
         """The text of a layer's policy, which is `text` unless a wrapper gives layers policies of their own."""
@@ -81,6 +83,15 @@ class KVCache:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]
         entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1))
+
+    async def beside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""
+        self._started.append(await later(work, aside=True))
+
+    async def settle(self) -> None:
+        """Wait for what was started with `beside`; at the end of each token."""
+        while self._started:
+            await self._started.pop()
 
     def trim(self, layer: int) -> None:
         """Drop what has left the layer's sliding window for every token to come and for the last one."""
@@ -124,7 +135,8 @@ class CachePolicy(ABC):
         return [("after the prompt", whole)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """After one decoded token's key and value were appended (at the end of S)."""
+        """After one decoded token's key and value were appended (at the end of S). What only later tokens need is started
+        with `KVCache.beside`."""
         return None
 
     async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:

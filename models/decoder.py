@@ -130,6 +130,7 @@ class Decoder:
         cache.seen += tokens
         with suite.ledger.timed("head"):
             (logits,) = await suite.norm_linear(h, a.norm, [self._head])
+        await cache.settle()
         self._probe("logits", logits)
         return logits
 

@@ -296,7 +296,7 @@ class CryptenSuite(Suite):
             bit = comparison.less_than(self.session, x.share, [0])[0]
             return self._value(comparison.to_arithmetic(self.session, bit), 0)
 
-    async def max(self, x: Value) -> Value:
+    async def max(self, x: Value, aside: bool = False) -> Value:
         """Maximum over the last axis, exact for |x| < 2^62 in ring units. 8 ceil(log2 n) rounds, 40 bytes per element."""
         x = _own_value(x)
         with operation("max"):

@@ -201,7 +201,7 @@ class PlainSuite(Suite):
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))
 
-    async def max(self, x: Value) -> PlainValue:
+    async def max(self, x: Value, aside: bool = False) -> PlainValue:
         """Maximum over the last axis, [..., n] -> [..., 1]."""
         return PlainValue(tensor_of(x).amax(-1, keepdim=True))
 

@@ -44,24 +44,29 @@ class Future(Generic[T]):
 
 
 class _Task:
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any], context: Context) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any], context: Context, aside: bool) -> None:
         self.coroutine = coroutine
         self.future = future
         self.context = context
+        self.aside = aside
         self.value: Any = None
 
 
 class _Spawn(Generic[T]):
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], aside: bool) -> None:
         self.coroutine = coroutine
+        self.aside = aside
 
     def __await__(self) -> Generator[Any, Any, Future[T]]:
         return (yield self)  # type: ignore[no-any-return]
 
 
-async def later(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it."""
-    return await _Spawn(coroutine)
+async def later(coroutine: Coroutine[Any, Any, T], aside: bool = False) -> Future[T]:
+    """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it.
+
+    aside: nothing waits for it soon; its requests come last in a round, which so counts as one of the others' operations.
+    """
+    return await _Spawn(coroutine, aside)
 
 
 async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
@@ -87,7 +92,7 @@ class Scheduler:
         """Run to the end of `coroutine` and return its result. An exception in any coroutine ends the run."""
         main: Future[T] = Future()
         assert isinstance(coroutine, Coroutine)
-        self._start(_Task(coroutine, main, copy_context()))
+        self._start(_Task(coroutine, main, copy_context(), False))
         try:
             while not main.done:
                 while self._ready and not main.done:
@@ -96,10 +101,7 @@ class Scheduler:
                     break
                 if not self._requests:
                     raise RuntimeError("every coroutine waits for another one: a protocol awaits its own result")
-                waiting, self._requests = self._requests, []
-                for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
-                    task.value = value
-                    self._ready.append(task)
+                self._exchange()
         except BaseException:
             self.close()
             raise
@@ -111,10 +113,13 @@ class Scheduler:
             while self._ready:
                 self._step(self._ready.popleft())
             if self._requests:
-                waiting, self._requests = self._requests, []
-                for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
-                    task.value = value
-                    self._ready.append(task)
+                self._exchange()
+
+    def _exchange(self) -> None:
+        waiting, self._requests = sorted(self._requests, key=lambda item: item[0].aside), []
+        for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
+            task.value = value
+            self._ready.append(task)
 
     def close(self) -> None:
         """Drop everything that is still waiting."""
@@ -146,7 +151,7 @@ class Scheduler:
                 line.add("compute", task.context.run(current), start)
             if isinstance(wanted, _Spawn):
                 future: Future[Any] = Future()
-                child = _Task(wanted.coroutine, future, task.context.copy())
+                child = _Task(wanted.coroutine, future, task.context.copy(), task.aside or wanted.aside)
                 self._start(child)
                 value = future
                 continue

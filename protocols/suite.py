@@ -223,8 +223,11 @@ class Suite(ABC):
         """1 where x < 0, else 0, with 0 fraction bits."""
 
     @abstractmethod
-    async def max(self, x: Value) -> Value:
-        """Maximum over the last axis, [..., n] -> [..., 1]."""
+    async def max(self, x: Value, aside: bool = False) -> Value:
+        """Maximum over the last axis, [..., n] -> [..., 1].
+
+        aside: its rounds ride along with others and cost nothing, so the fewest comparisons are wanted.
+        """
 
     @abstractmethod
     async def argmax(self, x: Value) -> Value:

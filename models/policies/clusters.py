@@ -41,24 +41,28 @@ async def _ready(suite: Suite, high: Value, low: Value, alpha: float | None) -> 
     return (await suite.append(None, upper + lower, 1),)
 
 
-async def describe(suite: Suite, keys: Value, size: int, alpha: float | None) -> Clusters:
-    """keys [G, N s, C] -> descriptions of the N clusters. alpha: of the linearised similarity, None for the bound."""
+async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, aside: bool = False) -> Clusters:
+    """keys [G, N s, C] -> descriptions of the N clusters. alpha: of the linearised similarity, None for the bound.
+
+    aside: see `Suite.max`.
+    """
     groups, tokens, channels = keys.shape
     columns = keys.reshape(groups, tokens // size, size, channels).permute(0, 1, 3, 2)  # [G, N, C, s]
     if size == 1:
         high = low = columns[..., 0]
     else:
-        top, bottom = await suite.together(suite.max(columns), suite.max(-columns))
+        top, bottom = await suite.together(suite.max(columns, aside), suite.max(-columns, aside))
         high, low = top[..., 0], -bottom[..., 0]
     return Clusters(high, low, await _ready(suite, high, low, alpha))
 
 
-async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None) -> Clusters:
+async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None, aside: bool = False) -> Clusters:
     """Descriptions of clusters of `factor` neighbours each, from theirs: [G, N, C] -> [G, N / factor, C]."""
     groups, count, channels = fine.high.shape
 
     async def extreme(x: Value) -> Value:
-        return (await suite.max(x.reshape(groups, count // factor, factor, channels).permute(0, 1, 3, 2)))[..., 0]
+        columns = x.reshape(groups, count // factor, factor, channels).permute(0, 1, 3, 2)
+        return (await suite.max(columns, aside))[..., 0]
 
     high, negative = await suite.together(extreme(fine.high), extreme(-fine.low))
     low = -negative

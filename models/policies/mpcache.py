@@ -9,13 +9,19 @@ different here, since everything is decided on shares:
   too little for one at the end counts with the window;
 * layers that share a choice are the ones behind the first `apart`, in groups of `sharing`; they share what static eviction
   keeps as well, decided by the sum of what tokens receive in all of them once the last one knows it. Else a cluster's number
-  would mean other tokens in the next layer.
+  would mean other tokens in the next layer;
+* clusters grow with the square root of the kept tokens unless their size is given (`sizes`);
+* one level of clusters by default: ranks take two rounds however many there are, so that a coarse level in front of the fine
+  one costs more rounds and bytes than it saves (docs/policies.md); `fine=16,coarse=32` is the paper's hierarchy;
+* a cluster is described when its last token is cached, which is `window` tokens before it is a candidate: beside the rest
+  of that token's work, in no round of its own. Layers that take the choice of another one describe nothing.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +31,7 @@ from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
 from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
 from models.policies.eviction import Eviction
-from models.policies.selecting import Layout, attend_by_bias, attend_to, full_clusters, layout, remember, reuse
+from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -34,12 +40,21 @@ GATHERINGS = ("products", "rows", "scores")
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Public: tokens of a cluster on the two levels."""
+
+    fine: int
+    coarse: int
+
+
+@dataclass(frozen=True)
 class MPCache(CachePolicy):
     """static: share of the prompt's tokens that stays (1 switches eviction off). observed: share of the prompt's last
     queries that decide on it, averaged over all heads. dynamic: share of all tokens so far that a token attends to (1: all
-    that stayed). fine, coarse: tokens of a cluster on the two levels. levels: 2, or 1 for fine clusters alone. coarse_share:
-    of the coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min),
-    or its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
+    that stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the number of tokens that stay, coarse
+    twice fine (see `sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the
+    coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
+    its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
     with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
     tokens in all of them; apart: first layers that choose alone. gathering: how attention reaches what was chosen:
     "products" of three factors, "rows" (keys and values are gathered), or "scores" (all scores, lowered by a secret bias
@@ -49,9 +64,9 @@ class MPCache(CachePolicy):
     static: float = 0.4
     observed: float = 0.2
     dynamic: float = 0.1
-    fine: int = 16
-    coarse: int = 32
-    levels: int = 2
+    fine: int = 0
+    coarse: int = 0
+    levels: int = 0
     coarse_share: float = 0.5
     alpha: float = 0.6
     linear: bool = True
@@ -65,10 +80,12 @@ class MPCache(CachePolicy):
     def __post_init__(self) -> None:
         for setting in ("static", "observed", "dynamic", "coarse_share"):
             ratio(self.name, setting, getattr(self, setting))
-        for setting, least in (("fine", 1), ("coarse", 1), ("sinks", 0), ("window", 0), ("sharing", 1), ("apart", 0)):
+        for setting, least in (("fine", 0), ("coarse", 0), ("sinks", 0), ("window", 0), ("sharing", 1), ("apart", 0)):
             whole(self.name, setting, getattr(self, setting), least)
-        if self.levels not in (1, 2):
-            raise ConfigurationError(f"policy {self.name}: levels = {self.levels!r} must be 1 or 2")
+        if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
+            raise ConfigurationError(
+                f"policy {self.name}: levels = {self.levels!r} must be 1 or 2, or 0 for two where coarse is given"
+            )
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
         yes_or_no(self.name, "linear", self.linear)
@@ -76,9 +93,11 @@ class MPCache(CachePolicy):
             raise ConfigurationError(
                 f"policy {self.name}: gathering = {self.gathering!r} must be one of {', '.join(GATHERINGS)}"
             )
-        if self.gathering == "scores" and self.levels == 2:
+        if self.gathering == "scores" and self.two_levels:
             raise ConfigurationError(f"policy {self.name}: gathering = 'scores' needs levels=1")
-        if self.levels == 2 and (self.coarse % self.fine or self.coarse <= self.fine):
+        if self.coarse and not self.fine:
+            raise ConfigurationError(f"policy {self.name}: coarse = {self.coarse} needs fine, which must divide it")
+        if self.two_levels and self.coarse and (self.coarse % self.fine or self.coarse <= self.fine):
             raise ConfigurationError(
                 f"policy {self.name}: clusters do not nest: coarse = {self.coarse} must be a multiple of fine = {self.fine} "
                 "and larger"
@@ -88,6 +107,20 @@ class MPCache(CachePolicy):
     def spec(self) -> str:
         """Text form."""
         return text_of(self)
+
+    @property
+    def two_levels(self) -> bool:
+        """Whether coarse clusters are chosen first."""
+        return self.levels == 2 or (self.levels == 0 and self.coarse > 0)
+
+    def sizes(self, kept: int) -> Sizes:
+        """Public sizes of clusters for a cache of `kept` tokens after the prompt.
+
+        Where it is not given, fine is the multiple of 8 from sqrt(0.6 kept) on: the clusters are at most 1.7 times as many
+        as a cluster has tokens, which balances the bytes of their ranking and of attending to the chosen ones.
+        """
+        fine = self.fine or 8 * max(1, math.ceil(math.sqrt(0.6 * kept) / 8))
+        return Sizes(fine, self.coarse or 2 * fine)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Budgets must hold sinks and window. A prompt too short for a choice is attended to as a whole."""
@@ -105,7 +138,7 @@ class MPCache(CachePolicy):
                 f"sinks = {self.sinks}, window = {self.window} and one more; raise static or lower them"
             )
         attended = budget_tokens(self.dynamic, prompt_tokens)
-        if attended < always and attended < stays and prompt_tokens >= self.fine:
+        if attended < always and attended < stays and prompt_tokens >= self.sizes(stays).fine:
             raise ConfigurationError(
                 f"policy {self.name}: dynamic = {self.dynamic} attends to {attended} of {prompt_tokens} tokens, fewer than "
                 f"sinks = {self.sinks} and window = {self.window}; raise dynamic or lower them"
@@ -142,7 +175,11 @@ class MPCache(CachePolicy):
             return []
 
         async def clusters() -> None:
-            await suite.together(*(self._describe(suite, entry) for entry in entries))
+            sizes = self.sizes(entries[0].length)
+            for entry in entries:
+                entry.state["sizes"] = sizes
+            choosing = [entry for n, entry in zip(members, entries, strict=True) if self._chooses(cache, n)]
+            await suite.together(*(self._describe(suite, entry) for entry in choosing))
 
         return [*stages, ("clusters", clusters)]
 
@@ -157,50 +194,60 @@ class MPCache(CachePolicy):
         return f"votes of layer {members[0]} on, {self.spec}"
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """A cluster that is full now is described."""
-        await self._describe(suite, cache.layers[layer])
+        """A cluster that is full now is described, beside the rest of this token's work if there is a window."""
+        if not self._chooses(cache, layer):
+            return
+        work = self._describe(suite, cache.layers[layer], self.window > 0)
+        if self.window == 0:  # this token chooses among it already
+            await work
+        else:
+            await cache.beside(work)
 
     def _leader(self, layer: int) -> int:
         """The layer whose choices this one takes, itself where it chooses alone."""
         return layer if layer < self.apart else layer - (layer - self.apart) % self.sharing
 
+    def _chooses(self, cache: KVCache, layer: int) -> bool:
+        return chooses(cache, layer, self.spec, self.sharing, self.apart)
+
     @property
     def _alpha(self) -> float | None:
         return self.alpha if self.linear else None
 
-    async def _describe(self, suite: Suite, entry: LayerCache) -> None:
-        """Describe clusters that became candidates, on two levels of `coarse` tokens too; the first begins behind the
-        sinks."""
+    async def _describe(self, suite: Suite, entry: LayerCache, aside: bool = False) -> None:
+        """Describe all clusters that are full and not described yet, on two levels of `coarse` tokens too; the first begins
+        behind the sinks."""
         if self.dynamic == 1:
             return
-        ready = full_clusters(entry.length, self.fine, self.sinks, self.window)
+        sizes: Sizes = entry.state["sizes"]
+        ready = full_clusters(entry.length, sizes.fine, self.sinks, 0)
         old: Clusters | None = entry.state.get("fine")
         known = old.count if old is not None else 0
         if ready > known:
             k, _ = entry.keys_and_values()
-            start, stop = (self.sinks + n * self.fine for n in (known, ready))
-            new = await describe(suite, k[:, start:stop], self.fine, self._alpha)
+            start, stop = (self.sinks + n * sizes.fine for n in (known, ready))
+            new = await describe(suite, k[:, start:stop], sizes.fine, self._alpha, aside)
             entry.state["fine"] = await extended(suite, old, new)
-        if self.levels == 1:
+        if not self.two_levels:
             return
-        factor = self.coarse // self.fine
+        factor = sizes.coarse // sizes.fine
         fine: Clusters | None = entry.state.get("fine")
         above: Clusters | None = entry.state.get("coarse")
         done = (above.count if above is not None else 0) * factor
         full = (fine.count if fine is not None else 0) // factor * factor
         if fine is not None and full > done:
             part = Clusters(fine.high[:, done:full], fine.low[:, done:full], ())
-            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha))
+            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha, aside))
 
     # ---- each token ------------------------------------------------------------------------------------------------
-    def layout(self, seen: int, cached: int) -> Layout:
+    def layout(self, seen: int, cached: int, sizes: Sizes) -> Layout:
         """What a token attends to when `seen` tokens were processed before it and `cached` are cached with it; public."""
-        return layout(cached, self.fine, self.sinks, self.window, budget_tokens(self.dynamic, seen + 1))
+        return layout(cached, sizes.fine, self.sinks, self.window, budget_tokens(self.dynamic, seen + 1))
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Choose clusters, or take the choice of the layer before; attend to them and to what always counts."""
         entry = cache.layers[layer]
-        plan = self.layout(cache.seen, entry.length)
+        plan = self.layout(cache.seen, entry.length, entry.state["sizes"])
         if self.dynamic == 1 or plan.everything:
             return await attend_to(suite, entry, q, plan, None)
         chosen = reuse(cache, layer, self.spec, self.sharing, self.apart, plan)
@@ -208,7 +255,7 @@ class MPCache(CachePolicy):
             chosen = await self._choose(suite, entry, q, plan)
             if self.gathering != "scores":
                 chosen = await suite.hold(chosen)
-            remember(cache, self.spec, plan, chosen)
+            remember(cache, layer, self.spec, plan, chosen)
         if self.gathering == "scores":
             return await attend_by_bias(suite, entry, q, plan, chosen)
         return await attend_to(suite, entry, q, plan, chosen, self.gathering == "rows")
@@ -218,7 +265,8 @@ class MPCache(CachePolicy):
         fine: Clusters = entry.state["fine"]
         limit = similarity_limit(suite, q.shape[1]) * (1 if self.linear else 2)
         coarse: Clusters | None = entry.state.get("coarse")
-        factor = self.coarse // self.fine
+        sizes: Sizes = entry.state["sizes"]
+        factor = sizes.coarse // sizes.fine
         above = min(coarse.count, plan.candidates // factor) if coarse is not None else 0
         count = max(round(self.coarse_share * above), -(-plan.count // factor))
         if coarse is None or count >= above:

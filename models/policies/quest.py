@@ -12,7 +12,7 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.policies.clusters import describe, extended, similarities, similarity_limit
-from models.policies.selecting import attend_to, layout, remember, reuse
+from models.policies.selecting import attend_to, chooses, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from protocols.suite import Suite, Value
 
@@ -50,7 +50,7 @@ class Quest(CachePolicy):
 
     async def _describe(self, suite: Suite, cache: KVCache, layer: int) -> None:
         entry = cache.layers[layer]
-        if layer < self.skip or self.budget == 1:
+        if layer < self.skip or self.budget == 1 or not chooses(cache, layer, self.spec, 1, 0):
             return
         old = entry.state.get("pages")
         known = old.count * self.page if old is not None else 0
@@ -71,5 +71,5 @@ class Quest(CachePolicy):
             return await attend_to(suite, entry, q, plan, shared)
         bounds = await similarities(suite, q, entry.state["pages"], 0, plan.candidates)
         chosen = await suite.hold(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
-        remember(cache, self.spec, plan, chosen)
+        remember(cache, layer, self.spec, plan, chosen)
         return await attend_to(suite, entry, q, plan, chosen)

@@ -85,21 +85,33 @@ async def attend_to(
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
 
 
+def _group_start(cache: KVCache, layer: int, sharing: int, apart: int) -> int:
+    """First layer of the group that shares a choice. A wrapper (`SharedChoice`) overrides sharing and apart."""
+    sharing, apart = cache.state.get("sharing", (sharing, apart))
+    return layer if layer < apart else layer - (layer - apart) % sharing
+
+
+def chooses(cache: KVCache, layer: int, owner: str, sharing: int, apart: int) -> bool:
+    """Whether this layer chooses, rather than take the choice of a layer before it in its group.
+
+    owner: the policy's text.
+    """
+    start = _group_start(cache, layer, sharing, apart)
+    return all(cache.policy_of(n, owner) != owner for n in range(start, layer))
+
+
 def reuse(cache: KVCache, layer: int, owner: str, sharing: int, apart: int, plan: Layout) -> Value | None:
     """The choice of the layer that this one shares with, if it does and if that one chose among as many clusters.
 
-    owner: the policy's text. A wrapper (`SharedChoice`) overrides sharing and apart.
+    owner: the policy's text.
     """
-    sharing, apart = cache.state.get("sharing", (sharing, apart))
-    if layer < apart or (layer - apart) % sharing == 0:
+    chooser, known, value = cache.state.get(f"choice of {owner}", (-1, None, None))
+    if chooser < _group_start(cache, layer, sharing, apart) or chooser >= layer or known != (plan, cache.seen):
         return None
-    found = cache.state.get("choice")
-    if found is None or found[0] != (owner, plan, cache.seen):
-        return None
-    value: Value = found[1]
-    return value
+    chosen: Value = value
+    return chosen
 
 
-def remember(cache: KVCache, owner: str, plan: Layout, chosen: Value) -> None:
-    """Keep a choice for the layers that share it."""
-    cache.state["choice"] = ((owner, plan, cache.seen), chosen)
+def remember(cache: KVCache, layer: int, owner: str, plan: Layout, chosen: Value) -> None:
+    """Keep a layer's choice for the layers that share it."""
+    cache.state[f"choice of {owner}"] = (layer, (plan, cache.seen), chosen)

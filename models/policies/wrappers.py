@@ -122,10 +122,15 @@ class SharedChoice(_Around):
             )
         self.inner.check(architecture, prompt_tokens)
 
-    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """The inner policy's, with the choice of a layer before where there is one."""
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+        """The inner policy's, which may ask which layers choose."""
         cache.state["sharing"] = (self.layers, self.apart)
-        return await self.inner.attend(suite, cache, layer, q)
+        return self.inner.prompt_stages(suite, cache, layer, received)
+
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
+        """The inner policy's, which may ask which layers choose."""
+        cache.state["sharing"] = (self.layers, self.apart)
+        await self.inner.after_prefill(suite, cache, layer, received)
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,14 @@ class Best:
     digits: tuple[Masked, ...]
 
 
-def group_sizes(count: int, rows: int = 1) -> list[int]:
+def group_sizes(count: int, rows: int = 1, aside: bool = False) -> list[int]:
     """Sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there are many
-    values (fewest comparisons), then large ones (fewest rounds)."""
+    values (fewest comparisons), then large ones (fewest rounds). aside: pairs throughout."""
     sizes: list[int] = []
     many = 1 << (15 if rows == 1 else 17)  # of one row's argmax the rounds are few beside those of the whole model
     while count > 1:
         total = rows * count
-        size = min(count, 2 if total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
+        size = min(count, 2 if aside or total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
         sizes.append(size)
         count = -(-count // size)
     return sizes
@@ -77,23 +77,23 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     base = torch.zeros(size, dtype=torch.int64).index_add(0, j, torch.ones_like(j)).to(c.device)
     rank = await open_value(c, c.add_public(loses.map(ranks), base.expand(groups)))
 
-    def select(of: Masked) -> Shared:
-        """[sum over the group of [rank = 0] of]."""
+    async def select(of: Masked) -> Masked:
+        """<sum over the group of [rank = 0] of>."""
         hot = deal_scaled(
             c, "rank one-hot", rank.lam, rank_bits, of.bits, [lambda: torch.ones_like(rank.lam), lambda: of.lam]
         )
         if not c.evaluating:
-            return Shared(c.blank(groups[:-1]), of.bits, of.frac)
+            return await open_value(c, Shared(c.blank(groups[:-1]), of.bits, of.frac))
         bit, bit_lam = look_up(hot[0], rank.m), look_up(hot[1], rank.m)
-        return Shared((of.m * bit - bit_lam).sum(-1), of.bits, of.frac)
+        return await open_value(c, Shared((of.m * bit - bit_lam).sum(-1), of.bits, of.frac))
 
-    opened = await together(*(open_value(c, select(of)) for of in [x, *ds]))
+    opened = await together(*(select(of) for of in [x, *ds]))
     return Best(opened[0], tuple(opened[1:]))
 
 
-async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool) -> Best:
+async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool, aside: bool = False) -> Best:
     """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= 2^magnitude_bits ring units: the bound itself can
-    come out of rounding, and a difference of both ends must fit, hence three bits to spare."""
+    come out of rounding, and a difference of both ends must fit, hence three bits to spare. aside: see `group_sizes`."""
     require(x.bits >= magnitude_bits + 3, "argmax", f"a ring of {x.bits} bits is too small")
     n = x.shape[-1]
     digits: list[Masked] = []
@@ -104,6 +104,6 @@ async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool) -> 
             digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))
     lowest = -(1 << magnitude_bits)
     out = Best(x, tuple(digits))
-    for size in group_sizes(n, x.shape[:-1].numel()):
+    for size in group_sizes(n, x.shape[:-1].numel(), aside):
         out = await _level(c, out.value, list(out.digits), size, lowest)
     return Best(out.value.map(lambda t: t[..., 0]), tuple(d.map(lambda t: t[..., 0]) for d in out.digits))

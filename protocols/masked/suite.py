@@ -520,13 +520,13 @@ class MaskedSuite(Suite):
         with operation("less than zero"):
             return self.new((await less_than_zero(self.context, m)).share(FULL), 1)
 
-    async def max(self, x: Value) -> MaskedTensor:
+    async def max(self, x: Value, aside: bool = False) -> MaskedTensor:
         """Maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point."""
         t = self.as_tensor(x)
         f = self.fraction_bits
         m = await self.masked(t, f, f + t.magnitude + 3)
         with operation("max"):
-            found = await ranking.best(self.context, m, f + t.magnitude, False)
+            found = await ranking.best(self.context, m, f + t.magnitude, False, aside)
         return self.new(found.value.map(lambda v: v[..., None]), t.magnitude)
 
     async def argmax(self, x: Value) -> MaskedTensor:
