@@ -14,7 +14,7 @@ different here, since everything is decided on shares:
 * one level of clusters by default: ranks take two rounds however many there are, so that a coarse level in front of the fine
   one costs more rounds and bytes than it saves (docs/policies.md); `fine=16,coarse=32` is the paper's hierarchy;
 * a cluster is described when its last token is cached, which is `window` tokens before it is a candidate: beside the rest
-  of that token's work, in no round of its own. Layers that take the choice of another one describe nothing.
+  of that token's work, in no round of its own (suite `masked`). Layers that take the choice of another one describe nothing.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
 """
@@ -138,7 +138,7 @@ class MPCache(CachePolicy):
                 f"sinks = {self.sinks}, window = {self.window} and one more; raise static or lower them"
             )
         attended = budget_tokens(self.dynamic, prompt_tokens)
-        if attended < always and attended < stays and prompt_tokens >= self.sizes(stays).fine:
+        if attended < always < stays and prompt_tokens >= self.sizes(stays).fine:
             raise ConfigurationError(
                 f"policy {self.name}: dynamic = {self.dynamic} attends to {attended} of {prompt_tokens} tokens, fewer than "
                 f"sinks = {self.sinks} and window = {self.window}; raise dynamic or lower them"

@@ -49,8 +49,9 @@ def test_each_is_refused_by_the_policy_itself(policy: str, prompt: int) -> None:
 
 
 DEGENERATE = [
-    ("mpcache:static=1,dynamic=0.9,sharing=1", 12),  # no whole cluster of 16
-    ("mpcache:static=1,dynamic=0.9,sharing=1,sinks=0,window=0", 15),
+    ("mpcache:static=1,dynamic=0.9,sharing=1", 12),  # nothing between sinks and window
+    ("mpcache:static=1,dynamic=0.9,sharing=1,sinks=0,window=0", 7),  # no whole cluster of 8
+    ("mpcache:static=1,dynamic=0.9,sharing=1,fine=16,sinks=0,window=0", 15),
     ("mpcache:static=1,dynamic=1,sharing=1,fine=64,coarse=128", 40),
     ("quest:budget=0.01,page=64,skip=0", 40),  # the only page is the unfilled one
     ("dynamic-top-k:budget=0.99", 3),

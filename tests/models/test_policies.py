@@ -13,6 +13,7 @@ import torch
 import models.policies
 import models.recall
 from launch import fidelity
+from launch.tracing import STEP, Setting, trace_session
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, PlainModel, generate_plain
@@ -136,12 +137,13 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
         ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
         ("mpcache:fine=2.5", "policy mpcache: fine = '2.5' must be a whole number"),
         ("mpcache:fine=16,fine=16", "policy mpcache: write 'fine=value' once"),
-        ("mpcache:fine=12", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
-        ("mpcache:coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
-        ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2"),
+        ("mpcache:fine=12,coarse=32", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
+        ("mpcache:fine=16,coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
+        ("mpcache:coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
+        ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
         ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
         ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of products, rows, scores"),
-        ("mpcache:gathering=scores", "policy mpcache: gathering = 'scores' needs levels=1"),
+        ("mpcache:gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
         ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
@@ -219,6 +221,72 @@ def test_a_policys_text_makes_the_same_policy(text: str) -> None:
     policy = parse(text)
     assert parse(policy.spec) == policy
     assert parse(policy.spec).spec == policy.spec
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept", "fine"),
+    [(16, 6, 8), (107, 106, 8), (108, 107, 16), (1024, 410, 16), (2048, 819, 24), (4096, 1638, 32), (8192, 3277, 48)],
+)
+def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
+    """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
+    sizes = MPCache().sizes(kept)
+    assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
+    assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
+    assert not MPCache().two_levels
+    assert MPCache(levels=2).two_levels
+    assert MPCache(fine=4, coarse=8).two_levels
+    assert not MPCache(levels=1, fine=4, coarse=8).two_levels
+
+
+@pytest.mark.parametrize(
+    ("text", "describing"),
+    [
+        ("{}:sharing=2,apart=1,", [0, 1, 3]),
+        ("{}:sharing=1,", [0, 1, 2, 3, 4]),
+        ("full@1;{}:sharing=2,apart=1,", [0, 2, 3]),  # 1 has no choice to give: 2 makes its own
+        ("shared:layers=2,apart=1|{}:sharing=1,", [0, 1, 3]),
+    ],
+)
+def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[int]) -> None:
+    """Clusters of layers whose choice another layer makes are described neither after the prompt nor when they fill up."""
+    layers, tokens = 5, 24
+    policy = parse(text.format("mpcache") + "static=1,dynamic=0.4,fine=4,sinks=1,window=3")
+    cache = KVCache(tiny(layers=layers))
+    case = Case(tiny(layers=layers), tokens, 6, seed=1)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
+        for layer in range(layers):
+            await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = tokens
+        for step in range(case.steps):
+            for layer in range(layers):
+                at = slice(tokens + step, tokens + step + 1)
+                await cache.append(s, layer, k[:, at], v[:, at])
+                await policy.after_append(s, cache, layer)
+                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+            await cache.settle()
+            cache.seen += 1
+            found = {n: entry.state["fine"].count for n, entry in enumerate(cache.layers) if "fine" in entry.state}
+            assert found == dict.fromkeys(describing, (tokens + step) // 4)
+        return [k]
+
+    run_plain(program, case.inputs)
+
+
+def test_a_cluster_that_fills_up_costs_bytes_and_no_round() -> None:
+    """It is a candidate only when the window has moved past it; without a window the token waits for it."""
+    found = {}
+    for window in (0, 3):
+        setting = Setting("masked", 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
+        steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
+        rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
+        maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]
+        assert [n > 0 for n in maxima] == [False, False, False, True]  # the 29th token: a sink and seven clusters of four
+        found[window] = rounds
+    assert len(set(found[3])) == 1
+    assert found[0][:3] == found[3][:3]
+    assert found[0][3] > found[3][3]
 
 
 def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys() -> No
                 await cache.append(s, layer, k[:, at], v[:, at])
                 await policy.after_append(s, cache, layer)
                 out.append(await policy.attend(s, cache, layer, q[step]))
+            await cache.settle()
             cache.seen += 1
         return out
 

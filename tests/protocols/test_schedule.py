@@ -79,6 +79,28 @@ def test_background_work_rides_along() -> None:
     assert len(log) == 2
 
 
+def test_what_runs_aside_comes_last_in_a_round() -> None:
+    """A round counts as the operation that the main work is in, though the work aside was started before it."""
+    log: list[list[int]] = []
+
+    async def chain(start: int, length: int) -> int:
+        total = 0
+        for i in range(length):
+            total += await _Ask(start + i)
+        return total
+
+    async def apart(start: int) -> int:
+        return sum(await together(chain(start, 1), chain(start + 10, 3)))
+
+    async def main() -> tuple[int, int]:
+        aside = await later(apart(20), aside=True)
+        found = await chain(1, 2)
+        return found, await aside
+
+    assert _scheduler(log).run(main()) == (30, 1130)
+    assert log == [[1, 20, 30], [2, 31], [32]]
+
+
 def test_names_follow_a_coroutine() -> None:
     seen: list[tuple[str, str]] = []
 
