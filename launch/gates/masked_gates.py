@@ -20,7 +20,6 @@ from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
 from protocols.masked.one_hot import one_hot_table
-from protocols.masked.piecewise import evaluate
 from protocols.masked.shuffle import shuffle
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import top_k
@@ -29,6 +28,7 @@ from protocols.masked.wires import Masked, Shared
 FRAC = 14  # the suite's default
 UNIT = 2.0**-FRAC
 OUT = 64
+WIDE = 44
 
 
 def _truncation() -> list[Gate]:
@@ -94,25 +94,25 @@ def _piecewise() -> list[Gate]:
     }
     out = []
     for kind, (oracle, bound) in exact.items():
-        half, segments, _ = activation.SHAPES[kind]
-        width = 2 * half / segments
-        marks = [-half + i * width for i in range(segments)]
+        half, _ = activation.SHAPES[kind]
 
         async def program(c: Context, x: Masked, kind: str = kind) -> Shared:
-            frac = activation.VALUE_BITS + activation.POWER_BITS
-            return evaluate(c, activation.curve(kind), x, OUT, frac, power_bits=activation.POWER_BITS)
+            """P(x) + [x >= 0] x, the bracket with P's borrow."""
+            p = activation.evaluate_curve(c, x, kind, x.bits)
+            negative = await comparison.less_than_zero(c, truncation.truncate(c, x, x.frac))
+            return p.add(c.shared(x).add(negative.times(x).negate()).shift_left(p.frac - x.frac))
 
         out.append(
             Gate(
                 f"piecewise polynomial, {kind}",
                 "piecewise polynomial",
-                f"-{half} <= x < {half - width:g}: all segments but the last",
+                f"|x| < {half}: all segments",
                 "absolute",
-                span(-half, half - width - UNIT, UNIT, marks),
+                span(-half, half - UNIT, UNIT, range(-half, half)),
                 absolute(oracle),
                 program,
                 bound,
-                half.bit_length() + FRAC,
+                WIDE,
                 FRAC,
             )
         )

@@ -1,9 +1,17 @@
 """GELU, its tanh form, SiLU and ReLU of a masked value: two rounds.
 
-f(x) = [inside] P(x) + [above] x: a piecewise polynomial P where the function is curved, 0 below, x above. Both range
-bits are comparisons on a *truncated* value (its fuzz of one unit is covered by the overlap of P and the tails), so they
-cost six bits. P(x) needs no round; it is opened together with the range bits, and bits times masked values cost no
-round: the result is Shared after one round (the second is the caller's opening).
+f(x) = [x >= 0] x + [inside] P(x): f less max(x, 0) falls to nothing on both sides, so a piecewise polynomial P is needed
+within +-half only. Both brackets are comparisons on a *truncated* value, which cost few bits and are off by one unit now and
+then, as the borrow of what was cut falls. That does no harm:
+
+* P takes its segment from the same digits that [x >= 0] looks at, so with the same borrow: segments below 0 hold f, others
+  f - x, each on one segment's width to both sides of its left edge.
+* P is periodic. Segment -half is also read for x just below +half, with a borrow: f(x) - x there is f(-x), since
+  f(x) - f(-x) = x, so that segment holds f(-half + |t|).
+* [inside] is exact for |x| >= half; for what it leaves out below, |f(x) - max(x, 0)| is within the bound.
+
+P(x) needs no round; it is opened together with the brackets, and bits times masked values cost no round: the result is
+Shared after one round (the second is the caller's opening).
 
 Range: |x| < 2^magnitude as declared. Error: below 2^-12 over the whole range (tabulated by a test). Leaks nothing.
 """
@@ -26,8 +34,11 @@ from protocols.schedule import together
 VALUE_BITS = 17  # fraction bits of the result; with these a ring of 24 bits has tables of 40, whole bytes
 POWER_BITS = 13
 
-# name -> (half-width of the curved range, segments, degree)
-SHAPES = {"gelu": (8, 16, 6), "gelu_tanh": (8, 16, 6), "silu": (16, 32, 5)}
+# name -> (half-width of the curved range, degree); segments of width 1
+SHAPES = {"gelu": (4, 6), "gelu_tanh": (4, 6), "silu": (16, 5)}
+# [inside] looks at units of 2^-k. |GELU(x) - max(x, 0)| is below 2^-12.2 from 3.875 on (its tanh form: 2^-12.9), SiLU's
+# below 2^-17 from 15 on.
+UNIT_BITS = {"gelu": 3, "gelu_tanh": 3, "silu": 0}
 
 
 def _numpy(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], np.ndarray]:
@@ -36,14 +47,21 @@ def _numpy(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], 
 
 @cache
 def curve(kind: str) -> Piecewise:
-    """The polynomials of a function on its curved range."""
-    half, segments, degree = SHAPES[kind]
+    """P of a function: f below 0 and f - x from 0 on."""
+    half, degree = SHAPES[kind]
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "gelu": torch.nn.functional.gelu,
         "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
         "silu": torch.nn.functional.silu,
     }
-    return fit(kind, _numpy(functions[kind]), -half, half, segments, degree)
+    f = _numpy(functions[kind])
+
+    def parts(t: np.ndarray) -> np.ndarray:
+        """t: [segments, nodes]."""
+        ends = np.abs(t[:1] + half) - half
+        return np.concatenate([f(ends), f(t[1:half]), f(t[half:]) - t[half:]])
+
+    return fit(kind, parts, -half, half, 2 * half, degree)
 
 
 async def activation(c: Context, x: Masked, kind: str) -> Shared:
@@ -52,21 +70,31 @@ async def activation(c: Context, x: Masked, kind: str) -> Shared:
         negative = await less_than_zero(c, x)
         return c.shared(x).add(negative.times(x).negate())
     require(kind in SHAPES, "activation", f"unknown function '{kind}'; known: relu, {', '.join(sorted(SHAPES))}")
-    half, _, _ = SHAPES[kind]
-    curved = half.bit_length() + x.frac  # ring of [-half, half)
-    unit = truncate(c, x.add_public((half - 1) << x.frac), x.frac)  # floor(x + half - 1) + {0, 1}
+    half, _ = SHAPES[kind]
+    unit_bits = UNIT_BITS[kind]
+    offset = (half << x.frac) - (1 << (x.frac - unit_bits))
+    units = truncate(c, x.add_public(offset), x.frac - unit_bits)  # floor((x + half) 2^unit_bits) - 1 + {0, 1}
 
     async def value() -> Masked:
-        f = curve(kind)
-        bits = x.bits + VALUE_BITS + POWER_BITS - x.frac
-        require(bits <= 64, kind, f"a ring of {x.bits} bits is too large")
-        p = evaluate(c, f, x.to_ring(curved), bits, VALUE_BITS + POWER_BITS, power_bits=POWER_BITS)
+        p = evaluate_curve(c, x, kind, x.bits)
         return truncate(c, await open_value(c, p), p.frac - x.frac)
 
-    below, not_above, p = await together(
-        less_than_zero(c, unit), less_than_zero(c, unit.add_public(-(2 * half - 3))), value()
+    below, not_above, negative, p = await together(
+        less_than_zero(c, units),
+        less_than_zero(c, units.add_public(1 - (2 * half << unit_bits))),
+        less_than_zero(c, truncate(c, x, x.frac)),
+        value(),
     )
-    curved_part = not_above.times(p).add(below.times(p).negate())
-    above = c.shared(x).add(not_above.times(x).negate())
-    out: Shared = curved_part.add(above)
+    inside = not_above.times(p).add(below.times(p).negate())
+    out: Shared = c.shared(x).add(negative.times(x).negate()).add(inside)
     return out
+
+
+def evaluate_curve(c: Context, x: Masked, kind: str, bits: int) -> Shared:
+    """[P(x)] for -half <= x < half, precise enough to be truncated to x's fraction bits in a ring of `bits`; local."""
+    half, _ = SHAPES[kind]
+    bits += VALUE_BITS + POWER_BITS - x.frac
+    require(bits <= 64, kind, f"a ring of {x.bits} bits is too large")
+    return evaluate(
+        c, curve(kind), x.to_ring(half.bit_length() + x.frac), bits, VALUE_BITS + POWER_BITS, power_bits=POWER_BITS
+    )

@@ -62,17 +62,16 @@ def test_the_document_lists_every_gate_with_the_bound_of_the_code(suite: str) ->
 
 @pytest.mark.parametrize("kind", sorted(activation.SHAPES))
 def test_points_hold_both_ends_and_what_lies_beside_breakpoints(kind: str) -> None:
-    half, segments, _ = activation.SHAPES[kind]
-    width = 2 * half / segments
+    half, _ = activation.SHAPES[kind]
     (check,) = [c for c in table.checks("masked") if c.name == f"piecewise polynomial, {kind}"]
     assert isinstance(check, Gate)
     (x,) = check.points(100)
     unit = 2.0**-check.frac
     assert x.min() == -half
-    assert x.max() == half - width - unit
-    for segment in range(1, segments - 1):
+    assert x.max() == half - unit
+    for edge in range(1 - half, half):
         for step in (-unit, 0.0, unit):
-            assert int((x == -half + segment * width + step).sum()) >= 8
+            assert int((x == edge + step).sum()) >= 8
 
 
 def test_an_error_above_the_bound_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
