@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "policies.md"
 LENGTHS = (1024, 4096)
 POLICIES = {
     "default": "mpcache",
-    "clusters of 32": "mpcache:levels=1,fine=32,coarse=64",
-    "clusters of 32, rows gathered": "mpcache:levels=1,fine=32,coarse=64,gathering=rows",
+    "two levels": "mpcache:levels=2",
+    "rows gathered": "mpcache:gathering=rows",
 }
 AROUND = ("norm", "norm scale", "linear", "other")  # of an attention sub-layer: what is not the attention itself
 

@@ -21,6 +21,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterat
 @pytest.mark.parametrize(
     ("fault", "phase", "role", "kind", "message"),
     [
+        ("killed", "handshake", "party1", PeerLost, "party1: "),
         ("killed", "model load", "party1", PeerLost, "party1: the connection ended"),
         ("killed", "decode", "dealer", PeerLost, "dealer: the connection ended"),
         ("killed", "prefill", "client", PeerLost, "did not come back within 3 s"),
