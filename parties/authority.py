@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpc.errors import ConfigurationError
-from parties.certificates import AUTHORITY, check_name, issue, name_of, read_certificates, read_file, write_file
+from parties.certificates import AUTHORITY, MALFORMED, check_name, issue, name_of, read_certificates, read_file, write_file
 from parties.config import Role
 from parties.requests import fingerprint
 
@@ -132,7 +132,7 @@ def _read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
         request = x509.load_pem_x509_csr(data)
         genuine = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, TypeError):
+    except MALFORMED:
         raise ConfigurationError(f"{path} is not a certificate request: {remedy}") from None
     if not genuine:
         raise ConfigurationError(f"{path} is not signed by its own key: {remedy}")

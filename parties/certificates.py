@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -213,10 +213,21 @@ def read_file(path: Path, remedy: str) -> bytes:
     return data
 
 
+# what the package cryptography raises for bytes that are no certificate or request, or one with parts that it does not read
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
+
 def _parse_certificates(data: bytes, path: Path, remedy: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except MALFORMED:
         raise ConfigurationError(f"{path} is not a PEM certificate: {remedy}") from None
 
 
@@ -236,7 +247,7 @@ def _parse_key(data: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
         raise ConfigurationError(f"{path} is a private key that others may read (mode {mode:04o}): run `chmod 600 {path}`")
     try:
         key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError):
+    except MALFORMED:
         raise ConfigurationError(f"{path} is not an unencrypted PEM private key: {_REMEDY}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path} is not an elliptic-curve key: {_REMEDY}")
@@ -260,7 +271,7 @@ def issuer_of(certificate: x509.Certificate, authorities: Sequence[x509.Certific
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*MALFORMED, InvalidSignature):
             continue
         return authority
     return None

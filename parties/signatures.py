@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mpc.errors import PermissionRefused
-from parties.certificates import Identity, issuer_of, name_of
+from parties.certificates import MALFORMED, Identity, issuer_of, name_of
 
 
 def _message(context: str, data: bytes) -> bytes:
@@ -43,7 +43,7 @@ def verify(authority: bytes, name: str, certificate: bytes, context: str, data: 
     try:
         signer = x509.load_der_x509_certificate(certificate)
         issuer = issuer_of(signer, x509.load_pem_x509_certificates(authority))
-    except (ValueError, TypeError):
+    except MALFORMED:
         issuer = None
     if issuer is None:
         raise PermissionRefused("the signer's certificate is not of this deployment's authority")

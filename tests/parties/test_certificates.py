@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_bad_days(folder: Path, days: float) -> None:
 def test_missing_file(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(ConfigurationError, match=rf"{file} is missing: make it with `mpcache certs`"):
+        check(folder, "party0")
+
+
+@pytest.mark.parametrize("file", ["authority.crt", "party0.crt"])
+def test_certificate_of_a_version_that_nobody_reads(folder: Path, file: str) -> None:
+    """Well-formed otherwise; the package cryptography has an error of its own for it."""
+    pem = (folder / file).read_bytes()
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    version = bytes.fromhex("a003020102")  # v3 is written as 2
+    assert der.count(version) == 1
+    (folder / file).write_text(ssl.DER_cert_to_PEM_cert(der.replace(version, bytes.fromhex("a003020103"))))
+    with pytest.raises(ConfigurationError, match=rf"{file} is not a PEM certificate"):
         check(folder, "party0")
 
 
