@@ -97,7 +97,8 @@ def alternatives(policy: MPCache, prompt: int) -> list[tuple[str, MPCache]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was compared. best: the fastest alternative on the network; full: everything kept."""
+    """What was compared. best: the fastest alternative on the network; full: everything kept. Where computing was measured,
+    only what was measured is compared, computing included."""
 
     prompt: int
     new: int
@@ -106,14 +107,24 @@ class Plan:
     choices: list[Choice]
 
     @property
+    def measured(self) -> bool:
+        """Whether computing was measured, of the full cache and of an alternative."""
+        return self.full.computing is not None and any(c.computing is not None for c in self.choices)
+
+    @property
+    def comparable(self) -> list[Choice]:
+        """Alternatives that can be used; those that were measured, if any."""
+        return [c for c in self.choices if not c.problem and (c.computing is not None or not self.measured)]
+
+    @property
     def best(self) -> Choice:
-        """Least seconds online for the tokens asked for, of those that can be used; the full cache if it is faster."""
-        usable = [c for c in self.choices if not c.problem]
-        return min([*usable, self.full], key=self.total_seconds)
+        """Least seconds online for the tokens asked for, of those that can be compared; the full cache if it is faster."""
+        return min([*self.comparable, self.full], key=self.total_seconds)
 
     def total_seconds(self, choice: Choice) -> float:
         """Of all new tokens after the first, and of the work after the prompt."""
-        return choice.once_seconds(self.network) + (self.new - 1) * choice.seconds(self.network)
+        once = choice.once_seconds(self.network, self.measured)
+        return once + (self.new - 1) * choice.seconds(self.network, self.measured)
 
     def pays_after(self, choice: Choice, network: Network | None = None, measured: bool = False) -> float:
         """Tokens after the first until the work after the prompt is paid for by faster tokens; infinity where it never is.

@@ -69,12 +69,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.check_open()
         facts = self._checked(manifest, link.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
-        try:
-            session = PartySession(self, id, manifest, facts, ticket)
-            self.sessions.add(session)
-        except BaseException:
-            self.admission.leave(ticket)
-            raise
+        session = self.hold(ticket, lambda: PartySession(self, id, manifest, facts, ticket))
         event(
             "session_opened",
             self.name,
@@ -92,11 +87,7 @@ class ComputePartyServer(RoleServer[PartySession]):
 
     def _checked(self, manifest: Manifest, client: str) -> StoredModel:
         check_version(manifest, client, self.version, self.name)
-        if manifest.parties != self.config.party_names:
-            raise ConfigurationError(
-                f"{client} lists parties {', '.join(manifest.parties)[:200]}, {self.name} is configured with "
-                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
-            )
+        self.check_parties(client, manifest.parties)
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
         facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
@@ -162,11 +153,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             raise ConfigurationError(
                 f"{owner} runs version {header.version[:40]}, {self.name} runs version {self.version}: install the same"
             )
-        if list(header.parties) != self.config.party_names:
-            raise ConfigurationError(
-                f"{owner} shares among {', '.join(header.parties)[:200]}, {self.name} is configured with "
-                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
-            )
+        self.check_parties(owner, header.parties)
         low, high = WEIGHT_FRACTION_BITS
         if not low <= header.fraction_bits <= high or not 0 < len(header.name) <= 200:
             raise WireError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
+from mpc.errors import MpcacheError, PeerLost, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
 from mpc.tape import DealerTape
@@ -204,11 +204,7 @@ class DealerServer(RoleServer[DealerSession]):
 
     def _new(self, id: str, manifest: Manifest, text: str, party: str) -> DealerSession:
         check_version(manifest, party, self.version, self.name)
-        if manifest.parties != self.config.party_names:
-            raise ConfigurationError(
-                f"{party} lists parties {', '.join(manifest.parties)[:200]}, {self.name} is configured with "
-                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
-            )
+        self.check_parties(party, manifest.parties)
         architecture = Architecture.from_json(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
@@ -216,12 +212,7 @@ class DealerServer(RoleServer[DealerSession]):
         self.permissions.check_suite(manifest)
         self.check_open()
         ticket = self.admission.expect("")
-        try:
-            session = DealerSession(self, id, manifest, architecture, party, ticket)
-            self.sessions.add(session)
-        except BaseException:
-            self.admission.leave(ticket)
-            raise
+        session = self.hold(ticket, lambda: DealerSession(self, id, manifest, architecture, party, ticket))
         event(
             "session_opened",
             self.name,

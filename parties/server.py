@@ -7,7 +7,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -168,6 +168,24 @@ class RoleServer(ABC, Generic[S]):
         """Raise `PeerLost`, naming this server, when it takes no more sessions."""
         if self.draining:
             raise PeerLost(self.name, "opening the session", "is shutting down")
+
+    def check_parties(self, who: str, listed: Sequence[str]) -> None:
+        """Raise `ConfigurationError` unless `who` names the parties of this configuration, in the same order."""
+        if list(listed) != self.config.party_names:
+            raise ConfigurationError(
+                f"{who} lists parties {', '.join(listed)[:200]}, {self.name} is configured with "
+                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
+            )
+
+    def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
+        """A new session with its place; the place is free again if there is none."""
+        try:
+            session = make()
+            self.sessions.add(session)
+        except BaseException:
+            self.admission.leave(ticket)
+            raise
+        return session
 
     def report(self, session: S, began: float, client: str | None = None, **facts: Any) -> None:
         """Log and count a session that is over. began: by `time.perf_counter`. client: None at the dealer."""

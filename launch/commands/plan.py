@@ -181,24 +181,24 @@ def _megabytes(count: int) -> str:
 
 
 def _verdict(plan: Plan) -> None:
-    best = plan.best
+    best, name = plan.best, plan.network.name
+    counted = "computing counted as measured" if plan.measured else "computing not counted"
+    after = {choice.policy: plan.pays_by_network(choice)[name] for choice in plan.comparable}
     if best is plan.full:
-        usable = [c for c in plan.choices if not c.problem]
-        nearest = min(usable, key=plan.pays_after)
-        after = plan.pays_after(nearest)
+        nearest, tokens = min(after.items(), key=lambda item: item[1])
         when = (
-            f"has paid for itself after {_tokens(after)} tokens"
-            if math.isfinite(after)
+            f"has paid for itself after {_tokens(tokens)} tokens"
+            if math.isfinite(tokens)
             else "is not faster at any number of tokens"
         )
         out.print(
-            f"full: for {plan.new} new tokens after {plan.prompt} eviction does not pay on '{plan.network.name}'; "
-            f"{nearest.policy} {when}."
+            f"full: for {plan.new} new tokens after {plan.prompt} eviction does not pay on '{name}' ({counted}); "
+            f"{nearest} {when}."
         )
         return
     ratio = plan.full.token.bytes_sent / max(best.token.bytes_sent, 1)
+    faster = plan.full.seconds(plan.network, plan.measured) / best.seconds(plan.network, plan.measured)
     out.print(
-        f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, "
-        f"{plan.full.seconds(plan.network) / best.seconds(plan.network):.2f} times faster on '{plan.network.name}' "
-        f"(computing not counted); paid for itself after {_tokens(plan.pays_after(best))} tokens."
+        f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, {faster:.2f} times faster on '{name}' "
+        f"({counted}); paid for itself after {_tokens(after[best.policy])} tokens."
     )

@@ -64,7 +64,7 @@ def test_the_command_explains(command: Command) -> None:
     assert "full cache" in found.out
     assert "8/4 products" in found.out
     text = " ".join(found.out.split())
-    assert "full: for 32 new tokens after 96 eviction does not pay on 'lan'" in text
+    assert "full: for 32 new tokens after 96 eviction does not pay on 'lan' (computing not counted)" in text
     assert "tokens on localhost lan wan mobile" in text
     assert "What parties compute is not in it" in text
 
@@ -112,6 +112,8 @@ def test_measured_computing_decides_where_the_wire_does_not(tmp_path: Path) -> N
         once = choice.once.rounds * other.round_trip + choice.once.bytes_sent * 8 / other.bandwidth
         expected = (11.0 + once) / (0.5 + wire) if 0.5 + wire > 0 else float("inf")
         assert plan.pays_by_network(choice)[name] == pytest.approx(expected)
+    assert plan.best is choice  # 22 tokens of 400
+    assert make_plan(tiny(), setting, 96, 20, network, known).best.policy == "full"
     without = next(c for c in plan.choices if c.computing is None and not c.problem)
     assert plan.pays_by_network(without)["lan"] == plan.pays_after(without, NETWORKS["lan"])
 
