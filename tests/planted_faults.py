@@ -44,6 +44,7 @@ DPF = "tests/protocols/test_masked_dpf.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
+BY_HAND = "tests/models/test_selection_by_hand.py"
 
 FAULTS: tuple[Fault, ...] = (
     # ---- openings, masks, roles
@@ -211,15 +212,29 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "wrong breakpoint above",
         "protocols/masked/activation.py",
-        "unit.add_public(-(2 * half - 3))",
-        "unit.add_public(-(2 * half - 7))",
+        "units.add_public(1 - (2 * half << unit_bits))",
+        "units.add_public(1 - (2 * half - 1 << unit_bits))",
         (f"{SUITE}::test_activation_over_its_whole_range",),
     ),
     Fault(
         "wrong breakpoint below",
         "protocols/masked/activation.py",
-        "unit = truncate(c, x.add_public((half - 1) << x.frac), x.frac)",
-        "unit = truncate(c, x.add_public((half + 1) << x.frac), x.frac)",
+        "offset = (half << x.frac) - (1 << (x.frac - unit_bits))",
+        "offset = (half + 2 << x.frac) - (1 << (x.frac - unit_bits))",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the sign and the polynomial see different borrows",
+        "protocols/masked/activation.py",
+        "less_than_zero(c, truncate(c, x, x.frac)),",
+        "less_than_zero(c, truncate(c, x.add_public(1 << (x.frac - 1)), x.frac)),",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the segment at the range's end is not read from both sides",
+        "protocols/masked/activation.py",
+        "ends = np.abs(t[:1] + half) - half",
+        "ends = t[:1]",
         (f"{SUITE}::test_activation_over_its_whole_range",),
     ),
     Fault(
@@ -314,6 +329,56 @@ FAULTS: tuple[Fault, ...] = (
         "if not bool((marks.sum(-1) == k).all()):",
         "if False:",
         (f"{SHUFFLE}::test_a_broken_indicator_is_refused",),
+    ),
+    # ---- cache policies
+    Fault(
+        "eviction decides about the sinks as well",
+        "models/policies/mpcache.py",
+        "start, stop = self.sinks, tokens - self.window",
+        "start, stop = 0, tokens - self.window - self.sinks",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "the last layer of a group decides what all of them keep",
+        "models/policies/mpcache.py",
+        "total = received if before is None else before + received",
+        "total = received",
+        (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
+    ),
+    Fault(
+        "clusters begin at the first token",
+        "models/policies/selecting.py",
+        "return Layout(size, min(sinks, tokens), candidates,",
+        "return Layout(size, 0, candidates,",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "alpha weighs the lowest key",
+        "models/policies/clusters.py",
+        "suite.scale(high, alpha), suite.scale(low, 1.0 - alpha)",
+        "suite.scale(high, 1.0 - alpha), suite.scale(low, alpha)",
+        ("tests/models/test_policies_by_hand.py::test_mpcache",),
+    ),
+    Fault(
+        "a layer chooses by its own queries where it should take a choice",
+        "models/policies/selecting.py",
+        "return layer if layer < apart else layer - (layer - apart) % sharing",
+        "return layer",
+        (f"{BY_HAND}::test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys",),
+    ),
+    Fault(
+        "the coarse level keeps everything",
+        "models/policies/mpcache.py",
+        "count = max(round(self.coarse_share * above), -(-plan.count // factor))",
+        "count = above",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "votes are pooled over one neighbour too few",
+        "models/policies/snapkv.py",
+        "for shift in range(1, self.kernel):",
+        "for shift in range(1, self.kernel - 1):",
+        (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- model and wire
     Fault(
