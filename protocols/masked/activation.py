@@ -8,7 +8,7 @@ then, as the borrow of what was cut falls. That does no harm:
   f - x, each on one segment's width to both sides of its left edge.
 * P is periodic. Segment -half is also read for x just below +half, with a borrow: f(x) - x there is f(-x), since
   f(x) - f(-x) = x, so that segment holds f(-half + |t|).
-* [inside] is exact for |x| >= half; for what it leaves out below, |f(x) - max(x, 0)| is within the bound.
+* [inside] is right but within half a unit of +-half, where |f(x) - max(x, 0)| and, to both sides, P are within the bound.
 
 P(x) needs no round; it is opened together with the brackets, and bits times masked values cost no round: the result is
 Shared after one round (the second is the caller's opening).
@@ -24,7 +24,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from protocols.masked.comparison import less_than_zero
+from protocols.masked.comparison import less_than_zero, within
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.piecewise import Piecewise, evaluate, fit
 from protocols.masked.truncation import truncate
@@ -37,8 +37,8 @@ POWER_BITS = 13
 # name -> (half-width of the curved range, degree); segments of width 1
 SHAPES = {"gelu": (4, 6), "gelu_tanh": (4, 6), "silu": (16, 5)}
 # [inside] looks at units of 2^-k. |GELU(x) - max(x, 0)| is below 2^-12.2 from 3.875 on (its tanh form: 2^-12.9), SiLU's
-# below 2^-17 from 15 on.
-UNIT_BITS = {"gelu": 3, "gelu_tanh": 3, "silu": 0}
+# below 2^-18 from 15.5 on.
+UNIT_BITS = {"gelu": 2, "gelu_tanh": 2, "silu": 0}
 
 
 def _numpy(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], np.ndarray]:
@@ -72,21 +72,17 @@ async def activation(c: Context, x: Masked, kind: str) -> Shared:
     require(kind in SHAPES, "activation", f"unknown function '{kind}'; known: relu, {', '.join(sorted(SHAPES))}")
     half, _ = SHAPES[kind]
     unit_bits = UNIT_BITS[kind]
-    offset = (half << x.frac) - (1 << (x.frac - unit_bits))
-    units = truncate(c, x.add_public(offset), x.frac - unit_bits)  # floor((x + half) 2^unit_bits) - 1 + {0, 1}
+    offset = (half << x.frac) - (1 << (x.frac - unit_bits - 1))
+    units = truncate(c, x.add_public(offset), x.frac - unit_bits)  # floor((x + half) 2^unit_bits - 1/2) + {0, 1}
 
     async def value() -> Masked:
         p = evaluate_curve(c, x, kind, x.bits)
         return truncate(c, await open_value(c, p), p.frac - x.frac)
 
-    below, not_above, negative, p = await together(
-        less_than_zero(c, units),
-        less_than_zero(c, units.add_public(1 - (2 * half << unit_bits))),
-        less_than_zero(c, truncate(c, x, x.frac)),
-        value(),
+    inside, negative, p = await together(
+        within(c, units, half.bit_length() + unit_bits), less_than_zero(c, truncate(c, x, x.frac)), value()
     )
-    inside = not_above.times(p).add(below.times(p).negate())
-    out: Shared = c.shared(x).add(negative.times(x).negate()).add(inside)
+    out: Shared = c.shared(x).add(negative.times(x).negate()).add(inside.times(p))
     return out
 
 

@@ -1,21 +1,24 @@
-"""Less-than-zero on a masked value: one round, a handful of bits, for any ring and any number of parties.
+"""Less-than-zero and membership of [0, 2^n) on a masked value: one round, a handful of bits, any number of parties.
 
 x = m - lam modulo 2^k is negative when its top bit is set. m is cut into digits of at most 8 bits. For every digit the
 dealer deals XOR-shared one-time truth tables indexed by the *public* digit of m:
 
 * lower digits: lt = [m_i < lam_i] and eq = [m_i = lam_i]; the borrow into the top digit is lt + eq (lt' + eq' (...));
-* top digit: the sign without (a0) and with (a1) a borrow; the answer is a0 + (a1 - a0) borrow.
+* top digit: the sign without (a0) and with (a1) a borrow; the answer is a0 + (a1 - a0) borrow. For membership the digits
+  above the n low bits are 0 without (z) or with (n) the low digit's borrow: z z' ... (1 - borrow) + n n' ... borrow.
 
 A looked-up bit is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is then
 linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic shares of
 the products of rho's, in any ring. The same products times a mask lam_y give answer * y for a masked y in the same round.
 
-Rounds 1; online (3, 5, 7 bits for 2, 3, 4 digits) per element; error none; leaks nothing (opened bits are uniform).
+Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element; error none; leaks nothing (opened bits are uniform).
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
@@ -29,37 +32,73 @@ MAX_DIGIT = 8
 Monomial = frozenset[str]
 
 
-@cache
-def plan(bits: int) -> tuple[tuple[int, ...], tuple[tuple[int, Monomial], ...], tuple[Monomial, ...]]:
-    """Digit widths (low to high), the answer's polynomial, and all products of mask bits that it needs."""
+@dataclass(frozen=True)
+class Form:
+    """A predicate of x. widths: of m's digits, low to high; names: the bits that are looked up and opened, in order; places:
+    each one's digit; polynomial: the answer in these bits; subsets: all products of mask bits that it needs."""
+
+    widths: tuple[int, ...]
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    polynomial: tuple[tuple[int, Monomial], ...]
+    subsets: tuple[Monomial, ...]
+
+    @staticmethod
+    def of(widths: Sequence[int], places: dict[str, int], polynomial: Sequence[tuple[int, Monomial]]) -> Form:
+        """With the subsets that follow."""
+        subsets = {
+            frozenset(s) for _, mono in polynomial for n in range(1, len(mono) + 1) for s in combinations(sorted(mono), n)
+        }
+        ordered = tuple(sorted(subsets, key=lambda s: (len(s), sorted(s))))
+        return Form(tuple(widths), tuple(places), tuple(places.values()), tuple(polynomial), ordered)
+
+    @property
+    def words(self) -> int:
+        """64-bit words of a truth table; all are as long as the widest digit's."""
+        return max(1, (1 << max(self.widths)) // 64)
+
+
+def _widths(bits: int) -> list[int]:
     count = -(-bits // MAX_DIGIT)
     base, extra = divmod(bits, count)
-    widths = tuple(base + int(i < extra) for i in range(count))
+    return [base + int(i < extra) for i in range(count)]
+
+
+@cache
+def sign_form(bits: int) -> Form:
+    """[x < 0] in a ring of so many bits."""
+    widths = _widths(bits)
+    top = len(widths) - 1
+    places: dict[str, int] = {"a0": top, "a1": top} if top else {"a0": top}
     borrow: list[tuple[int, Monomial]] = []
-    for i in range(count - 1):  # low to high: borrow = lt_i + eq_i * borrow
+    for i in range(top):  # low to high: borrow = lt_i + eq_i * borrow
+        places[f"lt{i}"] = i
+        if i:  # eq of the lowest digit is not needed
+            places[f"eq{i}"] = i
         borrow = [(1, frozenset({f"lt{i}"}))] + [(k, mono | {f"eq{i}"}) for k, mono in borrow]
-    poly = [(1, frozenset({"a0"}))]
+    polynomial = [(1, frozenset({"a0"}))]
     for k, mono in borrow:
-        poly += [(k, mono | {"a1"}), (-k, mono | {"a0"})]
-    subsets = {frozenset(s) for _, mono in poly for n in range(1, len(mono) + 1) for s in combinations(sorted(mono), n)}
-    return widths, tuple(poly), tuple(sorted(subsets, key=lambda s: (len(s), sorted(s))))
+        polynomial += [(k, mono | {"a1"}), (-k, mono | {"a0"})]
+    return Form.of(widths, places, polynomial)
 
 
-def variables(bits: int) -> list[str]:
-    """The names of the bits that are looked up and opened, in order. eq of the lowest digit is not needed."""
-    widths, _, _ = plan(bits)
-    names = ["a0", "a1"] if len(widths) > 1 else ["a0"]
-    for i in range(len(widths) - 1):
-        names += [f"lt{i}"] + ([f"eq{i}"] if i > 0 else [])
-    return names
+@cache
+def within_form(bits: int, low_bits: int) -> Form:
+    """[0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
+    high = _widths(bits - low_bits)
+    places: dict[str, int] = {"lt0": 0}
+    for i in range(1, len(high) + 1):
+        places |= {f"z{i}": i, f"n{i}": i}
+    without, with_borrow = (frozenset(f"{kind}{i}" for i in range(1, len(high) + 1)) for kind in "zn")
+    borrow = frozenset({"lt0"})
+    return Form.of([low_bits, *high], places, [(1, without), (-1, without | borrow), (1, with_borrow | borrow)])
 
 
 class Bit:
     """The result of a comparison before anyone has chosen a ring for it."""
 
-    def __init__(self, c: Context, bits: int, opened: Tensor, rho: Tensor) -> None:
-        self._c, self._bits, self._rho = c, bits, rho  # [variables, ...]
-        self._names = variables(bits)
+    def __init__(self, c: Context, form: Form, opened: Tensor, rho: Tensor) -> None:
+        self._c, self._form, self._rho = c, form, rho  # [names, ...]
         self._opened = opened
 
     @property
@@ -68,10 +107,9 @@ class Bit:
         return self._rho.shape[1:]
 
     def _products(self) -> Tensor:
-        _, _, subsets = plan(self._bits)
-        index = {name: i for i, name in enumerate(self._names)}
+        index = {name: i for i, name in enumerate(self._form.names)}
         out = []
-        for subset in subsets:
+        for subset in self._form.subsets:
             value: Tensor | None = None
             for name in subset:
                 bit = self._rho[index[name]]
@@ -82,11 +120,10 @@ class Bit:
 
     def _coefficients(self) -> tuple[Tensor, list[Tensor]]:
         """Public part, and the public coefficient of every product of mask bits."""
-        _, poly, subsets = plan(self._bits)
-        u = {name: self._opened[i] for i, name in enumerate(self._names)}
+        u = {name: self._opened[i] for i, name in enumerate(self._form.names)}
         sign = {name: 1 - 2 * value for name, value in u.items()}
         table: dict[Monomial, Tensor] = {}
-        for k, mono in poly:
+        for k, mono in self._form.polynomial:
             names = sorted(mono)
             terms: dict[Monomial, Tensor | None] = {frozenset(): None}  # products over the names so far; None: one
             for name in names:
@@ -101,13 +138,12 @@ class Bit:
                     table[chosen] = table[chosen] + term if k > 0 else table[chosen] - term
                 else:
                     table[chosen] = term if k > 0 else -term
-        return table[frozenset()], [table[s] for s in subsets]
+        return table[frozenset()], [table[s] for s in self._form.subsets]
 
     def share(self, bits: int) -> Shared:
         """The bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
         c = self._c
-        _, _, subsets = plan(self._bits)
-        dealt = c.deal_table("bit", (len(subsets), *self.shape), bits, self._products)
+        dealt = c.deal_table("bit", (len(self._form.subsets), *self.shape), bits, self._products)
         if not c.evaluating:
             return Shared(c.blank(self.shape), bits, 0)
         constant, coefficients = self._coefficients()
@@ -120,9 +156,8 @@ class Bit:
     def times(self, y: Masked) -> Shared:
         """bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
         c = self._c
-        _, _, subsets = plan(self._bits)
         bit = self.share(y.bits)
-        dealt = c.deal("bit times mask", (len(subsets), *self.shape), y.bits, lambda: self._products() * y.lam)
+        dealt = c.deal("bit times mask", (len(self._form.subsets), *self.shape), y.bits, lambda: self._products() * y.lam)
         if not c.evaluating:
             return Shared(c.blank(self.shape), y.bits, y.frac)
         constant, coefficients = self._coefficients()
@@ -148,50 +183,77 @@ def _point(at: Tensor, words: int) -> Tensor:
     return torch.where(hit, torch.ones_like(offset) << (offset & 63), torch.zeros_like(offset))
 
 
-def _tables(lam: Tensor, bits: int) -> Tensor:
-    """All truth tables for masks lam: [variables, ..., words], padded to the widest digit."""
-    widths, _, _ = plan(bits)
-    words = max(1, (1 << max(widths)) // 64)
+def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
+    """Truth tables of `sign_form` for masks lam: [..., words] each."""
     out: dict[str, Tensor] = {}
     offset = 0
-    for i, width in enumerate(widths[:-1]):
+    for i, width in enumerate(form.widths[:-1]):
         digit = (lam >> offset) & ((1 << width) - 1)
-        out[f"lt{i}"] = _prefix(digit, words)
+        out[f"lt{i}"] = _prefix(digit, form.words)
         if i > 0:
-            out[f"eq{i}"] = _point(digit, words)
+            out[f"eq{i}"] = _point(digit, form.words)
         offset += width
-    width = widths[-1]
+    width = form.widths[-1]
     top = (lam >> offset) & ((1 << width) - 1)
     for name, borrow in (("a0", 0), ("a1", 1)):
         start = (top + borrow) & ((1 << width) - 1)  # x >= 0 for m in [start, start + half), x < 0 for the next half
         half = 1 << (width - 1)
         low = (start + half) & ((1 << width) - 1)
-        negative = _prefix(start, words) ^ _prefix(low, words)
+        negative = _prefix(start, form.words) ^ _prefix(low, form.words)
         out[name] = torch.where((low > start)[..., None], ~negative, negative)
-    return torch.stack([out[name] for name in variables(bits)])
+    return out
+
+
+def _within_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
+    """Truth tables of `within_form` for masks lam: [..., words] each."""
+    low, *high = form.widths
+    out = {"lt0": _prefix(lam & ((1 << low) - 1), form.words)}
+    for kind, borrow in (("z", 0), ("n", 1)):
+        rest = (lam >> low) + borrow
+        for i, width in enumerate(high, 1):
+            out[f"{kind}{i}"] = _point(rest & ((1 << width) - 1), form.words)
+            rest = rest >> width
+    return out
+
+
+async def _ask(c: Context, x: Masked, form: Form, tables: Callable[[Tensor, Form], dict[str, Tensor]]) -> Bit:
+    """Look up and open a predicate's bits. 1 round."""
+    shape = (len(form.names), *x.shape)
+
+    def made() -> Tensor:
+        found = tables(x.lam, form)
+        return torch.stack([found[name] for name in form.names])
+
+    dealt = c.deal_xor("comparison tables", (*shape, form.words), made)
+    rho = c.tape.random("mask bits", shape, 1)
+    if not c.evaluating:
+        return Bit(c, form, await BitOpening(c.blank(shape)), rho)
+    octets = dealt.view(torch.uint8).reshape(*shape, 8 * form.words)  # little-endian, as everywhere here
+    digits: list[tuple[Tensor, Tensor]] = []  # the octet's position, the bit in it
+    offset = 0
+    for width in form.widths:
+        digit = (x.m >> offset) & ((1 << width) - 1)
+        digits.append(((digit >> 3)[..., None], (digit & 7).to(torch.uint8)))
+        offset += width
+    found = []
+    for place, table in zip(form.places, octets, strict=True):
+        octet, bit = digits[place]
+        found.append((table.gather(-1, octet)[..., 0] >> bit) & 1)
+    opened = await BitOpening(torch.stack(found) ^ rho.to(torch.uint8), torch.int8)
+    return Bit(c, form, opened, rho)
 
 
 async def less_than_zero(c: Context, x: Masked) -> Bit:
     """[x < 0] for x read as a signed number modulo 2^bits. 1 round."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
-    names = variables(x.bits)
-    widths, _, _ = plan(x.bits)
-    words = max(1, (1 << max(widths)) // 64)
-    tables = c.deal_xor("comparison tables", (len(names), *x.shape, words), lambda: _tables(x.lam, x.bits))
-    rho = c.tape.random("mask bits", (len(names), *x.shape), 1)
-    if not c.evaluating:
-        opened = await BitOpening(c.blank((len(names), *x.shape)))
-        return Bit(c, x.bits, opened, rho)
-    octets = tables.view(torch.uint8).reshape(len(names), *x.shape, 8 * words)  # little-endian, as everywhere here
-    digits: list[tuple[Tensor, Tensor]] = []  # the octet's position, the bit in it
-    offset = 0
-    for width in widths:
-        digit = (x.m >> offset) & ((1 << width) - 1)
-        digits.append(((digit >> 3)[..., None], (digit & 7).to(torch.uint8)))
-        offset += width
-    found = []
-    for name, table in zip(names, octets, strict=True):
-        octet, bit = digits[-1 if name[0] == "a" else int(name[2:])]
-        found.append((table.gather(-1, octet)[..., 0] >> bit) & 1)
-    opened = await BitOpening(torch.stack(found) ^ rho.to(torch.uint8), torch.int8)
-    return Bit(c, x.bits, opened, rho)
+    return await _ask(c, x, sign_form(x.bits), _sign_tables)
+
+
+async def within(c: Context, x: Masked, low_bits: int) -> Bit:
+    """[0 <= x < 2^low_bits] for x read modulo 2^bits. 1 round."""
+    require(
+        0 < low_bits <= MAX_DIGIT and low_bits < x.bits <= 32,
+        "within",
+        f"intervals of 1 to {MAX_DIGIT} bits in a ring of up to 32 are supported, got {low_bits} bits in one of {x.bits}",
+    )
+    return await _ask(c, x, within_form(x.bits, low_bits), _within_tables)
