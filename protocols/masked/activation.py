@@ -24,6 +24,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from mpc.errors import RangeError
 from protocols.masked.comparison import less_than_zero, within
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.piecewise import Piecewise, evaluate, fit
@@ -72,6 +73,8 @@ async def activation(c: Context, x: Masked, kind: str) -> Shared:
     require(kind in SHAPES, "activation", f"unknown function '{kind}'; known: relu, {', '.join(sorted(SHAPES))}")
     half, _ = SHAPES[kind]
     unit_bits = UNIT_BITS[kind]
+    if x.frac <= unit_bits:
+        raise RangeError(f"{kind}: {unit_bits + 1} fraction bits or more are needed, got {x.frac}")
     offset = (half << x.frac) - (1 << (x.frac - unit_bits - 1))
     units = truncate(c, x.add_public(offset), x.frac - unit_bits)  # floor((x + half) 2^unit_bits - 1/2) + {0, 1}
 
