@@ -10,11 +10,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from launch.deciding import noting_shares
 from launch.in_process import run_in_process
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
@@ -113,31 +114,44 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
 
 
 def generated(
-    checkpoint: Checkpoint, ids: Sequence[int], plan: GenerationPlan, suite_name: str, parties: int, **options: Any
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    plan: GenerationPlan,
+    suite_name: str,
+    parties: int,
+    decided: list[Tensor] | None = None,
+    **options: Any,
 ) -> list[int]:
-    """Tokens generated greedily on shares, with all parties and the dealer in this process."""
+    """Tokens generated greedily on shares, with all parties and the dealer in this process.
+
+    decided: a list that gets what the policy kept in every decision, see `launch.deciding`.
+    """
     architecture = checkpoint.architecture
     weights = _WeightShares(checkpoint, parties)
     prompts = _share(one_hot_rows(ids, architecture.vocabulary), 0, parties)
 
-    def program(suite: Suite, index: int | None) -> list[OutputShare]:
+    def program(suite: Suite, index: int | None) -> tuple[list[OutputShare], list[OutputShare]]:
         loaded = suite.run(
             load_weights(suite, architecture, lambda n: None if index is None else weights.share(n, index, suite))
         )
-        decoder = Decoder(suite, architecture, loaded, parse(plan.policy))
-        kept = _Kept()
+        kept, decisions = _Kept(), list[OutputShare]()
+        noting = suite if decided is None else cast(Suite, noting_shares(suite, decisions))
+        decoder = Decoder(noting, architecture, loaded, parse(plan.policy))
         with torch.inference_mode():
-            suite.run(generate(suite, decoder, plan, None if index is None else prompts[index], None, kept))
-        return kept.shares
+            suite.run(generate(noting, decoder, plan, None if index is None else prompts[index], None, kept))
+        return kept.shares, decisions
 
-    def party(channel: MemoryChannel, tape: PartyTape) -> list[OutputShare]:
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], list[OutputShare]]:
         return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options), channel.party)
 
     def dealer(tape: DealerTape) -> None:
         program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
 
     outputs, _ = run_in_process(parties, party, dealer)
-    return [round(float(_open(shares).item())) for shares in zip(*outputs, strict=True)]
+    tokens, decisions = zip(*outputs, strict=True)
+    if decided is not None:
+        decided += [_open(shares) for shares in zip(*decisions, strict=True)]
+    return [round(float(_open(shares).item())) for shares in zip(*tokens, strict=True)]
 
 
 class _Kept:

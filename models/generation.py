@@ -195,15 +195,22 @@ class PlainModel:
 
     @torch.inference_mode()
     def generate(
-        self, prompt_ids: Sequence[int], plan: GenerationPlan, noise: Tensor | None = None, probe: Probe | None = None
+        self,
+        prompt_ids: Sequence[int],
+        plan: GenerationPlan,
+        noise: Tensor | None = None,
+        probe: Probe | None = None,
+        suite: Suite | None = None,
     ) -> list[int]:
-        """Generated token ids, up to and with the first end-of-text token. noise: [new_tokens, V], "sample" only."""
+        """Generated token ids, up to and with the first end-of-text token. noise: [new_tokens, V], "sample" only. suite: one
+        around the model's own, which sees what is asked of it."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         rows = one_hot_rows(prompt_ids, self.architecture.vocabulary)
         endpoint = _Collector(self.architecture)
-        decoder = self.decoder(probe, parse(plan.policy))
-        self.suite.run(generate(self.suite, decoder, plan, rows, noise, endpoint))
+        asked = self.suite if suite is None else suite
+        decoder = Decoder(asked, self.architecture, self.weights, self.policy or parse(plan.policy), probe)
+        self.suite.run(generate(asked, decoder, plan, rows, noise, endpoint))
         return endpoint.ids
 
 

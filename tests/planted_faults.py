@@ -453,6 +453,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the faults, run nothing")
     options = parser.parse_args()
     faults = [f for f in FAULTS if options.only in f"{f.name} {f.file}"]
+    if not faults:
+        parser.error(f"no fault has '{options.only}' in its name or file (--list)")
     check_texts(faults)
     if options.list:
         for fault in faults:

@@ -229,11 +229,15 @@ def _show(record: dict[str, Any], files: list[Path]) -> None:
         out.print(table)
     check = record["spot_check"]
     if check is not None:
+        from launch.quality.page import decisions_text
+
         out.print(
             f"on shares (suite {check['suite']}, {check['parties']} parties): {check['equal']} answers equal to plaintext, "
             f"{check['different']} different",
             style="" if check["ok"] else "bold red",
         )
+        if check["decisions"]:
+            out.print(decisions_text(check))
         for run in check["runs"]:
             if not run["equal"]:
                 what = "other tokens" if run["error"] is None else run["error"]

@@ -27,6 +27,16 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def decisions_text(check: dict[str, Any]) -> str:
+    """What a spot check says of kept sets, of which there were some."""
+    text = f"Kept sets: {check['equal_decisions']} of {check['decisions']} equal to plaintext"
+    if check["equal_decisions"] < check["decisions"]:
+        text += f"; in the others what was exchanged lies within {100 * check['gap']:.2g} % of the ranked values' spread"
+    if check["decisions_after"]:
+        text += f"; {check['decisions_after']} later ones, of caches that such an exchange had changed, not compared"
+    return text + "."
+
+
 def page(record: dict[str, Any]) -> str:
     """The page of a results.json."""
     settings = record["settings"]
@@ -50,7 +60,7 @@ def page(record: dict[str, Any]) -> str:
         lines += [
             "",
             f"On shares (suite {check['suite']}, {check['parties']} parties): {check['equal']} answers equal to plaintext, "
-            f"{check['different']} different.",
+            f"{check['different']} different." + (f" {decisions_text(check)}" if check["decisions"] else ""),
         ]
     problems = dict.fromkeys(row["problem"] for row in [*rows, *record["longbench"]] if row["problem"])
     lines += [text for problem in problems for text in ("", f"Not measured: {problem}")]

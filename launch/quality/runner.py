@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from launch.deciding import Decision, noting
 from launch.quality.watching import Watch, WatchedCache, WatchingSuite
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, one_hot_rows
 from models.policies import parse
-from protocols.suite import OutputShare, Value
+from protocols.suite import OutputShare, Suite, Value
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,12 @@ class Runner:
         self.architecture = checkpoint.architecture
         self.model = PlainModel(checkpoint, torch.float32, device)
 
-    def answer(self, ids: Sequence[int], policy: str, new_tokens: int) -> list[int]:
-        """Greedily generated tokens, up to and with the first end-of-text token."""
-        return self.model.generate(ids, GenerationPlan(len(ids), new_tokens, "greedy", policy))
+    def answer(self, ids: Sequence[int], policy: str, new_tokens: int, decided: list[Decision] | None = None) -> list[int]:
+        """Greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what the policy
+        decides."""
+        plan = GenerationPlan(len(ids), new_tokens, "greedy", policy)
+        suite = None if decided is None else cast(Suite, noting(self.model.suite, decided))
+        return self.model.generate(ids, plan, suite=suite)
 
     def losses(self, ids: Sequence[int], prompt_tokens: int, policy: str) -> list[float]:
         """-ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""

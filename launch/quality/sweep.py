@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from launch.deciding import Decision
+from launch.deciding import agreement as same_decisions
 from launch.fidelity import generated
 from launch.quality import metrics, prompts
 from launch.quality.budgets import Contender, contenders, default_policies
@@ -207,7 +211,8 @@ def _longbench(runner: Runner, job: Job, say: Say) -> list[dict[str, Any]]:
 
 
 def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """Prompts of the smallest length on shares, with every policy; tokens behind an end of text are not compared.
+    """Prompts of the smallest length on shares, with every policy: tokens, and what policies decide. What lies behind an end
+    of text is not compared, nor decisions where tokens differ.
 
     A run that ends in an error is not equal.
     """
@@ -219,11 +224,20 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
         plan = GenerationPlan(length, job.new_tokens, "greedy", one.policy)
         for number, prompt in enumerate(job.prompts[length][: wishes.spot_check]):
             say(f"on shares, {length} tokens, prompt {number + 1}: {one.policy}")
-            plain = runner.answer(prompt.ids, one.policy, job.new_tokens)
+            decisions: list[Decision] = []
+            decided: list[Tensor] = []
+            plain = runner.answer(prompt.ids, one.policy, job.new_tokens, decisions)
             run = {**_head(one, length), "prompt": number, "equal": False, "error": None}
+            run |= {"decisions": 0, "equal_decisions": 0, "gap": 0.0, "decisions_after": 0}
             try:
-                secure = generated(runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, device=wishes.device)
+                secure = generated(
+                    runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, decided, device=wishes.device
+                )
                 run["equal"] = secure[: len(plain)] == plain
+                if run["equal"]:  # after another token there is other work to decide about
+                    found = same_decisions(decisions, decided)
+                    run |= {"decisions": found.compared, "equal_decisions": found.equal}
+                    run |= {"gap": found.gap, "decisions_after": found.after}
             except MpcacheError as error:  # the plaintext results are kept
                 run["error"] = f"{error.code}: {error}"
             runs.append(run)
@@ -234,6 +248,10 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
         "equal": equal,
         "different": len(runs) - equal,
         "ok": equal == len(runs),
+        "decisions": sum(run["decisions"] for run in runs),
+        "equal_decisions": sum(run["equal_decisions"] for run in runs),
+        "decisions_after": sum(run["decisions_after"] for run in runs),
+        "gap": max((run["gap"] for run in runs), default=0.0),
         "runs": runs,
     }
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.deciding import Agreement, Decision, agreement
 from launch.quality import metrics, sweep
 from launch.quality.budgets import contenders, with_budget
 from launch.quality.longbench import load_tasks, prompt_of
@@ -281,6 +282,46 @@ def test_tokens_on_shares_are_those_of_plaintext(command: Command) -> None:
     check = json.loads(found.out)["spot_check"]
     assert (check["suite"], check["parties"], check["equal"], check["different"], check["ok"]) == ("masked", 3, 1, 0, True)
     assert [(run["policy"], run["length"]) for run in check["runs"]] == [("tova:budget=0.5", 24)]
+    assert (
+        check["decisions"] + check["decisions_after"] == 2 * docs.ANSWER_TOKENS
+    )  # two layers, after the prompt and each step
+    assert check["gap"] < 1e-4  # of votes that are nearly equal, rounding may decide
+
+
+def test_another_kept_set_on_shares_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same tokens: the first head keeps another token, and what follows is about other caches."""
+    real = sweep.generated
+
+    def planted(*given: Any, **options: Any) -> list[int]:
+        tokens = real(*given, **options)
+        marks = given[5][0]
+        kept, left = marks[0].nonzero()[0], (marks[0] == 0).nonzero()[0]
+        marks[0, kept], marks[0, left] = 0, 1
+        return tokens
+
+    monkeypatch.setattr(sweep, "generated", planted)
+    asked = ["--policy", "h2o:budget=0.5", "--lengths", "24", "--questions", "1", "--spot-check", "1"]
+    found = command("quality", "--model", RECALL, *asked)
+    assert found.code == 0
+    text = " ".join(found.out.split())
+    groups = load_checkpoint(RECALL).architecture.kv_heads
+    assert f"Kept sets: {groups - 1} of {groups} equal to plaintext; in the others what was exchanged lies" in text
+    assert f"; {2 * docs.ANSWER_TOKENS * groups - groups} later ones, of caches that such an exchange had changed" in text
+
+
+def test_agreement_by_hand() -> None:
+    scores = torch.tensor([[0.0, 1.0, 4.0, 2.0], [3.0, 1.0, 2.9, -7.0]])
+    plain = [Decision(torch.tensor([[0.0, 0, 1, 1], [1.0, 0, 0, 0]]), scores)]
+    assert agreement(plain, [plain[0].marks]) == Agreement(2, 2, 0.0, 0)
+    other = torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 1, 0]], dtype=torch.float64)
+    found = agreement(plain * 2, [other, other])
+    assert (found.compared, found.equal, found.after) == (4, 2, 0)
+    assert found.gap == pytest.approx(0.1 / 10)
+    plain[0].drops = True
+    found = agreement(plain * 2, [other, other])
+    assert (found.compared, found.equal, found.after) == (2, 1, 2)
+    assert agreement(plain, [torch.tensor([[1.0, 0, 0, 1], [1.0, 0, 0, 0]])]).gap == pytest.approx(1.0)
+    assert agreement(plain, []) == Agreement(0, 0, 0.0, 0)
 
 
 def test_a_different_token_on_shares_fails(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
