@@ -29,6 +29,7 @@ FRAC = 14  # the suite's default
 UNIT = 2.0**-FRAC
 OUT = 64
 WIDE = 44
+LOW = 5
 
 
 def _truncation() -> list[Gate]:
@@ -62,7 +63,10 @@ def _comparison() -> list[Gate]:
     async def negative(c: Context, x: Masked) -> Shared:
         return (await comparison.less_than_zero(c, x)).share(OUT)
 
-    async def within(c: Context, x: Masked) -> Shared:
+    async def member(c: Context, x: Masked) -> Shared:
+        return (await comparison.within(c, x, LOW)).share(OUT)
+
+    async def clamped(c: Context, x: Masked) -> Shared:
         return await clamp(c, x, -8 << FRAC, 8 << FRAC)
 
     found = [
@@ -80,10 +84,14 @@ def _comparison() -> list[Gate]:
         )
         for bits in (2, 8, 9, 16, 17, 24, 25, 32)
     ]
+    inside = absolute(lambda x: (x >= 0) & (x < 1 << LOW))
+    for bits in (12, 20):
+        name = f"within 0 to 2^{LOW} - 1, {bits} bits"
+        found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
     points = span(-256.0, 256.0 - UNIT, UNIT, (-8.0, 8.0))
     held = absolute(lambda x: x.clamp(-8, 8))
     words = "|x| < 2^(bits - 2) ring units, limits -8 and 8"
-    return [*found, Gate("clamp", "comparison", words, "exact", points, held, within, 0.0, 24, FRAC)]
+    return [*found, Gate("clamp", "comparison", words, "exact", points, held, clamped, 0.0, 24, FRAC)]
 
 
 def _piecewise() -> list[Gate]:
