@@ -42,7 +42,7 @@ class Choice:
     computing_once: float | None = None
 
     def seconds(self, network: Network, measured: bool = False) -> float:
-        """Of one token: round trips and transfer. measured: what parties compute, too."""
+        """Of one token: delays and transfer. measured: what parties compute, too."""
         wire = network.latency_seconds(self.token.rounds) + network.transfer_seconds(self.token.bytes_sent)
         return wire + (self.computing or 0.0 if measured else 0.0)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from launch.tracing import Costs, Setting
     from models.architecture import Architecture
 
-SECONDS_FORMULA = "rounds x round trip + bytes sent / bandwidth + multiply-adds / rate"
+SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 
 
 def run(
@@ -62,8 +62,8 @@ def run(
     """Predict rounds, bytes, work, memory and seconds of each stage.
 
     The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
-    rounds x round trip + bytes sent / bandwidth + ring multiply-adds / rate; tables and other element-wise work, and what a
-    process needs for a message, are not in them.
+    rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
+    element-wise work, and what a process needs for a message, are not in them.
     """
     from launch.estimation import estimate, measure_rates
     from launch.networks import find_network

@@ -51,7 +51,7 @@ def run(
     """Choose how MPCache selects: levels of clusters, products or gathering, by predicted bytes and rounds.
 
     Prints the policy to use (give it to --policy), and after how many tokens eviction has paid for itself on each network.
-    Bytes and rounds of a token are exact, of what happens once within 2 % and at most; seconds are round trips and transfer
+    Bytes and rounds of a token are exact, of what happens once within 2 % and at most; seconds are delays and transfer
     on the network. What parties compute joins them where --measured gives it, for the policy that was measured.
     """
     from launch.measured import read_measurements
@@ -171,7 +171,7 @@ def _table(plan: Plan) -> None:
     out.print(table)
     out.print(
         "First a token after the prompt: what a party sends; offline: to the party that receives corrections; seconds of "
-        f"round trips and transfer on '{plan.network.name}'. Then what happens once, after the prompt, beyond the full "
+        f"delays and transfer on '{plan.network.name}'. Then what happens once, after the prompt, beyond the full "
         "cache's work."
     )
 

@@ -17,13 +17,10 @@ from launch.bench.cell import LOCALHOST
 from launch.networks import Network, find_network
 from launch.reporting.rows import Row
 
-#: Measured on 2 virtual processors with GPT-2 on "lan"; gone where something of lowest priority keeps the processors awake.
-WAKING_SECONDS = 0.3e-3
-
 
 def predict(network: Network, rounds: float, bytes_sent: float, local_seconds: float) -> float:
     """Seconds of a step on `network`. bytes_sent: of the party that sends most."""
-    return local_seconds + rounds * (network.round_trip / 2 + WAKING_SECONDS) + network.transfer_seconds(bytes_sent)
+    return local_seconds + network.latency_seconds(rounds) + network.transfer_seconds(bytes_sent)
 
 
 def predicted_seconds(row: Row, network: Network, local: Row | None = None) -> float | None:

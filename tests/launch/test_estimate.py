@@ -195,7 +195,7 @@ def test_networks() -> None:
     assert (NETWORKS["lan"].round_trip, NETWORKS["lan"].bandwidth) == (0.8e-3, 3e9)
     assert (NETWORKS["wan"].round_trip, NETWORKS["wan"].bandwidth) == (40e-3, 400e6)
     network = find_network("10,8")
-    assert network.latency_seconds(3) == pytest.approx(0.03)
+    assert network.latency_seconds(3) == pytest.approx(3 * (0.005 + 0.0003))
     assert network.transfer_seconds(5e6) == pytest.approx(5)
     for text in ("dsl", "10", "1,2,3", "1,0", "-1,5", "nan,5", "5,inf"):
         with pytest.raises(ConfigurationError, match="is not one of lan, wan, mobile"):
@@ -218,7 +218,7 @@ def test_command_prints_one_json_object(command: Command) -> None:
     work = Rates(1e6, 2e6).seconds(found.total)
     assert work > 0
     assert (session["rounds"], session["online_bytes"]) == (rounds, sent)
-    assert session["seconds"] == pytest.approx(rounds * 0.04 + sent * 8 / 400e6 + work)
+    assert session["seconds"] == pytest.approx(rounds * (0.02 + 0.0003) + sent * 8 / 400e6 + work)
     assert session["offline_seconds"] == pytest.approx(found.total.total("offline_bytes") * 8 / 400e6)
     parts = record["stages"]["prefill"]["parts"]
     assert set(parts) == {"embedding", "attention", "mlp", "head", "choice"}

@@ -108,8 +108,9 @@ def test_measured_computing_decides_where_the_wire_does_not(tmp_path: Path) -> N
     assert plan.pays_by_network(choice)[network.name] == pytest.approx(11.0 / 0.5, rel=0.05)
     for name, other in {"localhost": LOCALHOST, **NETWORKS}.items():
         saved = plan.full.token.rounds - choice.token.rounds
-        wire = saved * other.round_trip + (plan.full.token.bytes_sent - choice.token.bytes_sent) * 8 / other.bandwidth
-        once = choice.once.rounds * other.round_trip + choice.once.bytes_sent * 8 / other.bandwidth
+        delay = other.round_trip / 2 + (0 if name == "localhost" else 0.3e-3)
+        wire = saved * delay + (plan.full.token.bytes_sent - choice.token.bytes_sent) * 8 / other.bandwidth
+        once = choice.once.rounds * delay + choice.once.bytes_sent * 8 / other.bandwidth
         expected = (11.0 + once) / (0.5 + wire) if 0.5 + wire > 0 else float("inf")
         assert plan.pays_by_network(choice)[name] == pytest.approx(expected)
     assert plan.best is choice  # 22 tokens of 400
