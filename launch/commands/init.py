@@ -21,10 +21,10 @@ def run(
     dealer: Annotated[str, typer.Option("--dealer", metavar="NAME=HOST:PORT", help="The dealer; usual name: dealer.")],
     directory: Annotated[Path, typer.Option("--out", help="New folder to write to.")],
     clients: Annotated[
-        list[str] | None, typer.Option("--clients", help="Names, separated by commas.  [default: client]")
+        list[str] | None, typer.Option("--clients", help="Names, separated by commas; default: client.")
     ] = None,
     model_owners: Annotated[
-        list[str] | None, typer.Option("--model-owners", help="Names, separated by commas.  [default: model-owner]")
+        list[str] | None, typer.Option("--model-owners", help="Names, separated by commas; default: model-owner.")
     ] = None,
     days: Annotated[float, typer.Option("--days", help="Validity of the authority.")] = 3650,
     prefix: Annotated[
