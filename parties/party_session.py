@@ -94,6 +94,7 @@ class PartySession(ServedSession):
             self._look_ahead.stop()
         try:
             if self.error is None or self.finished:
+                self.server.admission.leave(self.ticket)  # a client that knows of the end may ask again at once
                 self._summarise(time.perf_counter() - began)
             self._farewell()
             if self.error is None or self.finished:
