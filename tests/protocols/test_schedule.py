@@ -15,6 +15,14 @@ class _Ask(Request[int]):
         self.value = value
 
 
+async def chain(start: int, length: int) -> int:
+    """Ask for so many numbers, one round after the other; their answers' sum."""
+    total = 0
+    for i in range(length):
+        total += await _Ask(start + i)
+    return total
+
+
 def _scheduler(log: list[list[int]]) -> Scheduler:
     def flush(requests: list[Any]) -> list[int]:
         log.append([r.value for r in requests])
@@ -25,12 +33,6 @@ def _scheduler(log: list[list[int]]) -> Scheduler:
 
 def test_requests_of_concurrent_protocols_share_rounds() -> None:
     log: list[list[int]] = []
-
-    async def chain(start: int, length: int) -> int:
-        total = 0
-        for i in range(length):
-            total += await _Ask(start + i)
-        return total
 
     async def main() -> tuple[int, ...]:
         return await together(chain(1, 3), chain(5, 1), chain(7, 2))
@@ -83,22 +85,17 @@ def test_what_runs_aside_comes_last_in_a_round() -> None:
     """A round counts as the operation that the main work is in, though the work aside was started before it."""
     log: list[list[int]] = []
 
-    async def chain(start: int, length: int) -> int:
-        total = 0
-        for i in range(length):
-            total += await _Ask(start + i)
-        return total
+    async def apart() -> int:
+        first, second = await together(chain(20, 2), chain(30, 1))
+        return first + second
 
-    async def apart(start: int) -> int:
-        return sum(await together(chain(start, 1), chain(start + 10, 3)))
+    async def main() -> tuple[int, ...]:
+        asides = [await later(work, aside=True) for work in (chain(10, 3), apart())]
+        (found,) = await together(chain(1, 2))  # asks after the first work aside has
+        return found, *[await aside for aside in asides]
 
-    async def main() -> tuple[int, int]:
-        aside = await later(apart(20), aside=True)
-        found = await chain(1, 2)
-        return found, await aside
-
-    assert _scheduler(log).run(main()) == (30, 1130)
-    assert log == [[1, 20, 30], [2, 31], [32]]
+    assert _scheduler(log).run(main()) == (30, 330, 710)
+    assert log == [[1, 10, 20, 30], [2, 11, 21], [12]]
 
 
 def test_names_follow_a_coroutine() -> None:
