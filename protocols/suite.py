@@ -126,6 +126,8 @@ class Suite(ABC):
     name: ClassVar[str]
     prepares: ClassVar[bool] = False
     """Whether a party can run a preparing pass of its program, see `mpc.look_ahead`."""
+    rides_along: ClassVar[bool] = False
+    """Whether rounds of work that is started aside (`protocols.schedule.later`) are shared with the work beside it."""
 
     def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
         self.parties = parties

@@ -69,6 +69,38 @@ async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None,
     return Clusters(high, low, await _ready(suite, high, low, alpha))
 
 
+@dataclass
+class Growing:
+    """The cluster that further tokens still join. Secret, [G, C, 1] each: the highest keys and the highest negated keys of
+    its tokens so far. tokens: how many these are, public, less than a cluster has."""
+
+    high: Value
+    negative: Value
+    tokens: int
+
+
+async def grown(suite: Suite, growing: Growing | None, keys: Value, aside: bool = False) -> Growing:
+    """With further tokens' keys [G, T, C]. T comparisons per channel and extreme, one fewer in a cluster that begins.
+
+    aside: see `Suite.max`.
+    """
+    columns = keys.permute(0, 2, 1)  # [G, C, T]
+
+    async def extreme(known: Value | None, x: Value) -> Value:
+        x = x if known is None else suite.concat([known, x], -1)
+        return x if x.shape[-1] == 1 else await suite.max(x, aside)
+
+    before = (None, None, 0) if growing is None else (growing.high, growing.negative, growing.tokens)
+    high, negative = await suite.together(extreme(before[0], columns), extreme(before[1], -columns))
+    return Growing(high, negative, before[2] + keys.shape[1])
+
+
+async def completed(suite: Suite, growing: Growing, alpha: float | None) -> Clusters:
+    """The description of one cluster, which no further token joins."""
+    high, low = growing.high.permute(0, 2, 1), -growing.negative.permute(0, 2, 1)
+    return Clusters(high, low, await _ready(suite, high, low, alpha))
+
+
 async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Clusters:
     """Descriptions of further clusters behind those that there are."""
     if old is None:

@@ -13,8 +13,9 @@ different here, since everything is decided on shares:
 * clusters grow with the square root of the kept tokens unless their size is given (`sizes`);
 * one level of clusters by default: ranks take two rounds however many there are, so that a coarse level in front of the fine
   one costs more rounds and bytes than it saves (docs/policies.md); `fine=16,coarse=32` is the paper's hierarchy;
-* a cluster is described when its last token is cached, which is `window` tokens before it is a candidate: beside the rest
-  of that token's work, in no round of its own (suite `masked`). Layers that take the choice of another one describe nothing.
+* a cluster is described when its last token is cached, which is `window` tokens before it is a candidate. Where work beside
+  a token's rounds needs none of its own (suite `masked`), extremes are kept up token by token, so that every token costs the
+  same; elsewhere one token computes them all. Layers that take the choice of another one describe nothing.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
 """
@@ -22,14 +23,25 @@ Which tokens stay and which clusters are chosen is secret; how many is public an
 from __future__ import annotations
 
 import math
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
-from models.policies.clusters import Clusters, describe, extended, merged, similarities, similarity_limit
+from models.policies.clusters import (
+    Clusters,
+    Growing,
+    completed,
+    describe,
+    extended,
+    grown,
+    merged,
+    similarities,
+    similarity_limit,
+)
 from models.policies.eviction import Eviction
 from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
@@ -194,7 +206,7 @@ class MPCache(CachePolicy):
         return f"votes of layer {members[0]} on, {self.spec}"
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """A cluster that is full now is described, beside the rest of this token's work if there is a window."""
+        """The token joins the description of its cluster, beside the rest of its work if there is a window."""
         if not self._chooses(cache, layer):
             return
         work = self._describe(suite, cache.layers[layer], self.window > 0)
@@ -215,29 +227,55 @@ class MPCache(CachePolicy):
         return self.alpha if self.linear else None
 
     async def _describe(self, suite: Suite, entry: LayerCache, aside: bool = False) -> None:
-        """Describe all clusters that are full and not described yet, on two levels of `coarse` tokens too; the first begins
-        behind the sinks."""
+        """Describe what is not described yet: clusters that are full, and the begun one where extremes are kept up. The
+        first begins behind the sinks."""
         if self.dynamic == 1:
             return
         sizes: Sizes = entry.state["sizes"]
-        ready = full_clusters(entry.length, sizes.fine, self.sinks, 0)
         old: Clusters | None = entry.state.get("fine")
+        growing: Growing | None = entry.state.pop("growing", None)
         known = old.count if old is not None else 0
-        if ready > known:
-            k, _ = entry.keys_and_values()
+        k, _ = entry.keys_and_values()
+        if growing is not None:
+            growing = await grown(suite, growing, k[:, self.sinks + known * sizes.fine + growing.tokens :], aside)
+            if growing.tokens < sizes.fine:
+                entry.state["growing"] = growing
+                return
+            new = await completed(suite, growing, self._alpha)
+        else:
+            ready = full_clusters(entry.length, sizes.fine, self.sinks, 0)
             start, stop = (self.sinks + n * sizes.fine for n in (known, ready))
-            new = await describe(suite, k[:, start:stop], sizes.fine, self._alpha, aside)
-            entry.state["fine"] = await extended(suite, old, new)
+            work: dict[str, Coroutine[Any, Any, Any]] = {}
+            if ready > known:
+                work["new"] = describe(suite, k[:, start:stop], sizes.fine, self._alpha, aside)
+            if entry.length > stop and self._keeps_up(suite):
+                work["growing"] = grown(suite, None, k[:, stop:], aside)
+            done = dict(zip(work, await suite.together(*work.values()), strict=True))
+            if "growing" in done:
+                entry.state["growing"] = done["growing"]
+            if ready == known:
+                return
+            new = done["new"]
+        entry.state["fine"] = await extended(suite, old, new)
+        await self._describe_coarse(suite, entry, aside)
+
+    async def _describe_coarse(self, suite: Suite, entry: LayerCache, aside: bool) -> None:
+        """Describe clusters of `coarse` tokens whose fine ones are all described."""
         if not self.two_levels:
             return
+        sizes: Sizes = entry.state["sizes"]
         factor = sizes.coarse // sizes.fine
-        fine: Clusters | None = entry.state.get("fine")
+        fine: Clusters = entry.state["fine"]
         above: Clusters | None = entry.state.get("coarse")
         done = (above.count if above is not None else 0) * factor
-        full = (fine.count if fine is not None else 0) // factor * factor
-        if fine is not None and full > done:
+        full = fine.count // factor * factor
+        if full > done:
             part = Clusters(fine.high[:, done:full], fine.low[:, done:full], ())
             entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha, aside))
+
+    def _keeps_up(self, suite: Suite) -> bool:
+        """Whether every token updates the extremes of its cluster, in rounds that there are anyway."""
+        return suite.rides_along and self.window > 0
 
     # ---- each token ------------------------------------------------------------------------------------------------
     def layout(self, seen: int, cached: int, sizes: Sizes) -> Layout:

@@ -76,6 +76,7 @@ class MaskedSuite(Suite):
 
     name: ClassVar[str] = "masked"
     prepares: ClassVar[bool] = True
+    rides_along: ClassVar[bool] = True
     weight_fraction_bits = WEIGHT_BITS
 
     def __init__(

@@ -274,19 +274,55 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
     run_plain(program, case.inputs)
 
 
-def test_a_cluster_that_fills_up_costs_bytes_and_no_round() -> None:
-    """It is a candidate only when the window has moved past it; without a window the token waits for it."""
-    found = {}
-    for window in (0, 3):
-        setting = Setting("masked", 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
-        steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
-        rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
-        maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]
-        assert [n > 0 for n in maxima] == [False, False, False, True]  # the 29th token: a sink and seven clusters of four
-        found[window] = rounds
-    assert len(set(found[3])) == 1
-    assert found[0][:3] == found[3][:3]
-    assert found[0][3] > found[3][3]
+@pytest.mark.parametrize(
+    ("suite", "window", "compares"),
+    [
+        ("masked", 3, [False, True, True, True]),  # every token but a cluster's first, in rounds that there are anyway
+        ("masked", 0, [False, False, False, True]),  # the token that fills a cluster may choose it: it waits
+        ("crypten", 3, [False, False, False, True]),  # rounds of its own: once a cluster
+    ],
+)
+def test_which_tokens_pay_for_the_description_of_a_cluster(suite: str, window: int, compares: list[bool]) -> None:
+    """A prompt of a sink and six clusters of four; the seventh begins with the first token and ends with the fourth."""
+    setting = Setting(suite, 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
+    steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
+    rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
+    maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]
+    layers = tiny().layers
+    if suite == "crypten":
+        longest, maxima = max(maxima), [n - min(maxima) for n in maxima]  # softmax takes a maximum too
+        assert longest > 0
+    assert [n > 0 for n in maxima] == compares
+    if suite == "masked" and window:
+        assert len(set(maxima[1:])) == 1
+        assert len(set(rounds)) == 1
+    else:
+        assert rounds[3] > rounds[2] + layers
+
+
+@pytest.mark.parametrize("prompt", [5, 6, 7, 8, 9])
+def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: int) -> None:
+    """On shares, whatever the prompt leaves over: clusters of four behind a sink, on two levels."""
+    policy = parse("mpcache:static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
+    case = Case(tiny(), prompt, 13, seed=prompt)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
+        cache = KVCache(tiny())
+        await cache.append(s, 0, k[:, :prompt], v[:, :prompt])
+        await policy.after_prefill(s, cache, 0, None)
+        for token in range(prompt, prompt + case.steps):
+            await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
+            await policy.after_append(s, cache, 0)
+            await cache.settle()
+        state = cache.layers[0].state
+        return [x for level in ("fine", "coarse") for x in (state[level].high, state[level].low)]
+
+    found = run_secure("masked", 2, program, case.inputs)
+    for level, size in enumerate((4, 8)):
+        count = (prompt + case.steps - 1) // size
+        clusters = case.k[:, 1 : 1 + count * size].reshape(case.k.shape[0], count, size, -1)
+        torch.testing.assert_close(found[2 * level], clusters.amax(2), atol=2**-14, rtol=0)
+        torch.testing.assert_close(found[2 * level + 1], clusters.amin(2), atol=2**-14, rtol=0)
 
 
 def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None:
