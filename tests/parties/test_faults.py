@@ -34,7 +34,7 @@ def works(deployment: Deployment) -> None:
     assert result.tokens == expected(PROMPT, 2, VOCABULARY)
 
 
-def idle(deployment: Deployment, seconds: float = 3.0) -> None:
+def idle(deployment: Deployment, seconds: float = 10.0) -> None:
     """No server of this process has a session any more."""
     limit = time.monotonic() + seconds
     while any(server.sessions.all() for server in deployment.servers.values()):
