@@ -1,6 +1,6 @@
 # make setup   virtual environment in $(VENV) with everything, at the tested versions
 # make demo    four processes answer a question about a private document (ARGS= goes to `mpcache demo`)
-# make test    all tests (ARGS= goes to pytest)
+# make test    all tests in two processes (WORKERS=0: in one; ARGS= goes to pytest)
 # make check   lint, format, strict types, generated files
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
@@ -12,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 RESULTS ?= results
 CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
@@ -35,7 +36,7 @@ demo: setup
 	@"$(BIN)/mpcache" demo $(ARGS)
 
 test: setup
-	"$(BIN)/python" -m pytest $(ARGS)
+	"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: setup
 	"$(BIN)/python" -m ruff check .

@@ -4,7 +4,7 @@ An element of Z_2^k (1 <= k <= 64) is held in a `torch.int64`; for k < 64 its ca
 is the two's-complement word itself. int64 addition and multiplication wrap modulo 2^64 on every device, so +, -, * need
 no care; only `reduce` brings a result back to canonical form. A product of matrices does need care: CUDA has no int64
 matrix multiplication at all and the CPU's is several times slower than its floating-point one. `matmul` therefore splits
-its operands into signed limbs whose products are exact in float64.
+its operands into signed limbs whose products are exact in float64, or into bytes where that is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpc.byte_matmul import byte_matmul
+from mpc.byte_matmul import pays as byte_matmul_pays
 from mpc.errors import RangeError
 from mpc.ghost import broadcast
 
@@ -22,6 +24,7 @@ RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
 _FEW_ROWS = 8
 _SMALL = 1 << 18  # multiply-adds
+_DEEP = 256  # inner length from which bytes pay in rings above 32 bits
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
@@ -143,19 +146,23 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
-    products; everything else, and all of CUDA, uses `limb_matmul`. For ghosts only the shape is computed.
+    products; larger ones `byte_matmul` where the processor has instructions for it. Everything else, and all of CUDA, uses
+    `limb_matmul`. All are exact. For ghosts only the shape is computed.
     """
     if a.device.type == "meta":
         return torch.matmul(a, b)
     rows = a.shape[-2] if a.dim() > 1 else 1
     ordered = b.dim() > 1 and (b.stride(-1) == 1 or b.stride(-2) == 1)
     short = a.device.type == "cpu" and rows < _FEW_ROWS
-    if b.dtype == torch.int32 and not (short and ordered):
-        b = b.to(torch.int64)
     if short and ordered:
         out = _few_rows(a if a.dim() > 1 else a[None], b)
         return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
-    if a.device.type == "cpu" and (short or b.dim() == 1 or _small(a, b)):
+    small = short or b.dim() == 1 or _small(a, b)
+    if a.device.type == "cpu" and not small and (bits <= 32 or a.shape[-1] >= _DEEP) and byte_matmul_pays():
+        return byte_matmul(a, b, bits)
+    if b.dtype == torch.int32:
+        b = b.to(torch.int64)
+    if a.device.type == "cpu" and small:
         return reduce(torch.matmul(a, b), bits)
     if a.dim() == 1 or b.dim() == 1:
         left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)

@@ -1,0 +1,98 @@
+"""Matrix products modulo 2^k from products of 8-bit integers, for which processors have instructions of their own (CPU).
+
+Both factors are written with signed digits, x = sum_i d_i 256^i mod 2^(8 n) with -128 <= d_i < 128: exact for any x.
+All products of digits that weigh 256^s add up within one product of matrices, with digits side by side along the inner axis:
+[A_s | ... | A_0] @ [B_0; ...; B_s]. So k bits take n = k / 8 products with n (n + 1) / 2 times the multiply-adds, in int32.
+
+Which instructions run does not depend on what is multiplied.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mpc.ghost import broadcast
+
+_DEPTH = (1 << 14) - 1  # of a block: 8 digits x this x 2^14 stays below 2^31
+_BLOCK = 1 << 22  # digits of a block of columns
+_LEAST_COLUMNS = 64
+_LEAST_GAIN = 6.0  # over float64, which takes three products where these are ten
+
+
+def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
+    """[R, K] int32 or int64 -> int8 [R, count K]: the digits of all K side by side."""
+    size = x.element_size()
+    offset = int.from_bytes(b"\x80" * count, "little", signed=count == size)
+    one_by_one = ((x + offset) ^ offset).unsqueeze(-1).view(torch.int8)
+    order = range(count - 1, -1, -1) if descending else range(count)
+    return torch.cat([one_by_one[..., i] for i in order], -1)
+
+
+def byte_matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
+    """`a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
+    bits <= 32. Fastest where b is column-major. Exact on machines where `pays` is true."""
+    if a.shape[-1] < 2:
+        return (a.to(torch.int64) @ b.to(torch.int64)) & ((1 << bits) - 1 if bits < 64 else -1)
+    batch = broadcast(a.shape[:-2], b.shape[:-2])
+    out = torch.empty((*batch, a.shape[-2], b.shape[-1]), dtype=torch.int64)
+    left, right = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
+    for at in itertools.product(*(range(n) for n in batch)):
+        _one(left[at], right[at].t(), bits, out[at])
+    return out
+
+
+def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
+    """a [M, K], b [N, K], out [M, N]."""
+    count = -(-bits // 8)
+    depth, columns = a.shape[1], b.shape[0]
+    size = -(-depth // -(-depth // _DEPTH))  # of equal pieces: torch's kernel is wrong for an inner length of 1
+    pieces = [slice(start, min(start + size, depth)) for start in range(0, depth, size)]
+    left = [_digits(a[:, piece], count, True) for piece in pieces]
+    step = max(_LEAST_COLUMNS, _BLOCK // (count * size))
+    for start in range(0, columns, step):
+        block = b[start : start + step]
+        total = torch.zeros((a.shape[0], block.shape[0]), dtype=torch.int32 if bits <= 32 else torch.int64)
+        for piece, digits in zip(pieces, left, strict=True):
+            width = piece.stop - piece.start
+            other = _digits(block[:, piece], count, False)
+            for s in range(count):
+                part = torch._int_mm(digits[:, (count - 1 - s) * width :], other[:, : (s + 1) * width].t())
+                total.add_(part, alpha=1 << 8 * s)
+        out[:, start : start + step] = total
+    if bits < 64:
+        out.bitwise_and_((1 << bits) - 1)
+
+
+@cache
+def pays() -> bool:
+    """Whether this machine multiplies 8-bit integers exactly (some round sums of two products to 16 bits) and much faster
+    than float64. Tried once in a process."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    rows, depth, columns = 256, 2048, 512
+    ends = torch.tensor([-128, 127, -128, -128], dtype=torch.int8)
+    a, b = ends.repeat(rows, depth // 4), ends.flip(0).repeat(columns, depth // 4).t()
+    x, y = a.double(), b.double()
+    try:
+        if not torch.equal(torch._int_mm(a, b).double(), x @ y) or not torch.equal(
+            torch._int_mm(a, a.t()).double(), x @ x.t()
+        ):
+            return False
+    except RuntimeError:  # no such kernel in this build
+        return False
+
+    def seconds(left: Tensor, right: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> float:
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            product(left, right)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return seconds(a, b, torch._int_mm) * _LEAST_GAIN < seconds(x, y, torch.matmul)
