@@ -75,6 +75,38 @@ def seconds(rows: Sequence[Row]) -> str:
     return Table("", "", header, tuple(lines)).markdown()
 
 
+def prompts(rows: Sequence[Row]) -> str:
+    """Measured costs of a prompt of GPT-2 base, up to its first token."""
+    lines = []
+    for row in sorted((r for r in rows if r.cell.measure == "prompt" and r.model == GPT2), key=lambda r: r.cell.prompt):
+        memory = row.measured.get("peak_memory_bytes", {})
+        lines.append(
+            (
+                f"{row.cell.prompt:,}".replace(",", " "),
+                row.label,
+                f"{row.rounds:.0f}",
+                byte_count(row.bytes_sent),
+                byte_count(row.offline_bytes),
+                seconds_text(row.seconds),
+                seconds_text(row.measured["prepare_seconds"]["median"]),
+                seconds_text(row.measured["dealer_seconds"]["median"]),
+                byte_count(memory["party"]) if "party" in memory else "-",
+            )
+        )
+    header = (
+        "prompt",
+        "suite, policy",
+        "rounds",
+        "sent",
+        "dealt",
+        "seconds",
+        "before it",
+        "dealer's seconds",
+        "party's memory",
+    )
+    return Table("", "", header, tuple(lines)).markdown()
+
+
 def growth(rows: Sequence[Row]) -> str:
     """The fitted exponent of each policy's bytes."""
     lines = [
@@ -123,6 +155,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "suites": suites,
     "policies": policies,
     "seconds": seconds,
+    "prompts": prompts,
     "growth": growth,
     "against-full": against_full,
     "peers": peers,
