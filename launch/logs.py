@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 
 TEXT = "%(asctime)s %(levelname)s %(message)s"
@@ -29,8 +30,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(format: str, level: str) -> None:
-    """Log to standard error from now on. format: text or json. level: of this project; of other packages, warnings."""
+    """Log to standard error from now on. format: text or json. level: of this project; of other packages, warnings.
+
+    Python's own warnings become events too. One of them says nothing here: a session that a lost peer ends drops protocols
+    that had not begun, of which Python says that they were never awaited.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mpcache").setLevel(level.upper())
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
