@@ -22,7 +22,7 @@ from tests.models.policy_cases import Case, tiny
 from tests.models.test_policies import MATRIX
 from tests.protocols.suite_harness import run_plain, run_secure
 
-STEPS = 5
+STEPS = 9  # enough for a cluster of new tokens to fill up and leave the window
 TOKENS = 40
 SAME = 2.0**-12
 CLOSE = 4e-3
@@ -42,6 +42,7 @@ def run(text: str, suite: str, parties: int, cases: int) -> tuple[int, int]:
     """(decisions made, runs whose outcome differs)."""
     policy = parse(text)
     a = tiny(heads=8, groups=4)
+    policy.check(a, TOKENS)
     made = wrong = 0
     for seed in range(10**6):
         case = Case(a, TOKENS, STEPS, seed)

@@ -76,6 +76,15 @@ def test_same_tokens_stay_and_count(text: str, suite: str, parties: int) -> None
         assert (value - expected).abs().max() < 2.0**-12
 
 
+@pytest.mark.parametrize("parties", [2, 3])
+def test_a_cluster_of_new_tokens_is_chosen_as_any_other(parties: int) -> None:
+    """Twelve more tokens than the prompt's: two clusters of four fill up token by token and leave the window of four."""
+    case = Case(tiny(heads=4, groups=2), tokens=14, steps=12, seed=5)
+    plain, found = outcomes("mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window=4,sharing=1", "masked", parties, case)
+    for expected, value in zip(plain, found, strict=True):
+        assert (value - expected).abs().max() < 4e-3
+
+
 EVERYTHING = [
     "mpcache:static=1,dynamic=1,sharing=1",
     "streaming-llm:budget=1",
