@@ -79,7 +79,6 @@ def prompts(rows: Sequence[Row]) -> str:
     """Measured costs of a prompt of GPT-2 base, up to its first token."""
     lines = []
     for row in sorted((r for r in rows if r.cell.measure == "prompt" and r.model == GPT2), key=lambda r: r.cell.prompt):
-        memory = row.measured.get("peak_memory_bytes", {})
         lines.append(
             (
                 f"{row.cell.prompt:,}".replace(",", " "),
@@ -90,20 +89,9 @@ def prompts(rows: Sequence[Row]) -> str:
                 seconds_text(row.seconds),
                 seconds_text(row.measured["prepare_seconds"]["median"]),
                 seconds_text(row.measured["dealer_seconds"]["median"]),
-                byte_count(memory["party"]) if "party" in memory else "-",
             )
         )
-    header = (
-        "prompt",
-        "suite, policy",
-        "rounds",
-        "sent",
-        "dealt",
-        "seconds",
-        "before it",
-        "dealer's seconds",
-        "party's memory",
-    )
+    header = ("prompt", "suite, policy", "rounds", "sent", "dealt", "seconds", "before it", "dealer's seconds")
     return Table("", "", header, tuple(lines)).markdown()
 
 
