@@ -226,8 +226,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     )
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
-        f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). Tables, masks "
-        "and the dealer's work are not in them, which is most of a prompt's time where products are fast."
+        f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
+        "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
     )
     how = "exact" if found.exact else "exact but for rounding to bytes in the prompt's openings"
     out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s: {how}.")
