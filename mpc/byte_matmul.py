@@ -36,7 +36,7 @@ def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
 
 def byte_matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
     """`a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
-    bits <= 32. Fastest where b is column-major. Exact on machines where `pays` is true."""
+    bits <= 32. Fastest where b is column-major. Exact on machines where `exact` is true."""
     if a.shape[-1] < 2:
         return (a.to(torch.int64) @ b.to(torch.int64)) & ((1 << bits) - 1 if bits < 64 else -1)
     batch = broadcast(a.shape[:-2], b.shape[:-2])
@@ -69,22 +69,31 @@ def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
         out.bitwise_and_((1 << bits) - 1)
 
 
+def _largest_digits() -> tuple[Tensor, Tensor]:
+    """[256, 2048] and column-major [2048, 512], of -128 and 127 alone."""
+    ends = torch.tensor([-128, 127, -128, -128], dtype=torch.int8)
+    return ends.repeat(256, 512), ends.flip(0).repeat(512, 512).t()
+
+
 @cache
-def pays() -> bool:
-    """Whether this machine multiplies 8-bit integers exactly (some round sums of two products to 16 bits) and much faster
-    than float64. Tried once in a process."""
+def exact() -> bool:
+    """Whether torch multiplies 8-bit integers exactly on this machine: some processors without instructions for it cut sums of
+    two products to 16 bits. Tried once in a process."""
     if not hasattr(torch, "_int_mm"):
         return False
-    rows, depth, columns = 256, 2048, 512
-    ends = torch.tensor([-128, 127, -128, -128], dtype=torch.int8)
-    a, b = ends.repeat(rows, depth // 4), ends.flip(0).repeat(columns, depth // 4).t()
-    x, y = a.double(), b.double()
+    a, b = _largest_digits()
+    pairs = ((a, b), (a, a.t()))
     try:
-        if not torch.equal(torch._int_mm(a, b).double(), x @ y) or not torch.equal(
-            torch._int_mm(a, a.t()).double(), x @ x.t()
-        ):
-            return False
+        return all(torch.equal(torch._int_mm(x, y).double(), x.double() @ y.double()) for x, y in pairs)
     except RuntimeError:  # no such kernel in this build
+        return False
+
+
+@cache
+def pays() -> bool:
+    """Whether `byte_matmul` is exact and fast here: products of 8-bit integers take much less time than those of float64.
+    Tried once in a process; no result depends on it."""
+    if not exact():
         return False
 
     def seconds(left: Tensor, right: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> float:
@@ -95,4 +104,5 @@ def pays() -> bool:
             best = min(best, time.perf_counter() - start)
         return best
 
-    return seconds(a, b, torch._int_mm) * _LEAST_GAIN < seconds(x, y, torch.matmul)
+    a, b = _largest_digits()
+    return seconds(a, b, torch._int_mm) * _LEAST_GAIN < seconds(a.double(), b.double(), torch.matmul)

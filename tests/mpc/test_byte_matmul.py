@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,14 +12,9 @@ from torch import Tensor
 
 from mpc import byte_matmul as module
 from mpc import ring
-from mpc.byte_matmul import byte_matmul, pays
+from mpc.byte_matmul import byte_matmul, exact, pays
 
-EXACT = bool(
-    (
-        torch._int_mm(torch.full((32, 64), -128, dtype=torch.int8), torch.full((64, 32), -128, dtype=torch.int8)) == 1 << 20
-    ).all()
-)
-needs_bytes = pytest.mark.skipif(not EXACT, reason="this machine's product of 8-bit integers is not exact: never used")
+needs_bytes = pytest.mark.skipif(not exact(), reason="this machine's product of 8-bit integers is not exact: never used")
 ALL = (1, 8, 9, 18, 30, 31, 32, 33, 44, 56, 57, 63, 64)
 
 
@@ -65,7 +62,7 @@ def test_batches_broadcast_and_columns_come_in_blocks(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("used", [False, True])
 def test_both_ways_give_the_same(used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if used and not EXACT:
+    if used and not exact():
         pytest.skip("not exact here: never used")
     calls: list[int] = []
     monkeypatch.setattr(ring, "byte_matmul_pays", lambda: used)
@@ -78,13 +75,32 @@ def test_both_ways_give_the_same(used: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert bool(calls) == used
 
 
-def test_a_kernel_that_rounds_or_is_missing_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """The machine is tried again in the test, and after it."""
+    for tried in (exact, pays):
+        tried.cache_clear()
+    yield
+    for tried in (exact, pays):
+        tried.cache_clear()
+
+
+@needs_bytes
+def test_a_kernel_that_rounds_is_not_used(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the 16-bit sums of processors without instructions for 8-bit products."""
     true = torch._int_mm
-    pays.cache_clear()
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: true(a, b).clamp(max=2**15))
     assert not pays()
-    pays.cache_clear()
-    monkeypatch.delattr(torch, "_int_mm")
+
+
+def test_a_missing_kernel_is_not_used(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "_int_mm", raising=False)
     assert not pays()
-    pays.cache_clear()
+
+
+@needs_bytes
+def test_a_slow_kernel_is_not_used(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact, but by way of float64."""
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.double() @ b.double()).int())
+    assert exact()
+    assert not pays()
