@@ -77,8 +77,8 @@ def _largest_digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def exact() -> bool:
-    """Whether torch multiplies 8-bit integers exactly on this machine: some processors without instructions for it cut sums of
-    two products to 16 bits. Tried once in a process."""
+    """Whether torch multiplies 8-bit integers exactly on this machine: some processors without instructions for it cut
+    sums of two products to 16 bits. Tried once in a process."""
     if not hasattr(torch, "_int_mm"):
         return False
     a, b = _largest_digits()
