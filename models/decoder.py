@@ -70,6 +70,7 @@ class Decoder:
                     f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
                 )
         self.suite = suite
+        suite.begin(architecture.layers + 1)
         self.architecture = architecture
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
@@ -112,12 +113,14 @@ class Decoder:
         suite, a = self.suite, self.architecture
         tokens = self._checked(one_hot, cache, position)
         angles = self._angles(position, tokens)
+        suite.at(0)
         with suite.ledger.timed("embedding"):
             h = await suite.embed(one_hot, self._weights["embedding.tokens"])
             if a.rotary is None:
                 h = h + self._weights["embedding.positions"][position : position + tokens]
         self._probe("embedding", h)
         for layer in range(a.layers):
+            suite.at(layer)
             rows = 1 if last_only and layer == a.layers - 1 else tokens
             with suite.ledger.timed(f"layer {layer}/attention"):
                 h = await self._attention(h, cache, layer, angles, rows)
@@ -128,6 +131,7 @@ class Decoder:
             if progress is not None:
                 progress(layer + 1, a.layers)
         cache.seen += tokens
+        suite.at(a.layers)
         with suite.ledger.timed("head"):
             (logits,) = await suite.norm_linear(h, a.norm, [self._head])
         await cache.settle()

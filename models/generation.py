@@ -8,7 +8,7 @@ the client is not asked for anything after its prompt (and, for "sample", its no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -67,7 +67,8 @@ class Endpoint(Protocol):
     """Where a party's program meets the client (and the person who watches)."""
 
     def emit(self, step: int, share: OutputShare) -> bool:
-        """This party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V] ("logits").
+        """This party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V] ("logits"), with the
+        flags of what left its range on the way to it.
 
         False ends the generation; all parties and the dealer must return the same.
         """
@@ -123,7 +124,7 @@ async def generate(
                 scores = logits if noise is None else await suite.rounded(logits) + noise[step : step + 1]
                 one_hot = await suite.argmax(scores)
                 share = suite.output((one_hot * indices).sum(-1))
-        more = endpoint.emit(step, share)
+        more = endpoint.emit(step, replace(share, flags=suite.flags()))
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
             return step + 1

@@ -30,6 +30,10 @@ from protocols import schedule
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
+RANGE_KINDS = ("residual", "score", "value", "activation", "logits")
+"""What may leave its declared range, one row of `OutputShare.flags` each: the norm of a row of the residual stream, the
+spread of a row of attention scores, a cached value, the input of an activation function (or its factor), a logit."""
+
 
 class Value(ABC):
     """A tensor inside a suite. Everything here is local and exact.
@@ -109,12 +113,14 @@ class OutputShare:
     """One party's share of a result, for the one receiver who is to learn it.
 
     share: int64 [any], additive in Z_2^bits with `fraction_bits`; for the suite `plain` the float result itself. At the
-    dealer and in `estimate` a tensor on the meta device.
+    dealer and in `estimate` a tensor on the meta device. flags: this party's XOR share of the range flags, see
+    `Suite.flags`; None where the suite has none.
     """
 
     share: Tensor
     bits: int
     fraction_bits: int
+    flags: Tensor | None = None
 
 
 class Suite(ABC):
@@ -135,6 +141,25 @@ class Suite(ABC):
         self.ledger = ledger
         self.device = torch.device(device)
         self.scheduler = schedule.Scheduler(self._flush)
+        self.places = 1
+        self.place = 0
+
+    def begin(self, places: int) -> None:
+        """A program with so many places begins: the layers, and the head after them."""
+        self.places = places
+        self.place = 0
+
+    def at(self, place: int) -> None:
+        """What follows belongs to this layer (or to the head): its bounds apply, its range flags are set."""
+        self.place = place
+
+    def flags(self) -> Tensor | None:
+        """This party's XOR share of the range flags since the last call: int64 words [kinds, places], or None.
+
+        kinds: `RANGE_KINDS`. A word is zero when no value of that kind left its declared range there, and a uniformly
+        random word otherwise (zero by chance: 2^-64). Only the client opens them, with the answer that they belong to.
+        """
+        return None
 
     @property
     def public_device(self) -> torch.device:
