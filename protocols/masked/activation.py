@@ -66,7 +66,7 @@ def curve(kind: str) -> Piecewise:
 
 
 async def activation(c: Context, x: Masked, kind: str) -> Shared:
-    """[f(x)] in x's ring with x's fraction bits. 1 round; x.frac + magnitude + 2 <= x.bits."""
+    """[f(x)] in x's ring with x's fraction bits. 1 round; |x| < 2^(x.bits - x.frac - 1). f(x) > -1."""
     if kind == "relu":
         negative = await less_than_zero(c, x)
         return c.shared(x).add(negative.times(x).negate())
