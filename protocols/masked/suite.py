@@ -450,7 +450,8 @@ class MaskedSuite(Suite):
             epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
             moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=self.device))
             opened = await open_value(c, moment)
-            self.flag("residual", opened, 4.0**residual, signed=False, width=8)
+            near = opened.to_ring(min(opened.bits, opened.frac + 2 * residual + 7))  # norms up to eleven times the bound
+            self.flag("residual", near, 4.0**residual, signed=False, width=8)
             high = squares.frac + 2 * residual + 1
             low_bit = max(epsilon.bit_length() - 1, 1)
             inverse = await power(c, opened.to_ring(high + 1), low_bit, high, -0.5, math.sqrt(width))
@@ -644,7 +645,8 @@ class MaskedSuite(Suite):
         """gelu, gelu_tanh, silu or relu."""
         t = self.as_tensor(x)
         with operation(kind):
-            m = await self.masked(t, self.fraction_bits, t.needs(self.fraction_bits))
+            f = self.fraction_bits
+            m = await self.masked(t, f, max(t.needs(f), activations.least_bits(kind, f)))
             out = self.new(await activations.activation(self.context, m, kind), t.magnitude)
             out.positive = True
             return out
