@@ -7,7 +7,7 @@ makes all shares itself and runs all parties (`launch.in_process`); no command t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,9 @@ from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
 from mpc.tape import DealerTape, PartyTape, Tape
+from parties.failures import RangeExceeded
 from protocols.plain import Recorder
+from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
@@ -50,9 +52,11 @@ class ProbeError:
 
 @dataclass
 class Measurement:
-    """One run's values: `points` in order of their appearance, (step, name) -> tensor."""
+    """One run's values: `points` in order of their appearance, (step, name) -> tensor. findings: what left its declared
+    range on the way to the logits, where the suite says so."""
 
     points: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    findings: tuple[RangeFinding, ...] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -81,7 +85,7 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
     weights = _WeightShares(checkpoint, parties)
     prompts = [_share(one_hot_rows(part, architecture.vocabulary), 0, parties) for part in _parts(ids)]
 
-    def program(suite: Suite, index: int | None) -> list[tuple[str, OutputShare]]:
+    def program(suite: Suite, index: int | None) -> tuple[list[tuple[str, OutputShare]], Tensor | None]:
         seen: list[tuple[str, OutputShare]] = []
 
         def probe(name: str, value: Value) -> None:
@@ -93,20 +97,21 @@ def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parti
         loaded = suite.run(load_weights(suite, architecture, own))
         decoder = Decoder(suite, architecture, loaded, probe=probe)
         _forward(suite, decoder, ids, [None if index is None else shares[index] for shares in prompts])
-        return seen
+        return seen, suite.flags()
 
     def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
         return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
 
-    def party(channel: MemoryChannel, tape: PartyTape) -> list[tuple[str, OutputShare]]:
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[tuple[str, OutputShare]], Tensor | None]:
         return program(suite(tape, channel), channel.party)
 
     def dealer(tape: DealerTape) -> None:
         program(suite(tape, None), None)
 
     outputs, _ = run_in_process(parties, party, dealer)
-    found = Measurement()
-    for entries in zip(*outputs, strict=True):
+    values, flags = zip(*outputs, strict=True)
+    found = Measurement(findings=_findings(flags, 0, suite_name, options))
+    for entries in zip(*values, strict=True):
         name = entries[0][0]
         step = STEPS[(STEPS[0], name) in found.points]
         found.points[step, name] = _open([share for _, share in entries])
@@ -120,11 +125,14 @@ def generated(
     suite_name: str,
     parties: int,
     decided: list[Tensor] | None = None,
+    findings: list[RangeFinding] | None = None,
     **options: Any,
 ) -> list[int]:
     """Tokens generated greedily on shares, with all parties and the dealer in this process.
 
-    decided: a list that gets what the policy kept in every decision, see `launch.deciding`.
+    decided: a list that gets what the policy kept in every decision, see `launch.deciding`. findings: a list that gets what
+    left its range on the way to the first token that is not returned for that reason; without one that raises
+    `RangeExceeded`.
     """
     architecture = checkpoint.architecture
     weights = _WeightShares(checkpoint, parties)
@@ -151,7 +159,15 @@ def generated(
     tokens, decisions = zip(*outputs, strict=True)
     if decided is not None:
         decided += [_open(shares) for shares in zip(*decisions, strict=True)]
-    return [round(float(_open(shares).item())) for shares in zip(*tokens, strict=True)]
+    opened: list[int] = []
+    for step, shares in enumerate(zip(*tokens, strict=True)):
+        if found := _findings([share.flags for share in shares], step, suite_name, options):
+            if findings is None:
+                raise RangeExceeded(found)
+            findings += found
+            break
+        opened.append(round(float(_open(shares).item())))
+    return opened
 
 
 class _Kept:
@@ -241,6 +257,14 @@ def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
     for share in shares:
         rest -= share
     return [*shares, rest]
+
+
+def _findings(
+    flags: Sequence[Tensor | None], step: int, suite_name: str, options: Mapping[str, Any]
+) -> tuple[RangeFinding, ...]:
+    """What the parties' shares of an output's range flags say; nothing where the suite has none."""
+    shares = [share for share in flags if share is not None]
+    return findings_in(open_flags(shares), step, suite_name, options) if shares else ()
 
 
 def _open(shares: Sequence[OutputShare]) -> Tensor:

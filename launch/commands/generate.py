@@ -64,6 +64,8 @@ def run(
 
     Without --config, two or more compute parties, a dealer and a model owner run as temporary processes of this machine.
     With --config, running parties that hold the model are asked, and --model gives only config.json and the tokenizer.
+    Exit code 3 when a value left its declared range: the answer then ends before the token that would be wrong, and the
+    last line says what to do.
     """
     text = read_prompt(prompt, prompt_file)
     assert text is not None
@@ -81,12 +83,12 @@ def run(
         answer = _ask_local(model, text, wishes, parties or 2, check_device(device or "cpu"), not as_json)
     if as_json:
         print_json(answer_json(answer, wishes))
-    else:
+    elif (first := answer.result.first_token_seconds) is not None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
-        first = answer.result.first_token_seconds
         err.print(
             f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens, suite {suite}: first after {first:.2f} s{each}"
         )
+    answer.result.check_range(answer.text)
 
 
 def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
         "text": answer.text,
         "tokens": answer.result.tokens,
         "prompt_tokens": answer.prompt_tokens,
-        "stopped": answer.result.stopped,
+        "finish_reason": answer.result.finish_reason,
+        "findings": [finding.to_json() for finding in answer.result.findings],
         "suite": wishes.suite,
         "decoding": wishes.decoding,
         "session": answer.result.session,
