@@ -142,5 +142,5 @@ def _precise(deviation: Tensor, rows: Tensor, largest: Tensor) -> Tensor:
 
 def provable_bounds(weight: Tensor, bias: Tensor | None) -> Tensor:
     """What |x W + b| cannot exceed for any normalised input x, by column: sqrt(D) |W_j| + |b_j|. [D, out] -> [out]."""
-    bound = weight.square().sum(0).sqrt() * weight.shape[0] ** 0.5
+    bound: Tensor = weight.square().sum(0).sqrt() * float(weight.shape[0] ** 0.5)
     return bound if bias is None else bound + bias.abs()

@@ -128,7 +128,8 @@ class Client:
     ) -> GenerationResult:
         """Generate up to `new_tokens` tokens after the prompt.
 
-        model: a reference, an id or a name. options: of the suite; they go over the bounds that the model's owner gave. policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
+        model: a reference, an id or a name. options: of the suite; they go over the bounds that the model's owner gave.
+        policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
         (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
         the most likely token, or samples at `temperature` with
         `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end the generation

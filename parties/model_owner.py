@@ -40,6 +40,7 @@ def share_model(
     fraction_bits: int = 16,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ranges: Ranges | None = None,
+    calibrated: bool = True,
 ) -> ModelReference:
     """Share a checkpoint's weights, each as round(w 2^fraction_bits) in Z_2^64, among all parties of `config`.
 
@@ -47,7 +48,7 @@ def share_model(
     is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
 
     ranges: public bounds by suite, which clients use unless they say otherwise; by default those of the calibration beside
-    the checkpoint, if there is one that fits it.
+    the checkpoint, if there is one that fits it and `calibrated`.
 
     Raises `CheckpointError`, `RangeError` (a weight that is not finite), `PeerError`, or what a party refuses it with.
     """
@@ -57,9 +58,9 @@ def share_model(
     directory = Path(checkpoint_directory)
     checkpoint = load_checkpoint(directory)
     shapes = checkpoint.architecture.weight_shapes()
-    if ranges is None:
+    if ranges is None and calibrated:
         found = find(directory, checkpoint.architecture)
-        ranges = {} if found is None else found.suites
+        ranges = None if found is None else found.suites
     identity = check(config.certificates, config.name)
     reference = ModelReference(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges

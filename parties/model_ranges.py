@@ -17,18 +17,20 @@ MOST_BYTES = 1 << 14
 Ranges = Mapping[str, Mapping[str, int | str]]
 
 
-def pack_ranges(suites: Ranges) -> str:
-    """Canonical JSON; suites without bounds of their own are left out. Raises `ConfigurationError` when they are too many."""
-    text = json.dumps({s: dict(o) for s, o in suites.items() if o}, sort_keys=True, separators=(",", ":"))
+def pack_ranges(suites: Ranges | None) -> str:
+    """Canonical JSON, or nothing for a model that was never calibrated. Raises `ConfigurationError` where it is too long."""
+    if suites is None:
+        return ""
+    text = json.dumps({suite: dict(bounds) for suite, bounds in suites.items()}, sort_keys=True, separators=(",", ":"))
     if len(text) > MOST_BYTES:
         raise ConfigurationError(f"the model's bounds take {len(text)} bytes, at most {MOST_BYTES} are shared")
     return text
 
 
-def unpack_ranges(text: str, sender: str) -> dict[str, dict[str, int | str]]:
-    """From what a peer sent; empty for a model without a calibration. Raises `WireError` naming the sender."""
+def unpack_ranges(text: str, sender: str) -> dict[str, dict[str, int | str]] | None:
+    """From what a peer sent; None for a model that was never calibrated. Raises `WireError` naming the sender."""
     if not text:
-        return {}
+        return None
     if len(text.encode()) > MOST_BYTES:
         raise WireError(f"{sender} sent bounds of {len(text)} characters, at most {MOST_BYTES} bytes are expected")
     try:

@@ -23,7 +23,8 @@ from parties.model_ranges import Ranges, unpack_ranges
 class ModelReference:
     """A shared model: its random id, its owner's name for it, and its public architecture.
 
-    ranges: its owner's public bounds by suite, options of every session that does not say otherwise.
+    ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
+    was never calibrated.
     """
 
     id: str
@@ -31,11 +32,11 @@ class ModelReference:
     architecture: Architecture
     owner: str
     parties: tuple[str, ...]
-    ranges: Ranges = field(default_factory=dict, hash=False)
+    ranges: Ranges | None = field(default=None, hash=False)
 
     def options(self, suite: str, given: Mapping[str, Option] | None = None) -> dict[str, Option]:
         """A session's options: the owner's bounds for this suite, and over them what is given."""
-        return {**self.ranges.get(suite, {}), **(given or {})}
+        return {**(self.ranges or {}).get(suite, {}), **(given or {})}
 
 
 def connect_all(

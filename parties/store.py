@@ -33,7 +33,7 @@ WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be sh
 
 class StoredModel(BaseModel):
     """The public facts of a stored model. index: whose share it is; seeded: the share is expanded from a seed; ranges: the
-    owner's bounds by suite."""
+    owner's bounds by suite, None where the model was never calibrated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -45,7 +45,7 @@ class StoredModel(BaseModel):
     index: Annotated[int, Field(ge=0)]
     fraction_bits: int
     seeded: bool
-    ranges: dict[str, dict[str, int | str]] = {}
+    ranges: dict[str, dict[str, int | str]] | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in order."""
@@ -115,7 +115,7 @@ class ModelStore:
         try:
             facts = StoredModel.model_validate_json((folder / "model.json").read_bytes())
             shapes = facts.shapes()
-            checked_ranges(facts.ranges, f"{folder}/model.json")
+            checked_ranges(facts.ranges or {}, f"{folder}/model.json")
         except (OSError, ValidationError, ConfigurationError) as error:
             raise CheckpointError(
                 f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"

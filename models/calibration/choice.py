@@ -12,8 +12,8 @@ from protocols.ranges import MARGIN, RANGES, bounds_in_force, declared_kinds, la
 
 @dataclass(frozen=True)
 class Excess:
-    """A kind's largest value where it does not fit. place: layer, or the number of layers for the head. limit: what the bound
-    in force allows. option: what to declare; None where no bound that the suite has would do."""
+    """A kind's largest value where it does not fit. place: layer, or the number of layers for the head. limit: what the
+    bound in force allows. option: what to declare; None where no bound that the suite has would do."""
 
     kind: str
     place: int
@@ -52,14 +52,13 @@ def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
 
 
 def excesses(suite: str, options: Mapping[str, object], extremes: Extremes, margin: float = 1.0) -> list[Excess]:
-    """What does not fit the bounds in force, the worst place of each kind, with the option that would hold it (and a margin of
-    one bit where the suite has it)."""
+    """What, times `margin`, does not fit the bounds in force: the worst place of each kind, with the option that would hold
+    it (and a margin of one bit where the suite has it)."""
     found: list[Excess] = []
     for kind, bounds in bounds_in_force(suite, options).items():
         values = extremes.kinds[kind]
-        over = {
-            n: x / largest(kind, bounds.at(n)) for n, x in enumerate(values) if x * margin >= largest(kind, bounds.at(n))
-        }
+        shares = [margin * x / largest(kind, bounds.at(n)) for n, x in enumerate(values)]
+        over = {n: share for n, share in enumerate(shares) if share >= 1}
         if not over:
             continue
         place = max(over, key=over.__getitem__)

@@ -28,7 +28,6 @@ from protocols.ranges import RANGES, checked_ranges
 from protocols.registry import SUITES
 
 FILE = "mpcache.json"
-FORMAT = 1
 MOST_BYTES = 1 << 22
 WORTH_NOTING = 1 << 28  # bytes of weights whose digest takes long enough to note their files' times again
 
@@ -53,8 +52,8 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Chosen options by suite, the extremes that they come from, and where they are: `file` is None where the folder cannot be
-    written. state: "found" in the file, "made" because there was none, "stale": made because it did not fit."""
+    """Chosen options by suite, the extremes that they come from, and where they are: `file` is None where the folder cannot
+    be written. state: "found" in the file, "made" because there was none, "stale": made because it did not fit."""
 
     suites: Options
     extremes: Extremes = field(repr=False)
@@ -135,7 +134,7 @@ def make(
     from importlib.metadata import version
 
     record = Record(
-        format=FORMAT,
+        format=1,
         version=version("mpcache"),
         model_digest=digest,
         stamps=_stamps(directory),
