@@ -124,7 +124,7 @@ class CryptenSuite(Suite):
         party = self.session.party
         return CryptenWeight(_columns(taken), self.weight_fraction_bits, party, _columns(difference), None)
 
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None) -> Value:
         """A secret input from this party's share."""
         return self._value(self._take("input", shape, share), fraction_bits)
 
@@ -313,7 +313,7 @@ class CryptenSuite(Suite):
             return self._value(maximum.argmax(self.session, x.share), 0)
 
     # ---- the cache -------------------------------------------------------------------------------------------------
-    async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
+    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> Value:
         """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`."""
         x = _own_value(new)
         if self._own is not None:
