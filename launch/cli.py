@@ -14,6 +14,7 @@ import typer
 from launch import signals
 from launch.commands import (
     bench,
+    calibrate,
     certs,
     check,
     client,
@@ -55,6 +56,7 @@ app.command("model-owner")(model_owner.run)
 app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
+app.command("calibrate")(calibrate.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)

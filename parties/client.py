@@ -144,7 +144,8 @@ class Client:
     ) -> GenerationResult:
         """Generate up to `new_tokens` tokens after the prompt.
 
-        model: a reference, an id or a name. policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
+        model: a reference, an id or a name. options: of the suite; they go over the bounds that the model's owner gave.
+        policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
         (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
         the most likely token, or samples at `temperature` with
         `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end the generation
@@ -172,7 +173,7 @@ class Client:
             architecture=architecture_hash(reference.architecture),
             suite=suite,
             fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
-            options=dict(options or {}),
+            options=reference.options(suite, options),
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,

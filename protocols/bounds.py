@@ -16,8 +16,6 @@ from mpc.errors import RangeError
 
 _RUN = re.compile(r"(\d{1,2})(?:\*(\d{1,4}))?")
 MOST_PLACES = 1 << 12
-LIMITS = {"residual": (4, 18), "score": (5, 10), "value": (2, 12), "activation": (3, 12), "logits": (3, 12)}
-"""Kind of `protocols.suite.RANGE_KINDS` -> the smallest and the largest bound that its option may have."""
 
 
 @dataclass(frozen=True)

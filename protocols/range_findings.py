@@ -9,7 +9,6 @@ learns, in a flagged session only, up to 64 random parities of which values were
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,8 +16,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from protocols.bounds import LIMITS, Bounds
-from protocols.registry import suite_class
+from protocols.bounds import Bounds
+from protocols.ranges import RANGES, bounds_in_force, largest
 from protocols.suite import RANGE_KINDS
 
 Place = int | Literal["head"]
@@ -31,7 +30,6 @@ _WORDS = {
     "activation": ("activations", "their", "up to"),
     "logits": ("logits", "their", "up to"),
 }
-_SCORE_MARGIN = 8  # a row's spread stays below 2^score - 8
 _CALIBRATE = "calibrate the model with text like this prompt (mpcache calibrate)"
 
 
@@ -55,8 +53,8 @@ class RangeFinding:
         """One line for a person: kind, place, bound, token (from 1) and remedy."""
         what, whose, limit = _WORDS[self.kind]
         place = "at the head" if self.layer == "head" else f"of layer {self.layer}"
-        largest = "" if self.bound is None else f" ({limit} {_largest(self.kind, self.bound)})"
-        return f"{what} {place} left {whose} range{largest} at token {self.step + 1}: {self._remedy}"
+        declared = "" if self.bound is None else f" ({limit} {largest(self.kind, self.bound):g})"
+        return f"{what} {place} left {whose} range{declared} at token {self.step + 1}: {self._remedy}"
 
     @property
     def _remedy(self) -> str:
@@ -71,14 +69,9 @@ class RangeFinding:
             "kind": self.kind,
             "layer": self.layer,
             "step": self.step,
-            "bound": None if self.bound is None else _largest(self.kind, self.bound),
+            "bound": None if self.bound is None else int(largest(self.kind, self.bound)),
             "message": self.message,
         }
-
-
-def _largest(kind: str, bound: int) -> int:
-    """The largest value that a bound admits: of a norm, a spread or an absolute value."""
-    return (1 << bound) - (_SCORE_MARGIN if kind == "score" else 0)
 
 
 def summary(findings: Sequence[RangeFinding]) -> str:
@@ -100,31 +93,21 @@ def findings_in(
 ) -> tuple[RangeFinding, ...]:
     """What opened flags [kinds, places] say, in the order of the computation: by layer, the head last. A clean output has
     none. suite, options: the session's, for the bounds in force."""
-    places = flags.shape[1]
+    places, declared = flags.shape[1], bounds_in_force(suite, options)
     found: list[RangeFinding] = []
     for place, kind in (flags.T != 0).nonzero().tolist():
         name = RANGE_KINDS[kind]
-        option, bounds = _in_force(name, suite, options)
-        raised = None if bounds is None else _raised(option, bounds, place, places)
+        bounds = declared.get(name)
+        raised = None if bounds is None else _raised(name, bounds, place, places)
         layer: Place = "head" if place == places - 1 else place
         found.append(RangeFinding(name, layer, step, None if bounds is None else bounds.at(place), raised))
     return tuple(found)
 
 
-def _in_force(kind: str, suite: str, options: Mapping[str, bool | int | float | str | None]) -> tuple[str, Bounds | None]:
-    """The option that bounds a kind, and its bounds: as given, else the suite's default; for logits, that of activations."""
-    known = inspect.signature(suite_class(suite).__init__).parameters
-    for name in (kind, "activation") if kind == "logits" else (kind,):
-        value = options.get(name, known[name].default) if name in known else None
-        if isinstance(value, int | str):
-            return (kind if kind in known else name), Bounds.parse(name, value, *LIMITS[name])
-    return kind, None
-
-
 def _raised(option: str, bounds: Bounds, place: int, places: int) -> str | None:
     """The option with a bound one larger: everywhere if it is the same everywhere, else in this place."""
     wanted = bounds.at(place) + 1
-    if wanted > LIMITS[option][1]:
+    if wanted > RANGES[option].high:
         return None
     if isinstance(bounds.option, int):
         return f"{option}={wanted}"

@@ -62,7 +62,7 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
     architecture = read_architecture(folder)
     prompt = _random_tokens(cell, architecture.vocabulary)
     with _network(cell) as lab, local_deployment(cell.parties, cell.device, lab) as deployment:
-        deployment.share_model(folder, MODEL)
+        deployment.share_model(folder, MODEL, calibrated=False)
         client = Client(deployment.client)
         reference = client.find_model(MODEL)
 

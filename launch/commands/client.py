@@ -46,6 +46,7 @@ def run(
     error says so; the next prompt is answered, and the exit code is 3 in the end.
     """
     from launch.answering import answer
+    from launch.calibrating import warn_if_never_calibrated
     from launch.serving import load_role
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
@@ -58,16 +59,18 @@ def run(
         with err.status("asking the parties") as status:
             held = client.models(lambda reason: status.update(f"waiting for {reason}"))
         table = Table(box=None, header_style="bold")
-        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions"):
+        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "calibrated"):
             table.add_column(column, overflow="fold")
         for m in held:
             a = m.architecture
-            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions))
+            said = "no" if m.ranges is None else "yes"
+            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
     wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     reference = client.find_model(name)
+    warn_if_never_calibrated(reference)
     interactive, code = sys.stdin.isatty(), 0
     while True:
         if interactive:

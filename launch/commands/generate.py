@@ -113,16 +113,18 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
 
 def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device: str, streaming: bool) -> Answer:
     from launch.answering import answer
+    from launch.calibrating import calibration_for
     from launch.local import local_deployment
     from models.checkpoint import load_checkpoint
     from parties.client import Client
 
     checkpoint = load_checkpoint(directory)
     _check_lengths(checkpoint, text, wishes)
+    calibration = calibration_for(directory, wishes.suite, wishes.options)
     shared_name = directory.resolve().name
     with err.status("starting processes") as status, local_deployment(parties, device) as deployment:
         status.update("sharing the model")
-        deployment.share_model(directory, shared_name)
+        deployment.share_model(directory, shared_name, calibration.suites)
         status.stop()
         client = Client(deployment.client)
         return answer(client, checkpoint.tokenizer, text, shared_name, wishes, streaming, deployment.watched)
@@ -139,6 +141,7 @@ def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
 
 def _ask_running(config: Path, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool) -> Answer:
     from launch.answering import answer
+    from launch.calibrating import warn_if_never_calibrated
     from launch.serving import load_role
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
@@ -153,4 +156,5 @@ def _ask_running(config: Path, directory: Path, name: str | None, text: str, wis
             f"--model {directory} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
         )
+    warn_if_never_calibrated(reference)
     return answer(client, tokenizer, text, reference, wishes, streaming)

@@ -18,6 +18,7 @@ from parties import PrivateModel, RangeExceeded, RangeFinding
 from parties import wire_pb2 as wire
 from parties.client import GenerationResult
 from parties.link import Link
+from protocols.range_findings import findings_in
 from protocols.registry import SUITES
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
@@ -199,10 +200,11 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     with pytest.raises(RangeExceeded, match="attention scores of layer 0"):
         generated(plain, PROMPT, plan, "flagged", 3)
     flagged(Flags(0, MARKS))
-    assert places(on_shares(plain, PROMPT, "flagged", 2).findings) == FOUND
+    measured = on_shares(plain, PROMPT, "flagged", 2)
+    assert measured.flags is not None
+    assert places(findings_in(measured.flags, 0, "flagged", {})) == FOUND
     flagged(Flags(None))
     assert generated(plain, PROMPT, plan, "flagged", 2) == wanted
-    assert on_shares(plain, PROMPT, "flagged", 2).findings == ()
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.bounds import LIMITS, Bounds
+from protocols.bounds import Bounds
 from protocols.range_findings import RangeFinding, findings_in, open_flags, summary
+from protocols.ranges import RANGES
 from protocols.suite import RANGE_KINDS
 
 AT = "at token 3: --suite-option"
@@ -25,17 +26,13 @@ def flags(*marks: tuple[str, int]) -> Tensor:
     return words
 
 
-def test_every_kind_has_limits() -> None:
-    assert set(LIMITS) == set(RANGE_KINDS)
-
-
 @pytest.mark.parametrize(
     ("mark", "options", "message"),
     [
         (
             ("score", 5),
             {},
-            f"attention scores of layer 5 left their range (spread up to 120) {AT} score=8, or {CALIBRATE}",
+            f"attention scores of layer 5 left their range (spread up to 112) {AT} score=8, or {CALIBRATE}",
         ),
         (
             ("residual", 0),
@@ -55,7 +52,7 @@ def test_every_kind_has_limits() -> None:
         (
             ("score", 1),
             {"score": 10},
-            f"attention scores of layer 1 left their range (spread up to 1016) at token 3: {CALIBRATE}",
+            f"attention scores of layer 1 left their range (spread up to 896) at token 3: {CALIBRATE}",
         ),
         (
             ("logits", 6),
@@ -72,7 +69,9 @@ def test_message(mark: tuple[str, int], options: dict[str, Any], message: str) -
     assert found.to_json()["message"] == found.message
     if found.option is not None:  # one that may be given as it is, and that doubles the bound there
         name, _, value = found.option.partition("=")
-        assert Bounds.parse(name, int(value) if value.isdigit() else value, *LIMITS[name]).at(mark[1]) == found.bound + 1  # type: ignore[operator]
+        raised = Bounds.parse(name, int(value) if value.isdigit() else value, RANGES[name].low, RANGES[name].high)
+        assert found.bound is not None
+        assert raised.at(mark[1]) == found.bound + 1
 
 
 def test_a_suite_without_the_option() -> None:
