@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from launch.fidelity import generated, on_shares
 from models.checkpoint import load_checkpoint
@@ -187,6 +188,30 @@ def test_real_program(parties: int, flagged: Callable[[Flags], None], tmp_path: 
         assert sampled.tokens == wanted[:2]
         flagged(Flags(None))
         assert deployment.client().generate(PROMPT, NEW, **options).tokens == wanted
+
+
+def test_remedies_lead_to_the_answer(tmp_path: Path) -> None:
+    """The flags of `masked` itself: whoever does what the findings say gets the tokens of the plaintext."""
+    torch.manual_seed(1)
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 12, "n_layer": 1, "n_head": 3}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=39, initializer_range=1.0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "loud")
+    plain = load_checkpoint(tmp_path / "loud")
+    wanted = generate_plain(plain, PROMPT, GenerationPlan(len(PROMPT), NEW))
+    options: dict[str, Any] = {"residual": 5, "score": 5, "value": 3, "logits": 3}
+    seen: set[str] = set()
+    with Deployment(tmp_path / "deployment", 2, deadline_seconds=20) as deployment:
+        model = deployment.share(tmp_path / "loud")
+        for _ in range(6):
+            result = deployment.client().generate(PROMPT, NEW, model=model, suite="masked", options=options)
+            assert result.tokens == wanted[: len(result.tokens)]
+            if result.finish_reason != "range":
+                break
+            seen |= {finding.kind for finding in result.findings}
+            for name, _, value in [str(finding.option).partition("=") for finding in result.findings]:
+                options[name] = int(value)
+    assert (result.tokens, result.findings) == (wanted, ())
+    assert seen == {"residual", "score", "logits", "value"}, options
 
 
 def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> None:
