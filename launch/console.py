@@ -16,6 +16,8 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 
 ERROR_EXIT = 2
+RANGE_EXIT = 3
+_EXITS = {"range-exceeded": RANGE_EXIT}
 
 
 class Settings:
@@ -36,6 +38,11 @@ def error_line(error: BaseException) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f" at {frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
     return f"error [internal]: {type(error).__name__}{place}; run `mpcache --debug ...` for the traceback"
+
+
+def exit_code(error: BaseException) -> int:
+    """With which code a command ends that raised this error."""
+    return _EXITS.get(error.code, ERROR_EXIT) if isinstance(error, MpcacheError) else ERROR_EXIT
 
 
 def show_error(error: BaseException) -> None:

@@ -21,11 +21,13 @@ from models.tokenizer import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.cancellation import Cancellation
 from parties.client import DEFAULT_SUITE, Client, GenerationResult
+from parties.client_session import FinishReason
 from parties.config import RoleConfig, load_config
 from parties.failures import Cancelled
 from parties.generation_options import read_options
 from parties.manifest import Option
 from parties.reference import ModelReference
+from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES
 
 Inputs = str | Sequence[int] | Tensor
@@ -33,11 +35,24 @@ Inputs = str | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class PrivateOutput:
-    """`generate(return_dict_in_generate=True)`. sequences: int64 [1, T + new], logits: [1, V] each; both secret."""
+    """`generate(return_dict_in_generate=True)`. sequences: int64 [1, T + new], logits: [1, V] each; both secret.
+
+    With finish_reason "range" the answer ends before a token on whose way a value left its range; see `findings`.
+    """
 
     sequences: Tensor = field(repr=False)
     logits: tuple[Tensor, ...] | None = field(repr=False)
     result: GenerationResult
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended: "stop", "length" or "range"."""
+        return self.result.finish_reason
+
+    @property
+    def findings(self) -> tuple[RangeFinding, ...]:
+        """What left its range on the way to the token that is not here."""
+        return self.result.findings
 
 
 class PrivateModel:
@@ -46,6 +61,10 @@ class PrivateModel:
     Every call raises `ConfigurationError` for an option that cannot work, before anything is sent, `Busy` when a party
     serves as many sessions as it may, `PeerLost` or `PeerSilent` (attribute `peer`) when a party is gone, and what else
     parties report (`mpc.errors`).
+
+    When a value leaves its declared range on the way to a token, the answer ends before that token, and a result that
+    cannot say so is none: `RangeExceeded` is raised, with the findings and what there is (`text`, `result`). Only
+    `generate(return_dict_in_generate=True)` returns, with finish_reason "range".
     """
 
     def __init__(
@@ -163,6 +182,7 @@ class PrivateModel:
                 streamer.end()
         sequences = torch.tensor([[*ids, *result.tokens]])
         if not as_dict:
+            result.check_range()
             return sequences
         rows = result.logits if options.get("output_logits") else None
         return PrivateOutput(sequences, None if rows is None else tuple(row.unsqueeze(0) for row in rows), result)
@@ -178,7 +198,8 @@ class PrivateModel:
     def stream(self, prompt: Inputs | Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
         """Pieces of the answer's text as they come. prompt: text, token ids or messages. options: as `generate`.
 
-        Leaving the iterator early (`close`, `break`) ends the session at the parties.
+        Leaving the iterator early (`close`, `break`) ends the session at the parties. `RangeExceeded` comes after the pieces
+        of its `text`.
         """
         words = self._words()
         ids = self._ids(prompt)
@@ -189,14 +210,21 @@ class PrivateModel:
         ends = set(self.reference.architecture.eos if choices.stop_ids is None else choices.stop_ids)
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
+        so_far: list[str] = []
+
+        def put(piece: str) -> None:
+            so_far.append(piece)
+            pieces.put(piece)
+
         def on_token(token: int) -> None:
             if token not in ends:
-                pieces.put(text.push(token))
+                put(text.push(token))
 
         def work() -> None:
             try:
-                self._run(ids, options, policy, suite, cancellation, on_token)
-                pieces.put(text.flush())
+                result = self._run(ids, options, policy, suite, cancellation, on_token)
+                put(text.flush())
+                result.check_range("".join(so_far))
                 pieces.put(None)
             except BaseException as error:
                 pieces.put(error)

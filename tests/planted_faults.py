@@ -489,6 +489,21 @@ FAULTS: tuple[Fault, ...] = (
         "if False:",
         ("tests/mpc/test_channel.py",),
     ),
+    # ---- at the client
+    Fault(
+        "a flagged output is taken for an answer",
+        "parties/client_session.py",
+        "        if not flags[0]:\n            return ()",
+        "        return ()",
+        ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),
+    ),
+    Fault(
+        "the parties are told of a range finding by another message",
+        "parties/client_session.py",
+        "link.send(wire.ClientMessage(finish=wire.Finish()))",
+        'link.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
+        ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
+    ),
 )
 
 

@@ -43,7 +43,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Done:
-    """The answer is complete. reason: OpenAI's "stop" or "length"."""
+    """The answer is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the way to the
+    next token, and the answer ends before it."""
 
     reason: str
     prompt_tokens: int
@@ -136,5 +137,4 @@ class Generation:
             on_token=on_token,
         )
         self._post(Text(text.flush()))
-        stopped = text.stopped or result.tokens[-1] in ends
-        return Done("stop" if stopped else "length", len(q.ids), result)
+        return Done(result.finish_reason, len(q.ids), result)
