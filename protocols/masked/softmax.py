@@ -128,12 +128,12 @@ async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
 
     counts = await open_value(c, hot.map(suffixes))
     unit = y.frac + BIN_BITS
+    lowest = -(1 << (range_bits - 1 + y.frac))
     if small:
         highest = non_zero(c, counts, range_bits - BIN_BITS).map(lambda t: t.sum(-1) << unit)
-        lowest = -(1 << (range_bits - 1 + y.frac))
     else:
         highest = (await is_zero(c, counts)).share(bits).map(lambda t: -(t.sum(-1) << unit))
-        lowest = -(1 << (range_bits - 1 + y.frac)) + ((bins - 1) << unit)
+        lowest += (bins - 1) << unit
     return c.add_public(Shared(highest.x, bits, y.frac), lowest)
 
 
