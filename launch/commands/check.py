@@ -111,7 +111,7 @@ def run(
                 "logits": asdict(effect),
                 "next_token": {"plaintext": reference.token, "shares": measured.token},
                 "same_next_token": reference.token == measured.token,
-                "flags": None if measured.flags is None else flagged(measured),
+                "flags": None if measured.flags is None else flagged(measured, reference),
                 "excesses": [asdict(excess) for excess in over],
                 "extremes": reference.extremes.kinds,
                 "details": {k: v for k, v in reference.extremes.details.items() if max(v) < float("inf")},
