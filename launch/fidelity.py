@@ -35,6 +35,8 @@ from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 STEPS = ("prefill", "decode")
+HEAD_COLUMNS = 1 << 14
+Part = tuple[Any, ...] | None
 SHARED_BITS = 16
 """Fraction bits that a model owner shares weights with by default; a suite that wants more gets zeros appended."""
 
@@ -96,15 +98,24 @@ def on_shares(
     on_progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> Measurement:
-    """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time."""
+    """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time.
+
+    The token table is cut to the rows that are asked for (the others are multiplied by 0 exactly), the head computed in
+    pieces of columns, each behind the final norm: as many shares, masks and digits as they have would not fit otherwise.
+    """
     architecture = checkpoint.architecture
     if parties < 2:
         raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
     weights = _WeightShares(checkpoint, parties)
-    prompts = [_share(one_hot_rows(part, architecture.vocabulary), 0, parties) for part in _parts(ids)]
+    used = sorted(set(ids))
+    one_hot_rows(ids, architecture.vocabulary)
+    prompts = [_share(one_hot_rows([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
 
     def program(suite: Suite, index: int | None) -> _Run:
-        run = _Run(suite, architecture, lambda name: None if index is None else weights.share(name, index, suite))
+        def own(name: str, part: Part) -> Tensor | None:
+            return None if index is None else weights.share(name, index, suite, part)
+
+        run = _Run(suite, architecture, own, used)
         rows = [None if index is None else shares[index] for shares in prompts]
         run.all(ids, rows, on_progress if index == 0 else lambda done, total: None)
         return run
@@ -133,22 +144,28 @@ def on_shares(
 class _Run:
     """One role's pass over a prompt and one more token, layer by layer. points: its shares; token: with its flags."""
 
-    def __init__(self, suite: Suite, architecture: Architecture, own: Callable[[str], Tensor | None]) -> None:
+    def __init__(
+        self, suite: Suite, architecture: Architecture, own: Callable[[str, Part], Tensor | None], used: list[int]
+    ) -> None:
         self.points: dict[tuple[str, str], OutputShare] = {}
         self.token: OutputShare | None = None
-        self._suite, self._architecture, self._own = suite, architecture, own
+        self._suite, self._architecture, self._own, self._used = suite, architecture, own, used
         self._weights: dict[str, Value] = {}
         self._step = STEPS[0]
         self._decoder = Decoder(suite, architecture, self._weights, probe=self._probe, streamed=True)
 
     def _probe(self, name: str, value: Value) -> None:
-        self.points[self._step, name] = self._suite.output(value)
+        share = self._suite.output(value)
+        before = self.points.get((self._step, name))  # pieces of logits
+        self.points[self._step, name] = share if before is None else _beside(before, share)
 
-    def _load(self, prefix: str) -> None:
+    def _load(self, prefix: str, part: Part = None) -> None:
+        """The weights with that prefix; part: these rows of a table, these columns of the head."""
         self._weights.clear()
-        for name, shape in self._architecture.weight_shapes().items():
+        for name, whole in self._architecture.weight_shapes().items():
             if name.startswith(prefix):
-                self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name)))
+                shape = whole if part is None else tuple(torch.empty(whole, device="meta")[part].shape)
+                self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name, part)))
 
     @torch.inference_mode()
     def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
@@ -158,10 +175,14 @@ class _Run:
         starts = [sum(lengths[:n]) for n in range(len(lengths))]
         cache = decoder.new_cache()
         streams: list[Value] = []
-        self._load("embedding.")
+        self._load("embedding.tokens", (torch.tensor(self._used),))
+        if a.rotary is None:
+            tokens = self._weights["embedding.tokens"]
+            self._load("embedding.positions")
+            self._weights["embedding.tokens"] = tokens
         for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
             self._step = step
-            one_hot = suite.input((length, a.vocabulary), share, 0)
+            one_hot = suite.input((length, len(self._used)), share, 0)
             streams.append(suite.run(decoder.embedded(one_hot, start)))
         for layer in range(a.layers):
             on_progress(layer, a.layers + 1)
@@ -172,11 +193,14 @@ class _Run:
                 streams[n] = suite.run(decoder.layer(streams[n], cache, layer, angles, length))
             cache.layers[layer].k = cache.layers[layer].v = None
         on_progress(a.layers, a.layers + 1)
-        self._load("head.")
-        for n, h in enumerate(streams):
-            self._step = STEPS[n]
-            logits = suite.run(decoder.head(h, cache))
-        self._choose(logits[lengths[-1] - 1 : lengths[-1]])
+        last: list[Value] = []
+        for first in range(0, a.vocabulary, HEAD_COLUMNS):
+            self._load("head.", (..., slice(first, first + HEAD_COLUMNS)))
+            for n, h in enumerate(streams):
+                self._step = STEPS[n]
+                logits = suite.run(decoder.head(h, cache))
+            last.append(logits[lengths[-1] - 1 :])
+        self._choose(suite.concat(last, -1) if len(last) > 1 else last[0])
         on_progress(a.layers + 1, a.layers + 1)
 
     def _choose(self, logits: Value) -> None:
@@ -301,19 +325,37 @@ class _WeightShares:
         self._checkpoint = checkpoint
         self._parties = parties
         self._made: dict[str, dict[int, Tensor]] = {}
+        self._whole: tuple[str, Tensor] | None = None
         self._lock = threading.Lock()
 
-    def share(self, name: str, party: int, suite: Suite) -> Tensor:
-        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants."""
+    def share(self, name: str, party: int, suite: Suite, part: Part = None) -> Tensor:
+        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants. part: an index, None for all."""
         wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
         shared = min(wanted, SHARED_BITS)
         with self._lock:
-            if name not in self._made:
-                self._made[name] = dict(enumerate(_share(self._checkpoint.weights[name], shared, self._parties)))
-            share = self._made[name].pop(party)
-            if not self._made[name]:
-                del self._made[name]
+            key = f"{name} {part}"
+            if key not in self._made:
+                self._made[key] = dict(enumerate(_share(self._values(name, part), shared, self._parties)))
+            share = self._made[key].pop(party)
+            if not self._made[key]:
+                del self._made[key]
         return share << (wanted - shared) if wanted > shared else share
+
+    def _values(self, name: str, part: Part) -> Tensor:
+        """All of a weight, or a part; the whole of one that comes in parts is kept until the next weight."""
+        if part is None:
+            self._whole = None
+            return self._checkpoint.weights[name]
+        if self._whole is None or self._whole[0] != name:
+            self._whole = None
+            self._whole = (name, self._checkpoint.weights[name])
+        return self._whole[1][part]
+
+
+def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
+    """Two pieces of the same rows."""
+    assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
+    return replace(left, share=torch.cat([left.share, right.share], -1))
 
 
 def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:

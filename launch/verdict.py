@@ -13,6 +13,8 @@ from protocols.suite import RANGE_KINDS
 
 ARGMAX_STEP = 2.0**-10
 """Logits closer than this may be taken for equal by an arg-max on shares."""
+SMALL_NORM = 2.0**-3
+"""A flagged row of the residual stream with a norm below this was too small, not too large: no bound is."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def judge(
     """tolerance: of a row's error against its norm, and of a logit's against the largest. hugging_face: (largest difference
     of plaintext's logits from transformers', what is accepted)."""
     problems = [excess.text for excess in excesses]
-    problems += flagged(measured)
+    problems += flagged(measured, reference)
     if hugging_face is not None and not hugging_face[0] <= hugging_face[1]:
         problems.append(
             f"plaintext differs from Hugging Face's logits by {hugging_face[0]:.3g}: the checkpoint is read wrongly"
@@ -97,15 +99,19 @@ def judge(
     )
 
 
-def flagged(measured: Measurement) -> list[str]:
-    """The range flags in words."""
+def flagged(measured: Measurement, reference: Measurement | None = None) -> list[str]:
+    """The range flags in words. reference: tells rows that are too large from rows that are too small."""
     if measured.flags is None:
         return []
     kinds, places = measured.flags.shape
-    return [
-        f"flagged on shares: {RANGES[RANGE_KINDS[k]].what} left their range in "
-        f"{f'layer {n}' if n < places - 1 else 'the head'}: declare more with --suite-option {RANGE_KINDS[k]}=..."
-        for k in range(kinds)
-        for n in range(places)
-        if int(measured.flags[k, n]) != 0
-    ]
+    found: list[str] = []
+    for k, n in ((k, n) for k in range(kinds) for n in range(places) if int(measured.flags[k, n]) != 0):
+        kind, where = RANGE_KINDS[k], f"layer {n}" if n < places - 1 else "the head"
+        text = f"flagged on shares: {RANGES[kind].what} left their range in {where}"
+        extremes = None if reference is None else reference.extremes
+        smallest = float("inf") if extremes is None else extremes.details["smallest norm"][n]
+        if kind == "residual" and smallest < SMALL_NORM:
+            found.append(f"{text}: one has norm {smallest:.2g}, too small for the stream's fraction bits")
+        else:
+            found.append(f"{text}: declare more with --suite-option {kind}=...")
+    return found

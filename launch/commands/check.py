@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -27,8 +27,8 @@ from launch.options import (
 )
 
 if TYPE_CHECKING:
-    from launch.fidelity import ProbeError
-    from launch.verdict import LogitsEffect
+    from launch.fidelity import Measurement, ProbeError
+    from launch.verdict import LogitsEffect, Verdict
     from models.calibration.choice import Excess
     from models.calibration.extremes import Extremes
     from models.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ def run(
 
     from launch import fidelity
     from launch.calibrating import calibration_for
-    from launch.verdict import LogitsEffect, flagged, judge
+    from launch.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
     from models.checkpoint import load_checkpoint
 
@@ -97,26 +97,9 @@ def run(
     verdict = judge(reference, measured, rows, over, tolerance, difference)
     effect = LogitsEffect.of(reference, measured)
     if as_json:
+        run_facts = {"suite": suite, "options": options, "parties": parties, "tokens": len(ids), "tolerance": tolerance}
         print_json(
-            {
-                "ok": verdict.right,
-                "verdict": verdict.line,
-                "problems": list(verdict.problems),
-                "suite": suite,
-                "options": options,
-                "parties": parties,
-                "tokens": len(ids),
-                "tolerance": tolerance,
-                "hugging_face_max_error": None if difference is None else difference[0],
-                "logits": asdict(effect),
-                "next_token": {"plaintext": reference.token, "shares": measured.token},
-                "same_next_token": reference.token == measured.token,
-                "flags": None if measured.flags is None else flagged(measured),
-                "excesses": [asdict(excess) for excess in over],
-                "extremes": reference.extremes.kinds,
-                "details": {k: v for k, v in reference.extremes.details.items() if max(v) < float("inf")},
-                "points": [asdict(row) for row in rows],
-            }
+            _report(run_facts, verdict, reference, measured, rows, over, None if difference is None else difference[0])
         )
     else:
         _show(rows, tolerance)
@@ -127,6 +110,36 @@ def run(
         out.print(Text(verdict.line, style="bold green" if verdict.right else "bold red"), soft_wrap=True)
     if not verdict.right:
         raise typer.Exit(1)
+
+
+def _report(
+    facts: dict[str, Any],
+    verdict: Verdict,
+    reference: Measurement,
+    measured: Measurement,
+    rows: list[ProbeError],
+    over: list[Excess],
+    difference: float | None,
+) -> dict[str, Any]:
+    """All that was found, for programs. facts: what was asked for; difference: from Hugging Face's logits."""
+    from launch.verdict import LogitsEffect, flagged
+
+    assert reference.extremes is not None
+    return {
+        "ok": verdict.right,
+        "verdict": verdict.line,
+        "problems": list(verdict.problems),
+        **facts,
+        "hugging_face_max_error": difference,
+        "logits": asdict(LogitsEffect.of(reference, measured)),
+        "next_token": {"plaintext": reference.token, "shares": measured.token},
+        "same_next_token": reference.token == measured.token,
+        "flags": None if measured.flags is None else flagged(measured, reference),
+        "excesses": [asdict(excess) for excess in over],
+        "extremes": reference.extremes.kinds,
+        "details": {k: v for k, v in reference.extremes.details.items() if max(v) < float("inf")},
+        "points": [asdict(row) for row in rows],
+    }
 
 
 def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:

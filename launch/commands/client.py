@@ -59,11 +59,11 @@ def run(
         with err.status("asking the parties") as status:
             held = client.models(lambda reason: status.update(f"waiting for {reason}"))
         table = Table(box=None, header_style="bold")
-        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "calibrated"):
+        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "bounds"):
             table.add_column(column, overflow="fold")
         for m in held:
             a = m.architecture
-            said = "no" if m.ranges is None else "yes"
+            said = "usual" if m.ranges is None else "own"
             table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return

@@ -35,6 +35,7 @@ from parties.client_session import ClientSession, Wanted, _Incoming
 from parties.config import load_config, make_config
 from parties.failures import from_failure, to_failure
 from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
+from parties.model_ranges import unpack_ranges
 from parties.shares import collect
 from parties.store import StoredModel
 from parties.tape_file import TapeWriter
@@ -379,6 +380,10 @@ TARGETS: dict[str, Target] = {
         lambda: [b'{"score": 8}', b'{"crypten_own": true}', b"{}"],
         lambda data: _suite_options(data),
         (ValueError, RecursionError),
+    ),
+    "model ranges": Target(
+        lambda: [b'{"masked":{"residual":"8*4 15","score":8}}', b'{"crypten":{}}', b"{}"],
+        lambda data: unpack_ranges(data.decode("utf-8", "replace"), "owner"),
     ),
     "role configuration": Target(_configurations, _in_file("role.yaml", load_config)),
     "stored model": Target(_stored, lambda data: StoredModel.model_validate_json(data).shapes(), (ValueError,)),

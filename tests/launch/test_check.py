@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from launch import fidelity
-from launch.verdict import flagged
+from launch.verdict import flagged, judge
+from models.calibration.choice import chosen, excesses
 from models.checkpoint import load_checkpoint
 from protocols.crypten_suite import CryptenSuite
 from tests.launch.conftest import Command
-from tests.models.random_checkpoints import build, save
+from tests.models.random_checkpoints import build, logits, prompt, save
 
 
 @pytest.mark.parametrize("parties", [2, 3])
@@ -70,6 +71,28 @@ def test_bounds_that_are_too_small_are_named(command: Command, tmp_path: Path) -
     assert report["verdict"].startswith("wrong: spreads of a row of attention scores reach")
     assert f"in layer 1, bound 112: --suite-option score={excess['option']}" in report["verdict"]
     assert report["hugging_face_max_error"] is None
+
+
+def test_far_logits_are_right_once_calibrated(tmp_path: Path) -> None:
+    """Logits near -300: within the usual bound the arg-max takes another token; the calibrated bounds hold them."""
+    model = build("gpt2")
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = -300.0
+        model.transformer.wte.weight[:, 0] = 1.0
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path, torch.float64)
+    ids = prompt(model, 5)
+    reference = fidelity.plaintext(checkpoint, ids)
+    assert reference.extremes is not None
+    assert reference.token == int(logits(model, ids)[-1].argmax())
+    options = chosen("masked", reference.extremes)
+    assert options["logits"] == 10
+    measured = fidelity.on_shares(checkpoint, ids, "masked", 2, **options)
+    rows = fidelity.compare(reference, measured)
+    assert judge(reference, measured, rows, excesses("masked", options, reference.extremes), 0.01, None).right
+    (excess,) = excesses("masked", {}, reference.extremes)
+    assert "logits reach 3" in excess.text
+    assert "in the head, bound 256: --suite-option logits=10" in excess.text
 
 
 def test_flags_are_named(text_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from models.calibration.record import make
-from mpc.errors import WireError
+from models.checkpoint import load_checkpoint
+from models.generation import GenerationPlan, generate_plain
+from mpc.errors import RangeError, WireError
 from parties import client as client_module
 from parties.model_owner import share_model
 from parties.model_ranges import MOST_BYTES, pack_ranges, unpack_ranges
 from parties.store import ModelStore
 from tests.parties.conftest import Running
+from tests.parties.deployment import Deployment
 
 RANGES = {"masked": {"score": 8, "residual": "8*2 14"}, "crypten": {}}
 
@@ -64,17 +68,43 @@ def test_the_owners_bounds_are_options_of_every_session(two: Running, checkpoint
     assert [m["options"] for m in manifests] == [RANGES["masked"], RANGES["masked"] | {"score": 9}, {}]
 
 
-def test_a_session_runs_with_the_calibrated_bounds(two: Running, checkpoint: Path) -> None:
+PROMPT = [3, 5, 7]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two parties and a dealer that run the real program."""
+    with Deployment(tmp_path_factory.mktemp("real"), 2, deadline_seconds=20) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def wanted(checkpoint: Path) -> list[int]:
+    return generate_plain(load_checkpoint(checkpoint), PROMPT, GenerationPlan(len(PROMPT), 2))
+
+
+def test_a_session_runs_with_the_calibrated_bounds(real: Deployment, checkpoint: Path, wanted: list[int]) -> None:
     """The calibration beside a checkpoint is shared without being asked, and a session computes with it."""
     found = make(checkpoint)
     try:
-        share_model(two.deployment.config("model-owner", "owner"), checkpoint, "calibrated")
+        real.share(checkpoint, "calibrated")
     finally:
         assert found.file is not None
         found.file.unlink()
-    client = two.deployment.client()
+    client = real.client()
     reference = client.find_model("calibrated")
     assert reference.ranges == json.loads(json.dumps(found.suites))
     assert reference.ranges["masked"] == {"residual": 8}
-    plain = client.generate([3, 5, 7], 2, model=two.model, suite="masked").tokens
-    assert client.generate([3, 5, 7], 2, model=reference, suite="masked").tokens == plain
+    assert client.generate(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
+
+
+def test_bounds_by_layer_end_to_end(real: Deployment, checkpoint: Path, wanted: list[int]) -> None:
+    """Texts by layer reach all roles, which compute with them: tokens are plaintext's."""
+    by_layer = {"masked": {"residual": "8 9 10", "score": "7 8", "value": "6 7", "activation": "8 9", "logits": 9}}
+    share_model(real.config("model-owner", "owner"), checkpoint, "by layer", ranges=by_layer)
+    client = real.client()
+    reference = client.find_model("by layer")
+    assert reference.ranges == by_layer
+    assert client.generate(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
+    with pytest.raises(RangeError, match="score = 11"):
+        client.generate(PROMPT, 2, model=reference, suite="masked", options={"score": 11})
