@@ -112,7 +112,7 @@ class Decoder:
         """
         suite, a = self.suite, self.architecture
         tokens = self._checked(one_hot, cache, position)
-        angles = self._angles(position, tokens)
+        angles = self._angles(position, tokens, max(cache.prompt_tokens, position + tokens))
         suite.at(0)
         with suite.ledger.timed("embedding"):
             h = await suite.embed(one_hot, self._weights["embedding.tokens"])
@@ -152,12 +152,12 @@ class Decoder:
             )
         return tokens
 
-    def _angles(self, position: int, tokens: int) -> Angles | None:
-        """Public cosines and sines [T, C] of rotary positions."""
+    def _angles(self, position: int, tokens: int, length: int) -> Angles | None:
+        """Public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its prompt."""
         a = self.architecture
         if a.rotary is None:
             return None
-        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens)
+        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens, length)
         device = self.suite.public_device
         return cos.to(device), sin.to(device)
 

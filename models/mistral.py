@@ -8,6 +8,8 @@ from models.llama import Llama
 class Mistral(Llama):
     """Reads `MistralForCausalLM` checkpoints. Source: Jiang et al., arXiv 2310.06825."""
 
+    defaults = {"num_key_value_heads": 8, "sliding_window": 4096}
+
     def biases(self) -> tuple[bool, bool, bool]:
         """None."""
         return False, False, False
