@@ -57,6 +57,7 @@ _EXPECTED = {
     "messages": "a message has a role (system, developer, user or assistant) and a text, or parts of type text, as content",
     "prompt": "must be a text or a list of token ids",
     "stop": "must be a text or a list of at most 4 texts",
+    "stop_token_ids": "must be a list of token ids",
     "stream_options": "may hold include_usage, true or false",
 }
 
@@ -108,6 +109,7 @@ class Parameters(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop_token_ids: list[int] | None = None
     max_tokens: Count | None = None
 
     @property

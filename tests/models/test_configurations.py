@@ -125,14 +125,23 @@ def test_dynamic_positions_cross_the_original_ones(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"type": "longrope", "factor": 2.0}, r"rope type 'longrope' is not supported; supported: default, linear, llama3, d"),
+        (
+            {"type": "longrope", "factor": 2.0},
+            r"rope type 'longrope' is not supported; supported: default, linear, llama3, d",
+        ),
         ({"rope_type": None}, r"rope type None is not supported"),
         ({"type": "dynamic"}, r"rope_scaling: 'factor' is missing"),
         ({"type": "linear", "factor": None}, r"rope_scaling: 'factor' = None"),
-        ({"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}, r"'partial_rotary_factor' = 0\.5: rotary positions on"),
+        (
+            {"type": "linear", "factor": 2, "partial_rotary_factor": 0.5},
+            r"'partial_rotary_factor' = 0\.5: rotary positions on",
+        ),
         ({"type": "yarn", "factor": 2.0, "attention_factor": 0.0}, r"'attention_factor' = 0\.0: a positive number"),
         ({"type": "yarn", "factor": 2.0, "truncate": "no"}, r"'truncate' = 'no': true or false"),
-        ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": None}, r"'original_max_position_embeddings' = N"),
+        (
+            {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": None},
+            r"'original_max_position_embeddings' = N",
+        ),
         ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, r"'theta' = 1\.0 must be larger than 1 for yarn"),
     ],
 )
