@@ -36,7 +36,7 @@ from launch.commands import (
     status,
     trace,
 )
-from launch.console import ERROR_EXIT, Settings, show_error
+from launch.console import ERROR_EXIT, Settings, replace_what_cannot_be_written, show_error
 
 app = typer.Typer(
     help="Private language-model inference on secret shares.",
@@ -88,6 +88,7 @@ def _options(
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 130 Ctrl-C, 143 terminated."""
     signals.install()
+    replace_what_cannot_be_written()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -79,8 +79,8 @@ class ChatTemplate:
             return TurnEnd()
         plain = between
         for token, added in self._words.added():
-            place = between.find(added)
-            if added.strip() and place >= 0 and not between[:place].strip():
+            place = between.find(added) if added.strip() else -1
+            if place >= 0 and not between[:place].strip():
                 return TurnEnd((token,))
             plain = plain[:place] if 0 <= place < len(plain) else plain
         names_a_turn = any(c.isalnum() for c in plain)  # a line break or a bracket alone may well be part of an answer

@@ -31,6 +31,7 @@ class TextTokenizer:
         self.eos = tuple(eos)
         self.size = len(tokenizer)
         self.cleans = _cleans(tokenizer)
+        self.is_fast = bool(tokenizer.is_fast)
         tokenizer.clean_up_tokenization_spaces = self.cleans
 
     @classmethod
@@ -107,19 +108,23 @@ class TextStream:
     That is what `decode` makes of prompt and answer, without the part that it makes of the prompt alone. Each piece is what
     `decode` says of all tokens so far, less what was returned before, and less an end that tokens to come may still change:
     a character whose last byte is missing, a run of byte tokens (decoded as a whole, and all of it to U+FFFD when one byte
-    does not fit), a space that cleaning up may take away.
+    does not fit), a space that cleaning up may take away, and with tokenizers written in Python whatever the last token has
+    changed or added.
     """
 
     def __init__(self, tokenizer: TextTokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(before)[-_CONTEXT:]
-        self._given = tokenizer.decode(self._ids) if self._ids else ""
+        self._given = self._last = self._before = tokenizer.decode(self._ids) if self._ids else ""
 
     def push(self, token: int) -> str:
         """The text that is sure after this token."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        return self._advance(text[: self._sure(text)])
+        if text != self._last:
+            self._before, self._last = self._last, text
+        sure = self._sure(text)
+        return self._advance(text[: sure if self._tokenizer.is_fast else min(sure, _shared(text, self._before))])
 
     def flush(self) -> str:
         """The text that still waited."""

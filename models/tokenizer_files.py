@@ -11,6 +11,7 @@ from mpc.errors import CheckpointError
 
 # Files that hold a vocabulary; the others (tokenizer_config.json and the like) only say how to use one.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 
 
 def read_tokenizer(directory: Path) -> Any:
@@ -24,6 +25,10 @@ def read_tokenizer(directory: Path) -> Any:
             f"{file}: 'auto_map' names code that would have to be run to read this tokenizer, which is never done; "
             "save it as tokenizer.json: AutoTokenizer.from_pretrained(DIR, trust_remote_code=True).save_pretrained(OUT)"
         )
+    if not (directory / "tokenizer.json").exists():
+        for name in _SENTENCEPIECE:
+            if (directory / name).exists():
+                _check_model_file(directory / name)
     from transformers import AutoTokenizer
 
     try:
@@ -56,24 +61,28 @@ def _without_the_model(directory: Path, settings: dict[str, Any]) -> dict[str, A
     return {"config": config}
 
 
+def _check_model_file(file: Path) -> None:
+    """Raise `CheckpointError` unless a .model file can be read: transformers makes an empty tokenizer of a broken one."""
+    with file.open("rb") as opened:
+        first = opened.readline(4096).split()
+    if len(first) == 2 and first[1].isdigit():  # base64 and a rank
+        if find_spec("tiktoken") is None:
+            raise CheckpointError(f"{file}: needs the package tiktoken; run: pip install tiktoken")
+        return
+    if find_spec("sentencepiece") is None:
+        raise CheckpointError(f"{file}: needs the package sentencepiece; run: pip install sentencepiece")
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{file}: is not a sentencepiece model; download the file again") from None
+
+
 def _reason(directory: Path, error: Exception) -> str:
     """The message for what AutoTokenizer raised."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    models = sorted(directory.glob("*.model"))
     whole = directory / "tokenizer.json"
     if whole.exists():
         return f"{whole}: is not a tokenizer ({text}); download the file again"
-    if models and find_spec("sentencepiece") is None:
-        return f"{models[0]}: needs the package sentencepiece; run: pip install sentencepiece"
-    if "tiktoken" in text:
-        if models and not _is_tiktoken(models[0]):
-            return f"{models[0]}: is not a sentencepiece model; download the file again"
-        return f"{models[0] if models else directory}: needs the package tiktoken; run: pip install tiktoken"
     return f"{directory}: its tokenizer cannot be read ({text}); add tokenizer.json"
-
-
-def _is_tiktoken(file: Path) -> bool:
-    """Whether a file's first line is base64 and a number, as tiktoken writes a vocabulary."""
-    with file.open("rb") as opened:
-        first = opened.readline(4096).split()
-    return len(first) == 2 and first[1].isdigit()

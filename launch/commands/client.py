@@ -23,6 +23,7 @@ from launch.options import (
     check_suite,
     make_wishes,
 )
+from launch.texts import decode_text
 
 
 def run(
@@ -63,12 +64,14 @@ def run(
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
     wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     reference = client.find_model(name)
-    interactive = sys.stdin.isatty()
+    interactive, number = sys.stdin.isatty(), 0
     while True:
         if interactive:
             err.print("prompt> ", end="")
-        line = sys.stdin.readline()
-        if not line:
+        data = sys.stdin.buffer.readline()
+        if not data:
             return
+        number += 1
+        line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             answer(client, words, line.rstrip("\n"), reference, wishes)

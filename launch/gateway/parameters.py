@@ -164,6 +164,8 @@ def parse(kind: type[P], body: bytes) -> P:
         raise invalid("the body is not valid JSON") from None
     if not isinstance(values, dict):
         raise invalid("the body must be a JSON object")
+    for name, value in values.items():
+        _check_text(name, value)
     try:
         found = kind.model_validate(values)
     except ValidationError as error:
@@ -173,6 +175,16 @@ def parse(kind: type[P], body: bytes) -> P:
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
     return found
+
+
+def _check_text(name: str, value: Any) -> None:
+    """JSON can write half of a surrogate pair ("\\ud83d"), which is no text."""
+    shown = name if name.isidentifier() and len(name) <= 64 else None
+    try:
+        json.dumps([name, value], ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        where = shown or "a parameter"
+        raise invalid(f"{where} holds half of a surrogate pair, which is no text", shown, "invalid_value") from None
 
 
 def _check_extra(name: str, value: Any) -> None:
