@@ -15,6 +15,7 @@ from models.checkpoint import load_checkpoint, read_architecture
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import CheckpointError
 from tests.models import random_checkpoints as checkpoints
+from tests.models.test_keeping_everything_on_shares import run as on_shares
 
 PROMPT, NEW = 12, 14
 
@@ -120,6 +121,23 @@ def test_dynamic_positions_cross_the_original_ones(llama: Path) -> None:
     assert generate_plain(checkpoint, ids, GenerationPlan(20, 20)) == wanted
     assert generate_plain(checkpoint, ids, GenerationPlan(20, 20, policy="chunked:tokens=7|full")) == wanted
     edit(llama, rope_scaling=...)
+
+
+def test_on_shares(llama: Path) -> None:
+    """The cosines of a sequence that has grown beyond the original positions."""
+    edit(llama, max_position_embeddings=7, rope_scaling={"type": "dynamic", "factor": 8.0, "rope_theta": 300.0})
+    checkpoint = load_checkpoint(llama)
+    ids = checkpoints.prompt(hugging_face(llama), 7)
+    tokens, logits, _ = on_shares(checkpoint, ids, "full", "masked")
+    wanted = checkpoints.logits(hugging_face(llama), ids)[-1]
+    assert tokens[0] == wanted.argmax()
+    grown = hugging_face(llama)
+    mask = torch.ones(1, 7)
+    with torch.inference_mode():
+        cache = grown(torch.tensor([ids]), attention_mask=mask, use_cache=True).past_key_values
+        wanted = grown(torch.tensor([tokens[:1]]), past_key_values=cache).logits[0, -1]
+    torch.testing.assert_close(logits[-1][0].float(), wanted, atol=0.02, rtol=0)
+    edit(llama, max_position_embeddings=16, rope_scaling=...)
 
 
 @pytest.mark.parametrize(
