@@ -60,21 +60,21 @@ def test_pieces_add_up_to_the_whole_text(pair: Pair) -> None:
     words, oracle = pair
     numbers = random.Random(7)
     early = 0
-    for _ in range(80):
+    for _ in range(50):
         ids = random_ids(oracle, numbers)
         stream = words.stream()
         pieces = [stream.push(token) for token in ids]
         assert "".join([*pieces, stream.flush()]) == decoded(oracle, ids)
         assert stream.flush() == ""
         early += sum(bool(piece) for piece in pieces)
-    assert early > 200  # most text comes before the end
+    assert early > 120  # most text comes before the end
 
 
 def test_pieces_after_a_prompt(pair: Pair) -> None:
     """The answer's text is what the whole text has beyond the prompt's."""
     words, oracle = pair
     numbers = random.Random(8)
-    for _ in range(40):
+    for _ in range(25):
         before, ids = random_ids(oracle, numbers), random_ids(oracle, numbers)
         stream = words.stream(before)
         found = "".join([*map(stream.push, ids), stream.flush()])
@@ -90,7 +90,7 @@ def test_special_tokens_as_stop_strings(pair: Pair) -> None:
         assert type(oracle).__name__ in ("GPT2Tokenizer", "CTRLTokenizer")
         return
     numbers = random.Random(9)
-    for _ in range(40):
+    for _ in range(25):
         stop = numbers.choice(special)
         ids = [token for token in random_ids(oracle, numbers) if not words.hidden(token)]
         after = random_ids(oracle, numbers)
