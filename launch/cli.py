@@ -37,7 +37,7 @@ from launch.commands import (
     status,
     trace,
 )
-from launch.console import Settings, exit_code, show_error
+from launch.console import Settings, exit_code, replace_what_cannot_be_written, show_error
 
 app = typer.Typer(
     help="Private language-model inference on secret shares.",
@@ -91,6 +91,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
     its range, 130 Ctrl-C, 143 terminated."""
     signals.install()
+    replace_what_cannot_be_written()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

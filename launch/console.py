@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -52,9 +53,16 @@ def show_error(error: BaseException) -> None:
     err.print(Text(error_line(error), style="bold red"), soft_wrap=True)
 
 
+def replace_what_cannot_be_written() -> None:
+    """From now on a character that standard output's encoding lacks is written as "?": an answer is worth more than that."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def print_json(value: dict[str, Any]) -> None:
-    """Exactly one JSON object, on one line of standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

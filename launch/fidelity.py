@@ -189,7 +189,7 @@ class _Run:
             self._load(f"layers.{layer}.")
             for n, (length, start) in enumerate(zip(lengths, starts, strict=True)):
                 self._step, cache.seen = STEPS[n], start
-                angles = decoder.angles(start, length)
+                angles = decoder.angles(start, length, start + length)
                 streams[n] = suite.run(decoder.layer(streams[n], cache, layer, angles, length))
             cache.layers[layer].k = cache.layers[layer].v = None
         on_progress(a.layers, a.layers + 1)

@@ -113,7 +113,7 @@ class Decoder:
         """
         a = self.architecture
         tokens = self._checked(one_hot, cache, position)
-        angles = self.angles(position, tokens)
+        angles = self.angles(position, tokens, max(cache.prompt_tokens, position + tokens))
         h = await self.embedded(one_hot, position)
         for layer in range(a.layers):
             h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else tokens)
@@ -169,12 +169,12 @@ class Decoder:
             )
         return tokens
 
-    def angles(self, position: int, tokens: int) -> Angles | None:
-        """Public cosines and sines [T, C] of rotary positions."""
+    def angles(self, position: int, tokens: int, length: int) -> Angles | None:
+        """Public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its prompt."""
         a = self.architecture
         if a.rotary is None:
             return None
-        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens)
+        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens, length)
         device = self.suite.public_device
         return cos.to(device), sin.to(device)
 

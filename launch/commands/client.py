@@ -23,6 +23,7 @@ from launch.options import (
     check_suite,
     make_wishes,
 )
+from launch.texts import decode_text
 
 
 def run(
@@ -71,13 +72,15 @@ def run(
     wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     reference = client.find_model(name)
     warn_if_never_calibrated(reference)
-    interactive, code = sys.stdin.isatty(), 0
+    interactive, number, code = sys.stdin.isatty(), 0, 0
     while True:
         if interactive:
             err.print("prompt> ", end="")
-        line = sys.stdin.readline()
-        if not line:
+        data = sys.stdin.buffer.readline()
+        if not data:
             break
+        number += 1
+        line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             try:
                 given = answer(client, words, line.rstrip("\n"), reference, wishes)

@@ -150,7 +150,7 @@ class StreamedModel:
             on_progress(layer, a.layers + 1)
             self._load(layer_weights(self.checkpoint, layer))
             for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
-                angles = decoder.angles(0, h.shape[0])
+                angles = decoder.angles(0, h.shape[0], h.shape[0])
                 streams[n] = suite.run(decoder.layer(h, cache, layer, angles, h.shape[0]))
                 if isinstance(suite, WatchingSuite):
                     suite.note_stream(streams[n])
