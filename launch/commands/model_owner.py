@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from launch import supervision
-from launch.options import ConfigOption, SupervisedOption
+from launch.options import ConfigOption, SupervisedOption, model_option
 from mpc.errors import ConfigurationError
 
 
 def run(
     config: ConfigOption,
-    model: Annotated[Path | None, typer.Option("--model", help="Hugging Face checkpoint directory.")] = None,
+    model: Annotated[Path | None, model_option("Hugging Face checkpoint directory, or GGUF file.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name that clients ask for; default: the folder's.")] = None,
     fraction_bits: Annotated[
         int, typer.Option("--fraction-bits", min=8, max=24, help="Precision of the shared weights.")

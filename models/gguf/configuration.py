@@ -119,9 +119,7 @@ def _architecture(header: GgufHeader) -> str:
     supported = [name for name in FAMILIES if name != "mistral"]
     if architecture not in supported:
         said = "is missing" if architecture is None else f"= '{architecture}' is not supported"
-        raise header.error(
-            f"'general.architecture' {said}; supported: {', '.join(supported)} (Mistral's files say llama)"
-        )
+        raise header.error(f"'general.architecture' {said}; supported: {', '.join(supported)} (Mistral's files say llama)")
     return architecture
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from models.architecture import Architecture
@@ -23,6 +24,7 @@ from models.gguf.configuration import config_values, special_id, unexpected
 from models.gguf.header import GgufHeader, read_header
 from models.gguf.vocabulary import write_tokenizer
 from models.gguf.weights import Source, load, sources
+from mpc.errors import EnvironmentProblem
 
 SHARD_BYTES = 1 << 30
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -78,7 +80,10 @@ class GgufModel:
                 weights[source.name] = load(self.header, source)
                 done += source.size
                 progress(done, self.size)
-            save_file(weights, folder / name, metadata={"format": "pt"})
+            try:
+                save_file(weights, folder / name, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise EnvironmentProblem(f"{folder / name} cannot be written ({error}); is the disk full?") from None
             (folder / name).chmod((folder / CONFIG).stat().st_mode & 0o777)  # readable for whom the other files are
             places |= dict.fromkeys(weights, name)
         if len(shards) > 1:

@@ -74,7 +74,9 @@ def sources(header: GgufHeader, family: Family) -> list[Source]:
         transposed = kind == "gpt2" and ".h." in name and len(shape) == 2
         wanted = shape[::-1] if transposed else shape
         if stored.shape != wanted:
-            raise header.error(f"tensor '{stored.name}' has sizes {list(stored.shape)}, its metadata describe {list(wanted)}")
+            raise header.error(
+                f"tensor '{stored.name}' has sizes {list(stored.shape)}, its metadata describe {list(wanted)}"
+            )
         check_kind(header, stored)
         found.append(Source(name, stored, _rotary_heads(kind or "", name, family), transposed))
     return found
@@ -136,9 +138,7 @@ def read_array(header: GgufHeader, tensor: GgufTensor) -> npt.NDArray[np.float32
     return out.reshape(tensor.shape)
 
 
-def _pieces(
-    header: GgufHeader, tensor: GgufTensor, rows: int, most: int
-) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _pieces(header: GgufHeader, tensor: GgufTensor, rows: int, most: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """(first row, the bytes of up to `most` rows)."""
     size = tensor.size // rows
     try:
