@@ -44,12 +44,17 @@ class LocalDeployment:
         self.client = load_config(folder / f"{CLIENT}.yaml")
         self._processes = processes
 
-    def share_model(self, checkpoint: Path, name: str) -> None:
+    def share_model(
+        self,
+        checkpoint: Path,
+        name: str,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
         """Run a model owner, which shares the weights among the parties and leaves. Raises `ProcessEnded`."""
         arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
         words = [*arguments, "--model", str(checkpoint.resolve()), "--name", name]
         owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
-        self._processes.wait_done(owner)
+        self._processes.wait_done(owner, on_progress)
 
     def watched(self, work: Callable[[], T]) -> T:
         """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""

@@ -31,6 +31,7 @@ def run(
     if supervised:
         supervision.end_with_parent()
     from launch.console import out
+    from launch.progress import stages
     from launch.serving import load_role
     from parties.model_owner import owned_models, remove_models, share_model
 
@@ -46,7 +47,9 @@ def run(
         out.print(f"{remove} is removed ({', '.join(old)})")
         return
     old = list(owned_models(settings, name or model.resolve().name)) if replace else []
-    shared = share_model(settings, model, name, fraction_bits)
+    with stages() as bar:
+        report = supervision.report_progress if supervised else bar
+        shared = share_model(settings, model, name, fraction_bits, report)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
     if old:
         remove_models(settings, old)
