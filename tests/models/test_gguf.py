@@ -6,6 +6,7 @@ import importlib.util
 import json
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_llama3_positions_from_their_factors(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    model = files.build("llama", VOCABULARY)
+    model = deepcopy(files.build("llama", VOCABULARY))
     model.config.rope_parameters = rope
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -321,7 +322,7 @@ def test_tokenizers_that_cannot_be_made(words: dict[str, Any] | None, message: s
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
-    model = files.build("llama", VOCABULARY)
+    model = deepcopy(files.build("llama", VOCABULARY))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
     path = files.write(tmp_path / "m.gguf", model, WORDS, ("F16",))
