@@ -52,7 +52,10 @@ def show(
     from parties.client import Client
 
     started = time.perf_counter()
-    _expect(parties, new_tokens)
+    parts, seconds = check_memory(parties), FIRST_SECONDS + (new_tokens - 1) * TOKEN_SECONDS
+    out.print(
+        f"[dim]Takes {parts} and about {seconds} s on 2 cores; fetching the model, where it is missing, comes on top.[/dim]"
+    )
     folder = _folder()
     checkpoint = load_checkpoint(folder)
     ids = checkpoint.tokenizer.encode(PROMPT)
@@ -84,10 +87,9 @@ def show(
         raise typer.Exit(1)
 
 
-def _expect(parties: int, new_tokens: int) -> None:
-    """What it will take, said before it starts. Raises `EnvironmentProblem` when that is not there."""
+def check_memory(parties: int) -> str:
+    """What memory the processes take, in words. Raises `EnvironmentProblem` when that is not free."""
     needed = parties * PARTY_BYTES + DEALER_BYTES + CLIENT_BYTES
-    seconds = FIRST_SECONDS + (new_tokens - 1) * TOKEN_SECONDS
     parts = (
         f"{byte_count(needed)} of memory ({parties} parties of {byte_count(PARTY_BYTES)}, dealer "
         f"{byte_count(DEALER_BYTES)}, client {byte_count(CLIENT_BYTES)})"
@@ -98,9 +100,7 @@ def _expect(parties: int, new_tokens: int) -> None:
             f"the real model's processes need {parts}, {byte_count(free)} are free; end other programs, use a larger "
             "machine, or run `mpcache demo` (a small model, 2 GB)"
         )
-    out.print(
-        f"[dim]Takes {parts} and about {seconds} s on 2 cores; fetching the model, where it is missing, comes on top.[/dim]"
-    )
+    return parts
 
 
 def _folder() -> Path:
