@@ -142,6 +142,7 @@ class MaskedSuite(Suite):
         super().begin(places)
         self.magnitudes = self.declared.at(0)
         self.ranges = RangeFlags(self.context, places)
+        self.ranges.seed()
 
     def at(self, place: int) -> None:
         """What follows belongs to this place."""
