@@ -92,7 +92,7 @@ def critical_path(architecture: Architecture, setting: Setting, cached: int, tok
     A round is the layer's when the ledger books it there: on its first opening. Raises `ConfigurationError` for a suite
     whose operations cannot share rounds.
     """
-    reduced, repeats = alike(architecture)
+    reduced, setting, repeats = alike(architecture, setting)
     heard: Heard = []
     trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, prepare=lambda suite: _listen(suite, heard))
     layer = len(repeats) // 2

@@ -15,17 +15,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from launch.bench.program import CHOICE
 from launch.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.architecture import Architecture
 from models.generation import GenerationPlan
 from mpc import ring
 from mpc.errors import ConfigurationError
+from mpc.ledger import NO_OPERATION
+from protocols.bounds import Bounds
+from protocols.ranges import bounds_in_force
+from protocols.registry import suite_class
 
 LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
 LONGEST_PROMPT = 1 << 28  # that are traced at all where heads cannot be multiplied
@@ -36,20 +41,31 @@ VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
 
-def alike(architecture: Architecture) -> tuple[Architecture, list[int]]:
-    """The model reduced to layers that differ, and how many layers each one stands for.
+def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, Setting, list[int]]:
+    """The model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
-    The first and the last layer stand for themselves; of those between, one stands for all of the same sliding window.
+    The first and the last layer stand for themselves; of those between, one stands for all of the same sliding window and
+    the same bounds, its own and those of the layer after it.
     """
     count = architecture.layers
-    between: dict[int | None, int] = {}
+    bounds = bounds_in_force(setting.suite, setting.options)
+
+    def bounds_at(n: int) -> tuple[int, ...]:
+        return tuple(b.at(place) for b in bounds.values() for place in (n, n + 1))
+
+    between: dict[object, list[int]] = {}
     for n in range(1, count - 1):
-        between[architecture.window(n)] = between.get(architecture.window(n), 0) + 1
+        between.setdefault((architecture.window(n), bounds_at(n)), []).append(n)
     ends = [0] if count == 1 else [0, count - 1]
-    windows = [architecture.window(0), *between, *(architecture.window(n) for n in ends[1:])]
-    repeats = [1, *between.values(), *(1 for _ in ends[1:])]
-    reduced = {"layers": len(repeats), "windows": None if architecture.windows is None else tuple(windows)}
-    return architecture.model_copy(update=reduced), repeats
+    kept = [0, *(layers[0] for layers in between.values()), *ends[1:]]
+    repeats = [1, *(len(layers) for layers in between.values()), *(1 for _ in ends[1:])]
+    windows = None if architecture.windows is None else tuple(architecture.window(n) for n in kept)
+    options = dict(setting.options)
+    for kind, found in bounds.items():
+        if len(set(found.values)) > 1:
+            options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
+    reduced = architecture.model_copy(update={"layers": len(kept), "windows": windows})
+    return reduced, replace(setting, options=options), repeats
 
 
 @dataclass(frozen=True)
@@ -96,10 +112,14 @@ class Tracer:
 
     def _whole(self, architecture: Architecture, cached: int, tokens: int) -> Callable[[], Step]:
         def trace() -> Step:
-            reduced, repeats = (architecture, [1] * architecture.layers) if self.all_layers else alike(architecture)
-            found = trace_step(reduced, self.setting, cached, tokens, agreed=cached > 0)
+            reduced, setting, repeats = architecture, self.setting, [1] * architecture.layers
+            if not self.all_layers:
+                reduced, setting, repeats = alike(architecture, self.setting)
+            found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
             middle = len(repeats) // 2
-            return Step(found.costs(repeats), found.layer(middle), max(found.largest.values()))
+            flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
+            costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
+            return Step(costs, found.layer(middle), max(found.largest.values()))
 
         return trace
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _stage: ContextVar[str] = ContextVar("stage", default="")
-_op: ContextVar[str] = ContextVar("op", default="other")
+NO_OPERATION = "other"
+_op: ContextVar[str] = ContextVar("op", default=NO_OPERATION)
 
 
 @dataclass

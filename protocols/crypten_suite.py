@@ -33,7 +33,7 @@ from mpc.channel import Channel
 from mpc.crypten_binding import CryptenSession, open_session, use
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ledger import Ledger, current, operation
+from mpc.ledger import NO_OPERATION, Ledger, current, operation
 from mpc.tape import Tape
 from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
 from protocols.crypten.own import CryptenOwn
@@ -43,7 +43,6 @@ from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
 CONSTANT_BITS = 24
 MAX_CONSTANT_BITS = 30
-NO_OPERATION = "other"
 WEIGHT_BITS = 20
 
 

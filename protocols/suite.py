@@ -135,6 +135,9 @@ class Suite(ABC):
     rides_along: ClassVar[bool] = False
     """Whether rounds of work that is started aside (`protocols.schedule.later`) are shared with the work beside it."""
 
+    flag_bytes: ClassVar[int] = 0
+    """Offline bytes of the last party for the flags of one place, beside those of the values that are checked."""
+
     def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
         self.parties = parties
         self.fraction_bits = fraction_bits

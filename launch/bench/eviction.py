@@ -101,6 +101,7 @@ class EvictionProgram:
             mask = mask.repeat(self.architecture.group, 1)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         _, self.received = await suite.attention_received(q, self.keys, self.values, mask, everyone)
+        suite.flags()  # as at a session's output, so that each repetition deals the same
 
     def _output(self) -> OutputShare:
         with stage("logits"):

@@ -145,6 +145,7 @@ async def fill_layer(suite: Suite, decoder: Decoder, cache: KVCache, layer: int,
         if policy.observed_queries(kept, layer):
             received = value(f"layer {layer} received", (a.kv_heads, kept))
         await policy.after_prefill(suite, cache, layer, received)
+        suite.flags()  # taken as with an output, so that a step begins as a session's next one does
 
 
 def copied(cache: KVCache, architecture: Architecture) -> KVCache:

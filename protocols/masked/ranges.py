@@ -14,7 +14,7 @@ set, up to 64 parities of the bits.
 With a digit of w bits, its unit u = 2^(k - w): a value within its limit is never flagged, one that exceeds it by two units
 always, up to 2^k less the same on the other side, where the ring is around once; from there on only what falls outside on
 the circle is. Between limit and two units more either may happen, so the rings of what follows have room for values there.
-Offline: 2^w bits per value at the last party, 32 bytes once. Sources: Ishai et al. 2013 (one-time truth tables).
+Offline: 2^w bits per value at the last party, 32 bytes an output. Sources: Ishai et al. 2013 (one-time truth tables).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RangeFlags:
             return _tables(width, reach if signed else 0, reach).to(x.lam.device)[(x.lam >> low) & (size - 1)]
 
         dealt = c.deal_xor("range table", (*x.shape, words), table, min(size, 64))
-        self.seed()
+        self._seed()
         if not c.evaluating or c.tape.preparing:
             return
         digit = (x.m >> low) & (size - 1)
@@ -68,8 +68,8 @@ class RangeFlags:
         found = weights & -((word >> (digit & 63)) & 1)
         self._words[RANGE_KINDS.index(kind), place] ^= int(_fold(found))
 
-    def seed(self) -> None:
-        """Once a session: the seed of the coefficients, the same at all parties, unknown to clients."""
+    def _seed(self) -> None:
+        """Once an output: the seed of the coefficients, the same at all parties, unknown to clients."""
         if self._seeded:
             return
         self._seeded = True
@@ -80,9 +80,10 @@ class RangeFlags:
             self._coefficients = Prg(seed.cpu().numpy().tobytes())
 
     def take(self) -> Tensor:
-        """This party's share of the words, uniform; they are zero again."""
+        """This party's share of the words, uniform; they are zero again, and the next ones have other coefficients."""
         c = self._c
         zero = c.deal_xor("zero flags", self._shape, lambda: torch.zeros(self._shape, dtype=torch.int64))
+        self._seeded = False
         if not c.evaluating:
             return c.blank(self._shape)
         words = self._words ^ zero.cpu()

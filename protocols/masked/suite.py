@@ -42,7 +42,7 @@ from protocols.masked.ranges import RangeFlags
 from protocols.masked.tensor import MaskedTensor, MaskedWeight
 from protocols.masked.truncation import lift, open_cut, truncate, truncate_and_lift
 from protocols.masked.wires import Masked, Shared
-from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
+from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
@@ -113,6 +113,7 @@ class MaskedSuite(Suite):
     name: ClassVar[str] = "masked"
     prepares: ClassVar[bool] = True
     rides_along: ClassVar[bool] = True
+    flag_bytes: ClassVar[int] = 8 * len(RANGE_KINDS)
     weight_fraction_bits = WEIGHT_BITS
 
     def __init__(
@@ -142,7 +143,6 @@ class MaskedSuite(Suite):
         super().begin(places)
         self.magnitudes = self.declared.at(0)
         self.ranges = RangeFlags(self.context, places)
-        self.ranges.seed()
 
     def at(self, place: int) -> None:
         """What follows belongs to this place."""

@@ -91,7 +91,7 @@ def test_equals_the_sessions_own_program(suite: str, parties: int) -> None:
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
 def test_alike_layers_are_multiplied(suite: str) -> None:
     model = llama(layers=7, windows=WINDOWS)
-    reduced, repeats = alike(model)
+    reduced, _, repeats = alike(model, Setting(suite))
     assert (reduced.windows, repeats) == ((None, 5, None, 7, None), [1, 3, 1, 1, 1])
     short = estimate(model, Setting(suite), 9, 2)
     same(short, estimate(model, Setting(suite), 9, 2, all_layers=True))
@@ -101,7 +101,7 @@ def test_alike_layers_are_multiplied(suite: str) -> None:
 def test_one_and_two_layers() -> None:
     for layers in (1, 2):
         model = llama(layers)
-        assert alike(model)[1] == [1] * layers
+        assert alike(model, Setting("masked"))[2] == [1] * layers
         same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, all_layers=True))
 
 

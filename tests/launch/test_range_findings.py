@@ -101,7 +101,7 @@ def test_client_goes_on_with_the_next_prompt(
     arguments = ["client", "--config", config, "--tokenizer", gateway.letters, "--suite", "crypten", "--max-new-tokens", "3"]
     gateway.toy.flags = Once(None)
     # party 0 begins each session's first token before party 1 emits its second
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\nb\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\nb\n")))
     found = command(*arguments)
     assert (found.code, found.out) == (RANGE_EXIT, "c\nbcd\n")
     assert found.err.count(LINE) == 1
