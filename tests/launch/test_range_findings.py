@@ -106,7 +106,7 @@ def test_client_goes_on_with_the_next_prompt(
     assert (found.code, found.out) == (RANGE_EXIT, "c\nbcd\n")
     assert found.err.count(LINE) == 1
     gateway.toy.flags = None
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\n")))
     assert command(*arguments).code == 0
 
 
