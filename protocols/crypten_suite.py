@@ -35,8 +35,10 @@ from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import Ledger, current, operation
 from mpc.tape import Tape
+from protocols.bounds import Bounds
 from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
 from protocols.crypten.own import CryptenOwn
+from protocols.crypten.ranges import ACTIVATION_LIMIT, VALUE_LIMIT, Ranges, query_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
@@ -67,12 +69,24 @@ class CryptenSuite(Suite):
         fraction_bits: int = 16,
         device: torch.device | str = "cpu",
         crypten_own: bool = False,
+        residual: int | str = 12,
+        score: int | str = 7,
+        value: int | str = 6,
+        activation: int | str = 8,
+        logits: int | str | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         if not MIN_FRACTION_BITS <= fraction_bits <= MAX_FRACTION_BITS:
             raise ConfigurationError(
                 f"fraction_bits must be between {MIN_FRACTION_BITS} and {MAX_FRACTION_BITS}, got {fraction_bits}"
             )
+        self.bounds = {
+            "residual": Bounds.parse("residual", residual, 4, 18),
+            "score": Bounds.parse("score", score, 5, 10),
+            "value": Bounds.parse("value", value, 2, 12),
+            "activation": Bounds.parse("activation", activation, 3, 12),
+            "logits": Bounds.parse("logits", activation if logits is None else logits, 3, 12),
+        }
         self.session: CryptenSession = open_session(
             parties=parties,
             tape=tape,
@@ -86,8 +100,24 @@ class CryptenSuite(Suite):
         self.weight_fraction_bits = fraction_bits if crypten_own else WEIGHT_BITS
         self.crypten_own = crypten_own
         self._own = CryptenOwn(self.session) if crypten_own else None
+        self._ranges = Ranges(self.session)
+        self.session.ranges = None if crypten_own else self._ranges
 
     # ---- running -------------------------------------------------------------------------------------------------
+    def begin(self, places: int) -> None:
+        """A program with so many places begins."""
+        super().begin(places)
+        self._ranges.places, self._ranges.place = places, 0
+
+    def at(self, place: int) -> None:
+        """What follows belongs to this place."""
+        super().at(place)
+        self._ranges.place = place
+
+    def flags(self) -> Tensor | None:
+        """This party's XOR share of the range flags since the last call; CrypTen's own way has none. Local."""
+        return None if self.crypten_own else self._ranges.words()
+
     def run(self, program: Coroutine[Any, Any, Any]) -> Any:
         """Run a program to its end in this thread's CrypTen session. The first run agrees on zero-sharing seeds: 1 round."""
         self.session.agreed_pairs()
@@ -247,17 +277,18 @@ class CryptenSuite(Suite):
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
     async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
-        """1 / sqrt(moment + eps) with 8 more fraction bits than x; see `protocols.crypten.norm`."""
+        """1 / sqrt(moment + eps), as many fraction bits as the bound `residual` asks for; see `protocols.crypten.norm`."""
         with operation("norm"):
             if self._own is not None:
                 return self._own.rsqrt_moment(_own_value(x), norm)
             return self._moment(_own_value(x), norm)[1]
 
     def _moment(self, x: CryptenValue, kind: Norm) -> tuple[CryptenValue, CryptenValue]:
-        if x.fraction_bits > max(WEIGHT_BITS, self.fraction_bits):
+        if not self.fraction_bits <= x.fraction_bits <= max(WEIGHT_BITS, self.fraction_bits):
             x = self._standard(x)
-        centred, inverse = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind)
-        return x.like(centred), self._value(inverse, x.fraction_bits + norm.EXTRA_BITS)
+        bound = self.bounds["residual"].at(self.place)
+        centred, inverse, bits = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
+        return x.like(centred), self._value(inverse, bits)
 
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
         """Normalise x [..., D], then apply each linear layer: x is normalised first, since it is narrower than they are."""
@@ -287,6 +318,15 @@ class CryptenSuite(Suite):
                 return self._own.activation(_own_value(x), kind)
             return self._value(activation.activation(self.session, self._standard(x).share, self.fraction_bits, kind))
 
+    async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
+        """activation(gate) * up. Right for |activation up| < 2^30; both are flagged from 2^15 on."""
+        if self._own is not None:
+            return await super().gated_activation(gate, up, kind)
+        active, factor = _own_value(await self.activation(gate, kind)), self._standard(up)
+        with operation("mul"):
+            product = fixed.mul_watched(self.session, active, factor, "activation", ACTIVATION_LIMIT)
+            return self._back(product, active.fraction_bits + factor.fraction_bits)
+
     async def less_than_zero(self, x: Value) -> Value:
         """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
         x = _own_value(x)
@@ -313,14 +353,22 @@ class CryptenSuite(Suite):
             return self._value(maximum.argmax(self.session, x.share), 0)
 
     # ---- the cache -------------------------------------------------------------------------------------------------
+    async def prepare(self, x: Value) -> Value:
+        """Queries, masked once for all their products with cached keys: 1 round, 8 bytes per element."""
+        if self._own is not None:
+            return x
+        with operation("scores"):
+            return fixed.keep(self.session, self._standard(x), "activation", query_limit(x.shape[-1]))
+
     async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
         """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`."""
         x = _own_value(new)
         if self._own is not None:
             return x if cache is None else self.concat([cache, x], dim)
         with operation("cache"):
-            kept = x if isinstance(x, CryptenWeight) else fixed.keep(self.session, self._standard(x))
-        return kept if cache is None else self.concat([cache, kept], dim)
+            if not isinstance(x, CryptenWeight):
+                x = fixed.keep(self.session, self._standard(x), "value", VALUE_LIMIT)
+        return x if cache is None else self.concat([cache, x], dim)
 
     async def hold(self, chosen: Value) -> Value:
         """A choice, masked once for all layers that use it: 1 round, 8 bytes per element."""

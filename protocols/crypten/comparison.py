@@ -7,7 +7,7 @@ with two parties, more with each further one. Here x + r is opened for a uniform
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 
 WIDTHS = (16, 32, 64)
+SUM_BITS = 32  # ring of the range checks that ride along
 
 
 def _spread(x: Tensor, width: int) -> Tensor:
@@ -55,18 +56,58 @@ def less_than(s: CryptenSession, x: Tensor, thresholds: Sequence[int], bits: int
     then the decision is wrong at most for x within (parties + 1) 2^drop of the threshold, and monotone in the threshold.
     1 + log2(bits) rounds; bits/8 bytes per element of x, and per element and threshold about 3 bits/8 (5.5, 11.6, 23.6).
     """
-    if bits not in WIDTHS or drop + bits > 64:
-        raise RangeError(f"a comparison takes 16, 32 or 64 bits within the 64 of the ring, got {bits} above {drop}")
-    r = s.tape.random("comparison mask", x.shape, bits)
-    r_bits = s.held(s.tape.dependent("comparison bits", x.shape, lambda: _spread(r, bits), bits, "xor"))
-    m = s.open(ring.reduce(ring.shift_right(x, drop, 64) + s.held(r), bits), bits)
-    limits = torch.tensor([t >> drop for t in thresholds], dtype=torch.int64).reshape(-1, *([1] * x.dim()))
-    public = _spread(ring.reduce(m[None] - limits.to(m.device), bits), bits)
-    # x - threshold = public - r: its sign is top(public) ^ top(r) ^ borrow, the borrow of the bits below the top one
+    return less_than_together(s, [(x, thresholds, drop)], bits)[0]
+
+
+def less_than_together(
+    s: CryptenSession, items: Sequence[tuple[Tensor, Sequence[int], int]], bits: int = 64
+) -> list[Tensor]:
+    """`less_than` of several (x, thresholds, drop) in the same rounds.
+
+    From 32 bits on, range checks that wait (`protocols.crypten.ranges`) ride along.
+    """
+    for _, _, drop in items:
+        if bits not in WIDTHS or drop + bits > 64:
+            raise RangeError(f"a comparison takes 16, 32 or 64 bits within the 64 of the ring, got {bits} above {drop}")
+    waiting = s.ranges.take() if s.ranges is not None and bits >= SUM_BITS else None
+    if waiting is None:
+        return _less_than(s, items, bits)
+    *out, within = _less_than(s, [*items, (waiting << (bits - SUM_BITS), [0], 0)], bits)
+    s.ranges.settle(within[0])
+    return out
+
+
+def _less_than(s: CryptenSession, items: Sequence[tuple[Tensor, Sequence[int], int]], bits: int) -> list[Tensor]:
+    flat = [ring.shift_right(x, drop, 64).reshape(-1) for x, _, drop in items]
+    masked = flat[0] if len(flat) == 1 else torch.cat(flat)
+    r = s.tape.random("comparison mask", masked.shape, bits)
+    r_bits = s.held(s.tape.dependent("comparison bits", masked.shape, lambda: _spread(r, bits), bits, "xor"))
+    m = s.open(ring.reduce(masked + s.held(r), bits), bits)
+    differences, masks, start = [], [], 0
+    for x, (_, thresholds, drop) in zip(flat, items, strict=True):
+        part = slice(start, start + x.numel())
+        limits = torch.tensor([t >> drop for t in thresholds], dtype=torch.int64).reshape(-1, 1)
+        difference = m[part][None] - limits.to(m.device)
+        differences.append(difference.reshape(-1))
+        masks.append(r_bits[part].expand(difference.shape).reshape(-1))
+        start += x.numel()
+    below = _negative(s, torch.cat(differences), torch.cat(masks), bits)
+    out, start = [], 0
+    for x, thresholds, _ in items:
+        count = len(thresholds) * x.numel()
+        out.append(below[start : start + count].reshape(len(thresholds), *x.shape))
+        start += count
+    return out
+
+
+def _negative(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -> Tensor:
+    """XOR-shared sign bits of difference - r [n] in Z_2^bits: difference public, r by its spread bits. log2(bits) rounds."""
+    public = _spread(ring.reduce(difference, bits), bits)
+    # the sign is top(public) ^ top(r) ^ borrow, the borrow of the bits below the top one
     top = bits - 1
     below = (1 << top) - 1
     generate = ~public & r_bits & below
-    propagate = (r_bits & below).expand(public.shape)
+    propagate = r_bits & below
     sign = (r_bits >> top) & 1
     if s.party == 0:
         propagate = propagate ^ ((~public & below) | (-1 << top))
@@ -98,7 +139,31 @@ def to_arithmetic(s: CryptenSession, bit: Tensor) -> Tensor:
     return out + opened if s.party == 0 else out
 
 
-def select(s: CryptenSession, bits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def to_arithmetic_under(s: CryptenSession, condition: Tensor, bits: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Additive shares of XOR-shared bits: the condition [...], condition AND bit for `bits` [q, ...], and `others` [p, ...].
+
+    1 round, 1/8 byte each, as `to_arithmetic`: the products are of dealt bits, condition ^ rho_0 and bit ^ rho are public.
+    """
+    under = bits.shape[0]
+    together = torch.cat([condition[None], bits, others])
+    rho, rho_sum = _injected(s, together)
+    product = s.held(s.tape.dependent("bit mask product", bits.shape, lambda: rho[:1] & rho[1 : 1 + under]))
+    opened = s.open(together ^ s.held(rho), 1, "xor")
+    rho_sum = s.held(rho_sum)
+    sign = 1 - 2 * opened
+    plain = sign * rho_sum  # less the public part, `opened`
+    masked = opened[:1] * plain[1 : 1 + under] + opened[1 : 1 + under] * plain[:1] + sign[:1] * sign[1 : 1 + under] * product
+    if s.party == 0:
+        plain = plain + opened
+        masked = masked + opened[:1] * opened[1 : 1 + under]
+    return plain[0], masked, plain[1 + under :]
+
+
+Watched = Callable[[Tensor, Tensor], None]
+"""Sees an opening x - a and its mask a, see `protocols.crypten.ranges`."""
+
+
+def select(s: CryptenSession, bits: Tensor, x: Tensor, watched: Watched | None = None) -> tuple[Tensor, Tensor]:
     """bit * x for each of the XOR-shared `bits` [q, *shape], x [shape]; and the bits as additive shares.
 
     Exact for every x in the ring. 1 round, 8 bytes per element of x and 1/8 byte per bit: x - a and bit ^ rho are opened,
@@ -108,6 +173,8 @@ def select(s: CryptenSession, bits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     a = s.tape.random("selection mask", x.shape)
     rho_a = s.held(s.tape.dependent("selection product", bits.shape, lambda: rho * a))
     opened_bits, opened = s.open_together([(bits ^ s.held(rho), 1, "xor"), (x - s.held(a), 64, "sum")])
+    if watched is not None:
+        watched(opened, a)
     rho_sum = s.held(rho_sum)
     sign = 1 - 2 * opened_bits
     product = opened_bits * x + sign * (opened * rho_sum + rho_a)

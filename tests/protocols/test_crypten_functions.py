@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from protocols.crypten.maximum import maximum
-from protocols.crypten.normalise import reciprocal, rsqrt
+from protocols.crypten.normalise import WORKING_BITS, reciprocal, rsqrt_unit
 from protocols.crypten.softmax import exp_negative
 from protocols.crypten.value import CryptenValue
 from protocols.suite import Linear, Norm, Value
@@ -207,28 +207,16 @@ def test_reciprocal_without_steps_and_bad_bounds() -> None:
         evaluate(wrong, [x])
 
 
-@pytest.mark.parametrize("parties", PARTIES)
-def test_rsqrt_over_a_huge_range(parties: int) -> None:
-    x = 2.0 ** torch.linspace(0.1, 61.9, 300, dtype=torch.float64)
-    x = torch.cat([x.round(), torch.tensor([1.0, 4.0, 4.0**20, 2.0**61])])
+def test_rsqrt_of_a_unit() -> None:
+    x = torch.linspace(0.25, 1, 500, dtype=torch.float64)
 
-    async def program(s: Any, high: Any, low: Any) -> Value:
-        v = high * 2**32 + low
-        return CryptenValue(rsqrt(s.session, v.share, 0, 62, 2.0**20, 24), 24, s.session.party)
-
-    whole = x.long()
-    out = evaluate(program, [whole >> 32, whole & 0xFFFFFFFF], parties=parties, input_bits=0)
-    expected = 2.0**20 / whole.double().sqrt()
-    error = (out.value - expected).abs()
-    assert float((error - expected * 2.0**-19).max()) <= 2 * 2.0**-24
-
-
-def test_rsqrt_bounds_are_even() -> None:
     async def program(s: Any, v: Any) -> Value:
-        return v.like(rsqrt(s.session, v.share, 1, 62, 1.0, 20))
+        return CryptenValue(rsqrt_unit(s.session, v.share), WORKING_BITS, s.session.party)
 
-    with pytest.raises(RangeError, match="even 0 <= low < high <= 62, got 1 and 62"):
-        evaluate(program, [torch.ones(1)])
+    out = evaluate(program, [x], input_bits=WORKING_BITS)
+    assert float((out.value * decoded(x, WORKING_BITS).sqrt() - 1).abs().max()) < 2.0**-20
+    cost = out.ledgers[0].total()
+    assert (cost.rounds, cost.bytes_sent) == (11, 168 * x.numel())
 
 
 def _rows(width: int) -> dict[str, Tensor]:
