@@ -85,7 +85,7 @@ def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high:
 
 
 def rsqrt_unit(s: CryptenSession, u: Tensor) -> Tensor:
-    """1 / sqrt(u) for u in [1/4, 1), both with `WORKING_BITS` fraction bits. Relative error 2^-21. 11 rounds, 168 bytes.
+    """1 / sqrt(u) for u in [1/4, 1), both with `WORKING_BITS` fraction bits. Relative error 2^-19. 11 rounds, 168 bytes.
 
     Newton's iteration y <- y (3 - u y^2) / 2, twice, from a parabola (relative error 0.0254).
     """

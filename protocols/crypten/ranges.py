@@ -10,13 +10,13 @@ A sum says "beyond" for certain when the group's norm has reached 2^limit, as lo
 (a single large one: 2^(limit+9)); and never while every element is below 9/64 of 2^limit, or the norm below 52/64 of it. In
 between it may say either, and results are right.
 
-Flags. Comparisons leave bits b_j shared by XOR, 1 for "beyond". Party i's share of a word is the XOR over j of b_ij w_j, with
-w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first, which is
-uniform and went between parties only. The word is 0 if no bit is set; otherwise it is the XOR of some unknown words, 0 with
-probability 2^-64. A fresh zero-sharing is added before a share leaves its party.
+Flags. Comparisons leave bits b_j shared by XOR, 1 for "beyond". Party i's share of a word is the XOR over j of b_ij w_j,
+with w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first, which
+is uniform and went between parties only. The word is 0 if no bit is set; otherwise it is the XOR of some unknown words, 0
+with probability 2^-64. A fresh zero-sharing is added before a share leaves its party.
 
-Security: nothing is opened but under fresh masks; parties learn nothing; the client learns which words are not zero. A client
-that pools its words with a party's w_j can tell which values were beyond.
+Security: nothing is opened but under fresh masks; parties learn nothing; the client learns which words are not zero. A
+client that pools its words with a party's w_j can tell which values were beyond.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_rsqrt_of_a_unit() -> None:
         return CryptenValue(rsqrt_unit(s.session, v.share), WORKING_BITS, s.session.party)
 
     out = evaluate(program, [x], input_bits=WORKING_BITS)
-    assert float((out.value * decoded(x, WORKING_BITS).sqrt() - 1).abs().max()) < 2.0**-20
+    assert float((out.value * decoded(x, WORKING_BITS).sqrt() - 1).abs().max()) < 2.0**-19
     cost = out.ledgers[0].total()
     assert (cost.rounds, cost.bytes_sent) == (11, 168 * x.numel())
 
@@ -223,10 +223,12 @@ def _rows(width: int) -> dict[str, Tensor]:
     x = torch.randn(width, generator=torch.Generator().manual_seed(3))
     outlier, small = x.clone(), x.clone()
     outlier[1], small[2] = 3000.0, 400.0
+    massive = x.clone()
+    massive[0] = 200_000.0
     return {
         "ordinary": x, "outlier of 3000": outlier, "outlier of 400": small, "deviation 0.01": x * 0.01,
         "deviation 0.01, mean 50": x * 0.01 + 50, "constant": torch.full((width,), 3.0), "zero": torch.zeros(width),
-        "norm near the limit": x / x.norm() * 32_000,
+        "massive outlier": massive, "norm near the limit": x / x.norm() * 2.0**18 * 0.999,
     }  # fmt: skip
 
 
@@ -240,15 +242,15 @@ def test_moments(parties: int, kind: Any, width: int, epsilon: float) -> None:
     async def program(s: Any, v: Any) -> Value:
         return await s.rsqrt_moment(v, norm)
 
-    out = evaluate(program, [rows], parties=parties)
+    out = evaluate(program, [rows], parties=parties, residual=18)
     known = decoded(rows)
     moment = known.var(-1, unbiased=False) if kind == "layer" else known.square().mean(-1)
     # epsilon counts from 2^-32 / D on, and the mean is rounded to 2^-16
     least = max(epsilon, 2.0**-32 / width)
     expected = (moment + least).rsqrt()
     got = out.value[:, 0]
-    relative = ((got - expected).abs() - 2 * 2.0**-24) / expected
-    tolerance = 1e-4 + (2.0**-32 / (moment + least) if kind == "layer" else 0.0)
+    relative = (got - expected).abs() / expected
+    tolerance = 5e-5 + (2.0**-32 / (moment + least) if kind == "layer" else 0.0)
     assert (relative <= tolerance).all(), dict(zip(_rows(width), relative.tolist(), strict=True))
 
 
@@ -265,7 +267,7 @@ def test_norm_linear_with_outliers(parties: int, kind: Any) -> None:
     async def program(s: Any, v: Any, w: Any, bias: Any) -> list[Value]:
         return await s.norm_linear(v, Norm(kind, 1e-5), [Linear(w, bias), Linear(w)])
 
-    out = evaluate(program, [rows], parties=parties, weights={"w": w, "bias": bias})
+    out = evaluate(program, [rows], parties=parties, weights={"w": w, "bias": bias}, residual=18)
     known = decoded(rows)
     if kind == "layer":
         known = known - known.mean(-1, keepdim=True)
