@@ -11,7 +11,7 @@ A sum says "beyond" for certain when the group's norm has reached 2^limit, as lo
 between it may say either, and results are right.
 
 Flags. Comparisons leave bits b_j shared by XOR, 1 for "beyond". Party i's share of a word is the XOR over j of b_ij w_j,
-with w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first, which
+with w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first. That
 is uniform and went between parties only. The word is 0 if no bit is set; otherwise it is the XOR of some unknown words, 0
 with probability 2^-64. A fresh zero-sharing is added before a share leaves its party.
 
