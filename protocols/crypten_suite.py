@@ -89,12 +89,13 @@ class CryptenSuite(CryptenBase):
             return self._value(activation.activation(self.session, self._standard(x).share, self.fraction_bits, kind))
 
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
-        """activation(gate) * up. Right for |activation up| < 2^30; both are flagged from 2^15 on."""
+        """activation(gate) * up. Right for |activation up| < 2^30: both factors are flagged from 2^15 on."""
         if self._own is not None:
             return await super().gated_activation(gate, up, kind)
         active, factor = own_value(await self.activation(gate, kind)), self._standard(up)
         with operation("mul"):
-            product = fixed.mul_watched(self.session, active, factor, "activation", ACTIVATION_LIMIT)
+            kinds = ("activation" if kind == "relu" else None, "activation")  # others have watched their input
+            product = fixed.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
             return self._back(product, active.fraction_bits + factor.fraction_bits)
 
     async def less_than_zero(self, x: Value) -> Value:

@@ -17,7 +17,7 @@ from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 
 WIDTHS = (16, 32, 64)
-SUM_BITS = 32  # ring of the range checks that ride along
+SUM_BITS, LEAST = 32, 3403  # ring of the sums of range checks, and the least that is beyond
 
 
 def _spread(x: Tensor, width: int) -> Tensor:
@@ -72,8 +72,9 @@ def less_than_together(
     waiting = s.ranges.take() if s.ranges is not None and bits >= SUM_BITS else None
     if waiting is None:
         return _less_than(s, items, bits)
-    *out, within = _less_than(s, [*items, (waiting << (bits - SUM_BITS), [0], 0)], bits)
-    s.ranges.settle(within[0])
+    up = bits - SUM_BITS
+    *out, below = _less_than(s, [*items, (waiting << up, [0, LEAST << up], 0)], bits)
+    s.ranges.settle(below[0] ^ below[1])
     return out
 
 

@@ -116,14 +116,16 @@ def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
     return product(_context(s), "cached product", a, b, ring.matmul).x
 
 
-def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kind: str, limit: int) -> Tensor:
-    """x y, element by element, no truncation; both are watched. 1 round, 8 bytes per element of x and of y."""
+def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequence[str | None], limit: int) -> Tensor:
+    """x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and y."""
     masks = [s.tape.random("factor mask", v.shape) for v in (x, y)]
     opened = s.open_together([(v.share - s.held(m), FULL, "sum") for v, m in zip((x, y), masks, strict=True)])
-    for v, m, mask in zip((x, y), opened, masks, strict=True):
-        ranges.watch(s, kind, m, mask, v.fraction_bits, limit)
-    a, b = (Masked(m, -mask, FULL, v.fraction_bits) for v, m, mask in zip((x, y), opened, masks, strict=True))
-    return multiply(_context(s), a, b).x
+    factors = []
+    for v, m, mask, kind in zip((x, y), opened, masks, kinds, strict=True):
+        if kind is not None:
+            ranges.watch(s, kind, m, mask, v.fraction_bits, limit)
+        factors.append(Masked(m, -mask, FULL, v.fraction_bits))
+    return multiply(_context(s), *factors).x
 
 
 def scores_of_chosen(s: CryptenSession, chosen: CryptenWeight, q: CryptenValue, k: CryptenValue) -> Tensor:

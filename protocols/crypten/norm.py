@@ -50,7 +50,7 @@ def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Ten
 
     With b = r >> cut and c the highest bit of r, x / 2^cut is (m >> cut) - 2^(62-cut) - b + 2^(64-cut) c (1 - msb(m)), as in
     `arithmetic.truncate_together`. In its square the terms with c and with b c have the factor 2^(65-cut), so both are dealt
-    modulo 2^16; the one with c^2 vanishes.
+    modulo 2^(cut-1); the one with c^2 vanishes.
     """
     sums = (*x.shape[:-1], 1)
     r = s.tape.random("square mask", x.shape)
@@ -61,8 +61,8 @@ def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Ten
 
     squared = s.held(s.tape.dependent("squared masks", (2, *sums), squares))
     high = s.held(s.tape.dependent("square high part", x.shape, lambda: b))
-    top = s.held(s.tape.dependent("square top bit", x.shape, lambda: ring.shift_right(r, 63, 64), 16))
-    mixed = s.held(s.tape.dependent("square mixed part", x.shape, lambda: ring.shift_right(r, 63, 64) * b, 16))
+    top = s.held(s.tape.dependent("square top bit", x.shape, lambda: ring.shift_right(r, 63, 64), cut - 1))
+    mixed = s.held(s.tape.dependent("square mixed part", x.shape, lambda: ring.shift_right(r, 63, 64) * b, cut - 1))
     shifted = x + (1 << 62) if s.party == 0 else x
     m = s.open(shifted + s.held(r))
     if s.channel is None:

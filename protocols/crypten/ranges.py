@@ -3,12 +3,13 @@
 Where a value x is opened under a mask anyway, as x - a, the dealer adds the high bits of a, and sums of squares of x cost no
 round and no byte between parties: in Z_2^32, x / 2^t is ((x - a) >> t) + (a >> t) + 1, the integer below or above, since
 what wraps is a multiple of 2^(64-t). The squares of `GROUP` neighbours are added up, and the sum is compared with its
-threshold beside the next comparison that happens anyway (`protocols.crypten.comparison.less_than`): a check costs 4 offline
-bytes an element and half a byte online.
+threshold beside the next comparison that happens anyway (`protocols.crypten.comparison.less_than`): a check costs 5 offline
+bytes an element and 0.9 byte online.
 
 A sum says "beyond" for certain when the group's norm has reached 2^limit, as long as every element stays below 2^(limit+7)
-(a single large one: 2^(limit+9)); and never while every element is below 9/64 of 2^limit, or the norm below 52/64 of it. In
-between it may say either, and results are right.
+(a single large one: 2^(limit+9)); beyond that the sum wraps, and goes unseen if it happens to lie below `LEAST`, one in a
+million. It never says so while every element is below 9/64 of 2^limit, or the norm below 52/64 of it. In between it may say
+either, and results are right.
 
 Flags. Comparisons leave bits b_j shared by XOR, 1 for "beyond". Party i's share of a word is the XOR over j of b_ij w_j,
 with w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first. That
@@ -29,13 +30,14 @@ from torch import Tensor
 from mpc import ring
 from mpc.crypten_binding import CryptenSession
 from mpc.random import Prg, derive_seed
+from protocols.crypten.comparison import SUM_BITS
 from protocols.suite import RANGE_KINDS
 
 GROUP = 32
 """Elements of a sum of squares."""
-PART_BITS = 6  # a value at its limit is so many bits long
-SUM_BITS = 32
-LEAST = 3403  # (2^6 - sqrt(32))^2: the sum of a group whose norm has reached its limit, every element off by a unit
+PART_BITS = 6
+"""A value at its limit is so many bits long; `LEAST` is (2^6 - sqrt(32))^2, the least sum of a group whose norm is at its
+limit, when every element is off by a unit."""
 
 ACTIVATION_LIMIT = 15
 """log2 of the norm of 32 inputs of an activation function, or of its factor: below, results are right."""
@@ -81,19 +83,19 @@ class Ranges:
             public = ring.shift_right(opened, cut, 64) + 1
             total = total + _grouped(public * high * 2)
             if s.party == 0:
-                total = total + _grouped(public.square()) - LEAST
+                total = total + _grouped(public.square())
         self._waiting.append((kind, self.place, total))
 
     def take(self) -> Tensor | None:
-        """The sums that wait, less their threshold, one after the other [n] in Z_2^32: below 0 is within range."""
+        """The sums that wait, one after the other: [n] in Z_2^32; from 0 to `LEAST` is within range."""
         return torch.cat([total for _, _, total in self._waiting]) if self._waiting else None
 
-    def settle(self, below: Tensor) -> None:
-        """XOR-shared bits [n] of what `take` gave: 1 where it is below 0."""
+    def settle(self, within: Tensor) -> None:
+        """XOR-shared bits [n] of what `take` gave: 1 where it is within range."""
         waiting, self._waiting = self._waiting, []
         start = 0
         for kind, place, total in waiting:
-            self.note(kind, below[start : start + total.numel()], place)
+            self.note(kind, within[start : start + total.numel()], place)
             start += total.numel()
 
     def note(self, kind: str, within: Tensor, place: int | None = None) -> None:

@@ -126,6 +126,8 @@ SCORES = {
     "spread of 60": torch.linspace(-30, 30, 500)[None],
     "mass at -7": torch.cat([torch.zeros(1, 1), torch.full((1, 1100), -7.0)], -1),
     "extremes": torch.tensor([[-32_768.0, 32_767.0, 32_766.5, 0.0], [-32_768.0, -32_768.0, -32_767.0, -32_768.0]]),
+    "scores of 1 800, spread 110": 1800 - torch.linspace(0, 110, 300).flip(0)[None],
+    "spread of 500": torch.linspace(-250, 250, 900)[None],
     "gaussian": torch.linspace(-3, 3, 2 * 3 * 130).reshape(2, 3, 130).sin() * 20,
     "single": torch.tensor([[5.0], [-5.0]]),
     "two": torch.tensor([[1.0, 1.0], [0.0, 20.0]]),

@@ -37,7 +37,7 @@ from protocols.suite import RANGE_KINDS, OutputShare, Suite
 from tests.tools import range_models
 
 SHARED_BITS = 16  # fraction bits of the weights' shares, as a model owner makes them
-PROMPT_TOKENS, NEW_TOKENS = 11, 3
+PROMPT_TOKENS, NEW_TOKENS = 11, 2
 Options = dict[str, Any]
 
 
