@@ -82,7 +82,7 @@ class KVCache:
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]
-        entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1))
+        entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1, "value"))
 
     async def beside(self, work: Coroutine[Any, Any, Any]) -> None:
         """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""

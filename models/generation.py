@@ -25,6 +25,9 @@ from protocols.suite import OutputShare, Suite, Value
 
 Decoding = Literal["greedy", "sample", "logits"]
 
+NOISE_BOUND = 2.0**12
+"""Public bound on a sample's noise: Gumbel noise of 53 random bits stays below 37.5 times the temperature, at most 100."""
+
 
 @dataclass(frozen=True)
 class GenerationPlan:
@@ -105,7 +108,7 @@ async def generate(
     prompt = suite.input((plan.prompt_tokens, vocabulary), prompt_share, 0)
     noise: Value | None = None
     if plan.decoding == "sample":
-        noise = suite.input((plan.new_tokens, vocabulary), noise_share, suite.fraction_bits)
+        noise = suite.input((plan.new_tokens, vocabulary), noise_share, suite.fraction_bits, NOISE_BOUND)
     elif noise_share is not None:
         raise ConfigurationError(f"noise was given, but decoding = '{plan.decoding}' uses none; use decoding = 'sample'")
     indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
@@ -121,7 +124,10 @@ async def generate(
             if plan.decoding == "logits":
                 share = suite.output(await suite.rounded(logits))
             else:
-                scores = logits if noise is None else await suite.rounded(logits) + noise[step : step + 1]
+                scores = logits
+                if noise is not None:
+                    added = noise[step : step + 1]
+                    scores = await suite.rounded(logits, added) + added
                 one_hot = await suite.argmax(scores)
                 share = suite.output((one_hot * indices).sum(-1))
         more = endpoint.emit(step, replace(share, flags=suite.flags()))

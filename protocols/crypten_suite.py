@@ -30,7 +30,7 @@ from torch import Tensor
 from mpc.ledger import operation
 from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
 from protocols.crypten.base import WEIGHT_BITS, CryptenBase, label, own_value
-from protocols.crypten.ranges import ACTIVATION_LIMIT, VALUE_LIMIT, query_limit
+from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.suite import Activation, Linear, Norm, Value
 
@@ -131,14 +131,18 @@ class CryptenSuite(CryptenBase):
         with operation("scores"):
             return fixed.keep(self.session, self._standard(x), "activation", query_limit(x.shape[-1]))
 
-    async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
-        """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`."""
+    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> Value:
+        """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`.
+
+        Keys are watched, since scores must stay below 2^30; values are right whatever a linear layer can hold.
+        """
         x = own_value(new)
         if self._own is not None:
             return x if cache is None else self.concat([cache, x], dim)
         with operation("cache"):
             if not isinstance(x, CryptenWeight):
-                x = fixed.keep(self.session, self._standard(x), "value", VALUE_LIMIT)
+                watched = "value" if kind is None and not x.bounded else None
+                x = fixed.keep(self.session, self._standard(x), watched, KEY_LIMIT)
         return x if cache is None else self.concat([cache, x], dim)
 
     async def hold(self, chosen: Value) -> Value:

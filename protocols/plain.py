@@ -123,7 +123,9 @@ class PlainSuite(Suite):
         """The weight itself."""
         return self._given(f"weight '{name}'", shape, share)
 
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> PlainValue:
+    def input(
+        self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None
+    ) -> PlainValue:
         """The input itself; `fraction_bits` is not used."""
         return self._given("input", shape, share)
 

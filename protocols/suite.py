@@ -188,15 +188,17 @@ class Suite(ABC):
         """
 
     @abstractmethod
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None) -> Value:
         """A secret input from this party's int64 share in Z_2^64 (float for `plain`, None at dealer and `estimate`)."""
 
     @abstractmethod
     def output(self, x: Value) -> OutputShare:
         """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
 
-    async def rounded(self, x: Value) -> Value:
-        """x with `fraction_bits` fraction bits and nothing below them: what may be output. Same value otherwise."""
+    async def rounded(self, x: Value, added: Value | None = None) -> Value:
+        """x with `fraction_bits` fraction bits and nothing below them: what may be output. Same value otherwise.
+
+        added: what will be added to it, so that the sum has room."""
         return x
 
     @abstractmethod
@@ -276,6 +278,10 @@ class Suite(ABC):
 
     similarity_bound: float = 2.0**15
     """Public bound on the results of `scores`."""
+
+    def relative(self, x: Value) -> Value:
+        """x, of which only the differences along the last axis matter; suites whose rings must hold it bring it near 0."""
+        return x
 
     def bounded(self, x: Value, bound: float) -> Value:
         """x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""
@@ -392,8 +398,10 @@ class Suite(ABC):
         """x made ready to be a factor of `attention`'s first product, beside other work; the same value."""
         return x
 
-    async def append(self, cache: Value | None, new: Value, dim: int) -> Value:
-        """The cache with `new` appended along `dim`. Suites that mask cached values once do it here."""
+    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> Value:
+        """The cache with `new` appended along `dim`. Suites that mask cached values once do it here.
+
+        kind: of `RANGE_KINDS`; `new` is flagged where it is outside that bound."""
         return new if cache is None else self.concat([cache, new], dim)
 
     def keep_first(self, x: Value, count: int, dim: int) -> Value:

@@ -38,6 +38,8 @@ class Fault:
 
 GATES = "tests/protocols/test_masked_gates.py"
 SUITE = "tests/protocols/test_masked_suite.py"
+RANGES = "tests/protocols/test_ranges.py"
+GATES_OF_MASKED = "tests/launch/test_gates.py::test_gates_of_the_suite_masked"
 SELECTION = "tests/protocols/test_masked_selection.py"
 SHUFFLE = "tests/protocols/test_masked_shuffle.py"
 DPF = "tests/protocols/test_masked_dpf.py"
@@ -246,17 +248,74 @@ FAULTS: tuple[Fault, ...] = (
     ),
     # ---- softmax and norms
     Fault(
+        "scores read as they are, not relative to their row",
+        "protocols/masked/softmax.py",
+        "return (whole - whole[:, -1:]).reshape(-1)",
+        "return whole.reshape(-1)",
+        (f"{SUITE}::test_softmax", f"{RANGES}::test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie"),
+    ),
+    Fault(
+        "exponentials of what lies two units lower",
+        "protocols/masked/softmax.py",
+        "units = torch.where(d < 1, d, d - size)",
+        "units = torch.where(d < 2, d, d - size)",
+        (f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged", GATES_OF_MASKED),
+    ),
+    # ---- range flags
+    Fault(
+        "a flag's table good two units too far",
+        "protocols/masked/ranges.py",
+        "(digit + above + 1) & (size - 1)",
+        "(digit + above + 3) & (size - 1)",
+        (f"{RANGES}::test_cached_values", f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged"),
+    ),
+    Fault(
+        "a flag's table a unit too narrow",
+        "protocols/masked/ranges.py",
+        "(digit + above + 1) & (size - 1)",
+        "(digit + above) & (size - 1)",
+        (f"{RANGES}::test_no_false_flag_in_many_values_up_to_the_limit",),
+    ),
+    Fault(
+        "flags that leave as they are",
+        "protocols/masked/ranges.py",
+        "words = self._words ^ zero.cpu()",
+        "words = self._words",
+        (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
+    ),
+    Fault(
+        "flags of equal words for all values",
+        "protocols/masked/ranges.py",
+        "weights & -((word >> (digit & 63)) & 1)",
+        "-((word >> (digit & 63)) & 1)",
+        (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
+    ),
+    Fault(
+        "a norm's square in a ring without room",
+        "protocols/masked/suite.py",
+        "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
+        "h = h",
+        (f"{RANGES}::test_every_declared_option_works_at_the_default_precision",),
+    ),
+    Fault(
+        "activation outputs lifted as if they were signed",
+        "protocols/masked/suite.py",
+        "offset = 1 << found.frac if x.positive else None",
+        "offset = None",
+        (f"{RANGES}::test_activations_within_their_bound",),
+    ),
+    Fault(
         "softmax's shift counts bins of half the width",
         "protocols/masked/softmax.py",
-        "filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS))",
-        "filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS - 1))",
+        "unit = y.frac + BIN_BITS",
+        "unit = y.frac + BIN_BITS - 1",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "-(1 << (range_bits - 1 + y.frac))",
-        "-(1 << (range_bits - 2 + y.frac))",
+        "lowest = -(1 << (range_bits - 1 + y.frac))",
+        "lowest = -(1 << (range_bits - 2 + y.frac))",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
@@ -284,7 +343,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "padding that wins against negative values",
         "protocols/masked/ranking.py",
-        "lowest = -(1 << magnitude_bits)",
+        "lowest = -reach",
         "lowest = 0",
         ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
     ),

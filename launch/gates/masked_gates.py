@@ -238,11 +238,11 @@ def _exponential() -> list[Gate]:
     async def program(c: Context, x: Masked) -> Shared:
         return softmax.exponential(c, x, OUT)
 
-    marks = [float(x) for x in range(-240, 4, 8)]
-    points = span(-240.0, 4.0 - UNIT, UNIT, marks)
-    judge = relative(torch.exp, 2.0**-10)
-    words = "-240 <= x < 4; relative to e^x + 2^-10"
-    return [Gate("exp", "softmax", words, "relative", points, judge, program, 2.0**-12, 8 + FRAC, FRAC)]
+    marks = [float(x) for x in range(-248, 0, 8)]
+    points = span(-248.0, -UNIT, UNIT, marks)
+    judge = relative(lambda x: torch.exp(x + softmax.PEAK), 2.0**-10)
+    words = "-248 <= x < 0; relative to e^(x + 4) + 2^-10"
+    return [Gate("e^(x + 4)", "softmax", words, "relative", points, judge, program, 2.0**-12, 8 + FRAC, FRAC)]
 
 
 def _rows() -> list[Gate]:

@@ -112,7 +112,7 @@ async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Cluster
 async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, stop: int) -> Value:
     """Similarity of one token's queries q [G, R, C], summed over R, to clusters start..stop-1: [G, stop - start].
 
-    Bounded by `similarity_limit(suite, R)`.
+    What matters is their order; their spread is bounded by `similarity_limit(suite, R)`.
     """
     if len(clusters.ready) == 1:
         found = await suite.scores(q, clusters.ready[0][:, start:stop])
@@ -122,7 +122,7 @@ async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, s
             suite.scores(q, clusters.ready[0][:, start:stop]), suite.scores(magnitude, clusters.ready[1][:, start:stop])
         )
         found = middle + spread
-    return found[:, 0] if q.shape[1] == 1 else found.sum(1)
+    return suite.relative(found[:, 0] if q.shape[1] == 1 else found.sum(1))
 
 
 def similarity_limit(suite: Suite, heads: int) -> float:

@@ -45,7 +45,7 @@ class DynamicTopK(CachePolicy):
         if count >= tokens:
             return await suite.attention(q, k, v, None)
         scores = await suite.scores(q, k)
-        total = scores[:, 0] if q.shape[1] == 1 else scores.sum(1)
+        total = suite.relative(scores[:, 0] if q.shape[1] == 1 else scores.sum(1))
         keep = await suite.keep_largest(total, count, suite.similarity_bound * q.shape[1])
         bias = keep * PENALTY + float(-PENALTY)
         return await suite.biased_attention(q, k, v, bias.reshape(groups, 1, tokens))

@@ -83,7 +83,7 @@ class CryptenBase(Suite):
     def begin(self, places: int) -> None:
         """A program with so many places begins."""
         super().begin(places)
-        self._ranges.places, self._ranges.place = places, 0
+        self._ranges.begin(places)
 
     def at(self, place: int) -> None:
         """What follows belongs to this place."""
@@ -130,7 +130,7 @@ class CryptenBase(Suite):
         party = self.session.party
         return CryptenWeight(_columns(taken), self.weight_fraction_bits, party, _columns(difference), None)
 
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> Value:
+    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None) -> Value:
         """A secret input from this party's share."""
         return self._value(self._take("input", shape, share), fraction_bits)
 
@@ -150,6 +150,11 @@ class CryptenBase(Suite):
         if self.session.channel is None:
             return self._value(self.session.without_content(target))
         return self._value(torch.zeros(target, dtype=torch.int64, device=self.device)) + real
+
+    def bounded(self, x: Value, bound: float) -> Value:
+        """x, known to lie within +-bound: not watched when it is kept."""
+        own = own_value(x)
+        return own if isinstance(own, CryptenWeight) else CryptenValue(own.share, own.fraction_bits, own.party, True)
 
     def concat(self, values: Sequence[Value], dim: int) -> Value:
         """Concatenate along `dim`, at the largest number of fraction bits; local."""

@@ -43,26 +43,35 @@ ACTIVATION_LIMIT = 15
 """log2 of the norm of 32 inputs of an activation function, or of its factor: below, results are right."""
 SCORE_LIMIT = 16
 """The same of 32 differences between attention scores and the largest of their row."""
-VALUE_LIMIT = 15
-"""The same of 32 elements of cached keys or values."""
+KEY_LIMIT = 15
+"""The same of 32 elements of cached keys."""
 
 
 def query_limit(channels: int) -> int:
-    """log2 of the norm of 32 elements of queries, at which no score with keys below `VALUE_LIMIT` reaches 2^30."""
+    """log2 of the norm of 32 elements of queries, at which no score with keys below `KEY_LIMIT` reaches 2^30."""
     pieces = -(-channels // GROUP)
-    return 30 - VALUE_LIMIT - (pieces - 1).bit_length()
+    return 30 - KEY_LIMIT - (pieces - 1).bit_length()
 
 
 @dataclass
 class Ranges:
-    """What a session has seen of its ranges since the last `words`. place: of the program, see `Suite.at`."""
+    """What a session has seen of its ranges since the last `words`.
+
+    place: of the program, see `Suite.at`; None before its first one, where nothing is watched.
+    """
 
     session: CryptenSession
     places: int = 1
-    place: int = 0
+    place: int | None = None
     _waiting: list[tuple[str, int, Tensor]] = field(default_factory=list)
     _bits: list[tuple[str, int, Tensor]] = field(default_factory=list)
     _prg: Prg | None = None
+
+    def begin(self, places: int) -> None:
+        """Forget everything: a program begins."""
+        self.places, self.place = places, None
+        self._waiting.clear()
+        self._bits.clear()
 
     def watch(self, kind: str, opened: Tensor, mask: Tensor, fraction_bits: int, limit: int) -> None:
         """Check x = opened + mask (both [...], in Z_2^64, x with `fraction_bits`) against 2^limit, see the module's head.
@@ -70,6 +79,8 @@ class Ranges:
         mask: as the tape gives it: whole at the dealer. Costs no round; the comparison comes later.
         """
         s = self.session
+        if self.place is None:
+            return
         cut = fraction_bits + limit - PART_BITS
         assert 0 <= cut <= SUM_BITS
         groups = (-(-opened.numel() // GROUP),)
@@ -100,9 +111,10 @@ class Ranges:
 
     def note(self, kind: str, within: Tensor, place: int | None = None) -> None:
         """XOR-shared bits [...]: 1 where a value of that kind stayed within its range."""
-        if self.session.channel is not None:
+        place = self.place if place is None else place
+        if self.session.channel is not None and place is not None:
             bits = within ^ 1 if self.session.party == 0 else within
-            self._bits.append((kind, self.place if place is None else place, bits.reshape(-1).to(torch.int8)))
+            self._bits.append((kind, place, bits.reshape(-1).to(torch.int8)))
 
     def words(self) -> Tensor:
         """This party's XOR share of the flags [kinds, places], see `Suite.flags`. Local.

@@ -21,17 +21,18 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 class CryptenValue(Value):
-    """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index.
+    """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index; bounded: by its making.
 
     The class `ArithmeticSharedTensor` of CrypTen is the border: `tensor` wraps the share, `from_tensor` reads one.
     """
 
-    __slots__ = ("fraction_bits", "party", "share")
+    __slots__ = ("bounded", "fraction_bits", "party", "share")
 
-    def __init__(self, share: Tensor, fraction_bits: int, party: int) -> None:
+    def __init__(self, share: Tensor, fraction_bits: int, party: int, bounded: bool = False) -> None:
         self.share = share
         self.fraction_bits = fraction_bits
         self.party = party
+        self.bounded = bounded
 
     @property
     def tensor(self) -> Any:

@@ -65,8 +65,13 @@ def curve(kind: str) -> Piecewise:
     return fit(kind, parts, -half, half, 2 * half, degree)
 
 
+def least_bits(kind: str, frac: int) -> int:
+    """The smallest ring for x: the curved range on both sides, and as much again."""
+    return frac + SHAPES[kind][0].bit_length() + 2 if kind in SHAPES else frac + 2
+
+
 async def activation(c: Context, x: Masked, kind: str) -> Shared:
-    """[f(x)] in x's ring with x's fraction bits. 1 round; x.frac + magnitude + 2 <= x.bits."""
+    """[f(x)] in x's ring with x's fraction bits. 1 round; |x| < 2^(x.bits - x.frac - 1). f(x) > -1."""
     if kind == "relu":
         negative = await less_than_zero(c, x)
         return c.shared(x).add(negative.times(x).negate())

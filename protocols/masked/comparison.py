@@ -1,4 +1,6 @@
-"""Less-than-zero and membership of [0, 2^n) on a masked value: one round, a handful of bits, any number of parties.
+"""Less-than-zero, equality with zero and membership of [0, 2^n) on a masked value: one round, a handful of bits.
+
+Any number of parties.
 
 x = m - lam modulo 2^k is negative when its top bit is set. m is cut into digits of at most 8 bits. For every digit the
 dealer deals XOR-shared one-time truth tables indexed by the *public* digit of m:
@@ -6,12 +8,14 @@ dealer deals XOR-shared one-time truth tables indexed by the *public* digit of m
 * lower digits: lt = [m_i < lam_i] and eq = [m_i = lam_i]; the borrow into the top digit is lt + eq (lt' + eq' (...));
 * top digit: the sign without (a0) and with (a1) a borrow; the answer is a0 + (a1 - a0) borrow. For membership the digits
   above the n low bits are 0 without (z) or with (n) the low digit's borrow: z z' ... (1 - borrow) + n n' ... borrow.
+  For equality m_i = lam_i in every digit.
 
 A looked-up bit is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is then
 linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic shares of
 the products of rho's, in any ring. The same products times a mask lam_y give answer * y for a masked y in the same round.
 
-Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element; error none; leaks nothing (opened bits are uniform).
+Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none; leaks nothing (opened
+bits are uniform). Offline: 64 bits a bit for digits of 6 bits, 32 for narrower ones, 256 for digits of 8.
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
 
@@ -57,6 +61,11 @@ class Form:
         """64-bit words of a truth table; all are as long as the widest digit's."""
         return max(1, (1 << max(self.widths)) // 64)
 
+    @property
+    def word_bits(self) -> int:
+        """Bits of a word that are dealt: 32 where no digit has more than 5 bits."""
+        return 32 if max(self.widths) <= 5 else 64
+
 
 def _widths(bits: int) -> list[int]:
     count = -(-bits // MAX_DIGIT)
@@ -80,6 +89,14 @@ def sign_form(bits: int) -> Form:
     for k, mono in borrow:
         polynomial += [(k, mono | {"a1"}), (-k, mono | {"a0"})]
     return Form.of(widths, places, polynomial)
+
+
+@cache
+def zero_form(bits: int) -> Form:
+    """[x = 0] in a ring of so many bits."""
+    widths = _widths(bits)
+    places = {f"eq{i}": i for i in range(len(widths))}
+    return Form.of(widths, places, [(1, frozenset(places))])
 
 
 @cache
@@ -167,7 +184,7 @@ class Bit:
         return Shared(y.m * bit.x - masked_part, y.bits, y.frac)
 
 
-def _prefix(bound: Tensor, words: int) -> Tensor:
+def prefix_table(bound: Tensor, words: int) -> Tensor:
     """Tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
     start = torch.arange(words, device=bound.device) * 64
     inside = (bound[..., None] - start).clamp(0, 64)
@@ -189,7 +206,7 @@ def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
     offset = 0
     for i, width in enumerate(form.widths[:-1]):
         digit = (lam >> offset) & ((1 << width) - 1)
-        out[f"lt{i}"] = _prefix(digit, form.words)
+        out[f"lt{i}"] = prefix_table(digit, form.words)
         if i > 0:
             out[f"eq{i}"] = _point(digit, form.words)
         offset += width
@@ -199,15 +216,25 @@ def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
         start = (top + borrow) & ((1 << width) - 1)  # x >= 0 for m in [start, start + half), x < 0 for the next half
         half = 1 << (width - 1)
         low = (start + half) & ((1 << width) - 1)
-        negative = _prefix(start, form.words) ^ _prefix(low, form.words)
+        negative = prefix_table(start, form.words) ^ prefix_table(low, form.words)
         out[name] = torch.where((low > start)[..., None], ~negative, negative)
+    return out
+
+
+def _zero_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
+    """Truth tables of `zero_form` for masks lam: [..., words] each."""
+    out: dict[str, Tensor] = {}
+    offset = 0
+    for i, width in enumerate(form.widths):
+        out[f"eq{i}"] = _point((lam >> offset) & ((1 << width) - 1), form.words)
+        offset += width
     return out
 
 
 def _within_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
     """Truth tables of `within_form` for masks lam: [..., words] each."""
     low, *high = form.widths
-    out = {"lt0": _prefix(lam & ((1 << low) - 1), form.words)}
+    out = {"lt0": prefix_table(lam & ((1 << low) - 1), form.words)}
     for kind, borrow in (("z", 0), ("n", 1)):
         rest = (lam >> low) + borrow
         for i, width in enumerate(high, 1):
@@ -224,7 +251,7 @@ async def _ask(c: Context, x: Masked, form: Form, tables: Callable[[Tensor, Form
         found = tables(x.lam, form)
         return torch.stack([found[name] for name in form.names])
 
-    dealt = c.deal_xor("comparison tables", (*shape, form.words), made)
+    dealt = c.deal_xor("comparison tables", (*shape, form.words), made, form.word_bits)
     rho = c.tape.random("mask bits", shape, 1)
     if not c.evaluating:
         return Bit(c, form, await BitOpening(c.blank(shape)), rho)
@@ -247,6 +274,12 @@ async def less_than_zero(c: Context, x: Masked) -> Bit:
     """[x < 0] for x read as a signed number modulo 2^bits. 1 round."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
     return await _ask(c, x, sign_form(x.bits), _sign_tables)
+
+
+async def is_zero(c: Context, x: Masked) -> Bit:
+    """[x = 0] for x modulo 2^bits. 1 round."""
+    require(1 <= x.bits <= 32, "equality", f"rings of 1 to 32 bits are supported, got {x.bits}")
+    return await _ask(c, x, zero_form(x.bits), _zero_tables)
 
 
 async def within(c: Context, x: Masked, low_bits: int) -> Bit:

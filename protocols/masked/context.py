@@ -149,9 +149,9 @@ class Context:
         hold `bits`, congruent modulo 2^bits."""
         return self.tape.table(op, tuple(shape), value if self.tape.dealing else None, bits)
 
-    def deal_xor(self, op: str, shape: Sequence[int], value: Callable[[], Tensor]) -> Tensor:
-        """64-bit words computed from masks, XOR-shared."""
-        return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, 64, "xor")
+    def deal_xor(self, op: str, shape: Sequence[int], value: Callable[[], Tensor], bits: int = 64) -> Tensor:
+        """Words of `bits` bits computed from masks, XOR-shared."""
+        return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, bits, "xor")
 
     # ---- local conversions ---------------------------------------------------------------------------------------
     def blank(self, shape: Sequence[int]) -> Tensor:

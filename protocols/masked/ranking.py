@@ -91,10 +91,10 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     return Best(opened[0], tuple(opened[1:]))
 
 
-async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool, aside: bool = False) -> Best:
-    """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= 2^magnitude_bits ring units: the bound itself can
-    come out of rounding, and a difference of both ends must fit, hence three bits to spare. aside: see `group_sizes`."""
-    require(x.bits >= magnitude_bits + 3, "argmax", f"a ring of {x.bits} bits is too small")
+async def best(c: Context, x: Masked, reach: int, with_index: bool, aside: bool = False) -> Best:
+    """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= reach ring units; a difference of both ends must fit
+    the ring. aside: see `group_sizes`."""
+    require(2 * reach < 1 << (x.bits - 1), "argmax", f"a ring of {x.bits} bits is too small")
     n = x.shape[-1]
     digits: list[Masked] = []
     if with_index:
@@ -102,7 +102,7 @@ async def best(c: Context, x: Masked, magnitude_bits: int, with_index: bool, asi
         for k in range(max(1, -(-(n - 1).bit_length() // INDEX_DIGIT))):
             public = ((position >> (k * INDEX_DIGIT)) & 255).expand(x.shape)
             digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))
-    lowest = -(1 << magnitude_bits)
+    lowest = -reach
     out = Best(x, tuple(digits))
     for size in group_sizes(n, x.shape[:-1].numel(), aside):
         out = await _level(c, out.value, list(out.digits), size, lowest)

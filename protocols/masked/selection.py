@@ -46,6 +46,17 @@ def _ranked_frac(suite: MaskedSuite, bound: float) -> tuple[int, int]:
     return frac, magnitude
 
 
+def score_bits(suite: MaskedSuite) -> int:
+    """Ring of a score with twice the fraction bits: its difference to another one can be checked."""
+    return 2 * suite.fraction_bits + suite.range_bits + 1
+
+
+def relative(suite: MaskedSuite, x: Value) -> MaskedTensor:
+    """`Suite.relative`: x less its last entry, modulo x's ring; their spread fits where they may not."""
+    t = suite.as_tensor(x)
+    return t - t[..., -1:].expand(*t.shape)
+
+
 def query_bits(suite: MaskedSuite) -> int:
     """Ring of a query: its scores and the sums of its similarities fit."""
     return 2 * suite.fraction_bits + suite.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
@@ -104,7 +115,7 @@ async def absolute(suite: MaskedSuite, x: Value) -> MaskedTensor:
     f = suite.fraction_bits
     with operation("similarity"):
         m = await suite.masked(t, f, query_bits(suite))
-        negative = await less_than_zero(suite.context, m.to_ring(min(f + t.magnitude + 2, 32)))
+        negative = await less_than_zero(suite.context, m.to_ring(min(f + t.magnitude + 1, 32)))
         out = suite.context.shared(m).add(negative.times(m).map(lambda v: v * -2))
         return suite.new(out, t.magnitude)
 
@@ -140,15 +151,16 @@ async def finish(
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         frac = min(frac, FULL - 4 - scale - int(observed.sum()).bit_length() - shape[0].bit_length())
     y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
-    p, inverse = await softmax.numerators(c, y, rows, frac, bits, suite.range_bits)
+    p, inverse = await softmax.numerators(c, y, rows, frac, bits, suite.range_bits, suite.flag_scores)
     dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
-    wide = FULL if observed is not None else f + 4 + scale + suite.magnitudes.value + 2
+    bound = suite.magnitudes.value + 1
+    wide = FULL if observed is not None else f + 4 + scale + bound + 2
 
     async def weighted() -> Masked:
         with operation("values"):
-            o = suite.new(weigh(dense), softmax.PEAK_BITS + rows.longest.bit_length() + suite.magnitudes.value)
+            o = suite.new(weigh(dense), softmax.PEAK_BITS + rows.longest.bit_length() + bound)
             width = o.magnitude + f + 4 + 2
-            return await suite.masked(o, f + 4, max(width, f + 4 + scale + suite.magnitudes.value + 2))
+            return await suite.masked(o, f + 4, max(width, f + 4 + scale + bound + 2))
 
     async def one_over() -> Masked:
         with operation("softmax sum"):
@@ -157,7 +169,7 @@ async def finish(
 
     o, r = await suite.together(weighted(), one_over())
     with operation("values"):
-        out = suite.new(product.multiply(c, o, r), suite.magnitudes.value)
+        out = suite.new(product.multiply(c, o, r), bound)
     if observed is None:
         return out, None
     with operation("received"):
@@ -210,8 +222,8 @@ async def _scores_and_values(
     suite: MaskedSuite, q: Value, k: Value, v: Value, rows: softmax.Rows, bias: Value | None = None
 ) -> tuple[Masked, Masked]:
     c, f = suite.context, suite.fraction_bits
-    values = suite.bounded(v, 2.0**suite.magnitudes.value)
-    bits = 2 * f + suite.range_bits + 2
+    values = suite.bounded(v, 2.0 ** (suite.magnitudes.value + 1))
+    bits = score_bits(suite)
 
     async def scores() -> Masked:
         with operation("scores"):
@@ -240,7 +252,7 @@ async def selected_attention(
     which takes a tenth of the dealt bytes, and a round more where the choice is not new.
     """
     c, f = suite.context, suite.fraction_bits
-    bits = 2 * f + suite.range_bits  # the softmax reads scores modulo 2^range_bits
+    bits = score_bits(suite)
     groups, heads = q.shape[0], q.shape[1]
     count, (clusters, size) = chosen.shape[1], k.shape[1:3]
     taken = count * size
@@ -276,7 +288,7 @@ async def selected_attention(
     async def values() -> list[Masked]:
         with operation("values"):
             wanted = [v] if always is None else [v, always[1]]
-            bounded = [suite.bounded(x, 2.0**suite.magnitudes.value) for x in wanted]
+            bounded = [suite.bounded(x, 2.0 ** (suite.magnitudes.value + 1)) for x in wanted]
             return list(await suite.together(*(suite.masked(x, f, widths[1], cut=False) for x in bounded)))
 
     async def scores(e: Masked, mq: Masked, mk: Masked) -> Masked:

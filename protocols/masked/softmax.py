@@ -1,6 +1,9 @@
 """Softmax of masked scores without a maximum: a shift found in two rounds, exponentials in no round.
 
-Shift. The scores are masked values already. Their high digits (units of 4) give one-hot vectors locally; summed over a row
+Only differences within a row matter to a softmax, so each row is read relative to its own last score (of the masks likewise,
+local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r. What must fit is a row's spread.
+
+Shift. The differences are masked values. Their high digits (units of 4) give one-hot vectors locally; summed over a row
 they are a histogram in a small ring. Its suffix sums are opened (masked) and compared with zero: the number of non-empty
 ones is the highest bin, so the maximum is known to +-4 without a single comparison of scores. 2 rounds, about 1.6 x 63
 bytes a *row*; per score nothing but 64 small dealt elements. Few short rows, as after a selection, take 1 round: there a
@@ -8,16 +11,18 @@ dealt table of 63 x 2^bits small elements says which counts are zero (`non_zero`
 
 Exponential. x = m - lam, so e^x = e^(8 d - lam_lo) e^(m_lo) with d the difference of the high digits (units of 8): the
 dealer deals one table of 32 entries over the public high digit, the second factor is public. Exact to rounding over the
-whole range, no polynomial, no clamp. The numerators carry about 46 fraction bits and are cut when they are opened.
+whole range, no polynomial, no clamp. The numerators carry about 42 fraction bits and are cut when they are opened.
 
-Range: with r = range_bits, scores within +-(2^(r-1) - 8) and a row's spread below 2^r - 16: +-120 and 240 by default.
-Error of a probability: below 2^-11 (see tests for the table). Offline: 64 (2 + log2 n) bits and 32 x 64 bits per score,
+Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default. What is computed
+is right while each score is less than 15/16 2^(r-1) away from the row's last one, and flagged otherwise (`ranges`).
+Error of a probability: below 2^-11 (see tests for the table). Offline: 64 (1 + log2 n) bits and 32 x 64 bits per score,
 twice that for each further bit of r. Leaks nothing. A public mask removes positions altogether.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +31,7 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import RangeError
 from mpc.ledger import operation
-from protocols.masked.comparison import less_than_zero
+from protocols.masked.comparison import is_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
 from protocols.masked.non_zero import affordable, non_zero
@@ -36,12 +41,13 @@ from protocols.masked.truncation import truncate_and_lift
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
-RANGE_BITS = 8  # default: scores are read modulo 2^8 = 256, i.e. in [-128, 128)
+RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 WIDE_BITS = 3  # the exponential's digit is 8 wide
 FACTOR_BITS = 12  # of the public factor e^(m_lo)
-TABLE_BITS = 33  # of the dealt table
-PEAK_BITS = 6  # e^4 < 2^6: no numerator is larger
+TABLE_BITS = 30  # of the dealt table: e^8 2^-31 is the error of a numerator, of which the largest is above e^-4
+PEAK = 4  # the largest numerator lies between e^-4 and e^4
+PEAK_BITS = 6  # e^4 < 2^6
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,15 @@ class Rows:
         flat = x.reshape(-1)
         return flat if self.index is None else flat[self.index.to(flat.device)]
 
+    def relative(self, x: Tensor) -> Tensor:
+        """Each entry less the last entry of its row: [entries] -> [entries]."""
+        if self.index is None:
+            whole = x.reshape(self.rows, self.columns)
+            return (whole - whole[:, -1:]).reshape(-1)
+        row = torch.div(self.index, self.columns, rounding_mode="floor")
+        last = torch.bincount(row, minlength=self.rows).cumsum(0) - 1
+        return x - x[last[row].to(x.device)]
+
     def sum(self, x: Tensor) -> Tensor:
         """[entries, ...] -> [rows, ...]."""
         if self.index is None:
@@ -99,26 +114,27 @@ class Rows:
 async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
     """[shift] per row modulo 2^(range_bits + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
 
-    y: masked scores [entries]. Result: [rows], y.frac fraction bits.
+    y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], y.frac fraction bits.
     """
     bins = 1 << (range_bits - BIN_BITS)
     bits = range_bits + y.frac
     count_bits = max(rows.longest, 1).bit_length()
     small = affordable(rows.rows * (bins - 1), count_bits)
-    count_bits += int(not small)  # and the sign
     hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, range_bits - BIN_BITS, count_bits)  # [entries, bins]
 
     def suffixes(t: Tensor) -> Tensor:
         histogram = rows.sum(t).roll(bins // 2, -1)  # bin 0 is the lowest score
         return histogram.flip(-1).cumsum(-1).flip(-1)[:, 1:]
 
+    counts = await open_value(c, hot.map(suffixes))
+    unit = y.frac + BIN_BITS
+    lowest = -(1 << (range_bits - 1 + y.frac))
     if small:
-        filled = non_zero(c, await open_value(c, hot.map(suffixes)), range_bits - BIN_BITS)
+        highest = non_zero(c, counts, range_bits - BIN_BITS).map(lambda t: t.sum(-1) << unit)
     else:
-        counts = await open_value(c, hot.map(suffixes).negate())
-        filled = (await less_than_zero(c, counts)).share(bits)
-    highest = filled.map(lambda t: t.sum(-1) << (y.frac + BIN_BITS))
-    return c.add_public(Shared(highest.x, bits, y.frac), -(1 << (range_bits - 1 + y.frac)))
+        highest = (await is_zero(c, counts)).share(bits).map(lambda t: -(t.sum(-1) << unit))
+        lowest += (bins - 1) << unit
+    return c.add_public(Shared(highest.x, bits, y.frac), lowest)
 
 
 def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
@@ -127,12 +143,14 @@ def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
     lam_hi = ring.shift_right(x.lam, low_bits, x.bits)
     lam_lo = (x.lam & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
     d = (torch.arange(size, device=x.lam.device) - lam_hi[..., None]) & (size - 1)
-    units = torch.where(d < 2, d, d - size).to(torch.float64)
-    return torch.round(torch.exp(units * (1 << WIDE_BITS) - lam_lo[..., None]) * 2.0**table_bits).to(torch.int64)
+    units = torch.where(d < 1, d, d - size).to(torch.float64)
+    exponent = units * (1 << WIDE_BITS) - lam_lo[..., None] + PEAK
+    return torch.round(torch.exp(exponent) * 2.0**table_bits).to(torch.int64)
 
 
 def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) -> Shared:
-    """[e^x] for x in [-2^r + 16, 4), r = x.bits - x.frac; local. table_bits + FACTOR_BITS fraction bits, modulo 2^bits."""
+    """[e^(x + 4)] for x in [-2^r + 8, 0), r = x.bits - x.frac; local, modulo 2^bits. table_bits + FACTOR_BITS fraction
+    bits."""
     low_bits = x.frac + WIDE_BITS
     require(x.bits > low_bits + 1, "exponential", f"a ring of {x.bits} bits is too small")
     shape = (*x.shape, 1 << (x.bits - low_bits))
@@ -147,16 +165,28 @@ def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) 
 
 
 async def numerators(
-    c: Context, y: Masked, rows: Rows, frac: int, bits: int, range_bits: int = RANGE_BITS
+    c: Context,
+    y: Masked,
+    rows: Rows,
+    frac: int,
+    bits: int,
+    range_bits: int = RANGE_BITS,
+    flags: Callable[[Masked], None] | None = None,
 ) -> tuple[Masked, Shared]:
     """(<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds, or 4.
 
+    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. flags: told of differences beyond the spread.
     The reciprocal needs no round beyond these: it runs beside the opening of the numerators.
     """
     with operation("softmax shift"):
-        offset = await shift(c, y, rows, range_bits)
         ring_bits = range_bits + y.frac
-        x = c.shared(y.to_ring(ring_bits)).add(offset.map(rows.spread).negate())
+        difference = y.map(rows.relative)
+        if flags is not None:
+            flags(difference)
+        difference = difference.to_ring(ring_bits)
+        offset = await shift(c, difference, rows, range_bits)
+        x = c.shared(difference).add(offset.map(rows.spread).negate())
+        x = c.add_public(x, -(PEAK << x.frac))
     with operation("exponential"):
         masked_x = await open_value(c, x)
         grow = PEAK_BITS + max(rows.longest, 1).bit_length()  # of a row's sum

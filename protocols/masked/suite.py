@@ -5,9 +5,10 @@ the form that it needs (`masked`), with as few ring bits as its public bounds al
 kept, so later operations on the same tensor (a cached key, say) cost nothing for it. Openings that wait at the same time
 leave in one message.
 
-Bounds. |x| < 2^magnitude is declared by `Magnitudes` (public configuration, not data) for each kind of tensor; rings follow
-from them and an operation whose ring would be too small is an error at plan time. Values outside the declared bounds wrap:
-`mpcache check` reports a model's magnitudes in plaintext against them.
+Bounds. |x| < 2^bound is declared by `Declared` (public configuration, not data) for each kind of tensor and each layer;
+rings follow from them and an operation whose ring would be too small is an error at plan time. Values are checked where they
+are opened anyway (`ranges`): one outside its bound is flagged for the client, surely from 3/2 of the bound on, and right
+until then, so rings have one bit more than the bound; two bits more where a value is opened to be checked.
 
 Security: semi-honest, any parties - 1 compute parties may collude, the dealer with none. Leaks: shapes only.
 """
@@ -29,13 +30,15 @@ from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import operation
 from mpc.tape import Tape
+from protocols.bounds import Bounds
 from protocols.masked import activation as activations
-from protocols.masked import product, ranking, selection, softmax
+from protocols.masked import product, ranges, ranking, selection, softmax
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
 from protocols.masked.growth import grown
 from protocols.masked.power import power
+from protocols.masked.ranges import RangeFlags
 from protocols.masked.tensor import MaskedTensor, MaskedWeight
 from protocols.masked.truncation import truncate, truncate_and_lift
 from protocols.masked.wires import Masked, Shared
@@ -43,9 +46,13 @@ from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
-SCALE_BITS = 18  # fraction bits of 1/deviation and 1/sum
-RESIDUAL_EXTRA = 2  # further fraction bits of the residual stream: early layers are small, and norms amplify
+SCALE_BITS = 18  # fraction bits of 1/sum, and of 1/deviation at least
+RELATIVE_BITS = 10  # 1/deviation at the residual stream's bound keeps a relative precision of 2^-10
+RESIDUAL_BITS = (12, 16)  # fraction bits of the residual stream: early layers are small, and norms amplify
 PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
+ROTATION_BITS = 14  # fraction bits of public cosines and sines
+ROOM = 2  # bits between a bound and what a ring holds where it is checked
+SMALLEST_DEVIATION = 9  # a row whose deviation is below 2^-9 is flagged: the stream's fraction bits do not suffice for it
 MANY_ROWS = 4  # from here on a norm scales its input and not its output
 FULL = 64
 SELECTED_BITS = 22  # fraction bits of the numerators of chosen tokens; the largest is above e^-4
@@ -53,26 +60,63 @@ SELECTED_BITS = 22  # fraction bits of the numerators of chosen tokens; the larg
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """Public bounds: |x| < 2^bound for every tensor of a kind.
+    """Public bounds at one place: |x| < 2^bound for every tensor of a kind, see `Declared`."""
 
-    residual: the residual stream (GPT-2 has outliers of 3 000). activation: outputs of linear layers, logits included.
-    value: cached values and attention outputs. score: attention scores lie within +-(2^score - 8).
+    residual: int
+    activation: int
+    value: int
+    score: int
+    logits: int
+
+
+class Declared:
+    """Public bounds by layer: a number, or text as `protocols.bounds` reads it.
+
+    residual: the norm of a row of the residual stream (one channel of a token can have thousands). activation: outputs of
+    linear layers. value: cached values. score: the spread of a row of attention scores is below 7/8 2^score. logits: as
+    activation where it is not given. Raises `RangeError` naming the option.
     """
 
-    residual: int = 12
-    activation: int = 8
-    value: int = 6
-    score: int = 7
+    LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
+        "residual": (4, 18),
+        "activation": (3, 12),
+        "value": (2, 12),
+        "score": (5, 10),
+        "logits": (3, 12),
+    }
 
-    def __post_init__(self) -> None:
-        for name, low, high in (("residual", 4, 16), ("activation", 3, 12), ("value", 2, 12), ("score", 5, 10)):
-            found = getattr(self, name)
-            if not isinstance(found, int) or not low <= found <= high:
-                raise RangeError(f"{name} = {found!r} must be a whole number from {low} to {high} (log2 of the bound)")
+    def __init__(self, **options: int | str | None) -> None:
+        if options.get("logits") is None:
+            options["logits"] = options["activation"]
+        self._bounds = {}
+        for name, (low, high) in self.LIMITS.items():
+            value = options[name]
+            assert value is not None
+            self._bounds[name] = Bounds.parse(name, value, low, high)
+
+    def at(self, place: int) -> Magnitudes:
+        """The bounds of a layer or of the head."""
+        return Magnitudes(**{name: bounds.at(place) for name, bounds in self._bounds.items()})
+
+
+@dataclass(frozen=True)
+class NormBits:
+    """stream: fraction bits of the residual stream. scale: of 1 / deviation. bits: the stream's ring. product_first: whether
+    a product fits it before it is scaled."""
+
+    stream: int
+    scale: int
+    bits: int
+    product_first: bool
+
+
+def _rsqrt_magnitude(norm: Norm) -> int:
+    """1 / sqrt(moment + eps) < 2^magnitude."""
+    return max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
 
 
 class MaskedSuite(Suite):
-    """One role's instance for one session. channel None: the dealer, or estimation. residual ... score: see `Magnitudes`."""
+    """One role's instance for one session. channel None: the dealer, or estimation. residual ... logits: see `Declared`."""
 
     name: ClassVar[str] = "masked"
     prepares: ClassVar[bool] = True
@@ -87,18 +131,55 @@ class MaskedSuite(Suite):
         channel: Channel | None,
         fraction_bits: int = 14,
         device: torch.device | str = "cpu",
-        residual: int = 12,
-        activation: int = 8,
-        value: int = 6,
-        score: int = 7,
+        residual: int | str = 12,
+        activation: int | str = 8,
+        value: int | str = 6,
+        score: int | str = 7,
+        logits: int | str | None = None,
     ) -> None:
         if not 8 <= fraction_bits <= 16:
             raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {fraction_bits}")
         self.context = Context(tape, channel, parties, device)
         super().__init__(parties, fraction_bits, self.context.ledger, device)
-        self.magnitudes = Magnitudes(residual, activation, value, score)
-        self.range_bits = self.magnitudes.score + 1
-        self.similarity_bound = 2.0 ** (self.range_bits + selection.SIMILARITY_ROOM)
+        self.declared = Declared(residual=residual, activation=activation, value=value, score=score, logits=logits)
+        self.magnitudes = self.declared.at(0)
+        self.ranges = RangeFlags(self.context, self.places)
+
+    def begin(self, places: int) -> None:
+        """A program with so many places begins."""
+        super().begin(places)
+        self.magnitudes = self.declared.at(0)
+        self.ranges = RangeFlags(self.context, places)
+
+    def at(self, place: int) -> None:
+        """What follows belongs to this place."""
+        super().at(place)
+        self.magnitudes = self.declared.at(place)
+
+    def flags(self) -> Tensor | None:
+        """This party's share of the range flags since the last call."""
+        return self.ranges.take()
+
+    def flag(self, kind: str, x: Masked, limit: float, signed: bool = True, width: int = ranges.DIGIT) -> None:
+        """Flag `kind` here unless x lies within `limit`, see `ranges.RangeFlags.check`."""
+        self.ranges.check(kind, self.place, x, limit, signed, width)
+
+    @property
+    def range_bits(self) -> int:
+        """Differences of scores are read modulo 2^range_bits."""
+        return self.magnitudes.score + 1
+
+    @property
+    def similarity_bound(self) -> float:  # type: ignore[override]
+        """Bound on the spread of similarities."""
+        return 2.0 ** (self.range_bits + selection.SIMILARITY_ROOM)
+
+    @property
+    def _linear_kind(self) -> tuple[str, int]:
+        """What the outputs of linear layers are here, and their bound."""
+        if self.place and self.place == self.places - 1:
+            return "logits", self.magnitudes.logits
+        return "activation", self.magnitudes.activation
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         return self.context.flush(requests)
@@ -130,26 +211,14 @@ class MaskedSuite(Suite):
         """
         x = self.as_tensor(value)
         c = self.context
-        need = frac + x.magnitude + 2
+        need = x.needs(frac)
         if need > bits and x.magnitude != 0:
             require(False, "masked", f"{need} bits do not fit a ring of {bits}")
         found = x.masked
         if found is not None and found.frac == frac and found.bits >= bits:
             return found.to_ring(bits) if cut else found
         if found is None:
-            shared = x.as_shared()
-            if shared.frac <= frac:
-                shared = shared.shift_left(frac - shared.frac)
-                if shared.bits >= bits:
-                    x.masked = await open_value(c, shared.to_ring(bits))
-                    return x.masked
-            opened = min(shared.bits, max(shared.frac + x.magnitude + 2, 2))
-            if shared.frac + x.magnitude + 2 > shared.bits:
-                require(False, "open", f"{shared} with |x| < 2^{x.magnitude}")
-            excess = max(shared.frac - frac, 0)
-            if shared.bits - excess >= bits:
-                opened = max(opened, bits + excess)
-            found = await open_value(c, shared.to_ring(opened))
+            found = await self._open(x, frac, bits)
         excess = found.frac - frac
         if excess < 0:
             found = Masked(found.m << -excess, found.lam << -excess, min(found.bits - excess, FULL), frac)
@@ -158,9 +227,27 @@ class MaskedSuite(Suite):
         if found.bits - excess >= bits:
             result = truncate(c, found, excess).to_ring(bits)
         else:
-            result = await open_value(c, truncate_and_lift(c, found, excess, bits))
+            offset = 1 << found.frac if x.positive else None
+            result = await open_value(c, truncate_and_lift(c, found, excess, bits, offset))
         x.masked, x.shared = result, None
         return result
+
+    async def _open(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
+        """<x> of a sharing, with its own fraction bits, `frac` at least, in a ring that leaves `bits` once they are cut,
+        where there is one. A watched x is checked."""
+        shared = x.as_shared()
+        if shared.frac < frac:
+            shared = shared.shift_left(frac - shared.frac)
+        excess = shared.frac - frac
+        least = max(shared.frac + x.magnitude + 2 + int(x.watched is not None) - int(x.positive), 2)
+        if x.magnitude:
+            require(least <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
+        opened = max(min(least, shared.bits), bits + excess if shared.bits - excess >= bits else 0)
+        found = await open_value(self.context, shared.to_ring(opened))
+        if x.watched is not None:
+            self.flag(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
+            x.watched, x.checked = None, True
+        return found
 
     # ---- values in and out -----------------------------------------------------------------------------------------
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> MaskedWeight:
@@ -169,17 +256,21 @@ class MaskedSuite(Suite):
         with operation("weight"):
             x = Shared(share.to(self.device) if share is not None else c.blank(shape), FULL, WEIGHT_BITS)
             opened = await open_value(c, x)
-        magnitude = self.magnitudes.residual - 1 if len(shape) == 1 or name.startswith("embedding") else 6
+        magnitude = self.declared.at(0).residual if len(shape) == 1 or name.startswith("embedding") else 6
         home = copy.copy(self)  # what outlives the session keeps neither its tape nor its channel
         home.context = c.local()
         home.ledger = home.context.ledger
         largest = self._embed_bits if name == TABLE else FULL
         return MaskedWeight(home, product.FixedWeight(opened, c, largest), magnitude)
 
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int) -> MaskedTensor:
+    def input(
+        self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None
+    ) -> MaskedTensor:
         """A secret input from this party's share in Z_2^64."""
         x = share.to(self.device) if share is not None else self.context.blank(shape)
         magnitude = 1 if fraction_bits == 0 else self.magnitudes.activation
+        if bound is not None:
+            magnitude = math.ceil(math.log2(bound))
         return self.new(Shared(x, FULL, fraction_bits), magnitude)
 
     def output(self, x: Value) -> OutputShare:
@@ -189,13 +280,13 @@ class MaskedSuite(Suite):
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
-    async def rounded(self, x: Value) -> MaskedTensor:
+    async def rounded(self, x: Value, added: Value | None = None) -> MaskedTensor:
         """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
         t = self.as_tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
-            # with room for a few additions (a sample's noise)
-            return self.new(await self.masked(t, f, f + t.magnitude + 4), t.magnitude)
+            magnitude = t.magnitude if added is None else max(t.magnitude, self.as_tensor(added).magnitude)
+            return self.new(await self.masked(t, f, f + magnitude + 4), t.magnitude)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""
@@ -252,9 +343,8 @@ class MaskedSuite(Suite):
             wide = self.fraction_bits + t.magnitude + top + 3 + 12
             m = await self.masked(t, self.fraction_bits, wide) if t.masked is not None else None
             if m is None:
-                shared = t.as_shared()
-                opened = await open_value(self.context, shared.to_ring(shared.frac + t.magnitude + 2))
-                cut = truncate_and_lift(self.context, opened, shared.frac - self.fraction_bits, wide)
+                opened = await self._open(t, self.fraction_bits, 0)
+                cut = truncate_and_lift(self.context, opened, opened.frac - self.fraction_bits, wide)
                 t = self.new(cut, t.magnitude)
             else:
                 t = self.new(m, t.magnitude)
@@ -266,21 +356,48 @@ class MaskedSuite(Suite):
         assert out is not None
         return self.new(out, t.magnitude + top)
 
+    async def rotate(self, x: Value, cos: Tensor, sin: Tensor) -> MaskedTensor:
+        """Rotary positions; x is opened once, then everything is local."""
+        t = self.as_tensor(x)
+        f = self.fraction_bits
+        wide = f + t.magnitude + 3 + ROTATION_BITS  # the sum of two products
+        if t.masked is None and t.frac > f:
+            opened = await self._open(t, f, 0)
+            t = self.new(truncate_and_lift(self.context, opened, opened.frac - f, wide), t.magnitude)
+        elif t.masked is not None:
+            t = self.new(await self.masked(t, f, wide), t.magnitude)
+        half = t.shape[-1] // 2
+        swapped = self.concat([-t[..., half:], t[..., :half]], dim=-1)
+
+        def times(y: MaskedTensor, factor: Tensor) -> Shared:
+            integers = torch.round(factor * 2.0**ROTATION_BITS).to(torch.int64).to(self.device)
+            shared = y.as_shared()
+            return Shared(shared.x * integers, shared.bits, shared.frac + ROTATION_BITS)
+
+        return self.new(times(t, cos).add(times(swapped, sin)), t.magnitude + 1)
+
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
         """x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
         t = self.as_tensor(x)
-        bound = self.magnitudes.residual if residual is not None else self.magnitudes.activation
+        kind, bound = self._linear_kind
+        watched = kind if residual is None else None
+        magnitude = self._stream_bound + ROOM if residual is not None else bound + 1
         frac = min(t.frac, self.fraction_bits)
-        bits = frac + WEIGHT_BITS + max(bound, t.magnitude) + 2
+        bits = frac + WEIGHT_BITS + max(magnitude + int(residual is None), t.magnitude) + 2
         with operation("linear"):
             m = await self.masked(t, frac, bits)
-            out = self._weight_product(m, layer.weight, bound)
+            out = self._weight_product(m, layer.weight, magnitude)
         if layer.bias is not None:
             out = out + self.as_tensor(layer.bias)
         if residual is not None:
             out = out + residual
-        out.magnitude = bound
+        out.magnitude, out.watched = magnitude, watched
         return out
+
+    @property
+    def _stream_bound(self) -> int:
+        """Bound on the residual stream that is written here: it is read here and at the next place."""
+        return max(self.magnitudes.residual, self.declared.at(self.place + 1).residual)
 
     def _weight_product(self, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
         if not isinstance(weight, MaskedWeight):
@@ -290,27 +407,35 @@ class MaskedSuite(Suite):
     @property
     def _embed_bits(self) -> int:
         """The ring of products with the token table."""
-        return WEIGHT_BITS + self.magnitudes.residual + 2
+        return WEIGHT_BITS + self.declared.at(0).residual + ROOM + 2
 
     async def embed(self, one_hot: Value, table: Value) -> MaskedTensor:
         """One-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
         with operation("embed"):
             m = await self.masked(self.as_tensor(one_hot), 0, self._embed_bits)
-            return self._weight_product(m, table, self.magnitudes.residual - 1)
+            return self._weight_product(m, table, self.declared.at(0).residual + ROOM - 1)  # positions may join
 
     # ---- normalisation ---------------------------------------------------------------------------------------------
-    async def _residual(self, x: Value) -> Masked:
-        """The residual stream, masked with `fraction_bits` in the ring that both its square and its products need."""
-        f = self.fraction_bits + RESIDUAL_EXTRA
-        bits = max(f + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 3, 2 * f + 2 * self.magnitudes.residual + 2)
-        require(bits <= FULL, "residual", f"{bits} bits are needed")
+    def _norm_bits(self, width: int) -> NormBits:
+        """Fraction bits and rings of a norm here, for rows of `width` channels."""
+        residual, bound = self.magnitudes.residual, self._linear_kind[1]
+        scale = max(SCALE_BITS, math.ceil(residual - math.log2(width) / 2 + RELATIVE_BITS))
+        fixed = WEIGHT_BITS + bound + 1 + 3
+        low, high = RESIDUAL_BITS
+        stream = max(low, min(high, self.fraction_bits + 2, FULL - fixed - scale))
+        bits = max(stream + fixed + scale, 2 * stream + 2 * residual + ROOM + 2)
+        return NormBits(stream, scale, min(bits, FULL), stream + fixed + scale <= FULL)
+
+    async def _residual(self, x: Value, b: NormBits) -> Masked:
+        """The residual stream, masked in the ring that both its square and its products need."""
         with operation("residual"):
-            return await self.masked(self.as_tensor(x), f, bits)
+            return await self.masked(self.as_tensor(x), b.stream, b.bits)
 
     async def _inverse(self, h: Masked, norm: Norm) -> MaskedTensor:
         """[1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
         width = h.shape[-1]
         c = self.context
+        residual = self.magnitudes.residual
         with operation("norm statistics"):
             if norm.kind == "layer":
                 # the mean is cut by more than the ring can lose, hence one round for its lift; a model whose residual
@@ -319,16 +444,28 @@ class MaskedSuite(Suite):
                 total = self._times_public(h.map(lambda t: t.sum(-1, keepdim=True)), 1 / width, precision)
                 mean = truncate_and_lift(c, total, precision, h.bits)
                 h = await open_value(c, c.shared(h).add(mean.map(torch.neg).map(lambda t: t.expand(h.shape))))
+            # a copy with fewer fraction bits is squared where the ring could not hold the square with room above the bound
+            h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))
             squares = product.multiply(c, h, h).map(lambda t: t.sum(-1, keepdim=True))
             epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
             moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=self.device))
-            # |row|^2 stays below 2^(2 residual + 1): an outlier at the bound and a thousand values a thirtieth of it
-            high = min(squares.frac + 2 * self.magnitudes.residual + 1, squares.bits - 1)
-            opened = await open_value(c, moment.to_ring(high + 1))
+            opened = await open_value(c, moment)
+            near = opened.to_ring(min(opened.bits, opened.frac + 2 * residual + 7))  # norms up to eleven times the bound
+            self.flag("residual", near, 4.0**residual, signed=False, width=8)
+            high = squares.frac + 2 * residual + 1
             low_bit = max(epsilon.bit_length() - 1, 1)
-            inverse = await power(c, opened, low_bit, high, -0.5, math.sqrt(width))
-        magnitude = max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
-        return self.new(inverse, magnitude)
+            inverse = await power(c, opened.to_ring(high + 1), low_bit, high, -0.5, math.sqrt(width))
+        return self.new(inverse, _rsqrt_magnitude(norm))
+
+    async def _scale(self, h: Masked, norm: Norm, frac: int, bits: int) -> Masked:
+        """1 / deviation of each row, masked. 4 rounds. Rows that are too small for the stream's precision are flagged."""
+        found = await self._inverse(h, norm)
+        with operation("norm scale"):
+            r = await self.masked(found, frac, bits)
+            if _rsqrt_magnitude(norm) > SMALLEST_DEVIATION + 1:
+                wide = r.to_ring(min(r.bits, frac + _rsqrt_magnitude(norm) + 2))
+                self.flag("residual", wide, 2.0**SMALLEST_DEVIATION, signed=False, width=8)
+            return r
 
     def _times_public(self, x: Masked, factor: float, bits: int) -> Masked:
         y = x.map(lambda t: t * round(factor * 2.0**bits))
@@ -336,61 +473,59 @@ class MaskedSuite(Suite):
 
     async def rsqrt_moment(self, x: Value, norm: Norm) -> MaskedTensor:
         """1 / sqrt(moment + eps), [..., D] -> [..., 1]."""
-        return await self._inverse(await self._residual(x), norm)
+        return await self._inverse(await self._residual(x, self._norm_bits(x.shape[-1])), norm)
 
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
         """One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds). Many tokens: the
-        input is scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes)."""
-        h = await self._residual(x)
-        if math.prod(h.shape[:-1]) > MANY_ROWS:
-            return await self._scale_first(h, norm, layers)
-        bits = h.frac + WEIGHT_BITS + SCALE_BITS + self.magnitudes.activation + 3  # 1 to spare: an arg-max compares logits
-        require(bits <= FULL, "norm_linear", f"{bits} bits are needed")
+        input is scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes). So too
+        where large bounds leave no room for the product before it is scaled."""
+        b = self._norm_bits(x.shape[-1])
+        h = await self._residual(x, b)
+        if math.prod(h.shape[:-1]) > MANY_ROWS or not b.product_first:
+            return await self._scale_first(h, norm, layers, b)
         c = self.context
-        cut = h.frac + WEIGHT_BITS - PRODUCT_BITS  # the scaled product is opened with so many bits fewer
-
-        async def inverse() -> Masked:
-            found = await self._inverse(h, norm)
-            with operation("norm scale"):
-                return await self.masked(found, SCALE_BITS, bits - cut)
+        kind, bound = self._linear_kind
+        cut = max(h.frac + WEIGHT_BITS - PRODUCT_BITS, 0)  # the scaled product is opened with so many bits fewer
 
         async def before(layer: Linear) -> Masked:
             with operation("linear"):
-                opened = await open_value(c, self._weight_product(h.to_ring(bits), layer.weight, 0).as_shared())
+                opened = await open_value(c, self._weight_product(h.to_ring(b.bits), layer.weight, 0).as_shared())
                 return truncate(c, opened, cut)
 
-        (r, *products) = await self.together(inverse(), *(before(layer) for layer in layers))
+        (r, *products) = await self.together(
+            self._scale(h, norm, b.scale, b.bits - cut), *(before(layer) for layer in layers)
+        )
         out: list[Value] = []
         for pre, layer in zip(products, layers, strict=True):
             with operation("norm scale"):
-                y = self.new(product.multiply(c, pre, r), self.magnitudes.activation)
+                y = self.new(product.multiply(c, pre, r), bound + 1)
             if layer.bias is not None:
                 y = y + self.as_tensor(layer.bias)
-                y.magnitude = self.magnitudes.activation
+                y.magnitude = bound + 1
+            y.watched = kind
             out.append(y)
         return out
 
-    async def _scale_first(self, h: Masked, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+    async def _scale_first(self, h: Masked, norm: Norm, layers: Sequence[Linear], b: NormBits) -> list[Value]:
         """h / deviation, then the linear layers. |h / deviation| <= sqrt(D), whatever h is."""
-        f, bound = self.fraction_bits, self.magnitudes.activation
+        f, bound = self.fraction_bits, self._linear_kind[1]
         magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
-        found = await self._inverse(h, norm)
+        r = await self._scale(h, norm, b.scale, h.frac + b.scale + max(magnitude, _rsqrt_magnitude(norm)) + 2)
         with operation("norm scale"):
-            r = await self.masked(found, SCALE_BITS, h.frac + SCALE_BITS + max(magnitude, found.magnitude) + 2)
             y = self.new(product.multiply(self.context, h.to_ring(r.bits), r), magnitude)
-            scaled = self.new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2), magnitude)
+            scaled = self.new(await self.masked(y, f, f + WEIGHT_BITS + bound + 2 + ROOM), magnitude)
         outputs = await self.together(*(self.linear(scaled, layer) for layer in layers))
         return list(outputs)
 
     # ---- attention -------------------------------------------------------------------------------------------------
     def value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
         """(fraction bits of the numerators, ring of numerators times values)."""
-        spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
+        spare = FULL - 3 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
         return min(28, spare - max(rows.longest, 1).bit_length()), FULL
 
     def selected_value_bits(self, rows: softmax.Rows) -> tuple[int, int]:
         """The same where the ring crosses the wire again and again, with a choice: as small as the products allow."""
-        spare = FULL - 2 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
+        spare = FULL - 3 - self.fraction_bits - softmax.PEAK_BITS - self.magnitudes.value
         frac = min(SELECTED_BITS, spare - max(rows.longest, 1).bit_length())
         return frac, FULL - spare + max(rows.longest, 1).bit_length() + frac
 
@@ -413,6 +548,10 @@ class MaskedSuite(Suite):
     ) -> MaskedTensor:
         """Attention to secretly chosen clusters by three-factor products, in the rounds of `attention`."""
         return await selection.selected_attention(self, q, chosen, k, v, always)
+
+    def relative(self, x: Value) -> MaskedTensor:
+        """x less its last entry along the last axis, modulo x's ring."""
+        return selection.relative(self, x)
 
     async def scores(self, q: Value, k: Value) -> MaskedTensor:
         """Products with cluster representatives, Shared; no round where both are masked already."""
@@ -448,15 +587,18 @@ class MaskedSuite(Suite):
         t = self.as_tensor(x)
         f = self.fraction_bits
         with operation("scores"):
-            await self.masked(t, f, selection.query_bits(self) if x.shape[1] == 1 else 2 * f + self.range_bits + 2)
+            await self.masked(t, f, selection.query_bits(self) if x.shape[1] == 1 else selection.score_bits(self))
         return t
 
-    async def append(self, cache: Value | None, new: Value, dim: int) -> MaskedTensor:
+    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         """Cached keys and values stay masked: the new rows are opened in the full ring, once."""
         x = self.as_tensor(new)
         with operation("cache"):
             x.masked = await self.masked(x, self.fraction_bits, FULL)
             x.shared = None
+            if kind is not None:
+                bound = getattr(self.magnitudes, kind)
+                self.flag(kind, x.masked.to_ring(self.fraction_bits + bound + 2 + ROOM), 2.0**bound)
         if self.context.tape.preparing:  # no term that is computed ahead needs a cached value's mask
             x.masked = Masked(self.context.blank(x.shape), self.context.blank(x.shape), FULL, x.masked.frac)
         if cache is None:
@@ -479,6 +621,11 @@ class MaskedSuite(Suite):
         return t.of_rows(rows.release(count))
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
+    def flag_scores(self, difference: Masked) -> None:
+        """Flag a score that is too far from the last one of its row."""
+        near = difference.to_ring(difference.frac + self.range_bits + 1)
+        self.flag("score", near, 0.875 * 2.0**self.magnitudes.score, width=6)
+
     async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
         """Probabilities, Shared; masked positions are exactly 0."""
         c, f = self.context, self.fraction_bits
@@ -488,7 +635,7 @@ class MaskedSuite(Suite):
         s = await self.masked(t, f, f + self.range_bits + 2)
         y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
         frac = min(26, FULL - 2 - SCALE_BITS - 8 - softmax.PEAK_BITS - 1)
-        p, inverse = await softmax.numerators(c, y, rows, frac, FULL, self.range_bits)
+        p, inverse = await softmax.numerators(c, y, rows, frac, FULL, self.range_bits, self.flag_scores)
         r = await self.masked(self.new(inverse, softmax.PEAK_BITS + 1), SCALE_BITS + 8, FULL)
         spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
         out = product.multiply(c, p, spread)
@@ -498,20 +645,23 @@ class MaskedSuite(Suite):
         """gelu, gelu_tanh, silu or relu."""
         t = self.as_tensor(x)
         with operation(kind):
-            m = await self.masked(t, self.fraction_bits, self.fraction_bits + t.magnitude + 2)
-            return self.new(await activations.activation(self.context, m, kind), t.magnitude)
+            f = self.fraction_bits
+            m = await self.masked(t, f, max(t.needs(f), activations.least_bits(kind, f)))
+            out = self.new(await activations.activation(self.context, m, kind), t.magnitude)
+            out.positive = True
+            return out
 
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> MaskedTensor:
         """activation(gate) * up; `up` is made masked beside the activation."""
         f, bound = self.fraction_bits, self.magnitudes.activation
         u = self.as_tensor(up)
-        bits = 2 * f + 2 * bound + 2
+        bits = 2 * f + 2 * bound + 4
 
         async def activated() -> Masked:
             return await self.masked(await self.activation(gate, kind), f, bits)
 
         a, b = await self.together(activated(), self.masked(u, f, bits))
-        return self.new(product.multiply(self.context, a, b), 2 * bound)
+        return self.new(product.multiply(self.context, a, b), 2 * bound + 2)
 
     async def less_than_zero(self, x: Value) -> MaskedTensor:
         """1 where x < 0; 1 round."""
@@ -537,9 +687,10 @@ class MaskedSuite(Suite):
         f = min(10, self.fraction_bits)
         n = x.shape[-1]
         with operation("argmax"):
-            m = await self.masked(t, f, f + t.magnitude + 3)
-            found = await ranking.best(c, m, f + t.magnitude, True)
-            bits = WEIGHT_BITS + self.magnitudes.residual + 2
+            m = await self.masked(t, f, t.needs(f) + 1)
+            reach = 1 << (f + t.magnitude)
+            found = await ranking.best(c, m, reach * 3 // 4 if t.checked else reach, True)
+            bits = self._embed_bits
             hots = [one_hot(c, d, 0, d.bits, bits) for d in found.digits]
             if len(hots) == 1:
                 return self.new(hots[0].map(lambda v: v[..., :n]), 1)

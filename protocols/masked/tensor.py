@@ -23,13 +23,20 @@ FULL = 64
 
 @dataclass
 class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value."""
+    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value.
+
+    |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is checked when x is opened; until
+    then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. positive: x > -1.
+    """
 
     suite: MaskedSuite
     magnitude: int
     shared: Shared | None = None
     masked: Masked | None = None
     rows: Grown | None = None  # where `masked` lies, if it is a cache that may grow
+    watched: str | None = None
+    checked: bool = False
+    positive: bool = False
 
     @property
     def form(self) -> Shared | Masked:
@@ -61,7 +68,12 @@ class MaskedTensor(Value):
             self.magnitude + grow,
             None if self.shared is None else self.shared.map(f),
             None if self.masked is None else self.masked.map(f),
+            watched=self.watched,
         )
+
+    def needs(self, frac: int) -> int:
+        """Bits of the smallest ring that holds it with so many fraction bits once it is opened."""
+        return frac + self.magnitude + 2 - int(self.checked or self.watched is not None)
 
     def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
         if isinstance(other, MaskedWeight):

@@ -28,8 +28,10 @@ def truncate(c: Context, x: Masked, count: int) -> Masked:
     return Masked(m, lam, bits, x.frac - count)
 
 
-def truncate_and_lift(c: Context, x: Masked, count: int, bits: int) -> Shared:
-    """[x / 2^count] in the ring 2^bits, for |x| < 2^(x.bits - 2) ring units; local."""
+def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:
+    """[x / 2^count] in the ring 2^bits, for -offset <= x < 2^(x.bits - 1) - offset ring units; local.
+
+    offset: a multiple of 2^count; 2^(x.bits - 2) where it is not given."""
     kept = x.bits - count
     require(kept >= 2, "lift", f"{count} bits cannot be cut from a ring of {x.bits} bits")
     low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
@@ -38,7 +40,7 @@ def truncate_and_lift(c: Context, x: Masked, count: int, bits: int) -> Shared:
         top = c.deal("lift carry", x.shape, carry_bits, lambda: ring.shift_right(x.lam, x.bits - 1, x.bits))
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, x.frac - count)
-    offset = 1 << (x.bits - 2)
+    offset = 1 << (x.bits - 2) if offset is None else offset
     moved = ring.reduce(x.m + offset, x.bits)
     out = -low
     if c.first:

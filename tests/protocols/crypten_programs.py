@@ -93,6 +93,7 @@ def evaluate(
             out = await runs(suite, *values, **held)
             return list(out) if isinstance(out, list | tuple) else [out]
 
+        suite.at(0)
         before: list[Any] = []
         results = suite.run(whole())
         kept = Ledger(dict(suite.ledger.costs))

@@ -35,11 +35,13 @@ def run_masked(
     weights: Sequence[Tensor] = (),
     parties: int = 2,
     input_bits: int = 16,
+    flag_shares: list[Tensor] | None = None,
     **options: Any,
 ) -> tuple[list[Tensor], Ledger]:
     """Outputs (float64) of `program(suite, *inputs, *weights)` and party 0's ledger without the loading of weights.
 
-    The costs that the dealer and the estimator predict are compared with those counted at the parties.
+    The costs that the dealer and the estimator predict are compared with those counted at the parties. flag_shares: gets
+    every party's share of the range flags.
     """
     shares = [additive(fixed_point.encode(x, input_bits), parties) for x in inputs]
     weight_shares = [additive(fixed_point.encode(w, WEIGHT_BITS), parties) for w in weights]
@@ -52,7 +54,10 @@ def run_masked(
             values.append(await suite.weight(f"w{k}", w.shape, None if party is None else weight_shares[k][party]))
         suite.ledger.costs.clear()
         found = await program(suite, *values)
-        return [suite.output(v) for v in (found if isinstance(found, list | tuple) else [found])]
+        outputs = [suite.output(v) for v in (found if isinstance(found, list | tuple) else [found])]
+        if flag_shares is not None and (words := suite.flags()) is not None and party is not None:
+            flag_shares.append(words)
+        return outputs
 
     def at_party(channel: Any, tape: Any) -> Any:
         suite = MaskedSuite(parties=parties, tape=tape, channel=channel, **options)

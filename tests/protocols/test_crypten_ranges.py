@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpc.crypten_binding import open_session
 from mpc.errors import ConfigurationError, RangeError
-from protocols.crypten.ranges import ACTIVATION_LIMIT, GROUP, SCORE_LIMIT, VALUE_LIMIT, query_limit
+from protocols.crypten.ranges import ACTIVATION_LIMIT, GROUP, SCORE_LIMIT, KEY_LIMIT, query_limit
 from protocols.crypten_suite import CryptenSuite
 from protocols.suite import RANGE_KINDS, Norm, Value
 from tests.protocols.crypten_programs import Outcome, decoded, evaluate
@@ -63,7 +63,7 @@ WATCHED: dict[str, tuple[Callable[..., Any], str, int]] = {
     "gelu": (_gelu, "activation", ACTIVATION_LIMIT),
     "gated relu": (_gated_relu, "activation", ACTIVATION_LIMIT),
     "factor": (_factor, "activation", ACTIVATION_LIMIT),
-    "cached": (_cached, "value", VALUE_LIMIT),
+    "cached": (_cached, "value", KEY_LIMIT),
     "queries": (_query, "activation", query_limit(64)),
 }
 

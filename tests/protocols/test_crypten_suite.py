@@ -142,6 +142,7 @@ def test_dealer_and_estimate_count_what_a_party_sends(parties: int) -> None:
     async def whole() -> Any:
         held = {n: await suite.weight(n, w.shape, None) for n, w in _weights().items()}
         suite.ledger.costs.clear()
+        suite.at(0)
         return await layer(suite, suite.input((TOKENS, VOCABULARY), None, 0), **held)
 
     results = suite.run(whole())
