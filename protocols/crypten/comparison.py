@@ -8,6 +8,7 @@ with two parties, more with each further one. Here x + r is opened for a uniform
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,55 +57,91 @@ def less_than(s: CryptenSession, x: Tensor, thresholds: Sequence[int], bits: int
     then the decision is wrong at most for x within (parties + 1) 2^drop of the threshold, and monotone in the threshold.
     1 + log2(bits) rounds; bits/8 bytes per element of x, and per element and threshold about 3 bits/8 (5.5, 11.6, 23.6).
     """
-    return less_than_together(s, [(x, thresholds, drop)], bits)[0]
+    return less_than_together(s, [Comparison(x, thresholds, bits, drop)])[0]
 
 
-def less_than_together(
-    s: CryptenSession, items: Sequence[tuple[Tensor, Sequence[int], int]], bits: int = 64
-) -> list[Tensor]:
-    """`less_than` of several (x, thresholds, drop) in the same rounds.
+class Comparison(NamedTuple):
+    """x [...] with each of the thresholds, in so many bits above `drop`; see `less_than`."""
+
+    x: Tensor
+    thresholds: Sequence[int]
+    bits: int = 64
+    drop: int = 0
+
+    @property
+    def limits(self) -> Tensor:
+        """Thresholds in units of 2^drop, [thresholds, 1]."""
+        return torch.tensor([t >> self.drop for t in self.thresholds], dtype=torch.int64).reshape(-1, 1)
+
+
+def less_than_together(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
+    """`less_than` of several, in the rounds of the widest.
 
     From 32 bits on, range checks that wait (`protocols.crypten.ranges`) ride along.
     """
-    for _, _, drop in items:
-        if bits not in WIDTHS or drop + bits > 64:
-            raise RangeError(f"a comparison takes 16, 32 or 64 bits within the 64 of the ring, got {bits} above {drop}")
-    waiting = s.ranges.take() if s.ranges is not None and bits >= SUM_BITS else None
+    for item in items:
+        if item.bits not in WIDTHS or item.drop + item.bits > 64:
+            raise RangeError(
+                f"a comparison takes 16, 32 or 64 bits within the 64 of the ring, got {item.bits} above {item.drop}"
+            )
+    ready = s.ranges is not None and any(item.bits >= SUM_BITS for item in items)
+    waiting = s.ranges.take() if ready else None
     if waiting is None:
-        return _less_than(s, items, bits)
-    up = bits - SUM_BITS
-    *out, below = _less_than(s, [*items, (waiting << up, [0, LEAST << up], 0)], bits)
+        return _less_than(s, items)
+    *out, below = _less_than(s, [*items, Comparison(waiting, [0, LEAST], SUM_BITS)])
     s.ranges.settle(below[0] ^ below[1])
     return out
 
 
-def _less_than(s: CryptenSession, items: Sequence[tuple[Tensor, Sequence[int], int]], bits: int) -> list[Tensor]:
-    flat = [ring.shift_right(x, drop, 64).reshape(-1) for x, _, drop in items]
-    masked = flat[0] if len(flat) == 1 else torch.cat(flat)
-    r = s.tape.random("comparison mask", masked.shape, bits)
-    r_bits = s.held(s.tape.dependent("comparison bits", masked.shape, lambda: _spread(r, bits), bits, "xor"))
-    m = s.open(ring.reduce(masked + s.held(r), bits), bits)
-    differences, masks, start = [], [], 0
-    for x, (_, thresholds, drop) in zip(flat, items, strict=True):
-        part = slice(start, start + x.numel())
-        limits = torch.tensor([t >> drop for t in thresholds], dtype=torch.int64).reshape(-1, 1)
-        difference = m[part][None] - limits.to(m.device)
-        differences.append(difference.reshape(-1))
-        masks.append(r_bits[part].expand(difference.shape).reshape(-1))
-        start += x.numel()
-    below = _negative(s, torch.cat(differences), torch.cat(masks), bits)
-    out, start = [], 0
-    for x, thresholds, _ in items:
-        count = len(thresholds) * x.numel()
-        out.append(below[start : start + count].reshape(len(thresholds), *x.shape))
-        start += count
-    return out
+def _less_than(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
+    masked, spread = [], []
+    for item in items:
+        x = ring.shift_right(item.x, item.drop, 64).reshape(-1)
+        r = s.tape.random("comparison mask", x.shape, item.bits)
+        r_bits = s.tape.dependent("comparison bits", x.shape, lambda r=r, n=item.bits: _spread(r, n), item.bits, "xor")  # type: ignore[misc]
+        masked.append((ring.reduce(x + s.held(r), item.bits), item.bits, "sum"))
+        spread.append(s.held(r_bits))
+    differences = []
+    for item, m, r_bits in zip(items, s.open_together(masked), spread, strict=True):
+        difference = m[None] - item.limits.to(m.device)
+        differences.append((difference.reshape(-1), r_bits.expand(difference.shape).reshape(-1), item.bits))
+    below = _negative(s, differences)
+    return [bit.reshape(len(item.thresholds), *item.x.shape) for item, bit in zip(items, below, strict=True)]
 
 
-def _negative(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -> Tensor:
-    """XOR-shared sign bits of difference - r [n] in Z_2^bits: difference public, r by its spread bits. log2(bits) rounds."""
+def _negative(s: CryptenSession, items: Sequence[tuple[Tensor, Tensor, int]]) -> list[Tensor]:
+    """XOR-shared sign bits of d - r [n] in Z_2^bits for each (d public, r's bits spread and shared, bits).
+
+    log2(bits) rounds of the widest: a narrower one joins the tree of the others when that has come down to its width.
+    """
+    order = sorted(range(len(items)), key=lambda i: -items[i][2])
+    width = items[order[0]][2]
+    parts = {i: _borrows(s, *items[i]) for i in order}
+    generate: list[Tensor] = []
+    propagate: list[Tensor] = []
+    while width > 1:
+        joining = [i for i in order if items[i][2] == width]
+        g = torch.cat([*generate, *(parts[i][0] for i in joining)])
+        p = torch.cat([*propagate, *(parts[i][1] for i in joining)])
+        width //= 2
+        mask = (1 << width) - 1
+        right = torch.stack([g & mask, p & mask]) if width > 1 else (g & mask)[None]
+        update = bit_and(s, (p >> width) & mask, right, width)
+        generate, propagate = [((g >> width) & mask) ^ update[0]], [update[-1]]
+    signs, start = {}, 0
+    for i in order:
+        sign = parts[i][2]
+        signs[i] = (generate[0][start : start + sign.numel()] ^ sign) & 1
+        start += sign.numel()
+    return [signs[i] for i in range(len(items))]
+
+
+def _borrows(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a tree finds the borrow of difference - r from: shares of (generate, propagate, its sign without the borrow).
+
+    The sign is top(difference) ^ top(r) ^ borrow, the borrow of the bits below the top one.
+    """
     public = _spread(ring.reduce(difference, bits), bits)
-    # the sign is top(public) ^ top(r) ^ borrow, the borrow of the bits below the top one
     top = bits - 1
     below = (1 << top) - 1
     generate = ~public & r_bits & below
@@ -113,17 +150,7 @@ def _negative(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) 
     if s.party == 0:
         propagate = propagate ^ ((~public & below) | (-1 << top))
         sign = sign ^ ((public >> top) & 1)
-    width = bits
-    while width > 1:
-        width //= 2
-        mask = (1 << width) - 1
-        high, low = (generate >> width) & mask, generate & mask
-        carried = (propagate >> width) & mask
-        right = torch.stack([low, propagate & mask]) if width > 1 else low[None]
-        update = bit_and(s, carried, right, width)
-        generate = high ^ update[0]
-        propagate = update[-1]
-    return (generate ^ sign) & 1
+    return generate, propagate, sign
 
 
 def _injected(s: CryptenSession, bit: Tensor) -> tuple[Tensor, Tensor]:

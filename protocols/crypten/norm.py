@@ -19,6 +19,7 @@ from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import comparison
 from protocols.crypten.arithmetic import add_public, mul, rescale, truncate
+from protocols.crypten.comparison import Comparison
 from protocols.crypten.normalise import WORKING_BITS, one_hot_factor, rsqrt_unit
 from protocols.suite import Norm
 
@@ -98,8 +99,8 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
     below, coarse_below = comparison.less_than_together(
         s,
         [
-            (exact, [4 ** (k + fraction_bits) for k in fine_steps], 0),
-            (coarse, [*(4 ** (k + COARSE_BITS) for k in coarse_steps), limit], 0),
+            Comparison(exact, [4 ** (k + fraction_bits) for k in fine_steps]),
+            Comparison(coarse, [*(4 ** (k + COARSE_BITS) for k in coarse_steps), limit]),
         ],
     )
     if s.ranges is not None:
