@@ -15,27 +15,27 @@ value that is uniform and unknown to the parties.
 | gelu, gelu_tanh; silu; relu | 133; 236; 40 | 15; 16; 8 |
 | arg-max of n | 71 | 8 ceil(log2 n) + 8 |
 
-Ranges. Options `residual`, `score`, `value`, `activation`, `logits` declare bounds as in the suite `masked`, each a number or
-a text by layer (`protocols.bounds`). Rings have 64 bits here, so only `residual` decides on anything: how many bits
+Ranges. Options `residual`, `score`, `value`, `activation`, `logits` declare bounds as in the suite `masked`, each a number
+or a text by layer (`protocols.bounds`). Rings have 64 bits here, so only `residual` decides on anything: how many bits
 1 / deviation has, and from where on a row is flagged. Whatever else can be declared lies within the table.
 
 | what | right | flagged as (`Suite.flags`) |
 | --- | --- | --- |
 | norm of a residual row | below 2^residual, or 2^14 if that is more | residual: from 2^residual on, certain to 2^26 |
-| distance from a row's largest score | to 2^17; scores to 2^22 | score: from 2^16, certain to 2^23; never below 9 200 |
-| cached keys (64 channels) | while scores stay below 2^30 | value: from 2^15, certain to 2^22; never below 4 600 |
-| input of an activation, gated factor | to 2^18; product to 2^30 | activation: from 2^15, certain to 2^22; never below 4 600 |
-| queries (64 channels) | as keys | activation: from 2^14, certain to 2^21; never below 2 300 |
+| distance from the largest score | to 2^17, scores to 2^22 | score: from 2^16, certain to 2^23, never below 9 200 |
+| cached keys (64 channels) | while scores stay below 2^30 | value: from 2^15, certain to 2^22, never below 4 600 |
+| activation's input, gated factor | to 2^18, product to 2^30 | activation: from 2^15, certain to 2^22, never below 4 600 |
+| queries (64 channels) | as keys | activation: from 2^14, certain to 2^21, never below 2 300 |
 | cached values | as linear outputs | |
 | logits, with a sample's noise | to 2^27 | |
 
 Limits but the first are norms of 32 neighbours; "never" is for every element, see `protocols.crypten.ranges`. The scale of a
 residual row has a relative error below 5e-5, whatever other rows hold; before the first layer 2^14 above is 2^10.
 
-A linear layer's output, bias and residual included, must stay below 2^22 after a norm and below 2^26 elsewhere, or it wraps
-unseen. A normalised row has the norm sqrt(D), so the first holds for every input if the columns of the weight have norms
-below 2^21 / sqrt(D), 75 000 for GPT-2. Weights have the fraction bits that they were shared with, 16 as a rule: a token table
-of deviation d is off by 4.4e-6 / d of itself, 0.4 % at 0.001.
+A linear layer's output, bias and residual included, must stay below 2^22 after a norm and below 2^26 elsewhere, or it
+wraps unseen. A normalised row has the norm sqrt(D), so the first holds for every input if the columns of the weight have
+norms below 2^21 / sqrt(D), 75 000 for GPT-2. Weights have the fraction bits that they were shared with, 16 as a rule: a
+token table of deviation d is off by 4.4e-6 / d of itself, 0.4 % at 0.001.
 
 `crypten_own=True` keeps CrypTen's own way (weights opened at every product, its truncation and functions, wrong results
 where those are wrong) as a baseline: see `protocols.crypten.own`.

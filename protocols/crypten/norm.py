@@ -83,8 +83,8 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
     """1 / sqrt(mean(x^2) + epsilon) over the last axis, [..., D] -> [..., 1], and its number of fraction bits.
 
     Right for every row whose norm is below 2^bound, or 2^(30 - fraction_bits) if that is more; what lies below 2^-2f for
-    f = `fraction_bits` does not count. Relative error below 5e-5. A norm of 2^bound or more sets the range flag "residual",
-    for certain up to 2^26; 2^(bound + 1/40) at the latest.
+    f = `fraction_bits` does not count. Relative error below 5e-5. A norm of 2^bound or more, 2^(bound + 1/40)
+    at the latest, sets the range flag "residual", for certain up to 2^26; beyond, the sum wraps.
     25 rounds; 8 bytes per element and about 700 per row.
     """
     width, crossing = x.shape[-1], TOP - fraction_bits
@@ -100,11 +100,11 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
         s,
         [
             Comparison(exact, [4 ** (k + fraction_bits) for k in fine_steps]),
-            Comparison(coarse, [*(4 ** (k + COARSE_BITS) for k in coarse_steps), limit]),
+            Comparison(coarse, [*(4 ** (k + COARSE_BITS) for k in coarse_steps), limit, 0]),
         ],
     )
     if s.ranges is not None:
-        s.ranges.note("residual", coarse_below[-1])
+        s.ranges.note("residual", coarse_below[-2] ^ coarse_below[-1])
     # a row with a norm in [2^k, 2^(k+1)) is multiplied by 4^(29-k), its inverse root by 2^(top-1-k)
     fine_places, coarse_places = range(least, crossing), range(crossing, top)
     up = [4 ** (crossing - 1 - k) for k in fine_places]
@@ -114,7 +114,7 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
         unit = mul(exact, one_hot_factor(s, fine, up))
         inverse = one_hot_factor(s, fine, back)
     else:
-        one, fine, large = comparison.to_arithmetic_under(s, coarse_below[0], below, coarse_below[1:-1])
+        one, fine, large = comparison.to_arithmetic_under(s, coarse_below[0], below, coarse_below[1:-2])
         coarse_up = [0, *(4 ** (TOP - 1 - COARSE_BITS - k) for k in coarse_places)]
         coarse_back = [0, *(2 ** (top - 1 - k) for k in coarse_places)]
         large = torch.cat([one[None], large])
