@@ -14,6 +14,7 @@ import typer
 from launch import signals
 from launch.commands import (
     bench,
+    calibrate,
     certs,
     check,
     client,
@@ -36,7 +37,7 @@ from launch.commands import (
     status,
     trace,
 )
-from launch.console import ERROR_EXIT, Settings, show_error
+from launch.console import Settings, exit_code, replace_what_cannot_be_written, show_error
 
 app = typer.Typer(
     help="Private language-model inference on secret shares.",
@@ -55,6 +56,7 @@ app.command("model-owner")(model_owner.run)
 app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
+app.command("calibrate")(calibrate.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
@@ -86,8 +88,10 @@ def _options(
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 130 Ctrl-C, 143 terminated."""
+    """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
+    its range, 130 Ctrl-C, 143 terminated."""
     signals.install()
+    replace_what_cannot_be_written()
     # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -97,7 +101,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         show_error(error)
-        sys.exit(ERROR_EXIT)
+        sys.exit(exit_code(error))
 
 
 def entry() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -16,6 +17,8 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 
 ERROR_EXIT = 2
+RANGE_EXIT = 3
+_EXITS = {"range-exceeded": RANGE_EXIT}
 
 
 class Settings:
@@ -38,6 +41,11 @@ def error_line(error: BaseException) -> str:
     return f"error [internal]: {type(error).__name__}{place}; run `mpcache --debug ...` for the traceback"
 
 
+def exit_code(error: BaseException) -> int:
+    """With which code a command ends that raised this error."""
+    return _EXITS.get(error.code, ERROR_EXIT) if isinstance(error, MpcacheError) else ERROR_EXIT
+
+
 def show_error(error: BaseException) -> None:
     """Print the error's line in red, after its traceback when debugging."""
     if Settings.debug:
@@ -45,9 +53,16 @@ def show_error(error: BaseException) -> None:
     err.print(Text(error_line(error), style="bold red"), soft_wrap=True)
 
 
+def replace_what_cannot_be_written() -> None:
+    """From now on a character that standard output's encoding lacks is written as "?": an answer is worth more than that."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def print_json(value: dict[str, Any]) -> None:
-    """Exactly one JSON object, on one line of standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

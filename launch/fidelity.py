@@ -7,8 +7,8 @@ makes all shares itself and runs all parties (`launch.in_process`); no command t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from launch.deciding import noting_shares
 from launch.in_process import run_in_process
+from models.architecture import Architecture
+from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, PlainModel, generate, one_hot_rows
+from models.generation import GenerationPlan, generate, one_hot_rows
 from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, EnvironmentProblem
@@ -27,22 +29,27 @@ from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
 from mpc.tape import DealerTape, PartyTape, Tape
-from protocols.plain import Recorder
+from parties.failures import RangeExceeded
+from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 STEPS = ("prefill", "decode")
+HEAD_COLUMNS = 1 << 14
+Part = tuple[Any, ...] | None
 SHARED_BITS = 16
 """Fraction bits that a model owner shares weights with by default; a suite that wants more gets zeros appended."""
 
 
 @dataclass(frozen=True)
 class ProbeError:
-    """Absolute errors at one probe point of one step. largest: the largest plaintext value there, for scale."""
+    """Errors at one probe point of one step. relative: the largest of a row's error's norm against the row's own norm;
+    max_error, mean_error: of single values; largest: the largest plaintext value there."""
 
     step: str
     point: str
     shape: tuple[int, ...]
+    relative: float
     max_error: float
     mean_error: float
     largest: float
@@ -50,9 +57,14 @@ class ProbeError:
 
 @dataclass
 class Measurement:
-    """One run's values: `points` in order of their appearance, (step, name) -> tensor."""
+    """One run's values: `points` in order of their appearance, (step, name) -> rows. token: the most likely one after the
+    last; on shares by the suite's own arg-max. flags: the range flags [kinds, places] as the client opens them, None where
+    the suite has none. extremes: of the plaintext run."""
 
     points: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    token: int = 0
+    flags: Tensor | None = None
+    extremes: Extremes | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -60,57 +72,142 @@ class Measurement:
         return torch.cat([self.points[step, "logits"] for step in STEPS if (step, "logits") in self.points])
 
 
-def plaintext(checkpoint: Checkpoint, ids: Sequence[int]) -> Measurement:
-    """The suite `plain` in float64; load the checkpoint as float64."""
-    model = PlainModel(checkpoint, torch.float64)
-    recorder = Recorder()
-    rows = [one_hot_rows(part, model.architecture.vocabulary) for part in _parts(ids)]
-    _forward(model.suite, model.decoder(recorder), ids, list(rows))
-    found = Measurement()
-    for name, values in recorder.values.items():
-        for step, value in zip(STEPS, values, strict=False):
-            found.points[step, name] = value
+def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
+    """The suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
+    one_hot_rows(ids[:1], checkpoint.architecture.vocabulary)
+    suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
+    rows: dict[str, list[Tensor]] = {}
+    note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
+    StreamedModel(checkpoint, suite).run([list(ids)], note, on_progress)
+    found = Measurement(extremes=Extremes(suite.kinds, suite.details, len(ids)))
+    first = len(_parts(ids)[0])
+    for step, part in zip(STEPS, (slice(0, first), slice(first, None)), strict=True):
+        for name, pieces in rows.items():
+            whole = torch.cat(pieces)[part]
+            if len(whole):
+                found.points[step, name] = whole
+    found.token = int(found.logits[-1].argmax())
     return found
 
 
-def on_shares(checkpoint: Checkpoint, ids: Sequence[int], suite_name: str, parties: int, **options: Any) -> Measurement:
-    """The same on shares, with all parties and the dealer in this process."""
+def on_shares(
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    suite_name: str,
+    parties: int,
+    on_progress: Progress = lambda done, total: None,
+    **options: Any,
+) -> Measurement:
+    """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time.
+
+    The token table is cut to the rows that are asked for (the others are multiplied by 0 exactly), the head computed in
+    pieces of columns, each behind the final norm: as many shares, masks and digits as they have would not fit otherwise.
+    """
     architecture = checkpoint.architecture
     if parties < 2:
         raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
     weights = _WeightShares(checkpoint, parties)
-    prompts = [_share(one_hot_rows(part, architecture.vocabulary), 0, parties) for part in _parts(ids)]
+    used = sorted(set(ids))
+    one_hot_rows(ids, architecture.vocabulary)
+    prompts = [_share(one_hot_rows([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
 
-    def program(suite: Suite, index: int | None) -> list[tuple[str, OutputShare]]:
-        seen: list[tuple[str, OutputShare]] = []
+    def program(suite: Suite, index: int | None) -> _Run:
+        def own(name: str, part: Part) -> Tensor | None:
+            return None if index is None else weights.share(name, index, suite, part)
 
-        def probe(name: str, value: Value) -> None:
-            seen.append((name, suite.output(value)))
-
-        def own(name: str) -> Tensor | None:
-            return None if index is None else weights.share(name, index, suite)
-
-        loaded = suite.run(load_weights(suite, architecture, own))
-        decoder = Decoder(suite, architecture, loaded, probe=probe)
-        _forward(suite, decoder, ids, [None if index is None else shares[index] for shares in prompts])
-        return seen
+        run = _Run(suite, architecture, own, used)
+        rows = [None if index is None else shares[index] for shares in prompts]
+        run.all(ids, rows, on_progress if index == 0 else lambda done, total: None)
+        return run
 
     def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
         return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
 
-    def party(channel: MemoryChannel, tape: PartyTape) -> list[tuple[str, OutputShare]]:
-        return program(suite(tape, channel), channel.party)
-
-    def dealer(tape: DealerTape) -> None:
-        program(suite(tape, None), None)
-
-    outputs, _ = run_in_process(parties, party, dealer)
+    outputs, _ = run_in_process(
+        parties,
+        lambda channel, tape: program(suite(tape, channel), channel.party),
+        lambda tape: program(suite(tape, None), None),
+    )
     found = Measurement()
-    for entries in zip(*outputs, strict=True):
-        name = entries[0][0]
-        step = STEPS[(STEPS[0], name) in found.points]
-        found.points[step, name] = _open([share for _, share in entries])
+    for key in outputs[0].points:
+        found.points[key] = _open([run.points[key] for run in outputs])
+    shares = [run.token for run in outputs if run.token is not None]
+    found.token = round(float(_open(shares).item()))
+    flags = [share.flags for share in shares if share.flags is not None]
+    if flags:
+        found.flags = torch.zeros_like(flags[0])
+        for words in flags:
+            found.flags = found.flags ^ words
     return found
+
+
+class _Run:
+    """One role's pass over a prompt and one more token, layer by layer. points: its shares; token: with its flags."""
+
+    def __init__(
+        self, suite: Suite, architecture: Architecture, own: Callable[[str, Part], Tensor | None], used: list[int]
+    ) -> None:
+        self.points: dict[tuple[str, str], OutputShare] = {}
+        self.token: OutputShare | None = None
+        self._suite, self._architecture, self._own, self._used = suite, architecture, own, used
+        self._weights: dict[str, Value] = {}
+        self._step = STEPS[0]
+        self._decoder = Decoder(suite, architecture, self._weights, probe=self._probe, streamed=True)
+
+    def _probe(self, name: str, value: Value) -> None:
+        share = self._suite.output(value)
+        before = self.points.get((self._step, name))  # pieces of logits
+        self.points[self._step, name] = share if before is None else _beside(before, share)
+
+    def _load(self, prefix: str, part: Part = None) -> None:
+        """The weights with that prefix; part: these rows of a table, these columns of the head."""
+        self._weights.clear()
+        for name, whole in self._architecture.weight_shapes().items():
+            if name.startswith(prefix):
+                shape = whole if part is None else tuple(torch.empty(whole, device="meta")[part].shape)
+                self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name, part)))
+
+    @torch.inference_mode()
+    def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
+        """Prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
+        suite, decoder, a = self._suite, self._decoder, self._architecture
+        lengths = [len(part) for part in _parts(ids)]
+        starts = [sum(lengths[:n]) for n in range(len(lengths))]
+        cache = decoder.new_cache()
+        streams: list[Value] = []
+        self._load("embedding.tokens", (torch.tensor(self._used),))
+        if a.rotary is None:
+            tokens = self._weights["embedding.tokens"]
+            self._load("embedding.positions")
+            self._weights["embedding.tokens"] = tokens
+        for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
+            self._step = step
+            one_hot = suite.input((length, len(self._used)), share, 0)
+            streams.append(suite.run(decoder.embedded(one_hot, start)))
+        for layer in range(a.layers):
+            on_progress(layer, a.layers + 1)
+            self._load(f"layers.{layer}.")
+            for n, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+                self._step, cache.seen = STEPS[n], start
+                angles = decoder.angles(start, length, start + length)
+                streams[n] = suite.run(decoder.layer(streams[n], cache, layer, angles, length))
+            cache.layers[layer].k = cache.layers[layer].v = None
+        on_progress(a.layers, a.layers + 1)
+        last: list[Value] = []
+        for first in range(0, a.vocabulary, HEAD_COLUMNS):
+            self._load("head.", (..., slice(first, first + HEAD_COLUMNS)))
+            for n, h in enumerate(streams):
+                self._step = STEPS[n]
+                logits = suite.run(decoder.head(h, cache))
+            last.append(logits[lengths[-1] - 1 :])
+        self._choose(suite.concat(last, -1) if len(last) > 1 else last[0])
+        on_progress(a.layers + 1, a.layers + 1)
+
+    def _choose(self, logits: Value) -> None:
+        suite = self._suite
+        indices = torch.arange(self._architecture.vocabulary, dtype=torch.int64, device=suite.device)
+        one_hot = suite.run(suite.argmax(logits))
+        self.token = replace(suite.output((one_hot * indices).sum(-1)), flags=suite.flags())
 
 
 def generated(
@@ -120,11 +217,14 @@ def generated(
     suite_name: str,
     parties: int,
     decided: list[Tensor] | None = None,
+    findings: list[RangeFinding] | None = None,
     **options: Any,
 ) -> list[int]:
     """Tokens generated greedily on shares, with all parties and the dealer in this process.
 
-    decided: a list that gets what the policy kept in every decision, see `launch.deciding`.
+    decided: a list that gets what the policy kept in every decision, see `launch.deciding`. findings: a list that gets what
+    left its range on the way to the first token that is not returned for that reason; without one that raises
+    `RangeExceeded`.
     """
     architecture = checkpoint.architecture
     weights = _WeightShares(checkpoint, parties)
@@ -151,7 +251,15 @@ def generated(
     tokens, decisions = zip(*outputs, strict=True)
     if decided is not None:
         decided += [_open(shares) for shares in zip(*decisions, strict=True)]
-    return [round(float(_open(shares).item())) for shares in zip(*tokens, strict=True)]
+    opened: list[int] = []
+    for step, shares in enumerate(zip(*tokens, strict=True)):
+        if found := _findings([share.flags for share in shares], step, suite_name, options):
+            if findings is None:
+                raise RangeExceeded(found)
+            findings += found
+            break
+        opened.append(round(float(_open(shares).item())))
+    return opened
 
 
 class _Kept:
@@ -191,12 +299,16 @@ def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
 def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
     """Errors at every probe point, in the order of the computation."""
     out = []
-    for (step, name), value in measured.points.items():
-        wanted = reference.points[step, name]
-        error = (value - wanted).abs()
-        out.append(
-            ProbeError(step, name, tuple(value.shape), error.max().item(), error.mean().item(), wanted.abs().max().item())
-        )
+    for step in STEPS:
+        for (its, name), wanted in reference.points.items():
+            if its != step:
+                continue
+            value = measured.points[step, name]
+            error = (value - wanted).abs()
+            relative = (error.norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-30)).max().item()
+            largest = wanted.abs().max().item()
+            shape = tuple(value.shape)
+            out.append(ProbeError(step, name, shape, relative, error.max().item(), error.mean().item(), largest))
     return out
 
 
@@ -205,33 +317,45 @@ def _parts(ids: Sequence[int]) -> list[list[int]]:
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
 
 
-def _forward(suite: Suite, decoder: Decoder, ids: Sequence[int], rows: Sequence[Tensor | None]) -> None:
-    """Prompt batch, then the last token; the decoder's probe sees both."""
-    cache, position = decoder.new_cache(), 0
-    for part, share in zip(_parts(ids), rows, strict=True):
-        shape = (len(part), decoder.architecture.vocabulary)
-        with torch.inference_mode():
-            suite.run(decoder.forward(suite.input(shape, share, 0), cache, position))
-        position += len(part)
-
-
 class _WeightShares:
-    """Shares of the weights, each made when the first party asks for it, as real parties would hold them."""
+    """Shares of the weights, each made when the first party asks for it, as real parties would hold them, and kept until the
+    last one has."""
 
     def __init__(self, checkpoint: Checkpoint, parties: int) -> None:
         self._checkpoint = checkpoint
         self._parties = parties
-        self._made: dict[str, list[Tensor]] = {}
+        self._made: dict[str, dict[int, Tensor]] = {}
+        self._whole: tuple[str, Tensor] | None = None
         self._lock = threading.Lock()
 
-    def share(self, name: str, party: int, suite: Suite) -> Tensor:
-        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants."""
+    def share(self, name: str, party: int, suite: Suite, part: Part = None) -> Tensor:
+        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants. part: an index, None for all."""
         wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
         shared = min(wanted, SHARED_BITS)
         with self._lock:
-            if name not in self._made:
-                self._made[name] = _share(self._checkpoint.weights[name], shared, self._parties)
-            return self._made[name][party] << (wanted - shared)
+            key = f"{name} {part}"
+            if key not in self._made:
+                self._made[key] = dict(enumerate(_share(self._values(name, part), shared, self._parties)))
+            share = self._made[key].pop(party)
+            if not self._made[key]:
+                del self._made[key]
+        return share << (wanted - shared) if wanted > shared else share
+
+    def _values(self, name: str, part: Part) -> Tensor:
+        """All of a weight, or a part; the whole of one that comes in parts is kept until the next weight."""
+        if part is None:
+            self._whole = None
+            return self._checkpoint.weights[name]
+        if self._whole is None or self._whole[0] != name:
+            self._whole = None
+            self._whole = (name, self._checkpoint.weights[name])
+        return self._whole[1][part]
+
+
+def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
+    """Two pieces of the same rows."""
+    assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
+    return replace(left, share=torch.cat([left.share, right.share], -1))
 
 
 def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
@@ -241,6 +365,14 @@ def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
     for share in shares:
         rest -= share
     return [*shares, rest]
+
+
+def _findings(
+    flags: Sequence[Tensor | None], step: int, suite_name: str, options: Mapping[str, Any]
+) -> tuple[RangeFinding, ...]:
+    """What the parties' shares of an output's range flags say; nothing where the suite has none."""
+    shares = [share for share in flags if share is not None]
+    return findings_in(open_flags(shares), step, suite_name, options) if shares else ()
 
 
 def _open(shares: Sequence[OutputShare]) -> Tensor:

@@ -19,6 +19,7 @@ from launch.processes import Child, ProcessEnded, Processes
 from mpc.errors import EnvironmentProblem
 from parties.certificates import create_deployment
 from parties.config import load_config
+from parties.model_ranges import Ranges, pack_ranges
 
 T = TypeVar("T")
 
@@ -44,10 +45,13 @@ class LocalDeployment:
         self.client = load_config(folder / f"{CLIENT}.yaml")
         self._processes = processes
 
-    def share_model(self, checkpoint: Path, name: str) -> None:
-        """Run a model owner, which shares the weights among the parties and leaves. Raises `ProcessEnded`."""
+    def share_model(self, checkpoint: Path, name: str, ranges: Ranges | None = None, calibrated: bool = True) -> None:
+        """Run a model owner, which shares the weights among the parties and leaves. ranges: the bounds that go with them, by
+        default those of the checkpoint's calibration, if `calibrated`. Raises `ProcessEnded`."""
         arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
         words = [*arguments, "--model", str(checkpoint.resolve()), "--name", name]
+        words += [] if calibrated else ["--no-calibration"]
+        words += [] if ranges is None else ["--ranges", pack_ranges(ranges)]
         owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
         self._processes.wait_done(owner)
 

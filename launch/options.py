@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from launch.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -132,12 +133,10 @@ def read_prompt(text: str | None, file: Path | None, required: bool = True) -> s
             raise ConfigurationError("no prompt was given; use --prompt TEXT or --prompt-file FILE (- for standard input)")
         return None
     if file is not None:
-        try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"--prompt-file {file} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"--prompt-file {file} is not a UTF-8 text file") from None
+        if str(file) == "-":
+            text = decode_text(sys.stdin.buffer.read(), "standard input")
+        else:
+            text = read_text_file(file, "--prompt-file")
         text = text.removesuffix("\n")
     if not text:
         raise ConfigurationError("the prompt is empty; give at least one token")

@@ -73,15 +73,23 @@ class Rotary(_Public):
     """Rotary position embedding in half-split form, frequencies theta^(-2i/C) scaled as `scaling` says.
 
     scaling "default": as they are; "linear": divided by `factor`; "llama3": divided by `factor` where the wavelength is
-    long against `original_positions`, unchanged where it is short, blended between the two.
+    long against `original_positions`, unchanged where it is short, blended between the two; "yarn": the same with another
+    blend, linear in the channel between the ones that turn `beta_fast` and `beta_slow` times within `original_positions`
+    (rounded outwards to whole channels with `truncate`); "dynamic": theta grows with the sequence once that is longer than
+    `original_positions`. attention_factor: cosines and sines are multiplied by it, scores hence by its square, which is
+    folded into the query weights.
     """
 
     theta: Positive = 10_000.0
-    scaling: Literal["default", "linear", "llama3"] = "default"
+    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn"] = "default"
     factor: Positive = 1.0
     low_frequency_factor: Positive = 1.0
     high_frequency_factor: Positive = 4.0
     original_positions: Count = 8192
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: bool = True
+    attention_factor: Positive = 1.0
 
     def _check(self) -> None:
         if self.scaling == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
@@ -89,6 +97,8 @@ class Rotary(_Public):
                 f"'high_frequency_factor' = {self.high_frequency_factor} must be larger than "
                 f"'low_frequency_factor' = {self.low_frequency_factor}"
             )
+        if self.scaling == "yarn" and self.theta <= 1:
+            raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
 class Architecture(_Public):
@@ -140,6 +150,8 @@ class Architecture(_Public):
             raise ValueError(f"'heads' = {self.heads} must be a multiple of 'kv_heads' = {self.kv_heads}")
         if self.rotary is not None and self.head_channels % 2:
             raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
+        if self.rotary is not None and self.rotary.scaling == "dynamic" and self.head_channels == 2:
+            raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(f"'windows' has {len(self.windows)} entries, it needs one for each of {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):

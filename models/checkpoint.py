@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.balancing import Balance
 from models.config import Config, brief, read_json
 from models.family import Family, family_for
 from models.tokenizer import TextTokenizer
@@ -115,14 +116,21 @@ class TensorFiles:
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
-    """Canonical weights by name, computed in float64 at each look-up and returned in `dtype`."""
+    """Canonical weights by name, computed in float64 at each look-up and returned in `dtype`.
 
-    def __init__(self, family: Family, files: TensorFiles, dtype: torch.dtype) -> None:
+    balanced: with the powers of two of `models.balancing`, which change no result.
+    """
+
+    def __init__(self, family: Family, files: TensorFiles, dtype: torch.dtype, balanced: bool = True) -> None:
         self._family = family
         self._files = files
         self._dtype = dtype
         self._shapes = family.architecture.weight_shapes()
         self._sources = _match(family, files)
+        self._balance = Balance(family.architecture, self._unbalanced) if balanced else None
+
+    def _unbalanced(self, name: str) -> Tensor:
+        return self._family.weight(name, self._read)
 
     def _read(self, name: str) -> Tensor:
         return self._files.read(self._sources[name])
@@ -130,7 +138,10 @@ class CanonicalWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._shapes:
             raise KeyError(name)
-        tensor = self._family.weight(name, self._read).to(self._dtype).contiguous()
+        tensor = self._unbalanced(name)
+        if self._balance is not None:
+            tensor = self._balance(name, tensor)
+        tensor = tensor.to(self._dtype).contiguous()
         if tuple(tensor.shape) != self._shapes[name]:
             raise CheckpointError(f"weight '{name}' came out as {list(tensor.shape)}, {list(self._shapes[name])} is needed")
         if not _finite(tensor):

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.architecture import Rotary
-from mpc.errors import CheckpointError, ConfigurationError
+from mpc.errors import CheckpointError
 from protocols.suite import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -52,6 +51,7 @@ UNSUPPORTED: dict[str, str] = {
     "is_encoder_decoder": "encoder-decoder models are not supported",
     "add_cross_attention": "cross-attention is not supported",
     "pruned_heads": "pruned heads are not supported",
+    "per_layer_config": "layers of different sizes are not supported",
 }
 
 
@@ -105,13 +105,13 @@ class Config:
             raise self.error(key, "true or false is needed")
         return value
 
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """One id, a list of ids, or null."""
+    def token_ids(self, key: str, vocabulary: int) -> tuple[int, ...]:
+        """One id, a list of ids, or null. Ids outside the vocabulary, such as -1, are left out: no such token ever comes."""
         value = self.values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise self.error(key, "a token id, a list of them or null is needed")
-        return tuple(ids)
+        return tuple(dict.fromkeys(i for i in ids if 0 <= i < vocabulary))
 
     def activation(self, key: str, default: str) -> Activation:
         """An activation by Hugging Face's name."""
@@ -129,35 +129,6 @@ class Config:
         """Raise for every option of `UNSUPPORTED` that is switched on."""
         for key, why in UNSUPPORTED.items():
             self.refuse(key, why, False, 0, 1.0, {}, [])
-
-    def rotary(self) -> Rotary:
-        """Rotary positions, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`."""
-        self.refuse("partial_rotary_factor", "rotary positions on a part of the channels are not supported", 1, 1.0)
-        key = "rope_parameters" if self.present("rope_parameters") else "rope_scaling"
-        entries = self.values.get(key) or {}
-        if not isinstance(entries, dict) or any(isinstance(v, dict) for v in entries.values()):
-            raise self.error(key, "one set of rotary parameters for all layers is needed")
-        inner = Config(entries, Path(f"{self.path}: {key}"))
-        inner.refuse("partial_rotary_factor", "rotary positions on a part of the channels are not supported", 1, 1.0)
-        kind = entries.get("rope_type", entries.get("type", "default"))
-        theta = inner.number("rope_theta", self.number("rope_theta", 10_000.0))
-        try:
-            if kind == "default":
-                return Rotary(theta=theta)
-            if kind == "linear":
-                return Rotary(theta=theta, scaling="linear", factor=inner.number("factor"))
-            if kind == "llama3":
-                return Rotary(
-                    theta=theta,
-                    scaling="llama3",
-                    factor=inner.number("factor"),
-                    low_frequency_factor=inner.number("low_freq_factor"),
-                    high_frequency_factor=inner.number("high_freq_factor"),
-                    original_positions=inner.integer("original_max_position_embeddings"),
-                )
-        except ConfigurationError as error:
-            raise self.error(key, str(error)) from None
-        raise self.error(key, f"rope type {brief(kind)} is not supported; supported: default, linear, llama3")
 
 
 def read_json(path: Path) -> dict[str, Any]:

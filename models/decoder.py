@@ -51,7 +51,8 @@ class Decoder:
     """A model in a session.
 
     weights: from `load_weights`. policy: what the cache keeps, everything by default. probe: sees intermediate values; in
-    suites that compute on shares it must be given to all parties and the dealer alike.
+    suites that compute on shares it must be given to all parties and the dealer alike. streamed: weights come and go; each
+    is looked up when its part (`embedded`, `layer`, `head`) runs, and whoever puts it there has checked it.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Decoder:
         weights: Mapping[str, Value],
         policy: CachePolicy | None = None,
         probe: Probe | None = None,
+        streamed: bool = False,
     ) -> None:
-        for name, shape in architecture.weight_shapes().items():
+        for name, shape in () if streamed else architecture.weight_shapes().items():
             if name not in weights:
                 raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
             if tuple(weights[name].shape) != shape:
@@ -75,13 +77,12 @@ class Decoder:
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
         self._probe: Probe = probe if probe is not None else lambda name, value: None
-        self._head = self._linear("head")
-        self._layers = [self._layer(f"layers.{n}") for n in range(architecture.layers)]
 
     def _linear(self, name: str) -> Linear:
         return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
 
-    def _layer(self, at: str) -> _Layer:
+    def _weights_of(self, layer: int) -> _Layer:
+        at = f"layers.{layer}"
         return _Layer(
             qkv=self._linear(f"{at}.attention.qkv"),
             out=self._linear(f"{at}.attention.out"),
@@ -110,30 +111,46 @@ class Decoder:
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
-        suite, a = self.suite, self.architecture
+        a = self.architecture
         tokens = self._checked(one_hot, cache, position)
-        angles = self._angles(position, tokens)
-        suite.at(0)
-        with suite.ledger.timed("embedding"):
-            h = await suite.embed(one_hot, self._weights["embedding.tokens"])
-            if a.rotary is None:
-                h = h + self._weights["embedding.positions"][position : position + tokens]
-        self._probe("embedding", h)
+        angles = self.angles(position, tokens, max(cache.prompt_tokens, position + tokens))
+        h = await self.embedded(one_hot, position)
         for layer in range(a.layers):
-            suite.at(layer)
-            rows = 1 if last_only and layer == a.layers - 1 else tokens
-            with suite.ledger.timed(f"layer {layer}/attention"):
-                h = await self._attention(h, cache, layer, angles, rows)
-            self._probe(f"layer {layer}/attention", h)
-            with suite.ledger.timed(f"layer {layer}/mlp"):
-                h = await self._mlp(h, self._layers[layer])
-            self._probe(f"layer {layer}/mlp", h)
+            h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else tokens)
             if progress is not None:
                 progress(layer + 1, a.layers)
         cache.seen += tokens
-        suite.at(a.layers)
+        return await self.head(h, cache)
+
+    async def embedded(self, one_hot: Value, position: int) -> Value:
+        """The residual stream before the first layer, [T, D]."""
+        suite = self.suite
+        suite.at(0)
+        with suite.ledger.timed("embedding"):
+            h = await suite.embed(one_hot, self._weights["embedding.tokens"])
+            if self.architecture.rotary is None:
+                h = h + self._weights["embedding.positions"][position : position + one_hot.shape[0]]
+        self._probe("embedding", h)
+        return h
+
+    async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
+        """The residual stream after a layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        suite = self.suite
+        suite.at(layer)
+        with suite.ledger.timed(f"layer {layer}/attention"):
+            h = await self._attention(h, cache, layer, angles, rows)
+        self._probe(f"layer {layer}/attention", h)
+        with suite.ledger.timed(f"layer {layer}/mlp"):
+            h = await self._mlp(h, self._weights_of(layer))
+        self._probe(f"layer {layer}/mlp", h)
+        return h
+
+    async def head(self, h: Value, cache: KVCache) -> Value:
+        """Logits [T, V] of the residual stream after the last layer, [T, D]."""
+        suite = self.suite
+        suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
-            (logits,) = await suite.norm_linear(h, a.norm, [self._head])
+            (logits,) = await suite.norm_linear(h, self.architecture.norm, [self._linear("head")])
         await cache.settle()
         self._probe("logits", logits)
         return logits
@@ -152,18 +169,18 @@ class Decoder:
             )
         return tokens
 
-    def _angles(self, position: int, tokens: int) -> Angles | None:
-        """Public cosines and sines [T, C] of rotary positions."""
+    def angles(self, position: int, tokens: int, length: int) -> Angles | None:
+        """Public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its prompt."""
         a = self.architecture
         if a.rotary is None:
             return None
-        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens)
+        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens, length)
         device = self.suite.public_device
         return cos.to(device), sin.to(device)
 
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
         """Hidden state after the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
-        suite, a, weights, policy = self.suite, self.architecture, self._layers[layer], self.policy
+        suite, a, weights, policy = self.suite, self.architecture, self._weights_of(layer), self.policy
         tokens = h.shape[0]
         prompt = tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens
         whole = max(cache.prompt_tokens, cache.seen + tokens)  # of the prompt, which may come in several batches

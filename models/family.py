@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,17 +33,19 @@ class Family(ABC):
     """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
 
     prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
-    a tied head shares. buffers: regular expressions of tensors that hold no weights.
+    a tied head shares. buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for
+    options that config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
     """
 
     prefix: ClassVar[str]
     embedding: ClassVar[str]
     buffers: ClassVar[tuple[str, ...]] = ()
     tied_by_default: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Config) -> None:
         config.refuse_unsupported()
-        self.config = config
+        self.config = Config({**self.defaults, **config.values}, config.path)
         try:
             self.architecture = self.describe()
         except ConfigurationError as error:

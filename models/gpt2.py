@@ -28,6 +28,7 @@ class Gpt2(Family):
         width, heads = c.integer("n_embd", 768), c.integer("n_head", 12)
         if width % heads:
             raise c.error("n_head", f"n_embd = {width} must be a multiple of it")
+        vocabulary = c.integer("vocab_size")
         return Architecture(
             family="gpt2",
             layers=c.integer("n_layer", 12),
@@ -36,7 +37,7 @@ class Gpt2(Family):
             kv_heads=heads,
             head_channels=width // heads,
             feed_forward=c.integer("n_inner", 4 * width),
-            vocabulary=c.integer("vocab_size"),
+            vocabulary=vocabulary,
             positions=c.integer("n_positions", c.integer("n_ctx", 1024)),
             rotary=None,
             norm=Norm("rms", c.number("layer_norm_epsilon", 1e-5)),  # the residual stream is centred, see models.folding
@@ -46,8 +47,8 @@ class Gpt2(Family):
             out_bias=True,
             mlp_bias=True,
             head_bias=True,
-            bos=next(iter(c.token_ids("bos_token_id")), None),
-            eos=c.token_ids("eos_token_id"),
+            bos=next(iter(c.token_ids("bos_token_id", vocabulary)), None),
+            eos=c.token_ids("eos_token_id", vocabulary),
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.family import Family, Read, split_layer
 from models.folding import folded_weight
+from models.rotary_config import positions, read_rotary
 from protocols.suite import Norm
 
 
@@ -35,6 +36,7 @@ class Llama(Family):
         if not c.present("head_dim") and width % heads:
             raise c.error("num_attention_heads", f"hidden_size = {width} must be a multiple of it")
         qkv, out, mlp = self.biases()
+        vocabulary, rotary = c.integer("vocab_size"), read_rotary(c)
         return Architecture(
             family=str(c.values["model_type"]),
             layers=layers,
@@ -43,9 +45,9 @@ class Llama(Family):
             kv_heads=c.integer("num_key_value_heads", heads),
             head_channels=c.integer("head_dim", max(width // heads, 1)),
             feed_forward=c.integer("intermediate_size"),
-            vocabulary=c.integer("vocab_size"),
-            positions=c.integer("max_position_embeddings"),
-            rotary=c.rotary(),
+            vocabulary=vocabulary,
+            positions=positions(c, rotary),
+            rotary=rotary,
             norm=Norm("rms", c.number("rms_norm_eps", 1e-6)),
             activation=c.activation("hidden_act", "silu"),
             gated=True,
@@ -53,8 +55,8 @@ class Llama(Family):
             out_bias=out,
             mlp_bias=mlp,
             windows=self.windows(layers),
-            bos=next(iter(c.token_ids("bos_token_id")), None),
-            eos=c.token_ids("eos_token_id"),
+            bos=next(iter(c.token_ids("bos_token_id", vocabulary)), None),
+            eos=c.token_ids("eos_token_id", vocabulary),
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -106,8 +108,10 @@ class Llama(Family):
         return tensor.T
 
     def _fused(self, at: str, kind: str, read: Read) -> Tensor:
-        """Queries (times 1/sqrt(C)), keys and values side by side: [D, (H + 2G) C], or their biases."""
+        """Queries (times the score scale), keys and values side by side: [D, (H + 2G) C], or their biases."""
         parts = [read(f"{at}.self_attn.{part}_proj.{kind}") for part in "qkv"]
-        parts[0] = parts[0] * self.architecture.head_channels**-0.5
+        rotary = self.architecture.rotary
+        assert rotary is not None
+        parts[0] = parts[0] * (self.architecture.head_channels**-0.5 * rotary.attention_factor**2)
         fused = torch.cat(parts, 0)
         return fused if kind == "bias" else folded_weight(fused.T, read(f"{at}.input_layernorm.weight"), centred=False)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from models.llama import Llama
 
 
 class Mistral(Llama):
     """Reads `MistralForCausalLM` checkpoints. Source: Jiang et al., arXiv 2310.06825."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8, "sliding_window": 4096}
 
     def biases(self) -> tuple[bool, bool, bool]:
         """None."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from models.llama import Llama
 
 
 class Qwen2(Llama):
     """Reads `Qwen2ForCausalLM` checkpoints (Qwen2 and Qwen2.5). Source: Yang et al., arXiv 2407.10671."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 32, "sliding_window": 4096}
 
     def biases(self) -> tuple[bool, bool, bool]:
         """Queries, keys and values only."""

@@ -5,7 +5,8 @@ would differ by that bit times a uniform ring element, and the result would be n
 processors, so only operations that IEEE 754 rounds in one way are used here: decimal exponentials for the frequencies,
 float32 products for the angles (as the checkpoints were trained), float64 additions and products for the series.
 
-Source: Su et al., "RoFormer" (arXiv 2104.09864); Cody and Waite for the reduction modulo pi/2.
+Source: Su et al., "RoFormer" (arXiv 2104.09864); Peng et al., "YaRN" (arXiv 2309.00071), for the scalings "yarn" and
+"dynamic"; Cody and Waite for the reduction modulo pi/2.
 """
 
 from __future__ import annotations
@@ -22,35 +23,71 @@ from models.architecture import Rotary
 # pi/2 in three parts of 33 bits: n * part is exact for |n| < 2^20
 _HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624871116645580e-21)
 _PI = 3.141592653589793
+_PI_DIGITS = Decimal("3.141592653589793238462643383279502884197169")
 
 
 @lru_cache(maxsize=16)
-def frequencies(rotary: Rotary, channels: int) -> Tensor:
-    """Angle per position for each pair of channels, float32 [C / 2]."""
+def frequencies(rotary: Rotary, channels: int, length: int = 1) -> Tensor:
+    """Angle per position for each pair of channels, float32 [C / 2].
+
+    length: tokens of the sequence so far, which scaling "dynamic" alone depends on.
+    """
+    pairs = range(channels // 2)
     with localcontext() as context:
         context.prec = 40
-        log = Decimal(rotary.theta).ln()
-        plain = [float((-log * 2 * i / channels).exp()) for i in range(channels // 2)]
-    return torch.tensor([_scaled(rotary, f) for f in plain], dtype=torch.float64).to(torch.float32)
+        log = Decimal(rotary.theta).ln() + _stretch(rotary, channels, length)
+        plain = [float((-log * 2 * i / channels).exp()) for i in pairs]
+        slowed = _ramp(rotary, channels) if rotary.scaling == "yarn" else [_slowed(rotary, f) for f in plain]
+    scaled = [part * (f / rotary.factor) + (1 - part) * f for part, f in zip(slowed, plain, strict=True)]
+    return torch.tensor(scaled, dtype=torch.float64).to(torch.float32)
 
 
-def _scaled(rotary: Rotary, frequency: float) -> float:
-    """One frequency after `rotary.scaling`."""
-    if rotary.scaling == "default":
-        return frequency
-    slow = frequency / rotary.factor
+def _stretch(rotary: Rotary, channels: int, length: int) -> Decimal:
+    """What "dynamic" adds to ln(theta): a power of the growth beyond the positions that the model was trained for."""
+    if rotary.scaling != "dynamic" or length <= rotary.original_positions:
+        return Decimal(0)
+    factor = Decimal(rotary.factor)
+    return (factor * length / rotary.original_positions - (factor - 1)).ln() * channels / (channels - 2)
+
+
+def _slowed(rotary: Rotary, frequency: float) -> float:
+    """The part of a frequency that is divided by `rotary.factor`, 0 to 1."""
+    if rotary.scaling in ("default", "dynamic"):
+        return 0.0
     if rotary.scaling == "linear":
-        return slow
+        return 1.0
     turns = rotary.original_positions * frequency / (2 * _PI)
     low, high = rotary.low_frequency_factor, rotary.high_frequency_factor
-    smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
-    return (1 - smooth) * slow + smooth * frequency
+    return 1 - min(max((turns - low) / (high - low), 0.0), 1.0)
 
 
-def cosines_and_sines(rotary: Rotary, channels: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) for positions first .. first + count - 1, float64 [count, C], both halves of the channels alike."""
+def _ramp(rotary: Rotary, channels: int) -> list[float]:
+    """yarn's part of each frequency that is divided by `rotary.factor`: 0 for the fast ones, 1 for the slow ones."""
+
+    def pair(turns: float) -> Decimal:
+        """Where a pair of channels turns this often within the original positions, counted in pairs."""
+        ratio = Decimal(rotary.original_positions) / (Decimal(turns) * 2 * _PI_DIGITS)
+        return channels * ratio.ln() / (2 * Decimal(rotary.theta).ln())
+
+    first, last = pair(rotary.beta_fast), pair(rotary.beta_slow)
+    if rotary.truncate:
+        first, last = Decimal(math.floor(first)), Decimal(math.ceil(last))
+    low, high = float(max(first, Decimal(0))), float(min(last, Decimal(channels - 1)))
+    high += 0.001 if low == high else 0.0
+    return [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(channels // 2)]
+
+
+def cosines_and_sines(
+    rotary: Rotary, channels: int, first: int, count: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin) for positions first .. first + count - 1, float64 [count, C], both halves of the channels alike.
+
+    length: tokens of the sequence so far, by default up to the last of these positions. `rotary.attention_factor` is not
+    in them: it is in the query weights.
+    """
+    seen = (first + count if length is None else length) if rotary.scaling == "dynamic" else 1
     position = torch.arange(first, first + count, dtype=torch.float32)
-    angle = (position[:, None] * frequencies(rotary, channels)).to(torch.float64)
+    angle = (position[:, None] * frequencies(rotary, channels, seen)).to(torch.float64)
     cos, sin = _cos_sin(angle)
     return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
 

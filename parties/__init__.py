@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, PermissionRefused, TapeError
-    from parties.failures import Busy
+    from parties.failures import Busy, RangeExceeded
     from parties.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
+    from protocols.range_findings import RangeFinding
 
 # gRPC's core writes every refused handshake to stderr; what a person needs to know of it is in our own errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -31,7 +32,8 @@ _PLACES = {
         ),
         "mpc.errors",
     ),
-    "Busy": "parties.failures",
+    **dict.fromkeys(("Busy", "RangeExceeded"), "parties.failures"),
+    "RangeFinding": "protocols.range_findings",
 }
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "PermissionRefused",
     "PrivateModel",
     "PrivateOutput",
+    "RangeExceeded",
+    "RangeFinding",
     "TapeError",
 ]
 

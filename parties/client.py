@@ -15,14 +15,16 @@ from models.generation import Decoding, GenerationPlan
 from mpc.errors import ConfigurationError
 from parties.cancellation import Cancellation
 from parties.certificates import Identity
-from parties.client_session import Adjust, ClientSession, Wanted
+from parties.client_session import Adjust, ClientSession, FinishReason, Wanted
 from parties.config import RoleConfig
+from parties.failures import RangeExceeded
 from parties.kept_connections import KeptConnections
 from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
 from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.sampling import check_filters, check_temperature
+from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES, suite_class
 
 DEFAULT_SUITE = "masked"
@@ -33,8 +35,11 @@ class GenerationResult:
     """What a session gave. tokens and logits are secret; costs are public.
 
     costs: party name -> its ledger (`Ledger.to_json`). seconds: from opening the session to the last token;
-    token_seconds: to each token. logits: float64 [tokens, V] for decoding "logits". stopped: an end-of-text token (or
-    the caller) ended it before new_tokens.
+    token_seconds: to each token. logits: float64 [tokens, V] for decoding "logits".
+
+    finish_reason: "stop": an end-of-text token, or the caller, ended it. "length": there are new_tokens tokens. "range": a
+    value left its declared range on the way to the next token, which is therefore not here; `findings` has all kinds and
+    places, in the order of the computation. Tokens before it are right up to precision.
     """
 
     tokens: list[int] = field(repr=False)
@@ -42,13 +47,24 @@ class GenerationResult:
     seconds: float
     token_seconds: list[float]
     session: str
-    stopped: bool
+    finish_reason: FinishReason
+    findings: tuple[RangeFinding, ...] = ()
     logits: Tensor | None = field(default=None, repr=False)
 
     @property
-    def first_token_seconds(self) -> float:
-        """Seconds from opening the session to the first token."""
-        return self.token_seconds[0]
+    def stopped(self) -> bool:
+        """Whether an end-of-text token, or the caller, ended it."""
+        return self.finish_reason == "stop"
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Seconds from opening the session to the first token; None without one."""
+        return self.token_seconds[0] if self.token_seconds else None
+
+    def check_range(self, text: str | None = None) -> None:
+        """Raise `RangeExceeded`, with this result and the text so far, if a value left its range."""
+        if self.findings:
+            raise RangeExceeded(self.findings, text, self)
 
 
 class Client:
@@ -128,12 +144,15 @@ class Client:
     ) -> GenerationResult:
         """Generate up to `new_tokens` tokens after the prompt.
 
-        model: a reference, an id or a name. policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
+        model: a reference, an id or a name. options: of the suite; they go over the bounds that the model's owner gave.
+        policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
         (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
         the most likely token, or samples at `temperature` with
         `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end the generation
         (default: the model's end-of-text tokens). on_token(token): may return False to stop. on_progress(stage, done,
         total). cancellation: lets another thread end the generation, which then raises `Cancelled`.
+
+        A token on whose way a value left its range is neither returned nor given to `on_token`: see `GenerationResult`.
 
         Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later.
         """
@@ -154,7 +173,7 @@ class Client:
             architecture=architecture_hash(reference.architecture),
             suite=suite,
             fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
-            options=dict(options or {}),
+            options=reference.options(suite, options),
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,
@@ -178,7 +197,8 @@ class Client:
             seconds=session.seconds,
             token_seconds=session.token_seconds,
             session=session.id,
-            stopped=session.stopped,
+            finish_reason=session.finish_reason,
+            findings=session.findings,
             logits=session.all_logits(),
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import parties.wire_pb2_grpc as services
 from models.architecture import Architecture
-from mpc.errors import MpcacheError, PeerError, PeerLost, PeerSilent, WireError
+from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, WireError
 from mpc.fixed_point import decode, encode
 from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
@@ -32,10 +33,13 @@ from parties.pulse import Pulse
 from parties.sampling import choose, gumbel
 from parties.session import Session
 from parties.shares import BITS, LEDGER_BYTES, corrections
+from protocols.range_findings import RangeFinding, findings_in, open_flags
+from protocols.suite import RANGE_KINDS
 
 BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0
 
+FinishReason = Literal["stop", "length", "range"]
 Adjust = Callable[[Tensor, Sequence[int]], Tensor]  # (logits [V], all tokens so far) -> logits [V]
 
 
@@ -65,7 +69,12 @@ class _Incoming:
 
 
 class ClientSession(Session):
-    """Runs one generation against connected channels; then `tokens`, `costs` and the times are there."""
+    """Runs one generation against connected channels; then `tokens`, `costs`, why it ended and the times are there.
+
+    An output on whose way a value left its range is not used: generation ends before its token, with what left its range in
+    `findings`. The parties are told to finish as after a stop token, by the same message at the same moment: they cannot
+    tell the two apart.
+    """
 
     def __init__(
         self,
@@ -82,7 +91,9 @@ class ClientSession(Session):
         self.costs: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
         self.token_seconds: list[float] = []
-        self.stopped = False
+        self.finish_reason: FinishReason = "length"
+        self.findings: tuple[RangeFinding, ...] = ()
+        self._over = False  # no further output is wanted
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
@@ -93,8 +104,11 @@ class ClientSession(Session):
         self._began = 0.0
 
     def all_logits(self) -> Tensor | None:
-        """Logits of all steps, float64 [tokens, V]; None unless decoding was "logits"."""
-        return torch.stack(self._logits) if self._logits else None
+        """Logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
+        if self.wanted.manifest.decoding != "logits":
+            return None
+        none = torch.empty(0, self.wanted.architecture.vocabulary, dtype=torch.float64)
+        return torch.stack(self._logits) if self._logits else none
 
     # ---- life ------------------------------------------------------------------------------------------------------
     def run(self, channels: Sequence[grpc.Channel], pulse: Pulse, identity: Callable[[], Identity]) -> None:
@@ -194,7 +208,7 @@ class ClientSession(Session):
             self._chunk(link, state, state.header, message.chunk.payload)
         elif kind == "chunk" and state.ledger_size:
             self._ledger_chunk(link, state, message.chunk.payload)
-        elif kind == "summary" and (state.header is None or self.stopped):
+        elif kind == "summary" and (self._over or state.step == self.wanted.manifest.new_tokens):
             state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
             if not 0 < state.ledger_size <= LEDGER_BYTES:
                 raise WireError(f"{link.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due")
@@ -219,6 +233,17 @@ class ClientSession(Session):
                 f"{link.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "
                 f"fraction bits, which does not fit shape {list(shape)}"
             )
+        words = list(self._flags_shape)
+        if len(header.flags) not in (0, packed_size(words[0] * words[1], BITS)):
+            raise WireError(
+                f"{link.peer} sent {len(header.flags)} bytes of range flags with output {header.step}, which are none or "
+                f"words of {BITS} bits of shape {words}"
+            )
+
+    @property
+    def _flags_shape(self) -> tuple[int, int]:
+        """Kinds and places (layers and head) of an output's range flags."""
+        return len(RANGE_KINDS), self.wanted.architecture.layers + 1
 
     def _chunk(self, link: Link, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
         if not payload or len(state.data) + len(payload) > header.size:
@@ -244,28 +269,51 @@ class ClientSession(Session):
             state.summary = True
 
     def _open(self, step: int, shares: dict[Link, tuple[wire.OutputHeader, Tensor]]) -> None:
-        """Add up the shares of one output."""
+        """Add up the shares of one output, unless a value left its range on the way to it."""
         del self._opened[step]
-        kinds = {(header.bits, header.fraction_bits) for header, _ in shares.values()}
-        if len(kinds) != 1:
-            headers = [(link.peer, shares[link][0]) for link in self._parties]
+        headers = [(link.peer, shares[link][0]) for link in self._parties]
+        if len({(header.bits, header.fraction_bits) for _, header in headers}) != 1:
             each = ", ".join(f"{peer} Z_2^{header.bits} with {header.fraction_bits}" for peer, header in headers)
             raise WireError(f"the parties sent output {step} in different rings or fraction bits: {each}")
-        bits, fraction_bits = kinds.pop()
+        if len({len(header.flags) for _, header in headers}) != 1:
+            each = ", ".join(f"{peer} {len(header.flags)} bytes" for peer, header in headers)
+            raise WireError(f"the parties sent output {step} with and without range flags: {each}")
+        if self._over:
+            return
+        if findings := self._left_range(step, [header.flags for _, header in headers]):
+            self.findings = findings
+            self.seconds = time.perf_counter() - self._began
+            self._end(step, "range")
+            return
+        bits, fraction_bits = headers[0][1].bits, headers[0][1].fraction_bits
         total = torch.stack([share for _, share in shares.values()]).sum(0)
         value = decode(reduce(total, bits), fraction_bits, bits)
-        if self.stopped:
-            return
-        wanted = self.wanted
-        if wanted.manifest.decoding == "logits":
-            self._logits.append(value[0])
-            logits = value[0] if wanted.adjust is None else wanted.adjust(value[0], [*wanted.prompt, *self.tokens])
-            token = choose(logits, wanted.temperature, wanted.top_k, wanted.top_p)
+        if self.wanted.manifest.decoding == "logits":
+            token = self._choose(value[0])
         else:
             token = round(float(value[0]))
-            if not 0 <= token < wanted.architecture.vocabulary or float(value[0]) != token:
+            if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
                 raise WireError(f"the parties' shares of output {step} do not add up to a token of the vocabulary")
         self._accept(step, token)
+
+    def _left_range(self, step: int, flags: Sequence[bytes]) -> tuple[RangeFinding, ...]:
+        """What left its range on the way to an output, from all parties' shares of its flags."""
+        if not flags[0]:
+            return ()
+        opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
+        return findings_in(opened, step, self.wanted.manifest.suite, self.wanted.manifest.options)
+
+    def _choose(self, logits: Tensor) -> int:
+        """The token that follows, from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
+        wanted = self.wanted
+        adjusted = logits if wanted.adjust is None else wanted.adjust(logits, [*wanted.prompt, *self.tokens])
+        if not math.isfinite(float(adjusted.max())):
+            raise ConfigurationError(
+                f"adjust (or a logits processor) returned logits for token {len(self.tokens) + 1} whose largest is "
+                f"{float(adjusted.max())}: it must leave at least one token to choose, and give no NaN"
+            )
+        self._logits.append(logits)
+        return choose(adjusted, wanted.temperature, wanted.top_k, wanted.top_p)
 
     def _accept(self, step: int, token: int) -> None:
         self.seconds = time.perf_counter() - self._began
@@ -273,15 +321,19 @@ class ClientSession(Session):
         self.token_seconds.append(self.seconds)
         self.step = f"token {step + 1}"
         more = self._on_token(token)
-        if step + 1 == self.wanted.manifest.new_tokens:
-            return
         if more is False or token in self.wanted.stop_ids:
-            self.stopped = True
-            for link in self._parties:
-                link.send(wire.ClientMessage(finish=wire.Finish()))
-        elif self.wanted.manifest.decoding == "logits":
+            self._end(step, "stop")
+        elif self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
             vocabulary = self.wanted.architecture.vocabulary
             self._share("token", step, (1, vocabulary), iter([_one_hot(token, vocabulary)]))
+
+    def _end(self, step: int, reason: FinishReason) -> None:
+        """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on."""
+        self.finish_reason = reason
+        self._over = True
+        if step + 1 < self.wanted.manifest.new_tokens:
+            for link in self._parties:
+                link.send(wire.ClientMessage(finish=wire.Finish()))
 
 
 def _one_hot(token: int, vocabulary: int) -> Tensor:

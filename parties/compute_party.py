@@ -19,6 +19,7 @@ from parties.events import event
 from parties.failures import public
 from parties.link import INBOX_LIMIT, Link, Message
 from parties.manifest import Manifest, architecture_hash, check_id, check_version
+from parties.model_ranges import pack_ranges, unpack_ranges
 from parties.party_session import PEER_BEAT, PartySession
 from parties.program import DECODER, Program
 from parties.server import RoleServer
@@ -181,6 +182,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             index=index,
             fraction_bits=header.fraction_bits,
             seeded=seeded,
+            ranges=unpack_ranges(header.ranges, owner),
         )
 
     def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:
@@ -208,7 +210,14 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
         party = self._party
         name = party.admit_call(context, party.permissions.may_ask)
         held = [
-            wire.HeldModel(model=m.model, name=m.name, architecture=m.architecture, owner=m.owner, parties=m.parties)
+            wire.HeldModel(
+                model=m.model,
+                name=m.name,
+                architecture=m.architecture,
+                owner=m.owner,
+                parties=m.parties,
+                ranges=pack_ranges(m.ranges),
+            )
             for m in party.permissions.visible(name, party.store.models())
         ]
         return party.describe(held)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mpc import errors
 from parties import wire_pb2 as wire
+from protocols.range_findings import RangeFinding, summary
+
+if TYPE_CHECKING:
+    from parties.client import GenerationResult
 
 METADATA_KEY = "mpcache-failure-bin"
 LONGEST = 2000
@@ -43,6 +48,25 @@ class Cancelled(errors.MpcacheError):
     """The caller gave the generation up."""
 
     code = "cancelled"
+
+
+class RangeExceeded(errors.MpcacheError):
+    """A value left its declared range on the way to a token, so the answer ends before that token.
+
+    findings: what left its range, in the order of the computation. text: the answer so far, right up to precision; None
+    where no text was asked for. result: the generation with its tokens so far; None outside a session. All of it, the
+    message included, is the client's: this error is made where the session's outputs are opened, and crosses no wire.
+    """
+
+    code = "range-exceeded"
+
+    def __init__(
+        self, findings: Sequence[RangeFinding], text: str | None = None, result: GenerationResult | None = None
+    ) -> None:
+        super().__init__(summary(findings))
+        self.findings = tuple(findings)
+        self.text = text
+        self.result = result
 
 
 _PLAIN: dict[str, type[errors.MpcacheError]] = {

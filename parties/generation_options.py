@@ -45,13 +45,23 @@ _LOGITS: dict[str, tuple[Any, ...]] = {
     "logits_processor": ([],),
     "output_logits": (False,),
 }
-_USED = ("max_new_tokens", "max_length", "do_sample", "temperature", "eos_token_id", "stop_strings", "stopping_criteria")
+_USED = (
+    "max_new_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "eos_token_id",
+    "stop_token_ids",
+    "stop_strings",
+    "stopping_criteria",
+)
 _IGNORED = ("pad_token_id", "bos_token_id", "tokenizer", "return_dict_in_generate", "transformers_version", "synced_gpus")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the options say, in `Client.generate`'s terms. stop_ids None: the model's end-of-text tokens."""
+    """What the options say, in `Client.generate`'s terms. stop_ids None: the model's end-of-text tokens;
+    more_stop_ids: further ones."""
 
     new_tokens: int
     decoding: Decoding
@@ -59,6 +69,7 @@ class Choices:
     top_k: int | None
     top_p: float | None
     stop_ids: list[int] | None
+    more_stop_ids: list[int]
     stop_strings: list[str] = field(repr=False)
     adjust: Adjust | None
     criteria: Sequence[Callable[..., Any]]
@@ -94,6 +105,7 @@ def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: b
         top_k=logits.get("top_k"),
         top_p=logits.get("top_p"),
         stop_ids=_ids(given.get("eos_token_id")),
+        more_stop_ids=_ids(given.get("stop_token_ids")) or [],
         stop_strings=_strings(given.get("stop_strings")),
         adjust=_adjust(logits),
         criteria=list(given.get("stopping_criteria", [])),

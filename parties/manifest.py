@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.architecture import Architecture
 from mpc.errors import ManifestMismatch, WireError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 

@@ -10,6 +10,7 @@ import grpc
 import torch
 from torch import Tensor
 
+from models.calibration.record import find
 from models.checkpoint import Checkpoint, load_checkpoint
 from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireError
 from mpc.fixed_point import encode
@@ -22,6 +23,7 @@ from parties.config import RoleConfig
 from parties.failures import farewell, from_rpc, to_failure
 from parties.link import Link, finish_calls
 from parties.manifest import check_id, new_id, package_version
+from parties.model_ranges import Ranges, pack_ranges
 from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, connect_all, describe_all
 from parties.session import Session
@@ -37,11 +39,16 @@ def share_model(
     name: str | None = None,
     fraction_bits: int = 16,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ranges: Ranges | None = None,
+    calibrated: bool = True,
 ) -> ModelReference:
     """Share a checkpoint's weights, each as round(w 2^fraction_bits) in Z_2^64, among all parties of `config`.
 
     All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
     is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
+
+    ranges: public bounds by suite, which clients use unless they say otherwise; by default those of the calibration beside
+    the checkpoint, if there is one that fits it and `calibrated`.
 
     Raises `CheckpointError`, `RangeError` (a weight that is not finite), `PeerError`, or what a party refuses it with.
     """
@@ -51,9 +58,12 @@ def share_model(
     directory = Path(checkpoint_directory)
     checkpoint = load_checkpoint(directory)
     shapes = checkpoint.architecture.weight_shapes()
+    if ranges is None and calibrated:
+        found = find(directory, checkpoint.architecture)
+        ranges = None if found is None else found.suites
     identity = check(config.certificates, config.name)
     reference = ModelReference(
-        new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names)
+        new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
     )
     channels = connect_all(config, identity, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
     pulse = Pulse(config.deadline_seconds, config.step_seconds)
@@ -135,6 +145,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
         fraction_bits=fraction_bits,
         seed=seed,
         version=package_version(),
+        ranges=pack_ranges(reference.ranges),
     )
 
 

@@ -389,7 +389,7 @@ class PartySession(ServedSession):
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Send this party's share of a token or of logits to the client."""
+        """Send this party's share of a token or of logits to the client, with its share of the range flags."""
         self.check()
         data = pack(reduce(share.share, share.bits), share.bits)
         header = wire.OutputHeader(
@@ -398,6 +398,7 @@ class PartySession(ServedSession):
             bits=share.bits,
             fraction_bits=share.fraction_bits,
             size=len(data),
+            flags=b"" if share.flags is None else pack(share.flags, BITS),
         )
         self.client.send(wire.PartyMessage(output=header))
         for piece in chunked(data):

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.chat_template import ChatTemplate
+from models.chat_template import ChatTemplate, TurnEnd
 from models.checkpoint import read_architecture
 from models.stop_strings import TextUntil
 from models.tokenizer import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.cancellation import Cancellation
 from parties.client import DEFAULT_SUITE, Client, GenerationResult
+from parties.client_session import FinishReason
 from parties.config import RoleConfig, load_config
 from parties.failures import Cancelled
-from parties.generation_options import read_options
+from parties.generation_options import Choices, read_options
 from parties.manifest import Option
 from parties.reference import ModelReference
+from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES
 
 Inputs = str | Sequence[int] | Tensor
@@ -33,11 +35,42 @@ Inputs = str | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class PrivateOutput:
-    """`generate(return_dict_in_generate=True)`. sequences: int64 [1, T + new], logits: [1, V] each; both secret."""
+    """`generate(return_dict_in_generate=True)`. sequences: int64 [1, T + new], logits: [1, V] each; both secret.
+
+    With finish_reason "range" the answer ends before a token on whose way a value left its range; see `findings`.
+    """
 
     sequences: Tensor = field(repr=False)
     logits: tuple[Tensor, ...] | None = field(repr=False)
     result: GenerationResult
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended: "stop", "length" or "range"."""
+        return self.result.finish_reason
+
+    @property
+    def findings(self) -> tuple[RangeFinding, ...]:
+        """What left its range on the way to the token that is not here."""
+        return self.result.findings
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """ids: of the prompt; context: what the answer's text continues, nothing in a conversation; end: of its turn."""
+
+    ids: list[int] = field(repr=False)
+    context: list[int] = field(repr=False)
+    end: TurnEnd = field(default_factory=TurnEnd)
+
+    def ends(self, choices: Choices, eos: Sequence[int]) -> list[int]:
+        """Tokens that end the answer; who says which (eos_token_id) means these and no others."""
+        given = choices.stop_ids
+        return sorted({*(given if given is not None else (*eos, *self.end.ids)), *choices.more_stop_ids})
+
+    def stops(self, choices: Choices) -> list[str]:
+        """Texts that end the answer."""
+        return [*choices.stop_strings, *(self.end.texts if choices.stop_ids is None else ())]
 
 
 class PrivateModel:
@@ -46,6 +79,10 @@ class PrivateModel:
     Every call raises `ConfigurationError` for an option that cannot work, before anything is sent, `Busy` when a party
     serves as many sessions as it may, `PeerLost` or `PeerSilent` (attribute `peer`) when a party is gone, and what else
     parties report (`mpc.errors`).
+
+    When a value leaves its declared range on the way to a token, the answer ends before that token, and a result that
+    cannot say so is none: `RangeExceeded` is raised, with the findings and what there is (`text`, `result`). Only
+    `generate(return_dict_in_generate=True)` returns, with finish_reason "range".
     """
 
     def __init__(
@@ -133,13 +170,14 @@ class PrivateModel:
 
         inputs: one prompt, as token ids ([T] or [1, T]) or text; what a tokenizer of transformers returns fits as
         keywords (`**inputs`). streamer: one of transformers' (put, end).
-        options: max_new_tokens (20), max_length, do_sample, temperature, eos_token_id, stop_strings, stopping_criteria;
+        options: max_new_tokens (20), max_length, do_sample, temperature, eos_token_id (instead of the model's own and the
+        chat template's), stop_token_ids (besides them), stop_strings, stopping_criteria;
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
         logits_processor, output_logits. cancellation: lets another thread end it with `Cancelled`.
         """
         if (inputs is None) == (input_ids is None):
             raise ConfigurationError("give the prompt once: as the first argument or as input_ids")
-        ids = self._ids(inputs if inputs is not None else input_ids)
+        prompt = self._prompt(inputs if inputs is not None else input_ids)
         if attention_mask is not None and not bool((torch.as_tensor(attention_mask) == 1).all()):
             raise ConfigurationError("attention_mask: padding is not supported; give one prompt without padding")
         if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
@@ -148,10 +186,10 @@ class PrivateModel:
             options = {**{k: v for k, v in generation_config.to_dict().items() if v is not None}, **options}
         as_dict = bool(options.get("return_dict_in_generate", False))
         if streamer is not None:
-            streamer.put(torch.tensor([ids]))
+            streamer.put(torch.tensor([prompt.ids]))
         try:
             result = self._run(
-                ids,
+                prompt,
                 options,
                 policy,
                 suite,
@@ -161,8 +199,9 @@ class PrivateModel:
         finally:
             if streamer is not None:
                 streamer.end()
-        sequences = torch.tensor([[*ids, *result.tokens]])
+        sequences = torch.tensor([[*prompt.ids, *result.tokens]])
         if not as_dict:
+            result.check_range()
             return sequences
         rows = result.logits if options.get("output_logits") else None
         return PrivateOutput(sequences, None if rows is None else tuple(row.unsqueeze(0) for row in rows), result)
@@ -178,25 +217,33 @@ class PrivateModel:
     def stream(self, prompt: Inputs | Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
         """Pieces of the answer's text as they come. prompt: text, token ids or messages. options: as `generate`.
 
-        Leaving the iterator early (`close`, `break`) ends the session at the parties.
+        Leaving the iterator early (`close`, `break`) ends the session at the parties. `RangeExceeded` comes after the pieces
+        of its `text`.
         """
         words = self._words()
-        ids = self._ids(prompt)
+        asked = self._prompt(prompt)
         policy, suite = options.pop("policy", None), options.pop("suite", None)
         cancellation = options.pop("cancellation", None) or Cancellation()
-        choices = read_options(options, len(ids), self.allow_logits)
-        text = TextUntil(words.stream(ids), choices.stop_strings)
-        ends = set(self.reference.architecture.eos if choices.stop_ids is None else choices.stop_ids)
+        choices = read_options(options, len(asked.ids), self.allow_logits)
+        text = TextUntil(words.stream(asked.context), asked.stops(choices))
+        ends = set(asked.ends(choices, self.reference.architecture.eos))
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+
+        so_far: list[str] = []
+
+        def put(piece: str) -> None:
+            so_far.append(piece)
+            pieces.put(piece)
 
         def on_token(token: int) -> None:
             if token not in ends:
-                pieces.put(text.push(token))
+                put(text.push(token))
 
         def work() -> None:
             try:
-                self._run(ids, options, policy, suite, cancellation, on_token)
-                pieces.put(text.flush())
+                result = self._run(asked, options, policy, suite, cancellation, on_token)
+                put(text.flush())
+                result.check_range("".join(so_far))
                 pieces.put(None)
             except BaseException as error:
                 pieces.put(error)
@@ -205,16 +252,16 @@ class PrivateModel:
 
     def _run(
         self,
-        ids: list[int],
+        prompt: _Prompt,
         options: Mapping[str, Any],
         policy: str | None,
         suite: str | None,
         cancellation: Cancellation | None,
         on_token: Any,
     ) -> GenerationResult:
-        choices = read_options(options, len(ids), self.allow_logits)
-        so_far = list(ids)
-        until = TextUntil(self._words().stream(ids), choices.stop_strings) if choices.stop_strings else None
+        choices = read_options(options, len(prompt.ids), self.allow_logits)
+        so_far, stops = list(prompt.ids), prompt.stops(choices)
+        until = TextUntil(self._words().stream(prompt.context), stops) if stops else None
 
         def more(token: int) -> bool:
             on_token(token)
@@ -225,7 +272,7 @@ class PrivateModel:
             return not ended and (until is None or not until.stopped)
 
         return self.client.generate(
-            ids,
+            prompt.ids,
             choices.new_tokens,
             model=self.reference,
             suite=self.suite if suite is None else _secure(suite),
@@ -235,7 +282,7 @@ class PrivateModel:
             temperature=choices.temperature,
             top_k=choices.top_k,
             top_p=choices.top_p,
-            stop_ids=choices.stop_ids,
+            stop_ids=prompt.ends(choices, self.reference.architecture.eos),
             adjust=choices.adjust,
             cancellation=cancellation,
             on_token=more,
@@ -249,24 +296,27 @@ class PrivateModel:
             )
         return self.tokenizer
 
-    def _ids(self, prompt: Any) -> list[int]:
-        """Token ids of a text, ids or messages."""
+    def _prompt(self, prompt: Any) -> _Prompt:
+        """A text, token ids or messages as what the parties are asked."""
         if isinstance(prompt, str):
-            return self._words().encode(prompt)
+            ids = self._words().encode(prompt)
+            return _Prompt(ids, ids)
         if isinstance(prompt, Tensor):
             if prompt.dim() > 2 or (prompt.dim() == 2 and prompt.shape[0] != 1):
                 raise ConfigurationError(f"input_ids has shape {list(prompt.shape)}; give one prompt, [T] or [1, T]")
-            return [int(token) for token in prompt.flatten().tolist()]
+            ids = [int(token) for token in prompt.flatten().tolist()]
+            return _Prompt(ids, ids)
         found = list(prompt)
         if found and all(isinstance(message, Mapping) for message in found):
             if self._template is None:
-                self._words()
+                words = self._words()
                 assert self._folder is not None
-                self._template = ChatTemplate.load(self._folder)
-            return self._words().encode(self._template.render(found), special=False)
+                self._template = ChatTemplate.load(self._folder, words)
+            ids = self._words().encode(self._template.render(found), special=False)
+            return _Prompt(ids, [], self._template.turn_end)
         if not all(isinstance(token, int) for token in found):
             raise ConfigurationError("the prompt is no text, no list of token ids and no list of messages")
-        return found
+        return _Prompt(found, found)
 
 
 def _pieces(pieces: queue.SimpleQueue[str | BaseException | None], work: Any, cancellation: Cancellation) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -15,18 +15,28 @@ from parties.certificates import Identity
 from parties.config import RoleConfig
 from parties.connection import connect
 from parties.failures import from_rpc
-from parties.manifest import PROTOCOL_VERSION, check_id
+from parties.manifest import PROTOCOL_VERSION, Option, check_id
+from parties.model_ranges import Ranges, unpack_ranges
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A shared model: its random id, its owner's name for it, and its public architecture."""
+    """A shared model: its random id, its owner's name for it, and its public architecture.
+
+    ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
+    was never calibrated.
+    """
 
     id: str
     name: str
     architecture: Architecture
     owner: str
     parties: tuple[str, ...]
+    ranges: Ranges | None = field(default=None, hash=False)
+
+    def options(self, suite: str, given: Mapping[str, Option] | None = None) -> dict[str, Option]:
+        """A session's options: the owner's bounds for this suite, and over them what is given."""
+        return {**(self.ranges or {}).get(suite, {}), **(given or {})}
 
 
 def connect_all(
@@ -70,12 +80,14 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.
 
 
 def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
-    """The models that all parties hold, with equal architectures."""
+    """The models that all parties hold, with equal architectures and bounds."""
     held = [{m.model: m for m in said.models} for said in descriptions]
     out = []
     for model, first in held[0].items():
         check_id(model, "model", descriptions[0].name)
-        if all(model in other and other[model].architecture == first.architecture for other in held[1:]):
+        facts = (first.architecture, first.ranges)
+        if all(model in other and (other[model].architecture, other[model].ranges) == facts for other in held[1:]):
             architecture = Architecture.from_json(first.architecture)
-            out.append(ModelReference(model, first.name, architecture, first.owner, tuple(first.parties)))
+            ranges = unpack_ranges(first.ranges, descriptions[0].name)
+            out.append(ModelReference(model, first.name, architecture, first.owner, tuple(first.parties), ranges))
     return out

@@ -55,7 +55,7 @@ class Trouble:
 class PeerStatus:
     """What a peer said and what was measured; None where it is not known. Rates in bytes a second, times in seconds.
 
-    skew: how far its clock is ahead. upload: from here to the peer.
+    calibrated: whether the owner gave bounds with a model. skew: how far its clock is ahead. upload: from here to the peer.
     """
 
     name: str
@@ -64,6 +64,7 @@ class PeerStatus:
     version: str | None = None
     protocol: int | None = None
     models: dict[str, str] = field(default_factory=dict)
+    calibrated: dict[str, bool] = field(default_factory=dict)
     settings: Settings | None = None
     expires: datetime | None = None
     skew: float | None = None
@@ -119,6 +120,7 @@ def look(config: RoleConfig, identity: Identity, peer: PeerAddress, role: Role) 
             return status
     status.version, status.protocol = clean(said.version)[:40], said.protocol
     status.models = {clean(m.model)[:32]: clean(m.name)[:200] for m in said.models}
+    status.calibrated = {clean(m.model)[:32]: bool(m.ranges) for m in said.models}
     certificate = _certificate(identity, peer)
     if certificate is not None:
         status.expires = certificate.not_valid_after_utc

@@ -25,13 +25,15 @@ from mpc.random import SEED_BYTES, Prg, derive_seed
 from parties.failures import log
 from parties.manifest import ID_PATTERN, Identifier, new_id
 from parties.shares import BITS
+from protocols.ranges import checked_ranges
 
 TEMPORARY = ".incoming-"
 WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with
 
 
 class StoredModel(BaseModel):
-    """The public facts of a stored model. index: whose share it is; seeded: the share is expanded from a seed."""
+    """The public facts of a stored model. index: whose share it is; seeded: the share is expanded from a seed; ranges: the
+    owner's bounds by suite, None where the model was never calibrated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,6 +45,7 @@ class StoredModel(BaseModel):
     index: Annotated[int, Field(ge=0)]
     fraction_bits: int
     seeded: bool
+    ranges: dict[str, dict[str, int | str]] | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in order."""
@@ -112,6 +115,7 @@ class ModelStore:
         try:
             facts = StoredModel.model_validate_json((folder / "model.json").read_bytes())
             shapes = facts.shapes()
+            checked_ranges(facts.ranges or {}, f"{folder}/model.json")
         except (OSError, ValidationError, ConfigurationError) as error:
             raise CheckpointError(
                 f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"

@@ -63,18 +63,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HeldModel(_message.Message):
-    __slots__ = ("model", "name", "architecture", "owner", "parties")
+    __slots__ = ("model", "name", "architecture", "owner", "parties", "ranges")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     PARTIES_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     architecture: str
     owner: str
     parties: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ...) -> None: ...
+    ranges: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., owner: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., ranges: _Optional[str] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("name", "role", "version", "protocol", "models", "settings")
@@ -161,18 +163,20 @@ class ClientMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class OutputHeader(_message.Message):
-    __slots__ = ("step", "shape", "bits", "fraction_bits", "size")
+    __slots__ = ("step", "shape", "bits", "fraction_bits", "size", "flags")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
     FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     step: int
     shape: _containers.RepeatedScalarFieldContainer[int]
     bits: int
     fraction_bits: int
     size: int
-    def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+    flags: bytes
+    def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ..., flags: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")
@@ -353,7 +357,7 @@ class TapeMessage(_message.Message):
     def __init__(self, start: _Optional[_Union[TapeStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version")
+    __slots__ = ("model", "name", "architecture", "parties", "fraction_bits", "seed", "version", "ranges")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +365,7 @@ class ModelHeader(_message.Message):
     FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     architecture: str
@@ -368,7 +373,8 @@ class ModelHeader(_message.Message):
     fraction_bits: int
     seed: bytes
     version: str
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., fraction_bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., version: _Optional[str] = ...) -> None: ...
+    ranges: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., parties: _Optional[_Iterable[str]] = ..., fraction_bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., version: _Optional[str] = ..., ranges: _Optional[str] = ...) -> None: ...
 
 class WeightHeader(_message.Message):
     __slots__ = ("name", "shape", "size")

@@ -532,6 +532,50 @@ FAULTS: tuple[Fault, ...] = (
         "if False:",
         ("tests/mpc/test_channel.py",),
     ),
+    # ---- at the client
+    Fault(
+        "a flagged output is taken for an answer",
+        "parties/client_session.py",
+        "        if not flags[0]:\n            return ()",
+        "        return ()",
+        ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),
+    ),
+    Fault(
+        "the parties are told of a range finding by another message",
+        "parties/client_session.py",
+        "link.send(wire.ClientMessage(finish=wire.Finish()))",
+        'link.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
+        ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
+    ),
+    # ---- calibration
+    Fault(
+        "rotary pairs balanced apart",
+        "models/balancing.py",
+        "queries, keys = (_pairs(x) for x in (queries, keys))",
+        "pass",
+        ("tests/models/test_balancing.py",),
+    ),
+    Fault(
+        "spread of scores over masked positions too",
+        "models/calibration/extremes.py",
+        "seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)",
+        "seen = torch.ones_like(scores, dtype=torch.bool)",
+        ("tests/models/test_calibration.py::test_extremes_are_those_of_transformers",),
+    ),
+    Fault(
+        "a calibration believed by its name alone",
+        "models/calibration/record.py",
+        "if model_digest(directory) != record.model_digest:",
+        "if False:",
+        ("tests/models/test_calibration.py::test_the_file_is_found_as_long_as_it_fits",),
+    ),
+    Fault(
+        "the owner's bounds go over what the caller says",
+        "parties/reference.py",
+        "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
+        "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
+        ("tests/parties/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
+    ),
 )
 
 

@@ -62,12 +62,12 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
     architecture = read_architecture(folder)
     prompt = _random_tokens(cell, architecture.vocabulary)
     with _network(cell) as lab, local_deployment(cell.parties, cell.device, lab) as deployment:
-        deployment.share_model(folder, MODEL)
+        deployment.share_model(folder, MODEL, calibrated=False)
         client = Client(deployment.client)
         reference = client.find_model(MODEL)
 
         def session() -> GenerationResult:
-            return deployment.watched(
+            result = deployment.watched(
                 lambda: client.generate(
                     prompt,
                     cell.new_tokens,
@@ -78,6 +78,8 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
                     stop_ids=(),
                 )
             )
+            result.check_range()
+            return result
 
         loading = session()
         before = _dealer_cpu(deployment)
@@ -113,8 +115,8 @@ def _record(
     sent = Cost(bytes_sent=round(max(further.bytes_sent.values())))
     token = statistics.median(each)
     return {
-        "first_token_seconds": spread([r.first_token_seconds for r in results]),
-        "first_token_seconds_loading": loading.first_token_seconds,
+        "first_token_seconds": spread([r.token_seconds[0] for r in results]),
+        "first_token_seconds_loading": loading.token_seconds[0],
         "seconds": spread(each),
         "tokens_per_second": 1 / token,
         "rounds": further.rounds,

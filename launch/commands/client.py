@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from launch.console import err, out
+from launch.console import RANGE_EXIT, err, out, show_error
 from launch.options import (
     DEFAULT_SUITE,
     ConfigOption,
@@ -23,6 +23,7 @@ from launch.options import (
     check_suite,
     make_wishes,
 )
+from launch.texts import decode_text
 
 
 def run(
@@ -40,12 +41,18 @@ def run(
     top_p: TopPOption = None,
     suite_option: SuiteOptionsOption = None,
 ) -> None:
-    """List the models that all parties hold; with --tokenizer, answer each line of standard input."""
+    """List the models that all parties hold; with --tokenizer, answer each line of standard input.
+
+    When a value leaves its declared range, that answer ends before the token that would be wrong, and a line of standard
+    error says so; the next prompt is answered, and the exit code is 3 in the end.
+    """
     from launch.answering import answer
+    from launch.calibrating import warn_if_never_calibrated
     from launch.serving import load_role
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client import Client
+    from parties.failures import RangeExceeded
 
     check_suite(suite)
     client = Client(load_role(config, "client"))
@@ -53,22 +60,33 @@ def run(
         with err.status("asking the parties") as status:
             held = client.models(lambda reason: status.update(f"waiting for {reason}"))
         table = Table(box=None, header_style="bold")
-        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions"):
+        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "bounds"):
             table.add_column(column, overflow="fold")
         for m in held:
             a = m.architecture
-            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions))
+            said = "usual" if m.ranges is None else "own"
+            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
     wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
     reference = client.find_model(name)
-    interactive = sys.stdin.isatty()
+    warn_if_never_calibrated(reference)
+    interactive, number, code = sys.stdin.isatty(), 0, 0
     while True:
         if interactive:
             err.print("prompt> ", end="")
-        line = sys.stdin.readline()
-        if not line:
-            return
+        data = sys.stdin.buffer.readline()
+        if not data:
+            break
+        number += 1
+        line = decode_text(data, f"line {number} of standard input")
         if line.strip():
-            answer(client, words, line.rstrip("\n"), reference, wishes)
+            try:
+                given = answer(client, words, line.rstrip("\n"), reference, wishes)
+                given.result.check_range(given.text)
+            except RangeExceeded as error:
+                show_error(error)
+                code = RANGE_EXIT
+    if code:
+        raise typer.Exit(code)

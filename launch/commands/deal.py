@@ -48,10 +48,12 @@ def run(
     """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
 
     A tape serves one session, once: of this architecture, suite, policy and decoding, with a prompt of exactly --prompt
-    tokens and at most --tokens new ones. What a session does not use of its tape is destroyed. Each folder holds secrets of
-    its party: bring it there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
+    tokens and at most --tokens new ones, within the bounds of the `mpcache.json` in --model (copy the owner's there) and of
+    --suite-option. What a session does not use of its tape is destroyed. Each folder holds secrets of its party: bring it
+    there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
     """
     from launch.serving import load_role
+    from models.calibration.record import read_record
     from models.checkpoint import read_architecture
     from models.generation import Decoding
     from parties.tape_deal import deal
@@ -61,6 +63,8 @@ def run(
         raise ConfigurationError(f"--decoding '{decoding}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
     settings = load_role(config, "dealer")
     architecture = read_architecture(model)
+    record = read_record(model)
+    bounds = {} if record is None else record.suites.get(suite, {})
     with err.status("dealing") as status:
         dealt = deal(
             settings,
@@ -70,7 +74,7 @@ def run(
             directory,
             sessions=sessions,
             suite=suite,
-            options=suite_options(suite_option),
+            options={**bounds, **suite_options(suite_option)},
             decoding=cast(Decoding, decoding),
             policy=policy,
             on_progress=lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),

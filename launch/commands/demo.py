@@ -73,13 +73,14 @@ def run(
         wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
         client = Client(deployment.client)
         given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)
+    given.result.check_range(given.text)
     ids = checkpoint.tokenizer.encode(case.prompt)
     plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens
     out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")
     _verdict("the model in plaintext says", checkpoint.tokenizer.decode(plain), equal)
     _verdict("the record in the document", case.answer, given.text.split() == case.answer.split())
-    _show_costs(given.result.costs, given.result.first_token_seconds, given.seconds_per_token)
+    _show_costs(given.result.costs, given.result.token_seconds[0], given.seconds_per_token)
     out.print(f"\nEverything took {time.perf_counter() - started:.0f} s; no process and no file is left.")
     if not equal:
         raise typer.Exit(1)

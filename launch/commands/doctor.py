@@ -39,6 +39,7 @@ def run(
     name: Annotated[
         list[str] | None, typer.Option("--name", help="The identity in it; by default all that have a key there.")
     ] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="A checkpoint to look at: is it calibrated?")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="A port that must be free.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -46,6 +47,8 @@ def run(
     findings = [*_environment(), *_machine(), *(_port(p) for p in port or [0])]
     if certificates is not None:
         findings += _certificates(certificates, name or [])
+    if model is not None:
+        findings.append(_calibration(model))
     problems = [f for f in findings if f.remedy]
     if as_json:
         lines = [{"what": f.what, "found": f.found, "ok": not f.remedy, "remedy": f.remedy} for f in findings]
@@ -147,6 +150,26 @@ def _port(port: int) -> Finding:
             remedy = f"stop what listens there (`ss -ltnp 'sport = :{port}'`) or choose another port"
             return Finding(what, error.strerror or "refused", remedy if port else "allow processes to listen at 127.0.0.1")
     return Finding(what, "free" if port else "can listen at 127.0.0.1")
+
+
+def _calibration(directory: Path) -> Finding:
+    from models.calibration.record import FILE, find, read_record
+    from models.checkpoint import load_checkpoint
+
+    remedy = f"mpcache calibrate --model {directory}"
+    try:
+        found = find(directory, load_checkpoint(directory).architecture)
+    except MpcacheError as error:
+        return Finding("calibration", "the checkpoint cannot be read", str(error))
+    if found is None:
+        state = "none" if read_record(directory) is None else f"{FILE} does not fit the checkpoint"
+        if not os.access(directory, os.W_OK):
+            return Finding("calibration", f"{state}, and {directory} cannot be written", f"make it writable, then {remedy}")
+        return Finding("calibration", state, remedy)
+    over = [excess.text for suite in found.suites for excess in found.excesses(suite)]
+    if over:
+        return Finding("calibration", "values that no bound holds", "; ".join(over))
+    return Finding("calibration", f"{FILE} fits; {found.extremes.tokens} tokens")
 
 
 def _certificates(directory: Path, names: list[str]) -> Iterator[Finding]:

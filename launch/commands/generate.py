@@ -64,6 +64,8 @@ def run(
 
     Without --config, two or more compute parties, a dealer and a model owner run as temporary processes of this machine.
     With --config, running parties that hold the model are asked, and --model gives only config.json and the tokenizer.
+    Exit code 3 when a value left its declared range: the answer then ends before the token that would be wrong, and the
+    last line says what to do.
     """
     text = read_prompt(prompt, prompt_file)
     assert text is not None
@@ -81,12 +83,12 @@ def run(
         answer = _ask_local(model, text, wishes, parties or 2, check_device(device or "cpu"), not as_json)
     if as_json:
         print_json(answer_json(answer, wishes))
-    else:
+    elif (first := answer.result.first_token_seconds) is not None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
-        first = answer.result.first_token_seconds
         err.print(
             f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens, suite {suite}: first after {first:.2f} s{each}"
         )
+    answer.result.check_range(answer.text)
 
 
 def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
         "text": answer.text,
         "tokens": answer.result.tokens,
         "prompt_tokens": answer.prompt_tokens,
-        "stopped": answer.result.stopped,
+        "finish_reason": answer.result.finish_reason,
+        "findings": [finding.to_json() for finding in answer.result.findings],
         "suite": wishes.suite,
         "decoding": wishes.decoding,
         "session": answer.result.session,
@@ -110,16 +113,18 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
 
 def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device: str, streaming: bool) -> Answer:
     from launch.answering import answer
+    from launch.calibrating import calibration_for
     from launch.local import local_deployment
     from models.checkpoint import load_checkpoint
     from parties.client import Client
 
     checkpoint = load_checkpoint(directory)
     _check_lengths(checkpoint, text, wishes)
+    calibration = calibration_for(directory, wishes.suite, wishes.options)
     shared_name = directory.resolve().name
     with err.status("starting processes") as status, local_deployment(parties, device) as deployment:
         status.update("sharing the model")
-        deployment.share_model(directory, shared_name)
+        deployment.share_model(directory, shared_name, calibration.suites)
         status.stop()
         client = Client(deployment.client)
         return answer(client, checkpoint.tokenizer, text, shared_name, wishes, streaming, deployment.watched)
@@ -136,6 +141,7 @@ def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
 
 def _ask_running(config: Path, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool) -> Answer:
     from launch.answering import answer
+    from launch.calibrating import warn_if_never_calibrated
     from launch.serving import load_role
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
@@ -150,4 +156,5 @@ def _ask_running(config: Path, directory: Path, name: str | None, text: str, wis
             f"--model {directory} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
         )
+    warn_if_never_calibrated(reference)
     return answer(client, tokenizer, text, reference, wishes, streaming)

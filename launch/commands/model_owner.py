@@ -25,14 +25,23 @@ def run(
     remove: Annotated[
         str | None, typer.Option("--remove", metavar="NAME", help="Take this owner's models of that name away, share none.")
     ] = None,
+    no_calibration: Annotated[
+        bool, typer.Option("--no-calibration", help="Give no bounds with the model: sessions use the suite's usual ones.")
+    ] = False,
+    ranges: Annotated[str | None, typer.Option("--ranges", hidden=True)] = None,
     supervised: SupervisedOption = False,
 ) -> None:
-    """Share a checkpoint's weights among the compute parties and leave; they keep them for later sessions."""
+    """Share a checkpoint's weights among the compute parties and leave; they keep them for later sessions.
+
+    Bounds of the checkpoint's `mpcache.json`, made where it is missing, go with them; see docs/ranges.md.
+    """
     if supervised:
         supervision.end_with_parent()
+    from launch.calibrating import calibration_for
     from launch.console import out
     from launch.serving import load_role
     from parties.model_owner import owned_models, remove_models, share_model
+    from parties.model_ranges import unpack_ranges
 
     if (model is None) == (remove is None) or (remove is not None and (replace or name is not None)):
         raise ConfigurationError("give --model CHECKPOINT to share a model, or --remove NAME alone to take one away")
@@ -46,7 +55,12 @@ def run(
         out.print(f"{remove} is removed ({', '.join(old)})")
         return
     old = list(owned_models(settings, name or model.resolve().name)) if replace else []
-    shared = share_model(settings, model, name, fraction_bits)
+    if ranges is not None:
+        shared = share_model(settings, model, name, fraction_bits, ranges=unpack_ranges(ranges, "--ranges"))
+    elif no_calibration:
+        shared = share_model(settings, model, name, fraction_bits, calibrated=False)
+    else:
+        shared = share_model(settings, model, name, fraction_bits, ranges=calibration_for(model).suites)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
     if old:
         remove_models(settings, old)

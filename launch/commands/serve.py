@@ -88,6 +88,7 @@ def run(
     keys = () if api_key_file is None else read_keys(api_key_file)
     check_listen(host, keys, tls_certificate is not None, insecure_listen)
 
+    from launch.calibrating import warn_if_never_calibrated
     from launch.gateway.app import Gateway
     from launch.gateway.catalogue import Catalogue, Words
     from launch.gateway.serving import listen as open_socket
@@ -120,6 +121,8 @@ def run(
         with err.status("asking the parties") as status:
             catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
         catalogue.check()
+        for served in catalogue.all():
+            warn_if_never_calibrated(served.reference)
         names = ", ".join(sorted(served.name for served in catalogue.all()))
         if supervised:
             supervision.report_ready(name="gateway", address=address)

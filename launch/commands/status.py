@@ -83,7 +83,7 @@ def _peer_as_json(status: PeerStatus) -> dict[str, Any]:
         "version": status.version,
         "protocol": status.protocol,
         "settings": None if status.settings is None else status.settings.mark(),
-        "models": [{"id": id, "name": name} for id, name in status.models.items()],
+        "models": [{"id": id, "name": name, "calibrated": status.calibrated[id]} for id, name in status.models.items()],
         "certificate_expires": None if status.expires is None else status.expires.isoformat(),
         "clock_ahead_seconds": status.skew,
         "round_trip_seconds": status.round_trip,
@@ -120,7 +120,7 @@ def _print(
             "-" if s.round_trip is None else f"{1e3 * s.round_trip:.1f} ms",
             _rate(s.upload),
             _rate(s.download),
-            Text(", ".join(s.models.values()) or "-"),
+            Text(", ".join(n if s.calibrated[i] else f"{n} (not calibrated)" for i, n in s.models.items()) or "-"),
         )
     out.print(table)
     for trouble in [*own, *(t for s in found for t in s.troubles)]:

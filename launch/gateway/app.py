@@ -206,7 +206,7 @@ class _Exchange:
         question = self._generation.question
         seconds = time.perf_counter() - self._generation.began
         tokens = f"{len(question.ids)} + {len(done.result.tokens) if done else 0} of {question.new_tokens} tokens"
-        session = f", session {done.result.session}" if done else f": {problem}"
+        session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
         model = question.served.reference.id
         log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
 

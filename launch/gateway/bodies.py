@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -33,7 +35,7 @@ class Shape:
         """The answer to a request without a stream."""
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": done.reason}
-        return {**self._head(False), "choices": [choice], "usage": done.usage()}
+        return {**self._head(False), "choices": [choice], "usage": done.usage(), **_findings(done)}
 
     def opening(self) -> bytes:
         """What a stream begins with."""
@@ -45,7 +47,7 @@ class Shape:
 
     def closing(self, done: Done) -> bytes:
         """The reason for the end, the counts if they are wanted, and the end."""
-        out = self._chunk({} if self.chat else "", done.reason)
+        out = self._chunk({} if self.chat else "", done.reason, _findings(done))
         if self.usage:
             out += _event({**self._head(True), "choices": [], "usage": done.usage()})
         return out + DONE
@@ -54,9 +56,15 @@ class Shape:
         kind = ("chat.completion" + ".chunk" * chunk) if self.chat else "text_completion"
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, content: Any, reason: str | None = None) -> bytes:
+    def _chunk(self, content: Any, reason: str | None = None, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
         choice = {"index": 0, ("delta" if self.chat else "text"): content, "logprobs": None, "finish_reason": reason}
-        return _event({**self._head(True), "choices": [choice], **({"usage": None} if self.usage else {})})
+        return _event({**self._head(True), "choices": [choice], **({"usage": None} if self.usage else {}), **more})
+
+
+def _findings(done: Done) -> dict[str, Any]:
+    """Beside OpenAI's fields: what left its range, if the answer ends because of that."""
+    found = [finding.to_json() for finding in done.result.findings]
+    return {"mpcache": {"range": found}} if found else {}
 
 
 def _event(value: dict[str, Any]) -> bytes:

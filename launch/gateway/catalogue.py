@@ -38,7 +38,7 @@ class Words:
         architecture = read_architecture(folder)
         tokenizer = TextTokenizer.load(folder, architecture.eos)
         try:
-            return cls(folder, architecture, tokenizer, ChatTemplate.load(folder), "")
+            return cls(folder, architecture, tokenizer, ChatTemplate.load(folder, tokenizer), "")
         except CheckpointError as error:
             return cls(folder, architecture, tokenizer, None, str(error))
 

@@ -21,7 +21,7 @@ from parties.failures import public
 
 @dataclass(frozen=True)
 class Question:
-    """What to generate. ids, stops, echo: secret."""
+    """What to generate. ends: tokens that end it; context: what its text continues. ids, stops, context, echo: secret."""
 
     served: Served
     ids: list[int] = field(repr=False)
@@ -31,6 +31,8 @@ class Question:
     top_k: int | None
     top_p: float | None
     stops: list[str] = field(repr=False)
+    ends: frozenset[int]
+    context: list[int] = field(repr=False)
     echo: str = field(repr=False)
 
 
@@ -43,7 +45,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Done:
-    """The answer is complete. reason: OpenAI's "stop" or "length"."""
+    """The answer is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the way to the
+    next token, and the answer ends before it."""
 
     reason: str
     prompt_tokens: int
@@ -111,13 +114,12 @@ class Generation:
 
     def _generate(self) -> Done:
         q, words = self.question, self.question.served.words
-        text = TextUntil(words.tokenizer.stream(q.ids), q.stops)
-        ends = set(q.served.reference.architecture.eos)
+        text = TextUntil(words.tokenizer.stream(q.context), q.stops)
         if q.echo:
             self._post(Text(q.echo))
 
         def on_token(token: int) -> bool:
-            if token not in ends:
+            if token not in q.ends:
                 self._post(Text(text.push(token)))
             return not text.stopped
 
@@ -132,9 +134,9 @@ class Generation:
             temperature=q.temperature,
             top_k=q.top_k,
             top_p=q.top_p,
+            stop_ids=sorted(q.ends),
             cancellation=self._cancellation,
             on_token=on_token,
         )
         self._post(Text(text.flush()))
-        stopped = text.stopped or result.tokens[-1] in ends
-        return Done("stop" if stopped else "length", len(q.ids), result)
+        return Done(result.finish_reason, len(q.ids), result)

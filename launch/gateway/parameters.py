@@ -57,6 +57,7 @@ _EXPECTED = {
     "messages": "a message has a role (system, developer, user or assistant) and a text, or parts of type text, as content",
     "prompt": "must be a text or a list of token ids",
     "stop": "must be a text or a list of at most 4 texts",
+    "stop_token_ids": "must be a list of token ids",
     "stream_options": "may hold include_usage, true or false",
 }
 
@@ -108,6 +109,7 @@ class Parameters(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop_token_ids: list[int] | None = None
     max_tokens: Count | None = None
 
     @property
@@ -162,6 +164,8 @@ def parse(kind: type[P], body: bytes) -> P:
         raise invalid("the body is not valid JSON") from None
     if not isinstance(values, dict):
         raise invalid("the body must be a JSON object")
+    for name, value in values.items():
+        _check_text(name, value)
     try:
         found = kind.model_validate(values)
     except ValidationError as error:
@@ -171,6 +175,16 @@ def parse(kind: type[P], body: bytes) -> P:
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
     return found
+
+
+def _check_text(name: str, value: Any) -> None:
+    """JSON can write half of a surrogate pair ("\\ud83d"), which is no text."""
+    shown = name if name.isidentifier() and len(name) <= 64 else None
+    try:
+        json.dumps([name, value], ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        where = shown or "a parameter"
+        raise invalid(f"{where} holds half of a surrogate pair, which is no text", shown, "invalid_value") from None
 
 
 def _check_extra(name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from launch.gateway.errors import ApiError, invalid
 from launch.gateway.generation import Question
 from launch.gateway.parameters import ChatParameters, CompletionParameters, Parameters
 from launch.gateway.settings import GatewaySettings
+from models.chat_template import TurnEnd
 from models.generation import Decoding, GenerationPlan
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
@@ -18,7 +19,7 @@ def completion(parameters: CompletionParameters, served: Served, settings: Gatew
     words = served.words.tokenizer
     ids = words.encode(prompt) if isinstance(prompt, str) else list(prompt)
     echo = "" if not parameters.echo else prompt if isinstance(prompt, str) else words.decode(ids)
-    return _question(parameters, served, settings, ids, "prompt", COMPLETION_TOKENS, echo)
+    return _question(parameters, served, settings, ids, "prompt", COMPLETION_TOKENS, echo, TurnEnd(), ids)
 
 
 def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> Question:
@@ -29,7 +30,8 @@ def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) 
         raise invalid(f"this model cannot chat: {reason}", "messages", "no_chat_template")
     text = words.template.render([message.plain() for message in parameters.messages])
     ids = words.tokenizer.encode(text, special=False)
-    return _question(parameters, served, settings, ids, "messages", settings.default_max_tokens, "")
+    end = words.template.turn_end
+    return _question(parameters, served, settings, ids, "messages", settings.default_max_tokens, "", end, [])
 
 
 def _question(
@@ -40,6 +42,8 @@ def _question(
     param: str,
     default_tokens: int,
     echo: str,
+    end: TurnEnd,
+    context: list[int],
 ) -> Question:
     architecture = served.reference.architecture
     if not ids:
@@ -61,7 +65,9 @@ def _question(
     new_tokens = min(default_tokens, room) if asked is None else asked
     decoding, temperature, top_k, top_p = _choice(parameters, settings)
     GenerationPlan(len(ids), new_tokens, decoding, settings.policy).check(architecture)
-    return Question(served, ids, new_tokens, decoding, temperature, top_k, top_p, parameters.stops, echo)
+    ends = frozenset((*architecture.eos, *end.ids, *(parameters.stop_token_ids or ())))
+    stops = [*parameters.stops, *end.texts]
+    return Question(served, ids, new_tokens, decoding, temperature, top_k, top_p, stops, ends, context, echo)
 
 
 def _choice(parameters: Parameters, settings: GatewaySettings) -> tuple[Decoding, float | None, int | None, float | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.quality.metrics import DATA_SETS, check_metric
+from launch.texts import read_text_file
 from models.checkpoint import Checkpoint
 from mpc.errors import ConfigurationError
 
@@ -37,12 +38,7 @@ class Task:
 
 def load_tasks(path: Path) -> list[Task]:
     """All lines. Raises `ConfigurationError` naming file, line and what is wrong, `EnvironmentProblem` for a package."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"--longbench {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"--longbench {path} is not a UTF-8 text file") from None
+    text = read_text_file(path, "--longbench")
     tasks = [_task(f"--longbench {path}, line {n}", n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not tasks:
         raise ConfigurationError(f"--longbench {path} is empty; give a file with one JSON object a line")

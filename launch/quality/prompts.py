@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from launch.texts import read_text_file
 from models.architecture import Architecture
 from models.checkpoint import Checkpoint
 from models.recall import documents as codes
@@ -124,12 +125,7 @@ def check_length(architecture: Architecture, length: int, new_tokens: int, task:
 
 def read_text(checkpoint: Checkpoint, path: Path) -> list[int]:
     """A text file's tokens. Raises `ConfigurationError` when it cannot be read or has none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"--text {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"--text {path} is not a UTF-8 text file") from None
+    text = read_text_file(path, "--text")
     ids = checkpoint.tokenizer.encode(text) if text.strip() else []
     if not ids:
         raise ConfigurationError(f"--text {path} is empty; give a file with a text")

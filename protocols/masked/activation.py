@@ -26,9 +26,9 @@ import torch
 
 from mpc.errors import RangeError
 from protocols.masked.comparison import less_than_zero, within
-from protocols.masked.context import Context, open_value, require
+from protocols.masked.context import Context, require
 from protocols.masked.piecewise import Piecewise, evaluate, fit
-from protocols.masked.truncation import truncate
+from protocols.masked.truncation import open_cut, truncate
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
@@ -85,7 +85,7 @@ async def activation(c: Context, x: Masked, kind: str) -> Shared:
 
     async def value() -> Masked:
         p = evaluate_curve(c, x, kind, x.bits)
-        return truncate(c, await open_value(c, p), p.frac - x.frac)
+        return await open_cut(c, p, p.frac - x.frac)
 
     inside, negative, p = await together(
         within(c, units, half.bit_length() + unit_bits), less_than_zero(c, truncate(c, x, x.frac)), value()

@@ -25,7 +25,7 @@ from mpc import ring
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.piecewise import Piecewise, evaluate, normalised_power
-from protocols.masked.truncation import truncate
+from protocols.masked.truncation import open_cut
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
@@ -115,8 +115,7 @@ async def power(c: Context, x: Masked, low: int, high: int, exponent: float, con
     normal = _weighted(c, below_x, c.shared(x).to_ring(high + 1), up)
     one = c.public(torch.ones(x.shape, dtype=torch.int64, device=c.device), 64, 0)
     undo = _weighted(c, below, one, back)
-    masked_normal, masked_undo = await together(open_value(c, normal), open_value(c, undo))
-    t = truncate(c, masked_normal, high - MANTISSA_BITS)
+    t, masked_undo = await together(open_cut(c, normal, high - MANTISSA_BITS), open_value(c, undo))
     f = normalised_power(exponent)
     scaled = Piecewise(f.name, f.low, f.width, f.coefficients * factor)
     return evaluate(c, scaled, Masked(t.m, t.lam, t.bits, MANTISSA_BITS), 64, frac, masked_undo, GAMMA_BITS)

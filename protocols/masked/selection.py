@@ -20,7 +20,7 @@ from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import open_value, require
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
 from protocols.masked.selection_matrix import count_bits
-from protocols.masked.truncation import truncate
+from protocols.masked.truncation import open_cut
 from protocols.masked.wires import Masked, Shared
 from protocols.suite import Value
 
@@ -234,7 +234,7 @@ async def _scores_and_values(
                 shared = suite.as_tensor(bias).as_shared()
                 added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
                 s = s.add(added.map(lambda t: t.expand(s.shape)))
-            return truncate(c, await open_value(c, s), f)
+            return await open_cut(c, s, f)
 
     async def cached() -> Masked:
         with operation("values"):
@@ -279,7 +279,7 @@ async def selected_attention(
                 return mq, mk, None
             products = [product.matmul(c, mq, x.move(lambda t: t.transpose(1, 2))) for x in rest]
             joined = Shared(torch.cat([s.x for s in products], -1), bits, 2 * f)
-            scores = truncate(c, await open_value(c, joined), f)
+            scores = await open_cut(c, joined, f)
             if not opened:
                 return mq, mk, scores
             others = scores.move(lambda t: t[..., clusters * size :])
@@ -294,7 +294,7 @@ async def selected_attention(
     async def scores(e: Masked, mq: Masked, mk: Masked) -> Masked:
         with operation("scores"):
             if not opened:
-                return truncate(c, await open_value(c, chosen_scores(c, e, mq, mk)), f)
+                return await open_cut(c, chosen_scores(c, e, mq, mk), f)
             inside = mk.move(lambda t: t[..., : clusters * size].reshape(groups, heads, clusters, size))
             return await open_value(c, picked_scores(c, e.to_ring(inside.bits), inside))
 

@@ -37,7 +37,7 @@ from protocols.masked.dealing import one_hot
 from protocols.masked.non_zero import affordable, non_zero
 from protocols.masked.one_hot import digit, look_up
 from protocols.masked.power import power
-from protocols.masked.truncation import truncate_and_lift
+from protocols.masked.truncation import lift, open_cut
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
@@ -45,7 +45,7 @@ RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e.
 BIN_BITS = 2  # a bin is 4 wide
 WIDE_BITS = 3  # the exponential's digit is 8 wide
 FACTOR_BITS = 12  # of the public factor e^(m_lo)
-TABLE_BITS = 30  # of the dealt table: e^8 2^-31 is the error of a numerator, of which the largest is above e^-4
+TABLE_BITS = 33  # of the dealt table
 PEAK = 4  # the largest numerator lies between e^-4 and e^4
 PEAK_BITS = 6  # e^4 < 2^6
 
@@ -197,8 +197,8 @@ async def numerators(
 
     async def cut() -> Masked:
         with operation("exponential"):
-            opened = await open_value(c, e.to_ring(entry_bits))
-            return await open_value(c, truncate_and_lift(c, opened, e.frac - frac, bits))
+            opened = await open_cut(c, e.to_ring(entry_bits), e.frac - frac)
+            return await open_value(c, lift(c, opened, bits))
 
     async def inverse() -> Shared:
         with operation("softmax sum"):

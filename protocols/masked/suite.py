@@ -40,7 +40,7 @@ from protocols.masked.growth import grown
 from protocols.masked.power import power
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.tensor import MaskedTensor, MaskedWeight
-from protocols.masked.truncation import truncate, truncate_and_lift
+from protocols.masked.truncation import lift, open_cut, truncate, truncate_and_lift
 from protocols.masked.wires import Masked, Shared
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
@@ -233,17 +233,18 @@ class MaskedSuite(Suite):
         return result
 
     async def _open(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
-        """<x> of a sharing, with its own fraction bits, `frac` at least, in a ring that leaves `bits` once they are cut,
-        where there is one. A watched x is checked."""
+        """<x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring that
+        holds it; further fraction bits are cut as it is opened. A watched x is checked."""
         shared = x.as_shared()
         if shared.frac < frac:
             shared = shared.shift_left(frac - shared.frac)
         excess = shared.frac - frac
-        least = max(shared.frac + x.magnitude + 2 + int(x.watched is not None) - int(x.positive), 2)
+        least = max(frac + x.magnitude + 2 + int(x.watched is not None) - int(x.positive), 2)
         if x.magnitude:
-            require(least <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
-        opened = max(min(least, shared.bits), bits + excess if shared.bits - excess >= bits else 0)
-        found = await open_value(self.context, shared.to_ring(opened))
+            require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
+        most = shared.bits - excess
+        opened = max(min(least, most), bits if most >= bits else 0)
+        found = await open_cut(self.context, shared.to_ring(opened + excess), excess)
         if x.watched is not None:
             self.flag(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True
@@ -344,8 +345,7 @@ class MaskedSuite(Suite):
             m = await self.masked(t, self.fraction_bits, wide) if t.masked is not None else None
             if m is None:
                 opened = await self._open(t, self.fraction_bits, 0)
-                cut = truncate_and_lift(self.context, opened, opened.frac - self.fraction_bits, wide)
-                t = self.new(cut, t.magnitude)
+                t = self.new(lift(self.context, opened, wide), t.magnitude)
             else:
                 t = self.new(m, t.magnitude)
         integers = torch.round(real * 2.0**12).to(torch.int64).to(self.device)
@@ -362,8 +362,7 @@ class MaskedSuite(Suite):
         f = self.fraction_bits
         wide = f + t.magnitude + 3 + ROTATION_BITS  # the sum of two products
         if t.masked is None and t.frac > f:
-            opened = await self._open(t, f, 0)
-            t = self.new(truncate_and_lift(self.context, opened, opened.frac - f, wide), t.magnitude)
+            t = self.new(lift(self.context, await self._open(t, f, 0), wide), t.magnitude)
         elif t.masked is not None:
             t = self.new(await self.masked(t, f, wide), t.magnitude)
         half = t.shape[-1] // 2
@@ -489,8 +488,7 @@ class MaskedSuite(Suite):
 
         async def before(layer: Linear) -> Masked:
             with operation("linear"):
-                opened = await open_value(c, self._weight_product(h.to_ring(b.bits), layer.weight, 0).as_shared())
-                return truncate(c, opened, cut)
+                return await open_cut(c, self._weight_product(h.to_ring(b.bits), layer.weight, 0).as_shared(), cut)
 
         (r, *products) = await self.together(
             self._scale(h, norm, b.scale, b.bits - cut), *(before(layer) for layer in layers)
@@ -677,7 +675,7 @@ class MaskedSuite(Suite):
         f = self.fraction_bits
         m = await self.masked(t, f, f + t.magnitude + 3)
         with operation("max"):
-            found = await ranking.best(self.context, m, f + t.magnitude, False, aside)
+            found = await ranking.best(self.context, m, 1 << (f + t.magnitude), False, aside)
         return self.new(found.value.map(lambda v: v[..., None]), t.magnitude)
 
     async def argmax(self, x: Value) -> MaskedTensor:

@@ -1,4 +1,9 @@
-"""Truncation and lift. Both are local on a masked value; there is no failure event.
+"""Truncation and lift. All is local; there is no failure event.
+
+open_cut: a sharing is opened with fewer fraction bits. With two parties the low bits are cut from the shares, as unsigned
+words: the ring shrinks along, so all that is lost is a carry, and with 2^t - 1 added first the result is floor(x / 2^t) +
+Bernoulli(fraction): unbiased stochastic rounding, exact where nothing is cut off, error below one unit. t bits fewer cross
+the wire, nothing is dealt. With more parties several carries would be lost; there the value is opened whole, then truncated.
 
 truncate: m >> t and lam >> t are a masked value in the smaller ring 2^(bits - t): floor(x / 2^t) + Bernoulli(fraction), an
 unbiased stochastic rounding with error below one unit in the last place. Offline: bits - t per element.
@@ -13,7 +18,7 @@ Leaks: nothing, both are local.
 from __future__ import annotations
 
 from mpc import ring
-from protocols.masked.context import Context, require
+from protocols.masked.context import Context, open_value, require
 from protocols.masked.wires import Masked, Shared
 
 
@@ -26,6 +31,19 @@ def truncate(c: Context, x: Masked, count: int) -> Masked:
     lam = c.deal("truncate", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
     m = ring.shift_right(x.m, count, x.bits) if c.evaluating else x.m
     return Masked(m, lam, bits, x.frac - count)
+
+
+async def open_cut(c: Context, x: Shared, count: int) -> Masked:
+    """<x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or bits
+    per element to each other party. Leaks nothing: the mask is fresh and uniform."""
+    if count == 0 or c.parties > 2:
+        return truncate(c, await open_value(c, x), count)
+    bits = x.bits - count
+    require(bits >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
+    if not c.evaluating:
+        return await open_value(c, Shared(c.blank(x.shape), bits, x.frac - count))
+    own = x.x + ((1 << count) - 1) if c.first else x.x
+    return await open_value(c, Shared(ring.shift_right(ring.reduce(own, x.bits), count, x.bits), bits, x.frac - count))
 
 
 def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:

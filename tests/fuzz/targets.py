@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from google.protobuf.message import DecodeError
 
 from launch.bench.plan import DEALER
@@ -30,15 +31,18 @@ from mpc.tape import DealerTape, PartyTape, chunks
 from parties import wire_pb2 as wire
 from parties.certificates import check, create_deployment
 from parties.channel import GrpcChannel
-from parties.config import load_config
+from parties.client_session import ClientSession, Wanted, _Incoming
+from parties.config import load_config, make_config
 from parties.failures import from_failure, to_failure
 from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
+from parties.model_ranges import unpack_ranges
 from parties.shares import collect
 from parties.store import StoredModel
 from parties.tape_file import TapeWriter
 from parties.tape_header import unseal
 from parties.tape_journal import Journal
 from protocols.registry import secure_suite
+from protocols.suite import RANGE_KINDS
 
 SHAPE = SHAPES["tiny"]
 
@@ -102,6 +106,15 @@ CLIENT_MESSAGES = [
     wire.ClientMessage(chunk=wire.Chunk(payload=b"x" * 100)),
     wire.ClientMessage(failure=FAILURE),
 ]
+FLAG_BYTES = 8 * len(RANGE_KINDS) * (SHAPE.layers + 1)
+OUTPUT = wire.OutputHeader(step=0, shape=[1], bits=64, fraction_bits=0, size=8, flags=bytes(FLAG_BYTES))
+PARTY_MESSAGES = [
+    *[wire.PartyMessage(output=OUTPUT)] * 2,
+    *[wire.PartyMessage(chunk=wire.Chunk(payload=bytes(8)))] * 2,
+    *[wire.PartyMessage(progress=wire.Progress(stage="tokens", done=1, total=3))] * 2,
+    *[wire.PartyMessage(output=wire.OutputHeader(step=1, shape=[1], bits=13, size=2, flags=b"x" * FLAG_BYTES))] * 2,
+    *[wire.PartyMessage(chunk=wire.Chunk(payload=bytes(2)))] * 2,
+]
 PEER_MESSAGES = [
     wire.PeerMessage(hello=wire.Hello(session=new_id(), name="party1", manifest=b"{}", tapes=[new_id()])),
     wire.PeerMessage(frame=wire.Frame(sequence=0, size=12, payload=b"x" * 12)),
@@ -128,6 +141,16 @@ class _Replies:
         return found
 
 
+class _Party:
+    """A link to a party that is told something."""
+
+    def __init__(self, name: str) -> None:
+        self.peer = name
+
+    def send(self, message: Any) -> None:
+        """The client's share of a token, or that it has enough."""
+
+
 def _parsed(kind: Any, data: bytes) -> Iterator[Any]:
     """Messages of a case: it is cut where a length byte says, each piece is parsed."""
     while data:
@@ -144,6 +167,21 @@ def _frames(data: bytes) -> None:
     channel = GrpcChannel(0, ["party0", "party1"], {1: _Replies(_parsed(wire.PeerMessage, data))}, Ledger())  # type: ignore
     for size in (12, 0, 12, 1):
         assert len(channel.receive(1, size)) == size
+
+
+def _outputs(data: bytes) -> None:
+    """Messages to a client, in turn from each of two parties: outputs with their range flags, progress, the summary."""
+    config = make_config(yaml.safe_load(_configurations()[1]))
+    wanted = Wanted(_manifest(new_tokens=3), [1], SHAPE, None, None, None, frozenset())
+    session = ClientSession(new_id(), config, wanted, lambda token: None, lambda stage, done, total: None)
+    links: list[Any] = [_Party(name) for name in ("party0", "party1")]
+    for link in links:
+        session._parties.append(link)
+        session._incoming[link] = _Incoming()
+    for number, message in enumerate(_parsed(wire.PartyMessage, data)):
+        session._inbox.put((links[number % 2], message))
+        session._next()
+    assert all(0 <= token < SHAPE.vocabulary for token in session.tokens)
 
 
 def _chunks(data: bytes) -> None:
@@ -310,6 +348,7 @@ TARGETS: dict[str, Target] = {
     "architecture": Target(_architectures, _architecture),
     "opening": Target(_messages(CLIENT_MESSAGES), _open, (DecodeError,)),
     "frames": Target(lambda: [_framed(PEER_MESSAGES[1:5]), _framed(PEER_MESSAGES[1:3] * 2)], _frames, (DecodeError,)),
+    "outputs": Target(lambda: [_framed(PARTY_MESSAGES), _framed(PARTY_MESSAGES[:6])], _outputs, (DecodeError,)),
     "share chunks": Target(
         lambda: [
             _framed([CLIENT_MESSAGES[1], wire.ClientMessage(chunk=wire.Chunk(payload=bytes(96)))]),
@@ -341,6 +380,10 @@ TARGETS: dict[str, Target] = {
         lambda: [b'{"score": 8}', b'{"crypten_own": true}', b"{}"],
         lambda data: _suite_options(data),
         (ValueError, RecursionError),
+    ),
+    "model ranges": Target(
+        lambda: [b'{"masked":{"residual":"8*4 15","score":8}}', b'{"crypten":{}}', b"{}"],
+        lambda data: unpack_ranges(data.decode("utf-8", "replace"), "owner"),
     ),
     "role configuration": Target(_configurations, _in_file("role.yaml", load_config)),
     "stored model": Target(_stored, lambda data: StoredModel.model_validate_json(data).shapes(), (ValueError,)),

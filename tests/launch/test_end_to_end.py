@@ -87,7 +87,7 @@ def test_client(command: Command, running: LocalDeployment, text_model: Path, mo
     listed = command("client", "--config", config)
     assert listed.code == 0, listed.err
     assert "tiny" in listed.out
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\n\n{PROMPT}\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n\n{PROMPT}\n".encode())))
     answered = command("client", "--config", config, "--tokenizer", text_model, "--max-new-tokens", "2")
     assert answered.code == 0, answered.err
     assert answered.out == 2 * (plaintext(text_model, PROMPT, 2)[1] + "\n")

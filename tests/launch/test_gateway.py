@@ -17,7 +17,7 @@ import pytest
 
 from tests.launch.gateway_harness import Running, deployed, serving, wait_until
 from tests.parties.conftest import checkpoint  # noqa: F401
-from tests.parties.letters import answer
+from tests.parties.letters import answer, write_letters
 from tests.parties.toy import Toy, slow
 
 
@@ -75,6 +75,27 @@ def test_ends_of_an_answer(gateway: Running) -> None:
     assert [piece.choices[0].text for piece in pieces] == ["c", "d", "e", ""]
     released = client.completions.create(model="tiny", prompt="ab", max_tokens=4, stop="fz", stream=True)
     assert "".join(piece.choices[0].text for piece in released) == "cdef"
+
+
+def test_ends_that_are_special_tokens(gateway: Running, tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
+    """Not part of the text, yet a stop string; and a chat ends where its template ends the assistant's turn."""
+    letters = write_letters(tmp_path / "special", checkpoint, special="g")
+    with serving(gateway.deployment, gateway.toy, letters) as special:
+        client = special.openai()
+
+        def text(**options: Any) -> tuple[str, str, int]:
+            found = client.completions.create(model="tiny", prompt="ab", max_tokens=7, **options)
+            assert found.usage is not None
+            return found.choices[0].text, found.choices[0].finish_reason, found.usage.completion_tokens
+
+        assert text() == ("cdefhi", "length", 7)
+        assert text(stop="g") == ("cdef", "stop", 5)
+        assert text(stop=["fgh"]) == ("cde", "stop", 6)
+        assert text(extra_body={"stop_token_ids": [5, 77]}) == ("cd", "stop", 3)
+        with pytest.raises(openai.BadRequestError, match="stop_token_ids: must be a list of token ids"):
+            text(extra_body={"stop_token_ids": "g"})
+        chat = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "ab"}], max_tokens=9)
+        assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("cdef", "stop")
 
 
 def test_chat(gateway: Running) -> None:

@@ -146,6 +146,27 @@ def test_parameters(gateway: Running, options: dict[str, Any], param: str | None
     assert caught.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('{"model": "tiny", "prompt": "a\\ud83d"}', "prompt"),
+        ('{"model": "tiny", "prompt": "a", "stop": ["\\ud83d"]}', "stop"),
+        ('{"model": "tiny\\ud83d", "prompt": "a"}', "model"),
+        ('{"model": "tiny", "prompt": "a", "user": {"\\ud83d": 1}}', "user"),
+        ('{"model": "tiny", "prompt": "a", "\\ud83d": 1}', None),
+    ],
+)
+def test_texts_that_are_none(gateway: Running, body: str, param: str | None) -> None:
+    connection = http.client.HTTPConnection(gateway.address, timeout=20)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/completions", body, headers)
+    answer = connection.getresponse()
+    assert answer.status == 400
+    error = json.loads(answer.read())["error"]
+    assert error["param"] == param
+    assert "half of a surrogate pair" in error["message"]
+
+
 def test_chat_parameters(gateway: Running) -> None:
     chat = gateway.openai(api_key=KEY).chat.completions
     user: Any = [{"role": "user", "content": "a"}]

@@ -52,6 +52,35 @@ def test_what_a_template_refuses(tmp_path: Path) -> None:
         template.render([])
 
 
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "ids", "texts"),
+    [
+        (CHATML, (301,), []),
+        (CHATML.replace("<|im_end|>", " </s>"), (302,), []),
+        (CHATML.replace("<|im_end|>\n", ""), (300,), []),  # the next turn's beginning is the only end there is
+        (CHATML.replace("<|im_end|>", "###End"), (), ["###End"]),
+        (LLAMA_LIKE, (), ["[user]"]),
+        ("{% for m in messages %}{{ '\\n' + m.role }}: {{ m.content }}{% endfor %}", (), ["\nuser:"]),
+        ("{% for m in messages %}{{ m.content }}\n--\n{% endfor %}", (), []),
+        ("{{ messages[-1].content }}", (), []),
+        ("{% if messages | length > 1 %}{{ raise_exception('one message') }}{% endif %}", (), []),
+    ],
+)
+def test_the_end_of_a_turn(tmp_path: Path, template: str, ids: tuple[int, ...], texts: list[str]) -> None:
+    folder = folder_with(tmp_path, template)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    names = {"300": "<|im_start|>", "301": "<|im_end|>", "302": "</s>", "303": "\n"}
+    settings["added_tokens_decoder"] = {n: {"content": text, "special": n == "302"} for n, text in names.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    words = TextTokenizer.load(folder, ())
+    found = ChatTemplate.load(folder, words).turn_end
+    assert found.texts == texts
+    assert [words.transformers.convert_ids_to_tokens(n) for n in found.ids] == [names[str(n)] for n in ids]
+
+
 def test_a_template_stays_in_its_sandbox(tmp_path: Path) -> None:
     template = ChatTemplate.load(folder_with(tmp_path, "{{ messages.__class__.__mro__[1].__subclasses__() }}"))
     with pytest.raises(ConfigurationError, match="refuses these messages"):

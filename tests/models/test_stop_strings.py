@@ -25,6 +25,9 @@ class Pieces(TextStream):
     def flush(self) -> str:
         return ""
 
+    def hidden(self, token: int) -> str:
+        return ""
+
 
 def run(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
     text = TextUntil(Pieces(pieces), stops)

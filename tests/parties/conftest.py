@@ -68,3 +68,4 @@ def _plain_toy(request: pytest.FixtureRequest) -> Iterator[None]:
             toy = request.getfixturevalue(name).toy
             fresh = Toy()
             toy.before_round, toy.after_share, toy.rounds = fresh.before_round, fresh.after_share, fresh.rounds
+            toy.flags = fresh.flags

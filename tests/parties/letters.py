@@ -18,17 +18,23 @@ TEMPLATE = (
 )
 
 
-def write_letters(folder: Path, checkpoint: Path, chat: bool = True) -> Path:
-    """A tokenizer's folder: tokenizer.json, the checkpoint's config.json and (chat) a template."""
+def write_letters(folder: Path, checkpoint: Path, chat: bool = True, special: str = "") -> Path:
+    """A tokenizer's folder: tokenizer.json, the checkpoint's config.json and (chat) a template.
+
+    special: a letter that is a special token and ends the assistant's turns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(LETTERS)}, unk_token="·"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     made.decoder = decoders.Fuse()
+    if special:
+        made.add_special_tokens([special])
     made.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "·"}
     if chat:
-        settings["chat_template"] = TEMPLATE
+        end = "{% if m.role == 'assistant' %}" + special + "{% endif %}"
+        settings["chat_template"] = TEMPLATE.replace(">{% endfor %}", end + ">{% endfor %}")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

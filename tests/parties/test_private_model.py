@@ -129,6 +129,20 @@ def test_text_and_chat(model: PrivateModel, letters: Path) -> None:
     assert model.generate("ab", config, max_new_tokens=1).shape == (1, 3)
 
 
+def test_ends_that_are_special_tokens(two: Running, checkpoint: Path, tmp_path: Path) -> None:
+    """Token 7, "g", is special and ends the chat template's turns."""
+    letters = write_letters(tmp_path / "letters", checkpoint, special="g")
+    messages = [{"role": "user", "content": "ab"}]
+    file = config_file(two.deployment, tmp_path)
+    with PrivateModel.connect(file, tokenizer=letters, model="tiny", suite="crypten") as model:
+        assert model.complete("ab", max_new_tokens=7) == "cdefhi"
+        assert model.complete("ab", max_new_tokens=7, stop_strings=["g"]) == "cdef"
+        assert model.complete("ab", max_new_tokens=7, stop_token_ids=5) == "cd"
+        assert model.chat(messages, max_new_tokens=7) == "cdef"
+        assert model.chat(messages, max_new_tokens=7, eos_token_id=39) == "cdefhi"
+        assert model.generate(messages, max_new_tokens=7)[0, -5:].tolist() == [3, 4, 5, 6, 7]
+
+
 def test_streamers_of_transformers(model: PrivateModel, letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(letters)
     model.generate("ab", max_new_tokens=3, streamer=TextStreamer(tokenizer))

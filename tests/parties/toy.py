@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.generation import Endpoint, GenerationPlan
 from parties.program import Program
-from protocols.suite import OutputShare, Suite
+from protocols.suite import RANGE_KINDS, OutputShare, Suite
 
 ELEMENTS = 300
 
@@ -25,11 +27,32 @@ def expected(prompt: list[int], new_tokens: int, vocabulary: int) -> list[int]:
     return tokens
 
 
+class Flags:
+    """Range flags of one output: a random word at each of `marks` (kind, place), zero elsewhere. `step` None: all clean."""
+
+    def __init__(self, step: int | None, marks: Sequence[tuple[str, int]] = (), places: int = 2) -> None:
+        self.step, self.marks, self.places = step, marks, places
+
+    def share(self, party: int, parties: int, step: int) -> Tensor | None:
+        """A party's XOR share of the words of an output, int64 [kinds, places]; None at the dealer."""
+        if party < 0:
+            return None
+        random = torch.Generator().manual_seed(step)
+
+        def words() -> Tensor:
+            return torch.randint(-(2**63), 2**63 - 1, (len(RANGE_KINDS), self.places), generator=random)
+
+        drawn, opened = [words() for _ in range(parties - 1)], torch.zeros(len(RANGE_KINDS), self.places, dtype=torch.int64)
+        for kind, place in self.marks if step == self.step else ():
+            opened[RANGE_KINDS.index(kind), place] = words()[0, 0]
+        return reduce(lambda a, b: a ^ b, [*drawn, opened]) if party == parties - 1 else drawn[party]
+
+
 class Toy:
     """Loads by opening masked shares of all weights; a token is `rounds` exchanges and a number that depends on the prompt.
 
     before_round(role, step, round): called at every role, so that tests can stop, kill or slow one.
-    before_load(role): the same before each weight.
+    before_load(role): the same before each weight. flags: of the outputs, see `Flags`.
     """
 
     def __init__(self, rounds: int = 3, elements: int = ELEMENTS) -> None:
@@ -37,6 +60,7 @@ class Toy:
         self.elements = elements
         self.before_round: Callable[[int, int, int], None] = lambda party, step, round: None
         self.before_load: Callable[[int], None] = lambda party: None
+        self.flags: Flags | None = None
         self.after_share: Callable[[int, OutputShare], OutputShare] = lambda party, share: share
         self.loads = 0
         self._lock = threading.Lock()
@@ -90,6 +114,8 @@ class Toy:
             else:
                 share = torch.zeros(1, dtype=torch.int64) if total is None else (total + step * (party == 0)).reshape(1)
                 output = OutputShare(share, 64, 0)
+            if self.flags is not None:
+                output = replace(output, flags=self.flags.share(party, suite.parties, step))
             more = endpoint.emit(step, self.after_share(party, output))
             endpoint.progress("tokens", step + 1, plan.new_tokens)
             if not more or step + 1 == plan.new_tokens:

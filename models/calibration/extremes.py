@@ -1,0 +1,210 @@
+"""The largest values of every declared kind by layer, of a checkpoint that runs in plaintext, one layer's weights at a time.
+
+All sequences go through a layer while its weights are there, so memory is that of one layer (or of the token table, or of
+the head), of the sequences' hidden states and of one layer's keys and values, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.balancing import provable_bounds
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder
+from mpc.errors import ConfigurationError
+from protocols.plain import PlainSuite, PlainValue, tensor_of
+from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
+
+HEAD_ROWS = 128
+Progress = Callable[[int, int], None]
+
+DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "smallest norm", "provable activation")
+"""What is recorded beside the kinds, for people: parts of the activations, products of gate and up (not limited by a bound
+of their own), what no prompt can exceed."""
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Largest values: kinds[kind][place], 0 where a place has no value of the kind; place L is the final norm and the head.
+
+    residual: largest Euclidean norm of a row of the residual stream, entering either norm of the layer or leaving it.
+    score: largest spread (maximum - minimum over what is not masked) of a row of attention scores. value: |cached value|.
+    activation: |output of a linear layer| that does not write to the residual stream, queries and keys after rotation
+    included. logits: |logit|. details: see `DETAILS`.
+    """
+
+    kinds: dict[str, list[float]]
+    details: dict[str, list[float]] = field(default_factory=dict)
+    tokens: int = 0
+
+    def worst(self, kind: str) -> tuple[float, int]:
+        """The largest value of a kind, and where."""
+        values = self.kinds[kind]
+        place = max(range(len(values)), key=values.__getitem__)
+        return values[place], place
+
+
+class WatchingSuite(PlainSuite):
+    """The suite `plain`, which notes extremes of what passes. places: number of layers and one."""
+
+    def __init__(self, places: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype)
+        self.places = places
+        self.kinds: dict[str, list[float]] = {kind: [0.0] * places for kind in RANGE_KINDS}
+        self.details: dict[str, list[float]] = {name: [0.0] * places for name in DETAILS}
+        self.details["smallest norm"] = [float("inf")] * places
+
+    def note(self, name: str, x: Tensor) -> None:
+        """|x| at the place of the moment."""
+        known = self.kinds if name in self.kinds else self.details
+        known[name][self.place] = max(known[name][self.place], float(x.abs().max()))
+
+    def note_stream(self, h: Value) -> None:
+        """Norms of the rows of a residual stream [T, D]."""
+        norms = tensor_of(h).norm(dim=-1)
+        self.note("residual", norms)
+        smallest = self.details["smallest norm"]
+        smallest[self.place] = min(smallest[self.place], float(norms.min()))
+
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+        """As in `plain`; notes the rows that enter and what the layers give."""
+        self.note_stream(x)
+        outputs = await super().norm_linear(x, norm, layers)
+        kind = "logits" if self.place == self.places - 1 else "activation"
+        for layer, y in zip(layers, outputs, strict=True):
+            self.note(kind, tensor_of(y))
+            if kind == "activation":
+                bound = provable_bounds(tensor_of(layer.weight), None if layer.bias is None else tensor_of(layer.bias))
+                self.note("provable activation", bound)
+        return outputs
+
+    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
+        """As in `plain`; notes queries, keys, values and scores."""
+        queries, keys = tensor_of(q), tensor_of(k)
+        for name, x in (("queries", queries), ("keys", keys)):
+            self.note(name, x)
+            self.note("activation", x)
+        self.note("value", tensor_of(v))
+        scores = queries @ keys.transpose(1, 2)
+        seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+        spread = scores.masked_fill(~seen, -torch.inf).amax(-1) - scores.masked_fill(~seen, torch.inf).amin(-1)
+        self.note("score", spread)
+        self.note("|scores|", scores.masked_fill(~seen, 0.0))
+        probabilities = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
+        return PlainValue(probabilities @ tensor_of(v))
+
+    async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> PlainValue:
+        """As in `plain`; notes gate, up and their product."""
+        self.note("gate", tensor_of(gate))
+        self.note("up", tensor_of(up))
+        product = PlainValue(tensor_of(await self.activation(gate, kind)) * tensor_of(up))
+        self.note("activation * up", product.tensor)
+        return product
+
+
+def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:
+    """Names of a layer's canonical weights."""
+    return [name for name in checkpoint.architecture.weight_shapes() if name.startswith(f"layers.{layer}.")]
+
+
+class StreamedModel:
+    """A checkpoint in the suite `plain` whose weights are read when they are needed and given up after that.
+
+    sequences: token ids each, run beside each other from layer to layer. note: told the name and the tensor [T, D] or
+    [T, V] (rows of several sequences one after the other) that each part gives: "embedding", "layer N/attention",
+    "layer N/mlp", "logits" in pieces of rows.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, suite: PlainSuite) -> None:
+        self.checkpoint = checkpoint
+        self.architecture: Architecture = checkpoint.architecture
+        self.suite = suite
+        self._weights: dict[str, Value] = {}
+
+    def _load(self, names: Sequence[str]) -> None:
+        self._weights.clear()
+        for name in names:
+            shape = self.architecture.weight_shapes()[name]
+            self._weights[name] = self.suite.run(self.suite.weight(name, shape, self.checkpoint.weights[name]))
+
+    @torch.inference_mode()
+    def run(
+        self,
+        sequences: Sequence[Sequence[int]],
+        note: Callable[[str, Tensor], None] = lambda name, rows: None,
+        on_progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Push all sequences through the model; what comes of it goes to `note` and to what the suite notes."""
+        a, suite = self.architecture, self.suite
+        decoder = Decoder(suite, a, self._weights, streamed=True, probe=self._probe(note))
+        self._noted: dict[str, list[Tensor]] = {}
+        caches = [decoder.new_cache() for _ in sequences]
+        streams = self._embedded(sequences)
+        note("embedding", torch.cat([tensor_of(h) for h in streams]))
+        for layer in range(a.layers):
+            on_progress(layer, a.layers + 1)
+            self._load(layer_weights(self.checkpoint, layer))
+            for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
+                angles = decoder.angles(0, h.shape[0], h.shape[0])
+                streams[n] = suite.run(decoder.layer(h, cache, layer, angles, h.shape[0]))
+                if isinstance(suite, WatchingSuite):
+                    suite.note_stream(streams[n])
+                cache.layers[layer].k = cache.layers[layer].v = None
+            self._tell(note)
+        on_progress(a.layers, a.layers + 1)
+        self._load([name for name in a.weight_shapes() if name.startswith("head.")])
+        rows = PlainValue(torch.cat([tensor_of(h) for h in streams]))
+        for start in range(0, rows.shape[0], HEAD_ROWS):
+            suite.run(decoder.head(rows[start : start + HEAD_ROWS], decoder.new_cache()))
+            self._tell(note)
+        self._weights.clear()
+        on_progress(a.layers + 1, a.layers + 1)
+
+    def _probe(self, note: Callable[[str, Tensor], None]) -> Callable[[str, Value], None]:
+        def probe(name: str, value: Value) -> None:
+            self._noted.setdefault(name, []).append(tensor_of(value))
+
+        return probe
+
+    def _tell(self, note: Callable[[str, Tensor], None]) -> None:
+        for name, rows in self._noted.items():
+            note(name, torch.cat(rows))
+        self._noted.clear()
+
+    def _embedded(self, sequences: Sequence[Sequence[int]]) -> list[Value]:
+        """Rows of the token table, and of the positions'."""
+        a = self.architecture
+        self.suite.at(0)
+        table = self.checkpoint.weights["embedding.tokens"]
+        rows = [table[torch.tensor(list(ids))] for ids in sequences]
+        del table
+        if a.rotary is None:
+            positions = self.checkpoint.weights["embedding.positions"]
+            rows = [x + positions[: x.shape[0]] for x in rows]
+        return [PlainValue(x.to(self.suite.device, self.suite.dtype)) for x in rows]
+
+
+def measure(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], on_progress: Progress = lambda done, total: None
+) -> Extremes:
+    """Extremes of a checkpoint (loaded as float32) on token sequences, each no longer than the model's positions."""
+    a = checkpoint.architecture
+    for ids in sequences:
+        if not ids or len(ids) > a.positions or not all(0 <= token < a.vocabulary for token in ids):
+            raise ConfigurationError(
+                f"a calibration sequence of {len(ids)} tokens does not fit the model's {a.positions} positions and "
+                f"{a.vocabulary} tokens; tokenizer and model must belong together"
+            )
+    suite = WatchingSuite(a.layers + 1)
+    StreamedModel(checkpoint, suite).run(sequences, on_progress=on_progress)
+    return Extremes(suite.kinds, suite.details, sum(len(ids) for ids in sequences))
+
+
+def as_json(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Four digits are enough for people and for a margin of one bit."""
+    return {name: [float(f"{x:.4g}") if x != float("inf") else 0.0 for x in places] for name, places in values.items()}

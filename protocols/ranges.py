@@ -1,0 +1,109 @@
+"""The kinds of values that have public bounds, and what each suite lets an owner declare.
+
+A bound is an option of the suite with the kind's name: log2 of the bound, for all layers or by layer (`protocols.bounds`).
+What holds for every kind is here; which of the options a suite has, its constructor says.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mpc.errors import ConfigurationError, RangeError
+from protocols.bounds import Bounds
+from protocols.registry import SUITES, suite_class
+from protocols.suite import RANGE_KINDS
+
+MARGIN = 2.0
+"""What calibration leaves between the largest value that it has seen and the bound, as a factor: one bit."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What may be declared of a kind. low, high: log2 of the smallest and the largest bound. usual: where nothing is
+    declared. floor: the smallest that calibration chooses. what: the kind in words, in the plural."""
+
+    low: int
+    high: int
+    usual: int
+    floor: int
+    what: str
+
+
+RANGES: dict[str, Range] = {
+    "residual": Range(4, 18, 12, 8, "norms of rows of the residual stream"),
+    "score": Range(5, 10, 7, 7, "spreads of a row of attention scores"),
+    "value": Range(2, 12, 6, 6, "cached values"),
+    "activation": Range(3, 12, 8, 8, "outputs of linear layers"),
+    "logits": Range(3, 12, 8, 8, "logits"),
+}
+assert tuple(RANGES) == RANGE_KINDS
+
+
+def largest(kind: str, bound: int) -> float:
+    """What a value of this kind must stay below where `bound` is declared. Scores keep an eighth for rounding."""
+    return 0.875 * 2.0**bound if kind == "score" else 2.0**bound
+
+
+def least_bound(kind: str, extreme: float) -> int:
+    """The smallest bound that values up to `extreme` stay below; not limited to what a suite allows."""
+    if not math.isfinite(extreme):
+        raise RangeError(f"{kind}: the largest value is {extreme}")
+    bound = RANGES[kind].low
+    while largest(kind, bound) <= extreme:
+        bound += 1
+    return bound
+
+
+def declared_kinds(suite: str) -> tuple[str, ...]:
+    """The kinds whose bounds are options of a suite."""
+    if suite == "plain":
+        return ()
+    known = inspect.signature(suite_class(suite).__init__).parameters
+    return tuple(kind for kind in RANGE_KINDS if kind in known)
+
+
+def bounds_in_force(suite: str, options: Mapping[str, object]) -> dict[str, Bounds]:
+    """The bounds of every kind that a suite lets declare, from its options. Raises `RangeError`."""
+    found: dict[str, Bounds] = {}
+    for kind in declared_kinds(suite):
+        value = options.get(kind)
+        if value is None and kind == "logits":
+            value = options.get("activation")
+        given = RANGES[kind].usual if value is None else value
+        if not isinstance(given, int | str):
+            raise RangeError(f"{kind} = {given!r} must be a whole number or runs by layer such as '8*4 10'")
+        found[kind] = Bounds.parse(kind, given, RANGES[kind].low, RANGES[kind].high)
+    return found
+
+
+def checked_ranges(suites: object, source: str) -> dict[str, dict[str, int | str]]:
+    """{suite: {kind: bound}} as it should be: from a file or another role, that is from anybody.
+
+    Raises `ConfigurationError` naming the source and what is wrong in it.
+    """
+    if not isinstance(suites, Mapping) or not all(isinstance(options, Mapping) for options in suites.values()):
+        raise ConfigurationError(f"{source}: bounds by suite are needed, such as {{'masked': {{'score': 8}}}}")
+    found: dict[str, dict[str, int | str]] = {}
+    for suite, options in suites.items():
+        if suite not in SUITES or suite == "plain":
+            raise ConfigurationError(f"{source}: bounds for the suite {_brief(suite)}, which keeps none here")
+        found[suite] = {}
+        for kind, value in options.items():
+            if kind not in RANGES:
+                raise ConfigurationError(f"{source}: {_brief(kind)} is no kind of value; known: {', '.join(RANGES)}")
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                raise ConfigurationError(f"{source}: {suite}.{kind} = {_brief(value)} is no bound")
+            try:
+                Bounds.parse(kind, value, RANGES[kind].low, RANGES[kind].high)
+            except RangeError as error:
+                raise ConfigurationError(f"{source}: {suite}: {error}") from None
+            found[suite][kind] = value
+    return found
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
