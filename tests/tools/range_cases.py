@@ -72,7 +72,8 @@ CASES: dict[str, Case] = {
     "key biases 200, scores 1800": Case(lambda seed: range_models.large_scores(seed, 1800), {"score": 9, "value": 9}),
     "cached values 240": Case(lambda seed: range_models.large_values(seed, 240), {"value": 9, "activation": 9}),
     "gates of 300": Case(lambda seed: range_models.large_gates(seed, 300), {"activation": 10}),
-    "token table of deviation 0.001": Case(lambda seed: range_models.small_table(seed, 0.001), tolerance=0.05),
+    # weights are shared in units of 2^-16: rows of the table are off by 0.4 % of themselves
+    "token table of deviation 0.001": Case(lambda seed: range_models.small_table(seed, 0.001), tolerance=0.08),
     "temperature 100": Case(lambda seed: range_models.gated("llama", seed), {}, "sample", 100.0),
 }
 EXCESSES: dict[str, tuple[Case, str]] = {
