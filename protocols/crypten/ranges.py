@@ -7,9 +7,9 @@ threshold beside the next comparison that happens anyway (`protocols.crypten.com
 bytes an element and 0.9 byte online.
 
 A sum says "beyond" for certain when the group's norm has reached 2^limit, as long as every element stays below 2^(limit+7)
-(a single large one: 2^(limit+9)); beyond that the sum wraps, and goes unseen if it happens to lie below `LEAST`, one in a
-million. It never says so while every element is below 9/64 of 2^limit, or the norm below 52/64 of it. In between it may say
-either, and results are right.
+(a single large one: 2^(limit+9)). Beyond that the sum wraps, and goes unseen where it lies below `LEAST` by chance, one in a
+million, or for round multiples of 2^(limit+10). It never says so while every element is below 9/64 of 2^limit, or the norm
+below 52/64 of it. In between it may say either, and results are right.
 
 Flags. Comparisons leave bits b_j shared by XOR, 1 for "beyond". Party i's share of a word is the XOR over j of b_ij w_j,
 with w_j 64 bits that all parties know and the client does not: AES-CTR from a SHA-256 of what the session opened first. That
