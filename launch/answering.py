@@ -50,7 +50,7 @@ class Answer:
 
 
 class _View:
-    """A bar on standard error until the first token, then text on standard output."""
+    """A bar on standard error until the first token, then text on standard output; without streaming, a bar throughout."""
 
     def __init__(self, tokenizer: TextTokenizer, before: list[int], streaming: bool) -> None:
         self._stream = tokenizer.stream(before)
@@ -80,8 +80,8 @@ class _View:
             sys.stdout.flush()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """A line for each stage before the first token."""
-        if self.times or stage == "tokens":
+        """A line for each stage before the first token, and one of tokens where their text does not show them."""
+        if self._streaming and (self.times or stage == "tokens"):
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=None)
@@ -89,7 +89,7 @@ class _View:
 
     def token(self, token: int) -> None:
         """One more token; its text may have to wait for the next one."""
-        if not self.times:
+        if not self.times and self._streaming:
             self._bar.stop()
         self.times.append(time.perf_counter() - self._start)
         self._write(self._stream.push(token))

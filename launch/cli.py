@@ -18,11 +18,13 @@ from launch.commands import (
     certs,
     check,
     client,
+    convert,
     deal,
     dealer,
     demo,
     doctor,
     estimate,
+    fetch,
     gates,
     generate,
     init,
@@ -47,6 +49,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.run)
 app.command("generate")(generate.run)
+app.command("fetch")(fetch.run)
+app.command("convert")(convert.run)
 app.command("party")(party.run)
 app.command("dealer")(dealer.run)
 app.command("deal")(deal.run)

@@ -45,7 +45,14 @@ class LocalDeployment:
         self.client = load_config(folder / f"{CLIENT}.yaml")
         self._processes = processes
 
-    def share_model(self, checkpoint: Path, name: str, ranges: Ranges | None = None, calibrated: bool = True) -> None:
+    def share_model(
+        self,
+        checkpoint: Path,
+        name: str,
+        ranges: Ranges | None = None,
+        calibrated: bool = True,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
         """Run a model owner, which shares the weights among the parties and leaves. ranges: the bounds that go with them, by
         default those of the checkpoint's calibration, if `calibrated`. Raises `ProcessEnded`."""
         arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
@@ -53,7 +60,7 @@ class LocalDeployment:
         words += [] if calibrated else ["--no-calibration"]
         words += [] if ranges is None else ["--ranges", pack_ranges(ranges)]
         owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
-        self._processes.wait_done(owner)
+        self._processes.wait_done(owner, on_progress)
 
     def watched(self, work: Callable[[], T]) -> T:
         """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -17,7 +17,33 @@ if TYPE_CHECKING:
 DEFAULT_SUITE = "masked"
 SuiteOptionValue = bool | int | float | str | None
 
-ModelOption = Annotated[Path, typer.Option("--model", help="Hugging Face checkpoint directory.")]
+
+def checkpoint_folder(model: Path | None) -> Path | None:
+    """The folder itself; for a GGUF file the folder of its model, converted into the cache unless it is there already."""
+    from models.gguf.header import is_gguf
+
+    if model is None or not is_gguf(model):
+        return model
+    from launch.converting import convert
+    from launch.progress import stages
+
+    with stages(in_bytes=True) as progress:
+        return convert(model, None, progress)
+
+
+def model_option(text: str) -> Any:
+    """The option --model of a checkpoint, help text `text`; commands get its folder."""
+    return typer.Option("--model", help=text, callback=checkpoint_folder)
+
+
+def tokenizer_option() -> Any:
+    """The option --tokenizer; commands get the folder."""
+    return typer.Option(
+        "--tokenizer", help="Folder with config.json and the tokenizer's files, or GGUF file.", callback=checkpoint_folder
+    )
+
+
+ModelOption = Annotated[Path, model_option("Hugging Face checkpoint directory, or GGUF file.")]
 SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
 PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from launch.console import Settings
-from launch.supervision import READY, SCRATCH_VARIABLE
+from launch.supervision import PROGRESS, READY, SCRATCH_VARIABLE
 from mpc.errors import EnvironmentProblem, MpcacheError
 
 T = TypeVar("T")
@@ -43,13 +43,15 @@ class ProcessEnded(MpcacheError):
 
 
 class Child:
-    """One local process. `ready` holds what it reported when it became ready. before: words in front of the command line."""
+    """One local process. `ready` holds what it reported when it became ready, `progress` the last (stage, done, total) that
+    it reported. before: words in front of the command line."""
 
     def __init__(
         self, name: str, arguments: Sequence[str], scratch: Path, environment: Mapping[str, str], before: Sequence[str] = ()
     ) -> None:
         self.name = name
         self.ready: dict[str, Any] | None = None
+        self.progress: tuple[str, int, int] | None = None
         self._lines: deque[str] = deque(maxlen=50)
         self._process = subprocess.Popen(
             [*before, sys.executable, "-P", "-m", "launch.cli", *arguments],
@@ -78,6 +80,9 @@ class Child:
         for line in self._process.stdout:
             if line.startswith(READY):
                 self.ready = json.loads(line[len(READY) :])
+            elif line.startswith(PROGRESS):
+                stage, done, total = json.loads(line[len(PROGRESS) :])
+                self.progress = (stage, done, total)
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
@@ -164,13 +169,17 @@ class Processes:
                 raise EnvironmentProblem(f"{late}: not ready after {seconds:g} s; is the machine overloaded?")
             time.sleep(POLL_SECONDS / 2)
 
-    def wait_done(self, child: Child) -> None:
+    def wait_done(
+        self, child: Child, on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    ) -> None:
         """Wait until a short-lived process has ended with exit code 0; raises `ProcessEnded` for this or another death."""
         while (code := child.exit_code()) is None:
             for other in self.children:
                 error = other.ended() if other is not child else None
                 if error is not None:
                     raise error
+            if child.progress is not None:
+                on_progress(*child.progress)
             time.sleep(POLL_SECONDS / 2)
         self.children.remove(child)
         child.end()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 SCRATCH_VARIABLE = "MPCACHE_SCRATCH"
 READY = "mpcache-ready"
+PROGRESS = "mpcache-progress"
 ORPHANED_EXIT = 3
 
 
@@ -36,3 +37,8 @@ def _watch(scratch: Path | None) -> None:
 def report_ready(**facts: object) -> None:
     """Tell the parent that this process serves; facts are public (its address, say)."""
     print(f"{READY} {json.dumps(facts)}", flush=True)
+
+
+def report_progress(stage: str, done: int, total: int) -> None:
+    """Tell the parent how far work is; public counts. total 0: how much there is is not known."""
+    print(f"{PROGRESS} {json.dumps([stage, done, total])}", flush=True)

@@ -8,7 +8,7 @@ import torch
 
 from launch.fidelity import Measurement, ProbeError
 from models.calibration.choice import Excess
-from protocols.ranges import RANGES
+from protocols.bounds import RANGES
 from protocols.suite import RANGE_KINDS
 
 ARGMAX_STEP = 2.0**-10

@@ -8,6 +8,8 @@ from models.architecture import Architecture, Rotary
 from models.checkpoint import read_architecture
 from models.config import Config, read_json
 from models.family import family_for
+from models.gguf.conversion import GgufModel
+from models.gguf.header import is_gguf
 from mpc.errors import ConfigurationError
 from protocols.suite import Norm
 
@@ -67,15 +69,17 @@ SHAPES: dict[str, Architecture] = {
 
 
 def find_shape(name: str) -> Architecture:
-    """The architecture of a name in `SHAPES`, of a checkpoint directory, or of a config.json file.
+    """The architecture of a name in `SHAPES`, of a checkpoint directory, of a config.json or of a GGUF file.
 
-    Raises `ConfigurationError` for what is none of them, `CheckpointError` for a config.json that is not supported.
+    Raises `ConfigurationError` for what is none of them, `CheckpointError` for a file whose model is not supported.
     """
     if name in SHAPES:
         return SHAPES[name]
     path = Path(name)
     if path.is_dir():
         return read_architecture(path)
+    if is_gguf(path):
+        return GgufModel.open(path).architecture
     if path.is_file():
         return family_for(Config(read_json(path), path)).architecture
     raise ConfigurationError(

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from protocols.bounds import Bounds
-from protocols.ranges import RANGES, bounds_in_force, largest
+from protocols.bounds import RANGES, Bounds, largest
+from protocols.ranges import bounds_in_force
 from protocols.suite import RANGE_KINDS
 
 Place = int | Literal["head"]

@@ -9,42 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mpc.errors import ConfigurationError, RangeError
-from protocols.bounds import Bounds
+from protocols.bounds import RANGES, Bounds, largest
 from protocols.registry import SUITES, suite_class
 from protocols.suite import RANGE_KINDS
 
 MARGIN = 2.0
 """What calibration leaves between the largest value that it has seen and the bound, as a factor: one bit."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What may be declared of a kind. low, high: log2 of the smallest and the largest bound. usual: where nothing is
-    declared. floor: the smallest that calibration chooses. what: the kind in words, in the plural."""
-
-    low: int
-    high: int
-    usual: int
-    floor: int
-    what: str
-
-
-RANGES: dict[str, Range] = {
-    "residual": Range(4, 18, 12, 8, "norms of rows of the residual stream"),
-    "score": Range(5, 10, 7, 7, "spreads of a row of attention scores"),
-    "value": Range(2, 12, 6, 6, "cached values"),
-    "activation": Range(3, 12, 8, 8, "outputs of linear layers"),
-    "logits": Range(3, 12, 8, 8, "logits"),
-}
-assert tuple(RANGES) == RANGE_KINDS
-
-
-def largest(kind: str, bound: int) -> float:
-    """What a value of this kind must stay below where `bound` is declared. Scores keep an eighth for rounding."""
-    return 0.875 * 2.0**bound if kind == "score" else 2.0**bound
 
 
 def least_bound(kind: str, extreme: float) -> int:

@@ -184,5 +184,5 @@ async def step(
         with suite.ledger.timed(CHOICE):
             chosen = await suite.argmax(logits)
             indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
-            index = suite.output((chosen * indices).sum(-1))
+            index = replace(suite.output((chosen * indices).sum(-1)), flags=suite.flags())
     return logits, index

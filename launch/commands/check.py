@@ -166,7 +166,8 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
 
 def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
     """The worst place of each kind against its bound."""
-    from protocols.ranges import bounds_in_force, largest
+    from protocols.bounds import largest
+    from protocols.ranges import bounds_in_force
 
     table = Table(box=None, header_style="bold")
     for column in ("kind", "largest value", "where", "bound there"):

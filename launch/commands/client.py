@@ -22,15 +22,14 @@ from launch.options import (
     TopPOption,
     check_suite,
     make_wishes,
+    tokenizer_option,
 )
 from launch.texts import decode_text
 
 
 def run(
     config: ConfigOption,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Folder with config.json and the tokenizer's files.")
-    ] = None,
+    tokenizer: Annotated[Path | None, tokenizer_option()] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")] = None,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",

@@ -18,6 +18,7 @@ from launch.options import (
     SuiteOption,
     SuiteOptionsOption,
     check_suite,
+    model_option,
     suite_options,
 )
 from mpc.errors import ConfigurationError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def run(
     config: ConfigOption,
     model: Annotated[
-        Path, typer.Option("--model", help="Hugging Face checkpoint directory; its config.json is read, no weights.")
+        Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
     ],
     prompt: Annotated[
         list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")

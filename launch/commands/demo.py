@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,43 +9,67 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from launch.console import err, out
+from launch.demo_view import show_costs, show_processes, show_roles, show_verdict
 from launch.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 if TYPE_CHECKING:
     from launch.lab.lab import Lab
-    from launch.local import LocalDeployment
     from models.recall.documents import Case
 
 FAMILIES = ("gpt2", "llama")
-WHO = (
-    ("client", "has document and question; alone sees the answer"),
-    ("model owner", "has the weights; shares them once, then leaves"),
-    ("compute parties", "compute on shares, each uniformly random; see lengths only"),
-    ("dealer", "deals correlated randomness; sees no data and no share"),
-)
+DOCUMENT_TOKENS = 256
 
 
 def run(
     suite: SuiteOption = DEFAULT_SUITE,
-    family: Annotated[str, typer.Option("--family", help="The shipped model: gpt2 or llama.")] = "gpt2",
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="A real model, SmolLM2-135M: fetched where missing, 13 GB of memory, 1 to 2 minutes."),
+    ] = False,
+    family: Annotated[str | None, typer.Option("--family", help="The shipped model: gpt2 (default) or llama.")] = None,
     parties: PartiesOption = 2,
     policy: PolicyOption = "full",
-    tokens: Annotated[int, typer.Option("--tokens", help="Length of document and question, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="Which document and question.")] = 0,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Length of document and question, in tokens; 256 by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which document and question; 0 by default.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="With --real: tokens to generate; 8 by default.")
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option("--lab", help="Run each role in a network namespace, over lan, wan, mobile or RTT_MS,MBIT (as root)."),
     ] = None,
 ) -> None:
-    """Watch a client, compute parties, a dealer and a model owner answer a question about a private document."""
+    """Watch a client, compute parties, a dealer and a model owner answer a question about a private document.
+
+    With --real, SmolLM2-135M-Instruct (from the cache, or fetched as `mpcache fetch smollm2` does) goes on with a sentence.
+    """
     check_suite(suite)
+    _check_combination(real, {"--family": family, "--tokens": tokens, "--seed": seed}, {"--max-new-tokens": max_new_tokens})
     lab = _lab(network, parties)
+    if real:
+        from launch import real_demo
+
+        real_demo.show(suite, parties, policy, max_new_tokens or real_demo.NEW_TOKENS, lab, _inside(lab))
+        return
+    length = DOCUMENT_TOKENS if tokens is None else tokens
+    _recall(suite, "gpt2" if family is None else family, parties, policy, length, seed or 0, lab)
+
+
+def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[str, object]) -> None:
+    """Raise `ConfigurationError` for an option that this demo has no use for."""
+    for option, value in (shipped if real else only_real).items():
+        if value is not None:
+            other = "--real, which has a prompt of its own" if real else "the shipped model: it needs --real"
+            raise ConfigurationError(f"{option} cannot be combined with {other}")
+
+
+def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, seed: int, lab: Lab | None) -> None:
+    """The shipped model answers a question about a document."""
     started = time.perf_counter()
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
@@ -66,7 +89,7 @@ def run(
         waiting.update("the model owner shares the weights")
         deployment.share_model(directory, f"recall-{family}")
         waiting.stop()
-        _list_processes(deployment, family, checkpoint.architecture.parameters())
+        show_processes(deployment, f"recall-{family}", checkpoint.architecture.parameters())
         out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
         if policy != "full":
             out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
@@ -78,9 +101,9 @@ def run(
     plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens
     out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")
-    _verdict("the model in plaintext says", checkpoint.tokenizer.decode(plain), equal)
-    _verdict("the record in the document", case.answer, given.text.split() == case.answer.split())
-    _show_costs(given.result.costs, given.result.token_seconds[0], given.seconds_per_token)
+    show_verdict("the model in plaintext says", checkpoint.tokenizer.decode(plain), equal)
+    show_verdict("the record in the document", case.answer, given.text.split() == case.answer.split())
+    show_costs(given.result.costs, given.result.token_seconds[0], given.seconds_per_token)
     out.print(f"\nEverything took {time.perf_counter() - started:.0f} s; no process and no file is left.")
     if not equal:
         raise typer.Exit(1)
@@ -133,37 +156,9 @@ def _case(tokens: int, seed: int) -> Case:
 
 
 def _introduce(case: Case, tokens: int) -> None:
-    who = Table.grid(padding=(0, 2))
-    for name, role in WHO:
-        who.add_row(Text(name, style="bold"), role)
-    out.print(Panel(who, title="Who sees what", title_align="left", expand=False))
+    show_roles()
     document, _, question = case.prompt.rpartition("?")
     words = document.split()
     shown = " ".join(words[:16])
     out.print(f"\n[bold]Private document[/bold] ({tokens} tokens with the question)\n  {shown} ...")
     out.print(f"[bold]Private question[/bold]\n  ?{question}")
-
-
-def _list_processes(deployment: LocalDeployment, family: str, parameters: int) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("  client", f"process {os.getpid()}", "this one")
-    for child in deployment.children:
-        table.add_row(f"  {child.name}", f"process {child.pid}", f"at {child.ready['address']}" if child.ready else "")
-    table.add_row("  model-owner", "ended", f"has shared {parameters:,} weights of the model recall-{family}")
-    out.print("\n[bold]Processes[/bold]")
-    out.print(table)
-
-
-def _verdict(what: str, value: str, same: bool) -> None:
-    mark = Text("equal", style="bold green") if same else Text("DIFFERENT", style="bold red")
-    out.print(Text.assemble(f"  {what:<28}{value.strip()}   ", mark))
-
-
-def _show_costs(costs: dict[str, dict[str, object]], first: float, each: float | None) -> None:
-    from launch.report import cost_tables
-
-    rate = f", then {each:.2f} s a token" if each is not None else ""
-    out.print(f"\n[bold]Cost[/bold] (first token after {first:.1f} s{rate})")
-    out.print("sends: bytes to the other parties; offline: bytes from the dealer, which no input is needed for.")
-    for table in cost_tables(costs):
-        out.print(table)

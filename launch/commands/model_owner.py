@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from launch import supervision
-from launch.options import ConfigOption, SupervisedOption
+from launch.options import ConfigOption, SupervisedOption, model_option
 from mpc.errors import ConfigurationError
 
 
 def run(
     config: ConfigOption,
-    model: Annotated[Path | None, typer.Option("--model", help="Hugging Face checkpoint directory.")] = None,
+    model: Annotated[Path | None, model_option("Hugging Face checkpoint directory, or GGUF file.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name that clients ask for; default: the folder's.")] = None,
     fraction_bits: Annotated[
         int, typer.Option("--fraction-bits", min=8, max=24, help="Precision of the shared weights.")
@@ -39,6 +39,7 @@ def run(
         supervision.end_with_parent()
     from launch.calibrating import calibration_for
     from launch.console import out
+    from launch.progress import stages
     from launch.serving import load_role
     from parties.model_owner import owned_models, remove_models, share_model
     from parties.model_ranges import unpack_ranges
@@ -56,11 +57,12 @@ def run(
         return
     old = list(owned_models(settings, name or model.resolve().name)) if replace else []
     if ranges is not None:
-        shared = share_model(settings, model, name, fraction_bits, ranges=unpack_ranges(ranges, "--ranges"))
-    elif no_calibration:
-        shared = share_model(settings, model, name, fraction_bits, calibrated=False)
+        bounds = unpack_ranges(ranges, "--ranges")
     else:
-        shared = share_model(settings, model, name, fraction_bits, ranges=calibration_for(model).suites)
+        bounds = None if no_calibration else calibration_for(model).suites
+    with stages() as bar:
+        report = supervision.report_progress if supervised else bar
+        shared = share_model(settings, model, name, fraction_bits, report, bounds, calibrated=False)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
     if old:
         remove_models(settings, old)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 def run(
     model: Annotated[
-        str, typer.Option("--model", help="A known shape (gpt2, llama-2-7b ...), a config.json, or a checkpoint directory.")
+        str,
+        typer.Option(
+            "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
+        ),
     ],
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
     new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 32,

@@ -19,6 +19,7 @@ from launch.options import (
     SupervisedOption,
     check_suite,
     suite_options,
+    tokenizer_option,
 )
 from launch.signals import Terminated
 from mpc.errors import ConfigurationError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def run(
     config: ConfigOption,
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder with config.json and the tokenizer's files.")],
+    tokenizer: Annotated[Path, tokenizer_option()],
     model: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.calibration.extremes import Extremes
-from protocols.bounds import Bounds
-from protocols.ranges import MARGIN, RANGES, bounds_in_force, declared_kinds, largest, least_bound
+from protocols.bounds import RANGES, Bounds, largest
+from protocols.ranges import MARGIN, bounds_in_force, declared_kinds, least_bound
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from models.calibration.extremes import Extremes, Progress, as_json, measure
 from models.calibration.sequences import read_text, sequences, text_digest
 from models.checkpoint import Checkpoint, load_checkpoint
 from mpc.errors import CheckpointError, ConfigurationError
-from protocols.ranges import RANGES, checked_ranges
+from protocols.bounds import RANGES
+from protocols.ranges import checked_ranges
 from protocols.registry import SUITES
 
 FILE = "mpcache.json"

@@ -58,7 +58,7 @@ class RangeFlags:
             return _tables(width, reach if signed else 0, reach).to(x.lam.device)[(x.lam >> low) & (size - 1)]
 
         dealt = c.deal_xor("range table", (*x.shape, words), table, min(size, 64))
-        self._seed()
+        self.seed()
         if not c.evaluating or c.tape.preparing:
             return
         digit = (x.m >> low) & (size - 1)
@@ -68,7 +68,7 @@ class RangeFlags:
         found = weights & -((word >> (digit & 63)) & 1)
         self._words[RANGE_KINDS.index(kind), place] ^= int(_fold(found))
 
-    def _seed(self) -> None:
+    def seed(self) -> None:
         """Once a session: the seed of the coefficients, the same at all parties, unknown to clients."""
         if self._seeded:
             return

@@ -30,7 +30,7 @@ from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import operation
 from mpc.tape import Tape
-from protocols.bounds import Bounds
+from protocols.bounds import RANGES, Bounds, largest
 from protocols.masked import activation as activations
 from protocols.masked import product, ranges, ranking, selection, softmax
 from protocols.masked.comparison import less_than_zero
@@ -77,22 +77,14 @@ class Declared:
     activation where it is not given. Raises `RangeError` naming the option.
     """
 
-    LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
-        "residual": (4, 18),
-        "activation": (3, 12),
-        "value": (2, 12),
-        "score": (5, 10),
-        "logits": (3, 12),
-    }
-
     def __init__(self, **options: int | str | None) -> None:
         if options.get("logits") is None:
             options["logits"] = options["activation"]
         self._bounds = {}
-        for name, (low, high) in self.LIMITS.items():
+        for name, about in RANGES.items():
             value = options[name]
             assert value is not None
-            self._bounds[name] = Bounds.parse(name, value, low, high)
+            self._bounds[name] = Bounds.parse(name, value, about.low, about.high)
 
     def at(self, place: int) -> Magnitudes:
         """The bounds of a layer or of the head."""
@@ -150,6 +142,7 @@ class MaskedSuite(Suite):
         super().begin(places)
         self.magnitudes = self.declared.at(0)
         self.ranges = RangeFlags(self.context, places)
+        self.ranges.seed()
 
     def at(self, place: int) -> None:
         """What follows belongs to this place."""
@@ -622,7 +615,7 @@ class MaskedSuite(Suite):
     def flag_scores(self, difference: Masked) -> None:
         """Flag a score that is too far from the last one of its row."""
         near = difference.to_ring(difference.frac + self.range_bits + 1)
-        self.flag("score", near, 0.875 * 2.0**self.magnitudes.score, width=6)
+        self.flag("score", near, largest("score", self.magnitudes.score), width=6)
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
         """Probabilities, Shared; masked positions are exactly 0."""

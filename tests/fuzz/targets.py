@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from launch.bench.plan import DEALER
 from models.architecture import Architecture
 from models.checkpoint import read_architecture
+from models.gguf.conversion import GgufModel
 from models.policies import parse
 from models.policies.registry import POLICIES
 from models.shapes import SHAPES
@@ -43,6 +44,7 @@ from parties.tape_header import unseal
 from parties.tape_journal import Journal
 from protocols.registry import secure_suite
 from protocols.suite import RANGE_KINDS
+from tests.models import gguf_files
 
 SHAPE = SHAPES["tiny"]
 
@@ -343,6 +345,21 @@ def _identity(data: bytes) -> None:
     check(folder, "party0")
 
 
+@cache
+def _gguf_files() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for name, words in (("llama", gguf_files.byte_level()), ("gpt2", gguf_files.byte_level(pre=None))):
+            model = gguf_files.build(name, len(words["tokens"]), small=True)
+            found.append(gguf_files.write(Path(folder) / "m.gguf", model, words, ("Q4_0", "F16")).read_bytes())
+        return found
+
+
+def _convert(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        GgufModel.open(path).write(Path(folder))
+
+
 TARGETS: dict[str, Target] = {
     "manifest": Target(_manifests, lambda data: Manifest.parse(data, "client")),
     "architecture": Target(_architectures, _architecture),
@@ -388,6 +405,7 @@ TARGETS: dict[str, Target] = {
     "role configuration": Target(_configurations, _in_file("role.yaml", load_config)),
     "stored model": Target(_stored, lambda data: StoredModel.model_validate_json(data).shapes(), (ValueError,)),
     "checkpoint": Target(_checkpoints, _in_file("checkpoint/config.json", lambda p: read_architecture(p.parent))),
+    "GGUF": Target(_gguf_files, _in_file("checkpoint/m.gguf", _convert)),
     "certificate": Target(lambda: [(_deployment() / f"{n}.crt").read_bytes() for n in ("party0", "party1")], _identity),
 }
 

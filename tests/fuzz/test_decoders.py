@@ -13,7 +13,7 @@ from tests.fuzz.run import FuzzFailure, fuzz, one
 from tests.fuzz.targets import TARGETS, Target
 
 #: Decoders of whole files, milliseconds a case.
-SLOW = ("role configuration", "checkpoint", "certificate", "tape journal", "suite options")
+SLOW = ("role configuration", "checkpoint", "certificate", "tape journal", "suite options", "GGUF")
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))

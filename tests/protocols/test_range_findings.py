@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.bounds import Bounds
+from protocols.bounds import RANGES, Bounds
 from protocols.range_findings import RangeFinding, findings_in, open_flags, summary
-from protocols.ranges import RANGES
 from protocols.suite import RANGE_KINDS
 
 AT = "at token 3: --suite-option"
