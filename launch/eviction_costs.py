@@ -93,6 +93,7 @@ def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cos
             everyone = torch.ones(q.shape[1], dtype=torch.bool)
             _, received = await suite.attention_received(q, entry.k, entry.v, None, everyone)
         suite.ledger.costs.clear()
+        suite.at(0)
         await run_stages(parse(setting.policy).prompt_stages(suite, cache, 0, received))
 
     return _run(setting, program)
@@ -104,6 +105,7 @@ def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observ
 
     async def program(suite: Suite) -> None:
         k, v = await _cached(suite, a, prompt)
+        suite.at(0)
         q = await suite.prepare(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
         mask = causal_mask(rows, prompt, None, torch.device("cpu")) if masked else None
         if mask is not None:

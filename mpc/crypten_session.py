@@ -12,6 +12,7 @@ does not know the seeds.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from mpc.shape_tape import ShapeTape
 from mpc.tape import Tape
 
 _active = threading.local()
+COMMON_BITS = 512  # opened bits that a common seed is made of, where there are as many
 
 
 class CryptenSession:
@@ -75,6 +77,9 @@ class CryptenSession:
         self.config: Any = None
         self.communicator: Any = None
         self.provider: Any = None
+        self.ranges: Any = None
+        self._opened_first = hashlib.sha256()
+        self._opened_bits = 0
         self._local = Prg(new_seed())
         self._pairs: dict[int, Prg] | None = None
 
@@ -115,7 +120,24 @@ class CryptenSession:
                 total = total ^ part if kind == "xor" else total + part
             out.append(ring.reduce(total, bits))
             start += size
+            if self._opened_bits < COMMON_BITS:
+                self._remember(out[-1], bits)
         return out
+
+    def _remember(self, opened: Tensor, bits: int) -> None:
+        first = opened.reshape(-1)[:COMMON_BITS].contiguous().cpu()
+        self._opened_first.update(first.numpy().tobytes())
+        self._opened_bits += first.numel() * bits
+
+    def common_seed(self) -> bytes:
+        """256 bits that all compute parties know and nobody else: SHA-256 of what was opened first. Local.
+
+        Opened values are uniform, since their masks are, and stay among the parties. Raises `ConfigurationError` before
+        there are 256 bits of them.
+        """
+        if self._opened_bits < 8 * SEED_BYTES:
+            raise ConfigurationError(f"a common seed needs {8 * SEED_BYTES} opened bits, there are {self._opened_bits}")
+        return self._opened_first.digest()
 
     def open(self, x: Tensor, bits: int = 64, kind: str = "sum") -> Tensor:
         """Open one shared value: one round."""

@@ -18,6 +18,9 @@ from protocols.suite import RANGE_KINDS
 MARGIN = 2.0
 """What calibration leaves between the largest value that it has seen and the bound, as a factor: one bit."""
 
+SURE = 14.0
+"""Up to how many bounds a value that a linear layer gives is flagged for certain, before its ring has gone around."""
+
 
 def least_bound(kind: str, extreme: float) -> int:
     """The smallest bound that values up to `extreme` stay below; not limited to what a suite allows."""

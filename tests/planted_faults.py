@@ -39,6 +39,7 @@ class Fault:
 GATES = "tests/protocols/test_masked_gates.py"
 SUITE = "tests/protocols/test_masked_suite.py"
 RANGES = "tests/protocols/test_ranges.py"
+CRYPTEN_RANGES = "tests/protocols/test_crypten_ranges.py"
 GATES_OF_MASKED = "tests/launch/test_gates.py::test_gates_of_the_suite_masked"
 SELECTION = "tests/protocols/test_masked_selection.py"
 SHUFFLE = "tests/protocols/test_masked_shuffle.py"
@@ -289,6 +290,48 @@ FAULTS: tuple[Fault, ...] = (
         "weights & -((word >> (digit & 63)) & 1)",
         "-((word >> (digit & 63)) & 1)",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
+    ),
+    Fault(
+        "suite crypten: limits of what is flagged twice as far",
+        "protocols/crypten/comparison.py",
+        "SUM_BITS, LEAST = 32, 3403",
+        "SUM_BITS, LEAST = 32, 4 * 3403",
+        (f"{CRYPTEN_RANGES}::test_beyond_a_limit_is_flagged_for_certain",),
+    ),
+    Fault(
+        "suite crypten: limits of what is flagged half as far",
+        "protocols/crypten/comparison.py",
+        "SUM_BITS, LEAST = 32, 3403",
+        "SUM_BITS, LEAST = 32, 3403 // 4",
+        (f"{CRYPTEN_RANGES}::test_every_element_within_range_is_not_flagged",),
+    ),
+    Fault(
+        "suite crypten: flags that leave as they are",
+        "protocols/crypten/ranges.py",
+        'out = s.zero_sharing(shape, "xor")',
+        "out = torch.zeros(shape, dtype=torch.int64)",
+        (f"{CRYPTEN_RANGES}::test_a_word_is_random_and_a_share_says_nothing",),
+    ),
+    Fault(
+        "suite crypten: flags of equal words for all values",
+        "protocols/crypten/ranges.py",
+        "self._prg.ring(bits.shape, 64, s.device) & -bits.to(torch.int64)",
+        "-bits.to(torch.int64)",
+        (f"{CRYPTEN_RANGES}::test_a_word_is_random_and_a_share_says_nothing",),
+    ),
+    Fault(
+        "suite crypten: a coarse copy of a row that forgets where its mask wraps",
+        "protocols/crypten/norm.py",
+        "((coarse * top - mixed) * wrapped - coarse * high * 2)",
+        "(coarse * high * -2)",
+        ("tests/protocols/test_crypten_functions.py::test_moments",),
+    ),
+    Fault(
+        "suite crypten: 1 / deviation with too few bits for large rows",
+        "protocols/crypten/norm.py",
+        "INVERSE_BITS = 16",
+        "INVERSE_BITS = 6",
+        ("tests/protocols/test_crypten_functions.py::test_moments",),
     ),
     Fault(
         "a norm's square in a ring without room",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.calibration.extremes import Extremes
+from models.calibration.extremes import PROVABLE, TABLE, Extremes
 from protocols.bounds import RANGES, Bounds, largest
-from protocols.ranges import MARGIN, bounds_in_force, declared_kinds, least_bound
+from protocols.ranges import MARGIN, SURE, bounds_in_force, declared_kinds, least_bound
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,17 @@ class Excess:
 
 def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
     """Options of a suite: every kind's bound by layer with a margin of one bit where the suite has room for it, no smaller
-    than the kind's floor; kinds that need nothing but the usual bound are left out."""
+    than the kind's floor, and such that what no prompt can exceed is flagged for certain where it exceeds the bound; kinds
+    that need nothing but the usual bound are left out."""
     options: dict[str, int | str] = {}
     for kind in declared_kinds(suite):
         about = RANGES[kind]
-        wanted = [max(about.floor, min(about.high, least_bound(kind, MARGIN * x))) for x in extremes.kinds[kind]]
+        needed = [MARGIN * x for x in extremes.kinds[kind]]
+        if kind in ("activation", "logits"):
+            needed = [max(x, y / SURE) for x, y in zip(needed, extremes.details.get(PROVABLE, needed), strict=True)]
+        elif kind == "residual":
+            needed[0] = max(needed[0], extremes.details.get(TABLE, needed)[0])
+        wanted = [max(about.floor, min(about.high, least_bound(kind, x))) for x in needed]
         if kind == "logits":
             wanted = wanted[-1:]
         bounds = Bounds(tuple(wanted if kind in ("residual", "logits") else wanted[:-1]))

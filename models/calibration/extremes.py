@@ -23,9 +23,12 @@ from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
 HEAD_ROWS = 128
 Progress = Callable[[int, int], None]
 
-DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "smallest norm", "provable activation")
-"""What is recorded beside the kinds, for people: parts of the activations, products of gate and up (not limited by a bound
-of their own), what no prompt can exceed."""
+PROVABLE = "provable activation"
+TABLE = "token table"
+DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "smallest norm", PROVABLE, TABLE)
+"""What is recorded beside the kinds: for people, parts of the activations and products of gate and up (not limited by a
+bound of their own); for the choice of bounds, what no prompt can exceed: outputs of linear layers after a norm (logits at
+place L), and norms of rows of the token table with their positions (place 0)."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,8 @@ class WatchingSuite(PlainSuite):
         kind = "logits" if self.place == self.places - 1 else "activation"
         for layer, y in zip(layers, outputs, strict=True):
             self.note(kind, tensor_of(y))
-            if kind == "activation":
-                bound = provable_bounds(tensor_of(layer.weight), None if layer.bias is None else tensor_of(layer.bias))
-                self.note("provable activation", bound)
+            bound = provable_bounds(tensor_of(layer.weight), None if layer.bias is None else tensor_of(layer.bias))
+            self.note(PROVABLE, bound)
         return outputs
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
@@ -182,10 +184,14 @@ class StreamedModel:
         self.suite.at(0)
         table = self.checkpoint.weights["embedding.tokens"]
         rows = [table[torch.tensor(list(ids))] for ids in sequences]
+        largest = table.norm(dim=-1).max()
         del table
         if a.rotary is None:
             positions = self.checkpoint.weights["embedding.positions"]
+            largest = largest + positions.norm(dim=-1).max()
             rows = [x + positions[: x.shape[0]] for x in rows]
+        if isinstance(self.suite, WatchingSuite):
+            self.suite.note(TABLE, largest)
         return [PlainValue(x.to(self.suite.device, self.suite.dtype)) for x in rows]
 
 

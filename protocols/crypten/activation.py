@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mpc.crypten_binding import CryptenSession
-from protocols.crypten import comparison
+from protocols.crypten import comparison, ranges
 from protocols.crypten.arithmetic import mul, square, truncate
 from protocols.suite import Activation
 
@@ -84,7 +84,7 @@ def _polynomial(powers: list[Tensor], coefficients: tuple[float, ...]) -> Tensor
 
 
 def smooth(s: CryptenSession, x: Tensor, fraction_bits: int, fit: Fit) -> Tensor:
-    """The function of `fit`, `fraction_bits` fraction bits in and out. |x| < 2^18."""
+    """The function of `fit`, `fraction_bits` fraction bits in and out. |x| < 2^18; flagged from 2^15 on."""
     tail = fit.tail
     thresholds = [-fit.inner, fit.inner] if tail is None else [-tail.outer, -fit.inner, fit.inner, tail.outer]
     drop = max(0, fraction_bits - COMPARED_BITS)
@@ -94,7 +94,11 @@ def smooth(s: CryptenSession, x: Tensor, fraction_bits: int, fit: Fit) -> Tensor
     wanted = [below[middle] ^ below[middle - 1], comparison.complement(s, below[middle])]
     if tail is not None:
         wanted += [below[1] ^ below[0], below[3] ^ below[2]]
-    parts, flags = comparison.select(s, torch.stack(wanted), x)
+
+    def watched(opened: Tensor, mask: Tensor) -> None:
+        ranges.watch(s, "activation", opened, mask, fraction_bits, ranges.ACTIVATION_LIMIT)
+
+    parts, flags = comparison.select(s, torch.stack(wanted), x, watched)
     inside, passed = parts[0], parts[1]
 
     # one row of `variables` per polynomial: its powers come from shared rounds

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.crypten_binding import CryptenSession
+from protocols.crypten import ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.masked.context import Context
 from protocols.masked.gather import chosen_scores, chosen_values
-from protocols.masked.product import product
+from protocols.masked.product import multiply, product
 from protocols.masked.wires import Masked, Shared
 
 FULL = 64
@@ -54,10 +55,15 @@ def _context(s: CryptenSession) -> Context:
     return cast(Context, cast(Any, _Roles(s)))
 
 
-def keep(s: CryptenSession, x: CryptenValue) -> CryptenWeight:
-    """x made ready for the cache: x - b is opened. 1 round, 8 bytes per element."""
+def keep(s: CryptenSession, x: CryptenValue, kind: str | None = None, limit: int = 0) -> CryptenWeight:
+    """x made ready for the cache: x - b is opened. 1 round, 8 bytes per element.
+
+    kind, limit: of range flags for x, see `Ranges.watch`; none for a choice.
+    """
     mask = s.tape.random("cache mask", x.shape)
     difference = s.open(x.share - s.held(mask))
+    if kind is not None:
+        ranges.watch(s, kind, difference, mask, x.fraction_bits, limit)
     if s.channel is None:
         return CryptenWeight(x.share, x.fraction_bits, 0, None, mask if s.dealing else None)
     return CryptenWeight(x.share, x.fraction_bits, s.party, difference, None)
@@ -108,6 +114,18 @@ def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
     """x [..., M, K] times a cached y [..., K, N], no truncation. 1 round, 8 bytes per element of x."""
     a, b = _opened(s, [x, y])
     return product(_context(s), "cached product", a, b, ring.matmul).x
+
+
+def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequence[str | None], limit: int) -> Tensor:
+    """x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and y."""
+    masks = [s.tape.random("factor mask", v.shape) for v in (x, y)]
+    opened = s.open_together([(v.share - s.held(m), FULL, "sum") for v, m in zip((x, y), masks, strict=True)])
+    factors = []
+    for v, m, mask, kind in zip((x, y), opened, masks, kinds, strict=True):
+        if kind is not None:
+            ranges.watch(s, kind, m, mask, v.fraction_bits, limit)
+        factors.append(Masked(m, -mask, FULL, v.fraction_bits))
+    return multiply(_context(s), *factors).x
 
 
 def scores_of_chosen(s: CryptenSession, chosen: CryptenWeight, q: CryptenValue, k: CryptenValue) -> Tensor:

@@ -7,7 +7,6 @@ brought into a fixed interval by one product, and the scale is undone by another
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -41,12 +40,12 @@ def one_hot_factor(s: CryptenSession, below: Tensor, factors: Sequence[int]) -> 
     return add_public(s, total, factors[-1])
 
 
-def below_powers(s: CryptenSession, x: Tensor, low: int, high: int, step: int) -> Tensor:
-    """Additive bits [x < 2^(low + step j)], j = 1 .. (high - low) / step - 1, for x in [2^low, 2^high): [J, *x.shape].
+def below_powers(s: CryptenSession, x: Tensor, low: int, high: int) -> Tensor:
+    """Additive bits [x < 2^(low + j)], j = 1 .. high - low - 1, for x in [2^low, 2^high): [J, *x.shape].
 
     Thresholds may be off by 1 %: harmless, the interval that x is brought to grows by as much.
     """
-    thresholds = [1 << (low + step * j) for j in range(1, (high - low) // step)]
+    thresholds = [1 << (low + j) for j in range(1, high - low)]
     drop = max(0, low - 8)
     width = next(w for w in comparison.WIDTHS if w > high - drop)
     if width == 64:
@@ -69,7 +68,7 @@ def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high:
     steps = high - low - 1
     factor: Tensor | None = None
     if steps:
-        factor = one_hot_factor(s, below_powers(s, x, low, high, 1), [1 << (steps - j) for j in range(steps + 1)])
+        factor = one_hot_factor(s, below_powers(s, x, low, high), [1 << (steps - j) for j in range(steps + 1)])
         x = mul(x, factor)
     u = rescale(s, x, high - 1, work)
     guess = add_public(s, u * _fixed(RECIPROCAL_LINE[1], 24), _fixed(RECIPROCAL_LINE[0], work + 24))
@@ -85,36 +84,17 @@ def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high:
     return rescale(s, y, work + low + steps - fraction_bits, wanted)
 
 
-def rsqrt(s: CryptenSession, x: Tensor, low: int, high: int, scale: float, wanted: int) -> Tensor:
-    """scale / sqrt(x) with `wanted` fraction bits, for x in [2^low, 2^high) in ring units; scale is public and positive.
+def rsqrt_unit(s: CryptenSession, u: Tensor) -> Tensor:
+    """1 / sqrt(u) for u in [1/4, 1), both with `WORKING_BITS` fraction bits. Relative error 2^-19. 11 rounds, 168 bytes.
 
-    Bounds are public and even, high <= 62. Error: relative 2^-20, plus 2^-wanted. 23 rounds (24 when the range exceeds 22
-    bits); 220 bytes per element, and 12 (24 for such a range) per power of four of the range. The result must stay below
-    2^(61 - wanted).
-
-    Newton's iteration y <- y (3 - u y^2) / 2 for u in [1/4, 1), twice, from a parabola (relative error 0.0254).
+    Newton's iteration y <- y (3 - u y^2) / 2, twice, from a parabola (relative error 0.0254).
     """
-    if not 0 <= low < high <= 62 or low % 2 or high % 2:
-        raise RangeError(f"a reciprocal root needs even 0 <= low < high <= 62, got {low} and {high}")
     work = WORKING_BITS
-    steps = (high - low) // 2 - 1
-    back: Tensor | None = None
-    if steps:
-        below = below_powers(s, x, low, high, 2)
-        back = one_hot_factor(s, below, [1 << (steps - j) for j in range(steps + 1)])
-        x = mul(x, one_hot_factor(s, below, [1 << 2 * (steps - j) for j in range(steps + 1)]))
-    u = rescale(s, x, high, work)
     constant, linear, quadratic = (_fixed(c, 24) for c in RSQRT_PARABOLA)
     u2 = truncate(s, square(u), work)
     y = truncate(s, add_public(s, u * linear + u2 * quadratic, constant << work), 24)
     for _ in range(2):
         both = truncate(s, mul(torch.stack([y, y]), torch.stack([y, u])), work)
         y2, uy = both.unbind(0)
-        cubed = mul(y2, uy)
-        y = truncate(s, y * (3 << work) - cubed, work + 1)
-    # scale / sqrt(x) = y factor scale 2^(-high / 2)
-    exponent = math.ceil(math.log2(scale))
-    y = truncate(s, y * _fixed(scale / 2.0**exponent, work), work)
-    if back is not None:
-        y = mul(y, back)
-    return rescale(s, y, work + high // 2 - exponent, wanted)
+        y = truncate(s, y * (3 << work) - mul(y2, uy), work + 1)
+    return y

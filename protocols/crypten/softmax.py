@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
-from protocols.crypten import comparison
+from protocols.crypten import comparison, ranges
 from protocols.crypten.arithmetic import add_public, mul, square, truncate
 from protocols.crypten.maximum import maximum
 from protocols.crypten.normalise import reciprocal
@@ -50,7 +50,11 @@ def exp_negative(s: CryptenSession, x: Tensor, fraction_bits: int) -> Tensor:
     is set to -64 first, by a comparison in 16 bits: at 30 fraction bits both are zero.
     """
     far = comparison.less_than(s, x, [LOWEST << fraction_bits], 16, fraction_bits + 2)
-    beyond, _ = comparison.select(s, far, add_public(s, x, -(LOWEST << fraction_bits)))
+
+    def watched(opened: Tensor, mask: Tensor) -> None:
+        ranges.watch(s, "score", opened, mask, fraction_bits, ranges.SCORE_LIMIT)
+
+    beyond, _ = comparison.select(s, far, add_public(s, x, -(LOWEST << fraction_bits)), watched)
     x = x - beyond[0]
     bits = fraction_bits + SQUARINGS
     h, g, d, e = _quartic(bits)

@@ -21,17 +21,18 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 class CryptenValue(Value):
-    """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index.
+    """A secret. share: this party's int64 share [any] (meta at the dealer); party: its index; bounded: by its making.
 
     The class `ArithmeticSharedTensor` of CrypTen is the border: `tensor` wraps the share, `from_tensor` reads one.
     """
 
-    __slots__ = ("fraction_bits", "party", "share")
+    __slots__ = ("bounded", "fraction_bits", "party", "share")
 
-    def __init__(self, share: Tensor, fraction_bits: int, party: int) -> None:
+    def __init__(self, share: Tensor, fraction_bits: int, party: int, bounded: bool = False) -> None:
         self.share = share
         self.fraction_bits = fraction_bits
         self.party = party
+        self.bounded = bounded
 
     @property
     def tensor(self) -> Any:
@@ -59,6 +60,9 @@ class CryptenValue(Value):
         """Another share with the same fraction bits."""
         return CryptenValue(share, self.fraction_bits, self.party)
 
+    def _view(self, share: Tensor) -> CryptenValue:
+        return CryptenValue(share, self.fraction_bits, self.party, self.bounded)
+
     def raised(self, fraction_bits: int) -> Tensor:
         """The share with more fraction bits: exact."""
         return self.share if fraction_bits == self.fraction_bits else self.share << (fraction_bits - self.fraction_bits)
@@ -72,7 +76,7 @@ class CryptenValue(Value):
             raise ConfigurationError(f"a value of another suite cannot be added to {self!r}")
         shape = broadcast(self.shape, torch.as_tensor(other).shape)
         if self.party != 0 or self.share.is_meta:
-            return self.like(self.share.expand(shape))
+            return self._view(self.share.expand(shape))
         public = on_device(encode(other, self.fraction_bits), self.share.device)
         return self.like(self.share + public if sign > 0 else self.share - public)
 
@@ -102,16 +106,16 @@ class CryptenValue(Value):
     __rmul__ = __mul__
 
     def __getitem__(self, index: Any) -> CryptenValue:
-        return self.like(self.share[index])
+        return self._view(self.share[index])
 
     def reshape(self, *shape: int) -> CryptenValue:
-        return self.like(self.share.reshape(shape))
+        return self._view(self.share.reshape(shape))
 
     def permute(self, *dims: int) -> CryptenValue:
-        return self.like(self.share.permute(dims))
+        return self._view(self.share.permute(dims))
 
     def expand(self, *shape: int) -> CryptenValue:
-        return self.like(self.share.expand(shape))
+        return self._view(self.share.expand(shape))
 
     def sum(self, dim: int, keepdim: bool = False) -> CryptenValue:
         return self.like(self.share.sum(dim, keepdim=keepdim))

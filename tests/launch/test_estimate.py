@@ -116,8 +116,9 @@ def test_heads_of_a_long_prompt_are_multiplied(
     assert full.exact
     assert not quick.exact
     assert set(quick.first) == set(full.first)
+    each = 10 if suite == "masked" else 60  # a comparison of 32 values' sum, which some heads share
     for key, value in quick.first.items():
-        rounding = 10 * kv_heads * group if key[2] in ("bytes_sent", "offline_bytes") else 0
+        rounding = each * kv_heads * group if key[2] in ("bytes_sent", "offline_bytes") else 0
         assert value == pytest.approx(full.first[key], abs=rounding), key
 
 

@@ -14,7 +14,7 @@ from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from protocols.crypten_suite import WEIGHT_BITS, CryptenSuite
-from protocols.suite import OutputShare, Value
+from protocols.suite import RANGE_KINDS, OutputShare, Value
 from tests.parties_in_process import run_parties
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
@@ -22,18 +22,35 @@ Program = Callable[..., Coroutine[Any, Any, Any]]
 
 @dataclass
 class Outcome:
-    """values: float64 results, one per value that the program returns. ledgers: one per party, of the program alone."""
+    """values: float64 results, one per value that the program returns. ledgers: one per party, of the program alone.
+
+    words: the parties' shares of the range flags after it.
+    """
 
     values: list[Tensor]
     ledgers: list[Ledger]
     dealer: Ledger
     shares: list[list[OutputShare]]
+    words: list[Tensor]
 
     @property
     def value(self) -> Tensor:
         """The only result."""
         (out,) = self.values
         return out
+
+    @property
+    def flags(self) -> Tensor:
+        """The range flags that a client opens: [kinds, places]."""
+        out = torch.zeros_like(self.words[0])
+        for share in self.words:
+            out ^= share
+        return out
+
+    @property
+    def flagged(self) -> set[str]:
+        """Kinds that are flagged anywhere."""
+        return {kind for kind, row in zip(RANGE_KINDS, self.flags, strict=True) if bool((row != 0).any())}
 
 
 def split(x: Tensor, parties: int) -> list[Tensor]:
@@ -60,7 +77,7 @@ def evaluate(
     weight_bits = fraction_bits if options.get("crypten_own") else WEIGHT_BITS
     fixed = {name: split(encode(w, weight_bits), parties) for name, w in (weights or {}).items()}
 
-    def main(suite: CryptenSuite, party: int | None, runs: Program) -> list[OutputShare]:
+    def main(suite: CryptenSuite, party: int | None, runs: Program) -> tuple[list[OutputShare], Tensor | None]:
         values = [
             suite.input(x.shape, None if party is None else parts[party], bits)
             for x, parts in zip(inputs, shared, strict=True)
@@ -76,17 +93,18 @@ def evaluate(
             out = await runs(suite, *values, **held)
             return list(out) if isinstance(out, list | tuple) else [out]
 
+        suite.at(0)
         before: list[Any] = []
         results = suite.run(whole())
         kept = Ledger(dict(suite.ledger.costs))
         suite.ledger.costs = {}
         outputs = [suite.output(x) for x in results]
         suite.ledger.costs = kept.costs
-        return outputs
+        return outputs, suite.flags()
 
-    def party_main(channel: Any, tape: PartyTape) -> tuple[list[OutputShare], Ledger]:
+    def party_main(channel: Any, tape: PartyTape) -> tuple[list[OutputShare], Tensor | None, Ledger]:
         suite = CryptenSuite(parties=parties, tape=tape, channel=channel, fraction_bits=fraction_bits, **options)
-        return main(suite, channel.party, program), suite.ledger
+        return *main(suite, channel.party, program), suite.ledger
 
     def dealer_main(tape: DealerTape) -> Ledger:
         suite = CryptenSuite(parties=parties, tape=tape, channel=None, fraction_bits=fraction_bits, **options)
@@ -100,7 +118,7 @@ def evaluate(
         total = sum(p.share for p in parts)
         assert isinstance(total, Tensor)
         totals.append(decode(total, parts[0].fraction_bits))
-    return Outcome(totals, [r[1] for r in results], dealer, shares)
+    return Outcome(totals, [r[2] for r in results], dealer, shares, [r[1] for r in results])
 
 
 def decoded(x: Tensor, fraction_bits: int = 16) -> Tensor:

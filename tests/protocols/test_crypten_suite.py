@@ -142,6 +142,7 @@ def test_dealer_and_estimate_count_what_a_party_sends(parties: int) -> None:
     async def whole() -> Any:
         held = {n: await suite.weight(n, w.shape, None) for n, w in _weights().items()}
         suite.ledger.costs.clear()
+        suite.at(0)
         return await layer(suite, suite.input((TOKENS, VOCABULARY), None, 0), **held)
 
     results = suite.run(whole())
@@ -249,6 +250,8 @@ async def _many_openings(s: Any, x: Any) -> list[Value]:
         await s.less_than_zero(x),
         await s.rsqrt_moment(x, Norm("layer", 1e-5)),
         await s.matmul(x, x.transpose(0, 1)),
+        await s.gated_activation(x, x, "silu"),
+        await s.matmul(await s.prepare(x), (await s.append(None, x, 0)).transpose(0, 1)),
     ]
 
 
@@ -258,7 +261,20 @@ def test_opened_values_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _worst_chi_square(seen) < 70
 
 
-@pytest.mark.parametrize("op", ["truncation mask", "mul a", "square r", "comparison mask", "bit mask", "and masks"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "truncation mask",
+        "mul a",
+        "square r",
+        "square mask",
+        "comparison mask",
+        "bit mask",
+        "and masks",
+        "factor mask",
+        "cache mask",
+    ],
+)
 def test_a_protocol_without_its_mask_fails_the_uniformity_test(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for tape in (PartyTape, DealerTape):
         real = tape.random
