@@ -24,6 +24,9 @@ def run(
         typer.Option("--text", help="A UTF-8 text like those that the model will read; by default a built-in one."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write no file.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also parts of the kinds, and what no prompt can exceed (a wide terminal).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a checkpoint in plaintext, layer by layer, and choose the suites' bounds by the largest values that it has.
@@ -54,7 +57,7 @@ def run(
             }
         )
     else:
-        out.print(extremes_table(found))
+        out.print(extremes_table(found, details))
         for suite, options in found.suites.items():
             shown = ", ".join(f"{kind}={value}" for kind, value in options.items())
             usual = (
@@ -71,16 +74,17 @@ def run(
         raise typer.Exit(1)
 
 
-def extremes_table(found: Calibration) -> Table:
-    """Largest values by layer, as they are in plaintext."""
+def extremes_table(found: Calibration, details: bool = False) -> Table:
+    """Largest values by layer, as they are in plaintext: of each kind, and with `details` what is recorded beside them."""
     extremes = found.extremes
     table = Table(box=None, header_style="bold")
     table.add_column("layer", justify="right")
     columns: list[tuple[str, dict[str, Any]]] = [(kind, extremes.kinds) for kind in extremes.kinds]
-    columns += [(name, extremes.details) for name in extremes.details if name != "smallest norm"]
+    if details:
+        columns += [(name, extremes.details) for name in extremes.details if name != "smallest norm"]
     columns = [(name, source) for name, source in columns if any(source[name])]
     for name, _ in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=not details)
     layers = len(extremes.kinds["residual"]) - 1
     for place in range(layers + 1):
         cells = [f"{source[name][place]:.4g}" if source[name][place] else "" for name, source in columns]
