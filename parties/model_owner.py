@@ -10,6 +10,7 @@ import grpc
 import torch
 from torch import Tensor
 
+from models.calibration.certainty import beyond_flags
 from models.calibration.record import find
 from models.checkpoint import Checkpoint, load_checkpoint
 from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireError
@@ -50,7 +51,8 @@ def share_model(
     ranges: public bounds by suite, which clients use unless they say otherwise; by default those of the calibration beside
     the checkpoint, if there is one that fits it and `calibrated`.
 
-    Raises `CheckpointError`, `RangeError` (a weight that is not finite), `PeerError`, or what a party refuses it with.
+    Raises `CheckpointError`, `RangeError` (a weight that is not finite; without bounds, weights whose values the usual ones
+    could not flag for certain), `PeerError`, or what a party refuses it with.
     """
     low, high = WEIGHT_FRACTION_BITS
     if not low <= fraction_bits <= high:
@@ -61,6 +63,10 @@ def share_model(
     if ranges is None and calibrated:
         found = find(directory, checkpoint.architecture)
         ranges = None if found is None else found.suites
+    if ranges is None and (text := beyond_flags(checkpoint, {})) is not None:
+        raise RangeError(
+            f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
+        )
     identity = check(config.certificates, config.name)
     reference = ModelReference(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.calibration import record
+from models.calibration.certainty import beyond_flags
 from models.calibration.choice import chosen, excesses
 from models.calibration.extremes import Extremes, measure
 from models.calibration.record import FILE, calibrated, find, make, read_record
@@ -24,6 +25,7 @@ from protocols.bounds import RANGES, Bounds, largest
 from protocols.ranges import checked_ranges, least_bound
 from protocols.suite import RANGE_KINDS
 from tests.models import random_checkpoints as checkpoints
+from tests.tools import range_models
 
 
 def extremes_of(**given: list[float]) -> Extremes:
@@ -198,3 +200,34 @@ def test_shipped_models_have_theirs() -> None:
 def test_bounds_of_others_are_checked(suites: object) -> None:
     with pytest.raises(ConfigurationError, match="somebody"):
         checked_ranges(suites, "somebody")
+
+
+def test_weights_whose_values_a_flag_could_miss_are_found() -> None:
+    """By rows of the token table, and by what no prompt can exceed; a calibration's own bounds leave nothing unseen."""
+    sizes = {
+        "table": (70000.0, "residual=17"),
+        "gate": (2.0**20, "no option"),
+        "head": (6000.0, "logits=9"),
+        "": (1.0, None),
+    }
+    for where, (size, remedy) in sizes.items():
+        model = range_models.gated("llama", 0)
+        with torch.no_grad():
+            if where == "table":
+                model.model.embed_tokens.weight[3, 1] = size
+            if where == "gate":
+                model.model.layers[1].mlp.gate_proj.weight[2] = size
+            if where == "head":
+                model.lm_head.weight[4] *= size / provable(model.lm_head.weight[4] * model.model.norm.weight)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            checkpoint = load_checkpoint(folder)
+            text = beyond_flags(checkpoint, {})
+            assert (text is None) if remedy is None else (text is not None and remedy in text)
+            if where in ("table", "head"):
+                chosen_options = make(Path(folder), write=False).suites["masked"]
+                assert beyond_flags(checkpoint, chosen_options) is None
+
+
+def provable(column: torch.Tensor) -> float:
+    return float(column.norm()) * column.numel() ** 0.5

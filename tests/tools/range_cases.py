@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from launch.in_process import run_in_process
+from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate, one_hot_rows
@@ -73,6 +74,9 @@ CASES: dict[str, Case] = {
     ),
     "key biases 200, scores 1800": Case(
         lambda seed: range_models.large_scores(seed, 1800), {"score": 9, "value": 9}, tolerance=0.03
+    ),
+    "ten layers, key biases 210, scores 1800": Case(
+        lambda seed: range_models.large_scores(seed, 1800, 210.0, 10), {"score": 9, "value": 9}, tolerance=0.03
     ),
     "cached values 240": Case(lambda seed: range_models.large_values(seed, 240), {"value": 9, "activation": 9}),
     "gates of 300": Case(lambda seed: range_models.large_gates(seed, 300), {"activation": 10}),
@@ -202,6 +206,8 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         checkpoint, model = load_checkpoint(Path(directory), torch.float64), model.double()
+        if suite == "masked" and (text := beyond_flags(checkpoint, options)) is not None:
+            return "refused", 0.0, {text.split(" can ")[0]}  # as the model owner is, before the weights are shared
         try:
             found = answer(checkpoint, ids, plan, suite, parties, case.temperature, **options)
         except RangeError as error:
@@ -241,7 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
             counts[result] += 1
             kinds |= flagged
             largest = max(largest, error if result != "flagged" else 0.0)
-            failed |= result == "WRONG" or (expected != "any" and result != expected)
+            failed |= result == "WRONG" or (expected == "right" and result != "right")
+            failed |= expected == "flagged" and result not in ("flagged", "refused")
         text = " ".join(f"{k}={v}" for k, v in options.items()) or "default"
         outcomes = ", ".join(f"{n} {what}" for what, n in counts.most_common())
         print(f"| {name} | {text} | {outcomes} | {largest:.2g} | {' '.join(sorted(kinds))} |", flush=True)

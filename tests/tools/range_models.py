@@ -92,12 +92,12 @@ def outlier(seed: int, family: str, size: float) -> Any:
 
 
 @torch.no_grad()
-def large_scores(seed: int, size: float) -> Any:
-    """Qwen2 with key biases of 200 in a channel of every head, and query biases that make scores of `size`."""
-    model = gated("qwen2", seed)
+def large_scores(seed: int, size: float, keys: float = 200.0, layers: int = 2) -> Any:
+    """Qwen2 with key biases of `keys` in a channel of every head, and query biases that make scores of `size`."""
+    model = gated("qwen2", seed, layers)
     channel = 3  # its rotary frequency spreads scores of 1 800 by about 110 over 11 tokens
     for layer in model.model.layers:
-        for projection, bias in ((layer.self_attn.k_proj, 200.0), (layer.self_attn.q_proj, size * 4 / 200)):
+        for projection, bias in ((layer.self_attn.k_proj, keys), (layer.self_attn.q_proj, size * 4 / keys)):
             projection.bias.view(-1, 16)[:, channel] = bias
     return model
 

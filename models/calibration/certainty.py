@@ -1,0 +1,59 @@
+"""Where a value could go around its ring unseen: from the weights alone, before they are shared.
+
+A flag of the suite `masked` is certain up to `SURE` bounds (docs/ranges.md). The owner can do better than trust in it: rows
+of the token table are what they are, and outputs of linear layers behind a norm of width D stay below sqrt(D) |W_j| + |b_j|
+whatever the prompt. Bounds within which all of these fit make the flags of these kinds certain. Calibration chooses such
+bounds; weights that are shared without it are checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from models.balancing import provable_bounds
+from models.checkpoint import Checkpoint
+from protocols.bounds import RANGES, Bounds
+from protocols.ranges import SURE, bounds_in_force, least_bound
+
+SUITE = "masked"  # the rings of `crypten` are wider than any of these values
+
+
+def beyond_flags(checkpoint: Checkpoint, options: Mapping[str, object]) -> str | None:
+    """What bounds (options of the suite `masked`) leave unseen of a model's weights, in words; None where flags are certain.
+
+    Reads every weight once, one layer's input weights at a time.
+    """
+    bounds = bounds_in_force(SUITE, options)
+    for kind, place, reach in _reaches(checkpoint):
+        if (text := _unseen(kind, place, reach, bounds[kind], checkpoint.architecture.layers)) is not None:
+            return text
+    return None
+
+
+def _unseen(kind: str, place: int, reach: float, bounds: Bounds, layers: int) -> str | None:
+    sure = 2.0 ** bounds.at(place) * (1.0 if kind == "residual" else SURE)
+    if reach < sure:
+        return None
+    where = f"layer {place}" if place < layers else "the head"
+    wanted = least_bound(kind, reach / (1.0 if kind == "residual" else SURE))
+    remedy = f"{kind}={wanted}" if wanted <= RANGES[kind].high else "no option of the suite is large enough"
+    return f"{RANGES[kind].what} can reach {reach:.4g} in {where}, flags are certain below {sure:g} ({remedy})"
+
+
+def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
+    """(kind, place, what no prompt can exceed)."""
+    a, weights = checkpoint.architecture, checkpoint.weights
+    largest = float(weights["embedding.tokens"].norm(dim=-1).max())
+    if a.rotary is None:
+        largest += float(weights["embedding.positions"].norm(dim=-1).max())
+    yield "residual", 0, largest
+    names = ["attention.qkv", "mlp.up", *(["mlp.gate"] if a.gated else [])]
+    for place in range(a.layers):
+        for name in names:
+            yield "activation", place, _provable(checkpoint, f"layers.{place}.{name}")
+    yield "logits", a.layers, _provable(checkpoint, "head")
+
+
+def _provable(checkpoint: Checkpoint, name: str) -> float:
+    weights = checkpoint.weights
+    return float(provable_bounds(weights[f"{name}.weight"], weights.get(f"{name}.bias")).max())
