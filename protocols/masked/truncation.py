@@ -38,12 +38,12 @@ async def open_cut(c: Context, x: Shared, count: int) -> Masked:
     per element to each other party. Leaks nothing: the mask is fresh and uniform."""
     if count == 0 or c.parties > 2:
         return truncate(c, await open_value(c, x), count)
-    bits = x.bits - count
-    require(bits >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
+    left = x.bits - count
+    require(left >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
     if not c.evaluating:
-        return await open_value(c, Shared(c.blank(x.shape), bits, x.frac - count))
+        return await open_value(c, Shared(c.blank(x.shape), left, x.frac - count))
     own = x.x + ((1 << count) - 1) if c.first else x.x
-    return await open_value(c, Shared(ring.shift_right(ring.reduce(own, x.bits), count, x.bits), bits, x.frac - count))
+    return await open_value(c, Shared(ring.shift_right(ring.reduce(own, x.bits), count, x.bits), left, x.frac - count))
 
 
 def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:

@@ -120,6 +120,34 @@ def test_activations_beyond_their_bound(rows: int, size: float) -> None:
     assert flags(normed, [h], [w], activation=11)[1] == set()
 
 
+async def fed_forward(s: Any, h: Any, w: Any, back: Any) -> Any:
+    return await s.linear(await normed(s, h, w), Linear(back), h)
+
+
+def test_activations_are_right_wherever_they_are_not_flagged() -> None:
+    """Between bound and certain flag, either: inputs from 250 to 390, through the activation and the layer behind it."""
+    h, w, back = torch.randn(1, 64), torch.randn(64, 40) / 8, torch.randn(40, 64) / 8
+    unit = h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+    flagged = 0
+    for size in torch.linspace(250.0, 390.0, 15):
+        w[:, 0] *= size / (unit @ w)[0, 0]
+        (found,), set_ = flags(fed_forward, [h], [w, back])
+        exact = h + torch.nn.functional.gelu(unit.double() @ w.double()) @ back.double()
+        assert set_ or (found - exact).abs().max() < 0.02
+        assert not set_ or size > 255
+        flagged += bool(set_)
+    assert 0 < flagged < 15
+
+
+def test_very_wide_rows_are_squared_with_fewer_fraction_bits() -> None:
+    h, w = torch.randn(1, 1 << 14), torch.randn(1 << 14, 3) / 128
+    for size in (2.0**17.9, 2.0**10):
+        h[0, 5], w[5] = size, 0.0
+        (found,), set_ = flags(normed_plain, [h], [w], residual=18, input_bits=16)
+        assert not set_
+        assert (found - (h / h.square().mean().sqrt()).double() @ w.double()).abs().max() < 0.005
+
+
 @pytest.mark.parametrize("parties", PARTIES)
 def test_logits_have_a_bound_of_their_own(parties: int) -> None:
     h, w = torch.randn(1, 64), torch.randn(64, 30) / 8
