@@ -115,6 +115,20 @@ async def drop_least(suite: Suite, entry: LayerCache, scores: Value, bound: floa
     return _between(suite, scores, new_scores.reshape(rows, stop - start), start, new + 1)
 
 
+def pooled(suite: Suite, votes: Value, before: int, behind: int) -> Value:
+    """Votes [G, S], each with those of `before` tokens in front of it and `behind` tokens after it added; zero beyond the
+    ends. Local: no round and no byte."""
+    if not before and not behind:
+        return votes
+    rows, count = votes.shape
+    ends = [zeros(suite, rows, n) for n in (before, behind)]
+    padded = suite.concat([x for x in (ends[0], votes, ends[1]) if x.shape[1]], -1)
+    out = padded[:, :count]
+    for shift in range(1, before + behind + 1):
+        out = out + padded[:, shift : shift + count]
+    return out
+
+
 def zeros(suite: Suite, rows: int, count: int) -> Value:
     """Public zeros [rows, count]."""
     return suite.public(torch.zeros(1), (rows, count))

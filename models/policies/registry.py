@@ -1,6 +1,7 @@
 """All cache policies by name, and their text form.
 
-`name`, `name:setting=value,setting=value`; for some layers only `policy@first-last;policy-of-the-rest`; around another
+`name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
+in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
 policy `shared:layers=2|policy` and `chunked:tokens=256|policy`. A manifest carries this text; equal texts are equal
 policies.
 """
@@ -67,11 +68,19 @@ def _named(text: str, known: dict[str, Any], what: str) -> tuple[str, str]:
 def _made(kind: Any, name: str, settings: str, **fixed: Any) -> Any:
     fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in fixed}
     values: dict[str, Any] = {}
+    preset: dict[str, Any] = {}
     for part in filter(None, settings.split(",")):
         setting, equals, value = (x.strip() for x in part.partition("="))
+        if setting == "preset" and kind.presets:
+            if value not in kind.presets or preset:
+                raise ConfigurationError(
+                    f"policy {name}: preset = {value[:60]!r} must be one of {', '.join(kind.presets)}, named once"
+                )
+            preset = kind.presets[value]
+            continue
         if setting not in fields:
             raise ConfigurationError(f"policy {name} has no setting '{setting[:60]}'; known: {', '.join(fields) or 'none'}")
         if not equals or setting in values:
             raise ConfigurationError(f"policy {name}: write '{setting}=value' once, got '{settings[:100]}'")
         values[setting] = value_of(name, setting, value, fields[setting])
-    return kind(**fixed, **values)
+    return kind(**fixed, **{**preset, **values})

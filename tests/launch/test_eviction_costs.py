@@ -10,7 +10,7 @@ from launch.tracing import STEP, Setting, trace_step
 from models.architecture import Architecture
 from tests.models.policy_cases import tiny
 
-POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,observed=0.2"
 WITHOUT = "mpcache:static=1,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 SHAPES = [tiny(layers=3), tiny(heads=4, groups=2, layers=2)]
 

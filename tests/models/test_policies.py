@@ -20,8 +20,10 @@ from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
 from models.policies.mpcache import MPCache
 from models.policies.registry import WRAPPERS
+from models.policies.settings import budget_tokens
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
+from protocols.masked.selection import PAIRS
 from protocols.plain import tensor_of
 from tests.models.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
@@ -140,7 +142,7 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     ("text", "message"),
     [
         ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
-        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, dynamic"),
+        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic"),
         ("mpcache:dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
         ("mpcache:static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
         ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
@@ -151,8 +153,12 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
         ("mpcache:coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
         ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
         ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
-        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of products, rows, scores"),
+        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of auto, products, rows, scores"),
         ("mpcache:gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
+        ("mpcache:preset=thesis", "policy mpcache: preset = 'thesis' must be one of paper, named once"),
+        ("mpcache:observed=1.5", "policy mpcache: observed = 1.5 must be a number of queries, or a share of them below 1"),
+        ("mpcache:observed=0", "policy mpcache: observed = 0.0 must be a number of queries, or a share of them below 1"),
+        ("h2o:preset=paper", "policy h2o has no setting 'preset'; known: budget, recent"),
         ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
@@ -234,10 +240,12 @@ def test_a_policys_text_makes_the_same_policy(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "kept", "fine"),
-    [(16, 6, 8), (107, 106, 8), (108, 107, 16), (1024, 410, 16), (2048, 819, 24), (4096, 1638, 32), (8192, 3277, 48)],
+    [(16, 5, 8), (1024, 307, 8), (1760, 528, 8), (1764, 529, 9), (2048, 614, 10), (4096, 1229, 19), (8192, 2458, 39)],
 )
 def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
-    """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
+    """Eight tokens, up to 64 clusters (of 528 tokens without sinks and window); then as many as make no more of them."""
+    assert budget_tokens(MPCache().static, prompt) == kept
+    assert fine == 8 or -(-(kept - 16) // fine) <= PAIRS < -(-(kept - 16) // (fine - 1))
     sizes = MPCache().sizes(kept)
     assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
     assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
@@ -344,7 +352,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
             chosen.append(len(chosen))
             return await super()._choose(suite, entry, q, plan)
 
-    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4)
+    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
 
     async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
         cache = KVCache(case.architecture)

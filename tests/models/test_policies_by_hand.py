@@ -52,15 +52,17 @@ def similar(case: Case, step: int, group: int, rows: list[int], alpha: float | N
     return float((q @ (alpha * high + (1 - alpha) * low)).sum())
 
 
-@pytest.mark.parametrize("alpha", [0.75, None])
-def test_mpcache(case: Case, alpha: float | None) -> None:
+@pytest.mark.parametrize(("alpha", "following"), [(0.75, 0), (None, 3)])
+def test_mpcache(case: Case, alpha: float | None, following: int) -> None:
     sinks, window, fine, static, dynamic = 3, 5, 4, 0.75, 0.5
     kind = "linear=false" if alpha is None else f"alpha={alpha}"
-    text = f"mpcache:static={static},dynamic={dynamic},fine={fine},levels=1,sinks={sinks},window={window},sharing=1,{kind}"
-    importance = case.received.sum(0)[sinks : TOKENS - window].tolist()
+    text = f"mpcache:static={static},dynamic={dynamic},fine={fine},levels=1,sinks={sinks},window={window},{kind}"
+    total = case.received.sum(0)
+    votes = [total[max(0, t - following) : t + 1].sum() for t in range(TOKENS)]
+    importance = torch.stack(votes)[sinks : TOKENS - window].tolist()
     stays = first_largest(importance, round(static * TOKENS) - sinks - window)
     rows = [*range(sinks), *sorted(sinks + i for i in stays), *range(TOKENS - window, TOKENS)]
-    for step, found in enumerate(outputs(text, case)):
+    for step, found in enumerate(outputs(f"{text},following={following}", case)):
         rows.append(TOKENS + step)
         clusters, place = [], sinks
         while place + fine <= len(rows) - window:
