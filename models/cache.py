@@ -110,6 +110,11 @@ class CachePolicy(ABC):
     prefill_chunk: int | None = None
 
     @property
+    def plaintext_only(self) -> str:
+        """The setting, as text, that cannot be computed on shares; empty where there is none."""
+        return ""
+
+    @property
     def spec(self) -> str:
         """The text that `models.policies.parse` makes this policy of."""
         return self.name

@@ -42,7 +42,9 @@ class Frame:
             raise ConfigurationError(f"--lengths {tokens}: the task needs {tokens - room} tokens; raise it")
         return head + self._filled(asked, placed, room, rng) + tail
 
-    def _filled(self, asked: Asked, placed: Sequence[tuple[float, list[int]]], room: int, rng: np.random.Generator) -> list[int]:
+    def _filled(
+        self, asked: Asked, placed: Sequence[tuple[float, list[int]]], room: int, rng: np.random.Generator
+    ) -> list[int]:
         """The long text: `room` tokens of filler, whose beginning is cut off, and what is placed in it."""
         pieces: list[list[int]] = []
         filler = asked.filler(rng)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,7 @@ RARE = (
     "apple", "bottle", "circle", "doctor", "eagle", "father", "ground", "horse", "image", "judge", "knife", "lake", "money",
     "night", "ocean", "phone", "rain", "school", "train", "voice", "water", "year", "arm", "boat", "chair", "door",
 )  # fmt: skip
-QUERIED, KEYED, HOPS, COMMON = 3, 4, 2, 3
+QUERIED, KEYED, HOPS = 3, 4, 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def _keys(rng: np.random.Generator, count: int) -> list[str]:
 
 
 NEEDLE = "The special magic number for {key} is: {value}."
-HIDDEN = "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you later."
+HIDDEN = (
+    "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you later."
+)
 
 
 def single(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
@@ -104,35 +107,32 @@ def queried(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
 
 
 def variables(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """A chain of assignments, the first at the depth, the others behind it."""
+    """A chain of assignments, the first at the depth, the others behind it; the first variable is given."""
     names = ["".join(chr(65 + int(n)) for n in rng.integers(0, 26, 3)) for _ in range(HOPS + 1)]
     value = _number(rng)
-    said = [f"VAR {names[0]} = {value}."] + [f"VAR {b} = VAR {a}." for a, b in zip(names, names[1:], strict=False)]
+    said = [f"VAR {names[0]} = {value}."] + [f"VAR {b} = VAR {a}." for a, b in pairwise(names)]
     depths = [depth, *sorted((depth + (1 - depth) * rng.random(HOPS)).tolist())]
     return Asked(
-        "Memorize and track the chain(s) of variable assignment hidden in the following text.",
+        "Memorize and track the chain of variable assignment hidden in the following text.",
         list(zip(depths, said, strict=True)),
         f"Find all variables that are assigned the value {value} in the text above.",
-        f"According to the chain(s) of variable assignment in the text above, {HOPS + 1} variables are assigned the value "
-        f"{value}, they are:",
-        tuple(names),
-        8 * (HOPS + 1),
+        f"These {HOPS + 1} variables are assigned the value {value} in the text above: VAR {names[0]}, VAR",
+        tuple(names[1:]),
+        8 * HOPS,
     )
 
 
 def common(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """A list of words, some of which come again and again, all over it; the depth is not used."""
-    keys = _keys(rng, COMMON)
-    times = max(4, tokens // 30)
-    depths = rng.random(COMMON * times).tolist()
+    """A list of words, one of which comes again and again, all over it; the depth is not used."""
+    key = _keys(rng, 1)[0]
+    depths = rng.random(max(4, tokens // 6)).tolist()
     return Asked(
-        "Below is a list of words. Some of the words appear much more often than the others. Memorize the ones that appear "
-        "most often.",
-        [(place, f"{keys[n % COMMON]},") for n, place in enumerate(depths)],
-        f"What are the {COMMON} most common words in the above list?",
-        f"The {COMMON} most common words in the above list are:",
-        tuple(keys),
-        8 * COMMON,
+        "Read this list of words. I repeat one of them again and again.",
+        [(place, f"{key},") for place in depths],
+        "Which word did I repeat most?",
+        "The word that you repeated most is:",
+        (key,),
+        6,
         rare_words,
     )
 

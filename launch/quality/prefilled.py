@@ -31,12 +31,11 @@ MOST_SCORES = 1 << 25
 class LookupSuite(PlainSuite):
     """The suite `plain`, faster where a vocabulary is large or a prompt is long; other values only by rounding.
 
-    noted: the queries [G, R, T, C] of each prompt attention that was asked what tokens receive, which it does not say.
+    noted: while it is a list, the queries [G, R, T, C] of each attention that is asked what tokens receive, which it then
+    does not say.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
-        super().__init__(dtype, device)
-        self.noted: list[Tensor] = []
+    noted: list[Tensor] | None = None
 
     async def embed(self, one_hot: Value, table: Value) -> PlainValue:
         """Rows of the table instead of a product: equal, since all other addends are zero."""
@@ -45,15 +44,18 @@ class LookupSuite(PlainSuite):
     async def attention_received(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
-        """Attention by torch's own kernel, which holds no matrix of scores; the second result is zero."""
+        """While queries are noted, a whole prompt's, by torch's own kernel, which holds no matrix of scores; then the second
+        result is zero."""
+        if self.noted is None:
+            return await super().attention_received(q, k, v, mask, observed)
         keys, values = tensor_of(k), tensor_of(v)
         groups, cached, channels = keys.shape
         heads = tensor_of(q).reshape(groups, -1, cached, channels)  # all queries of a prompt in one batch
         self.noted.append(heads)
         shape = (groups, heads.shape[1], cached, channels)
-        sides = [x[:, None].expand(*shape) for x in (keys, values)]
+        wide_keys, wide_values = (x[:, None].expand(*shape) for x in (keys, values))
         first = None if mask is None else mask[:cached]  # the same for every head of a group
-        out = functional.scaled_dot_product_attention(heads, *sides, attn_mask=first, scale=1.0)
+        out = functional.scaled_dot_product_attention(heads, wide_keys, wide_values, first, scale=1.0)
         return PlainValue(out.reshape(groups, -1, channels)), PlainValue(torch.zeros_like(keys[..., 0]))
 
 
@@ -99,9 +101,12 @@ class PrefilledModel:
         """The prompt's pass. progress(done, total): layers."""
         noting = _Noting()
         decoder = Decoder(self.suite, self.architecture, self.weights, noting)
-        self.suite.noted = []
-        logits = self.suite.run(decoder.forward(self._rows(ids), decoder.new_cache(), 0, True, progress))
-        queries, self.suite.noted = self.suite.noted, []
+        queries: list[Tensor] = []
+        self.suite.noted = queries
+        try:
+            logits = self.suite.run(decoder.forward(self._rows(ids), decoder.new_cache(), 0, True, progress))
+        finally:
+            self.suite.noted = None
         return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
 
     @torch.inference_mode()
@@ -140,11 +145,13 @@ class PrefilledModel:
 
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
         """A decoder, and the cache that the policy leaves of the prompt."""
-        policy = parse(text)
+        policy = parse(text, plaintext=True)
         policy.check(self.architecture, prompt.tokens)
         decoder = Decoder(self.suite, self.architecture, self.weights, policy)
         cache = decoder.new_cache()
         cache.prompt_tokens = prompt.tokens
+        if policy.plaintext_only:
+            cache.state["queries"] = prompt.queries
         for layer, entry in enumerate(cache.layers):
             entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
             observed = min(policy.observed_queries(prompt.tokens, layer), prompt.tokens)

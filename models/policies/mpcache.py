@@ -25,7 +25,6 @@ Which tokens stay and which clusters are chosen is secret; how many is public an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,6 +47,7 @@ from models.policies.clusters import (
 from models.policies.eviction import Eviction, pooled
 from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
+from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
@@ -55,7 +55,6 @@ GATHERINGS = ("products", "rows", "scores")
 FINE = 8
 RANKED = 64
 """Clusters up to which all of them are compared with each other, in two rounds (`protocols.masked.selection.PAIRS`)."""
-
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,9 @@ class MPCache(CachePolicy):
     where nothing was chosen; one level), or "auto": scores where the suite masks cached keys once and there is one level,
     else products. Same result, other costs: `mpcache plan`.
 
+    scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
+    place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
+
     The preset "paper" has the settings of the paper and its code: `mpcache:preset=paper`.
     """
 
@@ -99,6 +101,8 @@ class MPCache(CachePolicy):
     sharing: int = 1
     apart: int = 2
     gathering: str = "auto"
+    scoring: str = "attention"
+    threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
@@ -117,11 +121,19 @@ class MPCache(CachePolicy):
     def __post_init__(self) -> None:
         for setting in ("static", "dynamic", "coarse_share"):
             ratio(self.name, setting, getattr(self, setting))
-        if isinstance(self.observed, bool) or not (0 < self.observed < 1 or self.observed >= 1 and self.observed % 1 == 0):
+        if isinstance(self.observed, bool) or not (0 < self.observed < 1 or (self.observed >= 1 and self.observed % 1 == 0)):
             raise ConfigurationError(
                 f"policy {self.name}: observed = {self.observed!r} must be a number of queries, or a share of them below 1"
             )
-        for setting, least in (("following", 0), ("fine", 0), ("coarse", 0), ("sinks", 0), ("window", 0), ("sharing", 1), ("apart", 0)):
+        for setting, least in (
+            ("following", 0),
+            ("fine", 0),
+            ("coarse", 0),
+            ("sinks", 0),
+            ("window", 0),
+            ("sharing", 1),
+            ("apart", 0),
+        ):
             whole(self.name, setting, getattr(self, setting), least)
         if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
             raise ConfigurationError(
@@ -130,6 +142,13 @@ class MPCache(CachePolicy):
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
         yes_or_no(self.name, "linear", self.linear)
+        if self.scoring not in ("attention", "authors"):
+            raise ConfigurationError(f"policy {self.name}: scoring = {self.scoring!r} must be attention or authors")
+        ratio(self.name, "threshold", self.threshold)
+        if self.scoring == "authors" and self.sharing > 1:
+            raise ConfigurationError(
+                f"policy {self.name}: scoring = 'authors' keeps other numbers of tokens in every layer and needs sharing=1"
+            )
         if self.gathering not in ("auto", *GATHERINGS):
             raise ConfigurationError(
                 f"policy {self.name}: gathering = {self.gathering!r} must be one of auto, {', '.join(GATHERINGS)}"
@@ -148,6 +167,11 @@ class MPCache(CachePolicy):
     def spec(self) -> str:
         """Text form."""
         return text_of(self)
+
+    @property
+    def plaintext_only(self) -> str:
+        """What the authors' scoring keeps is no public number."""
+        return "" if self.scoring == "attention" else f"scoring={self.scoring}"
 
     @property
     def two_levels(self) -> bool:
@@ -203,7 +227,10 @@ class MPCache(CachePolicy):
         tokens = entries[0].length
         stays = budget_tokens(self.static, tokens)
         stages: list[Stage] = []
-        if received is not None and stays < tokens:
+        if self.scoring == "authors" and self.static < 1:
+            queries = cache.state["queries"][layer]
+            keep_important(entries[0], queries[:, :, tokens - self.observed_queries(tokens, layer) :], self.threshold)
+        elif received is not None and stays < tokens:
             before: Value | None = cache.state.pop(self._votes(members), None)
             total = received if before is None else before + received
             if layer != members[-1]:

@@ -31,14 +31,27 @@ WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPr
 MAX_LENGTH = 400
 
 
-def parse(text: str) -> CachePolicy:
-    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong."""
+def parse(text: str, plaintext: bool = False) -> CachePolicy:
+    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
+
+    plaintext: settings that cannot be computed on shares are allowed; the policy is for the suite `plain` then.
+    """
     if len(text) > MAX_LENGTH:
         raise ConfigurationError(f"a policy's text has at most {MAX_LENGTH} characters, got {len(text)}")
+    policy = _parsed(text)
+    if policy.plaintext_only and not plaintext:
+        raise ConfigurationError(
+            f"policy {policy.name}: {policy.plaintext_only} is for comparisons in plaintext (`mpcache quality --tasks`) and "
+            "cannot be computed on shares; leave it out"
+        )
+    return policy
+
+
+def _parsed(text: str) -> CachePolicy:
     around, bar, inner = text.partition("|")
     if bar:
         name, settings = _named(around, WRAPPERS, "wrapper of cache policies")
-        return _made(WRAPPERS[name], name, settings, inner=parse(inner))  # type: ignore[no-any-return]
+        return _made(WRAPPERS[name], name, settings, inner=_parsed(inner))  # type: ignore[no-any-return]
     *rules, rest = text.split(";")
     if not rules:
         return _single(rest)
