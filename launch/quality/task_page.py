@@ -48,7 +48,7 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"Model `{record['model']}`, prompts in the form `{settings['form']}`, seed {settings['seed']}. Under a task: right "
         "answers, of all prompts; an answer of several words counts by the share of them that it has. Costs: one token "
-        f"behind the prompt, suite {settings['suite']}, {settings['parties']} parties, predicted: rounds, bytes that a party "
+        f"behind the prompt, suite {settings['suite']}, {settings['parties']} parties, predicted: rounds, bytes a party "
         "sends, bytes that the dealer deals to a party.",
     ]
     rows = record["rows"]

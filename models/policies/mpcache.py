@@ -44,7 +44,7 @@ from models.policies.clusters import (
     similarities,
     similarity_limit,
 )
-from models.policies.eviction import Eviction, pooled
+from models.policies.eviction import Eviction
 from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from models.policies.threshold import keep_important
@@ -238,10 +238,10 @@ class MPCache(CachePolicy):
                 return []
             start, stop = self.sinks, tokens - self.window
             observed = self.observed_queries(tokens, layer)
-            bound = observed * received.shape[0] * cache.group * len(members) * (self.following + 1) + 1
+            bound = observed * received.shape[0] * cache.group * len(members) + 1
             kept = stays - self.sinks - self.window
-            importance = pooled(suite, total.sum(0, keepdim=True), self.following, 0)[:, start:stop]
-            stages += Eviction(suite, entries, importance, kept, bound, start, stop).stages()
+            importance = total.sum(0, keepdim=True)[:, start:stop]
+            stages += Eviction(suite, entries, importance, kept, bound, start, stop, following=self.following).stages()
         elif layer != members[-1]:
             return []
 

@@ -70,8 +70,8 @@ def by_hand(made: BenchPlan) -> tuple[Tensor, list[int]]:
             for row in range(observed):
                 seen = TOKENS - observed + row + 1
                 total[:seen] += torch.softmax(keys[group, :seen] @ q[group, head, row], 0)
-    total = sum(functional.pad(total, (n, 0))[:TOKENS] for n in range(3))  # and of the two tokens before
     inner = total[4 : TOKENS - 4]
+    inner = sum(functional.pad(inner, (n, 0))[: len(inner)] for n in range(3))  # and of the two tokens before
     best = (inner.argsort(descending=True, stable=True)[: KEPT - 8] + 4).tolist()
     return keys, [*range(4), *sorted(best), *range(TOKENS - 4, TOKENS)]
 

@@ -58,7 +58,7 @@ def test_mpcache(case: Case, alpha: float | None, following: int) -> None:
     kind = "linear=false" if alpha is None else f"alpha={alpha}"
     text = f"mpcache:static={static},dynamic={dynamic},fine={fine},levels=1,sinks={sinks},window={window},{kind}"
     total = case.received.sum(0)
-    votes = [total[max(0, t - following) : t + 1].sum() for t in range(TOKENS)]
+    votes = [total[max(sinks, t - following) : t + 1].sum() for t in range(TOKENS)]  # sinks give none
     importance = torch.stack(votes)[sinks : TOKENS - window].tolist()
     stays = first_largest(importance, round(static * TOKENS) - sinks - window)
     rows = [*range(sinks), *sorted(sinks + i for i in stays), *range(TOKENS - window, TOKENS)]

@@ -268,8 +268,8 @@ def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_la
 
     kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, received)]
     for members in groups_of_layers:
-        total = sum(array(received[n]).sum(0) for n in members)
-        importance = sum(np.pad(total, (n, 0))[:tokens] for n in range(3))[2:-3]  # and of the two tokens before
+        total = sum(array(received[n]).sum(0) for n in members)[2:]
+        importance = sum(np.pad(total, (n, 0))[: tokens - 2] for n in range(3))[:-3]  # and of two tokens before, no sinks
         wanted = sorted(n + 2 for n in largest(importance, 15))
         for layer in members:
             assert kept[layer] == [0, 1, *wanted, 37, 38, 39]
