@@ -125,7 +125,7 @@ def variables(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
 def common(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
     """A list of words, one of which comes again and again, all over it; the depth is not used."""
     key = _keys(rng, 1)[0]
-    depths = rng.random(max(4, tokens // 6)).tolist()
+    depths = rng.random(max(4, tokens // 30)).tolist()
     return Asked(
         "Read this list of words. I repeat one of them again and again.",
         [(place, f"{key},") for place in depths],
