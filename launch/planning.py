@@ -25,6 +25,7 @@ from models.policies.mpcache import GATHERINGS, MPCache
 from models.policies.settings import budget_tokens
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.ledger import Cost, Ledger
+from protocols.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int, token
     return suite.ledger
 
 
-def alternatives(policy: MPCache, prompt: int) -> list[tuple[str, MPCache]]:
-    """(cluster sizes and gathering, policy) of all ways to do it after a prompt of `prompt` tokens."""
+def alternatives(policy: MPCache, prompt: int, suite: Suite) -> list[tuple[str, MPCache]]:
+    """(cluster sizes and gathering, policy) of all ways to do it after a prompt of `prompt` tokens.
+
+    A policy that leaves the gathering to the suite stays as it is where that is the alternative.
+    """
     sizes = policy.sizes(budget_tokens(policy.static, prompt))
     fine, wide = sizes.fine, sizes.coarse if policy.two_levels else 2 * sizes.fine
     one = {"levels": 0, "coarse": 0}
@@ -91,7 +95,9 @@ def alternatives(policy: MPCache, prompt: int) -> list[tuple[str, MPCache]]:
             if gathering == "scores" and changes["coarse"]:
                 continue
             changed = dataclasses.replace(policy, gathering=gathering, **changes)  # type: ignore[arg-type]
-            out.append((f"{what} {gathering}", changed))
+            left_open = dataclasses.replace(changed, gathering="auto")
+            own = policy.gathering == "auto" and left_open.gathers(suite) == gathering
+            out.append((f"{what} {gathering}", left_open if own else changed))
     return out
 
 
@@ -172,7 +178,7 @@ def make_plan(
         computing_once=0.0,
     )
     choices = []
-    for what, changed in alternatives(policy, prompt):
+    for what, changed in alternatives(policy, prompt, setting.make()[0]):
         try:
             changed.check(architecture, prompt)
             token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)

@@ -103,10 +103,16 @@ class KVCache:
 
 class CachePolicy(ABC):
     """What is kept after the prompt and what a new token attends to. prefill_chunk: tokens of a prompt batch, None for
-    all."""
+    all. presets: named settings, which stand for themselves in a policy's text (`models.policies.registry`)."""
 
     name: ClassVar[str]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
     prefill_chunk: int | None = None
+
+    @property
+    def plaintext_only(self) -> str:
+        """The setting, as text, that cannot be computed on shares; empty where there is none."""
+        return ""
 
     @property
     def spec(self) -> str:

@@ -198,10 +198,12 @@ class Suite(ABC):
     def output(self, x: Value) -> OutputShare:
         """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
 
-    async def rounded(self, x: Value, added: Value | None = None) -> Value:
+    async def rounded(self, x: Value, added: Value | None = None, room: int = 4) -> Value:
         """x with `fraction_bits` fraction bits and nothing below them: what may be output. Same value otherwise.
 
-        added: what will be added to it, so that the sum has room."""
+        added: what will be added to it, so that the sum has room. room: bits that sums of a few such values may need beyond
+        x's own bound.
+        """
         return x
 
     @abstractmethod

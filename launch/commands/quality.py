@@ -45,15 +45,22 @@ def run(
     budgets: Annotated[
         str, typer.Option("--budgets", help="Set where a policy's text leaves its budget open.")
     ] = "0.05,0.1,0.2",
-    lengths: Annotated[str, typer.Option("--lengths", help="Tokens of prompts.")] = "256,512,1024",
-    questions: Annotated[int, typer.Option("--questions", min=1, help="Prompts of each length.")] = 50,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --tasks 1000,2000,4000.")
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option("--questions", min=1, help="Prompts of each length; 50, with --tasks 12 of each task.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of documents and questions.")] = 0,
     new: Annotated[
         int | None,
         typer.Option("--new", min=1, help="Tokens to generate; by default the task's answer, 16 (text), LongBench's own."),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text file: perplexity of what follows a prompt of it.")
+        Path | None,
+        typer.Option(
+            "--text", help="Text file: perplexity of what follows a prompt of it (--tasks: Python's documentation)."
+        ),
     ] = None,
     text_tokens: Annotated[int, typer.Option("--text-tokens", min=1, help="Tokens that perplexity is of, at most.")] = 128,
     longbench: Annotated[
@@ -71,28 +78,57 @@ def run(
         int,
         typer.Option("--spot-check", min=0, help="Prompts of the smallest length to run on shares too, with each policy."),
     ] = 0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, perplexity.",
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="Of --tasks: chat, plain, or auto for chat where the model has a template.")
+    ] = "auto",
     suite: SuiteOption = DEFAULT_SUITE,
     parties: PartiesOption = 2,
     device: DeviceOption = "cpu",
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for results.json, results.md and plots; nothing is replaced.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for results.json, results.md and plots; nothing is replaced. --tasks goes on in it."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare cache policies with the full cache: recall, equal tokens, attention kept, perplexity, LongBench scores.
 
     In plaintext; docs/quality.md defines the measures. With --spot-check answers are computed on shares too, with all
-    parties in this one process (never for secret data); exit code 1 when one differs from the plaintext one.
+    parties in this one process (never for secret data); exit code 1 when one differs from the plaintext one. --tasks asks
+    any model instead, what a policy costs on shares beside what it finds; answers are kept in --out as they come, and a
+    second start goes on with the rest.
     """
     from launch.quality.sweep import Wishes, effective_policies, measure, prepare
     from models.checkpoint import load_checkpoint
 
     check_suite(suite)
+    chosen = tuple(policy for text in policies or [] for policy in text.split())
+    if tasks is not None:
+        from launch.commands.quality_tasks import Rest, run_tasks
+
+        others = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
+        run_tasks(
+            model,
+            tasks,
+            chosen,
+            numbers("--budgets", budgets),
+            whole_numbers("--lengths", lengths or "1000,2000,4000"),
+            Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others),
+        )
+        return
     wishes = Wishes(
-        policies=tuple(policy for text in policies or [] for policy in text.split()),
+        policies=chosen,
         budgets=numbers("--budgets", budgets),
-        lengths=tuple(whole_numbers("--lengths", lengths)),
-        questions=questions,
+        lengths=tuple(whole_numbers("--lengths", lengths or "256,512,1024")),
+        questions=questions or 50,
         seed=seed,
         new_tokens=new,
         text=text,

@@ -26,7 +26,7 @@ class Contender:
     def problem(self, architecture: Architecture, length: int) -> str | None:
         """Why the policy cannot serve prompts of this length; None when it can."""
         try:
-            parse(self.policy).check(architecture, length)
+            parse(self.policy, plaintext=True).check(architecture, length)
         except ConfigurationError as error:
             return str(error)
         return None
@@ -38,8 +38,11 @@ def default_policies(architecture: Architecture) -> list[str]:
     return [changes.get(name, name) for name in POLICIES]
 
 
-def contenders(texts: Sequence[str], budgets: Sequence[float]) -> list[Contender]:
-    """Every policy at every budget. Raises `ConfigurationError` for an unknown policy or a budget outside (0, 1]."""
+def contenders(texts: Sequence[str], budgets: Sequence[float], plaintext: bool = False) -> list[Contender]:
+    """Every policy at every budget. Raises `ConfigurationError` for an unknown policy or a budget outside (0, 1].
+
+    plaintext: see `models.policies.registry.parse`.
+    """
     for budget in budgets:
         if not 0 < budget <= 1:
             raise ConfigurationError(f"--budgets {budget:g}: a budget is a share above 0 and up to 1, such as 0.1")
@@ -47,13 +50,13 @@ def contenders(texts: Sequence[str], budgets: Sequence[float]) -> list[Contender
         raise ConfigurationError(f"--budgets {','.join(f'{b:g}' for b in budgets)}: a budget is named twice")
     found: dict[str, Contender] = {}
     for text in texts:
-        parse(text)
+        parse(text, plaintext)
         if with_budget(text, 1.0) == text:
             found.setdefault(text, Contender(text, text, None))
             continue
         for budget in budgets:
             policy = with_budget(text, budget)
-            parse(policy)
+            parse(policy, plaintext)
             found.setdefault(policy, Contender(text, policy, budget))
     return list(found.values())
 

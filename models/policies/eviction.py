@@ -16,7 +16,8 @@ class Eviction:
     """Of the cached tokens start..stop-1 the `count` most important ones stay, and so does what lies outside.
 
     entries: the layers that keep this set, of equal lengths. importance: secret [G, stop - start], |importance| < bound, or
-    [1, stop - start] for one set for all heads; exact ties go to the earlier token. extra: a further row value [G, S] that
+    [1, stop - start] for one set for all heads; exact ties go to the earlier token. following: tokens that what the one in
+    front of them receives counts for, too. extra: a further row value [G, S] that
     moves along (one layer only); afterwards its kept part [G, S']. Its steps are those of `stages`, in this order; nothing
     happens where all tokens stay.
     """
@@ -29,6 +30,7 @@ class Eviction:
     start: int
     stop: int
     extra: Value | None = None
+    following: int = 0
     _keep: Value | None = field(default=None, init=False)
     _moved: list[Value] = field(default_factory=list, init=False)
 
@@ -39,7 +41,11 @@ class Eviction:
         return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
 
     async def _choose(self) -> None:
-        self._keep = await self.suite.keep_largest(self.importance, self.count, self.bound)
+        votes, bound, behind = self.importance, self.bound, self.following
+        if behind:  # sums of values that still have a product's fraction bits would not fit the ring
+            votes = await self.suite.rounded(self.suite.bounded(votes, bound), room=behind.bit_length() + 4)
+            votes, bound = pooled(self.suite, votes, behind, 0), bound * (behind + 1)
+        self._keep = await self.suite.keep_largest(votes, self.count, bound)
 
     async def _move(self) -> None:
         parts = [x[:, self.start : self.stop] for entry in self.entries for x in entry.keys_and_values()]
@@ -113,6 +119,20 @@ async def drop_least(suite: Suite, entry: LayerCache, scores: Value, bound: floa
     )
     entry.k, entry.v = (_between(suite, x, y, start, new + 1) for x, y in ((k, new_k), (v, new_v)))
     return _between(suite, scores, new_scores.reshape(rows, stop - start), start, new + 1)
+
+
+def pooled(suite: Suite, votes: Value, before: int, behind: int) -> Value:
+    """Votes [G, S], each with those of `before` tokens in front of it and `behind` tokens after it added; zero beyond the
+    ends. Local: no round and no byte."""
+    if not before and not behind:
+        return votes
+    rows, count = votes.shape
+    ends = [zeros(suite, rows, n) for n in (before, behind)]
+    padded = suite.concat([x for x in (ends[0], votes, ends[1]) if x.shape[1]], -1)
+    out = padded[:, :count]
+    for shift in range(1, before + behind + 1):
+        out = out + padded[:, shift : shift + count]
+    return out
 
 
 def zeros(suite: Suite, rows: int, count: int) -> Value:

@@ -7,6 +7,9 @@ different here, since everything is decided on shares:
   threshold, so that the number depends on the secret);
 * the first `sinks` and the last `window` tokens always stay and always count; clusters begin behind the sinks, and what is
   too little for one at the end counts with the window;
+* with few `observed` queries and `following`, what a token receives from them counts for the tokens behind it too: votes of
+  many queries about other things drown those of the few that ask, and what an answer copies is the continuation of what they
+  look at, which nobody looks at before the answer begins. Additions on shares are local;
 * layers that share a choice are the ones behind the first `apart`, in groups of `sharing`; they share what static eviction
   keeps as well, decided by the sum of what tokens receive in all of them once the last one knows it. Else a cluster's number
   would mean other tokens in the next layer;
@@ -45,6 +48,7 @@ from models.policies.clusters import (
 from models.policies.eviction import Eviction
 from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
+from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
@@ -61,20 +65,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class MPCache(CachePolicy):
-    """static: share of the prompt's tokens that stays (1 switches eviction off). observed: share of the prompt's last
-    queries that decide on it, averaged over all heads. dynamic: share of all tokens so far that a token attends to (1: all
+    """static: share of the prompt's tokens that stays (1 switches eviction off). observed: the prompt's last queries
+    that decide on it, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
+    them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all
     that stayed). fine, coarse: tokens of a cluster on the two levels; 0: fine by the number of tokens that stay, coarse
     twice fine (see `sizes`). levels: 2, or 1 for fine clusters alone; 0: 2 where coarse is given. coarse_share: of the
     coarse clusters that the fine level chooses from. alpha, linear: similarity q . (alpha r_max + (1 - alpha) r_min), or
     its upper bound with linear false. sinks, window: first and last tokens that always count. sharing: adjacent layers
     with one choice, of clusters and of what static eviction keeps (1: none), so that a cluster's number means the same
     tokens in all of them; apart: first layers that choose alone. gathering: how attention reaches what was chosen:
-    "products" of three factors, "rows" (keys and values are gathered), or "scores" (all scores, lowered by a secret bias
-    where nothing was chosen; one level). Same result, other costs: `mpcache plan`.
+    "products" of three factors, "rows" (keys and values are gathered), "scores" (all scores, lowered by a secret bias
+    where nothing was chosen; one level), or "auto": scores where the suite masks cached keys once and there is one level,
+    else products. Same result, other costs: `mpcache plan`.
+
+    scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
+    place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
+
+    The preset "paper" has the settings of the paper and its code (`mpcache:preset=paper`), "few-queries" those for questions
+    about a long text that few tokens ask.
     """
 
     static: float = 0.4
     observed: float = 0.2
+    following: int = 0
     dynamic: float = 0.1
     fine: int = 0
     coarse: int = 0
@@ -87,12 +100,40 @@ class MPCache(CachePolicy):
     sharing: int = 2
     apart: int = 2
     gathering: str = "products"
+    scoring: str = "attention"
+    threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "few-queries": {"static": 0.3, "observed": 32.0, "following": 8, "fine": 8, "sharing": 1},
+        "paper": {
+            "static": 0.4,
+            "observed": 0.2,
+            "following": 0,
+            "fine": 16,
+            "coarse": 32,
+            "sinks": 16,
+            "window": 16,
+            "sharing": 2,
+            "gathering": "rows",
+        },
+    }
 
     def __post_init__(self) -> None:
-        for setting in ("static", "observed", "dynamic", "coarse_share"):
+        for setting in ("static", "dynamic", "coarse_share"):
             ratio(self.name, setting, getattr(self, setting))
-        for setting, least in (("fine", 0), ("coarse", 0), ("sinks", 0), ("window", 0), ("sharing", 1), ("apart", 0)):
+        if isinstance(self.observed, bool) or not (0 < self.observed < 1 or (self.observed >= 1 and self.observed % 1 == 0)):
+            raise ConfigurationError(
+                f"policy {self.name}: observed = {self.observed!r} must be a number of queries, or a share of them below 1"
+            )
+        for setting, least in (
+            ("following", 0),
+            ("fine", 0),
+            ("coarse", 0),
+            ("sinks", 0),
+            ("window", 0),
+            ("sharing", 1),
+            ("apart", 0),
+        ):
             whole(self.name, setting, getattr(self, setting), least)
         if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
             raise ConfigurationError(
@@ -101,9 +142,16 @@ class MPCache(CachePolicy):
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"policy {self.name}: alpha = {self.alpha!r} must be between 0 and 1")
         yes_or_no(self.name, "linear", self.linear)
-        if self.gathering not in GATHERINGS:
+        if self.scoring not in ("attention", "authors"):
+            raise ConfigurationError(f"policy {self.name}: scoring = {self.scoring!r} must be attention or authors")
+        ratio(self.name, "threshold", self.threshold)
+        if self.scoring == "authors" and self.sharing > 1:
             raise ConfigurationError(
-                f"policy {self.name}: gathering = {self.gathering!r} must be one of {', '.join(GATHERINGS)}"
+                f"policy {self.name}: scoring = 'authors' keeps other numbers of tokens in every layer and needs sharing=1"
+            )
+        if self.gathering not in ("auto", *GATHERINGS):
+            raise ConfigurationError(
+                f"policy {self.name}: gathering = {self.gathering!r} must be one of auto, {', '.join(GATHERINGS)}"
             )
         if self.gathering == "scores" and self.two_levels:
             raise ConfigurationError(f"policy {self.name}: gathering = 'scores' needs levels=1")
@@ -119,6 +167,11 @@ class MPCache(CachePolicy):
     def spec(self) -> str:
         """Text form."""
         return text_of(self)
+
+    @property
+    def plaintext_only(self) -> str:
+        """What the authors' scoring keeps is no public number."""
+        return "" if self.scoring == "attention" else f"scoring={self.scoring}"
 
     @property
     def two_levels(self) -> bool:
@@ -159,7 +212,9 @@ class MPCache(CachePolicy):
     # ---- after the prompt ------------------------------------------------------------------------------------------
     def observed_queries(self, tokens: int, layer: int) -> int:
         """The last share of them; none without static eviction."""
-        return 0 if self.static == 1 else budget_tokens(self.observed, tokens)
+        if self.static == 1:
+            return 0
+        return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
 
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Static eviction, once; then the clusters of what stayed are described."""
@@ -172,17 +227,21 @@ class MPCache(CachePolicy):
         tokens = entries[0].length
         stays = budget_tokens(self.static, tokens)
         stages: list[Stage] = []
-        if received is not None and stays < tokens:
+        if self.scoring == "authors" and self.static < 1:
+            queries = cache.state["queries"][layer]
+            keep_important(entries[0], queries[:, :, tokens - self.observed_queries(tokens, layer) :], self.threshold)
+        elif received is not None and stays < tokens:
             before: Value | None = cache.state.pop(self._votes(members), None)
             total = received if before is None else before + received
             if layer != members[-1]:
                 cache.state[self._votes(members)] = total
                 return []
             start, stop = self.sinks, tokens - self.window
-            bound = self.observed_queries(tokens, layer) * received.shape[0] * cache.group * len(members) + 1
+            observed = self.observed_queries(tokens, layer)
+            bound = observed * received.shape[0] * cache.group * len(members) + 1
             kept = stays - self.sinks - self.window
             importance = total.sum(0, keepdim=True)[:, start:stop]
-            stages += Eviction(suite, entries, importance, kept, bound, start, stop).stages()
+            stages += Eviction(suite, entries, importance, kept, bound, start, stop, following=self.following).stages()
         elif layer != members[-1]:
             return []
 
@@ -288,15 +347,22 @@ class MPCache(CachePolicy):
         plan = self.layout(cache.seen, entry.length, entry.state["sizes"])
         if self.dynamic == 1 or plan.everything:
             return await attend_to(suite, entry, q, plan, None)
+        gathering = self.gathers(suite)
         chosen = reuse(cache, layer, self.spec, self.sharing, self.apart, plan)
         if chosen is None:
             chosen = await self._choose(suite, entry, q, plan)
-            if self.gathering != "scores":
+            if gathering != "scores":
                 chosen = await suite.hold(chosen)
             remember(cache, layer, self.spec, plan, chosen)
-        if self.gathering == "scores":
+        if gathering == "scores":
             return await attend_by_bias(suite, entry, q, plan, chosen)
-        return await attend_to(suite, entry, q, plan, chosen, self.gathering == "rows")
+        return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
+
+    def gathers(self, suite: Suite) -> str:
+        """How attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
+        if self.gathering != "auto":
+            return self.gathering
+        return "scores" if suite.rides_along and not self.two_levels else "products"
 
     async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
         """One-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
@@ -309,7 +375,7 @@ class MPCache(CachePolicy):
         count = max(round(self.coarse_share * above), -(-plan.count // factor))
         if coarse is None or count >= above:
             near = await similarities(suite, q, fine, 0, plan.candidates)
-            choose = suite.keep_largest if self.gathering == "scores" else suite.top_k
+            choose = suite.keep_largest if self.gathers(suite) == "scores" else suite.top_k
             return await choose(near, plan.count, limit)
         near, wide = await suite.together(
             similarities(suite, q, fine, 0, plan.candidates), similarities(suite, q, coarse, 0, above)

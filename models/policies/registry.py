@@ -1,6 +1,7 @@
 """All cache policies by name, and their text form.
 
-`name`, `name:setting=value,setting=value`; for some layers only `policy@first-last;policy-of-the-rest`; around another
+`name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
+in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
 policy `shared:layers=2|policy` and `chunked:tokens=256|policy`. A manifest carries this text; equal texts are equal
 policies.
 """
@@ -30,14 +31,27 @@ WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPr
 MAX_LENGTH = 400
 
 
-def parse(text: str) -> CachePolicy:
-    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong."""
+def parse(text: str, plaintext: bool = False) -> CachePolicy:
+    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
+
+    plaintext: settings that cannot be computed on shares are allowed; the policy is for the suite `plain` then.
+    """
     if len(text) > MAX_LENGTH:
         raise ConfigurationError(f"a policy's text has at most {MAX_LENGTH} characters, got {len(text)}")
+    policy = _parsed(text)
+    if policy.plaintext_only and not plaintext:
+        raise ConfigurationError(
+            f"policy {policy.name}: {policy.plaintext_only} is for comparisons in plaintext (`mpcache quality --tasks`) and "
+            "cannot be computed on shares; leave it out"
+        )
+    return policy
+
+
+def _parsed(text: str) -> CachePolicy:
     around, bar, inner = text.partition("|")
     if bar:
         name, settings = _named(around, WRAPPERS, "wrapper of cache policies")
-        return _made(WRAPPERS[name], name, settings, inner=parse(inner))  # type: ignore[no-any-return]
+        return _made(WRAPPERS[name], name, settings, inner=_parsed(inner))  # type: ignore[no-any-return]
     *rules, rest = text.split(";")
     if not rules:
         return _single(rest)
@@ -67,11 +81,19 @@ def _named(text: str, known: dict[str, Any], what: str) -> tuple[str, str]:
 def _made(kind: Any, name: str, settings: str, **fixed: Any) -> Any:
     fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in fixed}
     values: dict[str, Any] = {}
+    preset: dict[str, Any] = {}
     for part in filter(None, settings.split(",")):
         setting, equals, value = (x.strip() for x in part.partition("="))
+        if setting == "preset" and kind.presets:
+            if value not in kind.presets or preset:
+                raise ConfigurationError(
+                    f"policy {name}: preset = {value[:60]!r} must be one of {', '.join(kind.presets)}, named once"
+                )
+            preset = kind.presets[value]
+            continue
         if setting not in fields:
             raise ConfigurationError(f"policy {name} has no setting '{setting[:60]}'; known: {', '.join(fields) or 'none'}")
         if not equals or setting in values:
             raise ConfigurationError(f"policy {name}: write '{setting}=value' once, got '{settings[:100]}'")
         values[setting] = value_of(name, setting, value, fields[setting])
-    return kind(**fixed, **values)
+    return kind(**fixed, **{**preset, **values})

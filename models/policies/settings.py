@@ -53,7 +53,9 @@ def text_of(policy: CachePolicy) -> str:
     for field in dataclasses.fields(policy):
         value = getattr(policy, field.name)
         if value != field.default:
-            parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+            whole_float = isinstance(value, float) and value > 1 and value == int(value)
+            text = str(value).lower() if isinstance(value, bool) else int(value) if whole_float else value
+            parts.append(f"{field.name}={text}")
     return policy.name + (":" + ",".join(parts) if parts else "")
 
 

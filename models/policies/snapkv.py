@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
-from models.policies.eviction import keep_rows
+from models.policies.eviction import keep_rows, pooled
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -63,19 +61,7 @@ class SnapKV(CachePolicy):
         kept = budget_tokens(self.budget, tokens)
         if received is None or kept >= tokens:
             return
-        votes = self._pooled(suite, received[:, : tokens - self.window])
+        half = self.kernel // 2
+        votes = pooled(suite, received[:, : tokens - self.window], half, half)
         bound = self.window * cache.group + 1
         await keep_rows(suite, entry, votes, kept - self.window, bound, 0, tokens - self.window)
-
-    def _pooled(self, suite: Suite, votes: Value) -> Value:
-        """Sum over `kernel` neighbours, zero beyond the ends (the average times the kernel)."""
-        half = self.kernel // 2
-        if not half:
-            return votes
-        count = votes.shape[-1]
-        padding = suite.public(torch.zeros(1), (votes.shape[0], half))
-        padded = suite.concat([padding, votes, padding], -1)
-        out = padded[:, :count]
-        for shift in range(1, self.kernel):
-            out = out + padded[:, shift : shift + count]
-        return out

@@ -22,6 +22,15 @@ class _Around(CachePolicy):
         """The policy of a layer."""
         raise NotImplementedError
 
+    def inside(self) -> Sequence[CachePolicy]:
+        """The policies that it is around."""
+        return [self.of(0)]
+
+    @property
+    def plaintext_only(self) -> str:
+        """The first one's setting that has one."""
+        return next(filter(None, (policy.plaintext_only for policy in self.inside())), "")
+
     def observed_queries(self, tokens: int, layer: int) -> int:
         """As the layer's policy."""
         return self.of(layer).observed_queries(tokens, layer)
@@ -62,6 +71,10 @@ class PerLayer(_Around):
     def spec(self) -> str:
         """Text form."""
         return ";".join([*(f"{p.spec}@{a}-{b}" if a != b else f"{p.spec}@{a}" for a, b, p in self.rules), self.rest.spec])
+
+    def inside(self) -> Sequence[CachePolicy]:
+        """All of them."""
+        return [*(policy for _, _, policy in self.rules), self.rest]
 
     def of(self, layer: int) -> CachePolicy:
         """The first rule's that names the layer."""

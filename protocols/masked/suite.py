@@ -275,13 +275,13 @@ class MaskedSuite(Suite):
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
-    async def rounded(self, x: Value, added: Value | None = None) -> MaskedTensor:
+    async def rounded(self, x: Value, added: Value | None = None, room: int = 4) -> MaskedTensor:
         """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
         t = self.as_tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
             magnitude = t.magnitude if added is None else max(t.magnitude, self.as_tensor(added).magnitude)
-            return self.new(await self.masked(t, f, f + magnitude + 4), t.magnitude)
+            return self.new(await self.masked(t, f, f + magnitude + room), t.magnitude)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""

@@ -140,7 +140,7 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     ("text", "message"),
     [
         ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
-        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, dynamic"),
+        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic"),
         ("mpcache:dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
         ("mpcache:static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
         ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
@@ -151,8 +151,12 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
         ("mpcache:coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
         ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
         ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
-        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of products, rows, scores"),
+        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of auto, products, rows, scores"),
         ("mpcache:gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
+        ("mpcache:preset=thesis", "policy mpcache: preset = 'thesis' must be one of few-queries, paper, named once"),
+        ("mpcache:observed=1.5", "policy mpcache: observed = 1.5 must be a number of queries, or a share of them below 1"),
+        ("mpcache:observed=0", "policy mpcache: observed = 0.0 must be a number of queries, or a share of them below 1"),
+        ("h2o:preset=paper", "policy h2o has no setting 'preset'; known: budget, recent"),
         ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
         ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
         ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
@@ -344,7 +348,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
             chosen.append(len(chosen))
             return await super()._choose(suite, entry, q, plan)
 
-    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4)
+    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
 
     async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
         cache = KVCache(case.architecture)
@@ -365,7 +369,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
 
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
-    shared = {"__init__", "clusters", "eviction", "registry", "selecting", "settings", "wrappers"}
+    shared = {"__init__", "clusters", "eviction", "registry", "selecting", "settings", "threshold", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES)
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
