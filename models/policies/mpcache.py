@@ -30,8 +30,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
 from models.policies.clusters import (
@@ -46,7 +44,17 @@ from models.policies.clusters import (
     similarity_limit,
 )
 from models.policies.eviction import Eviction
-from models.policies.selecting import Layout, attend_by_bias, attend_to, chooses, full_clusters, layout, remember, reuse
+from models.policies.selecting import (
+    Layout,
+    attend_by_bias,
+    attend_to,
+    chooses,
+    full_clusters,
+    layout,
+    remember,
+    reuse,
+    widened,
+)
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
@@ -104,7 +112,7 @@ class MPCache(CachePolicy):
     threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "few-queries": {"static": 0.3, "observed": 32.0, "following": 8, "fine": 8, "sharing": 1},
+        "few-queries": {"static": 0.3, "observed": 32.0, "following": 8, "fine": 6, "gathering": "auto"},
         "paper": {
             "static": 0.4,
             "observed": 0.2,
@@ -384,25 +392,8 @@ class MPCache(CachePolicy):
         first = await suite.top_k(wide, count, limit)  # [G, count, above]
         inside = suite.bounded(near[:, : above * factor].reshape(groups, above, factor), limit)
         offered = (await suite.choose(first, inside)).reshape(groups, count * factor)
-        table = _widened(suite, first, factor, plan.candidates - above * factor)
+        table = widened(suite, first, factor, plan.candidates - above * factor)
         if plan.candidates > above * factor:
             offered = suite.concat([offered, near[:, above * factor :]], -1)
         second = await suite.top_k(suite.bounded(offered, limit), plan.count, limit)
         return await suite.choose(second, table)
-
-
-def _widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
-    """From coarse clusters [G, n, N] to the fine ones inside [G, n factor + rest, N factor + rest]; `rest` more at the
-    end."""
-    groups, count, clusters = chosen.shape
-    eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
-    shape = (groups, count, factor, clusters, factor)
-    wide = chosen.reshape(groups, count, 1, clusters, 1).expand(*shape) * eye.expand(shape)
-    table = wide.reshape(groups, count * factor, clusters * factor)
-    if not rest:
-        return table
-    width = clusters * factor + rest
-    side = (table[:, :, :1] * 0).expand(groups, count * factor, rest)
-    below = torch.cat([torch.zeros(rest, clusters * factor), torch.eye(rest)], 1)
-    ones = (table[:, :1, :1] * 0).expand(groups, rest, width) + below.expand(groups, rest, width)
-    return suite.concat([suite.concat([table, side], 2), ones], 1)

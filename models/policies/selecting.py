@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from models.cache import KVCache, LayerCache
 from protocols.suite import Suite, Value
 
@@ -115,3 +117,20 @@ def reuse(cache: KVCache, layer: int, owner: str, sharing: int, apart: int, plan
 def remember(cache: KVCache, layer: int, owner: str, plan: Layout, chosen: Value) -> None:
     """Keep a layer's choice for the layers that share it."""
     cache.state[f"choice of {owner}"] = (layer, (plan, cache.seen), chosen)
+
+
+def widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
+    """From coarse clusters [G, n, N] to the fine ones inside [G, n factor + rest, N factor + rest]; `rest` more at the
+    end."""
+    groups, count, clusters = chosen.shape
+    eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
+    shape = (groups, count, factor, clusters, factor)
+    wide = chosen.reshape(groups, count, 1, clusters, 1).expand(*shape) * eye.expand(shape)
+    table = wide.reshape(groups, count * factor, clusters * factor)
+    if not rest:
+        return table
+    width = clusters * factor + rest
+    side = (table[:, :, :1] * 0).expand(groups, count * factor, rest)
+    below = torch.cat([torch.zeros(rest, clusters * factor), torch.eye(rest)], 1)
+    ones = (table[:, :1, :1] * 0).expand(groups, rest, width) + below.expand(groups, rest, width)
+    return suite.concat([suite.concat([table, side], 2), ones], 1)

@@ -98,7 +98,7 @@ def test_every_policy_answers_as_after_a_pass_of_its_own(checkpoint: Checkpoint)
     model, plain = PrefilledModel(checkpoint), PlainModel(checkpoint)
     prompt = model.prefill(ids[:150])
     answers = set()
-    for policy in [*POLICIES, "chunked:tokens=64|mpcache:preset=few-queries,sinks=2,window=4"]:
+    for policy in [*POLICIES, "chunked:tokens=64|mpcache:preset=few-queries,sinks=2,window=4,sharing=1"]:
         found = model.answer(prompt, policy, 9)
         assert found == plain.generate(ids[:150], GenerationPlan(150, 9, policy=policy)), policy
         answers.add(tuple(found))

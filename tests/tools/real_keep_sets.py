@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def main() -> int:
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
-    options = suite_options(wanted.suite_option)
+    options: dict[str, Any] = dict(suite_options(wanted.suite_option))
     secure = generated(checkpoint, ids, plan, wanted.suite, wanted.parties, decided, **options)
     found = agreement(decisions, decided)
     print(
