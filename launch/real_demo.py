@@ -31,7 +31,7 @@ FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 def real_suite_options(folder: Path, suite: str) -> dict[str, SuiteOptionValue]:
     """The bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual stream
-    below 2^15, which one channel of SmolLM2 fills to 27 000."""
+    below 2^16, of which one channel of SmolLM2 fills 27 000."""
     if suite != "masked" or (folder / OPTIONS_FILE).exists():
         return {}
     return {"residual": 16}
