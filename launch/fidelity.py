@@ -21,7 +21,7 @@ from models.architecture import Architecture
 from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate, one_hot_rows
+from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, EnvironmentProblem
@@ -74,7 +74,7 @@ class Measurement:
 
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
     """The suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
-    one_hot_rows(ids[:1], checkpoint.architecture.vocabulary)
+    token_indices(ids[:1], checkpoint.architecture.vocabulary)
     suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
     note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
@@ -108,8 +108,8 @@ def on_shares(
         raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
     weights = _WeightShares(checkpoint, parties)
     used = sorted(set(ids))
-    one_hot_rows(ids, architecture.vocabulary)
-    prompts = [_share(one_hot_rows([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
+    token_indices(ids, architecture.vocabulary)
+    prompts = [_share(token_indices([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
 
     def program(suite: Suite, index: int | None) -> _Run:
         def own(name: str, part: Part) -> Tensor | None:
@@ -182,8 +182,8 @@ class _Run:
             self._weights["embedding.tokens"] = tokens
         for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
             self._step = step
-            one_hot = suite.input((length, len(self._used)), share, 0)
-            streams.append(suite.run(decoder.embedded(one_hot, start)))
+            indices = suite.indices(length, share, len(self._used))
+            streams.append(suite.run(decoder.embedded(indices, start)))
         for layer in range(a.layers):
             on_progress(layer, a.layers + 1)
             self._load(f"layers.{layer}.")
@@ -228,7 +228,7 @@ def generated(
     """
     architecture = checkpoint.architecture
     weights = _WeightShares(checkpoint, parties)
-    prompts = _share(one_hot_rows(ids, architecture.vocabulary), 0, parties)
+    prompts = _share(token_indices(ids, architecture.vocabulary), 0, parties)
 
     def program(suite: Suite, index: int | None) -> tuple[list[OutputShare], list[OutputShare]]:
         loaded = suite.run(

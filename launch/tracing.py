@@ -101,6 +101,11 @@ class _Products:
             self._count(x.shape[:-1].numel(), *layer.weight.shape)
         return self._suite.norm_linear(x, norm, layers)
 
+    def look_up(self, index: Value, table: Value) -> Any:
+        """[T, V] x [V, D]."""
+        self._count(index.shape[0], *table.shape)
+        return self._suite.look_up(index, table)
+
     def embed(self, one_hot: Value, table: Value) -> Any:
         """[T, V] x [V, D]."""
         self._count(one_hot.shape[0], *table.shape)

@@ -97,7 +97,7 @@ class Decoder:
 
     async def forward(
         self,
-        one_hot: Value,
+        inputs: Value,
         cache: KVCache,
         position: int,
         last_only: bool = False,
@@ -105,16 +105,17 @@ class Decoder:
     ) -> Value:
         """Logits of the next token after each of the tokens, or after the last one only.
 
-        one_hot: secret [T, V], 0 fraction bits. cache: holds everything before `position`, grows by T tokens. A batch of
+        inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits, as
+        an arg-max leaves them. cache: holds everything before `position`, grows by T tokens. A batch of
         several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
         cache policy selects. progress(done, total): called after each layer. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
         a = self.architecture
-        tokens = self._checked(one_hot, cache, position)
+        tokens = self._checked(inputs, cache, position)
         angles = self.angles(position, tokens, max(cache.prompt_tokens, position + tokens))
-        h = await self.embedded(one_hot, position)
+        h = await self.embedded(inputs, position)
         for layer in range(a.layers):
             h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else tokens)
             if progress is not None:
@@ -122,14 +123,15 @@ class Decoder:
         cache.seen += tokens
         return await self.head(h, cache)
 
-    async def embedded(self, one_hot: Value, position: int) -> Value:
-        """The residual stream before the first layer, [T, D]."""
+    async def embedded(self, inputs: Value, position: int) -> Value:
+        """The residual stream before the first layer, [T, D]. inputs: as in `forward`."""
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
-            h = await suite.embed(one_hot, self._weights["embedding.tokens"])
+            rows = suite.look_up if len(inputs.shape) == 1 else suite.embed
+            h = await rows(inputs, self._weights["embedding.tokens"])
             if self.architecture.rotary is None:
-                h = h + self._weights["embedding.positions"][position : position + one_hot.shape[0]]
+                h = h + self._weights["embedding.positions"][position : position + inputs.shape[0]]
         self._probe("embedding", h)
         return h
 
@@ -155,12 +157,12 @@ class Decoder:
         self._probe("logits", logits)
         return logits
 
-    def _checked(self, one_hot: Value, cache: KVCache, position: int) -> int:
+    def _checked(self, inputs: Value, cache: KVCache, position: int) -> int:
         """T, after checking public shapes and positions."""
         a = self.architecture
-        if len(one_hot.shape) != 2 or one_hot.shape[1] != a.vocabulary or one_hot.shape[0] < 1:
-            raise ConfigurationError(f"one_hot must be [tokens, {a.vocabulary}], got {list(one_hot.shape)}")
-        tokens = one_hot.shape[0]
+        if inputs.shape[:1] == (0,) or tuple(inputs.shape[1:]) not in ((), (a.vocabulary,)):
+            raise ConfigurationError(f"inputs must be [tokens] or [tokens, {a.vocabulary}], got {list(inputs.shape)}")
+        tokens = inputs.shape[0]
         if position != cache.seen:
             raise ConfigurationError(f"position = {position}, but the cache has seen {cache.seen} tokens")
         if position + tokens > a.positions:

@@ -78,7 +78,7 @@ class Endpoint(Protocol):
         ...
 
     def next_token(self, step: int) -> Tensor | None:
-        """This party's int64 share [1, V] of the one-hot that the client chose at `step` ("logits"); None at the dealer."""
+        """This party's int64 share [1] of the index that the client chose at `step` ("logits"); None at the dealer."""
         ...
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -96,7 +96,7 @@ async def generate(
 ) -> int:
     """Run the plan; returns the number of tokens produced (public).
 
-    prompt_share: this party's int64 share of the one-hot prompt [T, V], 0 fraction bits. noise_share ("sample" only): of
+    prompt_share: this party's int64 share of the prompt's token indices [T]. noise_share ("sample" only): of
     the client's noise [new_tokens, V], `suite.fraction_bits` fraction bits; Gumbel noise times the temperature makes the
     choice a sample of softmax(logits / temperature). Both None at the dealer, floats in the suite `plain`.
 
@@ -105,7 +105,7 @@ async def generate(
     architecture = decoder.architecture
     plan.check(architecture)
     vocabulary = architecture.vocabulary
-    prompt = suite.input((plan.prompt_tokens, vocabulary), prompt_share, 0)
+    prompt = suite.indices(plan.prompt_tokens, prompt_share, vocabulary)
     noise: Value | None = None
     if plan.decoding == "sample":
         noise = suite.input((plan.new_tokens, vocabulary), noise_share, suite.fraction_bits, NOISE_BOUND)
@@ -116,11 +116,11 @@ async def generate(
     cache.prompt_tokens = plan.prompt_tokens
     with suite.ledger.timed("prefill"):
         logits = await _prefill(decoder, cache, prompt, endpoint)
-    one_hot: Value | None = None
+    chosen: Value | None = None
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
-            if one_hot is not None:
-                logits = await decoder.forward(one_hot, cache, plan.prompt_tokens + step - 1, True)
+            if chosen is not None:
+                logits = await decoder.forward(chosen, cache, plan.prompt_tokens + step - 1, True)
             if plan.decoding == "logits":
                 share = suite.output(await suite.rounded(logits))
             else:
@@ -128,19 +128,19 @@ async def generate(
                 if noise is not None:
                     added = noise[step : step + 1]
                     scores = await suite.rounded(logits, added) + added
-                one_hot = await suite.argmax(scores)
-                share = suite.output((one_hot * indices).sum(-1))
+                chosen = await suite.argmax(scores)
+                share = suite.output((chosen * indices).sum(-1))
         more = endpoint.emit(step, replace(share, flags=suite.flags()))
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
             return step + 1
         if plan.decoding == "logits":
-            one_hot = suite.input((1, vocabulary), endpoint.next_token(step), 0)
+            chosen = suite.indices(1, endpoint.next_token(step), vocabulary)
     raise AssertionError("unreachable: a plan has at least one token")
 
 
 async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint) -> Value:
-    """Logits [1, V] after a prompt [T, V], in batches of the policy's `prefill_chunk`."""
+    """Logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`."""
     tokens = prompt.shape[0]
     chunk = decoder.policy.prefill_chunk or tokens
     starts = range(0, tokens, chunk)
@@ -155,8 +155,8 @@ async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: En
     return logits
 
 
-def one_hot_rows(ids: Sequence[int], vocabulary: int) -> Tensor:
-    """One-hot rows int64 [T, V] of a prompt. Raises `ConfigurationError` naming the place, not the (secret) token."""
+def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
+    """A prompt's indices, int64 [T]. Raises `ConfigurationError` naming the place, not the (secret) token."""
     if not ids:
         raise ConfigurationError("the prompt is empty; give at least one token")
     for place, token in enumerate(ids):
@@ -165,9 +165,7 @@ def one_hot_rows(ids: Sequence[int], vocabulary: int) -> Tensor:
                 f"prompt token number {place + 1} lies outside the model's vocabulary of {vocabulary} tokens; "
                 "tokenizer and model must belong together"
             )
-    rows = torch.zeros(len(ids), vocabulary, dtype=torch.int64)
-    rows[torch.arange(len(ids)), torch.tensor(list(ids))] = 1
-    return rows
+    return torch.tensor(list(ids), dtype=torch.int64)
 
 
 class PlainModel:
@@ -195,8 +193,8 @@ class PlainModel:
     def logits(self, ids: Sequence[int], probe: Probe | None = None) -> Tensor:
         """Logits after every token of a prompt, processed in one batch: [T, V]."""
         decoder = self.decoder(probe)
-        rows = one_hot_rows(ids, self.architecture.vocabulary)
-        prompt = self.suite.input(tuple(rows.shape), rows, 0)
+        vocabulary = self.architecture.vocabulary
+        prompt = self.suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         value = self.suite.run(decoder.forward(prompt, decoder.new_cache(), 0, False))
         return self.suite.output(value).share
 
@@ -213,11 +211,11 @@ class PlainModel:
         around the model's own, which sees what is asked of it."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
-        rows = one_hot_rows(prompt_ids, self.architecture.vocabulary)
+        indices = token_indices(prompt_ids, self.architecture.vocabulary)
         endpoint = _Collector(self.architecture)
         asked = self.suite if suite is None else suite
         decoder = Decoder(asked, self.architecture, self.weights, self.policy or parse(plan.policy), probe)
-        self.suite.run(generate(asked, decoder, plan, rows, noise, endpoint))
+        self.suite.run(generate(asked, decoder, plan, indices, noise, endpoint))
         return endpoint.ids
 
 
@@ -234,7 +232,7 @@ class _Collector:
         return self.ids[-1] not in self._architecture.eos
 
     def next_token(self, step: int) -> Tensor | None:
-        return one_hot_rows(self.ids[-1:], self._architecture.vocabulary)
+        return token_indices(self.ids[-1:], self._architecture.vocabulary)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         pass

@@ -164,8 +164,7 @@ class ClientSession(Session):
     def _upload(self) -> None:
         try:
             wanted, vocabulary = self.wanted, self.wanted.architecture.vocabulary
-            rows = (_one_hot(token, vocabulary) for token in wanted.prompt)
-            self._share("prompt", 0, (len(wanted.prompt), vocabulary), rows)
+            self._share("prompt", 0, (len(wanted.prompt),), iter([torch.tensor(wanted.prompt)]))
             if wanted.manifest.decoding == "sample":
                 shape = (wanted.manifest.new_tokens, vocabulary)
                 self._share("noise", 0, shape, (self._noise(vocabulary) for _ in range(shape[0])))
@@ -179,7 +178,7 @@ class ClientSession(Session):
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
         """Share a tensor: fresh seeds for all parties but the last, the rest in chunks for the last."""
         seeds = [new_seed() for _ in self._parties[1:]]
-        size = packed_size(shape[0] * shape[1], BITS)
+        size = packed_size(math.prod(shape), BITS)
         for link, seed in zip(self._parties, [*seeds, b""], strict=True):
             header = wire.ShareHeader(name=name, step=step, shape=shape, bits=BITS, seed=seed, size=0 if seed else size)
             link.send(wire.ClientMessage(share=header))
@@ -324,8 +323,7 @@ class ClientSession(Session):
         if more is False or token in self.wanted.stop_ids:
             self._end(step, "stop")
         elif self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
-            vocabulary = self.wanted.architecture.vocabulary
-            self._share("token", step, (1, vocabulary), iter([_one_hot(token, vocabulary)]))
+            self._share("token", step, (1,), iter([torch.tensor([token])]))
 
     def _end(self, step: int, reason: FinishReason) -> None:
         """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on."""
@@ -334,12 +332,6 @@ class ClientSession(Session):
         if step + 1 < self.wanted.manifest.new_tokens:
             for link in self._parties:
                 link.send(wire.ClientMessage(finish=wire.Finish()))
-
-
-def _one_hot(token: int, vocabulary: int) -> Tensor:
-    row = torch.zeros(vocabulary, dtype=torch.int64)
-    row[token] = 1
-    return row
 
 
 def _ledger(text: bytearray, sender: str) -> dict[str, Any]:

@@ -331,14 +331,13 @@ class PartySession(ServedSession):
         if suite.prepares and wanted(config):
             self._look_ahead = LookAhead(self, tape, weights)
             suite = self._look_ahead.start(channel)
-        vocabulary = self.architecture.vocabulary
         self.step = "receiving the prompt's shares"
         self.trace.stage("prompt")
-        prompt = self._take("prompt", 0, (manifest.prompt_tokens, vocabulary))
+        prompt = self._take("prompt", 0, (manifest.prompt_tokens,))
         noise = None
         if manifest.decoding == "sample":
             self.step = "receiving the noise's shares"
-            noise = self._take("noise", 0, (manifest.new_tokens, vocabulary))
+            noise = self._take("noise", 0, (manifest.new_tokens, self.architecture.vocabulary))
         self.step = "prefill"
         self.trace.stage("prefill")
         self.server.program.run(suite, self.architecture, weights, self.plan, prompt, noise, self)
@@ -413,9 +412,9 @@ class PartySession(ServedSession):
         return True
 
     def next_token(self, step: int) -> Tensor:
-        """The client's choice, as this party's share of a one-hot row."""
+        """The client's choice, as this party's share of its index."""
         self.step = f"waiting for the client's token {step}"
-        return self._take("token", step, (1, self.architecture.vocabulary))
+        return self._take("token", step, (1,))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell the client how far the session is."""

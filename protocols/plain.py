@@ -129,6 +129,14 @@ class PlainSuite(Suite):
         """The input itself; `fraction_bits` is not used."""
         return self._given("input", shape, share)
 
+    def indices(self, count: int, share: Tensor | None, size: int) -> PlainValue:
+        """The places themselves, as integers."""
+        if share is None or tuple(share.shape) != (count,) or share.is_floating_point():
+            raise ConfigurationError(f"indices: suite 'plain' needs {count} integers")
+        if count and not 0 <= int(share.min()) <= int(share.max()) < size:
+            raise ConfigurationError(f"indices: a place lies outside the table of {size} rows")
+        return PlainValue(share.to(self.device, torch.int64))
+
     def output(self, x: Value) -> OutputShare:
         """The float result itself."""
         return OutputShare(tensor_of(x), bits=64, fraction_bits=0)
@@ -161,6 +169,10 @@ class PlainSuite(Suite):
         if layer.bias is not None:
             product = product + tensor_of(layer.bias)
         return PlainValue(product if residual is None else product + tensor_of(residual))
+
+    async def look_up(self, index: Value, table: Value) -> PlainValue:
+        """Rows of the table."""
+        return PlainValue(tensor_of(table)[tensor_of(index)])
 
     async def embed(self, one_hot: Value, table: Value) -> PlainValue:
         """[T, V] x [V, D] -> [T, D]."""

@@ -195,6 +195,11 @@ class Suite(ABC):
         """A secret input from this party's int64 share in Z_2^64 (float for `plain`, None at dealer and `estimate`)."""
 
     @abstractmethod
+    def indices(self, count: int, share: Tensor | None, size: int) -> Value:
+        """Secret places [count] in a table of `size` rows, for `look_up`, from this party's int64 share in Z_2^64 (integers
+        for `plain`, None at dealer and `estimate`). Whatever was shared stands for a row of the table."""
+
+    @abstractmethod
     def output(self, x: Value) -> OutputShare:
         """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
 
@@ -230,6 +235,10 @@ class Suite(ABC):
     @abstractmethod
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
         """x W + b (+ residual). x: [..., in] -> [..., out]."""
+
+    @abstractmethod
+    async def look_up(self, index: Value, table: Value) -> Value:
+        """Rows of a fixed secret table [V, D] at secret places (`indices`) [T]: [T, D]; exact."""
 
     @abstractmethod
     async def embed(self, one_hot: Value, table: Value) -> Value:

@@ -20,7 +20,7 @@ import models.recall
 from launch.in_process import run_in_process
 from models.checkpoint import load_checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, PlainModel, generate, one_hot_rows
+from models.generation import GenerationPlan, PlainModel, generate, token_indices
 from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
 from mpc import fixed_point, ring
 from mpc.random import Prg, new_seed
@@ -78,7 +78,7 @@ def main() -> int:
     plain = PlainModel(checkpoint, torch.float64)
     plan = GenerationPlan(wanted.tokens, ANSWER_TOKENS)
     prompts = [encode(case.prompt) for case in evaluation_cases(wanted.tokens, wanted.prompts)]
-    rows = [additive(one_hot_rows(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
+    rows = [additive(token_indices(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
     probe: Any = secure_suite(wanted.suite, parties=2, tape=_counting(), channel=None)
     bits = int(getattr(probe, "weight_fraction_bits", 16))
     encoded = {n: additive(fixed_point.encode(w, bits), wanted.parties) for n, w in checkpoint.weights.items()}

@@ -48,10 +48,10 @@ class BenchInputs:
         """Cached keys, values or what tokens received from a prompt's queries, float32."""
         return self.normal(name, shape, DEVIATION * math.sqrt(self.architecture.width))
 
-    def tokens(self, count: int) -> Tensor:
-        """One-hot rows [count, V] of random tokens, int64."""
+    def tokens(self, count: int, chosen: bool) -> Tensor:
+        """Random tokens, int64: indices [count] as a client shares them, or one-hot rows [count, V] as if parties chose."""
         digits = Prg(derive_seed(self._seed, "tokens")).ring((count,), 32) % self.architecture.vocabulary
-        return torch.nn.functional.one_hot(digits, self.architecture.vocabulary)
+        return torch.nn.functional.one_hot(digits, self.architecture.vocabulary) if chosen else digits
 
     def share(self, name: str, value: Tensor | None, shape: Sequence[int], fraction_bits: int, party: int) -> Tensor:
         """A party's additive share in Z_2^64, int64. value: needed by the last party only."""

@@ -29,6 +29,11 @@ WARM_UP = "warm-up"
 CACHE = "cache"
 
 
+def by_parties(cached: int, tokens: int) -> bool:
+    """Whether the parties chose a step's token, as its one-hot row, and not the client, by its index."""
+    return cached > 0 and tokens == 1
+
+
 def step_name(repetition: int) -> str:
     """Ledger stage of a measured repetition."""
     return f"step {repetition}"
@@ -41,7 +46,7 @@ class Source(Protocol):
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor | None: ...
 
-    def tokens(self, suite: Suite, count: int) -> Tensor | None: ...
+    def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor | None: ...
 
 
 class NoInputs:
@@ -53,7 +58,7 @@ class NoInputs:
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
         """Nothing."""
 
-    def tokens(self, suite: Suite, count: int) -> None:
+    def tokens(self, suite: Suite, count: int, chosen: bool) -> None:
         """Nothing."""
 
 
@@ -71,9 +76,9 @@ class RealInputs:
         """Float keys, values or what tokens received."""
         return self.inputs.cached(name, shape)
 
-    def tokens(self, suite: Suite, count: int) -> Tensor:
-        """One-hot rows."""
-        return self.inputs.tokens(count)
+    def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor:
+        """Indices, or one-hot rows."""
+        return self.inputs.tokens(count, chosen)
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,11 @@ class SharedInputs:
         value = self.inputs.cached(name, shape) if self._last else None
         return self.inputs.share(name, value, shape, suite.fraction_bits, self.party)
 
-    def tokens(self, suite: Suite, count: int) -> Tensor:
-        """This party's share of one-hot rows."""
-        rows = self.inputs.tokens(count) if self._last else None
-        return self.inputs.share("tokens", rows, (count, self.inputs.architecture.vocabulary), 0, self.party)
+    def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor:
+        """This party's share of indices, or of one-hot rows."""
+        value = self.inputs.tokens(count, chosen) if self._last else None
+        shape = (count, self.inputs.architecture.vocabulary) if chosen else (count,)
+        return self.inputs.share("tokens", value, shape, 0, self.party)
 
 
 async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
@@ -171,17 +177,20 @@ def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
 
 
 async def step(
-    suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, rows: Tensor | None, name: str
+    suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, given: Tensor | None, name: str
 ) -> tuple[Value, OutputShare]:
     """Logits [1, V] after `tokens` tokens, and the output share of the most likely one's index.
 
-    rows: this role's part of the tokens' one-hot rows [tokens, V], as `Source.tokens` gives it. Recorded under stage `name`,
-    its parts as in `Decoder.forward`, the argmax under "choice".
+    given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
+    parts as in `Decoder.forward`, the argmax under "choice".
     """
     vocabulary = decoder.architecture.vocabulary
     with suite.ledger.timed(name):
-        one_hot = suite.input((tokens, vocabulary), rows, 0)
-        logits = await decoder.forward(one_hot, cache, cache.seen, last_only=True)
+        if by_parties(cache.seen, tokens):
+            inputs = suite.input((tokens, vocabulary), given, 0)
+        else:
+            inputs = suite.indices(tokens, given, vocabulary)
+        logits = await decoder.forward(inputs, cache, cache.seen, last_only=True)
         with suite.ledger.timed(CHOICE):
             chosen = await suite.argmax(logits)
             indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)

@@ -28,6 +28,7 @@ from launch.bench.program import (
     NoInputs,
     SharedInputs,
     Source,
+    by_parties,
     copied,
     fill,
     fill_layer,
@@ -66,7 +67,7 @@ class Segmented:
         self.weights: dict[str, Value] = {}
         self._decoder: Decoder
         self._cache: KVCache
-        self._rows: Tensor | None
+        self._tokens: Tensor | None
 
     def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Name and work of each segment, in order."""
@@ -90,7 +91,7 @@ class Segmented:
 
     def _new_cache(self) -> None:
         self._cache = self.suite.run(fill(self.suite, self._decoder, 0, self.source))
-        self._rows = self.source.tokens(self.suite, self.plan.tokens)
+        self._tokens = self.source.tokens(self.suite, self.plan.tokens, by_parties(self.plan.cached, self.plan.tokens))
 
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
@@ -104,7 +105,7 @@ class Segmented:
 
     def _step(self, name: str) -> None:
         after = copied(self._cache, self.architecture)
-        self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._rows, name))
+        self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._tokens, name))
         if only_appends(self._cache, self._decoder.policy):
             rewind(self.suite, self._cache, after)
 

@@ -132,10 +132,10 @@ def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device:
 
 def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
     """Refuse what the model cannot do before any process is started."""
-    from models.generation import GenerationPlan, one_hot_rows
+    from models.generation import GenerationPlan, token_indices
 
     ids = checkpoint.tokenizer.encode(text)
-    one_hot_rows(ids, checkpoint.architecture.vocabulary)
+    token_indices(ids, checkpoint.architecture.vocabulary)
     GenerationPlan(len(ids), wishes.new_tokens, wishes.decoding).check(checkpoint.architecture)
 
 

@@ -28,18 +28,14 @@ MOST_SCORES = 1 << 25
 """Scores that are held at once where what tokens receive is added up over blocks of queries."""
 
 
-class LookupSuite(PlainSuite):
-    """The suite `plain`, faster where a vocabulary is large or a prompt is long; other values only by rounding.
+class NotingSuite(PlainSuite):
+    """The suite `plain`, faster where a prompt is long; other values only by rounding.
 
     noted: while it is a list, the queries [G, R, T, C] of each attention that is asked what tokens receive, which it then
     does not say.
     """
 
     noted: list[Tensor] | None = None
-
-    async def embed(self, one_hot: Value, table: Value) -> PlainValue:
-        """Rows of the table instead of a product: equal, since all other addends are zero."""
-        return PlainValue(tensor_of(table)[tensor_of(one_hot).argmax(-1)])
 
     async def attention_received(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
@@ -93,7 +89,7 @@ class PrefilledModel:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
         self.architecture = checkpoint.architecture
-        self.suite = LookupSuite(torch.float32, device)
+        self.suite = NotingSuite(torch.float32, device)
         self.weights = self.suite.run(load_weights(self.suite, self.architecture, checkpoint.weights.__getitem__))
 
     @torch.inference_mode()
@@ -104,7 +100,7 @@ class PrefilledModel:
         queries: list[Tensor] = []
         self.suite.noted = queries
         try:
-            logits = self.suite.run(decoder.forward(self._rows(ids), decoder.new_cache(), 0, True, progress))
+            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), 0, True, progress))
         finally:
             self.suite.noted = None
         return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
@@ -134,14 +130,11 @@ class PrefilledModel:
                 logits = self._next(decoder, cache, token)
         return found
 
-    def _rows(self, ids: Sequence[int]) -> PlainValue:
-        """One-hot rows of a prompt, a byte an entry."""
-        rows = torch.zeros(len(ids), self.architecture.vocabulary, dtype=torch.uint8, device=self.suite.device)
-        rows[torch.arange(len(ids)), torch.tensor(list(ids), device=self.suite.device)] = 1
-        return PlainValue(rows)
+    def _indices(self, ids: Sequence[int]) -> PlainValue:
+        return self.suite.indices(len(ids), torch.tensor(list(ids)), self.architecture.vocabulary)
 
     def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
-        return tensor_of(self.suite.run(decoder.forward(self._rows([token]), cache, cache.seen, True)))
+        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, cache.seen, True)))
 
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
         """A decoder, and the cache that the policy leaves of the prompt."""

@@ -15,7 +15,7 @@ from launch.quality.watching import Watch, WatchedCache, WatchingSuite
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, one_hot_rows
+from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies import parse
 from protocols.suite import OutputShare, Suite, Value
 
@@ -65,14 +65,14 @@ class Runner:
     @torch.inference_mode()
     def _forced(self, decoder: Decoder, cache: KVCache, ids: Sequence[int], prompt_tokens: int) -> Tensor:
         """Logits [n, V] after the prompt and after each further token that is given."""
-        suite, rows = decoder.suite, one_hot_rows(ids, self.architecture.vocabulary)
-        one_hot = suite.input(tuple(rows.shape), rows, 0)
+        suite, vocabulary = decoder.suite, self.architecture.vocabulary
+        indices = suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         cache.prompt_tokens = prompt_tokens
         chunk = decoder.policy.prefill_chunk or prompt_tokens
         bounds = [*range(0, prompt_tokens, chunk), *range(prompt_tokens, len(ids) + 1)]
         found: list[Tensor] = []
         for start, stop in pairwise(bounds):
-            logits: Value = suite.run(decoder.forward(one_hot[start:stop], cache, start, True))
+            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, start, True))
             share: OutputShare = suite.output(logits)
             if stop >= prompt_tokens:
                 found.append(share.share)

@@ -21,6 +21,7 @@ from protocols.crypten import arithmetic, fixed
 from protocols.crypten.own import CryptenOwn
 from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.masked.tokens import blocks
 from protocols.suite import Linear, OutputShare, Suite, Value
 
 MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
@@ -134,6 +135,10 @@ class CryptenBase(Suite):
         """A secret input from this party's share."""
         return self._value(self._take("input", shape, share), fraction_bits)
 
+    def indices(self, count: int, share: Tensor | None, size: int) -> Value:
+        """Places from this party's share, of which the bits of an index count."""
+        return self._value(self._take("indices", (count,), share), 0)
+
     def output(self, x: Value) -> OutputShare:
         """This party's share of x plus its part of a fresh zero-sharing."""
         x = own_value(x)
@@ -245,6 +250,18 @@ class CryptenBase(Suite):
         bits = [x.fraction_bits + w.fraction_bits for w in kept]
         shares = arithmetic.truncate_together(self.session, items)
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
+
+    async def look_up(self, index: Value, table: Value) -> Value:
+        """Rows of a fixed secret table, see `protocols.masked.tokens`: 1 round, and 1 more each time that so many rows are
+        held as the table's size allows. w bits and 8 V bytes a token; offline a one-hot vector beside what `embed` needs."""
+        index, size = own_value(index), table.shape[0]
+        with label("embed"):
+            rows = []
+            opened = fixed.opened_indices(self.session, index.share, size)
+            for cut in blocks(index.shape[0], size):
+                one_hot = self._value(fixed.one_hot_rows(self.session, opened, cut, size), 0)
+                rows.append(await self.embed(one_hot, table))
+            return self.concat(rows, 0)
 
     async def embed(self, one_hot: Value, table: Value) -> Value:
         """Rows of a fixed secret table, exact, with the table's fraction bits. 1 round, 8 bytes per element of one_hot."""

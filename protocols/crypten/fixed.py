@@ -21,6 +21,7 @@ from mpc import ring
 from mpc.crypten_binding import CryptenSession
 from protocols.crypten import ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.masked import tokens
 from protocols.masked.context import Context
 from protocols.masked.gather import chosen_scores, chosen_values
 from protocols.masked.product import multiply, product
@@ -34,12 +35,20 @@ class _Roles:
 
     def __init__(self, s: CryptenSession) -> None:
         self.s = s
+        self.tape = s.tape
+        self.parties = s.parties
+        self.device = s.device
         self.evaluating = s.channel is not None
         self.first = s.channel is not None and s.party == 0
 
     def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
         """A value computed from masks, shared modulo 2^64."""
         dealt = self.s.tape.dependent(op, tuple(shape), value if self.s.dealing else None, bits)
+        return self.s.held(dealt)
+
+    def deal_table(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
+        """As `deal`, for what is looked up: a party gets it in narrow words."""
+        dealt = self.s.tape.table(op, tuple(shape), value if self.s.dealing else None, bits)
         return self.s.held(dealt)
 
     def blank(self, shape: Sequence[int]) -> Tensor:
@@ -67,6 +76,18 @@ def keep(s: CryptenSession, x: CryptenValue, kind: str | None = None, limit: int
     if s.channel is None:
         return CryptenWeight(x.share, x.fraction_bits, 0, None, mask if s.dealing else None)
     return CryptenWeight(x.share, x.fraction_bits, s.party, difference, None)
+
+
+def opened_indices(s: CryptenSession, index: Tensor, size: int) -> Masked:
+    """Indices [T] into a table of `size` rows, masked modulo 2^w. 1 round, w bits each; see `protocols.masked.tokens`."""
+    bits = tokens.index_bits(size)
+    mask = s.tape.random("index mask", index.shape, bits)
+    return Masked(s.open(index + s.held(mask), bits), mask, bits, 0)
+
+
+def one_hot_rows(s: CryptenSession, index: Masked, cut: slice, size: int) -> Tensor:
+    """One-hot rows of some masked indices, [n, size] modulo 2^64. Local."""
+    return tokens.one_hot_rows(_context(s), Masked(index.m[cut], index.lam[cut], index.bits, 0), size, FULL).x
 
 
 def joined(parts: Sequence[CryptenWeight], dim: int) -> CryptenWeight:

@@ -33,7 +33,7 @@ from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.bounds import RANGES, Bounds, largest
 from protocols.masked import activation as activations
-from protocols.masked import product, ranges, ranking, selection, softmax
+from protocols.masked import product, ranges, ranking, selection, softmax, tokens
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
@@ -101,6 +101,13 @@ class NormBits:
     scale: int
     bits: int
     product_first: bool
+
+
+def _fixed(weight: Value) -> product.FixedWeight:
+    """A weight's masked form. Raises `RangeError` for a value that is none."""
+    if not isinstance(weight, MaskedWeight):
+        raise RangeError("the weight of a layer, or the token table, must come from Suite.weight")
+    return weight.weight
 
 
 def _rsqrt_magnitude(norm: Norm) -> int:
@@ -268,6 +275,12 @@ class MaskedSuite(Suite):
             magnitude = math.ceil(math.log2(bound))
         return self.new(Shared(x, FULL, fraction_bits), magnitude)
 
+    def indices(self, count: int, share: Tensor | None, size: int) -> MaskedTensor:
+        """Places from this party's share in Z_2^64, of which the bits of an index count."""
+        x = share.to(self.device) if share is not None else self.context.blank((count,))
+        bits = tokens.index_bits(size)
+        return self.new(Shared(x, FULL, 0).to_ring(bits), bits)
+
     def output(self, x: Value) -> OutputShare:
         """This party's share plus a dealt sharing of zero: the sum says nothing but x."""
         s = self.as_tensor(x).as_shared()
@@ -393,20 +406,29 @@ class MaskedSuite(Suite):
         return max(self.magnitudes.residual, self.declared.at(self.place + 1).residual)
 
     def _weight_product(self, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
-        if not isinstance(weight, MaskedWeight):
-            raise RangeError("linear: the layer's weight must come from Suite.weight")
-        return self.new(product.weight_product(self.context, "linear", x, weight.weight), magnitude)
+        return self.new(product.weight_product(self.context, "linear", x, _fixed(weight)), magnitude)
 
     @property
     def _embed_bits(self) -> int:
         """The ring of products with the token table."""
         return WEIGHT_BITS + self.declared.at(0).residual + ROOM + 2
 
+    async def look_up(self, index: Value, table: Value) -> MaskedTensor:
+        """Rows of the table, see `protocols.masked.tokens`. 2 rounds."""
+        with operation("embed"):
+            found = await tokens.look_up(self.context, self.as_tensor(index).as_shared(), _fixed(table), self._embed_bits)
+            return self.new(found, self._embed_bound)
+
     async def embed(self, one_hot: Value, table: Value) -> MaskedTensor:
         """One-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
         with operation("embed"):
             m = await self.masked(self.as_tensor(one_hot), 0, self._embed_bits)
-            return self._weight_product(m, table, self.declared.at(0).residual + ROOM - 1)  # positions may join
+            return self._weight_product(m, table, self._embed_bound)
+
+    @property
+    def _embed_bound(self) -> int:
+        """Bound on rows of the token table; positions may join."""
+        return self.declared.at(0).residual + ROOM - 1
 
     # ---- normalisation ---------------------------------------------------------------------------------------------
     def _norm_bits(self, width: int) -> NormBits:

@@ -145,8 +145,9 @@ def test_shares_add_up(parties: int) -> None:
     assert inputs.cached("k", (2, 50, 16)).std() == pytest.approx(0.02 * 32**0.5, rel=0.1)
     assert torch.equal(value, BenchInputs(TWO_LAYERS, 3, parties).weight("layers.0.attention.qkv.weight", (32, 96)))
     assert not torch.equal(value, BenchInputs(TWO_LAYERS, 4, parties).weight("layers.0.attention.qkv.weight", (32, 96)))
-    rows = inputs.tokens(5)
+    rows, indices = inputs.tokens(5, True), inputs.tokens(5, False)
     assert rows.shape == (5, 97)
+    assert torch.equal(rows.argmax(-1), indices)
     assert torch.equal(rows.sum(-1), torch.ones(5, dtype=torch.int64))
 
 

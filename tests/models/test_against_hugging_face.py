@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.generation import GenerationPlan, PlainModel, generate_plain, one_hot_rows, plain_logits
+from models.generation import GenerationPlan, PlainModel, generate_plain, plain_logits, token_indices
 from tests.models import random_checkpoints as checkpoints
 
 TOLERANCE = 1e-4
@@ -51,13 +51,14 @@ def test_prefill_then_decode_equals_one_forward(pair: tuple[Any, Checkpoint]) ->
     wanted = checkpoints.logits(model, ids)
     plain = PlainModel(checkpoint)
     suite, decoder = plain.suite, plain.decoder()
-    rows = one_hot_rows(ids, plain.architecture.vocabulary)
+    vocabulary = plain.architecture.vocabulary
+    rows = token_indices(ids, vocabulary)
     for first in (1, 6, 7):  # prompt lengths around the sliding windows
         cache = decoder.new_cache()
-        value = suite.input((first, rows.shape[1]), rows[:first], 0)
+        value = suite.indices(first, rows[:first], vocabulary)
         found = [suite.output(suite.run(decoder.forward(value, cache, 0, True))).share]
         for t in range(first, LENGTH):
-            value = suite.input((1, rows.shape[1]), rows[t : t + 1], 0)
+            value = suite.indices(1, rows[t : t + 1], vocabulary)
             found.append(suite.output(suite.run(decoder.forward(value, cache, t))).share)
         torch.testing.assert_close(torch.cat(found), wanted[first - 1 :], atol=TOLERANCE, rtol=0)
 
@@ -67,11 +68,12 @@ def test_prompt_in_two_batches_equals_one(pair: tuple[Any, Checkpoint]) -> None:
     ids = checkpoints.prompt(model, LENGTH)
     plain = PlainModel(checkpoint)
     suite, decoder = plain.suite, plain.decoder()
-    rows = one_hot_rows(ids, plain.architecture.vocabulary)
+    vocabulary = plain.architecture.vocabulary
+    rows = token_indices(ids, vocabulary)
     cache = decoder.new_cache()
     found = []
     for first, last in ((0, 6), (6, LENGTH)):
-        value = suite.input((last - first, rows.shape[1]), rows[first:last], 0)
+        value = suite.indices(last - first, rows[first:last], vocabulary)
         found.append(suite.output(suite.run(decoder.forward(value, cache, first))).share)
     torch.testing.assert_close(torch.cat(found), checkpoints.logits(model, ids), atol=TOLERANCE, rtol=0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.cache import CachePolicy, KVCache
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, PlainModel, one_hot_rows
+from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
 from protocols.plain import PlainSuite, Recorder, tensor_of
@@ -26,8 +26,8 @@ def saved(name: str, directory: Path) -> tuple[Any, Checkpoint, list[int]]:
 
 
 def feed(plain: PlainModel, ids: list[int]) -> Value:
-    rows = one_hot_rows(ids, plain.architecture.vocabulary)
-    return plain.suite.input(tuple(rows.shape), rows, 0)
+    vocabulary = plain.architecture.vocabulary
+    return plain.suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
 
 
 def centred(name: str, states: torch.Tensor) -> torch.Tensor:
@@ -73,8 +73,8 @@ def test_weights_serve_a_later_suite(tmp_path: Path) -> None:
     plain = PlainModel(checkpoint)
     later = PlainSuite()
     decoder = Decoder(later, plain.architecture, plain.weights)
-    rows = one_hot_rows(ids, 97)
-    found = later.run(decoder.forward(later.input((9, 97), rows, 0), decoder.new_cache(), 0))
+    indices = later.indices(9, token_indices(ids, 97), 97)
+    found = later.run(decoder.forward(indices, decoder.new_cache(), 0))
     torch.testing.assert_close(tensor_of(found), plain.logits(ids))
     assert later.ledger.seconds
     assert all(not stage.startswith("model load") for stage in later.ledger.seconds)
@@ -181,7 +181,7 @@ def test_shapes_and_positions_are_checked(tmp_path: Path) -> None:
     _, checkpoint, ids = saved("gpt2", tmp_path)
     plain = PlainModel(checkpoint)
     decoder, suite = plain.decoder(), plain.suite
-    with pytest.raises(ConfigurationError, match=r"one_hot must be \[tokens, 97\], got \[2, 96\]"):
+    with pytest.raises(ConfigurationError, match=r"inputs must be \[tokens\] or \[tokens, 97\], got \[2, 96\]"):
         suite.run(decoder.forward(suite.input((2, 96), torch.zeros(2, 96), 0), decoder.new_cache(), 0))
     with pytest.raises(ConfigurationError, match="position = 3, but the cache has seen 0 tokens"):
         suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 3))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain, one_hot_rows
+from models.generation import GenerationPlan, PlainModel, generate, generate_plain, token_indices
 from mpc.errors import ConfigurationError
 from protocols.suite import OutputShare
 from tests.models import random_checkpoints as checkpoints
@@ -49,14 +49,14 @@ class Client:
     def next_token(self, step: int) -> Tensor | None:
         assert step == len(self.shares) - 1
         self.chosen.append(int(self.shares[-1].share[0].argmin()))
-        return one_hot_rows(self.chosen[-1:], 101)
+        return token_indices(self.chosen[-1:], 101)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         self.stages.append((stage, done, total))
 
 
 def run(plain: PlainModel, plan: GenerationPlan, client: Client, noise: Tensor | None = None) -> int:
-    rows = one_hot_rows(IDS, 101)
+    rows = token_indices(IDS, 101)
     produced: int = plain.suite.run(generate(plain.suite, plain.decoder(), plan, rows, noise, client))
     return produced
 
@@ -158,12 +158,12 @@ def test_bad_plans(arguments: tuple[Any, ...], message: str) -> None:
 
 def test_bad_inputs(plain: PlainModel) -> None:
     with pytest.raises(ConfigurationError, match="the prompt is empty"):
-        one_hot_rows([], 10)
+        token_indices([], 10)
     for bad in (10, -1):
         with pytest.raises(
             ConfigurationError, match="prompt token number 2 lies outside the model's vocabulary of 10 tokens"
         ):
-            one_hot_rows([3, bad], 10)
+            token_indices([3, bad], 10)
     with pytest.raises(ConfigurationError, match="prompt_tokens = 4, but the prompt has 5 tokens"):
         plain.generate(IDS, GenerationPlan(4, 1))
     with pytest.raises(ConfigurationError, match="noise was given, but decoding = 'greedy' uses none"):
@@ -174,7 +174,7 @@ def test_bad_inputs(plain: PlainModel) -> None:
         plain.generate(IDS, GenerationPlan(5, 2, "sample"), torch.zeros(1, 101))
 
 
-def test_one_hot_rows() -> None:
-    rows = one_hot_rows([2, 0], 3)
-    assert rows.dtype == torch.int64
-    assert rows.tolist() == [[0, 0, 1], [1, 0, 0]]
+def test_token_indices() -> None:
+    indices = token_indices([2, 0], 3)
+    assert indices.dtype == torch.int64
+    assert indices.tolist() == [2, 0]

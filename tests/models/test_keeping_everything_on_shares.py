@@ -45,7 +45,7 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
     """(tokens, logits at every step, every party's costs) of a generation on shares."""
     architecture = checkpoint.architecture
     weights = fidelity._WeightShares(checkpoint, 2)
-    prompts = fidelity._share(fidelity.one_hot_rows(ids, architecture.vocabulary), 0, 2)
+    prompts = fidelity._share(fidelity.token_indices(ids, architecture.vocabulary), 0, 2)
 
     def program(suite: Any, index: int | None) -> Any:
         seen: list[OutputShare] = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.cache import KVCache
-from models.generation import PlainModel, one_hot_rows
+from models.generation import PlainModel, token_indices
 from models.policies import parse
 from models.policies.mpcache import MPCache
 from models.policies.snapkv import SnapKV
@@ -223,8 +223,8 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     cache = decoder.new_cache()
     cache.prompt_tokens = len(ids)
     for part in [ids[i : i + chunk] for i in range(0, len(ids), chunk)] if chunk else [ids]:
-        rows = one_hot_rows(part, vocabulary)
-        plain.suite.run(decoder.forward(plain.suite.input(tuple(rows.shape), rows, 0), cache, cache.seen, last_only=True))
+        indices = plain.suite.indices(len(part), token_indices(part, vocabulary), vocabulary)
+        plain.suite.run(decoder.forward(indices, cache, cache.seen, last_only=True))
     observed = 3 if isinstance(policy, SnapKV) else round(0.2 * len(ids))
     groups, group = plain.architecture.kv_heads, plain.architecture.group
     assert len(seen) == plain.architecture.layers

@@ -157,13 +157,13 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
         send(self, message)
 
     monkeypatch.setattr(Link, "send_bulk", spy)
-    for _ in range(2):
-        two.deployment.client().generate([1] * 20, 1)
-    first, second = sent
-    assert len(first) == len(second) == 20 * VOCABULARY * 8
-    words = torch.frombuffer(bytearray(first + second), dtype=torch.int64)
+    for _ in range(20):
+        two.deployment.client().generate([1] * 30, 1)
+    assert [len(part) for part in sent] == [30 * 8] * 20
+    everything = bytearray(b"".join(sent))
+    words = torch.frombuffer(everything, dtype=torch.int64)
     assert words.unique().numel() == words.numel()
-    counts = torch.bincount(torch.frombuffer(bytearray(first + second), dtype=torch.uint8).long(), minlength=256)
+    counts = torch.bincount(torch.frombuffer(everything, dtype=torch.uint8).long(), minlength=256)
     statistic = float(((counts - counts.sum() / 256) ** 2 / (counts.sum() / 256)).sum())
     assert statistic < 255 + 6 * (2 * 255) ** 0.5
 

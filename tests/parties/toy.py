@@ -97,8 +97,7 @@ class Toy:
         session: Any = getattr(suite, "session", None) or suite.context  # type: ignore[attr-defined]
         channel, tape, vocabulary = session.channel, session.tape, architecture.vocabulary
         party = -1 if channel is None else channel.party
-        indices = torch.arange(vocabulary)
-        total = None if prompt is None else (prompt * indices).sum()
+        total = None if prompt is None else prompt.sum()
         for step in range(plan.new_tokens):
             for round in range(self.rounds):
                 self.before_round(party, step, round)
@@ -123,7 +122,7 @@ class Toy:
             if plan.decoding == "logits":
                 chosen = endpoint.next_token(step)
                 if chosen is not None:
-                    total = (chosen * indices).sum()
+                    total = chosen.sum()
         raise AssertionError("unreachable")
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate, one_hot_rows
+from models.generation import GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
 from protocols.suite import OutputShare
@@ -161,7 +161,7 @@ def observed_generation(
     a = checkpoint.architecture
     plan = GenerationPlan(len(prompt), new_tokens)
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), parties) for name, w in checkpoint.weights.items()}
-    rows = additive(one_hot_rows(prompt, a.vocabulary), parties)
+    rows = additive(token_indices(prompt, a.vocabulary), parties)
     watches: list[_Watch] = []
     lock = threading.Lock()
 

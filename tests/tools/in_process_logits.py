@@ -15,7 +15,7 @@ from torch import Tensor
 from launch.in_process import run_in_process
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate, one_hot_rows
+from models.generation import GenerationPlan, generate, token_indices
 from mpc.channel import MemoryChannel
 from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
@@ -87,7 +87,7 @@ def generate_with_logits(
     """All tokens of the plan by the secure arg-max, and float64 logits [tokens, V]."""
     architecture = checkpoint.architecture
     weights = _Weights(checkpoint, parties)
-    prompts = _shares(one_hot_rows(ids, architecture.vocabulary), 0, parties)
+    prompts = _shares(token_indices(ids, architecture.vocabulary), 0, parties)
 
     def program(suite: Suite, index: int | None) -> Outputs:
         logits: list[OutputShare] = []

@@ -27,7 +27,7 @@ from launch.in_process import run_in_process
 from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import Decoding, GenerationPlan, generate, one_hot_rows
+from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc.errors import RangeError
 from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
@@ -138,7 +138,7 @@ def answer(
     """One session, all roles in this process."""
     a, bits = checkpoint.architecture, SUITES[name][2]
     weights = {key: _shares(encode(w, SHARED_BITS), parties) for key, w in checkpoint.weights.items()}
-    prompt = _shares(one_hot_rows(ids, a.vocabulary), parties)
+    prompt = _shares(token_indices(ids, a.vocabulary), parties)
     noise: Tensor | None = None
     noise_shares: list[Tensor | None] = [None] * parties
     if plan.decoding == "sample":

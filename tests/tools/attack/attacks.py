@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.tools.attack.contract import Attack
+from tests.tools.attack.scaled_prompt_row import ScaledPromptRow
 
-ATTACKS: tuple[Attack, ...] = ()
+ATTACKS: tuple[Attack, ...] = (ScaledPromptRow(),)
