@@ -23,6 +23,7 @@ from mpc.ghost import broadcast
 RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
 _FEW_ROWS = 8
+_LIMB_ENTRIES = 1 << 22  # elements of a factor that is split into limbs at a time
 _SMALL = 1 << 18  # multiply-adds
 _DEEP = 256  # inner length from which bytes pay in rings above 32 bits
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
@@ -76,13 +77,21 @@ def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
 def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     """`a @ b` modulo 2^bits by exact float64 products of limbs; the same code on CPU and CUDA.
 
-    a: [..., M, K], b: [..., K, N], int64. With limbs of w signed bits a dot product of length K stays below
-    2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs whose weight is 2^bits or more vanish.
+    a: [..., M, K], b: [..., K, N], int64; b may be int32 where bits <= 32. With limbs of w signed bits a dot product of
+    length K stays below 2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs whose weight is
+    2^bits or more vanish. A large b is split along K, so that its limbs take little memory.
     """
     depth = a.shape[-1]
+    step = max(1, _LIMB_ENTRIES // max(1, math.prod(b.shape[:-2]) * b.shape[-1]))
+    if depth > step:
+        cuts = [slice(start, start + step) for start in range(0, depth, step)]
+        whole = limb_matmul(a[..., cuts[0]], b[..., cuts[0], :], bits)
+        for cut in cuts[1:]:
+            whole += limb_matmul(a[..., cut], b[..., cut, :], bits)
+        return reduce(whole, bits)
+    if b.dtype == torch.int32:
+        b = b.to(torch.int64)
     width = min((_EXACT + 2 - math.ceil(math.log2(max(depth, 1)))) // 2, 32)
-    if width < 4:
-        raise RangeError(f"matrix product of inner length {depth} is too long for exact limbs")
     count = -(-bits // width)
     left, right = _limbs(a, width, count), _limbs(b, width, count)
     out: Tensor | None = None
@@ -160,10 +169,8 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
     small = short or b.dim() == 1 or _small(a, b)
     if a.device.type == "cpu" and not small and (bits <= 32 or a.shape[-1] >= _DEEP) and byte_matmul_pays():
         return byte_matmul(a, b, bits)
-    if b.dtype == torch.int32:
-        b = b.to(torch.int64)
     if a.device.type == "cpu" and small:
-        return reduce(torch.matmul(a, b), bits)
+        return reduce(torch.matmul(a, b.to(torch.int64)), bits)
     if a.dim() == 1 or b.dim() == 1:
         left, right = (a[None] if a.dim() == 1 else a), (b[:, None] if b.dim() == 1 else b)
         out = limb_matmul(left, right, bits)

@@ -55,20 +55,15 @@ class FixedWeight:
 
     m: opened W + lam [in, out]; own: this party's share of W; at the dealer lam is the whole mask. Kept column-major, which
     makes a product with one row (a decode step) a single pass at memory speed. bits: the largest ring of its products; up
-    to 32 bits m and own are kept in 32, half the memory and half the pass.
+    to 32 bits m and own are kept in 32, half the memory and half the pass. Made by `protocols.masked.weights`.
     """
 
-    def __init__(self, value: Masked, c: Context, bits: int = 64) -> None:
-        dtype = torch.int32 if bits <= 32 else torch.int64
-
-        def keep(t: Tensor) -> Tensor:
-            return t.to(dtype).t().contiguous().t() if t.dim() == 2 and not t.is_meta else t.to(dtype)
-
-        self.m = keep(value.m)
-        self.lam = keep(value.lam) if c.tape.dealing else c.blank(value.shape)
-        self.own = keep(c.shared(value).x) if c.evaluating else c.blank(value.shape)
-        self.frac = value.frac
-        self.bits = 32 if bits <= 32 else 64
+    def __init__(self, m: Tensor, own: Tensor, lam: Tensor, frac: int, bits: int) -> None:
+        self.m = m
+        self.own = own
+        self.lam = lam
+        self.frac = frac
+        self.bits = bits
 
     @property
     def shape(self) -> torch.Size:

@@ -42,6 +42,7 @@ from protocols.masked.power import power
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.tensor import MaskedTensor, MaskedWeight
 from protocols.masked.truncation import lift, open_cut, truncate, truncate_and_lift
+from protocols.masked.weights import fixed_weight
 from protocols.masked.wires import Masked, Shared
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
@@ -254,16 +255,14 @@ class MaskedSuite(Suite):
     # ---- values in and out -----------------------------------------------------------------------------------------
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> MaskedWeight:
         """Open the weight's masked form once, 8 bytes per element to each other party, 1 round."""
-        c = self.context
         with operation("weight"):
-            x = Shared(share.to(self.device) if share is not None else c.blank(shape), FULL, WEIGHT_BITS)
-            opened = await open_value(c, x)
+            bits = self._embed_bits if name == TABLE else FULL
+            weight = await fixed_weight(self.context, shape, share, WEIGHT_BITS, bits)
         magnitude = self.declared.at(0).residual if len(shape) == 1 or name.startswith("embedding") else 6
         home = copy.copy(self)  # what outlives the session keeps neither its tape nor its channel
-        home.context = c.local()
+        home.context = self.context.local()
         home.ledger = home.context.ledger
-        largest = self._embed_bits if name == TABLE else FULL
-        return MaskedWeight(home, product.FixedWeight(opened, c, largest), magnitude)
+        return MaskedWeight(home, weight, magnitude)
 
     def input(
         self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None

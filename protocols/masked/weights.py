@@ -1,0 +1,54 @@
+"""Weights made ready once for all their products: W + lam is opened, in blocks of rows, so that loading takes little more
+memory than what is kept.
+
+Rounds: 1 for every `BLOCK_ENTRIES` elements, or part of them. Bytes to each other party: 8 an element. Offline: none but the
+masks' seeds. Error: none. Leaks nothing: the mask is uniform, and known to the dealer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mpc.ghost import shadow
+from protocols.masked.context import Context, open_value
+from protocols.masked.product import FixedWeight
+from protocols.masked.wires import Shared
+
+FULL = 64
+BLOCK_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Consecutive rows of a weight that are opened at the same time."""
+    step = max(1, BLOCK_ENTRIES // max(1, torch.Size(shape[1:]).numel()))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A matrix to be filled, column-major."""
+    turned = torch.empty(tuple(reversed(shape)), dtype=dtype, device=device)
+    return turned.t() if len(shape) == 2 else turned
+
+
+async def fixed_weight(c: Context, shape: Sequence[int], share: Tensor | None, frac: int, bits: int) -> FixedWeight:
+    """A weight of `shape`, [in, out] or [out], from this party's share modulo 2^64 (None where there is none).
+
+    bits: the largest ring of its products. The sharing that is kept is m - lam, of which the model's owner knows nothing.
+    """
+    width, dtype = (32, torch.int32) if bits <= 32 else (FULL, torch.int64)
+    m, own = (_empty(shape, dtype, c.device) if c.evaluating else shadow(shape) for _ in range(2))
+    masks = _empty(shape, dtype, c.device) if c.tape.dealing else shadow(shape)
+    for rows in _blocks(shape):
+        size = (rows.stop - rows.start, *shape[1:])
+        part = c.blank(size) if share is None else share[rows].to(c.device)
+        opened = await open_value(c, Shared(part, FULL, frac))
+        if c.evaluating:
+            m[rows] = opened.m.to(dtype)
+            own[rows] = c.shared(opened).x.to(dtype)
+        if c.tape.dealing:
+            masks[rows] = opened.lam.to(dtype)
+    return FixedWeight(m, own, masks, frac, width)
