@@ -1,7 +1,7 @@
 """Which modules define a protocol: found in their source, so that none can be forgotten.
 
-A function speaks when it asks the tape for a dealt value, opens or sends something, or calls a function that speaks. Calls are
-followed by name through the imports of a package's modules; a method of an object counts by its own name alone.
+A function speaks when it asks the tape for a dealt value, opens or sends something, or calls a function that speaks.
+Calls are followed by name through the imports of modules; a method of an object counts by its own name alone.
 """
 
 from __future__ import annotations

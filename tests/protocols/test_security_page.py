@@ -1,4 +1,4 @@
-"""docs/security.md and the code say the same: every protocol, policy, suite, decoding, option and setting stands on the page."""
+"""docs/security.md and the code say the same: each protocol, policy, suite, decoding, option and setting stands there."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Stochastic truncation gives floor(x / 2^t) + [u < x mod 2^t] for a uniform u that parties hold, element by element.
 
-This is the functionality of docs/security.md, "Rounding": u is taken from what parties see, and with x it decides the result.
+This is the functionality of docs/security.md, "Rounding": u is taken from what parties see, and x and u decide.
 """
 
 from __future__ import annotations
