@@ -95,7 +95,8 @@ def test_policies() -> None:
 
 def test_suites_and_their_options() -> None:
     assert named("Suites") == set(SUITES)
-    options = {name for suite in SUITES for name in inspect.signature(suite_class(suite).__init__).parameters}
+    secure = [suite_class(suite) for suite in SUITES if suite != "plain"]
+    options = {name for kind in secure for name in inspect.signature(kind.__init__).parameters}
     assert named("Suite options") == options - INSIDE
 
 
