@@ -3,6 +3,7 @@
 Right where CrypTen is not: every function states its range and error (`protocols.crypten`). Setting as everywhere: semi-
 honest, n-1 of the compute parties may collude, the dealer colludes with none. Everything that is opened is masked by a
 value that is uniform and unknown to the parties.
+Leaks: to parties and dealer shapes only; to the client, beside its answer, range flags (docs/security.md, "Suite crypten").
 
 | step | bytes per element to each peer | rounds |
 | --- | --- | --- |

@@ -3,8 +3,9 @@
 With every output a party hands its XOR share of the range flags to the client (`Suite.flags`), who alone opens them.
 
 Who learns what. The client learns which kinds left their range in which layers of its own session, and nothing else: a word
-is zero, or uniformly random. A party alone learns nothing: its share is uniformly random. A party together with the client
-learns, in a flagged session only, up to 64 random parities of which values were outside.
+is zero, or uniformly random. A party alone learns nothing: its share is uniformly random. A party, or the dealer,
+together with the client learns, in a flagged session only, up to 64 random parities of which values were outside.
+Leaks: this, to the client (docs/security.md, "Range flags to the client").
 """
 
 from __future__ import annotations

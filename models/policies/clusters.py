@@ -7,6 +7,8 @@ A cluster of s tokens is described by the highest and lowest key in every channe
 * its linearisation q . (alpha r_max + (1 - alpha) r_min) of MPCache, without any comparison.
 
 Sources: Tang et al., "Quest", ICML 2024, section 3.3; Zeng et al., "MPCache", NeurIPS 2025, section 4.2.
+
+Leaks: to parties and dealer how many clusters there are (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Source: Zeng et al., "MPCache", NeurIPS 2025, section 3 (top-k "directly applied"). Nothing is evicted; each key/value head
 chooses for itself, the scores of a group's heads are summed. The others' scores are lowered by `PENALTY`, so that they
 weigh less than a unit of fixed point: tokens cannot leave the computation without gathering, which is its weakness.
+
+Leaks: to parties and dealer how many tokens count, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

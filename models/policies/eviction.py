@@ -1,4 +1,7 @@
-"""What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order."""
+"""What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order.
+
+Leaks: to parties and dealer how many rows stay, not which (docs/security.md, "Policies").
+"""
 
 from __future__ import annotations
 

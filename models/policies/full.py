@@ -1,4 +1,7 @@
-"""Everything is kept and attended to: what every other policy is compared with."""
+"""Everything is kept and attended to: what every other policy is compared with.
+
+Leaks: to parties and dealer lengths alone (docs/security.md, "Policies").
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Source: Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", NeurIPS 2023,
 section 4 and algorithm 1: scores add up over all queries, a token is evicted at every step, per head. The token that leaves
 the recent window competes with the heavy hitters; the lowest of them goes.
+
+Leaks: to parties and dealer how many tokens stay, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

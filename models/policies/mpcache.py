@@ -21,6 +21,8 @@ different here, since everything is decided on shares:
   same; elsewhere one token computes them all. Layers that take the choice of another one describe nothing.
 
 Which tokens stay and which clusters are chosen is secret; how many is public and follows from lengths and settings.
+
+Leaks: to parties and dealer these numbers (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Source: Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", ICML 2024, section 3.3; its
 first two layers attend to everything. The unfilled last page always counts. The bound is the true one, with maxima.
+
+Leaks: to parties and dealer how many pages count, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

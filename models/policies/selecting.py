@@ -1,6 +1,8 @@
 """What selecting policies share: a step chooses clusters in secret and attends to them and to what always counts.
 
 `chosen` is a one-hot matrix; layers may share it (`reuse`), which spares the others' ranking and its opening.
+
+Leaks: to parties and dealer a `Layout`, which follows from lengths; not what is chosen (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Source: Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, sections 4.1 and 4.2, and
 its code: votes of an observation window, average pooling (kernel 5), the window itself always kept. Tokens generated later
 all stay. With grouped queries the votes of a group's heads are summed, since they share a key/value head.
+
+Leaks: to parties and dealer how many tokens stay, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

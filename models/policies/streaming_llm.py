@@ -2,6 +2,8 @@
 
 Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, section 3.2. There positions are
 counted within the cache; here keys keep the position at which they were cached, as in every policy of this package.
+
+Leaks: to parties and dealer all that it decides, which follows from lengths (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

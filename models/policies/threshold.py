@@ -8,6 +8,8 @@ zwxandy/MPCache. What it does otherwise than `models.policies.mpcache`:
 * a token stays when its probability, averaged over heads, reaches a threshold for any of these queries. How many stay
   depends on the prompt, layer by layer, and would be public on shares; their thresholds are set by data set (1e-20, 1e-8,
   1e-4 and 1e-3, which leave 50, 30, 20 and 15 % of their prompts).
+
+Leaks: would tell that number to all, hence refused on shares (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

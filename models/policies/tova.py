@@ -3,6 +3,8 @@
 Source: Oren et al., "Transformers are Multi-State RNNs", EMNLP 2024, section 3 (token omission via attention): the last
 query's attention averaged over heads. After the prompt the last query's attention decides for the whole budget, as in the
 authors' code.
+
+Leaks: to parties and dealer how many tokens stay, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations

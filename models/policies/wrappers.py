@@ -1,4 +1,7 @@
-"""Policies around policies: other settings per layer, one choice for several layers, a prompt in several batches."""
+"""Policies around policies: other settings per layer, one choice for several layers, a prompt in several batches.
+
+Leaks: to parties and dealer their text and what the policies inside leak (docs/security.md, "Policies").
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ polynomial in x^2; outside, 0 or x; for SiLU, whose tails are long, one more pol
 | relu | 0 (exact) | 8 | 40 |
 
 Coefficients are minimax fits, written out so that all parties hold the same; rounding adds up to 2 units in the last place.
+Leaks: nothing (docs/security.md, "Activations, crypten").
 """
 
 from __future__ import annotations

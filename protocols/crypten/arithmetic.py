@@ -3,6 +3,9 @@
 Products of two secrets are CrypTen's Beaver protocols (Beaver 1991). A product with a fixed secret reuses the secret's
 mask (Ben-Efraim et al. 2019). Truncation is ours: CrypTen's two-party one is wrong by about 2^(64-f) with probability
 |x|/2^63 per element, ours never is.
+
+Leaks: nothing (docs/security.md, "Products and truncation"); the rounding is [u < x mod 2^t] for the low bits u of what is
+opened (docs/security.md, "Rounding").
 """
 
 from __future__ import annotations

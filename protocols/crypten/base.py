@@ -1,4 +1,7 @@
-"""The suite `crypten` without its functions: options, values in and out, linear algebra."""
+"""The suite `crypten` without its functions: options, values in and out, linear algebra.
+
+Leaks: nothing; outputs go to the client alone (docs/security.md, "Suite crypten").
+"""
 
 from __future__ import annotations
 

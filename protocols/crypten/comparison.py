@@ -3,6 +3,8 @@
 CrypTen turns every party's share into XOR shares and adds them in a 64-bit circuit: 216 bytes and 8 rounds per comparison
 with two parties, more with each further one. Here x + r is opened for a uniform r whose bits the dealer has shared by XOR
 (Escudero et al. 2020, edaBits), and the same carry tree runs over as few bits as the comparison needs.
+
+Leaks: nothing; all that is opened has a fresh uniform mask (docs/security.md, "Comparisons, crypten").
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ with 1 024 cached tokens). Here only the new factor is opened, as for weights (`
 clusters is a factor of its own: the algebra is that of `protocols.masked.gather`, with m = x - b for CrypTen's mask b.
 
 Security as for weights: x - b with a fresh uniform b that no party knows, opened once (Ben-Efraim et al. 2019). The dealer
-deals products of masks. Rings Z_2^64 throughout. Leaks nothing.
+deals products of masks. Rings Z_2^64 throughout.
+Leaks: nothing (docs/security.md, "Kept factors").
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ ordinary activations: softmax when sum exp(x - max) passes 256 and on masks of -
 here), inv_sqrt outside 0.04 to 170, tanh beyond 263, gelu by tanh beyond about 20, two-party truncation with probability
 |x|/2^47 per product at 16 fraction bits. CrypTen has no GELU; both forms are its tanh's, since its erf is unusable. Its
 arg-max breaks ties at random.
+
+Leaks: nothing (docs/security.md, "CrypTen's own functions").
 """
 
 from __future__ import annotations

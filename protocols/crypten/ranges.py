@@ -16,8 +16,8 @@ with w_j 64 bits that all parties know and the client does not: AES-CTR from a S
 is uniform and went between parties only. The word is 0 if no bit is set; otherwise it is the XOR of some unknown words, 0
 with probability 2^-64. A fresh zero-sharing is added before a share leaves its party.
 
-Security: nothing is opened but under fresh masks; parties learn nothing; the client learns which words are not zero. A
-client that pools its words with a party's w_j can tell which values were beyond.
+Security: nothing is opened but under fresh masks. Leaks: to the client which words are not zero; to it together with a party
+or the dealer, who can know the w_j, up to 64 parities of which sums were beyond (docs/security.md, "Range flags, crypten").
 """
 
 from __future__ import annotations

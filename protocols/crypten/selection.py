@@ -12,7 +12,8 @@ Ties go to the earlier position everywhere; results are exact on the ring elemen
 | keep k of n, by threshold over b bits | 14 b + 24 | 31.7 (b + 3) |
 | compaction of n rows to k | 9 | 2 + 5.5 k + 8 (k + row) |
 
-Leaks nothing. Sources: Escudero et al. 2020 (comparisons); Aggarwal, Mishra, Pinkas 2004 (k-th ranked element).
+Leaks: nothing (docs/security.md, "Selection, crypten").
+Sources: Escudero et al. 2020 (comparisons); Aggarwal, Mishra, Pinkas 2004 (k-th ranked element).
 """
 
 from __future__ import annotations

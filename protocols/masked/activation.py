@@ -13,7 +13,8 @@ then, as the borrow of what was cut falls. That does no harm:
 P(x) needs no round; it is opened together with the brackets, and bits times masked values cost no round: the result is
 Shared after one round (the second is the caller's opening).
 
-Range: |x| < 2^magnitude as declared. Error: below 2^-12 over the whole range (tabulated by a test). Leaks nothing.
+Range: |x| < 2^magnitude as declared. Error: below 2^-12 over the whole range (tabulated by a test).
+Leaks: nothing (docs/security.md, "Activations").
 """
 
 from __future__ import annotations

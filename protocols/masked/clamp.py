@@ -5,7 +5,7 @@ x - low and high - x are masked values too, and a bit times a masked value costs
 
 Rounds 1; online two comparisons per element, each 3, 5, 7 bits for rings of up to 16, 24, 32; offline those of two
 comparisons and twice `Bit.times`. Valid range: x, low and high within +-2^(x.bits - 2) ring units, x.bits <= 32. Error: none
-(exact). Leaks nothing. Sources as in `comparison`.
+(exact). Leaks: nothing (docs/security.md, "Clamp"). Sources as in `comparison`.
 """
 
 from __future__ import annotations

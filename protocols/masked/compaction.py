@@ -21,7 +21,8 @@ rows that are Shared; "shuffle" at most C (R + bit_length(k)/8 + 1/8) each for c
 Offline bytes: "matrix" k R + C 2^bit_length(k) ring bytes; "shuffle" C (R + bit_length(k)/8 + 1/8).
 `compact` takes the method with fewer bytes sent by the busiest party, predicted by running both on shapes.
 Valid range: exactly k ones, 1 <= k <= C. k = C costs nothing. Error: none.
-Leaks nothing beyond k and C. Sources: Chase, Ghosh, Poburinnaya 2020; shuffle-then-reveal after Laur, Willemson, Zhang 2011.
+Leaks: nothing beyond k and C (docs/security.md, "Compaction").
+Sources: Chase, Ghosh, Poburinnaya 2020; shuffle-then-reveal after Laur, Willemson, Zhang 2011.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ A looked-up bit is masked by a dealt random bit rho and opened: u = b xor rho is
 linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic shares of
 the products of rho's, in any ring. The same products times a mask lam_y give answer * y for a masked y in the same round.
 
-Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none; leaks nothing (opened
-bits are uniform). Offline: 64 bits a bit for digits of 6 bits, 32 for narrower ones, 256 for digits of 8.
+Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none. Leaks: nothing, opened
+bits are uniform (docs/security.md, "Comparisons").
+Offline: 64 bits a bit for digits of 6 bits, 32 for narrower ones, 256 for digits of 8.
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
 

@@ -3,6 +3,8 @@
 Openings and, for a shuffle, masked tensors handed from one party to the next are all that crosses the wire. [x] + [lam] with
 a fresh uniform lam is sent, so what is seen is uniform and independent of x. The scheduler collects all openings that are
 waiting and sends them as one message: one round.
+
+Leaks: nothing; what is sent is uniform (docs/security.md, "Openings").
 """
 
 from __future__ import annotations

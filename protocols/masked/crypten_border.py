@@ -2,7 +2,7 @@
 
 A CrypTen tensor is an additive sharing in Z_2^64 with `precision` fraction bits: reading it costs nothing. The way back
 costs nothing from the full ring and one opening (1 round, ring bits per element) from a smaller one, where the value is
-lifted. Leaks nothing.
+lifted. Leaks: nothing (docs/security.md, "CrypTen border").
 """
 
 from __future__ import annotations

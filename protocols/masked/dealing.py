@@ -12,6 +12,8 @@ rule uses public sizes and the constants of `Rates` only, never a clock, so deal
 
 So tables win for small domains and small rings (softmax's 64 bins of 11 bits), point functions for the matrices of top-k and
 for large domains. Two parties only; with more it is always the table.
+
+Leaks: nothing; public sizes decide (docs/security.md, "Choice of dealing").
 """
 
 from __future__ import annotations

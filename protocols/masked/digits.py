@@ -6,7 +6,8 @@ exact, and is opened in its own ring. x modulo 2^l needs nothing. Splitting in h
 
 Rounds: ceil(log2(number of digits)) up to 24 bits, one for each further 8; online bits per element: the high parts' rings,
 about bits / 2 (bits - 8) a round. Offline bits per element: 2^l (bits - l) and the opening's mask for a split at l.
-Valid range: any; x is read modulo 2^bits. Error: none. Leaks nothing: high parts are opened under fresh uniform masks.
+Valid range: any; x is read modulo 2^bits. Error: none.
+Leaks: nothing; high parts are opened under fresh uniform masks (docs/security.md, "Digits").
 Sources: Ishai et al. 2013 (one-time truth tables); LLAMA (Gupta et al. 2022) for digit decomposition.
 """
 

@@ -9,8 +9,9 @@ cipher. The tree ends early: a leaf's G(s) is 256 bits, which are 256 / P entrie
 Rounds and online bytes: none (local, as `one_hot_table`).
 Offline bytes per element, at *each* party: D (16 + 1/4) + (256 / P) bits / 8 with D = width - log2(256 / P) levels, for
 2^width bits / 8 of the dealt table, which the last party alone receives. Work: 2 (2^(D+1) - 1) AES blocks.
-Valid range: two parties, D >= 1. Error: none. Leaks nothing to a computationally bounded party: keys are pseudorandom
-if G is a pseudorandom generator: with AES as an ideal permutation, for work up to 2^(128 - b) against 2^b keys.
+Valid range: two parties, D >= 1. Error: none. Leaks: nothing to a computationally bounded party; keys are
+pseudorandom if G is a pseudorandom generator: with AES as an ideal permutation, for work up to 2^(127 - b) against 2^b
+levels of all keys, since the control bit is taken from the 128 of a seed (docs/security.md, "Point functions").
 Sources: Boyle, Gilboa, Ishai 2016 (function secret sharing: improvements and extensions), early termination included; Guo,
 Katz, Wang, Yu 2020 for fixed-key AES.
 

@@ -12,7 +12,8 @@ Where there are few clusters the scores of all of them are opened instead, and t
 
 Both: local (0 rounds; the result is Shared). Offline elements a head, n chosen of N clusters: scores R n N C + R N s +
 n s C + R n s; values R N s + R n N C + n s C + R C. Online: nothing here; e's opening costs n N ring elements a head, once
-for all layers that share it. Valid range: results below 2^(bits - 1). Error: none (exact in the ring). Leaks nothing.
+for all layers that share it. Valid range: results below 2^(bits - 1). Error: none (exact in the ring).
+Leaks: nothing, they are local (docs/security.md, "Attention to chosen clusters").
 Source: Beaver 1991 generalised to three factors (e.g. Ohata, Nuida 2020).
 """
 

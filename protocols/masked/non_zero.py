@@ -3,7 +3,8 @@
 For x = m - lam modulo 2^b the dealer deals, for every value p of m, [p != lam]; the party looks its m up.
 Rounds 0; online nothing beyond the opening of x; offline bits per element: 2^b times the result's ring bits, so for small
 rings only (`affordable`). `less_than_zero` of a ring one bit wider does the same in a round, for a hundred bytes.
-Valid range: any. Error: none. Leaks nothing. Source: Ishai et al. 2013 (one-time truth tables).
+Valid range: any. Error: none. Leaks: nothing (docs/security.md, "Non-zero counts").
+Source: Ishai et al. 2013 (one-time truth tables).
 """
 
 from __future__ import annotations

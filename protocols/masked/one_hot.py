@@ -5,7 +5,8 @@ any factors that it knows). Rotated by the public m_digit it is the one-hot vect
 gives T[d] = sum_j e[j] T[m_digit - j]: one dealt vector serves any number of tables.
 
 When lower bits were cut off, d is the true digit or one above (the borrow is not taken out): tables are made so that this
-is harmless. Offline: 2^w * bits per element. Online and leakage: none.
+is harmless. Offline: 2^w * bits per element. Online: none.
+Leaks: nothing, it is local (docs/security.md, "One-hot lookups").
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ The range is the ring: x is read modulo 2^bits, and the last segment is not usab
 clamp first where x can leave it. Offline: (degree + 1) 2^hi out_bits per
 element (twice with a factor). Error: the fit's plus about 2^(power_bits - frac) (rounded coefficients) plus |f'| width
 2^-power_bits.
-Leaks nothing (local). Boyle, Gilboa, Ishai 2019; SIGMA (Gupta et al. 2024).
+Leaks: nothing, it is local (docs/security.md, "Piecewise polynomials").
+Sources: Boyle, Gilboa, Ishai 2019; SIGMA (Gupta et al. 2024).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@
 3. A piecewise polynomial of the normalised value, times the factor (no round), is the result, Shared: the caller opens it,
    usually round 3, together with something else.
 
-Range: 2^low <= x < 2^high ring units (outside it the result is meaningless); x.bits >= high + 2. Leaks nothing: counts,
-normalised value and factor are opened under fresh uniform masks. Sources as in the gates used.
+Range: 2^low <= x < 2^high ring units (outside it the result is meaningless); x.bits >= high + 2.
+Leaks: nothing; counts, normalised value and factor are opened under fresh uniform masks (docs/security.md, "Powers").
+Sources as in the gates used.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 a weight or a cached value that was masked once costs nothing for it. Beaver 1991; Ben-Efraim et al. 2019.
 
 Result: Shared, frac = frac_x + frac_y, in the smaller ring. The caller guarantees |x y| < 2^(bits - 1 - frac).
-Offline: bits per output element for the last party. Error: none (exact in the ring). Leaks: nothing.
+Offline: bits per output element for the last party. Error: none (exact in the ring).
+Leaks: nothing, they are local (docs/security.md, "Products").
 """
 
 from __future__ import annotations

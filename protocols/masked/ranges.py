@@ -14,6 +14,8 @@ set, up to 64 parities of the bits.
 With a digit of w bits, its unit u = 2^(k - w): a value within its limit is never flagged, one that exceeds it by two units
 always, up to 2^k less the same on the other side, where the ring is around once; from there on only what falls outside on
 the circle is. Between limit and two units more either may happen, so the rings of what follows have room for values there.
+Leaks: to the client, per output, which kinds left their range in which layers; to it together with a party or the dealer up
+to 64 parities of the bits (docs/security.md, "Range flags, masked").
 Offline: 2^w bits per value at the last party, 32 bytes an output. Sources: Ishai et al. 2013 (one-time truth tables).
 """
 

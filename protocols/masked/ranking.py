@@ -5,7 +5,8 @@ and index at rank 0 are a dealt one-hot of the rank times the masked values: Sha
 16 and 7 bring a vocabulary of 50 257 to one in six levels, eighteen rounds.
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
-Leaks nothing: comparison bits, ranks and values are opened under fresh uniform masks.
+Leaks: nothing; comparison bits, ranks and values are opened under fresh uniform masks
+(docs/security.md, "Maximum and arg-max").
 """
 
 from __future__ import annotations

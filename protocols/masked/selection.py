@@ -2,6 +2,8 @@
 
 Functions over a `MaskedSuite`; its methods of the same names call them. Rounds and bytes are those of the gates: `top_k`,
 `threshold`, `compaction`, `gather`, `softmax`.
+
+Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranking").
 """
 
 from __future__ import annotations

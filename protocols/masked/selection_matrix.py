@@ -5,8 +5,9 @@ looked up: [count_i >= j + 1] steps from 0 to 1 exactly at the j-th marked posit
 the rows.
 
 Rounds 1; online bit_length(k) bits per position; offline 2^bit_length(k) * bits per position. Valid range: the indicator has
-exactly k ones, k public. Error: none. Leaks nothing: the counts are opened under fresh uniform masks. Sources: Ishai et al.
-2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019.
+exactly k ones, k public. Error: none.
+Leaks: nothing; the counts are opened under fresh uniform masks (docs/security.md, "Selection matrix").
+Sources: Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019.
 """
 
 from __future__ import annotations

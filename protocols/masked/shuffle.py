@@ -13,7 +13,8 @@ before `axis`; axes behind it move along.
 Rounds: n - 1 for masked inputs, n when one of them is Shared (it is then collected, masked, at party 0).
 Online: bits per element from each party to the next, and from each party to party 0 for a sharing; for two parties one
 message in one direction per round. Offline: bits per element for the last party. Valid range: any. Error: none.
-Leaks nothing: party i + 1 sees z_(i+1), uniform by r_i; party 0 sees m, uniform by lam. A coalition that lacks party h knows
+Leaks: nothing (docs/security.md, "Shuffle").
+Party i + 1 sees z_(i+1), uniform by r_i; party 0 sees m, uniform by lam. A coalition that lacks party h knows
 neither pi_h nor r_h, so its view is independent of x and of pi_h.
 Source: Chase, Ghosh, Poburinnaya 2020 (Secret-shared shuffle), with a dealer in place of oblivious transfer.
 """

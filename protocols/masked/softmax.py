@@ -16,7 +16,8 @@ whole range, no polynomial, no clamp. The numerators carry about 42 fraction bit
 Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default. What is computed
 is right while each score is less than 15/16 2^(r-1) away from the row's last one, and flagged otherwise (`ranges`).
 Error of a probability: below 2^-11 (see tests for the table). Offline: 64 (1 + log2 n) bits and 32 x 64 bits per score,
-twice that for each further bit of r. Leaks nothing. A public mask removes positions altogether.
+twice that for each further bit of r. Leaks: nothing (docs/security.md, "Softmax").
+A public mask removes positions altogether.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ rings follow from them and an operation whose ring would be too small is an erro
 are opened anyway (`ranges`): one outside its bound is flagged for the client, surely from 3/2 of the bound on, and right
 until then, so rings have one bit more than the bound; two bits more where a value is opened to be checked.
 
-Security: semi-honest, any parties - 1 compute parties may collude, the dealer with none. Leaks to parties and dealer: shapes
-only. To the client, beside its answer: which kinds left their bounds in which layers (`ranges`).
+Security: semi-honest, any parties - 1 compute parties may collude, the dealer with none. Leaks: to
+parties and dealer shapes only; to the client, beside its answer, which kinds left their bounds in which layers (`ranges`)
+(docs/security.md, "Suite masked").
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ L (2^w bit_length(n) + w). Offline bytes per value, b = bit_length(n): 2^w (2 L 
 3.5 kB with w = 4, 6, 8, in 16, 13, 9 rounds.
 Valid range: |x| < 2^(x.bits - 2) ring units, 3 <= x.bits <= 32, n < 2^24, 1 <= k <= n (k = n costs nothing).
 Error: none, exact on the ring elements; exactly k marks, ties to the earlier position.
-Leaks nothing: digits, counts, thresholds and candidate bits are opened under fresh uniform masks.
+Leaks: nothing; digits, counts, thresholds and candidate bits are opened under fresh uniform masks
+(docs/security.md, "Top-k by threshold").
 Sources: Ishai et al. 2013 (one-time truth tables); Aggarwal, Mishra, Pinkas 2004 (secure k-th ranked element) for counting.
 """
 

@@ -12,7 +12,8 @@ Online bits per problem: v C(C-1)/2 + C ceil(log2 C), with v = 3, 5, 7 opened bi
 Offline bits per problem, r = ceil(log2 C): for each pair v 2^d (d the width of a digit, tables of at least 64 bits) and 5 r
 (17 r beyond 16 bits); for each value 2^r bits for the matrix or the indicator.
 Valid range: |x| < 2^(x.bits - 2) ring units, 2 <= x.bits <= 32, 1 <= k <= C. Error: none (exact on the ring elements).
-Leaks nothing: comparison bits, ranks and counts are opened under fresh uniform masks.
+Leaks: nothing; comparison bits, ranks and counts are opened under fresh uniform masks
+(docs/security.md, "Top-k by ranks").
 Sources: Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
 

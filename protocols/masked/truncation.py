@@ -12,7 +12,8 @@ truncate_and_lift: the same value as a sharing in any ring. For |x| < 2^(bits - 
 exactly when msb(lam) = 1 and msb(c) = 0, so
 [x >> t] = (c >> t) - 2^(bits - 2 - t) - [lam >> t] + (1 - msb(c)) 2^(bits - t) [msb(lam)].
 Offline: to_bits + max(0, to_bits - bits + t) bits per element. SIGMA (Gupta et al. 2024), LLAMA (Gupta et al. 2022).
-Leaks: nothing, both are local.
+Leaks: nothing of x. The rounding is [u < x mod 2^t] for a uniform u that parties know: the low bits of m, or of their own
+shares in `open_cut` (docs/security.md, "Rounding").
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def truncate(c: Context, x: Masked, count: int) -> Masked:
 
 async def open_cut(c: Context, x: Shared, count: int) -> Masked:
     """<x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or bits
-    per element to each other party. Leaks nothing: the mask is fresh and uniform."""
+    per element to each other party. Leaks as the module: the mask is fresh and uniform."""
     if count == 0 or c.parties > 2:
         return truncate(c, await open_value(c, x), count)
     left = x.bits - count

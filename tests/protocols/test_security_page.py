@@ -1,0 +1,129 @@
+"""docs/security.md and the code say the same: each protocol, policy, suite, decoding, option and setting stands there."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from models.generation import Decoding
+from models.policies.registry import POLICIES, WRAPPERS
+from models.policies.wrappers import PerLayer
+from parties import wire_pb2
+from parties.config import Limits, PeerAddress, RoleConfig
+from parties.grants import ClientGrant, OwnerGrant
+from parties.manifest import Manifest
+from parties.settings import Settings
+from protocols.registry import SUITES, suite_class
+from tests.protocols import speaking
+
+ROOT = speaking.ROOT
+PAGE = ROOT / "docs" / "security.md"
+REFERENCE = re.compile(r'docs/security\.md,\s*"([^"]+)"')
+PROTOCOLS = [ROOT / "protocols" / "masked", ROOT / "protocols" / "crypten", ROOT / "protocols"]
+INSIDE = {"self", "parties", "tape", "channel", "ledger"}  # of a suite's constructor: no options
+
+
+@cache
+def rows() -> dict[str, list[str]]:
+    """{heading: first cells of the rows of its tables}, headers and rulers left out."""
+    found: dict[str, list[str]] = {}
+    heading, before = "", ""
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+            found[heading] = []
+        elif line.startswith("| ---"):
+            found[heading].remove(before)
+        elif line.startswith("|"):
+            before = line[1:].split(" | ")[0].strip()
+            found[heading].append(before)
+    return found
+
+
+def anchors() -> set[str]:
+    """Headings and titles of rows, which may name a file in brackets behind them."""
+    plain = (re.sub(r" \(`.*\)$", "", cell).replace("`", "") for cells in rows().values() for cell in cells)
+    return {heading.replace("`", "") for heading in rows()} | set(plain)
+
+
+def named(*headings: str) -> set[str]:
+    """What stands in backticks in the first cells below these headings."""
+    return {name for heading in headings for cell in rows()[heading] for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def documentation(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def protocols() -> list[Path]:
+    """All modules that define a protocol or a policy."""
+    policies = {Path(inspect.getfile(kind)) for kind in (*POLICIES.values(), *WRAPPERS.values(), PerLayer)}
+    awaiting = {p for p in (ROOT / "models" / "policies").glob("*.py") if "await suite." in p.read_text()}
+    return sorted(speaking.speaking(*PROTOCOLS) | policies | awaiting)
+
+
+@pytest.mark.parametrize("path", protocols(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_protocol_says_what_it_leaks(path: Path) -> None:
+    text = documentation(path)
+    assert "Leaks: " in text, f"{path} opens, sends or deals something: its docstring needs a line 'Leaks: ...'"
+    assert REFERENCE.search(text), f"{path}: its line 'Leaks: ...' needs (docs/security.md, \"title\")"
+
+
+def test_the_page_has_what_code_refers_to() -> None:
+    folders = [p for top in ("protocols", "models", "mpc", "parties") for p in (ROOT / top).rglob("*.py")]
+    wanted = {title for path in folders for title in REFERENCE.findall(path.read_text())}
+    assert len(wanted) > 35
+    assert not wanted - anchors(), "no such heading or row on docs/security.md"
+
+
+def test_what_speaks_is_found() -> None:
+    """The search itself: the modules that only hold values are silent, and one that speaks through another is found."""
+    found = {str(p.relative_to(ROOT / "protocols")) for p in speaking.speaking(*PROTOCOLS)}
+    assert not {"masked/wires.py", "masked/growth.py", "masked/tensor.py", "crypten/value.py", "bounds.py"} & found
+    assert {"masked/clamp.py", "masked/shuffle.py", "masked/dpf.py", "crypten/own.py", "crypten_suite.py"} <= found
+
+
+def test_policies() -> None:
+    assert named("Policies") == {*POLICIES, *WRAPPERS, PerLayer.name}
+
+
+def test_suites_and_their_options() -> None:
+    assert named("Suites") == set(SUITES)
+    secure = [suite_class(suite) for suite in SUITES if suite != "plain"]
+    options = {name for kind in secure for name in inspect.signature(kind.__init__).parameters}
+    assert named("Suite options") == options - INSIDE
+
+
+def test_decodings() -> None:
+    assert named("Decodings") == set(get_args(Decoding))
+
+
+def test_the_manifest() -> None:
+    assert not set(Manifest.model_fields) - named("The manifest")
+
+
+def test_settings() -> None:
+    kinds = (RoleConfig, Limits, PeerAddress, ClientGrant, OwnerGrant, Settings)
+    fields = {field for kind in kinds for field in kind.model_fields} - {"limits"}
+    assert not fields - named("Settings of roles")
+
+
+def test_messages() -> None:
+    part = PAGE.read_text().partition("### Messages")[2].partition("\n## ")[0]
+    assert not set(wire_pb2.DESCRIPTOR.message_types_by_name) - set(re.findall(r"`(\w+)`", part))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/roles.md", "docs/policies.md", "docs/ranges.md"])
+def test_pages_that_speak_of_security_link_to_it(page: str) -> None:
+    assert "security.md" in (ROOT / page).read_text()
+
+
+def test_files_that_the_page_names_exist() -> None:
+    for name in re.findall(r"`((?:tests|protocols|models|mpc|parties|launch)/[\w/]+\.py)`", PAGE.read_text()):
+        assert (ROOT / name).is_file(), name

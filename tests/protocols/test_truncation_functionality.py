@@ -1,0 +1,101 @@
+"""Stochastic truncation gives floor(x / 2^t) + [u < x mod 2^t] for a uniform u that parties hold, element by element.
+
+This is the functionality of docs/security.md, "Rounding": u is taken from what parties see, and x and u decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.crypten_binding import CryptenSession
+from protocols.crypten import arithmetic
+from protocols.crypten.value import CryptenValue
+from protocols.masked import truncation
+from protocols.masked.context import Context, open_value
+from protocols.masked.wires import Shared
+from protocols.schedule import Scheduler
+from tests.parties_in_process import run_parties
+from tests.protocols.crypten_programs import evaluate
+from tests.protocols.masked_harness import additive
+from tests.protocols.uniformity import chi_square_p
+
+BITS, CUT = 10, 4
+EVERY = torch.arange(1 << BITS).repeat(40)  # each x of the ring
+LOW = (1 << CUT) - 1
+RARE = 1e-9  # of a right u, by chi-square
+
+
+def expected(x: Tensor, u: Tensor, cut: int = CUT) -> Tensor:
+    return (x >> cut) + (u < (x & ((1 << cut) - 1)))
+
+
+def check_uniform(u: Tensor) -> None:
+    assert chi_square_p(torch.bincount(u, minlength=LOW + 1).double()) > RARE
+
+
+def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Shares of x, what is opened, and the result, by `open_cut` (local) or by opening and `truncate`."""
+    shares, seen = additive(EVERY, parties, BITS), []
+
+    async def gate(c: Context, x: Shared) -> Shared:
+        if local:
+            return c.shared(await truncation.open_cut(c, x, CUT))
+        return c.shared(truncation.truncate(c, await open_value(c, x), CUT))
+
+    def at_party(channel: Any, tape: Any) -> Shared:
+        c = Context(tape, channel, parties)
+        if c.first:
+            c.observer = lambda m, bits: seen.append(m)
+        out: Shared = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party], BITS, CUT)))
+        return out
+
+    def at_dealer(tape: Any) -> None:
+        c = Context(tape, None, parties)
+        Scheduler(c.flush).run(gate(c, Shared(c.blank(EVERY.shape), BITS, CUT)))
+
+    found, _ = run_parties(parties, at_party, at_dealer)
+    return shares, seen[0], ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
+
+
+@pytest.mark.parametrize(("parties", "local"), [(2, False), (3, False), (3, True)])
+def test_what_is_opened_whole_decides_with_its_low_bits(parties: int, local: bool) -> None:
+    _, m, found = masked(parties, local)
+    u = m & LOW
+    assert torch.equal(found, ring.reduce(expected(EVERY, u), BITS - CUT))
+    check_uniform(u)
+
+
+def test_a_local_cut_of_two_parties_is_decided_by_either_share() -> None:
+    (first, second), _, found = masked(2, True)
+    u = (first + LOW) & LOW
+    assert torch.equal(found, ring.reduce(expected(EVERY, u), BITS - CUT))
+    assert torch.equal(found, ring.reduce(expected(EVERY, second & LOW), BITS - CUT))
+    check_uniform(u)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_crypten(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    opened = CryptenSession.open_together
+
+    def watched(s: CryptenSession, items: Any) -> list[Tensor]:
+        out = opened(s, items)
+        if s.channel is not None and s.party == 0:
+            seen.extend(out)
+        return out
+
+    monkeypatch.setattr(CryptenSession, "open_together", watched)
+
+    async def program(s: Any, v: Any) -> CryptenValue:
+        return CryptenValue(arithmetic.truncate(s.session, v.share, CUT), 0, s.session.party)
+
+    x = EVERY - (1 << (BITS - 1))
+    out = evaluate(program, [x], parties=parties, input_bits=0)
+    found = sum(parts[0].share for parts in out.shares)
+    assert torch.equal(found, expected(x, seen[0] & LOW))
+    check_uniform(seen[0].reshape(-1) & LOW)
