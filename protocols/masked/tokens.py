@@ -9,7 +9,9 @@ The rows are then opened, masked in the table's ring, and multiplied (`protocols
 their elements exist as integers at a time; the bit-packed messages of all blocks leave in one round.
 
 Rounds: 2. Bytes to each other party: w bits and V ring elements a token. Offline: a one-hot vector and D ring elements a
-token at the last party. Error: none. Leaks nothing: both openings are masked by fresh uniform values.
+token at the last party. Error: none. Both openings are masked by fresh uniform values.
+
+Leaks: nothing (docs/security.md, "Token indices").
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 memory than what is kept.
 
 Rounds: 1 for every `BLOCK_ENTRIES` elements, or part of them. Bytes to each other party: 8 an element. Offline: none but the
-masks' seeds. Error: none. Leaks nothing: the mask is uniform, and known to the dealer alone.
+masks' seeds. Error: none.
+
+Leaks: nothing: the mask is uniform, and known to the dealer alone (docs/security.md, "Openings").
 """
 
 from __future__ import annotations
