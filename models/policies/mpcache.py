@@ -62,6 +62,7 @@ from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
+MOST_SHARING = 4
 GATHERINGS = ("products", "rows", "scores")
 
 
@@ -145,6 +146,11 @@ class MPCache(CachePolicy):
             ("apart", 0),
         ):
             whole(self.name, setting, getattr(self, setting), least)
+        if self.sharing > MOST_SHARING:
+            raise ConfigurationError(
+                f"policy {self.name}: sharing = {self.sharing} must be at most {MOST_SHARING}: what tokens receive in all layers "
+                "of a group is added up in a ring that holds no more"
+            )
         if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
             raise ConfigurationError(
                 f"policy {self.name}: levels = {self.levels!r} must be 1 or 2, or 0 for two where coarse is given"
@@ -242,13 +248,14 @@ class MPCache(CachePolicy):
             keep_important(entries[0], queries[:, :, tokens - self.observed_queries(tokens, layer) :], self.threshold)
         elif received is not None and stays < tokens:
             before: Value | None = cache.state.pop(self._votes(members), None)
-            total = received if before is None else before + received
+            known = members.index(layer) + 1
+            most = self.observed_queries(tokens, layer) * cache.group * known  # each layer's queries give 1 each
+            total = received if before is None else suite.bounded(before + received, most + 1)
             if layer != members[-1]:
                 cache.state[self._votes(members)] = total
                 return []
             start, stop = self.sinks, tokens - self.window
-            observed = self.observed_queries(tokens, layer)
-            bound = observed * received.shape[0] * cache.group * len(members) + 1
+            bound = most * received.shape[0] + 1
             kept = stays - self.sinks - self.window
             importance = total.sum(0, keepdim=True)[:, start:stop]
             stages += Eviction(suite, entries, importance, kept, bound, start, stop, following=self.following).stages()

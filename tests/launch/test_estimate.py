@@ -253,3 +253,11 @@ def test_wrong_arguments(command: Command, arguments: tuple[str, ...], message: 
     assert done.code == 2
     assert message in " ".join(done.err.split())
     assert done.out == ""
+
+
+@pytest.mark.parametrize(("heads", "observed"), [(15, 63), (7, 127), (1, 255)])
+def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, observed: int) -> None:
+    """Counts just below powers of two, which leave the least room."""
+    model = llama(layers=4, kv_heads=heads)
+    policy = f"mpcache:apart=0,sharing=4,observed={observed}"
+    assert estimate(model, Setting("masked", policy=policy), 256, 1).exact

@@ -23,6 +23,7 @@ BAD = [
     ("mpcache", 7, "static = 0.4 keeps 3 of 7 tokens, which does not hold sinks = 4, window = 12 and one more; raise"),
     ("streaming-llm:budget=0.05", 60, "budget = 0.05 keeps 3 of 60 tokens, which does not hold sinks = 4"),
     ("snapkv", 20, "budget = 0.1 keeps 2 of 20 tokens, which does not hold window = 32"),
+    ("mpcache:sharing=5", 64, "sharing = 5 must be at most 4: what tokens receive in all layers of a group is added up"),
     ("mpcache:static=1,dynamic=1,sharing=3", 64, "needs 5 layers, the model has 4; lower them, or set sharing=1"),
     ("shared:layers=3|quest", 64, "layers = 3 behind the first apart = 2 needs 5 layers, the model has 4"),
 ]
