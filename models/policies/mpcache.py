@@ -148,8 +148,8 @@ class MPCache(CachePolicy):
             whole(self.name, setting, getattr(self, setting), least)
         if self.sharing > MOST_SHARING:
             raise ConfigurationError(
-                f"policy {self.name}: sharing = {self.sharing} must be at most {MOST_SHARING}: what tokens receive in all layers "
-                "of a group is added up in a ring that holds no more"
+                f"policy {self.name}: sharing = {self.sharing} must be at most {MOST_SHARING}: what tokens receive in all "
+                "layers of a group is added up in a ring that holds no more"
             )
         if isinstance(self.levels, bool) or self.levels not in (0, 1, 2):
             raise ConfigurationError(
