@@ -38,6 +38,7 @@ EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
 VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
+PROCESS_BYTES = 370_000_000  # Python, torch, gRPC and what they were asked for before a session
 ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
 
@@ -202,13 +203,13 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """A party's weights, full cache, and the largest tape entry while it is used. Python's own 0.4 GB come on top."""
+        """A party's process, its weights, full cache, and the largest tape entry while it is used."""
         a = self.architecture
         cached = 0
         for n in range(a.layers):
             kept = min(self.prompt + self.new - 1, a.window(n) or self.prompt + self.new)
             cached += 2 * a.kv_heads * a.head_channels * kept
-        return round(a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
+        return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
 
 
 def estimate(

@@ -14,9 +14,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from launch.bench.plan import Option, checked_options
-from launch.bench.program import LOAD, NoInputs, fill, load, step
+from launch.bench.program import NoInputs, fill, load, step
 from models.architecture import Architecture
-from models.decoder import Decoder
+from models.decoder import LOAD, Decoder
 from models.policies import parse
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape

@@ -9,6 +9,7 @@ C head channels, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,14 +29,19 @@ Probe = Callable[[str, Value], None]
 Angles = tuple[Tensor, Tensor]
 
 
+LOAD = "model load"
+
+
 async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
-    """Every canonical weight as a value, one after the other, recorded under stage "model load".
+    """Every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
+    one ready takes several times its size for a moment.
 
     shares(name): this party's share of that weight (float tensor for `plain`, None at the dealer and in `estimate`). The
     values serve later sessions too, with a suite instance of the same kind.
     """
-    with suite.ledger.timed("model load"):
-        return {n: await suite.weight(n, shape, shares(n)) for n, shape in architecture.weight_shapes().items()}
+    with suite.ledger.timed(LOAD):
+        shapes = sorted(architecture.weight_shapes().items(), key=lambda item: -math.prod(item[1]))
+        return {name: await suite.weight(name, shape, shares(name)) for name, shape in shapes}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ output share of its index.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,13 +17,12 @@ from torch import Tensor
 from launch.bench.inputs import BenchInputs
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
-from models.decoder import Decoder
+from models.decoder import Decoder, load_weights
 from models.policies.full import FullCache
 from models.policies.mpcache import MPCache
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
-LOAD = "model load"
 WARM_UP = "warm-up"
 CACHE = "cache"
 
@@ -111,10 +109,9 @@ class SharedInputs:
 
 
 async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
-    """All weights, the largest first: making one ready takes several times its size for a moment."""
-    shapes = sorted(architecture.weight_shapes().items(), key=lambda item: -math.prod(item[1]))
-    with suite.ledger.timed(LOAD):
-        return {name: await suite.weight(name, shape, source.weight(suite, name, shape)) for name, shape in shapes}
+    """All weights, as a session loads them."""
+    shapes = architecture.weight_shapes()
+    return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
 
 async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
