@@ -18,7 +18,7 @@ from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import public
 from parties.link import INBOX_LIMIT, Link, Message
-from parties.manifest import Manifest, architecture_hash, check_id, check_version
+from parties.manifest import Manifest, architecture_hash, check_id, check_version, new_id
 from parties.model_ranges import pack_ranges, unpack_ranges
 from parties.party_session import PEER_BEAT, PartySession
 from parties.program import DECODER, Program
@@ -183,6 +183,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             fraction_bits=header.fraction_bits,
             seeded=seeded,
             ranges=unpack_ranges(header.ranges, owner),
+            nonce=new_id(),
         )
 
     def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:

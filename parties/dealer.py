@@ -1,6 +1,6 @@
 """The dealer: runs the sessions' program without any input and streams every party its part of the randomness.
 
-It sees manifests and nothing else: no share, no message of a round, no output.
+It sees manifests and clients' names and nothing else: no share, no message of a round, no output.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
-from parties.admission import Admission, Ticket
+from parties.admission import Ticket
+from parties.certificates import check_name
 from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import SessionFinished, public
+from parties.greeting import check_client
 from parties.link import Link, Message, settle
 from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
 from parties.program import DECODER, Program, make_suite, plan_of
@@ -40,7 +42,13 @@ class DealerSession(ServedSession):
     """One session at the dealer. It is the `Endpoint` of the generation program as well."""
 
     def __init__(
-        self, server: DealerServer, id: str, manifest: Manifest, architecture: Architecture, first: str, ticket: Ticket
+        self,
+        server: DealerServer,
+        id: str,
+        manifest: Manifest,
+        architecture: Architecture,
+        first: str,
+        ticket: Ticket,
     ) -> None:
         super().__init__(id, server.name)
         self.server = server
@@ -61,10 +69,11 @@ class DealerSession(ServedSession):
         """Wait for the parties and deal, in the background."""
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
-    def join(self, link: Link, manifest: Manifest, loads: list[str]) -> TapeOutlet:
+    def join(self, link: Link, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
         """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
             compare(self._first, self.manifest, link.peer, manifest)
+            check_client(self.id, self._first, self.ticket.client, link.peer, client)
             if link.peer not in self.manifest.parties or link.peer in self._outlets:
                 raise WireError(f"{link.peer} is not a party of session {self.id}, or asked for its tape twice")
         except MpcacheError as error:
@@ -176,12 +185,6 @@ class DealerServer(RoleServer[DealerSession]):
         super().__init__(config, program)
         self._opening = threading.Lock()
 
-    def make_admission(self) -> Admission:
-        """The places for sessions. The dealer does not know whose sessions it deals for."""
-        limits = self.config.limits
-        everybody = (limits.max_sessions, limits.max_queued)
-        return Admission(self.name, *everybody, lambda client: everybody, self.config.queue_seconds)
-
     def register(self, server: grpc.Server) -> None:
         """Add the Dealer service."""
         services.add_DealerServicer_to_server(_Service(self), server)
@@ -194,24 +197,25 @@ class DealerServer(RoleServer[DealerSession]):
         id = check_id(opening.session, "session", link.peer)
         manifest = Manifest.parse(opening.manifest, link.peer)
         loads = [check_id(load, "load", link.peer) for load in opening.loads]
+        check_name(opening.client)
         with self._opening:
             session = self.sessions.wait_for(id, 0)
             if session is None:
-                session = self._new(id, manifest, opening.architecture, link.peer)
-        outlet = session.join(link, manifest, loads)
+                session = self._new(id, manifest, opening.architecture, link.peer, opening.client)
+        outlet = session.join(link, manifest, opening.client, loads)
         outlet.begin()
         return session, link.outgoing()
 
-    def _new(self, id: str, manifest: Manifest, text: str, party: str) -> DealerSession:
+    def _new(self, id: str, manifest: Manifest, text: str, party: str, client: str) -> DealerSession:
         check_version(manifest, party, self.version, self.name)
         self.check_parties(party, manifest.parties)
         architecture = Architecture.from_json(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
-        self.permissions.check_lengths(manifest)
-        self.permissions.check_suite(manifest)
+        self.permissions.check_lengths(manifest, client)
+        self.permissions.check_suite(manifest, client)
         self.check_open()
-        ticket = self.admission.expect("")
+        ticket = self.admission.expect(client)
         session = self.hold(ticket, lambda: DealerSession(self, id, manifest, architecture, party, ticket))
         event(
             "session_opened",

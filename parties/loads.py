@@ -1,8 +1,8 @@
 """Weights that are loaded: masked once in some session, used by later ones.
 
 A load has a random id. Dealer and parties may use a load again only if all of them hold the one of that id, for the same
-model, suite, precision and options: a mask never serves two weights and a weight's masked form never gets a second mask
-of the same load.
+model, suite, precision and options, and each party for the same storing of its shares: a mask never serves two weights and a
+weight's masked form never gets a second mask of the same load.
 
 Sessions of one key that start at once load once: each claims the key at every server, after its place there, and releases it
 when it is told that the weights are there, when it has loaded them, or when it ends. Claims are taken in the same order of

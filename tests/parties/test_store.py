@@ -12,6 +12,7 @@ from mpc.random import Prg, new_seed
 from parties import model_owner
 from parties import wire_pb2 as wire
 from parties.link import Link
+from parties.manifest import new_id
 from parties.model_owner import share_model
 from parties.shares import collect, corrections, expand, pieces
 from parties.store import ModelStore, StoredModel
@@ -158,10 +159,10 @@ def test_damaged_store(tmp_path: Path, two: Running) -> None:
     folder = store.root / mine.model
     name = next(iter(mine.shapes()))
     (folder / "0000.safetensors").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read .*share the model again"):
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors is not what was stored .*share the model again"):
         store.share(mine, name)
-    (folder / "0000.safetensors").write_bytes((folder / "0001.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"0000\.safetensors holds \[32, 12\] torch.int64, expected \[40, 12\]"):
+    (folder / "0000.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read .*share the model again"):
         store.share(mine, name)
     (folder / "0001.safetensors").unlink()
     assert ModelStore(store.root).models() == []
@@ -186,5 +187,15 @@ def test_unwritable_store(tmp_path: Path) -> None:
 
 def test_facts_are_checked() -> None:
     with pytest.raises(ValueError, match="model"):
-        StoredModel(model="../x", name="", architecture="", owner="", parties=[], index=0, fraction_bits=16, seeded=True)
+        StoredModel(
+            model="../x",
+            name="",
+            architecture="",
+            owner="",
+            parties=[],
+            index=0,
+            fraction_bits=16,
+            seeded=True,
+            nonce=new_id(),
+        )
     assert issubclass(CheckpointError, MpcacheError)
