@@ -47,6 +47,12 @@ class Limits(BaseModel):
     max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
     max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
+    max_calls_per_client: int | None = Field(
+        default=None,
+        ge=4,
+        le=10_000,
+        description="Most calls that one client or model owner may have open; left out: what its sessions need, and 8.",
+    )
     max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
     max_model_bytes: int = Field(
         default=64 << 30,
@@ -110,6 +116,12 @@ class RoleConfig(BaseModel):
     device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
     deadline_seconds: float = Field(
         default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
+    )
+    first_message_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a caller may take to send a call's first message, before the call ends.",
+        json_schema_extra=SERVERS,
     )
     connect_seconds: float = Field(
         default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."

@@ -30,7 +30,8 @@ from parties.greeting import check_client
 from parties.link import Link, Message, settle
 from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
 from parties.program import DECODER, Program, make_suite, plan_of
-from parties.server import RoleServer, ServedSession
+from parties.served import ServedSession
+from parties.server import RoleServer
 from parties.session import Session
 from parties.tape_stream import TapeOutlet
 from protocols.suite import OutputShare

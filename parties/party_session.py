@@ -30,7 +30,7 @@ from parties.link import INBOX_LIMIT, Link, Message, finish_calls, settle
 from parties.look_ahead import LookAhead, wanted
 from parties.manifest import Manifest, check_id
 from parties.program import make_suite, plan_of
-from parties.server import ServedSession
+from parties.served import ServedSession
 from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from parties.store import StoredModel
 from parties.tape_agreement import Dealt, Source, TapeAgreement

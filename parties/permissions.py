@@ -8,6 +8,7 @@ from parties.grants import ClientGrant, fits
 from parties.manifest import Manifest
 from parties.store import StoredModel
 
+FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
 
 
@@ -42,9 +43,25 @@ class Permissions:
         if name not in self._parties:
             raise PermissionRefused(f"'{name}' may not have a tape of {self._server}: it is not listed in its 'parties'")
 
+    def peers(self) -> list[str]:
+        """The compute parties and the dealer."""
+        return [*self._parties, *self._dealer]
+
+    def is_peer(self, name: str) -> bool:
+        """Whether `name` is a compute party or the dealer."""
+        return name in self._parties or name in self._dealer
+
+    def clients_and_owners(self) -> list[str]:
+        """All clients and model owners."""
+        return sorted({*self._clients, *self._owners})
+
+    def has_role(self, name: str) -> bool:
+        """Whether `name` has some role in this deployment."""
+        return self.is_peer(name) or name in self._clients or name in self._owners
+
     def may_ask(self, name: str) -> None:
         """Raise `PermissionRefused` unless `name` has some role in this deployment."""
-        if name not in (*self._parties, *self._clients, *self._owners, *self._dealer):
+        if not self.has_role(name):
             raise PermissionRefused(f"'{name}' has no role in the deployment of {self._server}")
 
     def _listed(self, name: str, listed: bool, what: str, key: str) -> None:
@@ -104,6 +121,18 @@ class Permissions:
         return found
 
     # ---- how much --------------------------------------------------------------------------------------------------
+    def calls(self, name: str) -> int:
+        """How many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions that
+        run, wait or are just leaving, and `FURTHER_CALLS` more."""
+        if self._limits.max_calls_per_client is not None:
+            return self._limits.max_calls_per_client
+        running, queued = self.sessions(name)
+        return 2 * running + queued + FURTHER_CALLS
+
+    def all_sessions(self) -> int:
+        """How many sessions may be at this server: running, waiting, or just leaving."""
+        return 2 * self._limits.max_sessions + self._limits.max_queued
+
     def sessions(self, client: str) -> tuple[int, int]:
         """How many sessions of a client may run at a time, and how many may wait."""
         grant, limits = self._clients.get(client, _ANYBODY), self._limits

@@ -3,5 +3,14 @@
 from __future__ import annotations
 
 from tests.tools.attack.contract import Attack
+from tests.tools.attack.damaged_share import DamagedShare
+from tests.tools.attack.idle_streams import IdleStreams
+from tests.tools.attack.model_id_reused import ModelIdReused
+from tests.tools.attack.two_clients_one_session import TwoClientsOneSession
 
-ATTACKS: tuple[Attack, ...] = ()
+ATTACKS: tuple[Attack, ...] = (
+    IdleStreams(),
+    TwoClientsOneSession(),
+    ModelIdReused(),
+    DamagedShare(),
+)

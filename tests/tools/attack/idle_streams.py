@@ -1,0 +1,83 @@
+"""One client holds all of a party's threads with streams that say nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar
+
+import grpc
+
+from mpc.errors import MpcacheError
+from parties import wire_pb2 as wire
+from parties.failures import from_rpc
+from tests.tools.attack.contract import Verdict
+from tests.tools.attack.live import ADVERSARY, PROMPT, channel, live, shared
+
+STREAMS = 136
+SECONDS = 30.0  # a session of another client takes two on an idle machine
+
+
+class IdleStreams:
+    """Opens 136 streams at each server: of sessions that send signs of life and no opening, and of questions without a
+    question. Another client's session must come to its end meanwhile."""
+
+    name: ClassVar[str] = "idle-streams"
+    who: ClassVar[str] = "an authorised client"
+    what: ClassVar[str] = "holds every thread of both parties and of the dealer with streams that say nothing"
+
+    def run(self, folder: Path) -> Verdict:
+        """About ten seconds."""
+        over = threading.Event()
+        with live(folder, first_message_seconds=4.0) as deployment, ExitStack() as stack:
+            shared(deployment)
+            stack.callback(over.set)
+            calls: list[Any] = []
+            for server in ("party0", "party1", "dealer"):
+                link = stack.enter_context(channel(deployment, server))
+                calls += [(server, _idle(link, server, n, over)) for n in range(STREAMS)]
+            time.sleep(1.0)
+            began = time.perf_counter()
+            try:
+                tokens = deployment.client().generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+                failed = ""
+            except MpcacheError as error:
+                tokens, failed = [], str(error)
+            seconds = time.perf_counter() - began
+            ends = {str(_end(call, server)) for server, call in calls}
+        capped = sorted(text for text in ends if f"'{ADVERSARY}' has" in text and "max_calls_per_client" in text)
+        silent = sorted(text for text in ends if "first_message_seconds" in text)
+        caught = len(tokens) == 2 and seconds < SECONDS and bool(capped) and bool(silent)
+        how = f"took {seconds:.1f} s" if tokens else f"failed: {failed}"
+        detail = f"another client's session {how} beside {len(calls)} streams"
+        return Verdict(caught, "; ".join([*capped[:1], *silent[:1]]) or failed or "no stream was refused", detail)
+
+
+def _idle(link: grpc.Channel, server: str, number: int, over: threading.Event) -> Any:
+    """A call that never says what it is about."""
+
+    def beats() -> Iterator[bytes]:
+        while not over.wait(0.5):
+            yield wire.ClientMessage(heartbeat=wire.Heartbeat()).SerializeToString()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    if server != "dealer" and number % 2:
+        return link.stream_stream("/mpcache.ComputeParty/Generate")(beats(), wait_for_ready=True)
+    service = "Dealer" if server == "dealer" else "ComputeParty"
+    return link.stream_stream(f"/mpcache.{service}/Describe")(nothing(), wait_for_ready=True)
+
+
+def _end(call: Any, server: str) -> MpcacheError | None:
+    """How a call ended."""
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError as error:
+        return from_rpc(error, server, "opening a call")
+    return None
