@@ -22,23 +22,10 @@ from torch import Tensor
 from launch.bench.eviction import EvictionProgram
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
-from launch.bench.program import (
-    CACHE,
-    WARM_UP,
-    NoInputs,
-    SharedInputs,
-    Source,
-    copied,
-    fill,
-    fill_layer,
-    load,
-    only_appends,
-    rewind,
-    step,
-    step_name,
-)
+from launch.bench.sources import SharedInputs, step_name
 from launch.bench.transport import Mesh, Segments, TapeSource
 from models.cache import KVCache
+from models.costs.program import CACHE, WARM_UP, NoInputs, Source, copied, fill, fill_layer, load, only_appends, rewind, step
 from models.decoder import Decoder
 from models.policies import parse
 from mpc import timeline

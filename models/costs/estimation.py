@@ -21,9 +21,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from launch.bench.program import CHOICE
-from launch.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.architecture import Architecture
+from models.costs.program import CHOICE
+from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.generation import GenerationPlan
 from mpc import ring
 from mpc.errors import ConfigurationError

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from launch.bench.plan import Option, checked_options
-from launch.bench.program import LOAD, NoInputs, fill, load, step
 from models.architecture import Architecture
+from models.costs.program import LOAD, NoInputs, fill, load, step
 from models.decoder import Decoder
 from models.policies import parse
+from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
@@ -30,7 +30,16 @@ FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.rin
 RING_PRODUCTS = {"masked": 2, "crypten": 2}
 
 FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
+Option = bool | int | float | str | None
 Key = tuple[str, str, str]  # part of the model, operation, field
+
+
+def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
+    """The suite's options. Raises `ConfigurationError` for what other arguments decide; suites check the rest."""
+    for name in ("parties", "tape", "channel", "device"):
+        if name in options:
+            raise ConfigurationError(f"'{name}' is not a suite option: it follows from the other arguments")
+    return dict(options)
 
 
 class Costs(dict[Key, float]):
