@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -62,6 +62,7 @@ class DealerSession(ServedSession):
         self.plan = plan_of(manifest, architecture)
         self._first = first
         self.ledger = Ledger()
+        self._dealt = 0  # bytes up to the last token
         self._joined = threading.Condition()
         self._outlets: dict[str, TapeOutlet] = {}
         self._loads: dict[str, list[str]] = {}
@@ -142,7 +143,7 @@ class DealerSession(ServedSession):
     def _deal(self) -> None:
         names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.loads
         common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
-        weights = loads.get(common[-1], key) if common else None
+        weights = loads.get(common[-1], key, self.ticket.client) if common else None
         load = common[-1] if weights is not None else new_id()
         seeds = [new_seed() for _ in names]
         outlets = [self._outlets[name] for name in names]
@@ -155,15 +156,19 @@ class DealerSession(ServedSession):
             self.step = "dealing for the model's weights"
             self.server.metrics.get("mpcache_model_loads_total").inc()
             weights = self.server.program.load(suite, self.architecture, lambda name: None)
-            loads.put(load, key, weights)
+            loads.put(load, key, weights, self.ticket.client)
         loads.release(self)
+        self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
         self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Nothing to send; raises the session's error."""
+        """Nothing to send; raises the session's error, and `ConfigurationError` where a token took more than it may."""
         self.check()
+        total = self.ledger.total().offline_bytes
+        before, self._dealt = self._dealt, total
+        self.server.costs.check_token((total - before) // (1 if step else self.manifest.prompt_tokens), self.ticket.client)
         return True
 
     def next_token(self, step: int) -> Tensor | None:
@@ -198,7 +203,6 @@ class DealerServer(RoleServer[DealerSession]):
         id = check_id(opening.session, "session", link.peer)
         manifest = Manifest.parse(opening.manifest, link.peer)
         loads = [check_id(load, "load", link.peer) for load in opening.loads]
-        check_name(opening.client)
         with self._opening:
             session = self.sessions.wait_for(id, 0)
             if session is None:
@@ -207,7 +211,20 @@ class DealerServer(RoleServer[DealerSession]):
         outlet.begin()
         return session, link.outgoing()
 
-    def _new(self, id: str, manifest: Manifest, text: str, party: str, client: str) -> DealerSession:
+    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+        """What a session costs, if that takes time to predict."""
+        if message.WhichOneof("content") != "open":
+            return None
+        opening = message.open
+        manifest = Manifest.parse(opening.manifest, link.peer)
+        architecture = self._allowed(manifest, opening.architecture, link.peer, opening.client)
+        if self.costs.known(manifest, architecture):
+            return None
+        return lambda: self.costs.check(manifest, architecture, opening.client)
+
+    def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> Architecture:
+        """The architecture of a session that may be. Raises a typed error for one that may not."""
+        check_name(client)
         check_version(manifest, party, self.version, self.name)
         self.check_parties(party, manifest.parties)
         architecture = Architecture.from_json(text)
@@ -215,7 +232,13 @@ class DealerServer(RoleServer[DealerSession]):
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
+        plan_of(manifest, architecture)
+        return architecture
+
+    def _new(self, id: str, manifest: Manifest, text: str, party: str, client: str) -> DealerSession:
+        architecture = self._allowed(manifest, text, party, client)
         self.check_open()
+        self.costs.check(manifest, architecture, client)
         ticket = self.admission.expect(client)
         session = self.hold(ticket, lambda: DealerSession(self, id, manifest, architecture, party, ticket))
         event(
@@ -243,4 +266,5 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         return self._dealer.prober.answer(requests, context, self._dealer.permissions.may_ask)
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._dealer.serve(requests, context, TAPE_BEAT, self._dealer.permissions.may_have_tape, self._dealer.open)
+        dealer = self._dealer
+        return dealer.serve(requests, context, TAPE_BEAT, dealer.permissions.may_have_tape, dealer.open, dealer.foresee)

@@ -289,7 +289,7 @@ class PartySession(ServedSession):
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
         check_id(start.load, "load", dealer.name)
-        weights = None if start.fresh else self.server.loads.get(start.load, self.load_key)
+        weights = None if start.fresh else self.server.loads.get(start.load, self.load_key, self.ticket.client)
         if not start.fresh and weights is None:
             raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
         return Dealt(Source(start.seed, tape_reader(link)), start.load, weights)
@@ -355,7 +355,7 @@ class PartySession(ServedSession):
 
         weights = self.server.program.load(suite, self.architecture, share)
         self.progress("model load", total, total)
-        self.server.loads.put(load, self.load_key, weights)
+        self.server.loads.put(load, self.load_key, weights, self.ticket.client)
         self.server.loads.release(self)
         return weights
 

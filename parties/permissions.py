@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from models.policies import parse
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config import RoleConfig
-from parties.grants import ClientGrant, fits
+from parties.grants import ClientGrant, ModelGrant, fits
 from parties.manifest import Manifest
 from parties.store import StoredModel
 
 FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
+_ANY_MODEL = ModelGrant(name="*")
+_UNSET = object()
 
 
 class Permissions:
@@ -19,6 +22,7 @@ class Permissions:
         self._server = config.name
         self._limits = config.limits
         self._suites = config.suites
+        self._models = config.models
         self._parties = config.party_names
         self._dealer = [config.dealer.name] if config.dealer else []
         self._clients = {grant.name: grant for grant in config.clients}
@@ -100,6 +104,28 @@ class Permissions:
                     f"{may} use suite '{manifest.suite}' at {self._server}; allowed: {', '.join(allowed) or 'none'}"
                 )
 
+    def check_choices(self, manifest: Manifest, client: str, found: StoredModel) -> None:
+        """Raise `PermissionRefused` for a policy or an option that the client, or anybody with this model, may not use.
+
+        Options that the model's owner has given with it are always allowed.
+        """
+        grant = self._clients[client]
+        model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
+        own = (found.ranges or {}).get(manifest.suite, {})
+        options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
+        texts = (manifest.policy, parse(manifest.policy).spec)
+        for entry, whom in ((grant, f"'{client}' may not"), (model, f"nobody may, with model '{found.name}',")):
+            if not fits(entry.policies, *texts):
+                raise PermissionRefused(
+                    f"{whom} use policy '{manifest.policy}' at {self._server}; allowed ('policies' of its configuration): "
+                    f"{', '.join(entry.policies or []) or 'none'}"
+                )
+            if other := next((option for option in options if not fits(entry.suite_options, option)), None):
+                raise PermissionRefused(
+                    f"{whom} use suite option {other[:100]} at {self._server}; allowed beside the model's own "
+                    f"('suite_options' of its configuration): {', '.join(entry.suite_options or []) or 'none'}"
+                )
+
     def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
         """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
         if found is None or not fits(self._clients[client].models, found.name, found.model):
@@ -121,6 +147,19 @@ class Permissions:
         return found
 
     # ---- how much --------------------------------------------------------------------------------------------------
+    def cost(self, setting: str, client: str) -> tuple[int | None, str]:
+        """One of `parties.grants.COSTS`: the smaller of the server's limit and the client's, and where that is written."""
+        limit: int | None = getattr(self._limits, setting)
+        own: int | None = getattr(self._clients.get(client, _ANYBODY), setting)
+        if own is not None and (limit is None or own < limit):
+            return own, f"the entry of '{client}' in the 'clients' of {self._server}"
+        return limit, f"the 'limits' of {self._server}"
+
+    def loads(self) -> int:
+        """How many loads are kept for one client at most, and how many its sessions use at a time."""
+        limits = self._limits
+        return min(limits.max_loads, limits.max_loads_per_client or limits.max_loads)
+
     def calls(self, name: str) -> int:
         """How many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions that
         run, wait or are just leaving, and `FURTHER_CALLS` more."""

@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +19,9 @@ from parties.calls import WAITING, Calls, Guard
 from parties.certificates import Identity
 from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
+from parties.costs import Costs
 from parties.events import event, refused
-from parties.failures import public
+from parties.failures import Busy, public
 from parties.health import Health
 from parties.link import Link, Message
 from parties.live_identity import LiveIdentity
@@ -37,6 +38,7 @@ from parties.session import Session
 from parties.settings import Settings
 from parties.traces import Traces
 
+BEATS = 5  # signs of life within a deadline
 S = TypeVar("S", bound=ServedSession)
 
 
@@ -60,8 +62,9 @@ class RoleServer(ABC, Generic[S]):
         self.permissions = Permissions(config)
         self.sessions: Sessions[S] = Sessions(config.name)
         self.calls = Calls(config.name, self.permissions)
+        self.costs = Costs(config.name, self.permissions, config.limits.max_prediction_seconds)
         self.admission = self.make_admission()
-        self.loads = Loads(config.limits.max_loads)
+        self.loads = Loads(config.limits.max_loads, self.permissions.loads())
         self.draining = False
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(self)
@@ -71,6 +74,7 @@ class RoleServer(ABC, Generic[S]):
         self.pulse: Pulse
         self._open = 0  # streams
         self._idle = threading.Condition()
+        self._holding = threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
 
@@ -104,14 +108,29 @@ class RoleServer(ABC, Generic[S]):
             )
 
     def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
-        """A new session with its place; the place is free again if there is none."""
+        """A new session with its place; the place is free again if there is none.
+
+        Raises `Busy` when the client's sessions use as many loads as they may.
+        """
         try:
             session = make()
-            self.sessions.add(session)
+            with self._holding:
+                self._check_loads(session)
+                self.sessions.add(session)
         except BaseException:
             self.admission.leave(ticket)
             raise
         return session
+
+    def _check_loads(self, session: S) -> None:
+        """Raise `Busy` when the client's sessions use other loads already, as many as they may at a time."""
+        client, key, most = session.ticket.client, session.manifest.load_key(), self.permissions.loads()
+        others = {s.manifest.load_key() for s in self.sessions.all() if s.ticket.client == client} - {key}
+        if len(others) >= most:
+            raise Busy(
+                f"sessions of '{client}' use {len(others)} other models or sets of options at {self.name}, as many as they "
+                f"may at a time ('max_loads_per_client' in its 'limits'): wait for their end"
+            )
 
     def report(self, session: S, began: float, client: str | None = None, **facts: Any) -> None:
         """Log and count a session that is over. began: by `time.perf_counter`. client: None at the dealer."""
@@ -262,10 +281,12 @@ class RoleServer(ABC, Generic[S]):
         beat: Message | None,
         authorise: Callable[[str], None],
         accept: Callable[[Link, Message], tuple[Session, Iterator[Message]]],
+        foresee: Callable[[Link, Message], Callable[[], None] | None] = lambda link, message: None,
     ) -> Iterator[Message]:
         """The responses of one streaming call.
 
-        authorise(caller's name) may refuse; accept(link, first message) puts the link into a session and returns that and
+        authorise(caller's name) may refuse; foresee(link, first message) returns what is to be done before, while the caller
+        is sent signs of life; accept(link, first message) puts the link into a session and returns that and
         what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
         session fails, the call ends with its error as typed status.
         """
@@ -289,6 +310,8 @@ class RoleServer(ABC, Generic[S]):
                 link, epoch, outgoing = self._resume(link, message.resume, requests, context)
                 session = link.session
             else:
+                if (work := foresee(link, message)) is not None:
+                    yield from self._meanwhile(link, work)
                 session, outgoing = accept(link, message)
                 link.beats()  # from here on the caller knows that the stream is open
             yield from outgoing
@@ -318,6 +341,16 @@ class RoleServer(ABC, Generic[S]):
         except Empty:
             reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {self.name})"
             raise PeerSilent(link.peer, "opening a call", reason) from None
+
+    def _meanwhile(self, link: Link, work: Callable[[], None]) -> Iterator[Message]:
+        """Signs of life until work() is done. Raises what it raises, or the call's error."""
+        with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
+            running = pool.submit(work)
+            while not wait([running], self.config.deadline_seconds / BEATS).done:
+                link.session.check()
+                if link.beat is not None:
+                    yield link.beat
+        running.result()
 
     def _resume(
         self, link: Link, resume: wire.Resume, requests: Iterator[Message], context: Any

@@ -168,7 +168,7 @@ class TapeAgreement:
         return self._taken
 
     def _weights(self, taken: Taken) -> Weights | None:
-        return self._session.server.loads.get(taken.header.load, self._session.load_key)
+        return self._session.server.loads.get(taken.header.load, self._session.load_key, self._session.ticket.client)
 
     def _dealt(self, taken: Taken, weights: Weights | None) -> Dealt:
         session, load = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))

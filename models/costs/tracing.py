@@ -64,8 +64,9 @@ class Costs(dict[Key, float]):
 class _Tape(CountingTape):
     """Counts, and remembers the largest entry of each operation, in elements."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()
+        self._check = check
         self.largest: dict[str, int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
@@ -79,6 +80,7 @@ class _Tape(CountingTape):
         return self._seen(op, super().dependent(op, shape, value, bits, kind))
 
     def _seen(self, op: str, x: Tensor) -> Tensor:
+        self._check()
         self.largest[op] = max(self.largest.get(op, 0), x.numel())
         return x
 
@@ -159,16 +161,17 @@ class _Products:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a trace depends on beside the model and the lengths."""
+    """What a trace depends on beside the model and the lengths. check(): called at every tape entry, may raise to end it."""
 
     suite: str
     parties: int = 2
     policy: str = "full"
     options: Mapping[str, Option] = field(default_factory=dict)
+    check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     def make(self) -> tuple[Suite, _Tape]:
         """A suite that counts."""
-        tape = _Tape()
+        tape = _Tape(self.check)
         options = checked_options(self.options)
         return secure_suite(self.suite, parties=self.parties, tape=tape, channel=None, **options), tape
 

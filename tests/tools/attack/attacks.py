@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from tests.tools.attack.contract import Attack
+from tests.tools.attack.costly_policy import CostlyPolicy
 from tests.tools.attack.damaged_share import DamagedShare
 from tests.tools.attack.idle_streams import IdleStreams
 from tests.tools.attack.model_id_reused import ModelIdReused
+from tests.tools.attack.option_sets import OptionSets
 from tests.tools.attack.two_clients_one_session import TwoClientsOneSession
 
 ATTACKS: tuple[Attack, ...] = (
     IdleStreams(),
+    CostlyPolicy(),
+    OptionSets(),
     TwoClientsOneSession(),
     ModelIdReused(),
     DamagedShare(),
