@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from launch import estimation
 from launch.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
+from models.costs import estimation
 from models.costs.estimation import Estimate, Rates, alike, estimate
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder, load_weights

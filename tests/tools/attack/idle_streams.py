@@ -32,14 +32,14 @@ class IdleStreams:
     def run(self, folder: Path) -> Verdict:
         """About ten seconds."""
         over = threading.Event()
-        with live(folder, first_message_seconds=4.0) as deployment, ExitStack() as stack:
+        with live(folder, first_message_seconds=2.0) as deployment, ExitStack() as stack:
             shared(deployment)
             stack.callback(over.set)
             calls: list[Any] = []
             for server in ("party0", "party1", "dealer"):
                 link = stack.enter_context(channel(deployment, server))
                 calls += [(server, _idle(link, server, n, over)) for n in range(STREAMS)]
-            time.sleep(1.0)
+            time.sleep(0.5)
             began = time.perf_counter()
             try:
                 tokens = deployment.client().generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
