@@ -36,14 +36,18 @@ def fits(patterns: list[str] | None, *names: str) -> bool:
 
 
 class ClientGrant(BaseModel):
-    """A client that may generate. What is left out is the server's own limit; models and suites: all."""
+    """A client that may generate. What is left out is the server's own limit; of lists: all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name in the client's certificate.")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="Most tokens of its prompts.")
     max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens that a session of it generates.")
-    max_sessions: int | None = Field(default=None, ge=1, description="Most sessions of it that run at a time.")
+    max_sessions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most sessions of it that run at a time; left out, one less than the server's if there are others.",
+    )
     max_queued: int | None = Field(default=None, ge=0, description="Most sessions of it that wait.")
     models: list[str] | None = Field(default=None, description="Names or ids of the models that it may use; * and ? match.")
     suites: list[str] | None = Field(default=None, description="Suites that it may use.")

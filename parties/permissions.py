@@ -173,7 +173,11 @@ class Permissions:
         return 2 * self._limits.max_sessions + self._limits.max_queued
 
     def sessions(self, client: str) -> tuple[int, int]:
-        """How many sessions of a client may run at a time, and how many may wait."""
+        """How many sessions of a client may run at a time, and how many may wait.
+
+        Where there are several clients, one that its grant does not allow more leaves a place to the others.
+        """
         grant, limits = self._clients.get(client, _ANYBODY), self._limits
         queued = limits.max_queued_per_client if grant.max_queued is None else grant.max_queued
-        return min(limits.max_sessions, grant.max_sessions or limits.max_sessions), min(queued, limits.max_queued)
+        usual = max(1, limits.max_sessions - 1) if len(self._clients) > 1 else limits.max_sessions
+        return min(limits.max_sessions, grant.max_sessions or usual), min(queued, limits.max_queued)

@@ -30,12 +30,12 @@ def fill(made: Calls, name: str) -> int:
 
 def test_every_name_has_its_own(tmp_path: Path) -> None:
     made = calls(tmp_path, clients=["client", {"name": "alice", "max_sessions": 1, "max_queued": 2}])
-    assert fill(made, "client") == 2 * 4 + 8 + 8
+    assert fill(made, "client") == 2 * 3 + 8 + 8
     assert fill(made, "alice") == 2 * 1 + 2 + 8
-    assert fill(made, "owner") == 2 * 4 + 8 + 8
+    assert fill(made, "owner") == 2 * 3 + 8 + 8
     assert fill(made, "party1") == fill(made, "dealer") == 2 * (2 * 4 + 32) + 16
     message = (
-        r"'client' has 24 calls open at party0, .*\('max_calls_per_client' in the 'limits' of party0\): end some of them"
+        r"'client' has 22 calls open at party0, .*\('max_calls_per_client' in the 'limits' of party0\): end some of them"
     )
     with pytest.raises(Busy, match=message):
         made.enter("client")
@@ -59,7 +59,7 @@ def test_there_is_a_thread_for_every_call(tmp_path: Path) -> None:
     many = calls(tmp_path / "many", clients=[f"c{n}" for n in range(100)])
     assert many.threads <= ALL_CLIENTS + 3 * 96 + 16
     for n in range(100):
-        if fill(many, f"c{n}") < 24:
+        if fill(many, f"c{n}") < 22:
             break
     with pytest.raises(Busy, match=r"clients have 1024 calls open at party0; 'owner' must try again later"):
         many.enter("owner")
