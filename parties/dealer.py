@@ -106,7 +106,8 @@ class DealerSession(ServedSession):
             self.step = "waiting for its turn"
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
-            self.server.loads.claim(self.manifest.load_key(), self, self.check, lambda: None)
+            key = (*self.manifest.load_key(), self.ticket.client)
+            self.server.loads.claim(key, self, self.check, lambda: None)
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()

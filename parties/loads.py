@@ -4,9 +4,10 @@ A load has a random id. Dealer and parties may use a load again only if all of t
 model, suite, precision and options, and each party for the same storing of its shares: a mask never serves two weights and a
 weight's masked form never gets a second mask of the same load.
 
-Sessions of one key that start at once load once: each claims the key at every server, after its place there, and releases it
-when it is told that the weights are there, when it has loaded them, or when it ends. Claims are taken in the same order of
-servers as places (see `parties.admission`), so they cannot lock up either.
+Sessions of one client and key that start at once load once: each claims the key at every server, after its place there, and
+releases it when it is told that the weights are there, when it has loaded them, or when it ends. Claims are taken in the
+same order of servers as places (see `parties.admission`), so they cannot lock up either. A client waits for its own claims
+only: one that claims and does not go on holds up nobody else.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class PartySession(ServedSession):
 
     def _take_place(self) -> None:
         """Wait for this session's turn here, then let the parties before and after it know. See `parties.admission`."""
-        own, key = self.server.config.index, self.load_key
+        own, key = self.server.config.index, (*self.load_key, self.ticket.client)
         self.trace.stage("queue")
         self.server.admission.wait(self.ticket, self.check, lambda ahead: self.progress(f"queued, {ahead} ahead", 0, 0))
         waiting = "waiting for another session to load the model"

@@ -29,8 +29,10 @@ class CostlyPolicy:
             shared(deployment)
             usual = deployment.client().generate(LONG, 2, suite="masked", stop_ids=())
             text = _refused(deployment)
+        if not text:
+            return Verdict(False, "the session ran", "the dealer and the parties have paid for it")
         caught = len(usual.tokens) == 2 and "max_token_dealt_bytes" in text
-        return Verdict(caught, text or "the session ran", "nothing was dealt for it, and other policies are served")
+        return Verdict(caught, text, "nothing was dealt for it, and other policies are served")
 
 
 def _refused(deployment: Deployment) -> str:
