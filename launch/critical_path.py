@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.estimation import alike
-from launch.tracing import STEP, Setting, Trace, trace_step
 from models.architecture import Architecture
+from models.costs.estimation import alike
+from models.costs.tracing import STEP, Setting, Trace, trace_step
 from mpc.errors import ConfigurationError
 from protocols.masked.context import Context, Routed
 from protocols.schedule import Scheduler

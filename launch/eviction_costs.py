@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from launch.tracing import Setting
 from models.architecture import Architecture
 from models.cache import KVCache, run_stages
+from models.costs.tracing import Setting
 from models.decoder import causal_mask
 from models.policies import parse
 from mpc.ledger import Cost

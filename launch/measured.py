@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.tracing import Setting
 from models.architecture import Architecture
+from models.costs.tracing import Setting
 from models.policies import parse
 from mpc.errors import ConfigurationError
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.bench.program import NoInputs, fill, load, step
 from launch.eviction_costs import after_prompt, importance
 from launch.measured import Measurements
 from launch.networks import LOCALHOST, NETWORKS, Network
-from launch.tracing import STEP, Setting
 from models.architecture import Architecture
+from models.costs.program import NoInputs, fill, load, step
+from models.costs.tracing import STEP, Setting
 from models.decoder import Decoder
 from models.policies import parse
 from models.policies.mpcache import GATHERINGS, MPCache

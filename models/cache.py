@@ -123,6 +123,11 @@ class CachePolicy(ABC):
         """Raise `ConfigurationError` where the policy cannot serve this model or prompt length."""
         return None
 
+    def pattern(self) -> tuple[int, int]:
+        """(first, period): behind the first layers, groups of `period` layers are alike but for the model's own differences.
+        Counting costs traces one group for all that are alike."""
+        return 0, 1
+
     def observed_queries(self, tokens: int, layer: int) -> int:
         """How many of the last queries of a prompt of `tokens` tokens `after_prefill` wants to know the attention of."""
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -18,10 +18,10 @@ from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import public
 from parties.link import INBOX_LIMIT, Link, Message
-from parties.manifest import Manifest, architecture_hash, check_id, check_version
+from parties.manifest import Manifest, architecture_hash, check_id, check_version, new_id
 from parties.model_ranges import pack_ranges, unpack_ranges
 from parties.party_session import PEER_BEAT, PartySession
-from parties.program import DECODER, Program
+from parties.program import DECODER, Program, plan_of
 from parties.server import RoleServer
 from parties.session import Session
 from parties.shares import BITS, collect
@@ -86,7 +86,24 @@ class ComputePartyServer(RoleServer[PartySession]):
         session.start(link)
         return session, link.outgoing()
 
+    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+        """What a client's session costs, if that takes time to predict."""
+        if message.WhichOneof("content") != "open":
+            return None
+        manifest = Manifest.parse(message.open.manifest, link.peer)
+        self.check_open()
+        architecture = Architecture.from_json(self._allowed(manifest, link.peer).architecture)
+        if self.costs.known(manifest, architecture):
+            return None
+        return lambda: self.costs.check(manifest, architecture, link.peer)
+
     def _checked(self, manifest: Manifest, client: str) -> StoredModel:
+        """The model of a session that may be. Raises a typed error for one that may not."""
+        facts = self._allowed(manifest, client)
+        self.costs.check(manifest, Architecture.from_json(facts.architecture), client)
+        return facts
+
+    def _allowed(self, manifest: Manifest, client: str) -> StoredModel:
         check_version(manifest, client, self.version, self.name)
         self.check_parties(client, manifest.parties)
         self.permissions.check_lengths(manifest, client)
@@ -94,6 +111,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
         if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
+        plan_of(manifest, Architecture.from_json(facts.architecture))
+        self.permissions.check_choices(manifest, client, facts)
         return facts
 
     def exchange(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
@@ -183,6 +202,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             fraction_bits=header.fraction_bits,
             seeded=seeded,
             ranges=unpack_ranges(header.ranges, owner),
+            nonce=new_id(),
         )
 
     def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:
@@ -226,7 +246,8 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
         return self._party.prober.answer(requests, context, self._party.permissions.may_ask)
 
     def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, CLIENT_BEAT, self._party.permissions.may_generate, self._party.open)
+        party = self._party
+        return party.serve(requests, context, CLIENT_BEAT, party.permissions.may_generate, party.open, party.foresee)
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         return self._party.serve(requests, context, PEER_BEAT, self._party.permissions.may_exchange, self._party.exchange)

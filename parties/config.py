@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
-from parties.grants import ClientGrant, Clients, OwnerGrant, Owners, checked_suites
+from parties.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
 from parties.monitoring import Listener, Telemetry
 
 LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
@@ -47,7 +47,33 @@ class Limits(BaseModel):
     max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
     max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
+    max_calls_per_client: int | None = Field(
+        default=None,
+        ge=4,
+        le=10_000,
+        description="Most calls that one client or model owner may have open; left out: what its sessions need, and 8.",
+    )
     max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
+    max_loads_per_client: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most of them that are kept for one client, and that its sessions use at a time; left out: max_loads.",
+    )
+    max_token_dealt_bytes: int = Field(
+        default=4 << 30, ge=1, description="Most bytes that may be dealt for one token, as predicted for a session."
+    )
+    max_token_sent_bytes: int = Field(
+        default=1 << 30, ge=1, description="Most bytes that a party may send for one token, as predicted for a session."
+    )
+    max_dealt_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes that may be dealt for a session, as predicted; left out: no limit."
+    )
+    max_sent_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes that a party may send in a session, as predicted; left out: no limit."
+    )
+    max_prediction_seconds: float = Field(
+        default=60.0, gt=0, description="How long it may take to predict what a session costs, before it is refused."
+    )
     max_model_bytes: int = Field(
         default=64 << 30,
         ge=1,
@@ -86,6 +112,12 @@ class RoleConfig(BaseModel):
         description="Identities that may store models: names, or {name: ..., models: [NAME, ...]}.",
         json_schema_extra=SERVERS,
     )
+    models: Models = Field(
+        default_factory=list,
+        description="What clients may ask of models: {name: ..., policies: [...], suite_options: [...]}; the first entry "
+        "whose name fits counts, and without one nothing is excluded.",
+        json_schema_extra=PARTY,
+    )
     suites: list[str] | None = Field(
         default=None, description="Suites that may be used at this server; all if left out.", json_schema_extra=SERVERS
     )
@@ -110,6 +142,12 @@ class RoleConfig(BaseModel):
     device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
     deadline_seconds: float = Field(
         default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
+    )
+    first_message_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a caller may take to send a call's first message, before the call ends.",
+        json_schema_extra=SERVERS,
     )
     connect_seconds: float = Field(
         default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."
@@ -236,6 +274,7 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
         "dealer": PeerAddress,
         "clients": ClientGrant,
         "model_owners": OwnerGrant,
+        "models": ModelGrant,
         "metrics": Listener,
         "telemetry": Telemetry,
     }

@@ -71,16 +71,25 @@ def _server_credentials(identity: Identity | LiveIdentity) -> grpc.ServerCredent
 
 
 def start_server(
-    identity: Identity | LiveIdentity, listen: str, add: Callable[[grpc.Server], None], calls: int
+    identity: Identity | LiveIdentity,
+    listen: str,
+    add: Callable[[grpc.Server], None],
+    calls: int,
+    waiting: int = 0,
+    guard: grpc.ServerInterceptor | None = None,
 ) -> tuple[grpc.Server, ThreadPoolExecutor, int]:
     """A running server that requires certificates of the deployment's authority; with its threads and its port.
 
-    calls: how many calls may run at a time. Raises `EnvironmentProblem` naming the port when it cannot be had.
+    calls: how many calls may run at a time. waiting: how many further ones wait for a thread, in which guard may refuse
+    them; gRPC refuses what is beyond, and lets callers wait with more than `calls` in one connection. Raises
+    `EnvironmentProblem` naming the port when it cannot be had.
     """
     _check_free(listen)
     threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
-    options = [*OPTIONS, ("grpc.so_reuseport", 0)]
-    server = grpc.server(threads, options=options, maximum_concurrent_rpcs=calls)
+    options = [*OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", calls)]
+    server = grpc.server(
+        threads, interceptors=[guard] if guard else [], options=options, maximum_concurrent_rpcs=calls + waiting
+    )
     add(server)
     try:
         port = server.add_secure_port(listen, _server_credentials(identity))

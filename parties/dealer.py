@@ -1,13 +1,13 @@
 """The dealer: runs the sessions' program without any input and streams every party its part of the randomness.
 
-It sees manifests and nothing else: no share, no message of a round, no output.
+It sees manifests and clients' names and nothing else: no share, no message of a round, no output.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -21,14 +21,17 @@ from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
-from parties.admission import Admission, Ticket
+from parties.admission import Ticket
+from parties.certificates import check_name
 from parties.config import RoleConfig
 from parties.events import event
 from parties.failures import SessionFinished, public
+from parties.greeting import check_client
 from parties.link import Link, Message, settle
 from parties.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
 from parties.program import DECODER, Program, make_suite, plan_of
-from parties.server import RoleServer, ServedSession
+from parties.served import ServedSession
+from parties.server import RoleServer
 from parties.session import Session
 from parties.tape_stream import TapeOutlet
 from protocols.suite import OutputShare
@@ -40,7 +43,13 @@ class DealerSession(ServedSession):
     """One session at the dealer. It is the `Endpoint` of the generation program as well."""
 
     def __init__(
-        self, server: DealerServer, id: str, manifest: Manifest, architecture: Architecture, first: str, ticket: Ticket
+        self,
+        server: DealerServer,
+        id: str,
+        manifest: Manifest,
+        architecture: Architecture,
+        first: str,
+        ticket: Ticket,
     ) -> None:
         super().__init__(id, server.name)
         self.server = server
@@ -53,6 +62,7 @@ class DealerSession(ServedSession):
         self.plan = plan_of(manifest, architecture)
         self._first = first
         self.ledger = Ledger()
+        self._dealt = 0  # bytes up to the last token
         self._joined = threading.Condition()
         self._outlets: dict[str, TapeOutlet] = {}
         self._loads: dict[str, list[str]] = {}
@@ -61,10 +71,11 @@ class DealerSession(ServedSession):
         """Wait for the parties and deal, in the background."""
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
-    def join(self, link: Link, manifest: Manifest, loads: list[str]) -> TapeOutlet:
+    def join(self, link: Link, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
         """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
             compare(self._first, self.manifest, link.peer, manifest)
+            check_client(self.id, self._first, self.ticket.client, link.peer, client)
             if link.peer not in self.manifest.parties or link.peer in self._outlets:
                 raise WireError(f"{link.peer} is not a party of session {self.id}, or asked for its tape twice")
         except MpcacheError as error:
@@ -95,7 +106,8 @@ class DealerSession(ServedSession):
             self.step = "waiting for its turn"
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
-            self.server.loads.claim(self.manifest.load_key(), self, self.check, lambda: None)
+            key = (*self.manifest.load_key(), self.ticket.client)
+            self.server.loads.claim(key, self, self.check, lambda: None)
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
@@ -132,7 +144,7 @@ class DealerSession(ServedSession):
     def _deal(self) -> None:
         names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.loads
         common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
-        weights = loads.get(common[-1], key) if common else None
+        weights = loads.get(common[-1], key, self.ticket.client) if common else None
         load = common[-1] if weights is not None else new_id()
         seeds = [new_seed() for _ in names]
         outlets = [self._outlets[name] for name in names]
@@ -145,15 +157,19 @@ class DealerSession(ServedSession):
             self.step = "dealing for the model's weights"
             self.server.metrics.get("mpcache_model_loads_total").inc()
             weights = self.server.program.load(suite, self.architecture, lambda name: None)
-            loads.put(load, key, weights)
+            loads.put(load, key, weights, self.ticket.client)
         loads.release(self)
+        self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
         self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Nothing to send; raises the session's error."""
+        """Nothing to send; raises the session's error, and `ConfigurationError` where a token took more than it may."""
         self.check()
+        total = self.ledger.total().offline_bytes
+        before, self._dealt = self._dealt, total
+        self.server.costs.check_token((total - before) // (1 if step else self.manifest.prompt_tokens), self.ticket.client)
         return True
 
     def next_token(self, step: int) -> Tensor | None:
@@ -176,12 +192,6 @@ class DealerServer(RoleServer[DealerSession]):
         super().__init__(config, program)
         self._opening = threading.Lock()
 
-    def make_admission(self) -> Admission:
-        """The places for sessions. The dealer does not know whose sessions it deals for."""
-        limits = self.config.limits
-        everybody = (limits.max_sessions, limits.max_queued)
-        return Admission(self.name, *everybody, lambda client: everybody, self.config.queue_seconds)
-
     def register(self, server: grpc.Server) -> None:
         """Add the Dealer service."""
         services.add_DealerServicer_to_server(_Service(self), server)
@@ -197,21 +207,40 @@ class DealerServer(RoleServer[DealerSession]):
         with self._opening:
             session = self.sessions.wait_for(id, 0)
             if session is None:
-                session = self._new(id, manifest, opening.architecture, link.peer)
-        outlet = session.join(link, manifest, loads)
+                session = self._new(id, manifest, opening.architecture, link.peer, opening.client)
+        outlet = session.join(link, manifest, opening.client, loads)
         outlet.begin()
         return session, link.outgoing()
 
-    def _new(self, id: str, manifest: Manifest, text: str, party: str) -> DealerSession:
+    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+        """What a session costs, if that takes time to predict."""
+        if message.WhichOneof("content") != "open":
+            return None
+        opening = message.open
+        manifest = Manifest.parse(opening.manifest, link.peer)
+        architecture = self._allowed(manifest, opening.architecture, link.peer, opening.client)
+        if self.costs.known(manifest, architecture):
+            return None
+        return lambda: self.costs.check(manifest, architecture, opening.client)
+
+    def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> Architecture:
+        """The architecture of a session that may be. Raises a typed error for one that may not."""
+        check_name(client)
         check_version(manifest, party, self.version, self.name)
         self.check_parties(party, manifest.parties)
         architecture = Architecture.from_json(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
-        self.permissions.check_lengths(manifest)
-        self.permissions.check_suite(manifest)
+        self.permissions.check_lengths(manifest, client)
+        self.permissions.check_suite(manifest, client)
+        plan_of(manifest, architecture)
+        return architecture
+
+    def _new(self, id: str, manifest: Manifest, text: str, party: str, client: str) -> DealerSession:
+        architecture = self._allowed(manifest, text, party, client)
         self.check_open()
-        ticket = self.admission.expect("")
+        self.costs.check(manifest, architecture, client)
+        ticket = self.admission.expect(client)
         session = self.hold(ticket, lambda: DealerSession(self, id, manifest, architecture, party, ticket))
         event(
             "session_opened",
@@ -238,4 +267,5 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         return self._dealer.prober.answer(requests, context, self._dealer.permissions.may_ask)
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._dealer.serve(requests, context, TAPE_BEAT, self._dealer.permissions.may_have_tape, self._dealer.open)
+        dealer = self._dealer
+        return dealer.serve(requests, context, TAPE_BEAT, dealer.permissions.may_have_tape, dealer.open, dealer.foresee)

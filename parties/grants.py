@@ -1,4 +1,4 @@
-"""What a configuration grants to a client and to a model owner: lengths, sessions, models, suites."""
+"""What a configuration grants to a client and to a model owner, and what may be asked of a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from mpc.errors import MpcacheError
 from parties.certificates import check_name
 from protocols.registry import SUITES
+
+COSTS = ("max_token_dealt_bytes", "max_token_sent_bytes", "max_dealt_bytes", "max_sent_bytes")
 
 
 def checked_name(name: str) -> str:
@@ -34,17 +36,30 @@ def fits(patterns: list[str] | None, *names: str) -> bool:
 
 
 class ClientGrant(BaseModel):
-    """A client that may generate. What is left out is the server's own limit; models and suites: all."""
+    """A client that may generate. What is left out is the server's own limit; of lists: all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name in the client's certificate.")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="Most tokens of its prompts.")
     max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens that a session of it generates.")
-    max_sessions: int | None = Field(default=None, ge=1, description="Most sessions of it that run at a time.")
+    max_sessions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most sessions of it that run at a time; left out, one less than the server's if there are others.",
+    )
     max_queued: int | None = Field(default=None, ge=0, description="Most sessions of it that wait.")
     models: list[str] | None = Field(default=None, description="Names or ids of the models that it may use; * and ? match.")
     suites: list[str] | None = Field(default=None, description="Suites that it may use.")
+    policies: list[str] | None = Field(default=None, description="Cache policies that it may use; * and ? match.")
+    suite_options: list[str] | None = Field(
+        default=None,
+        description="Suite options that it may use beside those of the model's owner, as 'name=value'; * and ? match.",
+    )
+    max_token_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for one token.")
+    max_token_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends for one token.")
+    max_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for a session of it.")
+    max_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends in a session of it.")
 
     @field_validator("suites")
     @classmethod
@@ -55,6 +70,19 @@ class ClientGrant(BaseModel):
     @classmethod
     def _name(cls, value: str) -> str:
         return checked_name(value)
+
+
+class ModelGrant(BaseModel):
+    """What may be asked of the models of a name. policies, suite_options: all if left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Name or id of models; * and ? match.")
+    policies: list[str] | None = Field(default=None, description="Cache policies that may be used; * and ? match.")
+    suite_options: list[str] | None = Field(
+        default=None,
+        description="Suite options that may be used beside those of the model's owner, as 'name=value'; * and ? match.",
+    )
 
 
 class OwnerGrant(BaseModel):
@@ -75,5 +103,6 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+Models = list[Annotated[ModelGrant, BeforeValidator(_named)]]
 Clients = list[Annotated[ClientGrant, BeforeValidator(_named)]]
 Owners = list[Annotated[OwnerGrant, BeforeValidator(_named)]]

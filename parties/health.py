@@ -19,16 +19,16 @@ class _Guarded(health.HealthServicer):  # type: ignore[misc]
     """Answers only those whom guard(context) lets pass."""
 
     def __init__(self, guard: Callable[[Any], object]) -> None:
-        super().__init__()
+        super().__init__(experimental_non_blocking=False)  # so that a watch lasts as long as its call
         self._guard = guard
 
     def Check(self, request: Any, context: Any) -> Any:
         self._guard(context)
         return super().Check(request, context)
 
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:
         self._guard(context)
-        super().Watch(request, context, send_response_callback)
+        return super().Watch(request, context, send_response_callback)
 
 
 class Health:

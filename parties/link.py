@@ -140,21 +140,21 @@ class Link:
         arguments = (incoming, self.epoch)
         threading.Thread(target=self.read, args=arguments, name=f"read {self.peer}", daemon=True).start()
 
-    def receive(self, patience: float = 0.0) -> Message:
+    def receive(self, patience: float = 0.0, timeout: float | None = None) -> Message:
         """The next message. Raises the session's error, or `PeerLost` after the end of the stream.
 
-        patience: seconds that the peer may take on top of a step's.
+        patience: seconds that the peer may take on top of a step's. timeout: seconds after which `queue.Empty` is raised.
         """
-        message = self.receive_or_end(patience)
+        message = self.receive_or_end(patience, timeout)
         if message is None:
             raise PeerLost(self.peer, self.session.step, "left the session early")
         return message
 
-    def receive_or_end(self, patience: float = 0.0) -> Message | None:
+    def receive_or_end(self, patience: float = 0.0, timeout: float | None = None) -> Message | None:
         """The next message, None after the end of the stream. Raises the session's error."""
         self.session.check()
         self.waiting_since = time.monotonic() + patience
-        _, message = self.inbox.get()
+        _, message = self.inbox.get(timeout=timeout)
         self.waiting_since = None
         if message is None:
             self.session.check()

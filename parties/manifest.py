@@ -109,10 +109,13 @@ class Manifest(ProgramFacts):
             raise WireError(f"{sender} sent a manifest that is not in canonical form")
         return manifest
 
-    def load_key(self) -> tuple[str, ...]:
-        """What must be equal for masked weights of an earlier session to serve again."""
+    def load_key(self, storing: str = "") -> tuple[str, ...]:
+        """What must be equal for masked weights of an earlier session to serve again.
+
+        storing: at a party, the nonce of the shares (`parties.store`); the dealer has none.
+        """
         options = json.dumps(self.options, sort_keys=True)
-        return (self.model, self.architecture, self.suite, str(self.fraction_bits), options, *self.parties)
+        return (self.model, storing, self.architecture, self.suite, str(self.fraction_bits), options, *self.parties)
 
 
 def compare(first: str, mine: Manifest, second: str, other: Manifest) -> None:

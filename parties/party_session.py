@@ -25,14 +25,15 @@ from parties.channel import GrpcChannel
 from parties.config import PeerAddress
 from parties.connection import connect, route
 from parties.failures import SessionFinished, public, to_failure
+from parties.greeting import Greetings
 from parties.link import INBOX_LIMIT, Link, Message, finish_calls, settle
 from parties.look_ahead import LookAhead, wanted
-from parties.manifest import Manifest, check_id, compare
+from parties.manifest import Manifest, check_id
 from parties.program import make_suite, plan_of
-from parties.server import ServedSession
+from parties.served import ServedSession
 from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from parties.store import StoredModel
-from parties.tape_agreement import Dealt, Source, TapeAgreement, check_source
+from parties.tape_agreement import Dealt, Source, TapeAgreement
 from parties.tape_stream import tape_reader
 from protocols.suite import OutputShare, Suite
 
@@ -56,11 +57,13 @@ class PartySession(ServedSession):
         )
         self.manifest = manifest
         self.facts = facts
+        self.load_key = manifest.load_key(facts.nonce)
         self.architecture = Architecture.from_json(facts.architecture)
         self.plan = plan_of(manifest, self.architecture)
         config = server.config
         self._patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
         self.tapes = TapeAgreement(server.tapes, self, self._patience) if server.tapes is not None else None
+        self._greetings = Greetings(self)
         self.client: Link
         self.ledger = Ledger()
         self.emitted = 0
@@ -174,12 +177,10 @@ class PartySession(ServedSession):
         """A peer of higher index has dialled. Raises `ManifestMismatch` (and ends this session) when it must not join."""
         names = self.manifest.parties
         try:
-            theirs = Manifest.parse(hello.manifest, link.peer)
-            compare(self.role, self.manifest, link.peer, theirs)
             index = names.index(link.peer) if link.peer in names else -1
-            if hello.name != link.peer or index <= self.server.config.index:
+            self._greetings.heard(link.peer, hello)
+            if index <= self.server.config.index:
                 raise WireError(f"{link.peer} introduced itself as party {index}; higher indices dial lower ones")
-            self._heard(link.peer, hello)
         except MpcacheError as error:
             self.fail(error)
             raise
@@ -190,19 +191,8 @@ class PartySession(ServedSession):
                 raise WireError(f"{link.peer} dialled twice in one session")
             self._peers[index] = link
             if self._placed:
-                link.send(self._hello())
+                link.send(self._greetings.own())
             self._attached.notify_all()
-
-    def _hello(self) -> wire.PeerMessage:
-        hello = wire.Hello(session=self.id, name=self.role, manifest=self.manifest.canonical())
-        if self.tapes is not None:
-            self.tapes.greet(hello)
-        return wire.PeerMessage(hello=hello)
-
-    def _heard(self, peer: str, hello: wire.Hello) -> None:
-        check_source(self.role, self.tapes is not None, peer, hello)
-        if self.tapes is not None:
-            self.tapes.heard(peer, hello)
 
     def _dial(self, peer: PeerAddress, patience: float = 0.0) -> grpc.Channel:
         self.step = f"connecting to {peer.name}"
@@ -231,20 +221,20 @@ class PartySession(ServedSession):
             link = self._link(peer, PEER_BEAT, lambda channel: services.ComputePartyStub(channel).Exchange)
             with self._attached:
                 self._peers[index] = link
-            link.call(channel, self._hello())
+            link.call(channel, self._greetings.own())
             self.server.pulse.add(link)
             self.step = f"greeting {peer.name}"
             reply = link.receive(self.server.config.queue_seconds + self._patience)
-            if reply.WhichOneof("content") != "hello" or reply.hello.session != self.id or reply.hello.name != peer.name:
+            if reply.WhichOneof("content") != "hello":
                 raise WireError(f"{peer.name} did not answer a greeting with its own")
-            compare(self.role, self.manifest, peer.name, Manifest.parse(reply.hello.manifest, peer.name))
-            self._heard(peer.name, reply.hello)
+            self._greetings.heard(peer.name, reply.hello)
         self._take_place()
         self._wait_for_peers()
+        self._greetings.complete()
 
     def _take_place(self) -> None:
         """Wait for this session's turn here, then let the parties before and after it know. See `parties.admission`."""
-        own, key = self.server.config.index, self.manifest.load_key()
+        own, key = self.server.config.index, (*self.load_key, self.ticket.client)
         self.trace.stage("queue")
         self.server.admission.wait(self.ticket, self.check, lambda ahead: self.progress(f"queued, {ahead} ahead", 0, 0))
         waiting = "waiting for another session to load the model"
@@ -257,7 +247,7 @@ class PartySession(ServedSession):
         with self._attached:
             self._placed = True
             for index, link in self._peers.items():
-                link.send(self._hello() if index > own else wire.PeerMessage(ready=wire.Ready()))
+                link.send(self._greetings.own() if index > own else wire.PeerMessage(ready=wire.Ready()))
 
     def _wait_for_peers(self) -> None:
         own = self.server.config.index
@@ -288,7 +278,8 @@ class PartySession(ServedSession):
             session=self.id,
             manifest=self.manifest.canonical(),
             architecture=self.facts.architecture,
-            loads=self.server.loads.ids(self.manifest.load_key()),
+            loads=self.server.loads.ids(self.load_key),
+            client=self.ticket.client,
         )
         link.call(channel, wire.TapeRequest(open=opening))
         self.server.pulse.add(link)
@@ -298,7 +289,7 @@ class PartySession(ServedSession):
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
         check_id(start.load, "load", dealer.name)
-        weights = None if start.fresh else self.server.loads.get(start.load, self.manifest.load_key())
+        weights = None if start.fresh else self.server.loads.get(start.load, self.load_key, self.ticket.client)
         if not start.fresh and weights is None:
             raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
         return Dealt(Source(start.seed, tape_reader(link)), start.load, weights)
@@ -363,7 +354,7 @@ class PartySession(ServedSession):
 
         weights = self.server.program.load(suite, self.architecture, share)
         self.progress("model load", total, total)
-        self.server.loads.put(load, self.manifest.load_key(), weights)
+        self.server.loads.put(load, self.load_key, weights, self.ticket.client)
         self.server.loads.release(self)
         return weights
 

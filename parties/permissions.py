@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from models.policies import parse
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config import RoleConfig
-from parties.grants import ClientGrant, fits
+from parties.grants import ClientGrant, ModelGrant, fits
 from parties.manifest import Manifest
 from parties.store import StoredModel
 
+FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
+_ANY_MODEL = ModelGrant(name="*")
+_UNSET = object()
 
 
 class Permissions:
@@ -18,6 +22,7 @@ class Permissions:
         self._server = config.name
         self._limits = config.limits
         self._suites = config.suites
+        self._models = config.models
         self._parties = config.party_names
         self._dealer = [config.dealer.name] if config.dealer else []
         self._clients = {grant.name: grant for grant in config.clients}
@@ -42,9 +47,25 @@ class Permissions:
         if name not in self._parties:
             raise PermissionRefused(f"'{name}' may not have a tape of {self._server}: it is not listed in its 'parties'")
 
+    def peers(self) -> list[str]:
+        """The compute parties and the dealer."""
+        return [*self._parties, *self._dealer]
+
+    def is_peer(self, name: str) -> bool:
+        """Whether `name` is a compute party or the dealer."""
+        return name in self._parties or name in self._dealer
+
+    def clients_and_owners(self) -> list[str]:
+        """All clients and model owners."""
+        return sorted({*self._clients, *self._owners})
+
+    def has_role(self, name: str) -> bool:
+        """Whether `name` has some role in this deployment."""
+        return self.is_peer(name) or name in self._clients or name in self._owners
+
     def may_ask(self, name: str) -> None:
         """Raise `PermissionRefused` unless `name` has some role in this deployment."""
-        if name not in (*self._parties, *self._clients, *self._owners, *self._dealer):
+        if not self.has_role(name):
             raise PermissionRefused(f"'{name}' has no role in the deployment of {self._server}")
 
     def _listed(self, name: str, listed: bool, what: str, key: str) -> None:
@@ -83,6 +104,28 @@ class Permissions:
                     f"{may} use suite '{manifest.suite}' at {self._server}; allowed: {', '.join(allowed) or 'none'}"
                 )
 
+    def check_choices(self, manifest: Manifest, client: str, found: StoredModel) -> None:
+        """Raise `PermissionRefused` for a policy or an option that the client, or anybody with this model, may not use.
+
+        Options that the model's owner has given with it are always allowed.
+        """
+        grant = self._clients[client]
+        model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
+        own = (found.ranges or {}).get(manifest.suite, {})
+        options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
+        texts = (manifest.policy, parse(manifest.policy).spec)
+        for entry, whom in ((grant, f"'{client}' may not"), (model, f"nobody may, with model '{found.name}',")):
+            if not fits(entry.policies, *texts):
+                raise PermissionRefused(
+                    f"{whom} use policy '{manifest.policy}' at {self._server}; allowed ('policies' of its configuration): "
+                    f"{', '.join(entry.policies or []) or 'none'}"
+                )
+            if other := next((option for option in options if not fits(entry.suite_options, option)), None):
+                raise PermissionRefused(
+                    f"{whom} use suite option {other[:100]} at {self._server}; allowed beside the model's own "
+                    f"('suite_options' of its configuration): {', '.join(entry.suite_options or []) or 'none'}"
+                )
+
     def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
         """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
         if found is None or not fits(self._clients[client].models, found.name, found.model):
@@ -104,8 +147,37 @@ class Permissions:
         return found
 
     # ---- how much --------------------------------------------------------------------------------------------------
+    def cost(self, setting: str, client: str) -> tuple[int | None, str]:
+        """One of `parties.grants.COSTS`: the smaller of the server's limit and the client's, and where that is written."""
+        limit: int | None = getattr(self._limits, setting)
+        own: int | None = getattr(self._clients.get(client, _ANYBODY), setting)
+        if own is not None and (limit is None or own < limit):
+            return own, f"the entry of '{client}' in the 'clients' of {self._server}"
+        return limit, f"the 'limits' of {self._server}"
+
+    def loads(self) -> int:
+        """How many loads are kept for one client at most, and how many its sessions use at a time."""
+        limits = self._limits
+        return min(limits.max_loads, limits.max_loads_per_client or limits.max_loads)
+
+    def calls(self, name: str) -> int:
+        """How many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions that
+        run, wait or are just leaving, and `FURTHER_CALLS` more."""
+        if self._limits.max_calls_per_client is not None:
+            return self._limits.max_calls_per_client
+        running, queued = self.sessions(name)
+        return 2 * running + queued + FURTHER_CALLS
+
+    def all_sessions(self) -> int:
+        """How many sessions may be at this server: running, waiting, or just leaving."""
+        return 2 * self._limits.max_sessions + self._limits.max_queued
+
     def sessions(self, client: str) -> tuple[int, int]:
-        """How many sessions of a client may run at a time, and how many may wait."""
+        """How many sessions of a client may run at a time, and how many may wait.
+
+        Where there are several clients, one that its grant does not allow more leaves a place to the others.
+        """
         grant, limits = self._clients.get(client, _ANYBODY), self._limits
         queued = limits.max_queued_per_client if grant.max_queued is None else grant.max_queued
-        return min(limits.max_sessions, grant.max_sessions or limits.max_sessions), min(queued, limits.max_queued)
+        usual = max(1, limits.max_sessions - 1) if len(self._clients) > 1 else limits.max_sessions
+        return min(limits.max_sessions, grant.max_sessions or usual), min(queued, limits.max_queued)

@@ -4,115 +4,42 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import Empty
 from typing import Any, Generic, TypeVar
 
 import grpc
 
-from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PeerSilent
 from parties import wire_pb2 as wire
 from parties.admission import Admission, Ticket
+from parties.calls import WAITING, Calls, Guard
 from parties.certificates import Identity
 from parties.config import Role, RoleConfig, split_address
 from parties.connection import abort_if_alive, caller, start_server
+from parties.costs import Costs
 from parties.events import event, refused
-from parties.failures import from_failure, public, to_failure
+from parties.failures import Busy, public
 from parties.health import Health
 from parties.link import Link, Message
 from parties.live_identity import LiveIdentity
 from parties.loads import Loads
-from parties.manifest import PROTOCOL_VERSION, Manifest, check_id, package_version
+from parties.manifest import PROTOCOL_VERSION, check_id, package_version
 from parties.metrics import Metrics
 from parties.permissions import Permissions
 from parties.probing import Prober
 from parties.program import DECODER, Program, preload
 from parties.pulse import Pulse
 from parties.resume import stream_of
+from parties.served import ServedSession, Sessions
 from parties.session import Session
 from parties.settings import Settings
-from parties.traces import SessionTrace, Traces
+from parties.traces import Traces
 
-REMEMBERED = 1024
-LOOK_SECONDS = 0.25
-
-
-class ServedSession(Session):
-    """A session at a server. ticket: its place there; trace: its spans."""
-
-    manifest: Manifest
-    ticket: Ticket
-    trace: SessionTrace
-
-
+BEATS = 5  # signs of life within a deadline
 S = TypeVar("S", bound=ServedSession)
-
-
-class Sessions(Generic[S]):
-    """The sessions of a server, those that wait for their turn as well; no id twice."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._changed = threading.Condition()
-        self._live: dict[str, S] = {}
-        # What ended a session is remembered in its wire form: an exception holds on to the frames that it went through,
-        # and to the shares in them.
-        self._over: OrderedDict[str, wire.Failure | None] = OrderedDict()
-        self._reported: weakref.WeakSet[MpcacheError] = weakref.WeakSet()
-
-    def add(self, session: S) -> None:
-        """Register a session. Raises the error that ended the session of this id, or `WireError` if it is used."""
-        with self._changed:
-            self._raise_again(session.id)
-            if session.id in self._live or session.id in self._over:
-                raise WireError(f"session {session.id} was opened at {self._name} before: every session needs a new id")
-            self._live[session.id] = session
-            self._changed.notify_all()
-
-    def remove(self, session: S) -> None:
-        """The session is over; its id is remembered."""
-        with self._changed:
-            if self._live.pop(session.id, None) is not None:
-                error = None if session.finished else session.error
-                self._over[session.id] = None if error is None else to_failure(error)
-                if error is not None:
-                    self._reported.add(error)
-                while len(self._over) > REMEMBERED:
-                    self._over.popitem(last=False)
-            self._changed.notify_all()
-
-    def wait_for(self, id: str, seconds: float, check: Callable[[], None] = lambda: None) -> S | None:
-        """The live session `id`, waiting for it to be opened; None after `seconds` or when it is over.
-
-        check() is called now and then and may raise to give up. Raises the error that ended it.
-        """
-        limit = time.monotonic() + seconds
-        with self._changed:
-            while id not in self._live and id not in self._over and (left := limit - time.monotonic()) > 0:
-                check()
-                self._changed.wait(min(left, LOOK_SECONDS))
-            self._raise_again(id)
-            return self._live.get(id)
-
-    def _raise_again(self, id: str) -> None:
-        """Raise the error that ended the session `id`, if one did."""
-        if (failure := self._over.get(id)) is not None:
-            error = from_failure(failure, self._name)
-            self._reported.add(error)
-            raise error
-
-    def ended_by(self, error: MpcacheError) -> bool:
-        """Whether this very error ended some session, which reports it."""
-        with self._changed:
-            return any(s.error is error for s in self._live.values()) or error in self._reported
-
-    def all(self) -> list[S]:
-        """All live sessions."""
-        with self._changed:
-            return list(self._live.values())
 
 
 class RoleServer(ABC, Generic[S]):
@@ -134,8 +61,10 @@ class RoleServer(ABC, Generic[S]):
         self.credentials = LiveIdentity(config.certificates, config.name)
         self.permissions = Permissions(config)
         self.sessions: Sessions[S] = Sessions(config.name)
+        self.calls = Calls(config.name, self.permissions)
+        self.costs = Costs(config.name, self.permissions, config.limits.max_prediction_seconds)
         self.admission = self.make_admission()
-        self.loads = Loads(config.limits.max_loads)
+        self.loads = Loads(config.limits.max_loads, self.permissions.loads())
         self.draining = False
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(self)
@@ -143,8 +72,9 @@ class RoleServer(ABC, Generic[S]):
         self.prober = Prober(config.name)
         self.address = self.metrics_address = self.health_address = ""
         self.pulse: Pulse
-        self._calls = 0  # streams that are open
+        self._open = 0  # streams
         self._idle = threading.Condition()
+        self._holding = threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
 
@@ -178,14 +108,29 @@ class RoleServer(ABC, Generic[S]):
             )
 
     def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
-        """A new session with its place; the place is free again if there is none."""
+        """A new session with its place; the place is free again if there is none.
+
+        Raises `Busy` when the client's sessions use as many loads as they may.
+        """
         try:
             session = make()
-            self.sessions.add(session)
+            with self._holding:
+                self._check_loads(session)
+                self.sessions.add(session)
         except BaseException:
             self.admission.leave(ticket)
             raise
         return session
+
+    def _check_loads(self, session: S) -> None:
+        """Raise `Busy` when the client's sessions use other loads already, as many as they may at a time."""
+        client, key, most = session.ticket.client, session.manifest.load_key(), self.permissions.loads()
+        others = {s.manifest.load_key() for s in self.sessions.all() if s.ticket.client == client} - {key}
+        if len(others) >= most:
+            raise Busy(
+                f"sessions of '{client}' use {len(others)} other models or sets of options at {self.name}, as many as they "
+                f"may at a time ('max_loads_per_client' in its 'limits'): wait for their end"
+            )
 
     def report(self, session: S, began: float, client: str | None = None, **facts: Any) -> None:
         """Log and count a session that is over. began: by `time.perf_counter`. client: None at the dealer."""
@@ -225,15 +170,16 @@ class RoleServer(ABC, Generic[S]):
         """Listen and serve in the background."""
         assert self.config.listen is not None
         preload()
-        limits = self.config.limits
-        calls = (2 * limits.max_sessions + limits.max_queued) * (len(self.config.parties) + 1) + 16
         self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
         try:
             if self.config.metrics is not None:
                 self.metrics_address = self.metrics.listen(self.config.metrics)
             if self.config.health_port is not None:
                 self.health_address = self.health.listen(self.config.health_port)
-            self._server, self._threads, port = start_server(self.credentials, self.config.listen, self._register_all, calls)
+            guard = Guard(self.calls, self.permissions, self.config.first_message_seconds, self._refuse)
+            self._server, self._threads, port = start_server(
+                self.credentials, self.config.listen, self._register_all, self.calls.threads, WAITING, guard
+            )
         except BaseException:
             self._close_monitoring()
             self.pulse.stop()
@@ -280,7 +226,7 @@ class RoleServer(ABC, Generic[S]):
             if session.ticket.state != "running":
                 session.fail(PeerLost(self.name, session.step, "is shutting down"))
         with self._idle:
-            return self._idle.wait_for(lambda: self._calls == 0, seconds)
+            return self._idle.wait_for(lambda: self._open == 0, seconds)
 
     def stop(self, grace: float = 1.0) -> None:
         """End all sessions with an error that says so, and free port and threads."""
@@ -312,14 +258,18 @@ class RoleServer(ABC, Generic[S]):
             act(name)
         except Exception as problem:
             error = public(problem, self.name)
-            self._refused(name, authorise, error)
+            self._refused(name, call_of(authorise), error)
             abort_if_alive(context, error)
             raise error from None
         return name
 
-    def _refused(self, name: str, authorise: Callable[[str], None], error: MpcacheError) -> None:
+    def _refuse(self, context: Any, name: str, call: str, error: MpcacheError) -> None:
+        """End a call that is not admitted."""
+        self._refused(name, call, error)
+        abort_if_alive(context, error)
+
+    def _refused(self, name: str, call: str, error: MpcacheError) -> None:
         """Log a call that came to nothing, unless some session's end says the same."""
-        call = authorise.__name__.removeprefix("may_")
         if not self.sessions.ended_by(error):
             refused(self.name, name, call, error)
             self.metrics.get("mpcache_calls_refused_total", call=call, code=error.code).inc()
@@ -331,10 +281,12 @@ class RoleServer(ABC, Generic[S]):
         beat: Message | None,
         authorise: Callable[[str], None],
         accept: Callable[[Link, Message], tuple[Session, Iterator[Message]]],
+        foresee: Callable[[Link, Message], Callable[[], None] | None] = lambda link, message: None,
     ) -> Iterator[Message]:
         """The responses of one streaming call.
 
-        authorise(caller's name) may refuse; accept(link, first message) puts the link into a session and returns that and
+        authorise(caller's name) may refuse; foresee(link, first message) returns what is to be done before, while the caller
+        is sent signs of life; accept(link, first message) puts the link into a session and returns that and
         what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
         session fails, the call ends with its error as typed status.
         """
@@ -344,7 +296,7 @@ class RoleServer(ABC, Generic[S]):
         name = "unknown"
         epoch = 0
         with self._idle:
-            self._calls += 1
+            self._open += 1
         try:
             name = caller(context)
             authorise(name)
@@ -353,11 +305,13 @@ class RoleServer(ABC, Generic[S]):
             context.add_callback(link.over)
             link.start(requests, context.cancel)
             self.pulse.add(link)
-            message = link.receive()
+            message = self._first(link)
             if message.WhichOneof("content") == "resume":
                 link, epoch, outgoing = self._resume(link, message.resume, requests, context)
                 session = link.session
             else:
+                if (work := foresee(link, message)) is not None:
+                    yield from self._meanwhile(link, work)
                 session, outgoing = accept(link, message)
                 link.beats()  # from here on the caller knows that the stream is open
             yield from outgoing
@@ -372,12 +326,31 @@ class RoleServer(ABC, Generic[S]):
                 self.pulse.remove(link)
                 link.closed = True
             with self._idle:
-                self._calls -= 1
+                self._open -= 1
                 self._idle.notify_all()
         if error is not None:
             if session is None or not session.id:
-                self._refused(name, authorise, error)
+                self._refused(name, call_of(authorise), error)
             abort_if_alive(context, error)
+
+    def _first(self, link: Link) -> Message:
+        """A stream's first message. Raises `PeerSilent` when it does not come in time."""
+        seconds = self.config.first_message_seconds
+        try:
+            return link.receive(timeout=seconds)
+        except Empty:
+            reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {self.name})"
+            raise PeerSilent(link.peer, "opening a call", reason) from None
+
+    def _meanwhile(self, link: Link, work: Callable[[], None]) -> Iterator[Message]:
+        """Signs of life until work() is done. Raises what it raises, or the call's error."""
+        with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
+            running = pool.submit(work)
+            while not wait([running], self.config.deadline_seconds / BEATS).done:
+                link.session.check()
+                if link.beat is not None:
+                    yield link.beat
+        running.result()
 
     def _resume(
         self, link: Link, resume: wire.Resume, requests: Iterator[Message], context: Any
@@ -409,3 +382,8 @@ class RoleServer(ABC, Generic[S]):
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def call_of(authorise: Callable[[str], None]) -> str:
+    """The name of a call in logs and metrics."""
+    return authorise.__name__.removeprefix("may_")

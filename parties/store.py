@@ -1,15 +1,23 @@
 """A compute party's shares of models on disk, so that the model owner may be offline and the party restarted.
 
-A model is a folder named by its id: `model.json` (public facts) and either `seed.safetensors` (256 bits from which all
-shares are expanded) or one `NNNN.safetensors` a weight (the last party). Files have mode 0600, folders 0700; a folder is
-written under a temporary name and renamed when it is complete.
+A model is a folder named by its id: `model.json` (public facts, SHA-256 of every other file and of these facts) and either
+`seed.safetensors` (256 bits from which all shares are expanded) or one `NNNN.safetensors` a weight (the last party). Files
+have mode 0600, folders 0700; a folder is written under a temporary name and renamed when it is complete, and a receipt is
+sent when files, folder and its name are on disk. A file is checked whenever weights are loaded from it.
+
+Every storing has a random nonce that the party makes itself. Dealt masks of weights belong to a nonce (see
+`parties.tape_journal`, `parties.loads`), not to the model's id, which its owner chooses: whoever stores other weights under
+an id of before gets no mask of before. `storing.json` holds the nonces of all parties, as they told them at the model's
+first session: shares of different storings do not mix.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +28,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.architecture import Architecture
-from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, MpcacheError
+from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, ManifestMismatch, MpcacheError
 from mpc.random import SEED_BYTES, Prg, derive_seed
+from parties.certificates import write_file
+from parties.disk import digest_of, sync_folder, write_new
 from parties.failures import log
 from parties.manifest import ID_PATTERN, Identifier, new_id
 from parties.shares import BITS
@@ -29,11 +39,13 @@ from protocols.ranges import checked_ranges
 
 TEMPORARY = ".incoming-"
 WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StoredModel(BaseModel):
     """The public facts of a stored model. index: whose share it is; seeded: the share is expanded from a seed; ranges: the
-    owner's bounds by suite, None where the model was never calibrated."""
+    owner's bounds by suite, None where the model was never calibrated; nonce: 128 random bits of this party, new at every
+    storing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -46,16 +58,35 @@ class StoredModel(BaseModel):
     fraction_bits: int
     seeded: bool
     ranges: dict[str, dict[str, int | str]] | None = None
+    nonce: Identifier
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in order."""
         return Architecture.from_json(self.architecture).weight_shapes()
 
 
-def _write(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
+class StoredFiles(BaseModel):
+    """`model.json`. files: SHA-256 of each file's content by its name without ending; check: of facts and files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    facts: StoredModel
+    files: dict[str, Digest]
+    check: Digest
+
+    @classmethod
+    def of(cls, facts: StoredModel, files: Mapping[str, str]) -> StoredFiles:
+        """With its check."""
+        return cls(facts=facts, files=dict(files), check=_check_of(facts, files))
+
+    def intact(self) -> bool:
+        """Whether facts and files are what was stored."""
+        return self.check == _check_of(self.facts, self.files)
+
+
+def _check_of(facts: StoredModel, files: Mapping[str, str]) -> str:
+    text = json.dumps([facts.model_dump(mode="json"), dict(files)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Incoming:
@@ -63,25 +94,29 @@ class Incoming:
 
     def __init__(self, root: Path, facts: StoredModel) -> None:
         self.facts = facts
-        self._target = root / facts.model
+        self._root = root
         self._folder = root / f"{TEMPORARY}{new_id()}"
         self._folder.mkdir(mode=0o700)
-        self._next = 0
+        self.files: dict[str, str] = {}
 
     def seed(self, seed: bytes) -> None:
         """Store the seed of all shares."""
         words = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
-        _write(self._folder / "seed.safetensors", save({"seed": words}))
+        self._write("seed", save({"seed": words}))
 
     def weight(self, share: Tensor) -> None:
         """Store the share of the next weight, in the order of the architecture's weights."""
-        _write(self._folder / f"{self._next:04d}.safetensors", save({"share": share.contiguous()}))
-        self._next += 1
+        self._write(f"{len(self.files):04d}", save({"share": share.contiguous()}))
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.files[name] = write_new(self._folder / f"{name}.safetensors", data)
 
     def commit(self) -> None:
-        """Make the model visible."""
-        _write(self._folder / "model.json", self.facts.model_dump_json(indent=1).encode())
-        self._folder.rename(self._target)
+        """Make the model visible. All of it is on disk when this returns."""
+        write_new(self._folder / "model.json", StoredFiles.of(self.facts, self.files).model_dump_json(indent=1).encode())
+        sync_folder(self._folder)
+        self._folder.rename(self._root / self.facts.model)
+        sync_folder(self._root)
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -95,6 +130,7 @@ class ModelStore:
         self.root = root
         self._lock = threading.Lock()
         self._models: dict[str, StoredModel] = {}
+        self._files: dict[str, Mapping[str, str]] = {}
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             root.chmod(0o700)
@@ -107,24 +143,30 @@ class ModelStore:
         for folder in sorted(root.iterdir()):
             if ID_PATTERN.fullmatch(folder.name):
                 try:
-                    self._models[folder.name] = self._read(folder)
+                    self._add(self._read(folder))
                 except MpcacheError as error:
                     log.warning("%s", error)
 
-    def _read(self, folder: Path) -> StoredModel:
+    def _add(self, stored: StoredFiles) -> None:
+        self._models[stored.facts.model] = stored.facts
+        self._files[stored.facts.model] = stored.files
+
+    def _read(self, folder: Path) -> StoredFiles:
         try:
-            facts = StoredModel.model_validate_json((folder / "model.json").read_bytes())
-            shapes = facts.shapes()
-            checked_ranges(facts.ranges or {}, f"{folder}/model.json")
+            stored = StoredFiles.model_validate_json((folder / "model.json").read_bytes())
+            shapes = stored.facts.shapes()
+            checked_ranges(stored.facts.ranges or {}, f"{folder}/model.json")
         except (OSError, ValidationError, ConfigurationError) as error:
             raise CheckpointError(
                 f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"
             ) from None
-        files = ["seed"] if facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
+        if not stored.intact() or stored.facts.model != folder.name:
+            raise CheckpointError(f"{folder}/model.json is not what was stored: remove {folder} and share the model again")
+        files = ["seed"] if stored.facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
         for name in files:
-            if not (folder / f"{name}.safetensors").is_file():
+            if name not in stored.files or not (folder / f"{name}.safetensors").is_file():
                 raise CheckpointError(f"{folder}/{name}.safetensors is missing: remove {folder} and share the model again")
-        return facts
+        return stored
 
     def models(self) -> list[StoredModel]:
         """All stored models."""
@@ -143,10 +185,11 @@ class ModelStore:
         return Incoming(self.root, facts)
 
     def complete(self, incoming: Incoming) -> None:
-        """Make a model visible to sessions."""
+        """Make a model visible to sessions, durably."""
         with self._lock:
             incoming.commit()
             self._models[incoming.facts.model] = incoming.facts
+            self._files[incoming.facts.model] = incoming.files
 
     def remove(self, facts: StoredModel) -> None:
         """Take a model away; a session that has not loaded all of its weights yet fails.
@@ -157,29 +200,71 @@ class ModelStore:
             gone = self.root / f"{TEMPORARY}{new_id()}"
             try:
                 (self.root / facts.model).rename(gone)
+                sync_folder(self.root)
             except OSError as error:
                 raise EnvironmentProblem(
                     f"model {facts.model} cannot be removed from {self.root} ({error.strerror}): check its permissions"
                 ) from None
             self._models.pop(facts.model, None)
+            self._files.pop(facts.model, None)
         shutil.rmtree(gone, ignore_errors=True)  # what is left goes at the next start
+
+    def agree(self, facts: StoredModel, nonces: Mapping[str, str]) -> None:
+        """Hold the parties' nonces of a model's storing together, for ever: the first ones that are told count.
+
+        Raises `ManifestMismatch` naming the party that has stored the model anew since, `EnvironmentProblem` when the disk
+        refuses.
+        """
+        file = self.root / facts.model / "storing.json"
+        with self._lock:
+            try:
+                known = json.loads(file.read_bytes()) if file.exists() else {}
+                if not isinstance(known, dict):
+                    raise ValueError
+                if not known:
+                    write_file(file, json.dumps(dict(nonces), sort_keys=True).encode(), 0o600)
+                    sync_folder(file.parent)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"{file} cannot be written ({error.strerror}): free disk space, or make it writable for this user"
+                ) from None
+            except ValueError:
+                raise CheckpointError(
+                    f"{file} is damaged: remove {file.parent} and share the model again at all parties"
+                ) from None
+        if known and (others := [name for name, nonce in nonces.items() if known.get(name) != nonce]):
+            raise ManifestMismatch(
+                f"{others[0]} holds another storing of model {facts.model} than the one that its first session used: its "
+                "owner must share the model again, at all parties"
+            )
 
     def share(self, facts: StoredModel, name: str) -> Tensor:
         """This party's share of a weight: int64 in Z_2^64, `facts.fraction_bits` fraction bits. Secret.
 
-        Raises `CheckpointError` naming the file when it cannot be read or has another shape.
+        Raises `CheckpointError` naming the file when it cannot be read, is not what was stored or has another shape.
         """
         shapes = facts.shapes()
         folder, shape = self.root / facts.model, shapes[name]
         if facts.seeded:
-            seed = self._load(folder / "seed.safetensors", "seed", (SEED_BYTES,), torch.uint8)
+            seed = self._load(facts, folder / "seed.safetensors", "seed", (SEED_BYTES,), torch.uint8)
             return Prg(derive_seed(seed.numpy().tobytes(), "weight", name)).ring(shape, BITS)
         path = folder / f"{list(shapes).index(name):04d}.safetensors"
-        return self._load(path, "share", shape, torch.int64)
+        return self._load(facts, path, "share", shape, torch.int64)
 
-    def _load(self, path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _current(self, facts: StoredModel) -> Mapping[str, str]:
+        """The checksums of this very storing. Raises `CheckpointError` when it was removed, or another one took its id."""
+        with self._lock:
+            found = self._models.get(facts.model)
+            if found is None or found.nonce != facts.nonce:
+                raise CheckpointError(f"model {facts.model} was removed while its weights were loaded: ask again")
+            return self._files[facts.model]
+
+    def _load(self, facts: StoredModel, path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         remedy = f"remove {path.parent} and share the model again"
+        digest = self._current(facts).get(path.stem)
         try:
+            if digest_of(path) != digest:
+                raise CheckpointError(f"{path} is not what was stored (its SHA-256 differs): check the disk, {remedy}")
             tensor = load_file(path)[key]
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): {remedy}") from None
@@ -187,4 +272,5 @@ class ModelStore:
             raise CheckpointError(
                 f"{path} holds {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}: {remedy}"
             )
+        self._current(facts)  # still, so what was read is this storing's
         return tensor

@@ -60,7 +60,7 @@ class TapeAgreement:
     def __init__(self, store: TapeStore, session: PartySession, patience: float = 0.0) -> None:
         self._store = store
         self._session = session
-        self._held = session.server.loads.ids(session.manifest.load_key())
+        self._held = session.server.loads.ids(session.load_key)
         self._patience = patience
         self._offers: dict[str, TapeHeader] = {}
         self._ready = threading.Event()
@@ -70,7 +70,7 @@ class TapeAgreement:
         self._taken: Taken | None = None
 
     def _look(self) -> None:
-        self._offers = self._store.offers(self._session.manifest, self._held)
+        self._offers = self._store.offers(self._session.manifest, self._session.facts.nonce, self._held)
         self._ready.set()
 
     def wait(self) -> None:
@@ -164,11 +164,11 @@ class TapeAgreement:
 
     def _take(self, tapes: list[str]) -> Taken:
         wanted = [(self._offers[tape].load, tape) for tape in tapes]
-        self._taken = self._store.take(wanted, self._session.id, self._session.manifest.model)
+        self._taken = self._store.take(wanted, self._session.id, self._session.facts.nonce)
         return self._taken
 
     def _weights(self, taken: Taken) -> Weights | None:
-        return self._session.server.loads.get(taken.header.load, self._session.manifest.load_key())
+        return self._session.server.loads.get(taken.header.load, self._session.load_key, self._session.ticket.client)
 
     def _dealt(self, taken: Taken, weights: Weights | None) -> Dealt:
         session, load = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))

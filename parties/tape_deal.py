@@ -24,9 +24,10 @@ from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties.certificates import Identity, check
 from parties.config import RoleConfig
+from parties.disk import sync_folder
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, ProgramFacts, architecture_hash, new_id, package_version
 from parties.program import DECODER, Program, make_suite, plan_of
-from parties.tape_file import TapeWriter, sync_folder
+from parties.tape_file import TapeWriter
 from protocols.registry import SUITES, suite_class
 from protocols.suite import OutputShare, Suite
 

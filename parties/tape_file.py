@@ -25,6 +25,7 @@ from mpc.errors import EnvironmentProblem, PermissionRefused, TapeError
 from mpc.random import SEED_BYTES, derive_seed
 from mpc.tape import Bytes, chunks
 from parties.certificates import Identity
+from parties.disk import create, sync_folder, write_all, write_new
 from parties.tape_header import TapeHeader, seal, unseal
 
 CHUNK = 1 << 20
@@ -39,27 +40,6 @@ def _commitment(seed: bytes) -> str:
 def _cipher(seed: bytes, tape: str) -> CipherContext:
     key = derive_seed(seed, "tape at rest", tape)
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-
-
-def create(path: Path) -> int:
-    """A descriptor of a new file that only its owner may read. Raises `OSError` when it exists."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-
-def write_all(handle: int, data: bytes) -> None:
-    """Write all of `data`."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new, renamed and removed names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- the dealer's side ---------------------------------------------------------------------------------------------
@@ -97,12 +77,7 @@ class TapeWriter:
         os.fsync(self._handle)
         self.close()
         for suffix, data in (("seed", self._seed), ("json", seal(header, dealer))):
-            handle = create(self._folder / f"{self._tape}.{suffix}")
-            try:
-                write_all(handle, data)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            write_new(self._folder / f"{self._tape}.{suffix}", data)
         return header
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ One record of fixed length per event, each with a SHA-256 over the record before
 record is noticed: a journal that does not check out is refused, never guessed at. Two kinds:
 
     take TAPE SESSION TIME CHECK      the tape belongs to this session and to no other, for ever
-    bind LOAD MODEL   TIME CHECK      the masks of this load are this model's, and no other's, for ever
+    bind LOAD STORING TIME CHECK      the masks of this load are for this storing of a model, and for no other, for ever
 
 A crash in the middle of an append leaves less than a record at the end. Nobody has acted on it, and it is cut off. Records
 that somebody removed from the end, all of them included, are not noticed here; but a tape must be unused at *all* parties.
@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpc.errors import EnvironmentProblem, TapeError
+from parties.disk import sync_folder, write_all
 from parties.failures import log
-from parties.tape_file import sync_folder, write_all
 
 LOCK_SECONDS = 10.0
 _RECORD = re.compile(rb"(take|bind) ([0-9a-f]{32}) ([0-9a-f]{32}) ([0-9]{12}) ([0-9a-f]{64})\n")
@@ -39,7 +39,7 @@ class Records:
         self._handle = handle
         self._check = hashlib.sha256(f"mpcache tape journal 1 of {owner}".encode()).hexdigest()
         self._sessions: dict[str, str] = {}
-        self._models: dict[str, str] = {}
+        self._storings: dict[str, str] = {}
         self._size = 0
         data = self._read()
         torn = len(data) % RECORD_BYTES
@@ -64,7 +64,7 @@ class Records:
                 "configure another (empty) one in 'tapes', and fill it by `mpcache deal`"
             )
         kind, key, value = found[1].decode(), found[2].decode(), found[3].decode()
-        (self._sessions if kind == "take" else self._models)[key] = value
+        (self._sessions if kind == "take" else self._storings)[key] = value
         self._check = found[5].decode()
         self._size += len(record)
 
@@ -75,21 +75,25 @@ class Records:
         """The session that has used a tape."""
         return self._sessions.get(tape)
 
-    def model(self, load: str) -> str | None:
-        """The model that a load belongs to."""
-        return self._models.get(load)
+    def storing(self, load: str) -> str | None:
+        """The storing of a model (`parties.store`) that a load belongs to."""
+        return self._storings.get(load)
 
-    def take(self, tape: str, session: str, load: str, model: str) -> None:
-        """Give a tape to a session, and its load to a model: durable when this returns.
+    def take(self, tape: str, session: str, load: str, storing: str) -> None:
+        """Give a tape to a session, and its load to a storing of a model: durable when this returns.
 
-        Raises `TapeError` when the tape was used or the load is another model's, `EnvironmentProblem` when the disk refuses.
+        Raises `TapeError` when the tape was used or the load is another storing's, `EnvironmentProblem` when the disk
+        refuses.
         """
         if (before := self.session(tape)) is not None:
             raise TapeError(f"tape {tape} was used by session {before}: a tape serves once; deal others with `mpcache deal`")
-        bound = self.model(load)
-        if bound not in (None, model):
-            raise TapeError(f"the masks of load {load} belong to model {bound}, not to {model}: deal for that one")
-        events = [("take", tape, session)] if bound else [("bind", load, model), ("take", tape, session)]
+        bound = self.storing(load)
+        if bound not in (None, storing):
+            raise TapeError(
+                f"the masks of load {load} were used for the weights of storing {bound}, not for those of {storing}: a "
+                "model that is shared again needs a new deal, by `mpcache deal`"
+            )
+        events = [("take", tape, session)] if bound else [("bind", load, storing), ("take", tape, session)]
         size, records = self._size, b""
         for kind, key, value in events:
             body = f"{kind} {key} {value} {int(time.time()):012d} ".encode()

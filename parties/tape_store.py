@@ -6,8 +6,9 @@ readable to the process that has them open), and only then is its first byte use
 after a crash, and a tape that is copied back is refused by the journal.
 
 The load's tape masks each weight once. A party that restarts has lost the masked weights and runs the load again: the same
-tape with the same model (the journal holds them together) sends the same masked weights again, nothing new. It is removed
-when the last session of its deal is over.
+tape with the same shares sends the same masked weights again, nothing new. The journal holds the load and the nonce of those
+shares' storing together (`parties.store`), so that shares of other weights, under whatever id, never get its masks. It is
+removed when the last session of its deal is over.
 """
 
 from __future__ import annotations
@@ -138,15 +139,17 @@ class TapeStore:
                 self._counted = 0
         return self._counted
 
-    def offers(self, manifest: Manifest, held: Collection[str] = ()) -> dict[str, TapeHeader]:
+    def offers(self, manifest: Manifest, storing: str, held: Collection[str] = ()) -> dict[str, TapeHeader]:
         """The tapes that would serve a session, the best first: the shortest that suffices, then of loads that are `held`.
+
+        storing: of the session's model, see `parties.store`.
 
         Raises `TapeError` naming what there is, and what is wrong with it, when none would.
         """
         with self._journal.locked() as records:
             good, refused = self._look(records)
-            models = {header.load: records.model(header.load) for header in good}
-        reasons = {h.tape: _unfit(h.program, manifest, models[h.load]) for h in good}
+            bound = {header.load: records.storing(header.load) for header in good}
+        reasons = {h.tape: _unfit(h.program, manifest, bound[h.load] in (None, storing)) for h in good}
         fitting = [header for header in good if not reasons[header.tape]]
         if fitting:
             fitting.sort(key=lambda h: (h.program.new_tokens, h.load not in held, h.created, h.load, h.number))
@@ -165,7 +168,7 @@ class TapeStore:
         )
 
     # ---- taking one ------------------------------------------------------------------------------------------------
-    def take(self, wanted: Sequence[tuple[str, str]], session: str, model: str) -> Taken:
+    def take(self, wanted: Sequence[tuple[str, str]], session: str, storing: str) -> Taken:
         """The first of some (load, tape) pairs that is unused, now this session's for ever and unlinked; see the module.
 
         Raises `TapeError` naming the tape when none is unused, or when one is missing or not as it was dealt.
@@ -184,7 +187,7 @@ class TapeStore:
                 opened = undo.enter_context(closing(file.open()))
                 weights = undo.enter_context(closing(loading.open()))
                 weights.verify()
-                records.take(tape, session, load, model)
+                records.take(tape, session, load, storing)
                 destroy(folder, tape)
                 undo.pop_all()
             self._known = {key: value for key, value in self._known.items() if value is not file}
@@ -203,12 +206,13 @@ class TapeStore:
                     folder.rmdir()
 
 
-def _unfit(program: ProgramFacts, manifest: Manifest, model: str | None) -> str:
-    """Why a tape of this program would not serve a session, in words; empty if it would."""
+def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
+    """Why a tape of this program would not serve a session, in words; empty if it would. free: its masks of weights are not
+    those of another storing."""
     wanted, dealt = manifest.model_dump(exclude={"model"}), program.model_dump()
     other = [key.replace("_", " ") for key in dealt if key not in LENGTHS and dealt[key] != wanted[key]]
     if other:
         return f"for another {', '.join(other)}"
     if program.prompt_tokens != manifest.prompt_tokens or program.new_tokens < manifest.new_tokens:
         return f"for {describe(program)}"
-    return "" if model in (None, manifest.model) else "for another model's weights"
+    return "" if free else "for another model's weights, or another storing of this one's"

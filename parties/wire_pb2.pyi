@@ -219,18 +219,22 @@ class PartyMessage(_message.Message):
     def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("session", "name", "manifest", "tape_files", "tapes")
+    __slots__ = ("session", "name", "manifest", "tape_files", "tapes", "client", "storing")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     TAPE_FILES_FIELD_NUMBER: _ClassVar[int]
     TAPES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STORING_FIELD_NUMBER: _ClassVar[int]
     session: str
     name: str
     manifest: bytes
     tape_files: bool
     tapes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ...) -> None: ...
+    client: str
+    storing: str
+    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., storing: _Optional[str] = ...) -> None: ...
 
 class TapeChoice(_message.Message):
     __slots__ = ("tape", "digest")
@@ -299,16 +303,18 @@ class PeerMessage(_message.Message):
     def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
-    __slots__ = ("session", "manifest", "architecture", "loads")
+    __slots__ = ("session", "manifest", "architecture", "loads", "client")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     session: str
     manifest: bytes
     architecture: str
     loads: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ...) -> None: ...
+    client: str
+    def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ...) -> None: ...
 
 class TapeRequest(_message.Message):
     __slots__ = ("open", "heartbeat", "finish", "failure", "resume", "end", "number", "resume_secret")

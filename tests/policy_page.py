@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from launch.networks import NETWORKS
-from launch.tracing import STEP, Setting, trace_step
+from models.costs.tracing import STEP, Setting, trace_step
 from models.shapes import find_shape, with_positions
 from mpc.ledger import Cost, Ledger
 from tests import softmax_shift

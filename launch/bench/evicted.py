@@ -13,8 +13,9 @@ from torch import Tensor
 from launch.bench.eviction import IMPORTANCE, EvictionProgram
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan
-from launch.bench.program import NoInputs, RealInputs, step_name
 from launch.bench.run import Reports, read_reports, with_processes
+from launch.bench.sources import RealInputs, step_name
+from models.costs.program import NoInputs
 from mpc.errors import MpcacheError
 from mpc.ledger import Cost, Ledger
 from mpc.tape import CountingTape

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from launch.bench.plan import BenchPlan
-from launch.bench.program import CACHE, WARM_UP, Source, step_name
+from launch.bench.sources import step_name
 from models.cache import KVCache
+from models.costs.program import CACHE, WARM_UP, Source
 from models.decoder import causal_mask
 from models.policies import parse
 from mpc.ledger import stage

@@ -8,11 +8,11 @@ from typing import Any
 
 from launch.bench.cell import LOCALHOST, Cell
 from launch.bench.plan import BenchPlan, party_name
-from launch.bench.program import step_name
 from launch.bench.run import BenchResult, run_bench
+from launch.bench.sources import step_name
 from launch.networks import find_network
 from launch.planning import trace_token
-from launch.tracing import STEP, Setting
+from models.costs.tracing import STEP, Setting
 from models.policies import parse
 from models.shapes import find_shape, with_layers, with_positions
 from mpc.ledger import Cost, Ledger

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.architecture import Architecture
+from models.costs.tracing import Option, checked_options
 from mpc.channel import Channel
-from mpc.errors import ConfigurationError
 from mpc.tape import Tape
 from protocols.registry import secure_suite
 from protocols.suite import Suite
 
-Option = bool | int | float | str | None
 PLAN_FILE = "plan.json"
 DEALER = "dealer"
 HERE = "127.0.0.1"
@@ -24,14 +21,6 @@ HERE = "127.0.0.1"
 def party_name(index: int) -> str:
     """Name of a compute party of a benchmark."""
     return f"party{index}"
-
-
-def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
-    """The suite's options. Raises `ConfigurationError` for what other arguments decide; suites check the rest."""
-    for name in ("parties", "tape", "channel", "device"):
-        if name in options:
-            raise ConfigurationError(f"'{name}' is not a suite option: it follows from the other arguments")
-    return dict(options)
 
 
 class BenchPlan(BaseModel):

@@ -20,7 +20,7 @@ from torch import Tensor
 from launch.bench.cell import LOCALHOST
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
-from launch.bench.program import RealInputs, step_name
+from launch.bench.sources import RealInputs, step_name
 from launch.bench.transport import CERTIFICATES
 from launch.bench.worker import Segmented
 from launch.console import Settings

@@ -22,11 +22,13 @@ from torch import Tensor
 from launch.bench.eviction import EvictionProgram
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import DEALER, BenchPlan
-from launch.bench.program import (
+from launch.bench.sources import SharedInputs, step_name
+from launch.bench.transport import Mesh, Segments, TapeSource
+from models.cache import KVCache
+from models.costs.program import (
     CACHE,
     WARM_UP,
     NoInputs,
-    SharedInputs,
     Source,
     by_parties,
     copied,
@@ -36,10 +38,7 @@ from launch.bench.program import (
     only_appends,
     rewind,
     step,
-    step_name,
 )
-from launch.bench.transport import Mesh, Segments, TapeSource
-from models.cache import KVCache
 from models.decoder import Decoder
 from models.policies import parse
 from mpc import timeline

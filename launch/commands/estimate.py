@@ -22,10 +22,10 @@ from launch.options import (
 
 if TYPE_CHECKING:
     from launch.critical_path import CriticalPath
-    from launch.estimation import Estimate, Rates
     from launch.networks import Network
-    from launch.tracing import Costs, Setting
     from models.architecture import Architecture
+    from models.costs.estimation import Estimate, Rates
+    from models.costs.tracing import Costs, Setting
 
 SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 
@@ -68,9 +68,9 @@ def run(
     rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
     element-wise work, and what a process needs for a message, are not in them.
     """
-    from launch.estimation import estimate, measure_rates
     from launch.networks import find_network
-    from launch.tracing import Setting
+    from models.costs.estimation import estimate, measure_rates
+    from models.costs.tracing import Setting
     from models.policies import parse
     from models.shapes import find_shape, with_layers, with_positions
 
@@ -128,7 +128,7 @@ def _show_path(path: CriticalPath, decoded: bool) -> None:
 
 
 def _rates(text: str) -> Rates:
-    from launch.estimation import Rates
+    from models.costs.estimation import Rates
     from mpc.errors import ConfigurationError
 
     try:

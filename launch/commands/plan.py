@@ -60,7 +60,7 @@ def run(
     from launch.measured import read_measurements
     from launch.networks import find_network
     from launch.planning import make_plan
-    from launch.tracing import Setting
+    from models.costs.tracing import Setting
     from models.shapes import find_shape, with_positions
 
     check_suite(suite)

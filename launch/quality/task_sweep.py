@@ -26,8 +26,8 @@ from launch.quality.long_tasks import TASKS, Asked
 from launch.quality.metrics import perplexity
 from launch.quality.prefilled import Prefilled, PrefilledModel
 from launch.quality.prompts import text_part
-from launch.tracing import STEP, Setting
 from models.checkpoint import Checkpoint
+from models.costs.tracing import STEP, Setting
 from models.policies import parse
 from models.shapes import with_positions
 from mpc.errors import ConfigurationError, MpcacheError

@@ -203,6 +203,10 @@ class MPCache(CachePolicy):
         fine = self.fine or 8 * max(1, math.ceil(math.sqrt(0.6 * kept) / 8))
         return Sizes(fine, self.coarse or 2 * fine)
 
+    def pattern(self) -> tuple[int, int]:
+        """Behind the layers that choose alone, groups share a choice."""
+        return self.apart, self.sharing
+
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Budgets must hold sinks and window. A prompt too short for a choice is attended to as a whole."""
         no_windows(self.name, architecture, prompt_tokens)

@@ -42,6 +42,10 @@ class Quest(CachePolicy):
         """No sliding windows."""
         no_windows(self.name, architecture, prompt_tokens)
 
+    def pattern(self) -> tuple[int, int]:
+        """The first layers attend to everything."""
+        return self.skip, 1
+
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
         """Describe the full pages."""
         await self._describe(suite, cache, layer)

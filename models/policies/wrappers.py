@@ -5,6 +5,7 @@ Leaks: to parties and dealer their text and what the policies inside leak (docs/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,6 +34,11 @@ class _Around(CachePolicy):
     def plaintext_only(self) -> str:
         """The first one's setting that has one."""
         return next(filter(None, (policy.plaintext_only for policy in self.inside())), "")
+
+    def pattern(self) -> tuple[int, int]:
+        """That of all policies together."""
+        found = [policy.pattern() for policy in self.inside()]
+        return max(first for first, _ in found), math.lcm(*(period for _, period in found))
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         """As the layer's policy."""
@@ -79,6 +85,11 @@ class PerLayer(_Around):
         """All of them."""
         return [*(policy for _, _, policy in self.rules), self.rest]
 
+    def pattern(self) -> tuple[int, int]:
+        """Layers that rules name stand for themselves."""
+        first, period = super().pattern()
+        return max([first, *(last + 1 for _, last, _ in self.rules)]), period
+
     def of(self, layer: int) -> CachePolicy:
         """The first rule's that names the layer."""
         return next((p for first, last, p in self.rules if first <= layer <= last), self.rest)
@@ -124,6 +135,11 @@ class SharedChoice(_Around):
     def spec(self) -> str:
         """Text form."""
         return f"shared:layers={self.layers},apart={self.apart}|{self.inner.spec}"
+
+    def pattern(self) -> tuple[int, int]:
+        """The inner policy's, and the groups that share."""
+        first, period = super().pattern()
+        return max(first, self.apart), math.lcm(period, self.layers)
 
     def of(self, layer: int) -> CachePolicy:
         """The only one."""

@@ -38,7 +38,7 @@ from parties.failures import from_failure, to_failure
 from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
 from parties.model_ranges import unpack_ranges
 from parties.shares import collect
-from parties.store import StoredModel
+from parties.store import StoredFiles, StoredModel
 from parties.tape_file import TapeWriter
 from parties.tape_header import unseal
 from parties.tape_journal import Journal
@@ -118,7 +118,9 @@ PARTY_MESSAGES = [
     *[wire.PartyMessage(chunk=wire.Chunk(payload=bytes(2)))] * 2,
 ]
 PEER_MESSAGES = [
-    wire.PeerMessage(hello=wire.Hello(session=new_id(), name="party1", manifest=b"{}", tapes=[new_id()])),
+    wire.PeerMessage(
+        hello=wire.Hello(session=new_id(), name="party1", manifest=b"{}", tapes=[new_id()], client="c", storing=new_id())
+    ),
     wire.PeerMessage(frame=wire.Frame(sequence=0, size=12, payload=b"x" * 12)),
     wire.PeerMessage(frame=wire.Frame(sequence=1, size=12, payload=b"x" * 7)),
     wire.PeerMessage(frame=wire.Frame(sequence=2, size=12, payload=b"x" * 5)),
@@ -326,8 +328,9 @@ def _stored() -> list[bytes]:
         index=0,
         fraction_bits=16,
         seeded=True,
+        nonce=new_id(),
     )
-    return [facts.model_dump_json().encode()]
+    return [StoredFiles.of(facts, {"seed": "0" * 64}).model_dump_json().encode()]
 
 
 def _checkpoints() -> list[bytes]:
@@ -403,7 +406,7 @@ TARGETS: dict[str, Target] = {
         lambda data: unpack_ranges(data.decode("utf-8", "replace"), "owner"),
     ),
     "role configuration": Target(_configurations, _in_file("role.yaml", load_config)),
-    "stored model": Target(_stored, lambda data: StoredModel.model_validate_json(data).shapes(), (ValueError,)),
+    "stored model": Target(_stored, lambda data: StoredFiles.model_validate_json(data).facts.shapes(), (ValueError,)),
     "checkpoint": Target(_checkpoints, _in_file("checkpoint/config.json", lambda p: read_architecture(p.parent))),
     "GGUF": Target(_gguf_files, _in_file("checkpoint/m.gguf", _convert)),
     "certificate": Target(lambda: [(_deployment() / f"{n}.crt").read_bytes() for n in ("party0", "party1")], _identity),

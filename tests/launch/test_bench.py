@@ -11,11 +11,12 @@ import torch
 from launch.bench import run as bench_run
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan
-from launch.bench.program import NoInputs, RealInputs, SharedInputs
 from launch.bench.run import BenchResult, CountsDiffer, counts, plain_logits, run_bench
+from launch.bench.sources import RealInputs, SharedInputs
 from launch.bench.worker import Segmented
 from launch.processes import ProcessEnded
-from launch.tracing import STEP, Setting, trace_step
+from models.costs.program import NoInputs
+from models.costs.tracing import STEP, Setting, trace_step
 from models.shapes import SHAPES, with_layers
 from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger

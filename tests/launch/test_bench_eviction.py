@@ -16,8 +16,9 @@ from launch.bench.evicted import EvictionResult, RowsDiffer, predict_eviction, r
 from launch.bench.eviction import EvictionProgram
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan
-from launch.bench.program import NoInputs, RealInputs, SharedInputs
-from launch.tracing import Setting
+from launch.bench.sources import RealInputs, SharedInputs
+from models.costs.program import NoInputs
+from models.costs.tracing import Setting
 from models.shapes import SHAPES, with_layers
 from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger

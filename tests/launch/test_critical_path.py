@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.critical_path import critical_path
-from launch.estimation import Tracer
-from launch.tracing import STEP, Setting
+from models.costs.estimation import Tracer
+from models.costs.tracing import STEP, Setting
 from models.shapes import find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from launch import estimation
-from launch.estimation import Estimate, Rates, alike, estimate
 from launch.networks import NETWORKS, find_network
-from launch.tracing import Setting, trace_step
 from models.architecture import Architecture, Rotary
+from models.costs import estimation
+from models.costs.estimation import Estimate, Rates, alike, estimate
+from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, generate
 from models.shapes import SHAPES, find_shape, with_layers, with_positions

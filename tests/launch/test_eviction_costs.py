@@ -6,8 +6,8 @@ import pytest
 
 from launch import eviction_costs
 from launch.eviction_costs import after_prompt
-from launch.tracing import STEP, Setting, trace_step
 from models.architecture import Architecture
+from models.costs.tracing import STEP, Setting, trace_step
 from tests.models.policy_cases import tiny
 
 POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"

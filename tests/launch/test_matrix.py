@@ -14,7 +14,7 @@ from launch.bench.measure import bench_plan, measure_estimate
 from launch.bench.results import ResultFolder, read_results
 from launch.lab import iproute
 from launch.peers import environment
-from launch.tracing import STEP, Setting, trace_session, trace_step
+from models.costs.tracing import STEP, Setting, trace_session, trace_step
 from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from tests.launch.conftest import Command
 

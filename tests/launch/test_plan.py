@@ -11,7 +11,7 @@ import pytest
 from launch.measured import read_measurements
 from launch.networks import LOCALHOST, NETWORKS, find_network
 from launch.planning import make_plan, pays_after, price
-from launch.tracing import Setting, trace_step
+from models.costs.tracing import Setting, trace_step
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command

@@ -13,9 +13,9 @@ import torch
 import models.policies
 import models.recall
 from launch import fidelity
-from launch.tracing import STEP, Setting, trace_session
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
+from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
 from models.policies.mpcache import MPCache

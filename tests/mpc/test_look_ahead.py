@@ -13,9 +13,10 @@ from torch import Tensor
 
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan
-from launch.bench.program import NoInputs, SharedInputs
 from launch.bench.run import counts
+from launch.bench.sources import SharedInputs
 from launch.bench.worker import Segmented, preparation
+from models.costs.program import NoInputs
 from models.shapes import SHAPES, with_layers
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, operation

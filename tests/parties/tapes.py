@@ -17,6 +17,7 @@ from tests.parties.toy import Toy
 
 PROMPT = [3, 1, 4, 1, 5]
 MODEL = "5" * 32
+STORING = "7" * 32  # nonce of the party's shares of it
 
 
 def deal_toy(deployment: Deployment, checkpoint: Path, out: Path, toy: Toy | None = None, **changes: Any) -> Deal:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpc.errors import MpcacheError, PeerLost
-from parties.server import Sessions
+from parties.served import Sessions
 
 
 class Secret:

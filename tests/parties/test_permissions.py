@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mpc.errors import ConfigurationError, MpcacheError, PermissionRefused
+from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PermissionRefused
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import check, create_identity
@@ -17,7 +17,7 @@ from parties.connection import connect
 from parties.failures import from_rpc
 from parties.grants import fits
 from parties.manifest import new_id
-from parties.model_owner import owned_models, remove_models, share_model
+from parties.model_owner import _header, owned_models, remove_models, share_model
 from parties.reference import ModelReference
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -163,6 +163,28 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
         server: Any = running.servers[name]
         assert not (server.store.root / model.id).exists()
         assert not any(key[0] in (model.id, later.id) for key, _ in server.loads._held.values())
+
+
+def test_parts_of_different_storings_do_not_mix(granted: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner that stores a model anew at one party alone is told of by both."""
+    running = granted.deployment
+    acme = running.config("model-owner", "acme")
+    model = share_model(acme, checkpoint, "acme-3")
+    assert running.client().generate([2], 1, model=model).tokens == [2]
+    identity = check(running.certificates, "acme")
+    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
+        stub = services.ComputePartyStub(channel)
+        stub.RemoveModel(wire.RemoveRequest(model=model.id))
+        header = _header(model, 16, bytes(32))
+        (receipt,) = [
+            m for m in stub.StoreModel(iter([wire.ModelMessage(header=header)])) if m.WhichOneof("content") != "heartbeat"
+        ]
+    assert receipt.receipt.model == model.id
+    with pytest.raises(
+        ManifestMismatch, match=f"party0 holds another storing of model {model.id} than the one that its first"
+    ):
+        running.client().generate([2], 1, model=model)
+    remove_models(acme, [model.id])
 
 
 def test_patterns() -> None:

@@ -200,21 +200,33 @@ def test_parties_with_different_manifests(two: Running) -> None:
     works(two.deployment)
 
 
-def test_dealer_compares_manifests_itself(two: Running) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "clients", "message"),
+    [
+        ((2, 3), ("client", "client"), "new_tokens"),
+        (
+            (2, 2),
+            ("client", "other"),
+            r"of client '\w+' at party\d and of client '\w+' at party\d: a session is one client's",
+        ),
+    ],
+)
+def test_dealer_compares_itself(two: Running, tokens: tuple[int, int], clients: tuple[str, str], message: str) -> None:
     session = new_id()
     text = two.model.architecture.to_json()
     errors = []
     channels = [dial(two, name, "dealer") for name in two.deployment.names]
     calls = []
-    for channel, tokens in zip(channels, (2, 3), strict=True):
-        opening = wire.TapeOpen(session=session, manifest=manifest(two, new_tokens=tokens).canonical(), architecture=text)
+    for channel, count, client in zip(channels, tokens, clients, strict=True):
+        asked = manifest(two, new_tokens=count).canonical()
+        opening = wire.TapeOpen(session=session, manifest=asked, architecture=text, client=client)
         calls.append(services.DealerStub(channel).Tape(iter([wire.TapeRequest(open=opening)])))
     errors = [outcome(call, "dealer") for call in calls]
     for channel in channels:
         channel.close()
     for error in errors:
         assert isinstance(error, ManifestMismatch)
-        assert "new_tokens" in str(error)
+        assert re.search(message, str(error))
     idle(two.deployment)
 
 
@@ -223,7 +235,10 @@ def test_dealer_names_the_missing_party(tmp_path: Path, checkpoint: Path) -> Non
     with Deployment(tmp_path, 2, toy.program, connect_seconds=1.0) as deployment:
         running = Running(deployment, toy, deployment.share(checkpoint))
         opening = wire.TapeOpen(
-            session=new_id(), manifest=manifest(running).canonical(), architecture=running.model.architecture.to_json()
+            session=new_id(),
+            manifest=manifest(running).canonical(),
+            architecture=running.model.architecture.to_json(),
+            client="client",
         )
         with dial(running, "party0", "dealer") as channel:
             error = outcome(services.DealerStub(channel).Tape(iter([wire.TapeRequest(open=opening)])), "dealer")

@@ -165,7 +165,7 @@ def test_no_lock_up(tmp_path: Path, checkpoint: Path, parties: int, sessions: di
             calls.start(str(i), CLIENTS[i % 2], [i], 2)
         calls.join()
         assert calls.results == {str(i): expected([i], 2, VOCABULARY) for i in range(6)}
-        assert toy.loads == 1
+        assert toy.loads <= 2  # one a client at most
         idle(deployment, 60)
     finally:
         deployment.stop()
@@ -190,15 +190,17 @@ def test_a_cold_model_is_loaded_once_and_a_failed_load_again(tmp_path: Path, che
         calls.start("first", "client")
         assert began.wait(200)
         calls.start("second", "client")
-        calls.start("third", "alice")
+        calls.start("third", "client")
+        calls.start("other", "alice")  # does not wait for what another client does
         stage = "waiting for another session to load the model"
         until(lambda: stage in calls.stages["second"] and stage in calls.stages["third"])
-        assert toy.loads == 1
+        until(lambda: calls.results.get("other") == [1])
+        assert toy.loads == 2
         go.set()
         calls.join()
         assert isinstance(calls.results.pop("first"), MpcacheError)
-        assert calls.results == {"second": [1], "third": [1]}
-        assert toy.loads == 2
+        assert calls.results == {"second": [1], "third": [1], "other": [1]}
+        assert toy.loads == 2  # the load of the other client serves
     finally:
         go.set()
         deployment.stop()

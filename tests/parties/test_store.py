@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -7,11 +8,20 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint
-from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, MpcacheError, RangeError, WireError
+from mpc.errors import (
+    CheckpointError,
+    ConfigurationError,
+    EnvironmentProblem,
+    ManifestMismatch,
+    MpcacheError,
+    RangeError,
+    WireError,
+)
 from mpc.random import Prg, new_seed
 from parties import model_owner
 from parties import wire_pb2 as wire
 from parties.link import Link
+from parties.manifest import new_id
 from parties.model_owner import share_model
 from parties.shares import collect, corrections, expand, pieces
 from parties.store import ModelStore, StoredModel
@@ -158,15 +168,104 @@ def test_damaged_store(tmp_path: Path, two: Running) -> None:
     folder = store.root / mine.model
     name = next(iter(mine.shapes()))
     (folder / "0000.safetensors").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read .*share the model again"):
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors is not what was stored .*share the model again"):
         store.share(mine, name)
-    (folder / "0000.safetensors").write_bytes((folder / "0001.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"0000\.safetensors holds \[32, 12\] torch.int64, expected \[40, 12\]"):
+    (folder / "0000.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read .*share the model again"):
         store.share(mine, name)
     (folder / "0001.safetensors").unlink()
     assert ModelStore(store.root).models() == []
     (folder / "model.json").write_text("{}")
     assert ModelStore(store.root).models() == []
+
+
+@pytest.fixture
+def stored(tmp_path: Path, two: Running) -> tuple[ModelStore, StoredModel]:
+    """The last party's shares, all zero."""
+    facts = stores(two.deployment)[1].models()[0].model_copy(update={"seeded": False, "nonce": new_id()})
+    return put(ModelStore(tmp_path / "store"), facts), facts
+
+
+def put(store: ModelStore, facts: StoredModel) -> ModelStore:
+    incoming = store.begin(facts)
+    for shape in facts.shapes().values():
+        incoming.weight(torch.zeros(shape, dtype=torch.int64))
+    store.complete(incoming)
+    return store
+
+
+@pytest.mark.parametrize("place", [-1, 20, 0])
+def test_a_flipped_bit_of_a_share(stored: tuple[ModelStore, StoredModel], place: int) -> None:
+    store, facts = stored
+    first, *_, last = facts.shapes()
+    assert int(store.share(facts, first).abs().sum()) == 0
+    path = store.root / facts.model / "0000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    for again in (store, ModelStore(store.root)):
+        with pytest.raises(CheckpointError, match=rf"{path} is not what was stored .* remove {path.parent} and share the"):
+            again.share(facts, first)
+        assert int(again.share(facts, last).abs().sum()) == 0
+
+
+def test_a_changed_fact(stored: tuple[ModelStore, StoredModel]) -> None:
+    store, facts = stored
+    path = store.root / facts.model / "model.json"
+    text = path.read_text()
+    path.write_text(text.replace('"fraction_bits": 16', '"fraction_bits": 17'))
+    assert path.read_text() != text
+    assert ModelStore(store.root).models() == []
+    path.write_text(text)
+    assert ModelStore(store.root).models() == [facts]
+
+
+def test_shares_are_those_of_the_storing(stored: tuple[ModelStore, StoredModel]) -> None:
+    """Whoever has begun with one storing gets nothing of another one under the same id."""
+    store, facts = stored
+    name = next(iter(facts.shapes()))
+    store.remove(facts)
+    with pytest.raises(CheckpointError, match=f"model {facts.model} was removed while its weights were loaded: ask again"):
+        store.share(facts, name)
+    later = facts.model_copy(update={"nonce": new_id()})
+    put(store, later)
+    with pytest.raises(CheckpointError, match="was removed while its weights were loaded"):
+        store.share(facts, name)
+    assert store.share(later, name).shape == facts.shapes()[name]
+
+
+def test_storings_of_the_parties_belong_together(stored: tuple[ModelStore, StoredModel]) -> None:
+    store, facts = stored
+    nonces = {"party0": new_id(), "party1": facts.nonce}
+    store.agree(facts, nonces)
+    for again in (store, ModelStore(store.root)):
+        again.agree(facts, nonces)
+        with pytest.raises(ManifestMismatch, match=f"party0 holds another storing of model {facts.model} than the one that"):
+            again.agree(facts, {**nonces, "party0": new_id()})
+    (store.root / facts.model / "storing.json").write_text("[1")
+    with pytest.raises(CheckpointError, match=r"storing\.json is damaged: remove .* at all parties"):
+        store.agree(facts, nonces)
+
+
+def test_all_is_on_disk_before_the_receipt(tmp_path: Path, two: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is flushed, then the folder, then its name in the store, each before the next step."""
+    facts = stores(two.deployment)[1].models()[0].model_copy(update={"seeded": False, "nonce": new_id()})
+    store, flushed, fsync = ModelStore(tmp_path), list[Path](), os.fsync
+
+    def seen(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").resolve())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    put(store, facts)
+    incoming, files = flushed[-2], sorted(path.name for path in (store.root / facts.model).iterdir())
+    assert incoming.name.startswith(".incoming-")  # the folder, before it was renamed
+    assert sorted(path.name for path in flushed[:-2]) == files
+    assert {path.parent for path in flushed[:-2]} == {incoming}
+    assert flushed[-1] == tmp_path.resolve()
+    flushed.clear()
+    store.remove(facts)
+    assert flushed == [tmp_path.resolve()]
 
 
 def test_left_overs_are_removed(tmp_path: Path, two: Running) -> None:
@@ -186,5 +285,15 @@ def test_unwritable_store(tmp_path: Path) -> None:
 
 def test_facts_are_checked() -> None:
     with pytest.raises(ValueError, match="model"):
-        StoredModel(model="../x", name="", architecture="", owner="", parties=[], index=0, fraction_bits=16, seeded=True)
+        StoredModel(
+            model="../x",
+            name="",
+            architecture="",
+            owner="",
+            parties=[],
+            index=0,
+            fraction_bits=16,
+            seeded=True,
+            nonce=new_id(),
+        )
     assert issubclass(CheckpointError, MpcacheError)

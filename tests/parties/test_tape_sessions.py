@@ -297,7 +297,7 @@ def test_a_changed_tape_ends_the_session_before_it_is_used(taped: Taped) -> None
     server = taped.deployment.servers["party0"]
     assert isinstance(server, ComputePartyServer)
     assert server.tapes is not None
-    next_one = next(iter(server.tapes.offers(tapes.manifest(taped.checkpoint))))
+    next_one = next(iter(server.tapes.offers(tapes.manifest(taped.checkpoint), tapes.STORING)))
     path = taped.out / "party1" / taped.load / f"{next_one}.tape"
     data = bytearray(path.read_bytes())
     data[100] ^= 4

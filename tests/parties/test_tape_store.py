@@ -23,7 +23,7 @@ from tests.parties import tapes
 from tests.parties.deployment import Deployment
 
 TAPES, SESSIONS = ["a" * 32, "b" * 32, "c" * 32], ["1" * 32, "2" * 32, "3" * 32]
-LOAD, MODEL = "d" * 32, "4" * 32
+LOAD, STORING = "d" * 32, "4" * 32
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def root(dealt: Path, tmp_path: Path) -> Path:
 
 
 def offered(store: tape_store.TapeStore, checkpoint: Path, **changes: Any) -> list[tuple[str, str]]:
-    found = store.offers(tapes.manifest(checkpoint, **changes))
+    found = store.offers(tapes.manifest(checkpoint, **changes), tapes.STORING)
     return [(header.load, tape) for tape, header in found.items()]
 
 
@@ -56,7 +56,7 @@ def written(path: Path) -> Journal:
     journal = Journal(path, "party0")
     for tape, session in zip(TAPES, SESSIONS, strict=True):
         with journal.locked() as records:
-            records.take(tape, session, LOAD, MODEL)
+            records.take(tape, session, LOAD, STORING)
     return journal
 
 
@@ -67,10 +67,10 @@ def test_journal_remembers(tmp_path: Path) -> None:
     with journal.locked() as records:
         assert [records.session(tape) for tape in TAPES] == SESSIONS
         assert records.session("e" * 32) is None
-        assert (records.model(LOAD), records.model("e" * 32)) == (MODEL, None)
+        assert (records.storing(LOAD), records.storing("e" * 32)) == (STORING, None)
         with pytest.raises(TapeError, match=f"tape {TAPES[0]} was used by session {SESSIONS[0]}: a tape serves once"):
-            records.take(TAPES[0], SESSIONS[1], LOAD, MODEL)
-        with pytest.raises(TapeError, match=f"masks of load {LOAD} belong to model {MODEL}, not to {'6' * 32}"):
+            records.take(TAPES[0], SESSIONS[1], LOAD, STORING)
+        with pytest.raises(TapeError, match=f"masks of load {LOAD} were used for the weights of storing {STORING}, not for"):
             records.take("e" * 32, SESSIONS[1], LOAD, "6" * 32)
 
 
@@ -121,7 +121,7 @@ def test_an_append_that_a_crash_cut_short_is_dropped(tmp_path: Path, kept: int) 
     with journal.locked() as records:
         assert [records.session(tape) for tape in TAPES] == [*SESSIONS[:2], None]
         assert path.read_bytes() == whole[: 3 * RECORD_BYTES]
-        records.take(TAPES[2], SESSIONS[0], LOAD, MODEL)
+        records.take(TAPES[2], SESSIONS[0], LOAD, STORING)
     with journal.locked() as records:
         assert records.session(TAPES[2]) == SESSIONS[0]
 
@@ -141,17 +141,17 @@ def test_a_tape_serves_once(deployment: Deployment, root: Path, checkpoint: Path
     pairs = offered(store, checkpoint)
     load, tape = pairs[0]
     emitted = tapes.everything(tapes.tape_file(deployment, root / load, tape))
-    taken = store.take(pairs, SESSIONS[0], tapes.MODEL)
+    taken = store.take(pairs, SESSIONS[0], tapes.STORING)
     assert taken.header.tape == tape
     assert not list((root / load).glob(f"{tape}.*"))  # before anything is read
     assert bytes(taken.session.read(len(emitted))) == emitted
     assert offered(store, checkpoint) == pairs[1:]
     with pytest.raises(TapeError, match=f"party1: tape {tape} was used by session {SESSIONS[0]}"):
-        store.take(pairs[:1], SESSIONS[1], tapes.MODEL)
-    assert store.take(pairs, SESSIONS[1], tapes.MODEL).header.tape == pairs[1][1]
+        store.take(pairs[:1], SESSIONS[1], tapes.STORING)
+    assert store.take(pairs, SESSIONS[1], tapes.STORING).header.tape == pairs[1][1]
     store.release(taken)
     assert (root / load / f"{load}.seed").exists()
-    last = store.take(pairs, SESSIONS[2], tapes.MODEL)
+    last = store.take(pairs, SESSIONS[2], tapes.STORING)
     store.release(last)
     assert sorted(p.name for p in root.iterdir()) == ["journal"]
     with pytest.raises(TapeError, match="it has none at all"):
@@ -162,12 +162,12 @@ def test_a_replayed_copy_is_refused(deployment: Deployment, dealt: Path, root: P
     store = tapes.store(deployment, root)
     pairs = offered(store, checkpoint)
     for session in SESSIONS:
-        store.release(store.take(pairs, session, tapes.MODEL))
+        store.release(store.take(pairs, session, tapes.STORING))
     shutil.copytree(dealt, root, dirs_exist_ok=True)
     with pytest.raises(TapeError, match=r"it has 3 refused \(tape .* was used by session .*: a tape serves once\)"):
         offered(store, checkpoint)
     with pytest.raises(TapeError, match=f"tape {pairs[1][1]} was used by session {SESSIONS[1]}"):
-        store.take(pairs[1:2], "9" * 32, tapes.MODEL)
+        store.take(pairs[1:2], "9" * 32, tapes.STORING)
     again = tapes.store(deployment, root)  # after a restart
     assert again.stock() == ["none"]
     assert not [p for p in root.rglob("*.seed") if p.stem != p.parent.name]
@@ -187,14 +187,14 @@ def test_killed_between_journal_and_use(
     with monkeypatch.context() as patch:
         patch.setattr(tape_store, "destroy", kill)
         with pytest.raises(Killed):
-            store.take(pairs, SESSIONS[0], tapes.MODEL)
+            store.take(pairs, SESSIONS[0], tapes.STORING)
     load, tape = pairs[0]
     assert (root / load / f"{tape}.seed").exists()
     again = tapes.store(deployment, root)
     assert not list((root / load).glob(f"{tape}.*"))
     assert offered(again, checkpoint) == pairs[1:]
     with pytest.raises(TapeError, match=f"tape {tape} was used by session {SESSIONS[0]}"):
-        again.take(pairs[:1], SESSIONS[1], tapes.MODEL)
+        again.take(pairs[:1], SESSIONS[1], tapes.STORING)
 
 
 def test_all_is_on_disk_before_the_first_byte_is_read(
@@ -224,7 +224,7 @@ def test_all_is_on_disk_before_the_first_byte_is_read(
         self.read = lambda count: (order.append("read"), inner(count))[1]
 
     monkeypatch.setattr(tape_store.OpenTape, "__init__", opened)
-    taken = store.take(pairs, SESSIONS[0], tapes.MODEL)
+    taken = store.take(pairs, SESSIONS[0], tapes.STORING)
     taken.session.read(1)
     assert order.index("journal") < order.index("destroy") < order.index("read")
     seed, folder = f"{pairs[0][1]}.seed", pairs[0][0]
@@ -242,7 +242,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 while True:
     try:
-        got.append(store.take([tuple(p) for p in pairs], sys.argv[4], "5" * 32).header.tape)
+        got.append(store.take([tuple(p) for p in pairs], sys.argv[4], "7" * 32).header.tape)
     except TapeError:
         break
 print(json.dumps(got))
@@ -285,19 +285,20 @@ def test_a_full_disk_uses_no_tape(
     with monkeypatch.context() as patch:
         patch.setattr(tape_journal, "write_all", full)
         with pytest.raises(EnvironmentProblem, match=r"tapes'\) cannot be written \(no space left on device\), so no tape"):
-            store.take(pairs, SESSIONS[0], tapes.MODEL)
+            store.take(pairs, SESSIONS[0], tapes.STORING)
     assert offered(tapes.store(deployment, root), checkpoint) == pairs
-    assert store.take(pairs, SESSIONS[1], tapes.MODEL).header.tape == pairs[0][1]
+    assert store.take(pairs, SESSIONS[1], tapes.STORING).header.tape == pairs[0][1]
 
 
-def test_a_load_serves_one_model(deployment: Deployment, root: Path, checkpoint: Path) -> None:
+def test_a_load_serves_one_storing(deployment: Deployment, root: Path, checkpoint: Path) -> None:
+    """Not another model's weights, and not other weights under the same model's id."""
     store = tapes.store(deployment, root)
     pairs = offered(store, checkpoint)
-    store.take(pairs, SESSIONS[0], tapes.MODEL)
-    other = "7" * 32
-    with pytest.raises(TapeError, match="it has 2 for another model's weights"):
-        offered(store, checkpoint, model=other)
-    with pytest.raises(TapeError, match=f"belong to model {tapes.MODEL}, not to {other}"):
+    store.take(pairs, SESSIONS[0], tapes.STORING)
+    other = "9" * 32
+    with pytest.raises(TapeError, match="it has 2 for another model's weights, or another storing of this one's"):
+        store.offers(tapes.manifest(checkpoint), other)
+    with pytest.raises(TapeError, match=f"were used for the weights of storing {tapes.STORING}, not for those of {other}"):
         store.take(pairs[1:], SESSIONS[1], other)
     assert offered(store, checkpoint) == pairs[1:]
 
@@ -312,7 +313,7 @@ def test_a_damaged_load_spends_no_tape(deployment: Deployment, root: Path, check
     with pytest.raises(
         TapeError, match=f"tape {pairs[0][0]} of party1: chunk 1 of 1 is not what .* the whole deal is of no"
     ):
-        store.take(pairs, SESSIONS[0], tapes.MODEL)
+        store.take(pairs, SESSIONS[0], tapes.STORING)
     assert offered(store, checkpoint) == pairs
 
 
@@ -343,11 +344,12 @@ def test_the_shortest_that_suffices(deployment: Deployment, root: Path, checkpoi
     deal = tapes.deal_toy(deployment, checkpoint, tmp_path / "out", new_tokens=2, prompts=[5, 7])
     shutil.copytree(tmp_path / "out" / "party1", root, dirs_exist_ok=True)
     store = tapes.store(deployment, root)
-    found = store.offers(tapes.manifest(checkpoint, new_tokens=2))
+    found = store.offers(tapes.manifest(checkpoint, new_tokens=2), tapes.STORING)
     assert [h.program.new_tokens for h in found.values()] == [2, 2, 4, 4, 4]
     assert next(iter(found.values())).load == deal.load
-    assert [h.program.new_tokens for h in store.offers(tapes.manifest(checkpoint, new_tokens=3)).values()] == [4, 4, 4]
-    assert len(store.offers(tapes.manifest(checkpoint, new_tokens=1, prompt_tokens=7))) == 2
+    shorter = store.offers(tapes.manifest(checkpoint, new_tokens=3), tapes.STORING)
+    assert [h.program.new_tokens for h in shorter.values()] == [4, 4, 4]
+    assert len(store.offers(tapes.manifest(checkpoint, new_tokens=1, prompt_tokens=7), tapes.STORING)) == 2
     assert sorted(store.stock()) == [
         "2 for a prompt of 5 and up to 2 new tokens (greedy, suite crypten)",
         "2 for a prompt of 7 and up to 2 new tokens (greedy, suite crypten)",

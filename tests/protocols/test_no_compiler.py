@@ -13,9 +13,10 @@ import sys
 import torch
 from launch.bench.inputs import BenchInputs
 from launch.bench.plan import BenchPlan
-from launch.bench.program import NoInputs, SharedInputs
+from launch.bench.sources import SharedInputs
+from models.costs.program import NoInputs
 from launch.bench.worker import Segmented
-from launch.tracing import Setting, trace_step
+from models.costs.tracing import Setting, trace_step
 from models.shapes import SHAPES, with_layers
 from tests.parties_in_process import run_parties
 

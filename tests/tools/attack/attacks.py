@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from tests.tools.attack.contract import Attack
+from tests.tools.attack.costly_policy import CostlyPolicy
+from tests.tools.attack.damaged_share import DamagedShare
+from tests.tools.attack.idle_streams import IdleStreams
+from tests.tools.attack.model_id_reused import ModelIdReused
+from tests.tools.attack.option_sets import OptionSets
 from tests.tools.attack.scaled_prompt_row import ScaledPromptRow
+from tests.tools.attack.two_clients_one_session import TwoClientsOneSession
 
-ATTACKS: tuple[Attack, ...] = (ScaledPromptRow(),)
+ATTACKS: tuple[Attack, ...] = (
+    ScaledPromptRow(),
+    IdleStreams(),
+    CostlyPolicy(),
+    OptionSets(),
+    TwoClientsOneSession(),
+    ModelIdReused(),
+    DamagedShare(),
+)

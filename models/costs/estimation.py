@@ -21,10 +21,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from launch.bench.program import CHOICE
-from launch.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.architecture import Architecture
+from models.costs.program import CHOICE
+from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.generation import GenerationPlan
+from models.policies import parse
 from mpc import ring
 from mpc.errors import ConfigurationError
 from mpc.ledger import NO_OPERATION
@@ -45,21 +46,26 @@ ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, Setting, list[int]]:
     """The model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
-    The first and the last layer stand for themselves; of those between, one stands for all of the same sliding window and
-    the same bounds, its own and those of the layer after it.
+    The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
+    the groups between, one stands for all whose layers have the same sliding windows and the same bounds, their own and
+    those of the layer after each.
     """
     count = architecture.layers
+    first, period = parse(setting.policy).pattern()
     bounds = bounds_in_force(setting.suite, setting.options)
 
     def bounds_at(n: int) -> tuple[int, ...]:
         return tuple(b.at(place) for b in bounds.values() for place in (n, n + 1))
 
-    between: dict[object, list[int]] = {}
-    for n in range(1, count - 1):
-        between.setdefault((architecture.window(n), bounds_at(n)), []).append(n)
-    ends = [0] if count == 1 else [0, count - 1]
-    kept = [0, *(layers[0] for layers in between.values()), *ends[1:]]
-    repeats = [1, *(len(layers) for layers in between.values()), *(1 for _ in ends[1:])]
+    first = min(first or period, count)
+    *groups, end = [range(n, min(n + period, count)) for n in range(first, count, period)] or [range(0)]
+    between: dict[object, list[range]] = {}
+    for group in groups:
+        between.setdefault(tuple((architecture.window(n), bounds_at(n)) for n in group), []).append(group)
+    kept, repeats = list(range(first)), [1] * first
+    for same in [*between.values(), [end]]:
+        kept += same[0]
+        repeats += [len(same)] * len(same[0])
     windows = None if architecture.windows is None else tuple(architecture.window(n) for n in kept)
     options = dict(setting.options)
     for kind, found in bounds.items():

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from launch.bench.plan import Option, checked_options
-from launch.bench.program import NoInputs, fill, load, step
 from models.architecture import Architecture
+from models.costs.program import NoInputs, fill, load, step
 from models.decoder import LOAD, Decoder
 from models.policies import parse
+from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
@@ -30,7 +30,16 @@ FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.rin
 RING_PRODUCTS = {"masked": 2, "crypten": 2}
 
 FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
+Option = bool | int | float | str | None
 Key = tuple[str, str, str]  # part of the model, operation, field
+
+
+def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
+    """The suite's options. Raises `ConfigurationError` for what other arguments decide; suites check the rest."""
+    for name in ("parties", "tape", "channel", "device"):
+        if name in options:
+            raise ConfigurationError(f"'{name}' is not a suite option: it follows from the other arguments")
+    return dict(options)
 
 
 class Costs(dict[Key, float]):
@@ -55,8 +64,9 @@ class Costs(dict[Key, float]):
 class _Tape(CountingTape):
     """Counts, and remembers the largest entry of each operation, in elements."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()
+        self._check = check
         self.largest: dict[str, int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
@@ -70,6 +80,7 @@ class _Tape(CountingTape):
         return self._seen(op, super().dependent(op, shape, value, bits, kind))
 
     def _seen(self, op: str, x: Tensor) -> Tensor:
+        self._check()
         self.largest[op] = max(self.largest.get(op, 0), x.numel())
         return x
 
@@ -155,16 +166,17 @@ class _Products:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a trace depends on beside the model and the lengths."""
+    """What a trace depends on beside the model and the lengths. check(): called at every tape entry, may raise to end it."""
 
     suite: str
     parties: int = 2
     policy: str = "full"
     options: Mapping[str, Option] = field(default_factory=dict)
+    check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     def make(self) -> tuple[Suite, _Tape]:
         """A suite that counts."""
-        tape = _Tape()
+        tape = _Tape(self.check)
         options = checked_options(self.options)
         return secure_suite(self.suite, parties=self.parties, tape=tape, channel=None, **options), tape
 

@@ -1,0 +1,1 @@
+"""What a session costs, counted by the program itself on tensors without content."""

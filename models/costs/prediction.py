@@ -1,0 +1,106 @@
+"""What a session costs, about and quickly: for who decides whether to begin it.
+
+The prompt and one new token are traced (`models.costs.estimation`), with lengths rounded up to an eighth of a power of two,
+so that sessions of like lengths share a trace. A new token is traced after the prompt and after all tokens but the last,
+each time as after a prompt of so many tokens, and the larger cost counts for all. So a session is predicted a little too
+high, but for policies that drop a share of the prompt and then generate many more tokens than the prompt had. Whoever deals
+counts what it deals as well.
+
+A trace looks at public numbers only. It gives up after a time limit: its work is bounded by that, and by the lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from models.architecture import Architecture
+from models.costs.estimation import Step, Tracer
+from models.costs.tracing import Setting
+
+
+class PredictionTooLong(Exception):
+    """The time limit is over."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes: what the dealer deals and what a party sends to each of its peers; for the whole prompt, and for the most
+    expensive new token. prompt, new: tokens."""
+
+    prompt: int
+    new: int
+    prompt_dealt: int
+    prompt_sent: int
+    token_dealt: int
+    token_sent: int
+
+    @property
+    def dealt(self) -> int:
+        """Of the session."""
+        return self.prompt_dealt + (self.new - 1) * self.token_dealt
+
+    @property
+    def sent(self) -> int:
+        """Of the session."""
+        return self.prompt_sent + (self.new - 1) * self.token_sent
+
+    @property
+    def dealt_each(self) -> int:
+        """The most for one token: a new one, or one of the prompt on average."""
+        return max(self.token_dealt, self.prompt_dealt // self.prompt)
+
+    @property
+    def sent_each(self) -> int:
+        """The most for one token: a new one, or one of the prompt on average."""
+        return max(self.token_sent, self.prompt_sent // self.prompt)
+
+
+def rounded(tokens: int, most: int) -> int:
+    """The least length from `tokens` on that has three significant bits behind its first, at most `most`."""
+    unit = 1 << max(0, tokens.bit_length() - 4)
+    return max(tokens, min(-(-tokens // unit) * unit, most))
+
+
+class Predictor:
+    """Predictions for one model in one setting; a length is traced once. Not safe for threads by itself."""
+
+    def __init__(self, architecture: Architecture, setting: Setting) -> None:
+        self._architecture = architecture
+        self._limit = 0.0
+        self._tracer = Tracer(architecture, replace(setting, check=self._check))
+
+    def _check(self) -> None:
+        if time.perf_counter() > self._limit:
+            raise PredictionTooLong
+
+    def predict(self, prompt: int, new: int, seconds: float) -> Prediction:
+        """For a prompt of `prompt` tokens and `new` new ones, in about `seconds` at most. Raises `PredictionTooLong`."""
+        self._limit = time.perf_counter() + seconds
+        positions = self._architecture.positions
+        first = self._step(0, rounded(prompt, positions))
+        tokens = [self._step(rounded(n, positions - 1), 1) for n in (prompt, prompt + new - 2)] if new > 1 else []
+
+        def most(field: str) -> int:
+            return max((round(step.costs.total(field)) for step in tokens), default=0)
+
+        return Prediction(
+            prompt,
+            new,
+            round(first.costs.total("offline_bytes")),
+            round(first.costs.total("bytes_sent")),
+            most("offline_bytes"),
+            most("bytes_sent"),
+        )
+
+    def known(self, prompt: int, new: int) -> bool:
+        """Whether `predict` has nothing to trace for these lengths."""
+        positions, lengths = self._architecture.positions, self._tracer.lengths
+        later = [(rounded(n, positions - 1), 1) for n in (prompt, prompt + new - 2)] if new > 1 else []
+        return all(key in lengths for key in [(0, rounded(prompt, positions)), *later])
+
+    def _step(self, cached: int, tokens: int) -> Step:
+        with torch.inference_mode():
+            return self._tracer.step(cached, tokens)
