@@ -114,7 +114,7 @@ def _tape_file(name: str, length: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(tape_file.TapeHeader, "model_validate", validated),
-        mock.patch.object(tape_file, "seal", lambda header, identity: b""),
+        mock.patch.object(tape_file, "seal", return_value=b""),
     ):
         writer = tape_file.TapeWriter(Path(folder), name, seed)
         for start in range(0, length, 100_000):
