@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpc.crypten_binding import CryptenSession, open_session, use
 from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, normalise, selection, softmax
+from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.suite import Norm
 from tests.vectors.cases_masked import real, some
@@ -90,6 +91,16 @@ def _comparison() -> dict[str, list[Case]]:
         b = comparison.less_than(s, x, thresholds)
         return [Output(v, 64, 0) for v in comparison.to_arithmetic_under(s, b[0], b[1:2], b[2:])]
 
+    def flagged(s: CryptenSession, x: Tensor, y: Tensor, limit: int) -> Sequence[Output]:
+        s.ranges = Ranges(s)
+        s.ranges.place = 0
+        factors = [CryptenValue(v, 16, s.party) for v in (x, y)]
+        product = fixed.mul_watched(s, *factors, ("activation", "activation"), limit)
+        below = comparison.less_than(s, x, [0])
+        return [Output(product, 64, 32), Output(below, 1, 0, "xor"), Output(s.ranges.words(), 64, 0, "xor")]
+
+    small, large = real([1.5, -3.0, 900.0], 64, 16), real([1.5, -40000.0, 900.0], 64, 16)
+    factor = real([0.5, 2.0, -8.0], 64, 16)
     x = Input(torch.tensor([0, -1, 5, -16000, 9000]), 64, 0)
     found = cases("less than", bits, [x], {"thresholds": [0, 6], "bits": 16, "drop": 0})
     found += cases("less than", bits, [x], {"thresholds": [0], "bits": 64, "drop": 0})
@@ -98,6 +109,8 @@ def _comparison() -> dict[str, list[Case]]:
     given = {"thresholds": [-5, 0, 6]}
     return {
         "crypten_comparison": found,
+        "crypten_range_flags": cases("range flags", flagged, [small, factor], {"limit": 15})
+        + cases("range flags", flagged, [large, factor], {"limit": 15}),
         "crypten_select": cases("select", chosen, [x], {"thresholds": [0, 6]})
         + cases("bits under a condition", under, [x], given),
     }

@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.masked import comparison, digits, gather, non_zero, one_hot, piecewise, power, product, softmax, truncation
+from protocols.masked import (
+    comparison,
+    dealing,
+    digits,
+    gather,
+    non_zero,
+    one_hot,
+    piecewise,
+    power,
+    product,
+    softmax,
+    truncation,
+)
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
 from protocols.masked.clamp import clamp
 from protocols.masked.compaction import compact
@@ -187,9 +199,17 @@ def _lookup() -> dict[str, list[Case]]:
             {"width": width, "bits": bits},
             parties=(2,),
         )
+
+    def cheaper(s: MaskedSuite, x: Masked, width: int, bits: int) -> Shared:
+        """sum_v v e_v: the digit in another ring."""
+        hot = dealing.one_hot(s.context, x, 0, width, bits)
+        return hot.map(lambda t: (t * torch.arange(1 << width)).sum(-1) if isinstance(t, Tensor) else t.sum(-1))
+
+    many = Input(torch.arange(-8, 8) * 63, 10, 0)
+    chosen = cases("one-hot, the cheaper way", cheaper, [many], {"width": 10, "bits": 64})
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
-        "one_hot": table + keys,
+        "one_hot": table + keys + chosen,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
         "non_zero": cases(
             "non-zero", lambda s, x, bits: non_zero.non_zero(s.context, x, bits), [real([0, 3, -1], 5, 0)], {"bits": 9}

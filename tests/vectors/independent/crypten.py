@@ -259,12 +259,16 @@ class Seeds:
         return self.links
 
 
-def zero_sharing(w: World, shape: Sequence[int]) -> Steps:
-    """Party i's part: the sum of its pairs' elements, + with higher parties, - with lower ones."""
+def zero_sharing(w: World, shape: Sequence[int], kind: str = "sum") -> Steps:
+    """Party i's part: the sum of its pairs' elements, + with higher parties, - with lower ones; or their XOR."""
     pairs = yield Seeds(w.next_messages())
     out = np.zeros((w.parties, *shape), U)
     for (upper, lower), seed in pairs.items():
         drawn = Stream(seed).elements(shape, 64)
-        out[lower] += drawn
-        out[upper] -= drawn
+        if kind == "xor":
+            out[lower] ^= drawn
+            out[upper] ^= drawn
+        else:
+            out[lower] += drawn
+            out[upper] -= drawn
     return out

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import crypten, crypten_functions, linear
+from tests.vectors.independent import crypten, crypten_functions, crypten_ranges, linear
 from tests.vectors.independent.curves import REAL
 from tests.vectors.independent.results import Judge, by_rank, close, exact, hots, softmax_of
 from tests.vectors.independent.world import Masked, Shared, Steps, World
@@ -137,6 +137,7 @@ def _zero(w: World, shape: Sequence[int]) -> Steps:
 f = crypten_functions
 CRYPTEN: dict[str, tuple[Callable[..., Steps], Judge]] = {
     "crypten zero-sharing": (_zero, lambda shape: exact(np.zeros(shape))),
+    "crypten range flags": (crypten_ranges.program, crypten_ranges.judge),
     "crypten mul": (_raw(crypten.mul, _summed), lambda x, y: exact(x * y)),
     "crypten square": (_raw(crypten.square, lambda a: 2 * a), lambda x: exact(x * x)),
     "crypten matmul": (_raw(crypten.matmul, _summed), lambda x, y: exact(x @ y)),

@@ -90,6 +90,11 @@ def _curve(w: World, x: Masked, kind: str) -> Shared:
     return curves.piecewise(w, kind, curves.curve(kind), x, x.bits + 30 - x.frac, 30, 13)
 
 
+def _valued(w: World, x: Masked, width: int, bits: int) -> Shared:
+    """sum_v v e_v."""
+    return lookup.one_hot(w, x, 0, width, bits).each(lambda t: (t * np.arange(1 << width).astype(U)).sum(-1, dtype=U))
+
+
 # ---- what results must be --------------------------------------------------------------------------------------------
 def _bit_judge(f: Callable[..., np.ndarray]) -> Judge:
     def judge(x: np.ndarray, result: str, **arguments: Any) -> Any:
@@ -174,6 +179,7 @@ GATES: dict[str, Gate] = {
         lambda w, x, width, bits: lookup.one_hot_points(w, x, 0, width, bits),
         lambda x, width, bits: exact(hots(x.astype(np.int64) % (1 << width), 1 << width)),
     ),
+    "one-hot, the cheaper way": _opened(_valued, lambda x, width, bits: exact(x % (1 << width))),
     "digits": _opened(_digits, _digit_judge),
     "non-zero": _opened(lambda w, x, bits: lookup.non_zero(w, x, bits), lambda x, bits: exact(x != 0)),
     "selection matrix": Gate(lambda w, x, k, bits: lookup.selection_matrix(w, x, k, bits), _selected),

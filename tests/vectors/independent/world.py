@@ -188,6 +188,7 @@ class World:
         self._rounds: Iterator[Any] = iter(case["rounds"])
         self._sent = [hashlib.sha256() for _ in range(self.parties)]
         self._position = 0
+        self.opened: list[tuple[Words, int]] = []  # what everybody knows, in order, and its bits
 
     # ---- the tape ----------------------------------------------------------------------------------------------------
     def _entry(self, op: str, what: str, bits: int, shape: Sequence[int]) -> tuple[str, Any]:
@@ -278,7 +279,12 @@ class World:
         for link, message in sent.items():
             if not same(message, said[link]):
                 raise Mismatch(f"party {link[0]} sends another message to party {link[1]}")
-        return [r.result() for r in requests]
+        results = [r.result() for r in requests]
+        for request, result in zip(requests, results, strict=True):
+            parts = getattr(request, "parts", [request])
+            found = result if hasattr(request, "parts") else [result]
+            self.opened += [(x, p.bits) for p, x in zip(parts, found, strict=True) if isinstance(p, Open)]
+        return results
 
     def run(self, main: Steps) -> Any:
         """First in, first out: run what can run, then exchange everything that is asked for in one round."""
