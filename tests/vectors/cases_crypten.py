@@ -109,8 +109,8 @@ def _comparison() -> dict[str, list[Case]]:
     given = {"thresholds": [-5, 0, 6]}
     return {
         "crypten_comparison": found,
-        "crypten_range_flags": cases("range flags", flagged, [small, factor], {"limit": 15})
-        + cases("range flags", flagged, [large, factor], {"limit": 15}),
+        "crypten_range_flags": cases("range flags", flagged, [small, factor], {"limit": 15}, (2,))
+        + cases("range flags", flagged, [large, factor], {"limit": 15}, (3,)),
         "crypten_select": cases("select", chosen, [x], {"thresholds": [0, 6]})
         + cases("bits under a condition", under, [x], given),
     }

@@ -133,6 +133,7 @@ def _truncation() -> dict[str, list[Case]]:
             "truncate", lambda s, x, count, frac: truncation.truncate(s.context, x, count), [x], {"count": 14, "frac": 28}
         )
         + cases("open cut", cut, [x], {"count": 14, "frac": 28}, opened=False)
+        + cases("open cut", cut, [some((12,), 20, 4)], {"count": 2, "frac": 4}, opened=False)
         + cases(
             "truncate and lift",
             lambda s, x, count, bits, frac: lift(s.context, x, count, bits),
@@ -158,7 +159,8 @@ def _comparison() -> dict[str, list[Case]]:
         return Input(torch.tensor([0, -1, 1, half - 1, -half, half // 3, -half // 5, *more]), bits, 0)
 
     less = shaped(comparison.less_than_zero)
-    found = [c for bits in (2, 8, 13, 20, 28) for c in cases("less than zero", less, [edges(bits)], {"result": "bit"})]
+    numbers = {2: (2,), 8: (3,), 13: (2, 3), 20: (2,), 28: (2, 3)}
+    found = [c for bits, n in numbers.items() for c in cases("less than zero", less, [edges(bits)], {"result": "bit"}, n)]
     found += cases("less than zero", less, [edges(20)], {"result": "times"})
     inside = shaped(comparison.within)
     zero = shaped(comparison.is_zero)
