@@ -104,6 +104,10 @@ def _linear() -> dict[str, list[Case]]:
     def weighted(s: MaskedSuite, x: Masked, weight: Masked) -> Shared:
         return product.weight_product(s.context, "linear", x, product.FixedWeight(weight, s.context, 64))
 
+    def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
+        found = s.output(s.new(x, s.magnitudes.activation))
+        return Shared(found.share, found.bits, found.fraction_bits)
+
     x, y = some((2, 3), 40, 12, 14), some((3,), 36, 10, 16)
     a, b = some((2, 3), 40, 12, 16), some((3, 2), 44, 10, 16)
     e, q = Input(torch.tensor([[[0, 1, 0], [0, 0, 1]]]), 44, 0), some((1, 2, 2), 44, 12, 14)
@@ -111,6 +115,7 @@ def _linear() -> dict[str, list[Case]]:
     s = some((1, 2, 3, 2), 30, 14, 20)
     return {
         "opening": cases("open", lambda s, x: x, [some((5,), 13, 4)]) + cases("open", lambda s, x: x, [some((3,), 64, 16)]),
+        "output": cases("output", made_fresh, [some((3,), 40, 14)], opened=False),
         "product": cases("multiply", lambda s, x, y: product.multiply(s.context, x, y), [x, y])
         + cases("matmul", lambda s, x, y: product.matmul(s.context, x, y), [a, b]),
         "fixed_weight": cases("weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)]),

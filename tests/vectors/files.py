@@ -30,6 +30,7 @@ FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
 
 MASKED: dict[str, tuple[str, ...]] = {
     "opening": ("context.py", "wires.py"),
+    "output": ("suite.py",),
     "product": ("product.py",),
     "fixed_weight": ("product.py",),
     "gather": ("gather.py",),

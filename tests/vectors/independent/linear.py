@@ -76,6 +76,12 @@ def lift(w: World, x: Masked, bits: int) -> Shared:
     return truncate_and_lift(w, x, 0, bits)
 
 
+def output(w: World, x: Shared) -> Shared:
+    """[x] made fresh by a dealt sharing of zero."""
+    zero = w.deal("zero", x.shape, x.bits, np.zeros(x.shape, U))
+    return Shared(reduce(x.x + zero, x.bits), x.bits, x.frac)
+
+
 # ---- chosen clusters -------------------------------------------------------------------------------------------------
 def _spread(e: Words, p: Words) -> Words:
     return np.einsum("gji,grjt->grit", e, p)
@@ -131,11 +137,11 @@ def _three(
     for (a, b), (op, inner, outer) in pairs.items():
         value = np.einsum(inner, masks[a], masks[b])
         dealt = w.deal(op, value.shape, bits, value)
-        out += on_parties(lambda d, o=outer, rest=m[3 - a - b]: np.einsum(o, d, rest), dealt)  # type: ignore[misc]
+        out += on_parties(lambda d, o=outer, rest=m[3 - a - b]: np.einsum(o, d, rest), dealt)
     value = np.einsum(whole, *masks)
     out -= w.deal(last, value.shape, bits, value)
     for i in range(3):
-        mixed = [on_parties(lambda lam, i=i: np.einsum(whole, *(lam if j == i else m[j] for j in range(3))), cut[i].lam)]  # type: ignore[misc]
+        mixed = [on_parties(lambda lam, i=i: np.einsum(whole, *(lam if j == i else m[j] for j in range(3))), cut[i].lam)]
         out -= mixed[0]
     out[0] += np.einsum(whole, *m)
     return Shared(reduce(out, bits), bits, cut[1].frac + cut[2].frac)

@@ -160,7 +160,9 @@ class Handover:
 
 class _Later:
     def __init__(self) -> None:
-        self.done, self.value, self.waiting = False, None, []
+        self.done = False
+        self.value: Any = None
+        self.waiting: list[tuple[Steps, _Later, Any]] = []
 
 
 def together(*coroutines: Steps) -> Steps:
