@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.channel import MemoryChannel, memory_channels
-from mpc.random import Prg, derive_seed
+from mpc.random import Prg, derive_seed, new_seed
 from mpc.tape import DealerTape, PartyTape, chunks
 from tests.vectors.independent.formats import BEGINNING, FULL_BYTES
 
@@ -56,7 +56,7 @@ Program = Callable[..., Sequence[Output]]
 class Case:
     """One run. gate: what `independent.gates` calls it. program: called at each role with (role, shares, arguments).
 
-    role: a `Role`; shares: this party's shares of the inputs, None at the dealer. seeded: pairs of parties that draw a seed.
+    role: a `Role`; shares: this party's shares of the inputs, None at the dealer.
     """
 
     name: str
@@ -151,15 +151,15 @@ def _rounds(said: Sequence[Sequence[dict[int, bytes]]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _own_seeds(name: str, drawn: list[tuple[str, bytes]]) -> Iterator[None]:
-    """Protocols' own seeds are the case's: by role, in the order in which they ask."""
+def _own_seeds(name: str) -> Iterator[None]:
+    """Protocols' own seeds are the case's: by role, in the order in which they ask. Other threads get real ones."""
 
     def given() -> bytes:
-        number = len(_role.drawn)
-        seed = seed_of(name, "own seed", _role.name, number)
-        _role.drawn.append(seed)
-        drawn.append((_role.name, seed))
-        return seed
+        role = getattr(_role, "name", None)
+        if role is None:
+            return new_seed()
+        _role.asked += 1
+        return seed_of(name, "own seed", role, _role.asked - 1)
 
     with ExitStack() as stack:
         for target in OWN_SEEDS:
@@ -168,7 +168,7 @@ def _own_seeds(name: str, drawn: list[tuple[str, bytes]]) -> Iterator[None]:
 
 
 def _as(name: str) -> None:
-    _role.name, _role.drawn = name, []
+    _role.name, _role.asked = name, 0
 
 
 def _split(case: Case) -> list[list[Tensor]]:
@@ -219,8 +219,7 @@ def record(case: Case, keep: Callable[[str, bytes], None] = lambda name, data: N
     streams = [bytearray() for _ in seeds]
     dealer = _Dealer(seeds, streams)
     shares = _split(case)
-    drawn: list[tuple[str, bytes]] = []
-    with torch.inference_mode(), _own_seeds(case.name, drawn):
+    with torch.inference_mode(), _own_seeds(case.name):
         results, said = _run(case, dealer, seeds, shares)
     for party, stream in enumerate(streams):
         keep(f"party{party}.tape", bytes(stream))
