@@ -145,6 +145,12 @@ def _truncation() -> dict[str, list[Case]]:
             [x],
             {"count": 14, "bits": 64, "frac": 28},
         )
+        + cases(
+            "truncate and lift",
+            lambda s, x, count, bits, frac, offset: lift(s.context, x, count, bits, offset),
+            [Input(torch.tensor([7, -7, -(1 << 28), (1 << 43) - (1 << 28) - 1]), 44, 28)],
+            {"count": 14, "bits": 64, "frac": 28, "offset": 1 << 28},
+        )
         + cases("lift", lambda s, x, bits: truncation.lift(s.context, x, bits), [narrow], {"bits": 64}),
     }
 

@@ -165,7 +165,9 @@ GATES: dict[str, Gate] = {
     "matmul": _opened(linear.matmul, lambda x, y: exact(x @ y)),
     "weight product": _opened(_weight, lambda x, y: exact(x @ y)),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
-    "truncate and lift": _opened(lambda w, x, count, bits, frac: linear.truncate_and_lift(w, x, count, bits), _floor),
+    "truncate and lift": _opened(
+        lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
+    ),
     "lift": _opened(lambda w, x, bits: linear.lift(w, x, bits), lambda x, bits: exact(x)),
     "open cut": Gate(lambda w, x, count, frac: _open_cut(w, x, count), _floor),
     "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
