@@ -138,7 +138,7 @@ def _truncation() -> dict[str, list[Case]]:
             "truncate", lambda s, x, count, frac: truncation.truncate(s.context, x, count), [x], {"count": 14, "frac": 28}
         )
         + cases("open cut", cut, [x], {"count": 14, "frac": 28}, opened=False)
-        + cases("open cut", cut, [some((12,), 20, 4)], {"count": 2, "frac": 4}, opened=False)
+        + cases("open cut", cut, [some((8,), 20, 4)], {"count": 2, "frac": 4}, opened=False)
         + cases(
             "truncate and lift",
             lambda s, x, count, bits, frac: lift(s.context, x, count, bits),
@@ -150,6 +150,7 @@ def _truncation() -> dict[str, list[Case]]:
             lambda s, x, count, bits, frac, offset: lift(s.context, x, count, bits, offset),
             [Input(torch.tensor([7, -7, -(1 << 28), (1 << 43) - (1 << 28) - 1]), 44, 28)],
             {"count": 14, "bits": 64, "frac": 28, "offset": 1 << 28},
+            (2,),
         )
         + cases("lift", lambda s, x, bits: truncation.lift(s.context, x, bits), [narrow], {"bits": 64}),
     }
