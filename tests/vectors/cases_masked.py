@@ -1,0 +1,367 @@
+"""The vectors of the suite `masked`: a file a gate, and every gate with two and three parties."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocols.masked import (
+    comparison,
+    dealing,
+    digits,
+    gather,
+    non_zero,
+    one_hot,
+    piecewise,
+    power,
+    product,
+    softmax,
+    truncation,
+)
+from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
+from protocols.masked.clamp import clamp
+from protocols.masked.compaction import compact
+from protocols.masked.context import open_value
+from protocols.masked.dpf import one_hot_dpf
+from protocols.masked.ranking import best
+from protocols.masked.selection_matrix import selection_matrix
+from protocols.masked.shuffle import shuffle
+from protocols.masked.suite import MaskedSuite
+from protocols.masked.tensor import MaskedTensor
+from protocols.masked.threshold import top_k_by_threshold
+from protocols.masked.top_k import ranks, top_k, top_k_indicator
+from protocols.masked.wires import Masked, Shared
+from protocols.schedule import together
+from protocols.suite import Norm
+from tests.vectors.recording import Case, Input, Output, Program, Role, whole
+
+Function = Callable[..., Any]
+Kinds = dict[str, Any]
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+
+
+def program(f: Function, inputs: Sequence[Input], opened: bool, options: Kinds) -> Program:
+    """f(suite, *inputs, **arguments), its inputs as sharings or, with `opened`, as masked values."""
+
+    def run(role: Role, shares: Sequence[Tensor] | None, arguments: Kinds) -> list[Output]:
+        suite = MaskedSuite(parties=role.parties, tape=role.tape, channel=role.channel, **options)
+        c = suite.context
+        xs = [Shared(c.blank(g.x.shape) if shares is None else shares[i], g.bits, g.frac) for i, g in enumerate(inputs)]
+
+        async def main() -> Any:
+            values = await together(*(open_value(c, x) for x in xs)) if opened else xs
+            found = f(suite, *values, **arguments)
+            return await found if isinstance(found, Awaitable) else found
+
+        found = suite.run(main())
+        listed = found if isinstance(found, list | tuple) else [found]
+        return [_output(suite, v) for v in listed] if shares is not None else []
+
+    return run
+
+
+def _output(suite: MaskedSuite, found: Any) -> Output:
+    if isinstance(found, Tensor):
+        return Output(found, 64, 0, "xor")  # range flags
+    x = suite.context.shared(found) if isinstance(found, Masked) else found
+    return Output(x.x, x.bits, x.frac)
+
+
+def cases(
+    gate: str,
+    f: Function,
+    inputs: Sequence[Input],
+    arguments: Kinds | None = None,
+    parties: Sequence[int] = (2, 3),
+    opened: bool = True,
+    options: Kinds | None = None,
+) -> list[Case]:
+    """One gate for several numbers of parties."""
+    given = arguments or {}
+    words = ", ".join(f"{k} {v}" for k, v in given.items())
+    out = []
+    for n in parties:
+        name = f"{gate}, {words + ', ' if words else ''}{'/'.join(str(i.bits) for i in inputs)} bits, {n} parties"
+        out.append(Case(name, gate, n, inputs, program(f, inputs, opened, options or {}), given))
+    return out
+
+
+def real(values: Any, bits: int, frac: int) -> Input:
+    """Real numbers in fixed point."""
+    return Input(torch.round(torch.tensor(values, dtype=torch.float64) * 2.0**frac).to(torch.int64), bits, frac)
+
+
+def some(shape: Sequence[int], bits: int, frac: int, used: int | None = None) -> Input:
+    """Arbitrary elements of a ring, or of `used` of its bits."""
+    return Input(whole(shape, f"{list(shape)} {frac}", used or bits), bits, frac)
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+def _linear() -> dict[str, list[Case]]:
+    def weighted(s: MaskedSuite, x: Masked, weight: Masked) -> Shared:
+        return product.weight_product(s.context, "linear", x, product.FixedWeight(weight, s.context, 64))
+
+    def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
+        found = s.output(s.new(x, s.magnitudes.activation))
+        return Shared(found.share, found.bits, found.fraction_bits)
+
+    x, y = some((2, 3), 40, 12, 14), some((3,), 36, 10, 16)
+    a, b = some((2, 3), 40, 12, 16), some((3, 2), 44, 10, 16)
+    e, q = Input(torch.tensor([[[0, 1, 0], [0, 0, 1]]]), 44, 0), some((1, 2, 2), 44, 12, 14)
+    k, p = some((1, 3, 2, 2), 64, 12, 14), some((1, 2, 2, 2), 44, 12, 12)
+    s = some((1, 2, 3, 2), 30, 14, 20)
+    return {
+        "opening": cases("open", lambda s, x: x, [some((5,), 13, 4)]) + cases("open", lambda s, x: x, [some((3,), 64, 16)]),
+        "output": cases("output", made_fresh, [some((3,), 40, 14)], opened=False),
+        "product": cases("multiply", lambda s, x, y: product.multiply(s.context, x, y), [x, y])
+        + cases("matmul", lambda s, x, y: product.matmul(s.context, x, y), [a, b]),
+        "fixed_weight": cases("weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)]),
+        "gather": cases("chosen scores", lambda s, *v: gather.chosen_scores(s.context, *v), [e, q, k])
+        + cases("chosen values", lambda s, *v: gather.chosen_values(s.context, *v), [e, p, k])
+        + cases("picked scores", lambda s, *v: gather.picked_scores(s.context, *v), [e, s]),
+    }
+
+
+def _truncation() -> dict[str, list[Case]]:
+    async def cut(s: MaskedSuite, x: Shared, count: int, frac: int) -> Masked:
+        return await truncation.open_cut(s.context, x, count)
+
+    ends = [7, -7, (1 << 41) + 5, -(1 << 42), 0, -1, 123456789]
+    x = Input(torch.tensor(ends), 44, 28)
+    narrow = Input(torch.tensor([7, -7, (1 << 21) + 5, -(1 << 22), 0, -1]), 24, 14)
+    lift = truncation.truncate_and_lift
+    return {
+        "truncation": cases(
+            "truncate", lambda s, x, count, frac: truncation.truncate(s.context, x, count), [x], {"count": 14, "frac": 28}
+        )
+        + cases("open cut", cut, [x], {"count": 14, "frac": 28}, opened=False)
+        + cases("open cut", cut, [some((8,), 20, 4)], {"count": 2, "frac": 4}, opened=False)
+        + cases(
+            "truncate and lift",
+            lambda s, x, count, bits, frac: lift(s.context, x, count, bits),
+            [x],
+            {"count": 14, "bits": 64, "frac": 28},
+        )
+        + cases(
+            "truncate and lift",
+            lambda s, x, count, bits, frac, offset: lift(s.context, x, count, bits, offset),
+            [Input(torch.tensor([7, -7, -(1 << 28), (1 << 43) - (1 << 28) - 1]), 44, 28)],
+            {"count": 14, "bits": 64, "frac": 28, "offset": 1 << 28},
+            (2,),
+        )
+        + cases("lift", lambda s, x, bits: truncation.lift(s.context, x, bits), [narrow], {"bits": 64}),
+    }
+
+
+# ---- comparisons and lookups -----------------------------------------------------------------------------------------
+def _comparison() -> dict[str, list[Case]]:
+    def shaped(f: Function) -> Function:
+        async def run(s: MaskedSuite, x: Masked, result: str, **arguments: Any) -> Shared:
+            bit = await f(s.context, x, **arguments)
+            found: Shared = bit.times(x) if result == "times" else bit.share(64)
+            return found
+
+        return run
+
+    def edges(bits: int, *more: int) -> Input:
+        half = 1 << (bits - 1)
+        return Input(torch.tensor([0, -1, 1, half - 1, -half, half // 3, -half // 5, *more]), bits, 0)
+
+    less = shaped(comparison.less_than_zero)
+    numbers = {2: (2,), 8: (3,), 13: (2, 3), 20: (2,), 28: (2, 3)}
+    found = [c for bits, n in numbers.items() for c in cases("less than zero", less, [edges(bits)], {"result": "bit"}, n)]
+    found += cases("less than zero", less, [edges(20)], {"result": "times"})
+    inside = shaped(comparison.within)
+    zero = shaped(comparison.is_zero)
+
+    async def held(s: MaskedSuite, x: Masked, lowest: int, highest: int) -> Shared:
+        return await clamp(s.context, x, lowest, highest)
+
+    points = real([-250.0, -8.5, -8.0, -3.25, 0.0, 7.5, 8.0, 255.0], 24, 14)
+    return {
+        "less_than_zero": found,
+        "within": cases("within", inside, [edges(12, 31, 32)], {"result": "bit", "low_bits": 5})
+        + cases("within", inside, [edges(20, 31, 32)], {"result": "times", "low_bits": 5}),
+        "is_zero": cases("is zero", zero, [edges(6)], {"result": "bit"})
+        + cases("is zero", zero, [edges(12)], {"result": "bit"}),
+        "clamp": cases("clamp", held, [points], {"lowest": -8 << 14, "highest": 8 << 14}),
+    }
+
+
+def _lookup() -> dict[str, list[Case]]:
+    async def by_digits(s: MaskedSuite, x: Masked, widths: Sequence[int]) -> list[Masked]:
+        return await digits.exact_digits(s.context, x, widths)
+
+    async def matrix(s: MaskedSuite, x: Shared, k: int, bits: int) -> Shared:
+        return await selection_matrix(s.context, x, k, bits)
+
+    table = cases(
+        "one-hot by table",
+        lambda s, x, width, bits: one_hot.one_hot_table(s.context, x, 0, width, bits),
+        [Input(torch.tensor([0, 5, -1]), 4, 0)],
+        {"width": 4, "bits": 20},
+    )
+    keys = []
+    for width, bits in ((5, 64), (6, 30), (7, 11)):
+        keys += cases(
+            "one-hot by point functions",
+            lambda s, x, width, bits: one_hot_dpf(s.context, x, 0, width, bits),
+            [Input(torch.tensor([3, -2]), width, 0)],
+            {"width": width, "bits": bits},
+            parties=(2,),
+        )
+
+    def cheaper(s: MaskedSuite, x: Masked, width: int, bits: int) -> Shared:
+        """sum_v v e_v: the digit in another ring."""
+        hot = dealing.one_hot(s.context, x, 0, width, bits)
+        return hot.map(lambda t: (t * torch.arange(1 << width)).sum(-1) if isinstance(t, Tensor) else t.sum(-1))
+
+    many = Input(torch.arange(-8, 8) * 63, 10, 0)
+    chosen = cases("one-hot, the cheaper way", cheaper, [many], {"width": 10, "bits": 64})
+    flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
+    return {
+        "one_hot": table + keys + chosen,
+        "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
+        "non_zero": cases(
+            "non-zero", lambda s, x, bits: non_zero.non_zero(s.context, x, bits), [real([0, 3, -1], 5, 0)], {"bits": 9}
+        ),
+        "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
+    }
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+def _functions() -> dict[str, list[Case]]:
+    def bump(s: MaskedSuite, x: Masked, kind: str) -> Shared:
+        bits = x.bits + VALUE_BITS + POWER_BITS - x.frac
+        return piecewise.evaluate(s.context, curve(kind), x, bits, VALUE_BITS + POWER_BITS, power_bits=POWER_BITS)
+
+    async def active(s: MaskedSuite, x: Masked, kind: str) -> Shared:
+        return await activation(s.context, x, kind)
+
+    async def powered(s: MaskedSuite, x: Masked, lowest: int, highest: int, exponent: float) -> Shared:
+        return await power.power(s.context, x, lowest, highest, exponent)
+
+    smooth = {"gelu": [-3.7, -1.5, 0.0, 2.9], "silu": [-15.5, -1.5, 0.0, 11.0]}
+    curves = [
+        c
+        for kind, values in smooth.items()
+        for c in cases("piecewise polynomial", bump, [real(values, 17 if kind == "gelu" else 19, 14)], {"kind": kind})
+    ]
+    points = real([-200.5, -4.01, -0.7, 0.0, 3.9, 100.25], 24, 14)
+    inverse = {"lowest": 12, "highest": 20}
+    return {
+        "piecewise": curves,
+        "activation": [c for kind in ACTIVATIONS for c in cases("activation", active, [points], {"kind": kind})],
+        "power": [
+            c
+            for exponent in (-1.0, -0.5)
+            for c in cases(
+                "power", powered, [Input(torch.tensor([4097, (1 << 20) - 1]), 24, 10)], {**inverse, "exponent": exponent}
+            )
+        ],
+        "exponential": cases(
+            "exponential",
+            lambda s, x, bits: softmax.exponential(s.context, x, bits),
+            [real([-0.25, -7.9, -100.0], 22, 14)],
+            {"bits": 64},
+        ),
+    }
+
+
+def _rows() -> dict[str, list[Case]]:
+    async def probabilities(s: MaskedSuite, x: Shared, frac: int, score: int) -> list[Any]:
+        found = await s.softmax(MaskedTensor(s, score + 1, x))
+        return [found.as_shared(), s.flags()]
+
+    async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, frac: int, **_: int) -> list[Any]:
+        found = await s.rsqrt_moment(s.new(x, s.magnitudes.activation), Norm(kind, epsilon))
+        return [found.as_shared(), s.flags()]
+
+    def flags(s: MaskedSuite, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
+        s.ranges.check("activation", 0, x, limit, signed_value, width)
+        return s.ranges.take()
+
+    scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
+    row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
+    norms, within = [], {"limit": 16.0, "signed_value": True, "width": 5}
+    for kind in ("rms", "layer"):
+        given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, "residual": 5, "activation": 8}
+        norms += cases("norm", moment, [row], given, opened=False, options={"residual": 5, "activation": 8})
+    return {
+        "softmax": cases("softmax", probabilities, [scores], {"frac": 14, "score": 5}, opened=False, options={"score": 5}),
+        "norm": norms,
+        "range_flags": cases("range flags", flags, [real([3.5, -15.75, 9.0], 20, 14)], within)
+        + cases("range flags", flags, [real([3.5, -20.0, 9.0], 20, 14)], within),
+    }
+
+
+# ---- orders and rows -------------------------------------------------------------------------------------------------
+def _orders() -> dict[str, list[Case]]:
+    async def chosen(s: MaskedSuite, x: Masked, k: int, bits: int, order: Any) -> Shared:
+        if order == "indicator":
+            return await top_k_indicator(s.context, x, k, bits)
+        return await top_k(s.context, x, k, bits, order)
+
+    async def ranked(s: MaskedSuite, x: Masked) -> Masked:
+        return await ranks(s.context, x)
+
+    async def threshold(s: MaskedSuite, x: Masked, k: int, bits: int, digit_bits: int) -> Shared:
+        return await top_k_by_threshold(s.context, x, k, bits, digit_bits)
+
+    async def largest(s: MaskedSuite, x: Masked, reach: int) -> list[Masked]:
+        found = await best(s.context, x, reach, True)
+        return [found.value, *found.digits]
+
+    async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
+        return (await s.argmax(s.new(x, magnitude))).as_shared()
+
+    few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
+    many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)
+    long = Input(whole((1, 260), "argmax", 23), 32, 16)
+    return {
+        "top_k": cases("ranks", ranked, [few])
+        + [
+            c
+            for order in ("value", "position", "indicator")
+            for c in cases("top-k", chosen, [few], {"k": 2, "bits": 24, "order": order})
+        ],
+        "threshold": cases("top-k by threshold", threshold, [many], {"k": 4, "bits": 16, "digit_bits": 3}),
+        "ranking": cases(
+            "maximum and position", largest, [Input(torch.tensor([[4, 77, -3, 77, 8]]), 12, 0)], {"reach": 511}
+        ),
+        "argmax": cases(
+            "argmax", position, [real([[1.5, -3.0, 4.25, 4.0]], 64, 16)], {"bits": 32, "magnitude": 8}, opened=False
+        )
+        + cases("argmax", position, [long], {"bits": 32, "magnitude": 8}, parties=(2,), opened=False),
+    }
+
+
+def _moved() -> dict[str, list[Case]]:
+    async def mixed(s: MaskedSuite, *xs: Shared, masked: bool) -> list[Shared]:
+        c = s.context
+        return await shuffle(c, await together(*(open_value(c, x) for x in xs)) if masked else xs, 1)
+
+    def compacted(method: Any) -> Function:
+        async def run(s: MaskedSuite, marks: Masked, x: Masked, k: int) -> list[Shared]:
+            return await compact(s.context, marks, [x], k, method)
+
+        return run
+
+    rows, marks = some((1, 6, 2), 20, 4), Input(torch.tensor([[0, 1, 1, 0, 0, 1]]), 4, 0)
+    both = [rows, some((1, 6), 11, 0)]
+    return {
+        "shuffle": [c for masked in (True, False) for c in cases("shuffle", mixed, both, {"masked": masked}, opened=False)],
+        "compaction": [
+            c for way in ("shuffle", "matrix")
+            for c in cases(f"compaction by {way}", compacted(way), [marks, rows], {"k": 3})
+        ],
+    }  # fmt: skip
+
+
+def masked_files() -> dict[str, list[Case]]:
+    """File -> its cases."""
+    parts = (_linear, _truncation, _comparison, _lookup, _functions, _rows, _orders, _moved)
+    return {name: found for part in parts for name, found in part().items()}

@@ -1,0 +1,156 @@
+"""Which vector pins down which source, and how files are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.vectors import cases_formats as formats
+from tests.vectors.cases_crypten import crypten_files
+from tests.vectors.cases_masked import masked_files
+from tests.vectors.recording import Case, record
+
+FOLDER = Path(__file__).parent
+LARGEST = 700_000  # bytes of all files; git packs them to half of that
+REAL = 1e-9  # relative to the largest coefficient: a least-squares fit differs in the last bits between machines
+Content = Callable[[], dict[str, Any]]
+
+FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
+    "generator": (formats.generator, ("mpc/random.py",)),
+    "packing": (formats.packing, ("mpc/packing.py",)),
+    "numbers": (formats.numbers, ("mpc/ring.py", "mpc/fixed_point.py")),
+    "tape": (formats.tape, ("mpc/tape.py",)),
+    "tape_file": (formats.tape_on_disk, ("parties/tape_file.py", "parties/tape_header.py")),
+    "client_shares": (formats.client_shares, ("parties/shares.py",)),
+    "point_functions": (formats.point_functions, ("protocols/masked/dpf.py", "protocols/masked/dealing.py")),
+    "coefficients": (formats.coefficients, ("protocols/masked/piecewise.py", "protocols/masked/activation.py")),
+}
+
+MASKED: dict[str, tuple[str, ...]] = {
+    "opening": ("context.py", "wires.py"),
+    "output": ("suite.py",),
+    "product": ("product.py",),
+    "fixed_weight": ("product.py",),
+    "gather": ("gather.py",),
+    "truncation": ("truncation.py",),
+    "less_than_zero": ("comparison.py",),
+    "within": ("comparison.py",),
+    "is_zero": ("comparison.py",),
+    "clamp": ("clamp.py",),
+    "one_hot": ("one_hot.py", "dpf.py"),
+    "digits": ("digits.py",),
+    "non_zero": ("non_zero.py",),
+    "selection_matrix": ("selection_matrix.py",),
+    "piecewise": ("piecewise.py",),
+    "activation": ("activation.py",),
+    "power": ("power.py",),
+    "exponential": ("softmax.py",),
+    "softmax": ("softmax.py", "suite.py"),
+    "norm": ("suite.py", "ranges.py"),
+    "range_flags": ("ranges.py",),
+    "top_k": ("top_k.py",),
+    "threshold": ("threshold.py",),
+    "ranking": ("ranking.py",),
+    "argmax": ("ranking.py", "suite.py"),
+    "shuffle": ("shuffle.py",),
+    "compaction": ("compaction.py",),
+}
+
+CRYPTEN: dict[str, tuple[str, ...]] = {
+    "crypten_product": ("arithmetic.py", "fixed.py"),
+    "crypten_truncation": ("arithmetic.py",),
+    "crypten_zero_sharing": ("mpc/crypten_session.py",),
+    "crypten_comparison": ("comparison.py",),
+    "crypten_select": ("comparison.py",),
+    "crypten_range_flags": ("ranges.py", "fixed.py"),
+    "crypten_reciprocal": ("normalise.py",),
+    "crypten_softmax": ("softmax.py", "normalise.py", "maximum.py"),
+    "crypten_activation": ("activation.py",),
+    "crypten_norm": ("norm.py", "normalise.py"),
+    "crypten_maximum": ("maximum.py",),
+    "crypten_selection": ("selection.py",),
+}
+
+NO_PROTOCOL = {
+    "masked": {
+        "__init__.py": "no code",
+        "crypten_border.py": "a lift and an opening",
+        "growth.py": "memory of cached rows",
+        "selection.py": "policies and attention: rounds of the gates above",
+        "tensor.py": "values of the suite",
+    },
+    "crypten": {
+        "__init__.py": "no code",
+        "base.py": "values of the suite",
+        "own.py": "CrypTen's own functions, whose tuples only are ours",
+        "value.py": "values of the suite",
+    },
+}
+
+
+def sources() -> dict[str, list[str]]:
+    """File -> what it pins down."""
+    out = {name: list(given) for name, (_, given) in FORMATS.items()}
+    for folder, files in (("masked", MASKED), ("crypten", CRYPTEN)):
+        for name, given in files.items():
+            out[name] = [one if "/" in one else f"protocols/{folder}/{one}" for one in given]
+    return out
+
+
+def gate_files() -> dict[str, list[Case]]:
+    """File -> cases, of all gates."""
+    return {**masked_files(), **crypten_files()}
+
+
+def content(name: str) -> dict[str, Any]:
+    """What a file says, made anew."""
+    made = FORMATS[name][0]() if name in FORMATS else {"cases": [record(case) for case in gate_files()[name]]}
+    return {"pins": sources()[name], **made}
+
+
+def path(name: str) -> Path:
+    """A file."""
+    return FOLDER / f"{name}.json"
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a file says."""
+    found: dict[str, Any] = json.loads(path(name).read_text())
+    return found
+
+
+def text(value: Any, indent: str = "") -> str:
+    """JSON with a line for whatever fits one, or holds nothing that is nested twice."""
+    flat = json.dumps(value)
+    nested = isinstance(value, dict | list) and any(isinstance(v, dict | list) for v in _values(value))
+    if not nested or len(flat) + len(indent) <= 240 or not isinstance(value, dict | list):
+        return flat
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key)}: {text(v, inner)}" for key, v in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n" + indent + "}"
+    return "[\n" + ",\n".join(inner + text(v, inner) for v in value) + "\n" + indent + "]"
+
+
+def _values(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
+    yield from value.values() if isinstance(value, dict) else value
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Places where two contents are not the same; coefficients may differ in their last bits."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            if key not in old or key not in new:
+                yield f"{where}/{key} is in one of them only"
+            else:
+                yield from differences(old[key], new[key], f"{where}/{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{where}[{i}]")
+    elif isinstance(old, float) and isinstance(new, float) and "coefficients" in where:
+        if abs(old - new) > REAL:
+            yield f"{where} is {old}, made anew {new}"
+    elif old != new:
+        yield f"{where} is {str(old)[:60]!r}, made anew {str(new)[:60]!r}"

@@ -1,0 +1,196 @@
+"""Piecewise polynomials, activation functions, reciprocals and roots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tests.vectors.independent.bits import less_than_zero, within
+from tests.vectors.independent.formats import U, Words, from_real, high, reduce, word
+from tests.vectors.independent.linear import open_cut, truncate
+from tests.vectors.independent.lookup import at, digit, low, scaled
+from tests.vectors.independent.world import Masked, Shared, Steps, World, together
+
+COEFFICIENTS = Path(__file__).parents[1] / "coefficients.json"
+Real = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """coefficients [segments, degree + 1] in powers of (x - left edge) / width; segment 0 lies at `start`."""
+
+    start: float
+    width: float
+    coefficients: np.ndarray
+
+
+@cache
+def curve(name: str) -> Curve:
+    """From coefficients.json."""
+    given = json.loads(COEFFICIENTS.read_text())["curves"][name]
+    return Curve(given["start"], given["width"], np.array(given["coefficients"]))
+
+
+def fitted(f: Real, start: float, width: float, segments: int, degree: int) -> np.ndarray:
+    """Least squares at 4 degree + 8 Chebyshev nodes on (-1, 1) widths around each left edge."""
+    count = 4 * degree + 8
+    nodes = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    values = f((start + width * np.arange(segments))[:, None] + width * nodes)
+    return np.linalg.lstsq(np.vander(nodes, degree + 1, increasing=True), values.T, rcond=None)[0].T
+
+
+# ---- functions in float64 --------------------------------------------------------------------------------------------
+_erf = np.vectorize(math.erf, otypes=[float])
+REAL: dict[str, Real] = {
+    "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+}
+HALF = {"gelu": 4, "gelu_tanh": 4, "silu": 16}
+DEGREE = {"gelu": 6, "gelu_tanh": 6, "silu": 5}
+UNIT_BITS = {"gelu": 2, "gelu_tanh": 2, "silu": 0}
+
+
+def bump(kind: str) -> Real:
+    """f below 0 and f - x from 0 on; the lowest segment holds f(-half + |t|). x: [segments, nodes]."""
+    half, f = HALF[kind], REAL[kind]
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([f(np.abs(x[:1] + half) - half), f(x[1:half]), f(x[half:]) - x[half:]])
+
+    return parts
+
+
+def root(exponent: float) -> Real:
+    """t^exponent on [0.2, 2.2): what lies below stands for t + 2."""
+    return lambda t: np.where(t < 0.2, t + 2, t) ** exponent
+
+
+# ---- piecewise polynomials -------------------------------------------------------------------------------------------
+def _tables(f: Curve, x: Masked, high_bits: int, frac: int, scale: float) -> Words:
+    """A_j[p] = sum_i a_(s(p), i) binom(i, j) (-rho)^(i - j), rounded: [degree + 1, ..., 2^high_bits]."""
+    low_bits, size = x.bits - high_bits, 1 << high_bits
+    rho = low(x.mask, low_bits).astype(np.float64) / 2.0**low_bits
+    segment = (
+        np.arange(size) - high(x.mask, low_bits, x.bits).astype(np.int64)[..., None] - round(f.start / f.width)
+    ) % size
+    a = f.coefficients * scale * 2.0**frac
+    degree = a.shape[1] - 1
+    return np.stack(
+        [
+            from_real(sum(a[segment, i] * (math.comb(i, j) * (-rho) ** (i - j))[..., None] for i in range(j, degree + 1)))
+            for j in range(degree + 1)
+        ]
+    )
+
+
+def piecewise(
+    w: World,
+    name: str,
+    f: Curve,
+    x: Masked,
+    bits: int,
+    frac: int,
+    power_bits: int,
+    factor: Masked | None = None,
+    scale: float = 1.0,
+) -> Shared:
+    """[scale f(x)] or, with a factor, [scale f(x) factor]; local."""
+    high_bits = len(f.coefficients).bit_length() - 1
+    low_bits = x.bits - high_bits
+    value = _tables(f, x, high_bits, frac - power_bits, scale)
+    dealt = w.deal(f"{name} tables", value.shape, bits, value, slack=1)
+    gamma = low(x.m, low_bits).astype(np.float64) / 2.0**low_bits
+    powers = np.cumprod(np.stack([np.ones_like(gamma), *[gamma] * (len(value) - 1)]), 0)
+    public = from_real(powers * 2.0**power_bits)
+    index = digit(x.m, low_bits, high_bits, x.bits)
+
+    def pick(entries: Words) -> Words:
+        return (public * at(entries, np.broadcast_to(index, public.shape))).sum(1, dtype=U)
+
+    if factor is None:
+        return Shared(reduce(pick(dealt), bits), bits, frac)
+    factor = factor.to(bits)
+    whole = reduce(dealt.sum(0, dtype=U), bits)  # as it was dealt, whatever its rounding
+    both = w.deal(f"{name} tables times mask", value.shape, bits, whole * factor.mask[..., None])
+    return Shared(reduce(factor.m * pick(dealt) - pick(both), bits), bits, frac + factor.frac)
+
+
+# ---- activation functions --------------------------------------------------------------------------------------------
+def activation(w: World, x: Masked, kind: str) -> Steps:
+    """f(x) = [x >= 0] x + [inside] P(x)."""
+    if kind == "relu":
+        bit = yield from less_than_zero(w, x)
+        return x.shared.plus(bit.times(x), -1)
+    half, unit = HALF[kind], UNIT_BITS[kind]
+    offset = (half << x.frac) - (1 << (x.frac - unit - 1))
+    units = truncate(w, x.plus_public(word(offset)), x.frac - unit)
+
+    def value() -> Steps:
+        bits, frac = x.bits + 30 - x.frac, 30
+        p = piecewise(w, kind, curve(kind), x.to(half.bit_length() + x.frac), bits, frac, 13)
+        return (yield from open_cut(w, p, frac - x.frac))
+
+    whole = truncate(w, x, x.frac)
+    inside, below, p = yield from together(within(w, units, half.bit_length() + unit), less_than_zero(w, whole), value())
+    return x.shared.plus(below.times(x), -1).plus(inside.times(p))
+
+
+# ---- powers ----------------------------------------------------------------------------------------------------------
+DIGIT, COUNT_BITS = 6, 4
+
+
+def _below(w: World, x: Masked, ps: list[int], bits: int) -> Steps:
+    """[x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, from two candidates a threshold for the public m >> p."""
+    digits = -(-(x.bits - ps[0]) // DIGIT)
+    lam = np.zeros((2, len(ps), digits, *x.shape), U)
+    m = np.zeros((len(ps), digits, *x.shape), U)
+    for j, p in enumerate(ps):
+        for i in range(digits):
+            start, width = p + i * DIGIT, max(0, min(DIGIT, x.bits - p - i * DIGIT))
+            m[j, i] = reduce(high(x.m, start, x.bits), width) if width else U(0)
+            for step in range(2):
+                candidate = reduce(high(x.mask, p, x.bits) + U(step), x.bits - p)
+                lam[step, j, i] = reduce(high(candidate, i * DIGIT, 64), DIGIT)
+    dealt = scaled(w, "threshold digits", lam, DIGIT, COUNT_BITS, [U(1)])[:, 0]
+    match = at(dealt, np.broadcast_to(m, lam.shape)).sum(3, dtype=U)
+    mismatch = Shared(-match, COUNT_BITS, 0).plus_public(U(digits))
+    counts = yield from w.open(mismatch)
+    ones = scaled(w, "threshold bits", counts.mask, COUNT_BITS, 64, [U(1)])[:, 0]
+    masks = scaled(w, "threshold bits times mask", counts.mask, COUNT_BITS, bits, [np.broadcast_to(x.mask, counts.shape)])[
+        :, 0
+    ]
+    bit, bit_lam = (at(t, counts.m).sum(1, dtype=U) for t in (ones, masks))
+    return Shared(bit, 64, 0), Shared(reduce(x.m * bit - bit_lam, bits), bits, x.frac)
+
+
+def _weighted(below: Shared, top: Shared, weights: list[int]) -> Shared:
+    """sum_p e_p weights[p], e_p = b_p - b_(p - 2)."""
+    out = top.x * word(weights[-1])
+    for i, (a, b) in enumerate(pairwise(weights)):
+        out = out + below.x[:, i] * word(a - b)
+    return Shared(reduce(out, below.bits), below.bits, below.frac)
+
+
+def power(w: World, x: Masked, lowest: int, highest: int, exponent: float, constant: float = 1.0) -> Steps:
+    """[constant x^exponent], exponent -1 or -1/2, 2^lowest <= x < 2^highest ring units."""
+    ps = [*range(lowest + (highest - lowest) % 2, highest, 2), highest]
+    factor = constant * 2.0 ** (exponent * (highest - x.frac))
+    step = 1 if exponent == -0.5 else 2
+    frac = 30 - math.floor(math.log2(factor))
+    below, below_x = yield from _below(w, x, ps[:-1], highest + 1)
+    normal = _weighted(below_x, x.shared.to(highest + 1), [1 << (highest - p) for p in ps])
+    one = w.sharing(np.ones(x.shape, U), 64)
+    undo = _weighted(below, one, [1 << ((highest - p) // 2 * step) for p in ps])
+    t, undone = yield from together(open_cut(w, normal, highest - 18), w.open(undo))
+    name = f"power {exponent:g}"
+    unit = Masked(t.m, t.lam, t.bits, 18)
+    return piecewise(w, name, curve(name), unit, 64, frac, 12, undone, factor)

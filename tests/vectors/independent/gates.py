@@ -1,0 +1,250 @@
+"""Every gate by the name that vectors call it: our program, and what the opened result must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.vectors.independent import bits, curves, linear, lookup, order, rows, tape_entries
+from tests.vectors.independent.crypten_gates import CRYPTEN
+from tests.vectors.independent.formats import U, reduce, signed, tensor
+from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
+from tests.vectors.independent.world import Masked, Shared, Steps, World, together
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """program(w, *shared inputs, **arguments) -> a `Shared`, or a list; judge(*inputs as real numbers, **arguments)."""
+
+    program: Program
+    judge: Judge
+
+
+def _opened(f: Callable[..., Any], judge: Judge) -> Gate:
+    """A gate whose inputs are opened first, in one round; f may be a generator or a plain function."""
+
+    def program(w: World, *xs: Shared, **arguments: Any) -> Steps:
+        ms = yield from together(*(w.open(x) for x in xs))
+        found = f(w, *ms, **arguments)
+        return (yield from found) if hasattr(found, "send") else found
+
+    return Gate(program, judge)
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+def _bit(f: Callable[..., Steps]) -> Callable[..., Steps]:
+    def program(w: World, x: Masked, **arguments: Any) -> Steps:
+        wanted = arguments.pop("result")
+        bit = yield from f(w, x, **arguments)
+        return bit.times(x) if wanted == "times" else bit.share(64)
+
+    return program
+
+
+def _digits(w: World, x: Masked, widths: Sequence[int]) -> Steps:
+    found = yield from lookup.exact_digits(w, x, widths)
+    return [d.shared for d in found]
+
+
+def _open_cut(w: World, x: Shared, count: int) -> Steps:
+    return (yield from linear.open_cut(w, x, count)).shared
+
+
+def _weight(w: World, x: Masked, weight: Masked) -> Shared:
+    return linear.weight_product(w, x, weight)
+
+
+def _ranks(w: World, x: Masked) -> Steps:
+    return (yield from order.ranks(w, x)).shared
+
+
+def _best(w: World, x: Masked, reach: int) -> Steps:
+    value, digits = yield from order.best(w, x, reach, True)
+    return [value.shared, *(d.shared for d in digits)]
+
+
+def _argmax(w: World, x: Shared, bits: int, magnitude: int) -> Steps:
+    m = yield from linear.open_cut(w, x.to(10 + magnitude + 3 + x.frac - 10), x.frac - 10)
+    return (yield from order.argmax(w, m, 1 << (10 + magnitude), bits))
+
+
+def _flags(w: World, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
+    found = rows.Flags(w)
+    found.check("activation", 0, x, limit, signed_value, width)
+    return found.take()
+
+
+def _shuffle(w: World, *xs: Shared, masked: bool) -> Steps:
+    values: Sequence[Shared | Masked] = xs
+    if masked:
+        values = yield from together(*(w.open(x) for x in xs))
+    return (yield from order.shuffle(w, values))
+
+
+def _curve(w: World, x: Masked, kind: str) -> Shared:
+    return curves.piecewise(w, kind, curves.curve(kind), x, x.bits + 30 - x.frac, 30, 13)
+
+
+def _valued(w: World, x: Masked, width: int, bits: int) -> Shared:
+    """sum_v v e_v."""
+    return lookup.one_hot(w, x, 0, width, bits).each(lambda t: (t * np.arange(1 << width).astype(U)).sum(-1, dtype=U))
+
+
+# ---- what results must be --------------------------------------------------------------------------------------------
+def _bit_judge(f: Callable[..., np.ndarray]) -> Judge:
+    def judge(x: np.ndarray, result: str, **arguments: Any) -> Any:
+        found = f(x, **arguments)
+        return exact(found * x if result == "times" else found)
+
+    return judge
+
+
+def _floor(x: np.ndarray, count: int, frac: int, **_: Any) -> Any:
+    """Floor or the next number: below one unit in the last place."""
+    return close(x, 2.0 ** (count - frac) * (1 - 1e-12))
+
+
+def _digit_judge(x: np.ndarray, widths: Sequence[int]) -> Any:
+    out, rest = [], x.astype(np.int64) % (1 << sum(widths))
+    for width in widths:
+        out.append(ring(rest % (1 << width)))
+        rest = rest >> width
+    return out
+
+
+def _marks(x: np.ndarray, k: int, **_: Any) -> Any:
+    return exact(hots(by_rank(x)[..., :k], x.shape[-1]).sum(-2))
+
+
+def _top_k(x: np.ndarray, k: int, order: str) -> Any:
+    best = by_rank(x)[..., :k]
+    if order == "indicator":
+        return _marks(x, k)
+    return exact(hots(best if order == "value" else np.sort(best, -1), x.shape[-1]))
+
+
+def _compacted(marks: np.ndarray, x: np.ndarray, k: int) -> Any:
+    return exact(x[marks > 0].reshape(len(x), k, -1))
+
+
+def _selected(marks: np.ndarray, k: int, bits: int) -> Any:
+    return exact(hots(np.nonzero(marks)[0], len(marks)))
+
+
+def _rows_kept(*xs: np.ndarray, masked: bool) -> Callable[[Sequence[np.ndarray]], None]:
+    """The same rows in some order, the same for all tensors."""
+
+    def check(found: Sequence[np.ndarray]) -> None:
+        joined = [np.concatenate([t.reshape(*t.shape[:2], -1) for t in ts], -1) for ts in (xs, found)]
+        for before, after in zip(*joined, strict=True):
+            assert sorted(map(tuple, before.tolist())) == sorted(map(tuple, after.tolist()))
+
+    return check
+
+
+def _norm_judge(x: np.ndarray, kind: str, epsilon: float, **_: Any) -> Any:
+    centred = x - x.mean(-1, keepdims=True) if kind == "layer" else x
+    value = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return [close(value, 2.0**-12 * value), flagged(False)]
+
+
+def _einsum(equation: str) -> Judge:
+    return lambda *xs: exact(np.einsum(equation, *xs))
+
+
+GATES: dict[str, Gate] = {
+    "tape": Gate(tape_entries.entries, tape_entries.judge),
+    "open": _opened(lambda w, x: x.shared, lambda x: exact(x)),
+    "output": Gate(linear.output, lambda x: exact(x)),
+    "multiply": _opened(linear.multiply, lambda x, y: exact(x * y)),
+    "matmul": _opened(linear.matmul, lambda x, y: exact(x @ y)),
+    "weight product": _opened(_weight, lambda x, y: exact(x @ y)),
+    "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
+    "truncate and lift": _opened(
+        lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
+    ),
+    "lift": _opened(lambda w, x, bits: linear.lift(w, x, bits), lambda x, bits: exact(x)),
+    "open cut": Gate(lambda w, x, count, frac: _open_cut(w, x, count), _floor),
+    "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
+    "is zero": _opened(_bit(bits.is_zero), _bit_judge(lambda x: x == 0)),
+    "within": _opened(_bit(bits.within), _bit_judge(lambda x, low_bits: (x >= 0) & (x < 1 << low_bits))),
+    "clamp": _opened(bits.clamp, lambda x, lowest, highest: exact(x.clip(lowest / 2**14, highest / 2**14))),
+    "one-hot by table": _opened(
+        lambda w, x, width, bits: lookup.one_hot_table(w, x, 0, width, bits),
+        lambda x, width, bits: exact(hots(x.astype(np.int64) % (1 << width), 1 << width)),
+    ),
+    "one-hot by point functions": _opened(
+        lambda w, x, width, bits: lookup.one_hot_points(w, x, 0, width, bits),
+        lambda x, width, bits: exact(hots(x.astype(np.int64) % (1 << width), 1 << width)),
+    ),
+    "one-hot, the cheaper way": _opened(_valued, lambda x, width, bits: exact(x % (1 << width))),
+    "digits": _opened(_digits, _digit_judge),
+    "non-zero": _opened(lambda w, x, bits: lookup.non_zero(w, x, bits), lambda x, bits: exact(x != 0)),
+    "selection matrix": Gate(lambda w, x, k, bits: lookup.selection_matrix(w, x, k, bits), _selected),
+    "piecewise polynomial": _opened(_curve, lambda x, kind: close(curves.REAL[kind](x) - np.maximum(x, 0), 2.0**-12)),
+    "activation": _opened(curves.activation, lambda x, kind: close(curves.REAL[kind](x), 2.0**-12)),
+    "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
+    "exponential": _opened(
+        lambda w, x, bits: rows.exponential(w, x, bits),
+        lambda x, bits: close(np.exp(x + 4), 2.0**-12 * (np.exp(x + 4) + 2.0**-10)),
+    ),
+    "softmax": Gate(rows.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
+    "norm": Gate(rows.norm, _norm_judge),
+    "range flags": _opened(_flags, lambda x, limit, **_: flagged(bool((np.abs(x) > limit).any()))),
+    "ranks": _opened(_ranks, lambda x: ring(np.argsort(by_rank(x), -1))),
+    "top-k": _opened(order.top_k, lambda x, k, bits, order: _top_k(x, k, order)),
+    "top-k by threshold": _opened(order.by_threshold, _marks),
+    "maximum and position": _opened(_best, lambda x, reach: [exact(x.max(-1)), ring(np.argmax(x, -1))]),
+    "argmax": Gate(_argmax, lambda x, **_: exact(hots(np.argmax(x, -1), x.shape[-1]))),
+    "shuffle": Gate(_shuffle, _rows_kept),
+    "compaction by shuffle": _opened(order.compact_by_shuffle, _compacted),
+    "compaction by matrix": _opened(order.compact_by_matrix, _compacted),
+    "chosen scores": _opened(linear.chosen_scores, _einsum("gji,grc,gitc->grjt")),
+    "chosen values": _opened(linear.chosen_values, _einsum("gji,grjt,gitc->grc")),
+    "picked scores": _opened(linear.picked_scores, _einsum("gji,grit->grjt")),
+    **{name: Gate(*both) for name, both in CRYPTEN.items()},
+}
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+def _compare(found: Any, given: dict[str, Any]) -> np.ndarray:
+    """Our shares against the vector's, and what they add up to; the opened value in float64."""
+    x = found.x if isinstance(found, Shared) else found
+    said, size = np.stack([tensor(s) for s in given["shares"]]), given["bits"]
+    assert x.shape == said.shape
+    assert np.array_equal(reduce(x, size), said), "a share of the result is another one"
+    if isinstance(found, Shared):
+        assert (found.bits, found.frac) == (size, given["frac"])
+    whole = np.bitwise_xor.reduce(said, 0) if given["kind"] == "xor" else reduce(said.sum(0, dtype=U), size)
+    assert np.array_equal(whole, tensor(given["value"])), "the opened result is another one"
+    return signed(whole, size) / 2.0 ** given["frac"]
+
+
+def evaluate(case: dict[str, Any]) -> None:
+    """A case, by our own dealer and parties; then the opened result against the function. Raises `AssertionError`."""
+    gate, w = GATES[case["gate"]], World(case)
+    inputs, reals = [], []
+    for given in case["inputs"]:
+        x = np.stack([tensor(s) for s in given["shares"]])
+        inputs.append(Shared(x, given["bits"], given["frac"]))
+        value = tensor(given["value"])
+        assert np.array_equal(reduce(x.sum(0, dtype=U), given["bits"]), value), "shares do not add up to the input"
+        reals.append(signed(value, given["bits"]) / 2.0 ** given["frac"])
+    program = gate.program(w, *inputs, **case["arguments"])
+    found = w.run(program) if hasattr(program, "send") else program
+    w.finish()
+    listed = list(found) if isinstance(found, list | tuple) else [found]
+    opened = [_compare(one, given) for one, given in zip(listed, case["outputs"], strict=True)]
+    wanted = gate.judge(*reals, **case["arguments"])
+    if callable(wanted):
+        wanted(opened)
+        return
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    for value, result, given in zip(opened, wanted, case["outputs"], strict=True):
+        if result is not None:
+            result.check(value, given["bits"], given["frac"])

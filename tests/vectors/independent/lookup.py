@@ -1,0 +1,151 @@
+"""One-time tables over public digits: one-hot vectors, point functions, digits, non-zero, the selection matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tests.vectors.independent import points
+from tests.vectors.independent.formats import U, Words, high, packed_size, reduce
+from tests.vectors.independent.world import Masked, Shared, Steps, World, elements, together
+
+
+def low(x: Words, width: int) -> Words:
+    """The lowest bits."""
+    return reduce(x, width)
+
+
+def digit(x: Words, start: int, width: int, bits: int) -> Words:
+    """Bits start .. start + width of x modulo 2^bits."""
+    return low(high(x, start, bits), width)
+
+
+def at(table: Words, index: Words) -> Words:
+    """table[..., index[...]]: an entry of each table [..., entries]; leading axes of the table may be more."""
+    where = np.broadcast_to(index[..., None].astype(np.int64), (*table.shape[:-1], 1))
+    return np.take_along_axis(table, where, -1)[..., 0]
+
+
+def hot(index: Words, size: int) -> Words:
+    """[...] -> [..., size] with a one at each index."""
+    return (index[..., None] == np.arange(size, dtype=U)).astype(U)
+
+
+def scaled(w: World, op: str, lam_digit: Words, width: int, bits: int, factors: Sequence[Words | np.uint64]) -> Words:
+    """Shares [parties, factors, ..., 2^width] of factor * e(lam digit)."""
+    e = hot(lam_digit, 1 << width)
+    value = np.stack([e * (f if np.ndim(f) == 0 else np.asarray(f)[..., None]) for f in factors])
+    return w.deal(op, value.shape, bits, value)
+
+
+def turned(dealt: Words, m_digit: Words) -> Words:
+    """out[..., v] = dealt[..., m_digit - v mod 2^w]."""
+    size = dealt.shape[-1]
+    where = (m_digit[..., None] - np.arange(size, dtype=U)) & U(size - 1)
+    return np.take_along_axis(dealt, np.broadcast_to(where, dealt.shape).astype(np.int64), -1)
+
+
+# ---- one-hot ---------------------------------------------------------------------------------------------------------
+def one_hot_table(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
+    """One-hot vector of a digit, from a dealt table."""
+    dealt = scaled(w, "one-hot", digit(x.mask, start, width, x.bits), width, bits, [U(1)])[:, 0]
+    return Shared(turned(dealt, digit(x.m, start, width, x.bits)), bits, 0)
+
+
+def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
+    """The same from point functions; two parties."""
+    count, depth, leaf = elements(x.shape), points.depth(width, bits), 256 // points.entry_bits(bits)
+    roots = w.random("point function roots", (count, 2), 64)
+    alphas = digit(x.mask, start, width, x.bits).reshape(-1)
+    keys = [
+        points.generate(int(alpha), [points.seed_of(roots[p, i]) for p in range(2)], width, bits)
+        for i, alpha in enumerate(alphas)
+    ]
+    words = np.array([[np.frombuffer(k[0][level], "<u8") for k in keys] for level in range(depth)], U)
+    controls = np.array([[k[1][level] for k in keys] for level in range(depth)], U)
+    w.common("point function seeds", (depth, count, 2), 64, words)
+    w.common("point function controls", (depth, count), 2, controls)
+    w.common("point function output", (count, leaf), bits, np.stack([k[2] for k in keys]))
+    shares = [[points.evaluate(p, points.seed_of(roots[p, i]), *keys[i], bits) for i in range(count)] for p in range(2)]
+    whole = np.array(shares, U).reshape(2, *x.shape, 1 << width)
+    return Shared(turned(whole, digit(x.m, start, width, x.bits)), bits, 0)
+
+
+def by_points(count: int, width: int, bits: int, parties: int) -> bool:
+    """The rule that dealer and parties share: the dealing that is done sooner (docs/vectors.md)."""
+    depth, leaf = points.depth(width, bits), 256 // points.entry_bits(bits)
+    if parties != 2 or depth < 1:
+        return False
+    entries = count << width
+    loose = 2.0e-9 if bits % 8 else 0.0
+    size = packed_size(entries, bits)
+    table = entries * (2.5e-9 + loose) + size / 1.25e8 + entries * (2.0e-9 + loose)
+    key = packed_size(count * 2 * depth, 64) + packed_size(count * depth, 2) + packed_size(count * leaf, bits)
+    blocks = 2 * ((1 << (depth + 1)) - 1)
+    party = count * blocks * 1.0e-8 + entries * 4.4e-9 + 2.8e-4
+    return count * (depth + 1) * 1.1e-7 + 2.8e-4 + 2 * key / 1.25e8 + party < table
+
+
+def one_hot(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
+    """Dealt the cheaper way."""
+    way = one_hot_points if by_points(elements(x.shape), width, bits, w.parties) else one_hot_table
+    return way(w, x, start, width, bits)
+
+
+# ---- digits ----------------------------------------------------------------------------------------------------------
+def high_part(w: World, x: Masked, cut: int) -> Shared:
+    """[x >> cut], the borrow taken out by a table over the public low part."""
+    bits = x.bits - cut
+    borrow = np.arange(1 << cut, dtype=U) < low(x.mask, cut)[..., None]
+    value = high(x.mask, cut, x.bits)[..., None] + borrow.astype(U)
+    out = -at(w.deal("borrow table", value.shape, bits, value), low(x.m, cut))
+    out[0] += high(x.m, cut, x.bits)
+    return Shared(reduce(out, bits), bits, 0)
+
+
+def exact_digits(w: World, x: Masked, widths: Sequence[int]) -> Steps:
+    """Digits low to high, each masked by itself."""
+    if len(widths) == 1:
+        return [Masked(x.m, x.lam, x.bits, 0)]
+    half = max(h for h in range(1, len(widths) // 2 + 1) if h == 1 or sum(widths[:h]) <= 8)
+    cut = sum(widths[:half])
+
+    def upper() -> Steps:
+        opened = yield from w.open(high_part(w, x, cut))
+        return (yield from exact_digits(w, opened, widths[half:]))
+
+    lower, higher = yield from together(exact_digits(w, x.to(cut), widths[:half]), upper())
+    return [*lower, *higher]
+
+
+def non_zero(w: World, x: Masked, bits: int) -> Shared:
+    """[x != 0] by a table over all of m."""
+    value = (np.arange(1 << x.bits, dtype=U) != x.mask[..., None]).astype(U)
+    return Shared(at(w.deal("non-zero", value.shape, bits, value), x.m), bits, 0)
+
+
+# ---- the selection matrix --------------------------------------------------------------------------------------------
+def prefix(t: Words) -> Words:
+    """Running sums along the last axis."""
+    return np.cumsum(t, -1, dtype=U)
+
+
+def suffix(t: Words) -> Words:
+    """Sums of all that follow, the own one included."""
+    return np.flip(prefix(np.flip(t, -1)), -1)
+
+
+def selection_matrix(w: World, indicator: Shared, k: int, bits: int) -> Steps:
+    """Indicator [..., C] -> one-hot rows [..., k, C], from the opened running counts."""
+    count = indicator.shape[-1]
+    if k == count:
+        return w.sharing(np.broadcast_to(np.eye(count, dtype=U), (*indicator.shape[:-1], count, count)), bits)
+    width = max(1, k.bit_length())
+    counts = yield from w.open(indicator.to(width).each(prefix))
+
+    def rows(t: Words) -> Words:
+        reached = np.swapaxes(suffix(t)[..., 1 : k + 1], -1, -2)
+        return reached - np.concatenate([np.zeros_like(reached[..., :1]), reached[..., :-1]], -1)
+
+    return one_hot(w, counts, 0, width, bits).each(rows)

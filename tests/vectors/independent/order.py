@@ -1,0 +1,311 @@
+"""What depends on an order: ranks, top-k, thresholds, maximum; and what moves rows: shuffle, compaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.vectors.independent.bits import Bit, less_than_zero
+from tests.vectors.independent.formats import U, Words, reduce, word
+from tests.vectors.independent.linear import product, reveal
+from tests.vectors.independent.lookup import at, exact_digits, hot, one_hot, prefix, scaled, selection_matrix, suffix, turned
+from tests.vectors.independent.world import Handover, Masked, Open, Shared, Steps, World, elements, together
+
+
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(count, 1)
+
+
+def _balance(t: Words, count: int) -> Words:
+    """Sum of a value's lost comparisons less those of the earlier ones that lost against it."""
+    i, j = _pairs(count)
+    out = np.zeros((*t.shape[:-1], count), U)
+    for column in range(count):
+        out[..., column] = t[..., i == column].sum(-1, dtype=U) - t[..., j == column].sum(-1, dtype=U)
+    return out
+
+
+def ranks(w: World, x: Masked) -> Steps:
+    """<rank>, 0 for the largest."""
+    count = x.shape[-1]
+    bits = max(1, (count - 1).bit_length())
+    i, j = _pairs(count)
+    bit: Bit = yield from less_than_zero(w, x.each(lambda t: t[..., i] - t[..., j]))
+    lost = bit.share(bits).each(lambda t: _balance(t, count))
+    return (yield from w.open(lost.plus_public(np.broadcast_to(np.arange(count, dtype=U), x.shape))))
+
+
+def by_value(w: World, rank: Masked, k: int, bits: int) -> Shared:
+    """Row j is one-hot at rank j."""
+    return one_hot(w, rank, 0, rank.bits, bits).each(lambda t: np.swapaxes(t[..., :k], -1, -2))
+
+
+def rank_indicator(w: World, rank: Masked, k: int, bits: int) -> Shared:
+    """[rank < k]."""
+    value = (reduce(np.arange(1 << rank.bits, dtype=U) - rank.mask[..., None], rank.bits) < U(k)).astype(U)
+    return Shared(at(w.deal("rank indicator", value.shape, bits, value), rank.m), bits, 0)
+
+
+def top_k(w: World, x: Masked, k: int, bits: int, order: str) -> Steps:
+    """Selection matrix in order of value or of position, or the indicator alone."""
+    rank = yield from ranks(w, x)
+    if order == "value":
+        return by_value(w, rank, k, bits)
+    if order == "indicator":
+        return rank_indicator(w, rank, k, bits)
+    chosen = rank_indicator(w, rank, k, max(1, k.bit_length()))
+    return (yield from selection_matrix(w, chosen, k, bits))
+
+
+# ---- by threshold ----------------------------------------------------------------------------------------------------
+@dataclass
+class Candidates:
+    """Bits opened ^ rho."""
+
+    opened: Words
+    rho: Words
+
+    @property
+    def mask(self) -> Words:
+        """rho, as the dealer knows it."""
+        return np.bitwise_xor.reduce(self.rho, 0)
+
+
+def _histogram(w: World, value: Masked, among: Candidates | None, bits: int) -> Shared:
+    if among is None:
+        return one_hot(w, value, 0, value.bits, bits).each(lambda t: t.sum(-2, dtype=U))
+    dealt = scaled(w, "candidate digit", value.mask, value.bits, bits, [U(1), among.mask])
+    u = among.opened[..., None]
+    chosen = u * dealt[:, 0] + (U(1) - U(2) * u) * dealt[:, 1]
+    return Shared(reduce(np.stack([turned(c, value.m) for c in chosen]).sum(-2, dtype=U), bits), bits, 0)
+
+
+def _reaching(w: World, counts: Masked, k: int, bits: int) -> Shared:
+    size = 1 << counts.bits
+    value = (reduce(np.arange(size, dtype=U) - counts.mask[..., :-1, None], counts.bits) >= U(k)).astype(U)
+    dealt = w.deal("count reached", value.shape, bits, value)
+    return Shared(reduce(at(dealt, counts.m[..., :-1]).sum(-1, dtype=U), bits), bits, 0)
+
+
+def _pick(w: World, counts: Masked, t: Masked) -> Shared:
+    """counts[t]."""
+    found = one_hot(w, t, 0, t.bits, counts.bits)
+    where = reduce(np.arange(1 << t.bits, dtype=U) - t.mask[..., None], t.bits).astype(np.int64)
+    crossed = w.deal("count at threshold", counts.shape, counts.bits, np.take_along_axis(counts.mask, where, -1))
+    out = (found.x * counts.m).sum(-1, dtype=U) - at(crossed, t.m)
+    return Shared(reduce(out, counts.bits), counts.bits, 0)
+
+
+def _agree(w: World, value: Masked, t: Masked, before: Candidates | None) -> Steps:
+    """Candidates whose digit is the threshold's."""
+    difference = Masked(reduce(value.m - t.m[..., None], value.bits), value.lam - t.lam[..., None], value.bits, 0)
+    size = 1 << value.bits
+    table = hot(difference.mask, size)
+    index = difference.m
+    if before is not None:
+        rho = before.mask[..., None]
+        table = np.concatenate([table * rho, table * (U(1) - rho)], -1)
+        index = index + before.opened * U(size)
+    dealt = w.deal("candidate table", table.shape, 1, table, "xor")
+    rho_new = w.random("candidate mask", value.shape, 1)
+    opened = yield Open(at(dealt, index) ^ rho_new, 1, "xor")
+    return Candidates(opened, rho_new)
+
+
+def _wider(w: World, t: Masked, bits: int) -> Shared:
+    """A digit in a larger ring: sum_v v e_v."""
+    dealt = scaled(w, "threshold digit", t.mask, t.bits, bits, [U(1)])[:, 0]
+    values = reduce(t.m[..., None] - np.arange(1 << t.bits, dtype=U), t.bits)
+    return Shared(reduce((dealt * values).sum(-1, dtype=U), bits), bits, 0)
+
+
+def _threshold(w: World, digits: list[Masked], k: int, bits: int) -> Steps:
+    """(<the k-th largest>, candidates before the lowest digit)."""
+    n, batch = digits[0].shape[-1], digits[0].shape[:-1]
+    count_bits = n.bit_length()
+    above, whole = (w.sharing(np.zeros(batch, U), b) for b in (count_bits, bits))
+    among: Candidates | None = None
+    offset = sum(d.bits for d in digits)
+    for level, value in enumerate(reversed(digits)):
+        offset -= value.bits
+        histogram = _histogram(w, value, among, count_bits)
+        reached = histogram.each(lambda t: suffix(t)[..., 1:])
+        both = np.concatenate([reached.x, np.zeros_like(reached.x[..., :1])], -1) + above.x[..., None]
+        counts = yield from w.open(Shared(reduce(both, count_bits), count_bits, 0))
+        if level == len(digits) - 1:
+            return (yield from w.open(whole.plus(_reaching(w, counts, k, bits)))), among
+        t = yield from w.open(_reaching(w, counts, k, value.bits))
+        above = _pick(w, counts, t)
+        place = U(offset)
+        whole = whole.plus(_wider(w, t, bits).each(lambda v, o=place: v << o))  # type: ignore[misc]
+        among = yield from _agree(w, value, t, among)
+    raise AssertionError
+
+
+def by_threshold(w: World, x: Masked, k: int, bits: int, digit_bits: int) -> Steps:
+    """[..., n] -> marks at the k largest."""
+    size = x.bits - 1
+    count = -(-size // digit_bits)
+    widths = [size // count + int(i < size % count) for i in range(count)]
+    unsigned = x.plus_public(U(1 << (x.bits - 2)))
+    digits = yield from exact_digits(w, unsigned.to(size), widths)
+    t, among = yield from _threshold(w, digits, k, x.bits)
+    spread = Masked(np.broadcast_to(t.m[..., None], x.shape), np.broadcast_to(t.lam[..., None], x.lam.shape), x.bits, x.frac)
+    difference = unsigned.plus(spread, -1)
+    below, equal = yield from together(less_than_zero(w, difference), _agree(w, digits[0], t.to(digits[0].bits), among))
+    return (yield from _mark(w, below, equal, k, bits))
+
+
+def _mark(w: World, below: Bit, equal: Candidates, k: int, bits: int) -> Steps:
+    """[x > T] + relu(Q_(i - 1)) - relu(Q_i)."""
+    n = equal.opened.shape[-1]
+    size = n.bit_length() + 1
+    dealt = w.deal("candidate bit", equal.opened.shape, size, equal.mask)
+    eq = Shared((U(1) - U(2) * equal.opened) * dealt, size, 0).plus_public(equal.opened)
+    lost = below.share(size).plus(eq)
+    above = lost.each(lambda t: -t).plus_public(U(1))
+    room = above.each(lambda t: -t.sum(-1, keepdims=True, dtype=U)).plus_public(U(k))
+    running = np.broadcast_to(room.x, eq.x.shape) - prefix(eq.x)
+    left = yield from w.open(Shared(reduce(running, size), size, 0))
+    bit = yield from less_than_zero(w, left)
+    positive = left.shared.plus(bit.times(left), -1)
+    before = np.concatenate([room.x, positive.x[..., :-1]], -1)
+    marks = Shared(reduce(above.x + before - positive.x, size), size, 0)
+    if bits <= size:
+        return marks.to(bits)
+    opened = yield from w.open(marks.to(1))
+    return one_hot(w, opened, 0, 1, bits).each(lambda t: t[..., 1])
+
+
+# ---- maximum ---------------------------------------------------------------------------------------------------------
+def group_sizes(count: int, rows: int) -> list[int]:
+    """Of up to 256 values in all: groups of 16; of more, of 8 (4 above 2^14)."""
+    out = []
+    while count > 1:
+        whole = rows * count
+        out.append(min(count, 4 if whole > 1 << 14 else 8 if whole > 256 else 16))
+        count = -(-count // out[-1])
+    return out
+
+
+def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
+    missing = -x.shape[-1] % size
+
+    def pad(t: Words, value: np.uint64) -> Words:
+        padded = np.concatenate([t, np.full((*t.shape[:-1], missing), value, U)], -1)
+        return padded.reshape(*t.shape[:-1], -1, size)
+
+    lam = np.stack([pad(share, U(0)) for share in x.lam])
+    return Masked(reduce(pad(x.m, fill), x.bits), lam, x.bits, x.frac)
+
+
+def _level(w: World, values: Masked, digits: list[Masked], size: int, lowest: np.uint64) -> Steps:
+    x, ds = _grouped(values, size, lowest), [_grouped(d, size, U(0)) for d in digits]
+    rank_bits = (size - 1).bit_length()
+    i, j = _pairs(size)
+    bit = yield from less_than_zero(w, x.each(lambda t: t[..., i] - t[..., j]))
+    lost = bit.share(rank_bits).each(lambda t: _balance(t, size))
+    rank = yield from w.open(lost.plus_public(np.broadcast_to(np.arange(size, dtype=U), x.shape)))
+
+    def select(of: Masked) -> Steps:
+        dealt = scaled(w, "rank one-hot", rank.mask, rank_bits, of.bits, [U(1), of.mask])
+        chosen, chosen_lam = at(dealt[:, 0], rank.m), at(dealt[:, 1], rank.m)
+        out = (of.m * chosen - chosen_lam).sum(-1, dtype=U)
+        return (yield from w.open(Shared(reduce(out, of.bits), of.bits, of.frac)))
+
+    return (yield from together(*(select(of) for of in (x, *ds))))
+
+
+def best(w: World, x: Masked, reach: int, with_index: bool) -> Steps:
+    """(<maximum>, its position's base-256 digits) over the last axis."""
+    n, digits = x.shape[-1], []
+    if with_index:
+        for k in range(max(1, -(-(n - 1).bit_length() // 8))):
+            public = (np.arange(n, dtype=U) >> U(8 * k)) & U(255)
+            digits.append(Masked(np.broadcast_to(public, x.shape), np.zeros_like(x.lam), 8, 0))
+    for size in group_sizes(n, elements(x.shape[:-1])):
+        x, *digits = yield from _level(w, x, digits, size, word(-reach))
+    return x.each(lambda t: t[..., 0]), [d.each(lambda t: t[..., 0]) for d in digits]
+
+
+def argmax(w: World, x: Masked, reach: int, bits: int) -> Steps:
+    """One-hot of the maximum: the product of the digits' one-hot vectors."""
+    n = x.shape[-1]
+    _, digits = yield from best(w, x, reach, True)
+    hots = [one_hot(w, d, 0, 8, bits) for d in digits]
+    if len(hots) == 1:
+        return hots[0].each(lambda t: t[..., :n])
+    first, *others = yield from together(*(w.open(h) for h in hots))
+    (second,) = others  # two digits: up to 65 536 values
+    out = product(w, "multiply", second.each(lambda t: t[..., :, None]), first.each(lambda t: t[..., None, :]))
+    return out.each(lambda t: t.reshape(*t.shape[:-2], -1)[..., :n])
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+def take(x: Words, index: Words) -> Words:
+    """Rows [batch, rows, ...] in the order of index [batch, ...]."""
+    where = index.reshape(*index.shape, *(1 for _ in x.shape[index.ndim :])).astype(np.int64)
+    return np.take_along_axis(x, np.broadcast_to(where, (*index.shape, *x.shape[index.ndim :])), index.ndim - 1)
+
+
+def shuffle(w: World, xs: Sequence[Shared | Masked]) -> Steps:
+    """n passes; tensors [batch, rows, ...]."""
+    n = w.parties
+    keys = w.random("shuffle keys", (2, *xs[0].shape[:2]), 64)
+    orders = [np.lexsort((k[0].view(np.int64), k[1].view(np.int64)), axis=-1).astype(U) for k in keys]
+    rs = [w.random("shuffle mask", x.shape, x.bits) for x in xs]
+    lams = [x.lam if isinstance(x, Masked) else w.random("open", x.shape, x.bits) for x in xs]
+    dealt = []
+    for x, lam, r in zip(xs, lams, rs, strict=True):
+        d = reduce(lam.sum(0, dtype=U), x.bits)
+        for party in range(n):
+            d = take(d, orders[party])
+            d = d + r[party] if party < n - 1 else d
+        dealt.append(w.deal("shuffle", x.shape, x.bits, d))
+    z = [
+        x.m if isinstance(x, Masked) else reduce((x.x + lam).sum(0, dtype=U), x.bits)
+        for x, lam in zip(xs, lams, strict=True)
+    ]
+    if sharings := [i for i, x in enumerate(xs) if isinstance(x, Shared)]:
+        own = [xs[i].x + lams[i] for i in sharings]  # type: ignore[union-attr]
+        yield Handover(own, [xs[i].bits for i in sharings], [(j, 0) for j in range(1, n)])
+    bits = [x.bits for x in xs]
+    for party in range(n - 1):
+        z = [reduce(take(t, orders[party]) + r[party], b) for t, r, b in zip(z, rs, bits, strict=True)]
+        held = [np.broadcast_to(t, (n, *t.shape)) for t in z]
+        yield Handover(held, bits, [(party, party + 1)])
+    out = []
+    for x, t, d in zip(xs, z, dealt, strict=True):
+        share = -d
+        share[-1] += take(t, orders[-1])
+        out.append(Shared(reduce(share, x.bits), x.bits, x.frac))
+    return out
+
+
+def compact_by_shuffle(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
+    """Shuffle marks, counts and rows; reveal the marks, then the marked rows' counts; move in the clear."""
+    bits = max(1, k.bit_length())
+    mark, count, moved = yield from shuffle(w, [marks.to(1), marks.to(bits).each(prefix), rows])
+    seen = yield from reveal(mark)
+    where = np.nonzero(seen)[-1].reshape(seen.shape[0], k).astype(U)
+    reached = yield from reveal(count.each(lambda t: take(t, where)))
+    source = take(where, np.argsort(reached, -1).astype(U))
+    return moved.each(lambda t: take(t, source))
+
+
+def compact_by_matrix(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
+    """The selection matrix, of which a band is opened, times the masked rows."""
+    count = marks.shape[-1]
+    row = np.arange(k)[:, None]
+    column = row + np.arange(count - k + 1)
+    whole = yield from selection_matrix(w, marks.shared, k, rows.bits)
+    band = yield from w.open(whole.each(lambda t: t[..., row, column]))
+
+    def spread(t: Words) -> Words:
+        out = np.zeros((*t.shape[:-2], k, count), U)
+        out[..., row, column] = t
+        return out
+
+    return product(w, "compaction", band.each(spread), rows, lambda a, b: np.einsum("bki,bic->bkc", a, b))

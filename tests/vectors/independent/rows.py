@@ -1,0 +1,179 @@
+"""Softmax, range flags and norms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tests.vectors.independent.bits import is_zero
+from tests.vectors.independent.curves import power
+from tests.vectors.independent.formats import Stream, U, Words, from_real, high, reduce, word
+from tests.vectors.independent.linear import lift, multiply, open_cut, truncate, truncate_and_lift
+from tests.vectors.independent.lookup import at, digit, low, non_zero, one_hot, suffix
+from tests.vectors.independent.world import Masked, Shared, Steps, World, together
+
+KINDS = ("residual", "score", "value", "activation", "logits")
+PEAK = 4  # the largest numerator lies between e^-4 and e^4
+
+
+# ---- range flags -----------------------------------------------------------------------------------------------------
+class Flags:
+    """Every party's words [kinds, places]; the client XORs what it is given."""
+
+    def __init__(self, w: World, places: int = 1) -> None:
+        self.w = w
+        self.words = np.zeros((w.parties, len(KINDS), places), U)
+        self._coefficients: Stream | None = None
+
+    def check(self, kind: str, place: int, x: Masked, limit: float, signed_value: bool, width: int) -> None:
+        """Flag x unless |x| (or x from 0 on) is within `limit` in real units."""
+        start, size = x.bits - width, 1 << width
+        reach = -(-round(limit * 2.0**x.frac) // (1 << start))
+        below = reach if signed_value else 0
+        distance = (np.arange(size) - digit(x.mask, start, width, x.bits).astype(np.int64)[..., None]) % size
+        good = (distance <= reach) | (distance >= size - below)
+        padded = np.zeros((*x.shape, max(64, size)), np.uint8)
+        padded[..., :size] = ~good
+        value = np.packbits(padded, -1, bitorder="little").view("<u8").astype(U)
+        dealt = self.w.deal("range table", value.shape, min(size, 64), value, "xor")
+        if self._coefficients is None:
+            seed = self.w.common("range coefficients", (4,), 64, None)
+            self._coefficients = Stream(seed.astype("<u8").tobytes())
+        place_of = digit(x.m, start, width, x.bits)
+        index = np.broadcast_to((place_of >> U(6)).astype(np.int64)[..., None], (*dealt.shape[:-1], 1))
+        bit = (np.take_along_axis(dealt, index, -1)[..., 0] >> (place_of & U(63))) & U(1)
+        weights = self._coefficients.elements(x.shape, 64)
+        found = np.bitwise_xor.reduce((weights * bit).reshape(self.w.parties, -1), 1)
+        self.words[:, KINDS.index(kind), place] ^= found
+
+    def take(self) -> Words:
+        """Every party's words under a fresh sharing of zero."""
+        zero = self.w.deal("zero flags", self.words.shape[1:], 64, np.zeros(self.words.shape[1:], U), "xor")
+        self._coefficients = None
+        return self.words ^ zero
+
+
+# ---- softmax ---------------------------------------------------------------------------------------------------------
+def _shift(w: World, y: Masked, rows: int, columns: int, range_bits: int) -> Shared:
+    """[shift] of each row: the row's largest difference lies within 4 of it."""
+    bins, bits = 1 << (range_bits - 2), range_bits + y.frac
+    count_bits = max(columns, 1).bit_length()
+    hot = one_hot(w, y.to(bits), y.frac + 2, range_bits - 2, count_bits)
+
+    def suffixes(t: Words) -> Words:
+        histogram = np.roll(t.reshape(rows, columns, bins).sum(1, dtype=U), bins // 2, -1)
+        return suffix(histogram)[:, 1:]
+
+    counts = yield from w.open(hot.each(suffixes))
+    unit, lowest = y.frac + 2, -(1 << (range_bits - 1 + y.frac))
+    if rows * (bins - 1) << count_bits <= 1 << 20:
+        highest = non_zero(w, counts, range_bits - 2).each(lambda t: t.sum(-1, dtype=U) << U(unit))
+    else:
+        bit = yield from is_zero(w, counts)
+        highest = bit.share(bits).each(lambda t: -(t.sum(-1, dtype=U) << U(unit)))
+        lowest += (bins - 1) << unit
+    return Shared(reduce(highest.x, bits), bits, y.frac).plus_public(word(lowest))
+
+
+def exponential(w: World, x: Masked, bits: int, table_bits: int = 33) -> Shared:
+    """[e^(x + 4)]: e^(8 d - lam_lo + 4) from a table over the high digit, times the public e^(m_lo)."""
+    low_bits = x.frac + 3
+    size = 1 << (x.bits - low_bits)
+    lam_low = low(x.mask, low_bits).astype(np.float64) / 2.0**x.frac
+    d = (np.arange(size) - high(x.mask, low_bits, x.bits).astype(np.int64)[..., None]) % size
+    exponent = np.where(d < 1, d, d - size) * 8.0 - lam_low[..., None] + PEAK
+    value = from_real(np.exp(exponent) * 2.0**table_bits)
+    dealt = w.deal("exponential table", value.shape, bits, value, slack=1)
+    public = from_real(np.exp(low(x.m, low_bits).astype(np.float64) / 2.0**x.frac) * 2.0**12)
+    return Shared(reduce(at(dealt, high(x.m, low_bits, x.bits)) * public, bits), bits, table_bits + 12)
+
+
+def numerators(w: World, y: Masked, rows: int, columns: int, frac: int, bits: int, range_bits: int, flags: Flags) -> Steps:
+    """(<e^(y - shift)> with `frac` fraction bits, [1 / its sum over the row]); y: [rows * columns]."""
+    ring_bits = range_bits + y.frac
+    relative = y.each(lambda t: (t.reshape(rows, columns) - t.reshape(rows, columns)[:, -1:]).reshape(-1))
+    flags.check("score", 0, relative.to(ring_bits + 1), 0.875 * 2.0 ** (range_bits - 1), True, 6)
+    relative = relative.to(ring_bits)
+    shift = yield from _shift(w, relative, rows, columns, range_bits)
+    x = relative.shared.plus(shift.each(lambda t: np.repeat(t, columns)), -1).plus_public(word(-(PEAK << y.frac)))
+    masked = yield from w.open(x)
+    grow = 6 + max(columns, 1).bit_length()
+    table_bits = min(33, 50 - grow)
+    e_bits = min(64, -(-(table_bits + 12 + grow + 1) // 8) * 8)
+    e = exponential(w, masked, e_bits, table_bits)
+
+    def cut() -> Steps:
+        opened = yield from open_cut(w, e.to(e.frac + 8), e.frac - frac)
+        return (yield from w.open(lift(w, opened, bits)))
+
+    def inverse() -> Steps:
+        sums = yield from w.open(e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)))
+        return (yield from power(w, sums, e.frac - 7, e.frac + grow, -1.0))
+
+    return (yield from together(cut(), inverse()))
+
+
+def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
+    """Over the last axis; score: log2 of the spread's bound."""
+    range_bits, (*leading, columns) = score + 1, x.shape
+    rows = math.prod(leading)
+    flags = Flags(w)
+    s = yield from open_cut(w, x.to(frac + range_bits + 2 + x.frac - frac), x.frac - frac)
+    y = s.each(lambda t: t.reshape(-1))
+    p, inverse = yield from numerators(w, y, rows, columns, 26, 64, range_bits, flags)
+    # 1 / sum: opened in as many bits as its bound needs, then lifted where the ring is too small
+    r = yield from standard(w, inverse, 7, 26, 64)
+    out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
+    return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
+
+
+def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: int = 0) -> Steps:
+    """<x> with `frac` fraction bits modulo 2^bits, |x| < 2^magnitude: opened with the excess cut; lifted and opened again
+    where its ring is too small then."""
+    if x.frac < frac:
+        x = Shared(x.x << U(frac - x.frac), x.bits, frac)
+    excess = x.frac - frac
+    least, most = max(frac + magnitude + 2 + extra, 2), x.bits - excess
+    size = max(min(least, most), bits if most >= bits else 0)
+    found = yield from open_cut(w, x.to(size + excess), excess)
+    if found.bits >= bits:
+        return found.to(bits)
+    return (yield from w.open(truncate_and_lift(w, found, 0, bits)))
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+def norm_bits(width: int, frac: int, residual: int, activation: int) -> tuple[int, int, int]:
+    """Fraction bits of the stream and of 1 / deviation, the stream's ring."""
+    scale = max(18, math.ceil(residual - math.log2(width) / 2 + 10))
+    fixed = 16 + activation + 1 + 3
+    stream = max(12, min(16, frac + 2, 64 - fixed - scale))
+    return stream, scale, min(max(stream + fixed + scale, 2 * stream + 2 * residual + 4), 64)
+
+
+def rsqrt_moment(w: World, h: Masked, kind: str, epsilon: float, residual: int, flags: Flags) -> Steps:
+    """[1 / sqrt(moment + epsilon)] of each row [rows, D] -> [rows, 1]."""
+    width = h.shape[-1]
+    if kind == "layer":
+        precision = 12 + width.bit_length()
+        factor = word(round(2.0**precision / width))
+        mean = h.each(lambda t: t.sum(-1, keepdims=True, dtype=U) * factor)
+        lifted = truncate_and_lift(w, Masked(mean.m, mean.lam, h.bits, h.frac + precision), precision, h.bits)
+        h = yield from w.open(h.shared.plus(lifted.each(lambda t: np.broadcast_to(t, h.shape)), -1))
+    h = truncate(w, h, max(0, 2 * h.frac + 2 * residual + 4 - h.bits))
+    squares = multiply(w, h, h).each(lambda t: t.sum(-1, keepdims=True, dtype=U))
+    least = max(1, round(epsilon * width * 2.0**squares.frac))
+    opened = yield from w.open(squares.plus_public(U(least)))
+    near = opened.to(min(opened.bits, opened.frac + 2 * residual + 7))
+    flags.check("residual", 0, near, 4.0**residual, False, 8)
+    top = squares.frac + 2 * residual + 1
+    return (yield from power(w, opened.to(top + 1), max(least.bit_length() - 1, 1), top, -0.5, math.sqrt(width)))
+
+
+def norm(w: World, x: Shared, kind: str, epsilon: float, frac: int, residual: int, activation: int) -> Steps:
+    """`rsqrt_moment` of an input as the suite evaluates it."""
+    flags = Flags(w)
+    stream, _, bits = norm_bits(x.shape[-1], frac, residual, activation)
+    h = yield from standard(w, x, activation, stream, bits)
+    found = yield from rsqrt_moment(w, h, kind, epsilon, residual, flags)
+    return found, flags.take()
