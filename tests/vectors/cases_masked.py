@@ -19,6 +19,7 @@ from protocols.masked import (
     power,
     product,
     softmax,
+    tokens,
     truncation,
 )
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
@@ -33,6 +34,7 @@ from protocols.masked.suite import MaskedSuite
 from protocols.masked.tensor import MaskedTensor
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
+from protocols.masked.weights import fixed_weight
 from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 from protocols.suite import Norm
@@ -101,8 +103,16 @@ def some(shape: Sequence[int], bits: int, frac: int, used: int | None = None) ->
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
 def _linear() -> dict[str, list[Case]]:
-    def weighted(s: MaskedSuite, x: Masked, weight: Masked) -> Shared:
-        return product.weight_product(s.context, "linear", x, product.FixedWeight(weight, s.context, 64))
+    async def fixed(s: MaskedSuite, weight: Shared, bits: int) -> product.FixedWeight:
+        c = s.context
+        return await fixed_weight(c, tuple(weight.shape), weight.x if c.evaluating else None, weight.frac, bits)
+
+    async def weighted(s: MaskedSuite, x: Shared, weight: Shared) -> Shared:
+        kept = await fixed(s, weight, 64)
+        return product.weight_product(s.context, "linear", await open_value(s.context, x), kept)
+
+    async def looked_up(s: MaskedSuite, index: Shared, table: Shared, bits: int) -> Shared:
+        return await tokens.look_up(s.context, index, await fixed(s, table, bits), bits)
 
     def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
         found = s.output(s.new(x, s.magnitudes.activation))
@@ -118,7 +128,16 @@ def _linear() -> dict[str, list[Case]]:
         "output": cases("output", made_fresh, [some((3,), 40, 14)], opened=False),
         "product": cases("multiply", lambda s, x, y: product.multiply(s.context, x, y), [x, y])
         + cases("matmul", lambda s, x, y: product.matmul(s.context, x, y), [a, b]),
-        "fixed_weight": cases("weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)]),
+        "fixed_weight": cases(
+            "weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)], opened=False
+        ),
+        "look_up": cases(
+            "look up",
+            looked_up,
+            [Input(torch.tensor([4, 0, 1]), 64, 0), some((5, 2), 64, 16, 20)],
+            {"bits": 32},
+            opened=False,
+        ),
         "gather": cases("chosen scores", lambda s, *v: gather.chosen_scores(s.context, *v), [e, q, k])
         + cases("chosen values", lambda s, *v: gather.chosen_values(s.context, *v), [e, p, k])
         + cases("picked scores", lambda s, *v: gather.picked_scores(s.context, *v), [e, s]),

@@ -55,8 +55,22 @@ def _open_cut(w: World, x: Shared, count: int) -> Steps:
     return (yield from linear.open_cut(w, x, count)).shared
 
 
-def _weight(w: World, x: Masked, weight: Masked) -> Shared:
-    return linear.weight_product(w, x, weight)
+def _weight(w: World, x: Shared, weight: Shared) -> Steps:
+    kept = yield from w.open(weight)
+    opened = yield from w.open(x)
+    return linear.weight_product(w, opened, kept)
+
+
+def _look_up(w: World, index: Shared, table: Shared, bits: int) -> Steps:
+    kept = yield from w.open(table)
+    size = table.shape[0]
+    width = max(1, (size - 1).bit_length())
+    places = yield from w.open(index.to(width))
+    hot = lookup.one_hot(w, places, 0, width, bits).x
+    rows_of = hot[..., :size].copy()
+    rows_of[..., : hot.shape[-1] - size] += hot[..., size:]
+    opened = yield from w.open(Shared(reduce(rows_of, bits), bits, 0))
+    return linear.product(w, "embed", opened, kept.to(bits), np.matmul)
 
 
 def _ranks(w: World, x: Masked) -> Steps:
@@ -163,7 +177,8 @@ GATES: dict[str, Gate] = {
     "output": Gate(linear.output, lambda x: exact(x)),
     "multiply": _opened(linear.multiply, lambda x, y: exact(x * y)),
     "matmul": _opened(linear.matmul, lambda x, y: exact(x @ y)),
-    "weight product": _opened(_weight, lambda x, y: exact(x @ y)),
+    "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
+    "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
     "truncate and lift": _opened(
         lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
