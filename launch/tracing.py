@@ -95,11 +95,11 @@ class _Products:
         self._count(x.shape[:-1].numel(), *layer.weight.shape)
         return self._suite.linear(x, layer, residual)
 
-    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear]) -> Any:
+    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
         """As `linear`, for each layer."""
         for layer in layers:
             self._count(x.shape[:-1].numel(), *layer.weight.shape)
-        return self._suite.norm_linear(x, norm, layers)
+        return self._suite.norm_linear(x, norm, layers, whole)
 
     def embed(self, one_hot: Value, table: Value) -> Any:
         """[T, V] x [V, D]."""

@@ -33,7 +33,7 @@ from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.bounds import RANGES, Bounds, largest
 from protocols.masked import activation as activations
-from protocols.masked import product, ranges, ranking, selection, softmax
+from protocols.masked import output, product, ranges, ranking, selection, softmax
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
@@ -275,13 +275,20 @@ class MaskedSuite(Suite):
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
-    async def rounded(self, x: Value, added: Value | None = None, room: int = 4) -> MaskedTensor:
-        """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
+    async def rounded(self, x: Value, room: int = 4) -> MaskedTensor:
+        """A product still carries the fraction bits of both factors; they are cut."""
         t = self.as_tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
-            magnitude = t.magnitude if added is None else max(t.magnitude, self.as_tensor(added).magnitude)
-            return self.new(await self.masked(t, f, f + magnitude + room), t.magnitude)
+            return self.new(await self.masked(t, f, f + t.magnitude + room), t.magnitude)
+
+    async def released(self, x: Value) -> MaskedTensor:
+        """x cut to `fraction_bits` fraction bits by an exact floor, Shared. 2 rounds, 1 where x is masked already."""
+        return await output.released(self, self.as_tensor(x))
+
+    async def perturbed(self, x: Value, temperature: float) -> MaskedTensor:
+        """x plus dealt Gumbel noise, masked as the arg-max needs it. 1 round, which the arg-max then saves."""
+        return await output.perturbed(self, self.as_tensor(x), temperature)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""
@@ -468,13 +475,13 @@ class MaskedSuite(Suite):
         """1 / sqrt(moment + eps), [..., D] -> [..., 1]."""
         return await self._inverse(await self._residual(x, self._norm_bits(x.shape[-1])), norm)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds). Many tokens: the
         input is scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes). So too
-        where large bounds leave no room for the product before it is scaled."""
+        where large bounds leave no room for the product before it is scaled, and where the product is wanted `whole`."""
         b = self._norm_bits(x.shape[-1])
         h = await self._residual(x, b)
-        if math.prod(h.shape[:-1]) > MANY_ROWS or not b.product_first:
+        if math.prod(h.shape[:-1]) > MANY_ROWS or whole or not b.product_first:
             return await self._scale_first(h, norm, layers, b)
         c = self.context
         kind, bound = self._linear_kind
@@ -676,7 +683,7 @@ class MaskedSuite(Suite):
         """One-hot of the maximum, ties (within 2^-10) to the earlier position."""
         t = self.as_tensor(x)
         c = self.context
-        f = min(10, self.fraction_bits)
+        f = min(output.CHOICE_BITS, self.fraction_bits)
         n = x.shape[-1]
         with operation("argmax"):
             m = await self.masked(t, f, t.needs(f) + 1)
