@@ -17,6 +17,7 @@ from launch.bench.plan import Option, checked_options
 from launch.bench.program import LOAD, NoInputs, fill, load, step
 from models.architecture import Architecture
 from models.decoder import Decoder
+from models.generation import Decoding
 from models.policies import parse
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
@@ -156,6 +157,8 @@ class Setting:
     parties: int = 2
     policy: str = "full"
     options: Mapping[str, Option] = field(default_factory=dict)
+    decoding: Decoding = "greedy"
+    temperature: float | None = None
 
     def make(self) -> tuple[Suite, _Tape]:
         """A suite that counts."""
@@ -223,7 +226,7 @@ def trace_step(
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(counting, decoder, cache, tokens, None, STEP))
+    suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
@@ -241,7 +244,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
-        suite.run(step(counting, decoder, cache, tokens, None, STEP))
+        suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 

@@ -108,7 +108,8 @@ class Decoder:
 
         one_hot: secret [T, V], 0 fraction bits. cache: holds everything before `position`, grows by T tokens. A batch of
         several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
-        cache policy selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut, see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
+        cache policy selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut,
+        see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """

@@ -32,9 +32,9 @@ class GenerationPlan:
     """What is public about a generation. Raises `ConfigurationError` naming the argument and its value.
 
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
-    "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample of
-    softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text, see
-    `models.policies.registry`.
+    "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
+    of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
+    see `models.policies.registry`.
     """
 
     prompt_tokens: int
@@ -68,7 +68,8 @@ class GenerationPlan:
 
 
 def check_agreed_temperature(decoding: str, temperature: float | None) -> None:
-    """Raise `ConfigurationError` unless `decoding` is "sample" with a temperature that no ring wraps at, or another without."""
+    """Raise `ConfigurationError` unless `decoding` is "sample" with a temperature that no ring wraps at, or another
+    without."""
     if decoding == "sample":
         if temperature is None:
             raise ConfigurationError("decoding 'sample' needs a temperature, above 0 and at most 100")
@@ -116,7 +117,6 @@ async def generate(
     vocabulary = architecture.vocabulary
     prompt = suite.input((plan.prompt_tokens, vocabulary), prompt_share, 0)
     released = plan.decoding == "logits"
-    indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
     cache = decoder.new_cache()
     cache.prompt_tokens = plan.prompt_tokens
     with suite.ledger.timed("prefill"):
@@ -126,19 +126,28 @@ async def generate(
         with suite.ledger.timed(f"token {step}"):
             if one_hot is not None:
                 logits = await decoder.forward(one_hot, cache, plan.prompt_tokens + step - 1, True, whole=released)
-            if released:
-                share = suite.output(await suite.released(logits))
-            else:
-                scores = logits if plan.temperature is None else await suite.perturbed(logits, plan.temperature)
-                one_hot = await suite.argmax(scores)
-                share = suite.output((one_hot * indices).sum(-1))
-        more = endpoint.emit(step, replace(share, flags=suite.flags()))
+            one_hot, share = await choice(suite, logits, plan.decoding, plan.temperature)
+        more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
             return step + 1
         if plan.decoding == "logits":
             one_hot = suite.input((1, vocabulary), endpoint.next_token(step), 0)
     raise AssertionError("unreachable: a plan has at least one token")
+
+
+async def choice(
+    suite: Suite, logits: Value, decoding: Decoding, temperature: float | None
+) -> tuple[Value | None, OutputShare]:
+    """What follows from logits [1, V]: the next token as a secret one-hot row [1, V], None where the client chooses, and
+    what goes to the client, with its range flags: a share of its index [1], or of the logits."""
+    if decoding == "logits":
+        chosen, share = None, suite.output(await suite.released(logits))
+    else:
+        chosen = await suite.argmax(logits if temperature is None else await suite.perturbed(logits, temperature))
+        indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
+        share = suite.output((chosen * indices).sum(-1))
+    return chosen, replace(share, flags=suite.flags())
 
 
 async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint, whole: bool) -> Value:
@@ -173,8 +182,8 @@ def one_hot_rows(ids: Sequence[int], vocabulary: int) -> Tensor:
 
 
 class PlainModel:
-    """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA. noise(shape): where a
-    sample's Gumbel noise comes from."""
+    """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA. noise(shape):
+    where a sample's Gumbel noise comes from."""
 
     def __init__(
         self,
@@ -212,8 +221,8 @@ class PlainModel:
         probe: Probe | None = None,
         suite: Suite | None = None,
     ) -> list[int]:
-        """Generated token ids, up to and with the first end-of-text token. suite: one around the model's own, which sees what
-        is asked of it."""
+        """Generated token ids, up to and with the first end-of-text token. suite: one around the model's own, which sees
+        what is asked of it."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         rows = one_hot_rows(prompt_ids, self.architecture.vocabulary)

@@ -148,7 +148,7 @@ class DealerSession(ServedSession):
             loads.put(load, key, weights)
         loads.release(self)
         self.step = "dealing"
-        self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
+        self.server.program.run(suite, self.architecture, weights, self.plan, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.certificates import check_name
 from protocols.registry import SUITES
@@ -34,7 +35,8 @@ def fits(patterns: list[str] | None, *names: str) -> bool:
 
 
 class ClientGrant(BaseModel):
-    """A client that may generate. What is left out is the server's own limit; models and suites: all."""
+    """A client that may generate. What is left out is the server's own limit; models and suites: all; decoding: greedy and
+    sample, since whoever learns logits learns much more of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +47,9 @@ class ClientGrant(BaseModel):
     max_queued: int | None = Field(default=None, ge=0, description="Most sessions of it that wait.")
     models: list[str] | None = Field(default=None, description="Names or ids of the models that it may use; * and ? match.")
     suites: list[str] | None = Field(default=None, description="Suites that it may use.")
+    decoding: list[Decoding] = Field(
+        default=["greedy", "sample"], min_length=1, description="How its tokens may be chosen: greedy, sample, logits."
+    )
 
     @field_validator("suites")
     @classmethod

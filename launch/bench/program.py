@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from launch.bench.inputs import BenchInputs
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.decoder import Decoder
+from models.generation import Decoding, choice
 from models.policies.full import FullCache
 from models.policies.mpcache import MPCache
 from protocols.suite import OutputShare, Suite, Value
@@ -171,19 +171,25 @@ def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
 
 
 async def step(
-    suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, rows: Tensor | None, name: str
+    suite: Suite,
+    decoder: Decoder,
+    cache: KVCache,
+    tokens: int,
+    rows: Tensor | None,
+    name: str,
+    decoding: Decoding = "greedy",
+    temperature: float | None = None,
 ) -> tuple[Value, OutputShare]:
-    """Logits [1, V] after `tokens` tokens, and the output share of the most likely one's index.
+    """Logits [1, V] after `tokens` tokens, and the output share, by default of the most likely one's index.
 
-    rows: this role's part of the tokens' one-hot rows [tokens, V], as `Source.tokens` gives it. Recorded under stage `name`,
-    its parts as in `Decoder.forward`, the argmax under "choice".
+    rows: this role's part of the tokens' one-hot rows [tokens, V], as `Source.tokens` gives it. decoding, temperature: as in
+    `GenerationPlan`. Recorded under stage `name`, its parts as in `Decoder.forward`, what follows from logits under
+    "choice".
     """
     vocabulary = decoder.architecture.vocabulary
     with suite.ledger.timed(name):
         one_hot = suite.input((tokens, vocabulary), rows, 0)
-        logits = await decoder.forward(one_hot, cache, cache.seen, last_only=True)
+        logits = await decoder.forward(one_hot, cache, cache.seen, last_only=True, whole=decoding == "logits")
         with suite.ledger.timed(CHOICE):
-            chosen = await suite.argmax(logits)
-            indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
-            index = replace(suite.output((chosen * indices).sum(-1)), flags=suite.flags())
-    return logits, index
+            _, share = await choice(suite, logits, decoding, temperature)
+    return logits, share

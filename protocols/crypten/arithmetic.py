@@ -104,10 +104,10 @@ def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) ->
 
 
 class Blinded(NamedTuple):
-    """x that is to lose its `count` low bits, under its mask; see `truncate_together`. mask: as the tape gives it; high, top:
-    its bits from `count` on, and its highest bit; share: of x + 2^62 + mask, to be opened."""
+    """x that is to lose its `dropped` low bits, under its mask; see `truncate_together`. mask: as the tape gives it; high,
+    top: its bits from `dropped` on, and its highest bit; share: of x + 2^62 + mask, to be opened."""
 
-    count: int
+    dropped: int
     mask: Tensor
     high: Tensor
     top: Tensor
@@ -126,10 +126,10 @@ class Blinded(NamedTuple):
         return Blinded(count, r, high, top, share + (1 << 62) if s.party == 0 else share)
 
     def truncated(self, s: CryptenSession, m: Tensor) -> Tensor:
-        """x / 2^count, one more where the low bits of the opened m are below those of the mask. Local."""
-        part = ((m >= 0).to(torch.int64) * self.top << (64 - self.count)) - self.high
+        """x / 2^dropped, one more where the low bits of the opened m are below those of the mask. Local."""
+        part = ((m >= 0).to(torch.int64) * self.top << (64 - self.dropped)) - self.high
         if s.party == 0:
-            part = part + (ring.shift_right(m, self.count, 64) - (1 << (62 - self.count)))
+            part = part + (ring.shift_right(m, self.dropped, 64) - (1 << (62 - self.dropped)))
         return part
 
 

@@ -156,7 +156,9 @@ class CryptenBase(Suite):
         x = own_value(x)
         with operation("sample"):
             noise = self.session.tape.dependent(
-                "gumbel", x.shape, lambda: scaled_gumbel(x.shape, temperature, x.fraction_bits, device=self.session.tape.device)
+                "gumbel",
+                x.shape,
+                lambda: scaled_gumbel(x.shape, temperature, x.fraction_bits, device=self.session.tape.device),
             )
             return x.like(x.share + self.session.held(noise))
 

@@ -1,16 +1,16 @@
 """What leaves a program to the client: values cut exactly, and scores with a sample's noise.
 
 released. A product has the fraction bits of both factors. x is opened masked with all of them, in the ring that its bound
-and its kind's range check need; `truncation.floor` cuts what is above `fraction_bits`. Rounds 2; online f + magnitude + 3 + t
-bits and a comparison of t bits per element, t the bits that are cut. Exact: the result is a function of x alone.
+and its kind's range check need; `truncation.floor` cuts what is above `fraction_bits`. Rounds 2; online f + magnitude + 3 +
+t bits and a comparison of t bits per element, t the bits that are cut. Exact: the result is a function of x alone.
 
 Why exact. `truncation.truncate` gives floor(x / 2^t) + [x mod 2^t > c] with a coin c that each party knows (m mod 2^t, or
-the low bits of its own share), fresh in each session. A client that repeats a question and shares what it opens with one party
-learns one comparison of x mod 2^t with a known number each time: the cut bits, bit by bit. After an exact floor, a coalition
-of the client and all parties but one sees this of the output: openings m = x + lam, uniform and independent of x since the
-honest party's part of lam is unknown to it; comparison bits under dealt random bits, uniform; and the honest party's output
-share. `Suite.output` has added a dealt sharing of zero to it, so that honest parties' shares are uniform but for their sum,
-which is the output less the coalition's own shares. All of that can be drawn from the output and fresh coins.
+the low bits of its own share), fresh in each session. A client that repeats a question and shares what it opens with one
+party learns one comparison of x mod 2^t with a known number each time: the cut bits, bit by bit. After an exact floor, a
+coalition of the client and all parties but one sees this of the output: openings m = x + lam, uniform and independent of x
+since the honest party's part of lam is unknown to it; comparison bits under dealt random bits, uniform; and the honest
+party's output share. `Suite.output` has added a dealt sharing of zero to it, so that honest parties' shares are uniform but
+for their sum, which is the output less the coalition's own shares. All of that can be drawn from the output and fresh coins.
 
 perturbed. <x> = (m, lam) is masked anyway before it is compared. The dealer, who knows lam, deals shares of fresh noise g
 (`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round and no byte online beyond those of the arg-max;
@@ -39,7 +39,8 @@ CHOICE_BITS = 10  # fraction bits with which scores are compared
 
 
 async def released(suite: MaskedSuite, x: MaskedTensor) -> MaskedTensor:
-    """x with at most `suite.fraction_bits` fraction bits by an exact floor, Shared; see the module. A watched x is checked."""
+    """x with at most `suite.fraction_bits` fraction bits by an exact floor, Shared; see the module. A watched x is
+    checked."""
     c, excess = suite.context, max(0, x.frac - suite.fraction_bits)
     with operation("release"):
         found = x.masked
