@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mpc.packing import packed_size
 from protocols.masked.suite import MaskedSuite
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
@@ -43,7 +42,9 @@ class CutBitsOfOutputs:
                 result = deployment.client().generate(PROMPT, 1, model=model, suite="masked", decoding="logits", stop_ids=())
                 assert result.logits is not None
                 view.logits.append(result.logits[0])
-        scores = {what: _score(coins, view.logits) for what, coins in (("its share", view.own), ("what it opened", view.opened))}
+        scores = {
+            what: _score(coins, view.logits) for what, coins in (("its share", view.own), ("what it opened", view.opened))
+        }
         shown = ", ".join(f"{score:.1f} with the low bits of {what}" for what, score in scores.items())
         return Verdict(
             all(abs(score) < LIMIT for score in scores.values()),
@@ -61,29 +62,25 @@ class _View:
         self.logits: list[Tensor] = []
 
     def watch(self, released: Callable[..., Any]) -> Callable[..., Any]:
-        """`released`, with party 0 looking on: its share, and the largest opening."""
+        """`released`, with party 0 looking on: its share, and the first opening of the logits."""
 
         async def watched(suite: MaskedSuite, x: Any) -> Any:
             if not suite.context.first:
                 return await released(suite, x)
             excess = x.frac - KEPT_BITS
             self.own.append(_low(suite.as_tensor(x).as_shared().x, excess))
-            before = len(self.opened)
-            suite.context.observer = lambda m, bits: (
-                self.opened.append(_low(m, excess)) if m.numel() == VOCABULARY and bits > excess else None
-            )
+            found: list[Tensor] = []
+            suite.context.observer = lambda m, bits: found.append(_low(m, excess)) if m.numel() == VOCABULARY else None
             try:
                 return await released(suite, x)
             finally:
                 suite.context.observer = None
-                if len(self.opened) == before:  # nothing with the cut bits was opened
-                    self.opened.append(self.own[-1])
+                self.opened.append(found[0])
 
         return watched
 
 
 def _low(x: Tensor, bits: int) -> Tensor:
-    assert packed_size(x.numel(), 64)
     return (x.reshape(-1) & ((1 << bits) - 1)).double() / 2.0**bits
 
 
