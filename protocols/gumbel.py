@@ -43,11 +43,6 @@ def scaled_gumbel(
     return encode(gumbel(shape) * temperature, fraction_bits, bits).to(device)
 
 
-def magnitude(temperature: float) -> int:
-    """Noise times this temperature stays below 2^magnitude in size; at least 1."""
-    return max(1, math.ceil(math.log2(LARGEST * temperature)))
-
-
 def check_temperature(temperature: float) -> float:
     """The temperature itself. Raises `ConfigurationError` unless 0 < temperature <= 100, where no ring can wrap."""
     if not (math.isfinite(temperature) and 0 < temperature <= HIGHEST_TEMPERATURE):

@@ -13,8 +13,9 @@ party's output share. `Suite.output` has added a dealt sharing of zero to it, so
 for their sum, which is the output less the coalition's own shares. All of that can be drawn from the output and fresh coins.
 
 perturbed. <x> = (m, lam) is masked anyway before it is compared. The dealer, who knows lam, deals shares of fresh noise g
-(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round and no byte online beyond those of the arg-max;
-offline the bits of its ring, 21 to 26, per element. lam is uniform and unknown to the parties, so m says nothing of x or g.
+(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round online beyond those of the arg-max while the sum fits
+the ring in which x is checked (to a temperature of 3.4 for logits below 2^8, a lift and its round above), and a bit more of
+each value that the arg-max opens; offline the bits of its ring, 22 to 26, per element. lam is uniform and unknown to the parties, so m says nothing of x or g.
 Noise has the fraction bits with which the arg-max compares, 2^-10 at most.
 
 Leaks: nothing.
@@ -22,6 +23,7 @@ Leaks: nothing.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from mpc import ring
@@ -59,7 +61,9 @@ async def released(suite: MaskedSuite, x: MaskedTensor) -> MaskedTensor:
 async def perturbed(suite: MaskedSuite, x: MaskedTensor, temperature: float) -> MaskedTensor:
     """x plus fresh dealt noise times `temperature`, masked; see the module."""
     frac = min(CHOICE_BITS, suite.fraction_bits)
-    magnitude = max(x.magnitude, gumbel.magnitude(temperature)) + 1
+    checked = x.checked or x.watched is not None
+    reach = 2.0**x.magnitude * (0.75 if checked else 1.0) + gumbel.LARGEST * temperature + 2.0**-8  # and what rounding adds
+    magnitude = math.ceil(math.log2(reach))
     with operation("sample"):
         scores = await suite.masked(x, frac, frac + magnitude + 3)
         noise = suite.context.deal(

@@ -287,7 +287,7 @@ class MaskedSuite(Suite):
         return await output.released(self, self.as_tensor(x))
 
     async def perturbed(self, x: Value, temperature: float) -> MaskedTensor:
-        """x plus dealt Gumbel noise, masked as the arg-max needs it. 1 round, which the arg-max then saves."""
+        """x plus dealt Gumbel noise, masked as the arg-max needs it: what is opened here it then need not open."""
         return await output.perturbed(self, self.as_tensor(x), temperature)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
