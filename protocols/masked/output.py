@@ -11,12 +11,13 @@ coalition of the client and all parties but one sees this of the output: opening
 since the honest party's part of lam is unknown to it; comparison bits under dealt random bits, uniform; and the honest
 party's output share. `Suite.output` has added a dealt sharing of zero to it, so that honest parties' shares are uniform but
 for their sum, which is the output less the coalition's own shares. All of that can be drawn from the output and fresh coins.
+Truncations inside the program keep theirs: an output is a function of inputs, weights and coins that each party knows.
 
 perturbed. <x> = (m, lam) is masked anyway before it is compared. The dealer, who knows lam, deals shares of fresh noise g
-(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round online beyond those of the arg-max while the sum fits
-the ring in which x is checked (to a temperature of 3.4 for logits below 2^8, a lift and its round above), and a bit more of
-each value that the arg-max opens; offline the bits of its ring, 22 to 26, per element. lam is uniform and unknown to the parties, so m says nothing of x or g.
-Noise has the fraction bits with which the arg-max compares, 2^-10 at most.
+(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round online beyond those of the arg-max while the sum
+fits the ring in which x is checked (to a temperature of 3.4 for logits below 2^8, a lift and its round above), and a bit
+more of each value that the arg-max opens; offline the bits of its ring, 22 to 26, per element. lam is uniform and unknown
+to the parties, so m says nothing of x or g. Noise has the fraction bits with which the arg-max compares, 2^-10 at most.
 
 Leaks: nothing.
 """
