@@ -73,5 +73,5 @@ async def perturbed(suite: MaskedSuite, x: MaskedTensor, temperature: float) -> 
             scores.bits,
             lambda: gumbel.scaled_gumbel(scores.shape, temperature, frac, scores.bits, scores.lam.device),
         )
-        lam = ring.reduce(scores.lam - noise, scores.bits)
-        return suite.new(Masked(scores.m, lam, scores.bits, frac), magnitude)
+        moved = Masked(scores.m, lambda: ring.reduce(scores.lam - noise, scores.bits), scores.bits, frac)
+        return suite.new(moved, magnitude)

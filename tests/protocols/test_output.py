@@ -16,9 +16,10 @@ from mpc.tape import CountingTape
 from protocols import gumbel
 from protocols.plain import PlainSuite, PlainValue, tensor_of
 from protocols.registry import secure_suite
-from protocols.suite import OutputShare, Suite, Value
+from protocols.suite import Linear, Norm, OutputShare, Suite, Value
 from tests.parties_in_process import run_parties
-from tests.protocols.masked_harness import additive
+from tests.protocols.crypten_programs import evaluate
+from tests.protocols.masked_harness import additive, run_masked
 from tests.protocols.suite_harness import SECURE
 from tests.protocols.uniformity import chi_square_p
 
@@ -173,3 +174,21 @@ def test_two_steps_have_different_noise() -> None:
 
     found = opened(outputs("masked", 2, twice, torch.zeros(64, 50, dtype=torch.int64), 14))
     assert float(found.abs().sum()) > 20
+
+
+@pytest.mark.parametrize(("name", "options"), [("masked", {}), ("crypten", {}), ("crypten", {"crypten_own": True})])
+def test_a_whole_product_is_cut_once(name: str, options: dict[str, Any]) -> None:
+    """Logits: a norm, a product of which nothing is cut, and its exact floor. At most a unit below float's."""
+    torch.manual_seed(3)
+    x, w = torch.randn(2, 32, dtype=torch.float64), torch.randn(32, 20, dtype=torch.float64) * 0.5
+
+    async def logits(s: Suite, h: Value, weight: Value) -> Value:
+        (y,) = await s.norm_linear(h, Norm("rms", 1e-5), [Linear(weight)], True)
+        return await s.released(y)
+
+    if name == "masked":
+        (found,), _ = run_masked(logits, [x], [w])
+    else:
+        found = evaluate(logits, [x], weights={"weight": w}, **options).value
+    exact = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5) @ w
+    assert (found - exact).abs().max() < (0.05 if options else 2.0**-11)
