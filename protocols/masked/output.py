@@ -14,10 +14,11 @@ for their sum, which is the output less the coalition's own shares. All of that 
 Truncations inside the program keep theirs: an output is a function of inputs, weights and coins that each party knows.
 
 perturbed. <x> = (m, lam) is masked anyway before it is compared. The dealer, who knows lam, deals shares of fresh noise g
-(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round online beyond those of the arg-max while the sum
-fits the ring in which x is checked (to a temperature of 3.4 for logits below 2^8, a lift and its round above), and a bit
-more of each value that the arg-max opens; offline the bits of its ring, 22 to 26, per element. lam is uniform and unknown
-to the parties, so m says nothing of x or g. Noise has the fraction bits with which the arg-max compares, 2^-10 at most.
+(`protocols.gumbel`): <x + g> = (m, lam - g), the very same m. No round and no byte online beyond those of the arg-max while
+the sum fits its ring (to a temperature of 3.4 for logits below 2^8; above, the arg-max of a larger bound, and a lift's
+round where the logits' product has no room for it); offline the bits of that ring, 21 to 26, per element. lam is uniform
+and unknown to the parties, so m says nothing of x or g. Noise has the fraction bits with which the arg-max compares, 2^-10
+at most.
 
 Leaks: nothing.
 """
@@ -62,16 +63,15 @@ async def released(suite: MaskedSuite, x: MaskedTensor) -> MaskedTensor:
 async def perturbed(suite: MaskedSuite, x: MaskedTensor, temperature: float) -> MaskedTensor:
     """x plus fresh dealt noise times `temperature`, masked; see the module."""
     frac = min(CHOICE_BITS, suite.fraction_bits)
-    checked = x.checked or x.watched is not None
-    reach = 2.0**x.magnitude * (0.75 if checked else 1.0) + gumbel.LARGEST * temperature + 2.0**-8  # and what rounding adds
-    magnitude = math.ceil(math.log2(reach))
+    most = x.reach + gumbel.LARGEST * temperature + 2.0**-8  # and what rounding adds
+    scored = MaskedTensor(suite, math.ceil(math.log2(most)), most=most)
     with operation("sample"):
-        scores = await suite.masked(x, frac, frac + magnitude + 3)
+        scores = await suite.masked(x, frac, scored.reach_bits(frac)[1])
         noise = suite.context.deal(
             "gumbel",
             scores.shape,
             scores.bits,
             lambda: gumbel.scaled_gumbel(scores.shape, temperature, frac, scores.bits, scores.lam.device),
         )
-        moved = Masked(scores.m, lambda: ring.reduce(scores.lam - noise, scores.bits), scores.bits, frac)
-        return suite.new(moved, magnitude)
+        scored.masked = Masked(scores.m, lambda: ring.reduce(scores.lam - noise, scores.bits), scores.bits, frac)
+        return scored

@@ -686,9 +686,8 @@ class MaskedSuite(Suite):
         f = min(output.CHOICE_BITS, self.fraction_bits)
         n = x.shape[-1]
         with operation("argmax"):
-            m = await self.masked(t, f, t.needs(f) + 1)
-            reach = 1 << (f + t.magnitude)
-            found = await ranking.best(c, m, reach * 3 // 4 if t.checked else reach, True)
+            reach, ring_bits = t.reach_bits(f)
+            found = await ranking.best(c, await self.masked(t, f, ring_bits), reach, True)
             bits = self._embed_bits
             hots = [one_hot(c, d, 0, d.bits, bits) for d in found.digits]
             if len(hots) == 1:

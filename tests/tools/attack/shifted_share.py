@@ -59,17 +59,16 @@ class ShiftedOutputShare:
 
 @contextmanager
 def _recorded() -> Iterator[Sent]:
-    """What clients send each party, in order: kinds and sizes, but for signs of life."""
+    """What clients send each party, in order, as it is queued: kinds and sizes, but for signs of life."""
     sent: Sent = {}
-    outgoing = Link.outgoing
+    put = Link._put
 
-    def spy(self: Link) -> Iterator[Any]:
-        for message in outgoing(self):
-            if isinstance(message, wire.ClientMessage) and message.WhichOneof("content") != "heartbeat":
-                sent.setdefault(self.peer, []).append((str(message.WhichOneof("content")), message.ByteSize()))
-            yield message
+    def spy(self: Link, message: Any) -> None:
+        if isinstance(message, wire.ClientMessage):
+            sent.setdefault(self.peer, []).append((str(message.WhichOneof("content")), message.ByteSize()))
+        put(self, message)
 
-    with patch.object(Link, "outgoing", spy):
+    with patch.object(Link, "_put", spy):
         yield sent
 
 
