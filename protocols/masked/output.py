@@ -20,7 +20,7 @@ round where the logits' product has no room for it); offline the bits of that ri
 and unknown to the parties, so m says nothing of x or g. Noise has the fraction bits with which the arg-max compares, 2^-10
 at most.
 
-Leaks: nothing.
+Leaks: nothing; the client learns what its decoding gives (docs/security.md, "Outputs").
 """
 
 from __future__ import annotations
