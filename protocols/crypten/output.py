@@ -8,8 +8,9 @@ comparison finds the borrow of their difference.
 
 Security. m is uniform, the tree's openings are masked by dealt words, the bit is opened under a dealt one; `Suite.output`
 adds a fresh sharing of zero, so that the shares of honest parties are uniform but for their sum. What a coalition of the
-client and all parties but one sees is a function of the output and of fresh uniform words. Leaks nothing. Any number of
-parties.
+client and all parties but one sees is a function of the output and of fresh uniform words. Any number of parties.
+
+Leaks: nothing; the client learns what its decoding gives (docs/security.md, "Outputs, crypten").
 """
 
 from __future__ import annotations
