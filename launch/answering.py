@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Wishes:
-    """How to answer. temperature, top_k, top_p: see `Client.generate`."""
+    """How to answer. temperature, top_k, top_p, fixed_length: see `Client.generate`."""
 
     suite: str
     new_tokens: int
@@ -31,6 +31,7 @@ class Wishes:
     top_p: float | None = None
     policy: str = "full"
     options: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    fixed_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def answer(
                 temperature=wishes.temperature,
                 top_k=wishes.top_k,
                 top_p=wishes.top_p,
+                fixed_length=wishes.fixed_length,
                 on_token=view.token,
                 on_progress=view.progress,
             )

@@ -238,7 +238,7 @@ def generated(
         noting = suite if decided is None else cast(Suite, noting_shares(suite, decisions))
         decoder = Decoder(noting, architecture, loaded, parse(plan.policy))
         with torch.inference_mode():
-            suite.run(generate(noting, decoder, plan, None if index is None else prompts[index], None, kept))
+            suite.run(generate(noting, decoder, plan, None if index is None else prompts[index], kept))
         return kept.shares, decisions
 
     def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], list[OutputShare]]:

@@ -144,7 +144,8 @@ def _write_configurations(folder: Path, names: list[str], device: str, lab: Lab 
         "certificates": str(folder / "certificates"),
         "parties": [{"name": name, "address": addresses[name]} for name in names],
         "dealer": {"name": DEALER, "address": addresses[DEALER]},
-        "clients": [CLIENT],
+        # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
+        "clients": [{"name": CLIENT, "decoding": ["greedy", "sample", "logits"]}],
         "model_owners": [OWNER],
         "device": device,
     }

@@ -13,6 +13,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from launch.answering import Wishes
+    from models.generation import Decoding
 
 DEFAULT_SUITE = "masked"
 SuiteOptionValue = bool | int | float | str | None
@@ -61,14 +62,23 @@ DecodingOption = Annotated[
     str | None,
     typer.Option(
         "--decoding",
-        help="greedy (default); sample: at a temperature, nobody sees logits; logits: the client sees them and chooses.",
+        help="greedy (default); sample: at a temperature, nobody sees logits; logits: the client sees them and chooses, "
+        "where the parties' configurations grant it.",
     ),
 ]
 TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", help="Sample at this temperature (implies --decoding sample).")
+    float | None,
+    typer.Option("--temperature", help="Sample at this temperature, public, at most 100 (implies --decoding sample)."),
 ]
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="With --decoding logits: the k most likely tokens only.")]
 TopPOption = Annotated[float | None, typer.Option("--top-p", help="With --decoding logits: the likeliest tokens up to p.")]
+FixedLengthOption = Annotated[
+    bool,
+    typer.Option(
+        "--fixed-length",
+        help="Parties always generate --max-new-tokens tokens, the answer is cut here: else they learn its length.",
+    ),
+]
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
@@ -116,18 +126,37 @@ def make_wishes(
     top_p: float | None,
     options: list[str] | None = None,
     policy: str = "full",
+    fixed_length: bool = False,
 ) -> Wishes:
     """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
     from launch.answering import Wishes
-    from models.generation import Decoding
     from parties.client import check_decoding
+
+    known = _decoding(decoding, temperature)
+    check_decoding(known, temperature, top_k, top_p)
+    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options), fixed_length)
+
+
+def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
+    from models.generation import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
     if chosen not in get_args(Decoding):
         raise ConfigurationError(f"--decoding '{chosen}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
-    known = cast(Decoding, chosen)
-    check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options))
+    return cast(Decoding, chosen)
+
+
+def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Decoding, float | None]:
+    """The decoding, and the temperature that is part of what parties compute (1 for a sample without one).
+
+    Raises `ConfigurationError` for values that do not go together.
+    """
+    from models.generation import check_agreed_temperature
+
+    known = _decoding(decoding, temperature)
+    agreed = 1.0 if known == "sample" and temperature is None else temperature
+    check_agreed_temperature(known, agreed)
+    return known, agreed
 
 
 def check_device(name: str) -> str:

@@ -108,13 +108,15 @@ class Decoder:
         position: int,
         last_only: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        whole: bool = False,
     ) -> Value:
         """Logits of the next token after each of the tokens, or after the last one only.
 
         inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits, as
         an arg-max leaves them. cache: holds everything before `position`, grows by T tokens. A batch of
         several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
-        cache policy selects. progress(done, total): called after each layer. Returns [T, V], or [1, V] with `last_only`.
+        cache policy selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut,
+        see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
@@ -127,7 +129,7 @@ class Decoder:
             if progress is not None:
                 progress(layer + 1, a.layers)
         cache.seen += tokens
-        return await self.head(h, cache)
+        return await self.head(h, cache, whole)
 
     async def embedded(self, inputs: Value, position: int) -> Value:
         """The residual stream before the first layer, [T, D]. inputs: as in `forward`."""
@@ -153,12 +155,12 @@ class Decoder:
         self._probe(f"layer {layer}/mlp", h)
         return h
 
-    async def head(self, h: Value, cache: KVCache) -> Value:
-        """Logits [T, V] of the residual stream after the last layer, [T, D]."""
+    async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
+        """Logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""
         suite = self.suite
         suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
-            (logits,) = await suite.norm_linear(h, self.architecture.norm, [self._linear("head")])
+            (logits,) = await suite.norm_linear(h, self.architecture.norm, [self._linear("head")], whole)
         await cache.settle()
         self._probe("logits", logits)
         return logits

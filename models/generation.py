@@ -2,12 +2,12 @@
 
 What leaves the program goes to the client alone, as output shares: each token's index ("greedy", "sample") or each
 step's logits ("logits"). Between steps the chosen token stays inside as a secret one-hot row, so in "greedy" and "sample"
-the client is not asked for anything after its prompt (and, for "sample", its noise).
+the client is not asked for anything after its prompt. The noise of a sample is dealt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
@@ -20,13 +20,11 @@ from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe, load_weights
 from models.policies import parse
 from mpc.errors import ConfigurationError
+from protocols.gumbel import check_temperature, gumbel
 from protocols.plain import PlainSuite
 from protocols.suite import OutputShare, Suite, Value
 
 Decoding = Literal["greedy", "sample", "logits"]
-
-NOISE_BOUND = 2.0**12
-"""Public bound on a sample's noise: Gumbel noise of 53 random bits stays below 37.5 times the temperature, at most 100."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,16 @@ class GenerationPlan:
     """What is public about a generation. Raises `ConfigurationError` naming the argument and its value.
 
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
-    "sample": argmax of logits plus the client's secret noise; "logits": the client learns logits and chooses itself.
-    policy: the cache policy's text, see `models.policies.registry`.
+    "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
+    of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
+    see `models.policies.registry`.
     """
 
     prompt_tokens: int
     new_tokens: int
     decoding: Decoding = "greedy"
     policy: str = "full"
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens"):
@@ -50,6 +50,7 @@ class GenerationPlan:
                 raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
         if self.decoding not in get_args(Decoding):
             raise ConfigurationError(f"decoding = {self.decoding!r}; known: {', '.join(get_args(Decoding))}")
+        check_agreed_temperature(self.decoding, self.temperature)
         parse(self.policy)
 
     def check(self, architecture: Architecture) -> None:
@@ -64,6 +65,17 @@ class GenerationPlan:
                 f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
                 f"the model has {have}; {remedy}"
             )
+
+
+def check_agreed_temperature(decoding: str, temperature: float | None) -> None:
+    """Raise `ConfigurationError` unless `decoding` is "sample" with a temperature that no ring wraps at, or another
+    without."""
+    if decoding == "sample":
+        if temperature is None:
+            raise ConfigurationError("decoding 'sample' needs a temperature, above 0 and at most 100")
+        check_temperature(temperature)
+    elif temperature is not None:
+        raise ConfigurationError(f"temperature = {temperature:g} goes with decoding 'sample', not with '{decoding}'")
 
 
 class Endpoint(Protocol):
@@ -91,14 +103,11 @@ async def generate(
     decoder: Decoder,
     plan: GenerationPlan,
     prompt_share: Tensor | None,
-    noise_share: Tensor | None,
     endpoint: Endpoint,
 ) -> int:
     """Run the plan; returns the number of tokens produced (public).
 
-    prompt_share: this party's int64 share of the prompt's token indices [T]. noise_share ("sample" only): of
-    the client's noise [new_tokens, V], `suite.fraction_bits` fraction bits; Gumbel noise times the temperature makes the
-    choice a sample of softmax(logits / temperature). Both None at the dealer, floats in the suite `plain`.
+    prompt_share: this party's int64 share of the prompt's token indices [T]; None at the dealer.
 
     Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes.
     """
@@ -106,31 +115,18 @@ async def generate(
     plan.check(architecture)
     vocabulary = architecture.vocabulary
     prompt = suite.indices(plan.prompt_tokens, prompt_share, vocabulary)
-    noise: Value | None = None
-    if plan.decoding == "sample":
-        noise = suite.input((plan.new_tokens, vocabulary), noise_share, suite.fraction_bits, NOISE_BOUND)
-    elif noise_share is not None:
-        raise ConfigurationError(f"noise was given, but decoding = '{plan.decoding}' uses none; use decoding = 'sample'")
-    indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
+    released = plan.decoding == "logits"
     cache = decoder.new_cache()
     cache.prompt_tokens = plan.prompt_tokens
     with suite.ledger.timed("prefill"):
-        logits = await _prefill(decoder, cache, prompt, endpoint)
+        logits = await _prefill(decoder, cache, prompt, endpoint, released)
     chosen: Value | None = None
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
             if chosen is not None:
-                logits = await decoder.forward(chosen, cache, plan.prompt_tokens + step - 1, True)
-            if plan.decoding == "logits":
-                share = suite.output(await suite.rounded(logits))
-            else:
-                scores = logits
-                if noise is not None:
-                    added = noise[step : step + 1]
-                    scores = await suite.rounded(logits, added) + added
-                chosen = await suite.argmax(scores)
-                share = suite.output((chosen * indices).sum(-1))
-        more = endpoint.emit(step, replace(share, flags=suite.flags()))
+                logits = await decoder.forward(chosen, cache, plan.prompt_tokens + step - 1, True, whole=released)
+            chosen, share = await choice(suite, logits, plan.decoding, plan.temperature)
+        more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
             return step + 1
@@ -139,8 +135,22 @@ async def generate(
     raise AssertionError("unreachable: a plan has at least one token")
 
 
-async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint) -> Value:
-    """Logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`."""
+async def choice(
+    suite: Suite, logits: Value, decoding: Decoding, temperature: float | None
+) -> tuple[Value | None, OutputShare]:
+    """What follows from logits [1, V]: the next token as a secret one-hot row [1, V], None where the client chooses, and
+    what goes to the client, with its range flags: a share of its index [1], or of the logits."""
+    if decoding == "logits":
+        chosen, share = None, suite.output(await suite.released(logits))
+    else:
+        chosen = await suite.argmax(logits if temperature is None else await suite.perturbed(logits, temperature))
+        indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
+        share = suite.output((chosen * indices).sum(-1))
+    return chosen, replace(share, flags=suite.flags())
+
+
+async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint, whole: bool) -> Value:
+    """Logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`. whole: as in `forward`."""
     tokens = prompt.shape[0]
     chunk = decoder.policy.prefill_chunk or tokens
     starts = range(0, tokens, chunk)
@@ -150,7 +160,7 @@ async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: En
         def progress(done: int, total: int, n: int = n) -> None:
             endpoint.progress("prefill", n * total + done, len(starts) * total)
 
-        logits = await decoder.forward(prompt[start : start + chunk], cache, start, True, progress)
+        logits = await decoder.forward(prompt[start : start + chunk], cache, start, True, progress, whole)
     assert logits is not None
     return logits
 
@@ -169,7 +179,8 @@ def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
 
 
 class PlainModel:
-    """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA."""
+    """A checkpoint loaded into the suite `plain`: the reference for what parties compute, on CPU or CUDA. noise(shape):
+    where a sample's Gumbel noise comes from."""
 
     def __init__(
         self,
@@ -177,9 +188,10 @@ class PlainModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         policy: CachePolicy | None = None,
+        noise: Callable[[Sequence[int]], Tensor] = gumbel,
     ) -> None:
         self.architecture = checkpoint.architecture
-        self.suite = PlainSuite(dtype, device)
+        self.suite = PlainSuite(dtype, device, noise=noise)
         self.policy = policy
         self.weights: dict[str, Value] = self.suite.run(
             load_weights(self.suite, self.architecture, checkpoint.weights.__getitem__)
@@ -203,19 +215,18 @@ class PlainModel:
         self,
         prompt_ids: Sequence[int],
         plan: GenerationPlan,
-        noise: Tensor | None = None,
         probe: Probe | None = None,
         suite: Suite | None = None,
     ) -> list[int]:
-        """Generated token ids, up to and with the first end-of-text token. noise: [new_tokens, V], "sample" only. suite: one
-        around the model's own, which sees what is asked of it."""
+        """Generated token ids, up to and with the first end-of-text token. suite: one around the model's own, which sees
+        what is asked of it."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         indices = token_indices(prompt_ids, self.architecture.vocabulary)
         endpoint = _Collector(self.architecture)
         asked = self.suite if suite is None else suite
         decoder = Decoder(asked, self.architecture, self.weights, self.policy or parse(plan.policy), probe)
-        self.suite.run(generate(asked, decoder, plan, indices, noise, endpoint))
+        self.suite.run(generate(asked, decoder, plan, indices, endpoint))
         return endpoint.ids
 
 
@@ -242,13 +253,13 @@ def generate_plain(
     checkpoint: Checkpoint,
     prompt_ids: Sequence[int],
     plan: GenerationPlan,
-    noise: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     policy: CachePolicy | None = None,
+    noise: Callable[[Sequence[int]], Tensor] = gumbel,
 ) -> list[int]:
-    """Generated token ids in plaintext; see `PlainModel.generate`."""
-    return PlainModel(checkpoint, dtype, device, policy).generate(prompt_ids, plan, noise)
+    """Generated token ids in plaintext; see `PlainModel`."""
+    return PlainModel(checkpoint, dtype, device, policy, noise).generate(prompt_ids, plan)
 
 
 def plain_logits(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, PermissionRefused, TapeError
-    from parties.failures import Busy, RangeExceeded
+    from parties.failures import Busy, RangeExceeded, WrongOutput
     from parties.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
     from protocols.range_findings import RangeFinding
 
@@ -32,7 +32,7 @@ _PLACES = {
         ),
         "mpc.errors",
     ),
-    **dict.fromkeys(("Busy", "RangeExceeded"), "parties.failures"),
+    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.failures"),
     "RangeFinding": "protocols.range_findings",
 }
 
@@ -51,6 +51,7 @@ __all__ = [
     "RangeExceeded",
     "RangeFinding",
     "TapeError",
+    "WrongOutput",
 ]
 
 

@@ -23,7 +23,8 @@ from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
 from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
-from parties.sampling import check_filters, check_temperature
+from parties.sampling import check_filters
+from protocols.gumbel import check_temperature
 from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES, suite_class
 
@@ -138,6 +139,7 @@ class Client:
         top_p: float | None = None,
         stop_ids: Sequence[int] | None = None,
         adjust: Adjust | None = None,
+        fixed_length: bool = False,
         cancellation: Cancellation | None = None,
         on_token: Callable[[int], bool | None] = lambda token: None,
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
@@ -146,22 +148,26 @@ class Client:
 
         model: a reference, an id or a name. options: of the suite; they go over the bounds that the model's owner gave.
         policy: the cache policy's text (`models.policies.registry`). decoding: "greedy"
-        (default); "sample" at `temperature` (default 1), nobody learns logits; "logits": this client learns them and takes
-        the most likely token, or samples at `temperature` with
-        `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end the generation
-        (default: the model's end-of-text tokens). on_token(token): may return False to stop. on_progress(stage, done,
-        total). cancellation: lets another thread end the generation, which then raises `Cancelled`.
+        (default); "sample" at `temperature` (default 1, public), by noise that the dealer deals; nobody learns logits;
+        "logits", where every party grants it: this client learns them and takes the most likely token, or samples at
+        `temperature` with `top_k` and `top_p`; `adjust` may change the logits before the choice. stop_ids: tokens that end
+        the generation (default: the model's end-of-text tokens). on_token(token): may return False to stop.
+        on_progress(stage, done, total). fixed_length: parties always generate `new_tokens` tokens, and the answer is cut
+        here: without it they learn the answer's length, and one that sends wrong shares may learn more from when it ends.
+        cancellation: lets another thread end the generation at once, which then raises `Cancelled`.
 
         A token on whose way a value left its range is neither returned nor given to `on_token`: see `GenerationResult`.
 
-        Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later.
+        Raises `ConfigurationError` for a bad argument before anything is sent; `PeerError` and what parties report later;
+        `WrongOutput` after a session in which shares did not add up to a token.
         """
         temperature = check_decoding(decoding, temperature, top_k, top_p)
         if adjust is not None and decoding != "logits":
             raise ConfigurationError(f"adjust needs decoding 'logits' (this client then learns logits), not '{decoding}'")
-        plan = GenerationPlan(len(prompt_ids), new_tokens, decoding, policy) if len(prompt_ids) else None
-        if plan is None:
+        if not len(prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
+        agreed = temperature if decoding == "sample" else None  # another one is this client's own affair
+        plan = GenerationPlan(len(prompt_ids), new_tokens, decoding, policy, agreed)
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         plan.check(reference.architecture)
         _check_prompt(prompt_ids, reference.architecture)
@@ -177,11 +183,14 @@ class Client:
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,
+            temperature=agreed,
             policy=policy,
             parties=self.config.party_names,
         )
         stops = frozenset(reference.architecture.eos if stop_ids is None else stop_ids)
-        wanted = Wanted(manifest, list(prompt_ids), reference.architecture, temperature, top_k, top_p, stops, adjust)
+        wanted = Wanted(
+            manifest, list(prompt_ids), reference.architecture, temperature, top_k, top_p, stops, adjust, fixed_length
+        )
         cancellation = cancellation or Cancellation()
         with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
             pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)

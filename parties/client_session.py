@@ -1,4 +1,4 @@
-"""One session at the client: prompt and noise shares out, output shares of all parties in, opened here and nowhere else."""
+"""One session at the client: shares of its prompt out, output shares of all parties in, opened here and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from torch import Tensor
 import parties.wire_pb2_grpc as services
 from models.architecture import Architecture
 from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, WireError
-from mpc.fixed_point import decode, encode
+from mpc.fixed_point import decode
 from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
@@ -26,11 +27,11 @@ from parties import wire_pb2 as wire
 from parties.certificates import Identity
 from parties.config import RoleConfig
 from parties.connection import route
-from parties.failures import farewell, public, to_failure
+from parties.failures import WrongOutput, farewell, public, to_failure
 from parties.link import Link, Message, finish_calls
 from parties.manifest import Manifest
 from parties.pulse import Pulse
-from parties.sampling import choose, gumbel
+from parties.sampling import choose
 from parties.session import Session
 from parties.shares import BITS, LEDGER_BYTES, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags
@@ -45,7 +46,8 @@ Adjust = Callable[[Tensor, Sequence[int]], Tensor]  # (logits [V], all tokens so
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to generate. prompt: secret token ids. temperature None: the most likely token."""
+    """What to generate. prompt: secret token ids. temperature: of the client's own choice from logits, None: the most likely
+    token. fixed_length: see `ClientSession`."""
 
     manifest: Manifest
     prompt: list[int] = field(repr=False)
@@ -55,6 +57,7 @@ class Wanted:
     top_p: float | None
     stop_ids: frozenset[int]
     adjust: Adjust | None = None
+    fixed_length: bool = False
 
 
 @dataclass
@@ -74,6 +77,12 @@ class ClientSession(Session):
     An output on whose way a value left its range is not used: generation ends before its token, with what left its range in
     `findings`. The parties are told to finish as after a stop token, by the same message at the same moment: they cannot
     tell the two apart.
+
+    A client that stops early tells the parties the answer's length, and a party that shifts its output shares whether that
+    changed it. With `fixed_length` nothing that is sent depends on what is opened: whatever ends the answer (a stop token,
+    the caller, a value beyond its range, an `adjust` that leaves no choice) ends it here alone, and the session goes on to
+    its full number of tokens with the same messages. Where shares do not add up to a token it always does; `run` then raises
+    `WrongOutput`.
     """
 
     def __init__(
@@ -93,7 +102,9 @@ class ClientSession(Session):
         self.token_seconds: list[float] = []
         self.finish_reason: FinishReason = "length"
         self.findings: tuple[RangeFinding, ...] = ()
-        self._over = False  # no further output is wanted
+        self._answered = False  # the answer is complete: outputs that still come are not looked at
+        self._over = False  # and the parties have been told to finish
+        self._problem: MpcacheError | None = None  # with the answer, to be raised when the session is over
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
@@ -114,7 +125,7 @@ class ClientSession(Session):
     def run(self, channels: Sequence[grpc.Channel], pulse: Pulse, identity: Callable[[], Identity]) -> None:
         """The whole session. identity(): with which to connect again after a connection was lost.
 
-        Raises the error that explains a failure best, when several parties report one.
+        Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
         """
         self._began = time.perf_counter()
         for peer, channel in zip(self.config.parties, channels, strict=True):
@@ -143,6 +154,8 @@ class ClientSession(Session):
         finally:
             self.end()
             finish_calls(self._parties)
+        if self._problem is not None:
+            raise self._problem
 
     def _explain(self) -> BaseException:
         """The most telling of what the parties report, after a moment for their reports to arrive."""
@@ -163,17 +176,15 @@ class ClientSession(Session):
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _upload(self) -> None:
         try:
-            wanted, vocabulary = self.wanted, self.wanted.architecture.vocabulary
-            self._share("prompt", 0, (len(wanted.prompt),), iter([torch.tensor(wanted.prompt)]))
-            if wanted.manifest.decoding == "sample":
-                shape = (wanted.manifest.new_tokens, vocabulary)
-                self._share("noise", 0, shape, (self._noise(vocabulary) for _ in range(shape[0])))
+            prompt = self.wanted.prompt
+            self._share("prompt", 0, (len(prompt),), iter([torch.tensor(prompt)]))
         except Exception as error:
             self.fail(public(error, self.role))
 
-    def _noise(self, vocabulary: int) -> Tensor:
-        assert self.wanted.temperature is not None
-        return encode(gumbel((vocabulary,)) * self.wanted.temperature, self.wanted.manifest.fraction_bits)
+    def _share_choice(self, step: int, token: int) -> None:
+        """Decoding "logits": share the token that follows output `step`, if one more output is to come."""
+        if self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
+            self._share("token", step, (1,), iter([torch.tensor([token])]))
 
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
         """Share a tensor: fresh seeds for all parties but the last, the rest in chunks for the last."""
@@ -268,7 +279,7 @@ class ClientSession(Session):
             state.summary = True
 
     def _open(self, step: int, shares: dict[Link, tuple[wire.OutputHeader, Tensor]]) -> None:
-        """Add up the shares of one output, unless a value left its range on the way to it."""
+        """Add up the shares of one output, and go on as the class says."""
         del self._opened[step]
         headers = [(link.peer, shares[link][0]) for link in self._parties]
         if len({(header.bits, header.fraction_bits) for _, header in headers}) != 1:
@@ -279,21 +290,42 @@ class ClientSession(Session):
             raise WireError(f"the parties sent output {step} with and without range flags: {each}")
         if self._over:
             return
-        if findings := self._left_range(step, [header.flags for _, header in headers]):
-            self.findings = findings
-            self.seconds = time.perf_counter() - self._began
-            self._end(step, "range")
-            return
         bits, fraction_bits = headers[0][1].bits, headers[0][1].fraction_bits
         total = torch.stack([share for _, share in shares.values()]).sum(0)
         value = decode(reduce(total, bits), fraction_bits, bits)
+        if self._answered:
+            self._choose_idly(value)
+        token = None if self._answered else self._token(step, value, [header.flags for _, header in headers])
+        if self._over:
+            return
+        if self._answered or self.wanted.fixed_length:  # when it is sent depends on nothing that the caller does
+            self._share_choice(step, token or 0)
+        if token is not None:
+            self._accept(step, token)
+
+    def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
+        """The token of an opened output [1] (or of logits [1, V]); None where it ends the answer, which is then ended."""
+        if findings := self._left_range(step, flags):
+            self.findings = findings
+            self.seconds = time.perf_counter() - self._began
+            self._end(step, "range")
+            return None
         if self.wanted.manifest.decoding == "logits":
-            token = self._choose(value[0])
-        else:
-            token = round(float(value[0]))
-            if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
-                raise WireError(f"the parties' shares of output {step} do not add up to a token of the vocabulary")
-        self._accept(step, token)
+            try:
+                token = self._choose(value[0])
+            except ConfigurationError as error:
+                if not self.wanted.fixed_length:
+                    raise
+                self._problem, self._answered = error, True
+                return None
+            self._logits.append(value[0])
+            return token
+        token = round(float(value[0]))
+        if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
+            self._problem = WrongOutput(step, self.wanted.manifest.parties, self.tokens)
+            self._answered = True
+            return None
+        return token
 
     def _left_range(self, step: int, flags: Sequence[bytes]) -> tuple[RangeFinding, ...]:
         """What left its range on the way to an output, from all parties' shares of its flags."""
@@ -301,6 +333,12 @@ class ClientSession(Session):
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
         return findings_in(opened, step, self.wanted.manifest.suite, self.wanted.manifest.options)
+
+    def _choose_idly(self, value: Tensor) -> None:
+        """After the answer: as much work as a choice takes, so that what is sent next comes no sooner."""
+        if self.wanted.manifest.decoding == "logits":
+            with suppress(Exception):
+                self._choose(value[0])
 
     def _choose(self, logits: Tensor) -> int:
         """The token that follows, from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
@@ -311,7 +349,6 @@ class ClientSession(Session):
                 f"adjust (or a logits processor) returned logits for token {len(self.tokens) + 1} whose largest is "
                 f"{float(adjusted.max())}: it must leave at least one token to choose, and give no NaN"
             )
-        self._logits.append(logits)
         return choose(adjusted, wanted.temperature, wanted.top_k, wanted.top_p)
 
     def _accept(self, step: int, token: int) -> None:
@@ -322,12 +359,16 @@ class ClientSession(Session):
         more = self._on_token(token)
         if more is False or token in self.wanted.stop_ids:
             self._end(step, "stop")
-        elif self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
-            self._share("token", step, (1,), iter([torch.tensor([token])]))
+        elif not self.wanted.fixed_length:
+            self._share_choice(step, token)
 
     def _end(self, step: int, reason: FinishReason) -> None:
-        """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on."""
+        """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on and
+        the length is not fixed."""
         self.finish_reason = reason
+        self._answered = True
+        if self.wanted.fixed_length:
+            return
         self._over = True
         if step + 1 < self.wanted.manifest.new_tokens:
             for link in self._parties:

@@ -108,6 +108,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.check_parties(client, manifest.parties)
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
+        self.permissions.check_decoding(manifest, client)
         facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
         if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")

@@ -104,7 +104,8 @@ class RoleConfig(BaseModel):
     )
     clients: Clients = Field(
         default_factory=list,
-        description="Identities that may generate: names, or {name: ..., max_new_tokens: ..., models: [...]} with limits.",
+        description="Identities that may generate: names, or {name: ..., max_new_tokens: ..., models: [...]} with limits. "
+        "decoding: [greedy, sample] unless it says more; a client that is granted logits learns much more of the model.",
         json_schema_extra=SERVERS,
     )
     model_owners: Owners = Field(

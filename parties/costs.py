@@ -22,6 +22,7 @@ from parties.failures import Busy
 from parties.grants import COSTS
 from parties.manifest import Manifest
 from parties.permissions import Permissions
+from protocols.gumbel import HIGHEST_TEMPERATURE
 
 KEPT = 64  # models, suites, policies and options whose predictions are kept
 ALLOWANCE_SECONDS = 120.0  # of predicting, for each client
@@ -107,7 +108,14 @@ class Costs:
     # ---- predictions -------------------------------------------------------------------------------------------------
     def _key(self, manifest: Manifest, lengths: bool = False) -> tuple[str, ...]:
         options = json.dumps(manifest.options, sort_keys=True)
-        parts = (manifest.architecture, manifest.suite, str(manifest.fraction_bits), options, manifest.policy)
+        parts = (
+            manifest.architecture,
+            manifest.suite,
+            str(manifest.fraction_bits),
+            options,
+            manifest.policy,
+            manifest.decoding,
+        )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
 
@@ -116,7 +124,9 @@ class Costs:
         with self._lock:
             if key not in self._predictors:
                 options = {**manifest.options, "fraction_bits": manifest.fraction_bits}
-                setting = Setting(manifest.suite, len(manifest.parties), manifest.policy, options)
+                hottest = HIGHEST_TEMPERATURE if manifest.decoding == "sample" else None  # no other one costs more
+                parties = len(manifest.parties)
+                setting = Setting(manifest.suite, parties, manifest.policy, options, manifest.decoding, hottest)
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:
                     self._predictors.popitem(last=False)

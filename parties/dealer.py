@@ -161,7 +161,7 @@ class DealerSession(ServedSession):
         loads.release(self)
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
-        self.server.program.run(suite, self.architecture, weights, self.plan, None, None, self)
+        self.server.program.run(suite, self.architecture, weights, self.plan, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:

@@ -69,6 +69,25 @@ class RangeExceeded(errors.MpcacheError):
         self.result = result
 
 
+class WrongOutput(errors.MpcacheError):
+    """The parties' shares of an output did not add up to a token of the vocabulary: one of them has sent a wrong one.
+
+    Raised after the session has run to its full length, as it would have otherwise: no party is told, or can tell. tokens:
+    of the outputs before it, secret. This error is the client's and crosses no wire.
+    """
+
+    code = "wrong-output"
+
+    def __init__(self, step: int, parties: Sequence[str], tokens: Sequence[int]) -> None:
+        super().__init__(
+            f"the shares of output {step} do not add up to a token of the vocabulary: one of {', '.join(parties)} has sent "
+            "a wrong share, and tokens before it may be wrong as well; the session went on to its full length and told them "
+            "nothing; do not use the answer, and ask the parties' operators"
+        )
+        self.step = step
+        self.tokens = tuple(tokens)
+
+
 _PLAIN: dict[str, type[errors.MpcacheError]] = {
     cls.code: cls
     for cls in (

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_model": ((), "no second model can verify tokens that are shared"),
     "prompt_lookup_num_tokens": ((), "tokens to verify are shared"),
     "guidance_scale": ((1, 1.0), "it needs a second generation in step with the first"),
-    "seed": ((), "noise comes from the operating system's generator and is used once"),
+    "seed": ((), "the dealer's noise comes from its operating system's generator and is used once"),
 }
 _LOGITS: dict[str, tuple[Any, ...]] = {
     "top_k": (0, 50_000_000),
@@ -54,6 +54,7 @@ _USED = (
     "stop_token_ids",
     "stop_strings",
     "stopping_criteria",
+    "fixed_length",
 )
 _IGNORED = ("pad_token_id", "bos_token_id", "tokenizer", "return_dict_in_generate", "transformers_version", "synced_gpus")
 
@@ -74,6 +75,7 @@ class Choices:
     adjust: Adjust | None
     criteria: Sequence[Callable[..., Any]]
     output_logits: bool
+    fixed_length: bool
 
 
 def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: bool) -> Choices:
@@ -110,6 +112,7 @@ def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: b
         adjust=_adjust(logits),
         criteria=list(given.get("stopping_criteria", [])),
         output_logits=bool(given.get("output_logits", False)),
+        fixed_length=bool(given.get("fixed_length", False)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.certificates import check_name
 from protocols.registry import SUITES
@@ -36,7 +37,8 @@ def fits(patterns: list[str] | None, *names: str) -> bool:
 
 
 class ClientGrant(BaseModel):
-    """A client that may generate. What is left out is the server's own limit; of lists: all."""
+    """A client that may generate. What is left out is the server's own limit; of lists: all, but of `decoding` greedy and
+    sample, since whoever learns logits learns much more of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +62,9 @@ class ClientGrant(BaseModel):
     max_token_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends for one token.")
     max_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for a session of it.")
     max_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends in a session of it.")
+    decoding: list[Decoding] = Field(
+        default=["greedy", "sample"], min_length=1, description="How its tokens may be chosen: greedy, sample, logits."
+    )
 
     @field_validator("suites")
     @classmethod

@@ -161,6 +161,15 @@ class Link:
             self.wake()
         return message
 
+    def unasked(self) -> str:
+        """The kind of a message that has come where nothing is due, empty without one. Raises the session's error."""
+        while not self.inbox.empty():
+            _, message = self.inbox.get()
+            if message is not None:
+                return str(message.WhichOneof("content"))
+            self.session.check()
+        return ""
+
     def wake(self) -> None:
         """Let the receiver look at the session's error."""
         self.inbox.put((self, None))

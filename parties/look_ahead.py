@@ -68,7 +68,7 @@ class LookAhead:
             device = session.server.config.device
             with torch.no_grad():
                 suite = make_suite(session.manifest, PreparingTape(self._tape, self._store), None, device)
-                session.server.program.run(suite, session.architecture, self._weights, session.plan, None, None, self)
+                session.server.program.run(suite, session.architecture, self._weights, session.plan, None, self)
             self._store.finish()
         except Stopped:
             self._store.finish()

@@ -9,12 +9,13 @@ import secrets
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
-from mpc.errors import ManifestMismatch, WireError
+from models.generation import check_agreed_temperature
+from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
@@ -51,7 +52,8 @@ def architecture_hash(architecture: Architecture) -> str:
 class ProgramFacts(BaseModel):
     """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
 
-    architecture: hash of its canonical JSON. options: the suite's own settings. parties: names in order of their index.
+    architecture: hash of its canonical JSON. options: the suite's own settings. temperature: of the dealt noise, with
+    decoding "sample" and only there. parties: names in order of their index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -65,8 +67,18 @@ class ProgramFacts(BaseModel):
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Literal["greedy", "sample", "logits"]
+    temperature: float | None
     policy: Annotated[str, Field(max_length=400)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+
+    @field_validator("temperature")
+    @classmethod
+    def _agreed(cls, value: float | None, info: ValidationInfo) -> float | None:
+        try:
+            check_agreed_temperature(info.data.get("decoding", ""), value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class Manifest(ProgramFacts):

@@ -325,13 +325,9 @@ class PartySession(ServedSession):
         self.step = "receiving the prompt's shares"
         self.trace.stage("prompt")
         prompt = self._take("prompt", 0, (manifest.prompt_tokens,))
-        noise = None
-        if manifest.decoding == "sample":
-            self.step = "receiving the noise's shares"
-            noise = self._take("noise", 0, (manifest.new_tokens, self.architecture.vocabulary))
         self.step = "prefill"
         self.trace.stage("prefill")
-        self.server.program.run(suite, self.architecture, weights, self.plan, prompt, noise, self)
+        self.server.program.run(suite, self.architecture, weights, self.plan, prompt, self)
 
     def _load(self, suite: Suite, load: str) -> dict[str, object]:
         """Load the weights, for this session and later ones."""
@@ -381,6 +377,11 @@ class PartySession(ServedSession):
     def emit(self, step: int, share: OutputShare) -> bool:
         """Send this party's share of a token or of logits to the client, with its share of the range flags."""
         self.check()
+        if self.manifest.decoding != "logits" and (kind := self.client.unasked()):
+            decoding = self.manifest.decoding
+            raise WireError(
+                f"{self.client.peer} sent '{kind}' after its prompt, where decoding '{decoding}' asks for nothing"
+            )
         data = pack(reduce(share.share, share.bits), share.bits)
         header = wire.OutputHeader(
             step=step,

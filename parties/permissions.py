@@ -126,6 +126,17 @@ class Permissions:
                     f"('suite_options' of its configuration): {', '.join(entry.suite_options or []) or 'none'}"
                 )
 
+    def check_decoding(self, manifest: Manifest, client: str) -> None:
+        """Raise `PermissionRefused`, with the line that would grant it, for a decoding that this client may not use."""
+        granted = self._clients[client].decoding
+        if manifest.decoding not in granted:
+            wanted = ", ".join([*granted, manifest.decoding])
+            raise PermissionRefused(
+                f"'{client}' may not use decoding '{manifest.decoding}' at {self._server}; allowed: {', '.join(granted)}. "
+                "Every party that grants it says so in its configuration: "
+                f"clients: [{{name: {client}, decoding: [{wanted}]}}]"
+            )
+
     def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
         """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
         if found is None or not fits(self._clients[client].models, found.name, found.model):

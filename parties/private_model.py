@@ -123,7 +123,8 @@ class PrivateModel:
 
         tokenizer: folder with config.json and the tokenizer's files, needed for texts. model: a name or id; by default
         the only model. suite, policy, options: the default of each call. allow_logits: this client may learn logits,
-        which top_k, top_p and penalties need. Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
+        which top_k, top_p and penalties need, and which every party's configuration must grant it. Raises
+        `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
         """
         _secure(suite)
         client = Client(config if isinstance(config, RoleConfig) else load_config(config), keep_connections=True)
@@ -171,7 +172,8 @@ class PrivateModel:
         inputs: one prompt, as token ids ([T] or [1, T]) or text; what a tokenizer of transformers returns fits as
         keywords (`**inputs`). streamer: one of transformers' (put, end).
         options: max_new_tokens (20), max_length, do_sample, temperature, eos_token_id (instead of the model's own and the
-        chat template's), stop_token_ids (besides them), stop_strings, stopping_criteria;
+        chat template's), stop_token_ids (besides them), stop_strings, stopping_criteria, fixed_length (False; True: parties
+        generate all of max_new_tokens and the answer is cut here, so that they do not learn its length);
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
         logits_processor, output_logits. cancellation: lets another thread end it with `Cancelled`.
         """
@@ -284,6 +286,7 @@ class PrivateModel:
             top_p=choices.top_p,
             stop_ids=prompt.ends(choices, self.reference.architecture.eos),
             adjust=choices.adjust,
+            fixed_length=choices.fixed_length,
             cancellation=cancellation,
             on_token=more,
         )

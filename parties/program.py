@@ -28,7 +28,7 @@ class Program:
     """load(suite, architecture, shares) returns weights that serve later sessions too; run(...) the number of tokens."""
 
     load: Callable[[Suite, Architecture, Callable[[str], Tensor | None]], dict[str, Any]]
-    run: Callable[[Suite, Architecture, dict[str, Any], GenerationPlan, Tensor | None, Tensor | None, Endpoint], int]
+    run: Callable[[Suite, Architecture, dict[str, Any], GenerationPlan, Tensor | None, Endpoint], int]
 
 
 def _load(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
@@ -42,11 +42,10 @@ def _run(
     weights: dict[str, Any],
     plan: GenerationPlan,
     prompt: Tensor | None,
-    noise: Tensor | None,
     endpoint: Endpoint,
 ) -> int:
     decoder = Decoder(suite, architecture, weights, parse(plan.policy))
-    return int(suite.run(generate(suite, decoder, plan, prompt, noise, endpoint)))
+    return int(suite.run(generate(suite, decoder, plan, prompt, endpoint)))
 
 
 def preload() -> None:
@@ -89,6 +88,8 @@ def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     for option in manifest.options:
         if option in RESERVED_OPTIONS:
             raise ConfigurationError(f"'{option}' is not a suite option: the parties set it themselves")
-    plan = GenerationPlan(manifest.prompt_tokens, manifest.new_tokens, manifest.decoding, manifest.policy)
+    plan = GenerationPlan(
+        manifest.prompt_tokens, manifest.new_tokens, manifest.decoding, manifest.policy, manifest.temperature
+    )
     plan.check(architecture)
     return plan

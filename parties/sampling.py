@@ -1,38 +1,13 @@
-"""The client's own randomness and choices: Gumbel noise for sampling on shares, and picking from logits it may see."""
+"""The client's choice from logits that it may see (decoding "logits"), with randomness of its own."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mpc.errors import ConfigurationError
-from mpc.random import Prg, new_seed
-
-HIGHEST_TEMPERATURE = 100.0
-
-
-def gumbel(shape: Sequence[int], prg: Prg | None = None) -> Tensor:
-    """Gumbel(0, 1) noise, float64, from 53 random bits each; between -3.7 and 37.5. Secret.
-
-    argmax(logits / t + gumbel) is a sample of softmax(logits / t) (Gumbel 1954; Maddison et al. 2014).
-    """
-    source = prg if prg is not None else Prg(new_seed())
-    uniform = (source.ring(shape, 53).to(torch.float64) + 1) * 2.0**-53
-    exponential = (-torch.log(uniform)).clamp(min=2.0**-54)
-    return -torch.log(exponential)
-
-
-def check_temperature(temperature: float) -> float:
-    """The temperature itself. Raises `ConfigurationError` unless 0 < temperature <= 100."""
-    if not (math.isfinite(temperature) and 0 < temperature <= HIGHEST_TEMPERATURE):
-        raise ConfigurationError(
-            f"temperature must be above 0 and at most {HIGHEST_TEMPERATURE:g}, got {temperature:g}; "
-            "for the most likely token use decoding 'greedy'"
-        )
-    return float(temperature)
+from mpc.random import Prg
+from protocols.gumbel import gumbel
 
 
 def check_filters(top_k: int | None, top_p: float | None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.generation import Decoding, GenerationPlan
+from models.generation import Decoding, GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.random import new_seed
 from mpc.tape import DealerTape
@@ -61,13 +61,15 @@ def deal(
     fraction_bits: int | None = None,
     options: dict[str, Option] | None = None,
     decoding: Decoding = "greedy",
+    temperature: float | None = None,
     policy: str = "full",
     program: Program = DECODER,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Deal:
     """Deal `sessions` tapes for every prompt length of `prompts`, each for up to `new_tokens` new tokens, into `out/PARTY`.
 
-    config: the dealer's. A tape serves one session whose prompt has exactly its length.
+    config: the dealer's. A tape serves one session whose prompt has exactly its length, and whose temperature is the one
+    that its noise was dealt for (decoding "sample").
 
     Raises `ConfigurationError` for arguments that cannot work or an `out` that is not empty, `EnvironmentProblem` when the
     disk is full or refuses; then nothing is left.
@@ -79,6 +81,7 @@ def deal(
     if not 1 <= sessions * len(prompts) <= MOST_SESSIONS:
         raise ConfigurationError(f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {sessions} x {len(prompts)}")
     suite_class(suite)
+    check_agreed_temperature(decoding, temperature)
     load = new_id()
     manifests = [
         Manifest(
@@ -92,6 +95,7 @@ def deal(
             prompt_tokens=prompt,
             new_tokens=new_tokens,
             decoding=decoding,
+            temperature=temperature,
             policy=policy,
             parties=config.party_names,
         )
@@ -176,7 +180,7 @@ class _Dealing:
         """Deal one session's tape."""
         architecture = self._architecture
         self._write(
-            manifest, new_id(), number, lambda suite: self._program.run(suite, architecture, weights, plan, None, None, self)
+            manifest, new_id(), number, lambda suite: self._program.run(suite, architecture, weights, plan, None, self)
         )
 
     def _write(self, manifest: Manifest, tape: str, number: int, run: Callable[[Suite], Any]) -> Any:

@@ -37,6 +37,11 @@ def describe(program: ProgramFacts) -> str:
     return f"a prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
 
 
+def choice(program: ProgramFacts) -> str:
+    """The decoding that a tape serves, in words."""
+    return program.decoding if program.temperature is None else f"{program.decoding} at temperature {program.temperature}"
+
+
 @dataclass
 class Taken:
     """A session's tape and its load's, both open. Close it when the session is over."""
@@ -122,7 +127,7 @@ class TapeStore:
         """Lines for a person: how many unused tapes there are, for what, and what is refused and why."""
         with self._journal.locked() as records:
             good, refused = self._look(records)
-        kinds = Counter(f"{describe(h.program)} ({h.program.decoding}, suite {h.program.suite})" for h in good)
+        kinds = Counter(f"{describe(h.program)} ({choice(h.program)}, suite {h.program.suite})" for h in good)
         lines = [f"{count} for {kind}" for kind, count in kinds.items()] or ["none"]
         return [*lines, *(f"refused: {reason}" for reason in refused)]
 
@@ -161,9 +166,10 @@ class TapeStore:
         lengths += "".join(f" --suite-option {name}={value}" for name, value in manifest.options.items())
         lengths += f" --policy '{manifest.policy}'" if manifest.policy != "full" else ""
         lengths += f" --decoding {manifest.decoding}" if manifest.decoding != "greedy" else ""
+        lengths += f" --temperature {manifest.temperature}" if manifest.temperature is not None else ""
         raise TapeError(
             f"{self._name} has no tape for a prompt of {manifest.prompt_tokens} tokens and {manifest.new_tokens} new tokens "
-            f"({manifest.decoding}, suite {manifest.suite}): it has {', '.join(there) or 'none at all'}; ask for what there "
+            f"({choice(manifest)}, suite {manifest.suite}): it has {', '.join(there) or 'none at all'}; ask for what there "
             f"is, or run `mpcache deal {lengths}` and give every party its folder"
         )
 

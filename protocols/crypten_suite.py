@@ -84,19 +84,29 @@ class CryptenSuite(CryptenBase):
         centred, inverse, bits = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
         return x.like(centred), self._value(inverse, bits)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """Normalise x [..., D], then apply each linear layer: x is normalised first, since it is narrower than they are."""
-        if self._own is not None:
+        if self._own is not None and not whole:
             return await super().norm_linear(x, norm, layers)
+        normalised = await self._normalised(x, norm)
+        with label("linear"):
+            if whole:
+                return [self._whole(normalised, layer) for layer in layers]
+            return await self._linears(normalised, layers)
+
+    async def _normalised(self, x: Value, norm: Norm) -> CryptenValue:
+        """Rows [..., D] of norm sqrt(D); in CrypTen's own way not centred, which folded weights are (see `Norm`)."""
+        if self._own is not None:
+            inverse = await self.rsqrt_moment(x, norm)
+            with operation("norm scale"):
+                return own_value(await self.mul(x, inverse))
         with operation("norm"):
             centred, inverse = self._moment(own_value(x), norm)
         with operation("norm scale"):
             product = arithmetic.mul(centred.share, inverse.share)
             bits = centred.fraction_bits + inverse.fraction_bits
             share = arithmetic.rescale(self.session, product, bits, max(WEIGHT_BITS, self.fraction_bits))
-            normalised = self._value(share, max(WEIGHT_BITS, self.fraction_bits))
-        with label("linear"):
-            return await self._linears(normalised, layers)
+            return self._value(share, max(WEIGHT_BITS, self.fraction_bits))
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
         """Softmax over the last axis; see `protocols.crypten.softmax`."""

@@ -6,7 +6,7 @@ floats too; they are exact up to 2^24 in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mpc.errors import ConfigurationError, RangeError
 from mpc.ledger import Ledger
+from protocols.gumbel import gumbel
 from protocols.suite import Activation, Linear, Norm, OutputShare, Suite, Value
 
 
@@ -98,17 +99,25 @@ class Recorder:
 
 
 class PlainSuite(Suite):
-    """Float arithmetic in `dtype` on `device`. `input` and `weight` take float (or integer) tensors as they are."""
+    """Float arithmetic in `dtype` on `device`. `input` and `weight` take float (or integer) tensors as they are.
+
+    noise(shape): where a sample's Gumbel noise comes from, by default fresh noise of its own.
+    """
 
     name: ClassVar[str] = "plain"
 
     def __init__(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", ledger: Ledger | None = None
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        ledger: Ledger | None = None,
+        noise: Callable[[Sequence[int]], Tensor] = gumbel,
     ) -> None:
         if not dtype.is_floating_point:
             raise ConfigurationError(f"dtype must be a floating-point type, got {dtype}")
         super().__init__(1, 0, Ledger() if ledger is None else ledger, device)
         self.dtype = dtype
+        self.noise = noise
 
     def _given(self, what: str, shape: Sequence[int], share: Tensor | None) -> PlainValue:
         if share is None:
@@ -140,6 +149,11 @@ class PlainSuite(Suite):
     def output(self, x: Value) -> OutputShare:
         """The float result itself."""
         return OutputShare(tensor_of(x), bits=64, fraction_bits=0)
+
+    async def perturbed(self, x: Value, temperature: float) -> PlainValue:
+        """Plus Gumbel noise times the temperature."""
+        tensor = tensor_of(x)
+        return PlainValue(tensor + (self.noise(tuple(tensor.shape)) * temperature).to(tensor))
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> PlainValue:
         """A public tensor or number, expanded to `shape`."""

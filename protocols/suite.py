@@ -203,13 +203,28 @@ class Suite(ABC):
     def output(self, x: Value) -> OutputShare:
         """This party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
 
-    async def rounded(self, x: Value, added: Value | None = None, room: int = 4) -> Value:
-        """x with `fraction_bits` fraction bits and nothing below them: what may be output. Same value otherwise.
+    async def rounded(self, x: Value, room: int = 4) -> Value:
+        """x with `fraction_bits` fraction bits and nothing below them. Same value otherwise.
 
-        added: what will be added to it, so that the sum has room. room: bits that sums of a few such values may need beyond
-        x's own bound.
+        room: bits that sums of a few such values may need beyond x's own bound.
         """
         return x
+
+    async def released(self, x: Value) -> Value:
+        """floor(x 2^fraction_bits) / 2^fraction_bits, exact: what may be output of a value with more fraction bits.
+
+        The truncations inside a program round up or down by chance, and each compute party knows its chance: with the
+        client it could tell, over many equal questions, what was cut. This one says the same of equal x, so that output and
+        openings together are a function of the output and of fresh uniform masks.
+        """
+        return x
+
+    @abstractmethod
+    async def perturbed(self, x: Value, temperature: float) -> Value:
+        """x plus fresh Gumbel noise times a public temperature, whose arg-max is a sample of softmax(x / temperature).
+
+        The noise is dealt: the dealer draws it (`protocols.gumbel`) and nobody else knows it. Used once.
+        """
 
     @abstractmethod
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
@@ -319,8 +334,11 @@ class Suite(ABC):
             return await self.matmul(q, k.transpose(1, 2))
 
     # ---- what transformers are made of; suites override these where they can do it in fewer rounds ---------------
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
-        """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer."""
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+        """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer.
+
+        whole: no fraction bit of the products is cut, for what is to be `released`.
+        """
         (inverse, *products) = await self.together(
             self.rsqrt_moment(x, norm), *(self.linear(x, Linear(layer.weight)) for layer in layers)
         )

@@ -95,7 +95,7 @@ def main() -> int:
 
             endpoint: Any = _Collect()
             decoder = Decoder(suite, architecture, weights, probe=keep)
-            suite.run(generate(suite, decoder, plan, None if party is None else shares[party], None, endpoint))
+            suite.run(generate(suite, decoder, plan, None if party is None else shares[party], endpoint))
             found.append((endpoint.shares, logits[0]))
         return found
 

@@ -47,6 +47,7 @@ DPF = "tests/protocols/test_masked_dpf.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
+OUTPUTS = "tests/parties/test_outputs.py"
 BY_HAND = "tests/models/test_selection_by_hand.py"
 
 FAULTS: tuple[Fault, ...] = (
@@ -143,6 +144,27 @@ FAULTS: tuple[Fault, ...] = (
         "- (offset >> count)",
         "",
         (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "what is output is cut by chance",
+        "protocols/masked/output.py",
+        "await floor(c, found, cut)",
+        "c.shared(cut)",
+        ("tests/protocols/test_output.py::test_equal_values_are_cut_alike", f"{OUTPUTS}::test_an_attack_is_caught"),
+    ),
+    Fault(
+        "suite crypten: what is output is cut by chance",
+        "protocols/crypten/output.py",
+        "blinded.truncated(s, m) - to_arithmetic(s, more.reshape(x.shape))",
+        "blinded.truncated(s, m) - 0 * to_arithmetic(s, more.reshape(x.shape))",
+        ("tests/protocols/test_output.py::test_equal_values_are_cut_alike",),
+    ),
+    Fault(
+        "a sample's noise has another sign than its mask's",
+        "protocols/masked/output.py",
+        "scores.lam - noise",
+        "scores.lam + noise",
+        ("tests/protocols/test_output.py::test_a_sample_is_the_argmax_with_the_dealt_noise",),
     ),
     # ---- products
     Fault(
@@ -553,6 +575,27 @@ FAULTS: tuple[Fault, ...] = (
         "link.send(wire.ClientMessage(finish=wire.Finish()))",
         'link.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
         ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
+    ),
+    Fault(
+        "the client stops early although the length is fixed",
+        "parties/client_session.py",
+        "        if self.wanted.fixed_length:\n            return\n",
+        "",
+        (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
+    ),
+    Fault(
+        "a choice is sent only after the caller has seen the token",
+        "parties/client_session.py",
+        "if self._answered or self.wanted.fixed_length:",
+        "if self._answered:",
+        (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
+    ),
+    Fault(
+        "a client sends what it likes behind its prompt",
+        "parties/party_session.py",
+        'if self.manifest.decoding != "logits" and (kind := self.client.unasked()):',
+        'if self.manifest.decoding == "" and (kind := self.client.unasked()):',
+        (f"{OUTPUTS}::test_an_attack_is_caught",),
     ),
     # ---- calibration
     Fault(

@@ -14,6 +14,7 @@ from launch.options import (
     DEFAULT_SUITE,
     ConfigOption,
     DecodingOption,
+    FixedLengthOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
@@ -38,6 +39,7 @@ def run(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    fixed_length: FixedLengthOption = False,
     suite_option: SuiteOptionsOption = None,
 ) -> None:
     """List the models that all parties hold; with --tokenizer, answer each line of standard input.
@@ -68,7 +70,7 @@ def run(
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
     reference = client.find_model(name)
     warn_if_never_calibrated(reference)
     interactive, number, code = sys.stdin.isatty(), 0, 0

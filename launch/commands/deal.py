@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,11 +17,11 @@ from launch.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    agreed_choice,
     check_suite,
     model_option,
     suite_options,
 )
-from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from parties.tape_deal import Deal
@@ -40,28 +40,30 @@ def run(
     sessions: Annotated[int, typer.Option("--sessions", min=1, help="Sessions to deal for, per prompt length.")] = 1,
     suite: SuiteOption = DEFAULT_SUITE,
     decoding: Annotated[
-        str, typer.Option("--decoding", help="What the sessions will ask for: greedy, sample or logits.")
-    ] = "greedy",
+        str | None, typer.Option("--decoding", help="What the sessions will ask for: greedy (default), sample or logits.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="The temperature of their samples, which the dealt noise is for; 1 by default."),
+    ] = None,
     policy: PolicyOption = "full",
     suite_option: SuiteOptionsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
 
-    A tape serves one session, once: of this architecture, suite, policy and decoding, with a prompt of exactly --prompt
-    tokens and at most --tokens new ones, within the bounds of the `mpcache.json` in --model (copy the owner's there) and of
-    --suite-option. What a session does not use of its tape is destroyed. Each folder holds secrets of its party: bring it
-    there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
+    A tape serves one session, once: of this architecture, suite, policy, decoding and temperature, with a prompt of exactly
+    --prompt tokens and at most --tokens new ones, within the bounds of the `mpcache.json` in --model (copy the owner's
+    there) and of --suite-option. What a session does not use of its tape is destroyed. Each folder holds secrets of its
+    party: bring it there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
     """
     from launch.serving import load_role
     from models.calibration.record import read_record
     from models.checkpoint import read_architecture
-    from models.generation import Decoding
     from parties.tape_deal import deal
 
     check_suite(suite)
-    if decoding not in get_args(Decoding):
-        raise ConfigurationError(f"--decoding '{decoding}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
+    chosen, agreed = agreed_choice(decoding, temperature)
     settings = load_role(config, "dealer")
     architecture = read_architecture(model)
     record = read_record(model)
@@ -76,7 +78,8 @@ def run(
             sessions=sessions,
             suite=suite,
             options={**bounds, **suite_options(suite_option)},
-            decoding=cast(Decoding, decoding),
+            decoding=chosen,
+            temperature=agreed,
             policy=policy,
             on_progress=lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )

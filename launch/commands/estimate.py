@@ -11,11 +11,14 @@ from launch.commands.bench import LayersOption
 from launch.console import byte_count, err, out, print_json
 from launch.options import (
     DEFAULT_SUITE,
+    DecodingOption,
     JsonOption,
     PartiesOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    TemperatureOption,
+    agreed_choice,
     check_suite,
     suite_options,
 )
@@ -53,6 +56,8 @@ def run(
         ),
     ] = None,
     layers: LayersOption = None,
+    decoding: DecodingOption = None,
+    temperature: TemperatureOption = None,
     suite_option: SuiteOptionsOption = None,
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
@@ -82,7 +87,8 @@ def run(
     architecture = architecture if layers is None else with_layers(architecture, layers)
     own_positions = architecture.positions
     architecture = with_positions(architecture, prompt + new - 1)
-    setting = Setting(suite, parties, policy, suite_options(suite_option))
+    chosen, temperature = agreed_choice(decoding, temperature)
+    setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, all_layers, every_length=all_layers)
         measured = rates is None
@@ -175,6 +181,8 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "new": found.new,
         "suite": setting.suite,
         "policy": setting.policy,
+        "decoding": setting.decoding,
+        "temperature": setting.temperature,
         "options": dict(setting.options),
         "parties": setting.parties,
         "network": {"name": network.name, "round_trip_seconds": network.round_trip, "bits_per_second": network.bandwidth},

@@ -11,6 +11,7 @@ from launch.console import err, print_json
 from launch.options import (
     DEFAULT_SUITE,
     DecodingOption,
+    FixedLengthOption,
     JsonOption,
     ModelOption,
     PolicyOption,
@@ -50,6 +51,7 @@ def run(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    fixed_length: FixedLengthOption = False,
     suite_option: SuiteOptionsOption = None,
     device: Annotated[str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")] = None,
     config: Annotated[
@@ -76,7 +78,7 @@ def run(
                 raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
     elif name is not None:
         raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy)
+    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
     if config is not None:
         answer = _ask_running(config, model, name, text, wishes, not as_json)
     else:
@@ -133,10 +135,14 @@ def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device:
 def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
     """Refuse what the model cannot do before any process is started."""
     from models.generation import GenerationPlan, token_indices
+    from parties.client import check_decoding
 
     ids = checkpoint.tokenizer.encode(text)
     token_indices(ids, checkpoint.architecture.vocabulary)
-    GenerationPlan(len(ids), wishes.new_tokens, wishes.decoding).check(checkpoint.architecture)
+    agreed = check_decoding(wishes.decoding, wishes.temperature, wishes.top_k, wishes.top_p)
+    agreed = agreed if wishes.decoding == "sample" else None
+    plan = GenerationPlan(len(ids), wishes.new_tokens, wishes.decoding, temperature=agreed)
+    plan.check(checkpoint.architecture)
 
 
 def _ask_running(config: Path, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool) -> Answer:

@@ -45,7 +45,17 @@ def run(
     policy: PolicyOption = "full",
     suite_option: SuiteOptionsOption = None,
     allow_logits: Annotated[
-        bool, typer.Option("--allow-logits", help="This client may learn logits; top_p and top_k need them.")
+        bool,
+        typer.Option(
+            "--allow-logits",
+            help="This client may learn logits, as every party's configuration must grant; top_p and top_k need them.",
+        ),
+    ] = False,
+    fixed_length: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-length", help="Parties generate all tokens that a request allows, and learn no answer's length."
+        ),
     ] = False,
     default_temperature: Annotated[
         float, typer.Option("--default-temperature", min=0, max=2, help="Where a request names none; 0: likeliest token.")
@@ -104,6 +114,7 @@ def run(
         policy=policy,
         options=suite_options(suite_option),
         allow_logits=allow_logits,
+        fixed_length=fixed_length,
         default_temperature=default_temperature,
         default_max_tokens=default_max_tokens,
         max_concurrent=max_concurrent,

@@ -38,6 +38,9 @@ def _truncation() -> list[Gate]:
     async def truncate(c: Context, x: Masked) -> Shared:
         return c.shared(truncation.truncate(c, x, cut))
 
+    async def floor(c: Context, x: Masked) -> Shared:
+        return await truncation.floor(c, x, truncation.truncate(c, x, cut))
+
     async def truncate_and_lift(c: Context, x: Masked) -> Shared:
         return truncation.truncate_and_lift(c, x, cut, OUT)
 
@@ -48,12 +51,14 @@ def _truncation() -> list[Gate]:
     half = 2.0 ** (44 - 2 - 28)
     fine = 2.0**-28
     same = absolute(lambda x: x)
+    down = absolute(lambda x: torch.floor(x / UNIT) * UNIT)
     words = "the whole ring but its last unit"
     quarter = "|x| < 2^(bits - 2) ring units"
     ends = span(-half, half - fine, fine)
     narrow = span(-256.0, 256.0 - UNIT, UNIT)
     return [
         Gate("truncation", "truncation", words, "absolute", span(-top, top - UNIT, fine), same, truncate, UNIT, 44, 28),
+        Gate("exact floor", "truncation", words, "exact", span(-top, top - UNIT, fine), down, floor, 0.0, 44, 28),
         Gate("truncation and lift", "truncation", quarter, "absolute", ends, same, truncate_and_lift, UNIT, 44, 28),
         Gate("lift", "truncation", quarter, "exact", narrow, same, lift, 0.0, 24, FRAC),
     ]

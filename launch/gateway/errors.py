@@ -20,6 +20,7 @@ _STATUS: dict[str, tuple[int, str]] = {
     "permission": (403, "permission_error"),
     "busy": (429, _BUSY),
     "wire": (502, _SERVER),
+    "wrong-output": (502, _SERVER),
     "manifest": (502, _SERVER),
     "peer": (503, _SERVER),
     "peer-lost": (503, _SERVER),

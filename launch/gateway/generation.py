@@ -135,6 +135,7 @@ class Generation:
             top_k=q.top_k,
             top_p=q.top_p,
             stop_ids=sorted(q.ends),
+            fixed_length=self._settings.fixed_length,
             cancellation=self._cancellation,
             on_token=on_token,
         )

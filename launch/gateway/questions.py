@@ -64,7 +64,8 @@ def _question(
         )
     new_tokens = min(default_tokens, room) if asked is None else asked
     decoding, temperature, top_k, top_p = _choice(parameters, settings)
-    GenerationPlan(len(ids), new_tokens, decoding, settings.policy).check(architecture)
+    agreed = temperature if decoding == "sample" else None
+    GenerationPlan(len(ids), new_tokens, decoding, settings.policy, agreed).check(architecture)
     ends = frozenset((*architecture.eos, *end.ids, *(parameters.stop_token_ids or ())))
     stops = [*parameters.stops, *end.texts]
     return Question(served, ids, new_tokens, decoding, temperature, top_k, top_p, stops, ends, context, echo)
@@ -83,7 +84,7 @@ def _choice(parameters: Parameters, settings: GatewaySettings) -> tuple[Decoding
         return "greedy", None, None, None
     if parameters.seed is not None:
         raise invalid(
-            "seed is not supported for a sample: its noise comes from the operating system's generator and is used once; "
+            "seed is not supported for a sample: its noise comes from an operating system's generator and is used once; "
             "leave seed out, or set temperature to 0 for an answer that can be repeated",
             "seed",
             "unsupported_parameter",

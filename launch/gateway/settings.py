@@ -18,12 +18,14 @@ SHORTEST_KEY = 16
 class GatewaySettings:
     """keys: bearer keys, empty: none is asked for. hosts: names that a request may call this gateway by, besides
     addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the client may
-    learn logits, which top_p and top_k need."""
+    learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows, so that they
+    do not learn the answer's length."""
 
     suite: str = DEFAULT_SUITE
     policy: str = "full"
     options: dict[str, Option] = field(default_factory=dict)
     allow_logits: bool = False
+    fixed_length: bool = False
     default_temperature: float = 0.0
     default_max_tokens: int = 256
     max_concurrent: int = 4

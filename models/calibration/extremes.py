@@ -74,7 +74,7 @@ class WatchingSuite(PlainSuite):
         smallest = self.details["smallest norm"]
         smallest[self.place] = min(smallest[self.place], float(norms.min()))
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """As in `plain`; notes the rows that enter and what the layers give."""
         self.note_stream(x)
         outputs = await super().norm_linear(x, norm, layers)

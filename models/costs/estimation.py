@@ -221,12 +221,12 @@ class Estimate:
 def estimate(
     architecture: Architecture, setting: Setting, prompt: int, new: int, all_layers: bool = False, every_length: bool = False
 ) -> Estimate:
-    """A prompt of `prompt` tokens and `new` tokens chosen by the secure argmax.
+    """A prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
     all_layers: trace every layer and head; every_length: trace every token. Both give the same counts, slowly. Raises
     `ConfigurationError` when the model has fewer positions or for an unknown suite or policy.
     """
-    GenerationPlan(prompt, new, policy=setting.policy).check(architecture)
+    GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature).check(architecture)
     start = time.perf_counter()
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, all_layers)

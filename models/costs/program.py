@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.decoder import Decoder, load_weights
+from models.generation import Decoding, choice
 from models.policies.full import FullCache
 from models.policies.mpcache import MPCache
 from protocols.suite import OutputShare, Suite, Value
@@ -120,22 +120,28 @@ def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
 
 
 async def step(
-    suite: Suite, decoder: Decoder, cache: KVCache, tokens: int, given: Tensor | None, name: str
+    suite: Suite,
+    decoder: Decoder,
+    cache: KVCache,
+    tokens: int,
+    given: Tensor | None,
+    name: str,
+    decoding: Decoding = "greedy",
+    temperature: float | None = None,
 ) -> tuple[Value, OutputShare]:
-    """Logits [1, V] after `tokens` tokens, and the output share of the most likely one's index.
+    """Logits [1, V] after `tokens` tokens, and the output share, by default of the most likely one's index.
 
-    given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
-    parts as in `Decoder.forward`, the argmax under "choice".
+    given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. decoding, temperature: as in
+    `GenerationPlan`. Recorded under stage `name`, its parts as in `Decoder.forward`, what follows from logits under
+    "choice".
     """
     vocabulary = decoder.architecture.vocabulary
     with suite.ledger.timed(name):
-        if by_parties(cache.seen, tokens):
+        if by_parties(cache.seen, tokens) and decoding != "logits":
             inputs = suite.input((tokens, vocabulary), given, 0)
         else:
             inputs = suite.indices(tokens, given, vocabulary)
-        logits = await decoder.forward(inputs, cache, cache.seen, last_only=True)
+        logits = await decoder.forward(inputs, cache, cache.seen, last_only=True, whole=decoding == "logits")
         with suite.ledger.timed(CHOICE):
-            chosen = await suite.argmax(logits)
-            indices = torch.arange(vocabulary, dtype=torch.int64, device=suite.device)
-            index = replace(suite.output((chosen * indices).sum(-1)), flags=suite.flags())
-    return logits, index
+            _, share = await choice(suite, logits, decoding, temperature)
+    return logits, share

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.costs.program import NoInputs, fill, load, step
 from models.decoder import LOAD, Decoder
+from models.generation import Decoding
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger, current
@@ -106,11 +107,11 @@ class _Products:
         self._count(x.shape[:-1].numel(), *layer.weight.shape)
         return self._suite.linear(x, layer, residual)
 
-    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear]) -> Any:
+    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
         """As `linear`, for each layer."""
         for layer in layers:
             self._count(x.shape[:-1].numel(), *layer.weight.shape)
-        return self._suite.norm_linear(x, norm, layers)
+        return self._suite.norm_linear(x, norm, layers, whole)
 
     def look_up(self, index: Value, table: Value) -> Any:
         """[T, V] x [V, D]."""
@@ -172,6 +173,8 @@ class Setting:
     parties: int = 2
     policy: str = "full"
     options: Mapping[str, Option] = field(default_factory=dict)
+    decoding: Decoding = "greedy"
+    temperature: float | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     def make(self) -> tuple[Suite, _Tape]:
@@ -240,7 +243,7 @@ def trace_step(
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(counting, decoder, cache, tokens, None, STEP))
+    suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
@@ -258,7 +261,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
-        suite.run(step(counting, decoder, cache, tokens, None, STEP))
+        suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 

@@ -11,6 +11,7 @@ opened (docs/security.md, "Rounding").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from crypten.mpc.primitives import ArithmeticSharedTensor, beaver
@@ -98,37 +99,41 @@ def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) ->
     Of 2^(64-t) msb(r) only msb(r) mod 2^t counts, so that bit is dealt in
     Z_2^8, Z_2^16, Z_2^32 or Z_2^64.
     """
-    masked, dealt = [], []
-    for x, count in items:
-        if not 0 <= count < TRUNCATION_LIMIT:
-            raise RangeError(f"a truncation drops 0 to {TRUNCATION_LIMIT - 1} bits, got {count}")
-        if count == 0:
-            continue
-        r = s.tape.random("truncation mask", x.shape)
-        high = s.held(
-            s.tape.dependent("truncation high part", x.shape, lambda r=r, t=count: ring.shift_right(r, t, 64))  # type: ignore[misc]
-        )
-        ring_bits = next(bits for bits in (8, 16, 32, 64) if bits >= count)
-        top = s.held(
-            s.tape.dependent("truncation top bit", x.shape, lambda r=r: ring.shift_right(r, 63, 64), bits=ring_bits)  # type: ignore[misc]
-        )
-        blinded = x + s.held(r)
-        masked.append((blinded + (1 << 62) if s.party == 0 else blinded, 64, "sum"))
-        dealt.append((count, high, top))
-    if not masked:
+    blinded = [Blinded.deal(s, x, count) if count else None for x, count in items]
+    if not any(blinded):
         return [x for x, _ in items]
-    opened = iter(zip(s.open_together(masked), dealt, strict=True))
-    out = []
-    for x, count in items:
-        if count == 0:
-            out.append(x)
-            continue
-        m, (_, high, top) = next(opened)
-        part = ((m >= 0).to(torch.int64) * top << (64 - count)) - high
+    opened = iter(s.open_together([(b.share, 64, "sum") for b in blinded if b is not None]))
+    return [x if b is None else b.truncated(s, next(opened)) for (x, _), b in zip(items, blinded, strict=True)]
+
+
+class Blinded(NamedTuple):
+    """x that is to lose its `dropped` low bits, under its mask; see `truncate_together`. mask: as the tape gives it; high,
+    top: its bits from `dropped` on, and its highest bit; share: of x + 2^62 + mask, to be opened."""
+
+    dropped: int
+    mask: Tensor
+    high: Tensor
+    top: Tensor
+    share: Tensor
+
+    @staticmethod
+    def deal(s: CryptenSession, x: Tensor, count: int) -> Blinded:
+        """With a fresh mask. Local. Raises `RangeError` for a count that no truncation can drop."""
+        if not 0 < count < TRUNCATION_LIMIT:
+            raise RangeError(f"a truncation drops 0 to {TRUNCATION_LIMIT - 1} bits, got {count}")
+        r = s.tape.random("truncation mask", x.shape)
+        high = s.held(s.tape.dependent("truncation high part", x.shape, lambda: ring.shift_right(r, count, 64)))
+        ring_bits = next(bits for bits in (8, 16, 32, 64) if bits >= count)
+        top = s.held(s.tape.dependent("truncation top bit", x.shape, lambda: ring.shift_right(r, 63, 64), bits=ring_bits))
+        share = x + s.held(r)
+        return Blinded(count, r, high, top, share + (1 << 62) if s.party == 0 else share)
+
+    def truncated(self, s: CryptenSession, m: Tensor) -> Tensor:
+        """x / 2^dropped, one more where the low bits of the opened m are below those of the mask. Local."""
+        part = ((m >= 0).to(torch.int64) * self.top << (64 - self.dropped)) - self.high
         if s.party == 0:
-            part = part + (ring.shift_right(m, count, 64) - (1 << (62 - count)))
-        out.append(part)
-    return out
+            part = part + (ring.shift_right(m, self.dropped, 64) - (1 << (62 - self.dropped)))
+        return part
 
 
 def truncate(s: CryptenSession, x: Tensor, count: int) -> Tensor:

@@ -20,10 +20,11 @@ from mpc.fixed_point import encode
 from mpc.ledger import Ledger, current, operation
 from mpc.tape import Tape
 from protocols.bounds import Bounds
-from protocols.crypten import arithmetic, fixed
+from protocols.crypten import arithmetic, fixed, output
 from protocols.crypten.own import CryptenOwn
 from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.gumbel import scaled_gumbel
 from protocols.masked.tokens import blocks
 from protocols.suite import Linear, OutputShare, Suite, Value
 
@@ -151,6 +152,24 @@ class CryptenBase(Suite):
             share = torch.empty(x.shape, dtype=torch.int64, device="meta")
         return OutputShare(share, 64, x.fraction_bits)
 
+    async def released(self, x: Value) -> Value:
+        """x cut to `fraction_bits` fraction bits by an exact floor; see `protocols.crypten.output`."""
+        x = own_value(x)
+        with operation("release"):
+            wanted = min(x.fraction_bits, self.fraction_bits)
+            return self._value(output.floor(self.session, x.share, x.fraction_bits - wanted), wanted)
+
+    async def perturbed(self, x: Value, temperature: float) -> Value:
+        """x plus dealt Gumbel noise with x's fraction bits; local. Offline: 8 bytes per element."""
+        x = own_value(x)
+        with operation("sample"):
+            noise = self.session.tape.dependent(
+                "gumbel",
+                x.shape,
+                lambda: scaled_gumbel(x.shape, temperature, x.fraction_bits, device=self.session.tape.device),
+            )
+            return x.like(x.share + self.session.held(noise))
+
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
         """A public tensor as a value: party 0 holds it, the others zeros."""
         real = torch.as_tensor(x)
@@ -244,13 +263,13 @@ class CryptenBase(Suite):
             return out
         kept = [w for w in weights if isinstance(w, CryptenWeight)]
         products = arithmetic.matmul_fixed(self.session, x.share, kept)
+        bits = [x.fraction_bits + w.fraction_bits for w in kept]
         items = []
-        for product, w, layer in zip(products, kept, layers, strict=True):
-            y = self._value(product, x.fraction_bits + w.fraction_bits)
+        for product, b, layer in zip(products, bits, layers, strict=True):
+            y = self._value(product, b)
             y = y if layer.bias is None else y + own_value(layer.bias)
             y = y if residual is None else y + own_value(residual)
             items.append((y.share, y.fraction_bits - min(y.fraction_bits, self.fraction_bits)))
-        bits = [x.fraction_bits + w.fraction_bits for w in kept]
         shares = arithmetic.truncate_together(self.session, items)
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
 
@@ -265,6 +284,12 @@ class CryptenBase(Suite):
                 one_hot = self._value(fixed.one_hot_rows(self.session, opened, cut, size), 0)
                 rows.append(await self.embed(one_hot, table))
             return self.concat(rows, 0)
+
+    def _whole(self, x: CryptenValue, layer: Linear) -> Value:
+        """x W + b with the fraction bits of x and W, none of them cut. 1 round, 8 bytes per input element."""
+        w = own_value(layer.weight)
+        y = self._value(self._product(x, w), x.fraction_bits + w.fraction_bits)
+        return y if layer.bias is None else y + own_value(layer.bias)
 
     async def embed(self, one_hot: Value, table: Value) -> Value:
         """Rows of a fixed secret table, exact, with the table's fraction bits. 1 round, 8 bytes per element of one_hot."""

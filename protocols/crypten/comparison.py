@@ -23,7 +23,7 @@ WIDTHS = (16, 32, 64)
 SUM_BITS, LEAST = 32, 3403  # ring of the sums of range checks, and the least that is beyond
 
 
-def _spread(x: Tensor, width: int) -> Tensor:
+def spread(x: Tensor, width: int) -> Tensor:
     """Move bit i of each word to position (i with its log2(width) index bits reversed).
 
     Then the two halves of a word hold the more and the less significant bit of each pair of neighbours, and so on in the
@@ -96,22 +96,22 @@ def less_than_together(s: CryptenSession, items: Sequence[Comparison]) -> list[T
 
 
 def _less_than(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
-    masked, spread = [], []
+    masked, dealt = [], []
     for item in items:
         x = ring.shift_right(item.x, item.drop, 64).reshape(-1)
         r = s.tape.random("comparison mask", x.shape, item.bits)
-        r_bits = s.tape.dependent("comparison bits", x.shape, lambda r=r, n=item.bits: _spread(r, n), item.bits, "xor")  # type: ignore[misc]
+        r_bits = s.tape.dependent("comparison bits", x.shape, lambda r=r, n=item.bits: spread(r, n), item.bits, "xor")  # type: ignore[misc]
         masked.append((ring.reduce(x + s.held(r), item.bits), item.bits, "sum"))
-        spread.append(s.held(r_bits))
+        dealt.append(s.held(r_bits))
     differences = []
-    for item, m, r_bits in zip(items, s.open_together(masked), spread, strict=True):
+    for item, m, r_bits in zip(items, s.open_together(masked), dealt, strict=True):
         difference = m[None] - item.limits.to(m.device)
         differences.append((difference.reshape(-1), r_bits.expand(difference.shape).reshape(-1), item.bits))
-    below = _negative(s, differences)
+    below = negative(s, differences)
     return [bit.reshape(len(item.thresholds), *item.x.shape) for item, bit in zip(items, below, strict=True)]
 
 
-def _negative(s: CryptenSession, items: Sequence[tuple[Tensor, Tensor, int]]) -> list[Tensor]:
+def negative(s: CryptenSession, items: Sequence[tuple[Tensor, Tensor, int]]) -> list[Tensor]:
     """XOR-shared sign bits of d - r [n] in Z_2^bits for each (d public, r's bits spread and shared, bits).
 
     log2(bits) rounds of the widest: a narrower one joins the tree of the others when that has come down to its width.
@@ -143,7 +143,7 @@ def _borrows(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -
 
     The sign is top(difference) ^ top(r) ^ borrow, the borrow of the bits below the top one.
     """
-    public = _spread(ring.reduce(difference, bits), bits)
+    public = spread(ring.reduce(difference, bits), bits)
     top = bits - 1
     below = (1 << top) - 1
     generate = ~public & r_bits & below

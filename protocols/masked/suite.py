@@ -34,7 +34,7 @@ from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.bounds import RANGES, Bounds, largest
 from protocols.masked import activation as activations
-from protocols.masked import product, ranges, ranking, selection, softmax, tokens
+from protocols.masked import output, product, ranges, ranking, selection, softmax, tokens
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
@@ -288,13 +288,20 @@ class MaskedSuite(Suite):
         share = ring.reduce(s.x + zero, s.bits) if self.context.evaluating else s.x
         return OutputShare(share, s.bits, s.frac)
 
-    async def rounded(self, x: Value, added: Value | None = None, room: int = 4) -> MaskedTensor:
-        """A product still carries the fraction bits of both factors; they are cut, so that nobody learns from them."""
+    async def rounded(self, x: Value, room: int = 4) -> MaskedTensor:
+        """A product still carries the fraction bits of both factors; they are cut."""
         t = self.as_tensor(x)
         f = min(t.frac, self.fraction_bits)
         with operation("round"):
-            magnitude = t.magnitude if added is None else max(t.magnitude, self.as_tensor(added).magnitude)
-            return self.new(await self.masked(t, f, f + magnitude + room), t.magnitude)
+            return self.new(await self.masked(t, f, f + t.magnitude + room), t.magnitude)
+
+    async def released(self, x: Value) -> MaskedTensor:
+        """x cut to `fraction_bits` fraction bits by an exact floor, Shared. 2 rounds, 1 where x is masked already."""
+        return await output.released(self, self.as_tensor(x))
+
+    async def perturbed(self, x: Value, temperature: float) -> MaskedTensor:
+        """x plus dealt Gumbel noise, masked as the arg-max needs it: what is opened here it then need not open."""
+        return await output.perturbed(self, self.as_tensor(x), temperature)
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
         """A public tensor as a value: masked with mask 0."""
@@ -490,13 +497,13 @@ class MaskedSuite(Suite):
         """1 / sqrt(moment + eps), [..., D] -> [..., 1]."""
         return await self._inverse(await self._residual(x, self._norm_bits(x.shape[-1])), norm)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear]) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds). Many tokens: the
         input is scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes). So too
-        where large bounds leave no room for the product before it is scaled."""
+        where large bounds leave no room for the product before it is scaled, and where the product is wanted `whole`."""
         b = self._norm_bits(x.shape[-1])
         h = await self._residual(x, b)
-        if math.prod(h.shape[:-1]) > MANY_ROWS or not b.product_first:
+        if math.prod(h.shape[:-1]) > MANY_ROWS or whole or not b.product_first:
             return await self._scale_first(h, norm, layers, b)
         c = self.context
         kind, bound = self._linear_kind
@@ -698,12 +705,11 @@ class MaskedSuite(Suite):
         """One-hot of the maximum, ties (within 2^-10) to the earlier position."""
         t = self.as_tensor(x)
         c = self.context
-        f = min(10, self.fraction_bits)
+        f = min(output.CHOICE_BITS, self.fraction_bits)
         n = x.shape[-1]
         with operation("argmax"):
-            m = await self.masked(t, f, t.needs(f) + 1)
-            reach = 1 << (f + t.magnitude)
-            found = await ranking.best(c, m, reach * 3 // 4 if t.checked else reach, True)
+            reach, ring_bits = t.reach_bits(f)
+            found = await ranking.best(c, await self.masked(t, f, ring_bits), reach, True)
             bits = self._embed_bits
             hots = [one_hot(c, d, 0, d.bits, bits) for d in found.digits]
             if len(hots) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ class MaskedTensor(Value):
     """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value.
 
     |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is checked when x is opened; until
-    then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. positive: x > -1.
+    then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. most: what |x| is at most, where
+    that is known more closely. positive: x > -1.
     """
 
     suite: MaskedSuite
@@ -36,6 +38,7 @@ class MaskedTensor(Value):
     rows: Grown | None = None  # where `masked` lies, if it is a cache that may grow
     watched: str | None = None
     checked: bool = False
+    most: float | None = None
     positive: bool = False
 
     @property
@@ -54,6 +57,18 @@ class MaskedTensor(Value):
     def shape(self) -> torch.Size:
         """Public shape."""
         return self.form.shape
+
+    @property
+    def reach(self) -> float:
+        """What |x| is at most once it is opened, unless flagged."""
+        if self.most is not None:
+            return self.most
+        return 2.0**self.magnitude * (0.75 if self.checked or self.watched is not None else 1.0)
+
+    def reach_bits(self, frac: int) -> tuple[int, int]:
+        """`reach` in units of so many fraction bits, and the bits of a ring that holds a difference of both ends."""
+        reach = math.ceil(self.reach * 2.0**frac)
+        return reach, (2 * reach).bit_length() + 1
 
     def as_shared(self) -> Shared:
         """A sharing of it; local."""

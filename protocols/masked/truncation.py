@@ -1,4 +1,4 @@
-"""Truncation and lift. All is local; there is no failure event.
+"""Truncation and lift. All but an exact floor is local; there is no failure event.
 
 open_cut: a sharing is opened with fewer fraction bits. With two parties the low bits are cut from the shares, as unsigned
 words: the ring shrinks along, so all that is lost is a carry, and with 2^t - 1 added first the result is floor(x / 2^t) +
@@ -7,6 +7,12 @@ the wire, nothing is dealt. With more parties several carries would be lost; the
 
 truncate: m >> t and lam >> t are a masked value in the smaller ring 2^(bits - t): floor(x / 2^t) + Bernoulli(fraction), an
 unbiased stochastic rounding with error below one unit in the last place. Offline: bits - t per element.
+
+floor: what truncate gives, less [m mod 2^t < lam mod 2^t]: exactly floor(x / 2^t), for what is output. 1 round and a
+comparison of the low t bits (5 bits online and 70 bytes offline for 16).
+
+The rounding of the others is decided by m mod 2^t (or a share's low bits), which parties know: a truncation inside a program
+is that of a functionality that tells them its coins. They say nothing of x by themselves.
 
 truncate_and_lift: the same value as a sharing in any ring. For |x| < 2^(bits - 2), c = m + 2^(bits - 2) mod 2^bits wraps
 exactly when msb(lam) = 1 and msb(c) = 0, so
@@ -19,6 +25,7 @@ shares in `open_cut` (docs/security.md, "Rounding").
 from __future__ import annotations
 
 from mpc import ring
+from protocols.masked.comparison import borrows
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.wires import Masked, Shared
 
@@ -32,6 +39,17 @@ def truncate(c: Context, x: Masked, count: int) -> Masked:
     lam = c.deal("truncate", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
     m = ring.shift_right(x.m, count, x.bits) if c.evaluating else x.m
     return Masked(m, lam, bits, x.frac - count)
+
+
+async def floor(c: Context, x: Masked, cut: Masked) -> Shared:
+    """[floor(x / 2^t)] in the ring of `cut`, which is what `truncate` has made of x with t bits fewer. 1 round; none if
+    t = 0. Exact: equal x give equal results, whatever their masks are."""
+    count = x.bits - cut.bits
+    shared = c.shared(cut)
+    if count == 0:
+        return shared
+    bit = (await borrows(c, x.to_ring(count))).share(cut.bits)
+    return Shared(shared.x - bit.x, cut.bits, cut.frac)
 
 
 async def open_cut(c: Context, x: Shared, count: int) -> Masked:

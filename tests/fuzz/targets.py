@@ -70,6 +70,7 @@ def _manifest(**changes: Any) -> Manifest:
         "prompt_tokens": 9,
         "new_tokens": 3,
         "decoding": "greedy",
+        "temperature": None,
         "policy": "mpcache:static=0.5",
         "parties": ["party0", "party1"],
     }
@@ -83,7 +84,7 @@ def _folder() -> Path:
 
 # ---- the wire --------------------------------------------------------------------------------------------------------
 def _manifests() -> list[bytes]:
-    return [_manifest().canonical(), _manifest(options={}, decoding="sample", policy="full").canonical()]
+    return [_manifest().canonical(), _manifest(options={}, decoding="sample", temperature=0.5, policy="full").canonical()]
 
 
 def _architectures() -> list[bytes]:

@@ -105,6 +105,8 @@ def test_json(command: Command, roles: Path, text_model: Path) -> None:
     ("changes", "message"),
     [
         ({"--config": "client.yaml"}, r"role is 'client', not 'dealer'"),
+        ({"--decoding": "greedy", "--temperature": "2"}, r"temperature = 2 goes with decoding 'sample', not with 'greedy'"),
+        ({"--temperature": "101"}, r"temperature must be above 0 and at most 100, got 101"),
         ({"--decoding": "beam"}, r"--decoding 'beam' is unknown; choose one of: greedy, sample, logits"),
         ({"--suite": "plain"}, r"suite 'plain' keeps nothing secret"),
         ({"--tokens": "99"}, r"need .* positions, the model has 48"),

@@ -67,7 +67,7 @@ def test_generate_from_running_parties(command: Command, running: LocalDeploymen
         assert total["offline_bytes"] == sum(stage["offline_bytes"][party] for stage in stages.values()) > 0
     assert report["costs"]["further_tokens"] == 3
 
-    streamed = command(*common, "--max-new-tokens", "4")
+    streamed = command(*common, "--max-new-tokens", "4", "--fixed-length")
     assert (streamed.code, streamed.out) == (0, text + "\n")
     assert "first after" in streamed.err
 

@@ -16,7 +16,7 @@ from models.costs import estimation
 from models.costs.estimation import Estimate, Rates, alike, estimate
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate
+from models.generation import Decoding, GenerationPlan, generate
 from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape
@@ -73,8 +73,8 @@ def generated(architecture: Architecture, setting: Setting, prompt: int, new: in
     weights = suite.run(load_weights(suite, architecture, lambda name: None))
     suite.ledger.costs.clear()
     with torch.inference_mode():
-        plan = GenerationPlan(prompt, new)
-        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, None, Silent()))
+        plan = GenerationPlan(prompt, new, setting.decoding, temperature=setting.temperature)
+        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, Silent()))
     total = suite.ledger.total()
     return total.rounds, total.bytes_sent, total.offline_bytes
 
@@ -86,6 +86,31 @@ def test_equals_the_sessions_own_program(suite: str, parties: int) -> None:
     total = tuple(found.total.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
     assert total == generated(SHAPES["tiny"], setting, 9, 3)
     assert found.exact
+
+
+@pytest.mark.parametrize(
+    ("suite", "parties", "decoding", "temperature"),
+    [
+        ("masked", 2, "sample", 1.0),
+        ("masked", 3, "sample", 100.0),
+        ("masked", 2, "logits", None),
+        ("crypten", 2, "sample", 1.0),
+        ("crypten", 3, "logits", None),
+    ],
+)
+def test_dealt_noise_and_exact_cuts_are_counted(
+    suite: str, parties: int, decoding: Decoding, temperature: float | None
+) -> None:
+    setting = Setting(suite, parties, decoding=decoding, temperature=temperature)
+    found = estimate(SHAPES["tiny"], setting, 5, 2)
+    total = tuple(found.total.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    assert total == generated(SHAPES["tiny"], setting, 5, 2)
+    greedy = estimate(SHAPES["tiny"], Setting(suite, parties), 5, 2).total
+    if decoding == "sample":
+        assert total[2] > greedy.total("offline_bytes")
+    if temperature == 1.0:  # the noise is dealt, and nothing is sent for it but a bit more of what the arg-max opens
+        assert total[0] == greedy.total("rounds")
+        assert total[1] < 1.001 * greedy.total("bytes_sent")
 
 
 @pytest.mark.parametrize("suite", ["masked", "crypten"])

@@ -55,9 +55,9 @@ class Client:
         self.stages.append((stage, done, total))
 
 
-def run(plain: PlainModel, plan: GenerationPlan, client: Client, noise: Tensor | None = None) -> int:
+def run(plain: PlainModel, plan: GenerationPlan, client: Client) -> int:
     rows = token_indices(IDS, 101)
-    produced: int = plain.suite.run(generate(plain.suite, plain.decoder(), plan, rows, noise, client))
+    produced: int = plain.suite.run(generate(plain.suite, plain.decoder(), plan, rows, client))
     return produced
 
 
@@ -86,29 +86,24 @@ def test_logits_mode_feeds_back_what_the_client_chose(plain: PlainModel) -> None
         torch.testing.assert_close(client.shares[n].share, wanted, atol=1e-5, rtol=0)
 
 
-def test_sample_adds_the_clients_noise(plain: PlainModel) -> None:
-    noise = torch.zeros(3, 101)
-    noise[0, 42], noise[2, 7] = 1e4, 1e4
-    tokens = plain.generate(IDS, GenerationPlan(5, 3, "sample"), noise)
+def test_sample_adds_noise_times_the_temperature(checkpoint: Checkpoint) -> None:
+    noise = torch.zeros(3, 1, 101)
+    noise[0, 0, 42], noise[2, 0, 7] = 1e4, 1e4
+    rows = iter(noise)
+    plain = PlainModel(checkpoint, noise=lambda shape: next(rows))
+    tokens = plain.generate(IDS, GenerationPlan(5, 3, "sample", temperature=0.01))
     assert (tokens[0], tokens[2]) == (42, 7)
     assert tokens[1] == int(plain.logits([*IDS, 42])[-1].argmax())
 
 
-def test_gumbel_noise_samples_the_softmax(plain: PlainModel) -> None:
+def test_samples_follow_the_softmax(plain: PlainModel) -> None:
     """Chi-square of 600 samples at temperature 2 against softmax(logits / 2), bins of at least 8 expected."""
     temperature, draws = 2.0, 600
-    probabilities = torch.softmax(plain.logits(IDS)[-1] / temperature, 0)
-    generator = torch.Generator().manual_seed(3)
-    uniform = torch.rand(draws, 101, generator=generator).clamp(min=1e-12)
-    noise = -torch.log(-torch.log(uniform)) * temperature
-    logits = plain.suite.public(plain.logits(IDS)[-1:])
-    counts = torch.zeros(101)
-    for n in range(draws):
-        chosen = plain.suite.run(plain.suite.argmax(logits + plain.suite.public(noise[n : n + 1])))
-        counts += plain.suite.output(chosen).share[0]
-    assert plain.generate(IDS, GenerationPlan(5, 1, "sample"), noise[:1])[0] == int(
-        (probabilities.log() * temperature + noise[0]).argmax()
-    )
+    logits = plain.logits(IDS)[-1]
+    probabilities = torch.softmax(logits / temperature, 0)
+    rows = plain.suite.public(logits.expand(draws, -1))
+    chosen = plain.suite.run(plain.suite.perturbed(rows, temperature))
+    counts = torch.bincount(plain.suite.output(chosen).share.argmax(-1), minlength=101).float()
     expected = probabilities * draws
     large = expected >= 8
     found = torch.cat([counts[large], counts[~large].sum()[None]])
@@ -149,6 +144,12 @@ def test_other_dtypes(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         ((1, 2.5), r"new_tokens must be a positive integer, got 2\.5"),
         ((1, True), "new_tokens must be a positive integer, got True"),
         ((1, 1, "beam"), "decoding = 'beam'; known: greedy, sample, logits"),
+        ((1, 1, "sample"), "decoding 'sample' needs a temperature, above 0 and at most 100"),
+        ((1, 1, "sample", "full", 0.0), "temperature must be above 0 and at most 100, got 0"),
+        ((1, 1, "sample", "full", 101.0), "temperature must be above 0 and at most 100, got 101"),
+        ((1, 1, "sample", "full", float("nan")), "temperature must be above 0 and at most 100, got nan"),
+        ((1, 1, "greedy", "full", 0.7), "temperature = 0.7 goes with decoding 'sample', not with 'greedy'"),
+        ((1, 1, "logits", "full", 0.7), "temperature = 0.7 goes with decoding 'sample', not with 'logits'"),
     ],
 )
 def test_bad_plans(arguments: tuple[Any, ...], message: str) -> None:
@@ -166,12 +167,6 @@ def test_bad_inputs(plain: PlainModel) -> None:
             token_indices([3, bad], 10)
     with pytest.raises(ConfigurationError, match="prompt_tokens = 4, but the prompt has 5 tokens"):
         plain.generate(IDS, GenerationPlan(4, 1))
-    with pytest.raises(ConfigurationError, match="noise was given, but decoding = 'greedy' uses none"):
-        plain.generate(IDS, GenerationPlan(5, 1), torch.zeros(1, 101))
-    with pytest.raises(ConfigurationError, match=r"no tensor of shape \[1, 101\]"):
-        plain.generate(IDS, GenerationPlan(5, 1, "sample"))
-    with pytest.raises(ConfigurationError, match=r"declared shape \[2, 101\], got a tensor of shape \[1, 101\]"):
-        plain.generate(IDS, GenerationPlan(5, 2, "sample"), torch.zeros(1, 101))
 
 
 def test_token_indices() -> None:

@@ -61,7 +61,7 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
         kept = fidelity._Kept()
         plan = GenerationPlan(len(ids), NEW, policy=text)
         with torch.inference_mode():
-            suite.run(generate(suite, decoder, plan, None if index is None else prompts[index], None, kept))
+            suite.run(generate(suite, decoder, plan, None if index is None else prompts[index], kept))
         costs = {
             key: (c.rounds, c.bytes_sent, c.offline_bytes)
             for key, c in suite.ledger.costs.items()

@@ -58,7 +58,7 @@ class Deployment:
             "name": name,
             "parties": [{"name": n, "address": a} for n, a in zip(self.names, self.addresses, strict=False)],
             "dealer": {"name": "dealer", "address": self.addresses[-1]},
-            "clients": ["client"],
+            "clients": [{"name": "client", "decoding": ["greedy", "sample", "logits"]}],
             "model_owners": ["owner"],
             "certificates": self.certificates,
             **self.settings,

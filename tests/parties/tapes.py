@@ -42,6 +42,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "prompt_tokens": len(PROMPT),
         "new_tokens": 4,
         "decoding": "greedy",
+        "temperature": None,
         "policy": "full",
         "parties": ["party0", "party1"],
     }

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
-from mpc.random import Prg
-from parties import client_session
 from parties import wire_pb2 as wire
 from parties.link import Link
-from parties.sampling import gumbel
+from protocols import gumbel
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
 
@@ -69,12 +68,18 @@ def test_logits_equal_plain(deployment: Deployment, plain: Checkpoint) -> None:
 def test_sampling_equals_plain_with_the_same_noise(
     deployment: Deployment, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prg, temperature = Prg(b"\5" * 32), 3.0
-    noise = torch.stack([gumbel((VOCABULARY,), prg) for _ in range(3)])
-    rows = iter(noise)
-    monkeypatch.setattr(client_session, "gumbel", lambda shape: next(rows))
+    """The dealer's noise, caught where it is drawn, one row a token."""
+    temperature, noise = 3.0, list[Tensor]()
+
+    def caught(shape: Any) -> Tensor:
+        noise.append(draw(shape))
+        return noise[-1]
+
+    draw = gumbel.gumbel
+    monkeypatch.setattr(gumbel, "gumbel", caught)
     result = deployment.client().generate(PROMPT, 3, decoding="sample", temperature=temperature, stop_ids=())
-    scaled = (noise * temperature).to(torch.float32)
+    scaled = (torch.cat(noise) * temperature).to(torch.float32)
+    assert tuple(scaled.shape) == (3, VOCABULARY)
     tokens = []
     for step in range(3):
         tokens.append(int((plain_logits(plain, [*PROMPT, *tokens])[-1] + scaled[step]).argmax()))

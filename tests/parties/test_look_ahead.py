@@ -40,8 +40,9 @@ def test_tokens_and_costs_are_the_same(parties: int, tmp_path: Path, checkpoint:
     for setting in ("off", "on"):
         with Deployment(tmp_path / setting, parties, deadline_seconds=20, look_ahead=setting) as deployment:
             deployment.share(checkpoint)
-            for decoding in ("greedy", "logits"):
-                result = deployment.client().generate(PROMPT, 4, decoding=decoding, stop_ids=(), suite="masked")
+            for decoding, warm in (("greedy", None), ("logits", None), ("sample", 1e-4)):  # at 1e-4 no noise shows
+                asked = {"decoding": decoding, "temperature": warm, "stop_ids": (), "suite": "masked"}
+                result = deployment.client().generate(PROMPT, 4, **asked)
                 assert result.tokens[: len(wanted)] == wanted
                 costs[setting, decoding] = {
                     name: {stage: [cost[c] for c in COUNTED] for stage, cost in found["stages"].items()}
@@ -50,6 +51,7 @@ def test_tokens_and_costs_are_the_same(parties: int, tmp_path: Path, checkpoint:
             assert gone()
     assert costs["on", "greedy"] == costs["off", "greedy"]
     assert costs["on", "logits"] == costs["off", "logits"]
+    assert costs["on", "sample"] == costs["off", "sample"]
 
 
 def test_an_error_of_the_thread_ends_the_session_by_name(

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from launch.fidelity import generated, on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
-from mpc.errors import ConfigurationError, WireError
+from mpc.errors import ConfigurationError, MpcacheError, WireError
 from parties import PrivateModel, RangeExceeded, RangeFinding
 from parties import wire_pb2 as wire
 from parties.client import GenerationResult
@@ -80,7 +80,7 @@ def test_garbage_of_a_flagged_output_is_not_looked_at(two: Running, decoding: st
 
 
 def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **options: Any) -> tuple[Any, Any]:
-    """What the client sends each party, in order, and why generation ended."""
+    """What the client sends each party, in order, and why generation ended (or the error's code)."""
     out: dict[str, list[tuple[str, int]]] = {}
     outgoing = Link.outgoing
 
@@ -93,8 +93,10 @@ def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **opt
 
     with monkeypatch.context() as patch:
         patch.setattr(Link, "outgoing", spy)
-        result, _ = ask(running, decoding, **options)
-    return out, result.finish_reason
+        try:
+            return out, ask(running, decoding, **options)[0].finish_reason
+        except MpcacheError as error:
+            return out, error.code
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "logits"])

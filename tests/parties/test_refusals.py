@@ -43,6 +43,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "prompt_tokens": 2,
         "new_tokens": 2,
         "decoding": "greedy",
+        "temperature": None,
         "policy": "full",
         "parties": running.deployment.names,
     }

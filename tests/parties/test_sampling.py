@@ -7,7 +7,8 @@ import torch
 
 from mpc.errors import ConfigurationError
 from mpc.random import Prg
-from parties.sampling import check_filters, check_temperature, choose, gumbel
+from parties.sampling import check_filters, choose
+from protocols.gumbel import check_temperature, gumbel
 
 SEED = b"\x07" * 32
 

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint, read_architecture
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ManifestMismatch, MpcacheError, PeerError, TapeError
-from mpc.random import Prg
-from parties import client_session
 from parties.channel import GrpcChannel
 from parties.compute_party import ComputePartyServer
 from parties.program import DECODER, Program
-from parties.sampling import gumbel
 from parties.tape_deal import deal
+from protocols import gumbel
 from tests.parties import tapes
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
@@ -84,22 +82,29 @@ def test_equal_to_plain_and_to_live(
         assert all("model load" not in str(sorted(cost["stages"])) for cost in fewer.costs.values())
         with pytest.raises(TapeError, match="has no tape for a prompt of 5 tokens and 3 new tokens"):
             ask()
+        noise: list[Tensor] = []
+
+        def caught(shape: Any) -> Tensor:
+            noise.append(draw(shape))
+            return noise[-1]
+
+        draw = gumbel.gumbel
+        monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
-            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=suite, decoding=decoding)  # type: ignore[arg-type]
+            warm = 3.0 if decoding == "sample" else None
+            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=suite, decoding=decoding, temperature=warm)  # type: ignore[arg-type]
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")
         reference = plain_logits(plain, [*REAL_PROMPT, result.tokens[0]])[-2:]
         assert result.logits is not None
         assert (result.logits - reference).abs().max() < TOLERANCE[suite]
-        prg = Prg(b"\5" * 32)
-        noise = torch.stack([gumbel((VOCABULARY,), prg) for _ in range(2)])
-        rows = iter(noise)
-        monkeypatch.setattr(client_session, "gumbel", lambda shape: next(rows))
+        with pytest.raises(TapeError, match=r"1 for another temperature.*--decoding sample --temperature 2\.5"):
+            ask(tokens=2, decoding="sample", temperature=2.5)
         sampled = ask(tokens=2, decoding="sample", temperature=3.0).tokens
         tokens: list[int] = []
         for step in range(2):
-            tokens.append(int((plain_logits(plain, [*REAL_PROMPT, *tokens])[-1] + (noise[step] * 3.0).float()).argmax()))
+            tokens.append(int((plain_logits(plain, [*REAL_PROMPT, *tokens])[-1] + (noise[step][0] * 3.0).float()).argmax()))
         assert sampled == tokens
     finally:
         deployment.stop()

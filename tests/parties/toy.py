@@ -91,7 +91,6 @@ class Toy:
         weights: dict[str, Any],
         plan: GenerationPlan,
         prompt: Tensor | None,
-        noise: Tensor | None,
         endpoint: Endpoint,
     ) -> int:
         session: Any = getattr(suite, "session", None) or suite.context  # type: ignore[attr-defined]

@@ -229,20 +229,6 @@ def test_wider_scores() -> None:
     assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
-def test_a_sum_of_rounded_logits_and_noise_fits() -> None:
-    x, w = torch.randn(1, 60) * 3, torch.randn(60, 40) * 0.5
-    noise = torch.rand(1, 40) * 60
-
-    async def program(s: Any, h: Any, gumbel: Any, weight: Any) -> Any:
-        (logits,) = await s.norm_linear(h, Norm("rms", 1e-5), [Linear(weight)])
-        return await s.argmax(await s.rounded(logits, gumbel) + gumbel)
-
-    (found,), _ = run_masked(program, [x, noise], [w], input_bits=14)
-    exact = (x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)) @ w + noise
-    assert found[0].argmax() == exact[0].argmax()
-    assert found.sum() == 1
-
-
 def test_output_shares_are_fresh() -> None:
     """A share of a masked value is m - lam or -lam: unless a sharing of zero is added, two outputs of it are the same."""
     shares = additive(fixed_point.encode(torch.ones(500), 14), 2)

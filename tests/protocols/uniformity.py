@@ -169,7 +169,7 @@ def observed_generation(
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
         endpoint = _Endpoint()
         share = None if party is None else rows[party]
-        suite.run(generate(suite, Decoder(suite, a, held), plan, share, None, endpoint))
+        suite.run(generate(suite, Decoder(suite, a, held), plan, share, endpoint))
         return endpoint.shares
 
     def at_party(channel: Any, tape: Any) -> list[OutputShare]:

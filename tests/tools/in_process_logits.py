@@ -102,7 +102,7 @@ def generate_with_logits(
         loaded = suite.run(load_weights(suite, architecture, own))
         endpoint, prompt = _Endpoint(), None if index is None else prompts[index]
         with torch.inference_mode():
-            suite.run(generate(suite, Decoder(suite, architecture, loaded, probe=probe), plan, prompt, None, endpoint))
+            suite.run(generate(suite, Decoder(suite, architecture, loaded, probe=probe), plan, prompt, endpoint))
         return endpoint.shares, logits
 
     def party(channel: MemoryChannel, tape: PartyTape) -> Outputs:

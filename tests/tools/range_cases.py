@@ -14,10 +14,11 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from mpc.errors import RangeError
 from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
-from parties.sampling import gumbel
+from protocols import gumbel
 from protocols.registry import SUITES, secure_suite
 from protocols.suite import RANGE_KINDS, OutputShare, Suite
 from tests.tools import range_models
@@ -132,18 +133,18 @@ def _shares(x: Tensor, parties: int) -> list[Tensor]:
     return [*parts, x - sum(parts)]
 
 
-def answer(
-    checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, temperature: float, **options: Any
-) -> Answer:
+def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, **options: Any) -> Answer:
     """One session, all roles in this process."""
-    a, bits = checkpoint.architecture, SUITES[name][2]
+    a = checkpoint.architecture
     weights = {key: _shares(encode(w, SHARED_BITS), parties) for key, w in checkpoint.weights.items()}
     prompt = _shares(token_indices(ids, a.vocabulary), parties)
-    noise: Tensor | None = None
-    noise_shares: list[Tensor | None] = [None] * parties
-    if plan.decoding == "sample":
-        noise = gumbel((plan.new_tokens, a.vocabulary)) * temperature
-        noise_shares = list(_shares(encode(noise, bits), parties))
+    noise: list[Tensor] = []
+
+    def caught(shape: Sequence[int]) -> Tensor:
+        noise.append(draw(shape))
+        return noise[-1]
+
+    draw = gumbel.gumbel
 
     def main(suite: Suite, party: int | None) -> list[OutputShare]:
         more = getattr(suite, "weight_fraction_bits", SHARED_BITS) - SHARED_BITS
@@ -154,17 +155,17 @@ def answer(
         kept = _Kept()
         with torch.inference_mode():
             decoder = Decoder(suite, a, suite.run(load_weights(suite, a, own)))
-            mine = (None, None) if party is None else (prompt[party], noise_shares[party])
-            suite.run(generate(suite, decoder, plan, *mine, kept))
+            suite.run(generate(suite, decoder, plan, None if party is None else prompt[party], kept))
         return kept.shares
 
-    outputs, _ = run_in_process(
-        parties,
-        lambda channel, tape: main(
-            secure_suite(name, parties=parties, tape=tape, channel=channel, **options), channel.party
-        ),
-        lambda tape: main(secure_suite(name, parties=parties, tape=tape, channel=None, **options), None),
-    )
+    with patch.object(gumbel, "gumbel", caught):  # the dealer's
+        outputs, _ = run_in_process(
+            parties,
+            lambda channel, tape: main(
+                secure_suite(name, parties=parties, tape=tape, channel=channel, **options), channel.party
+            ),
+            lambda tape: main(secure_suite(name, parties=parties, tape=tape, channel=None, **options), None),
+        )
     flags = torch.zeros(len(RANGE_KINDS), a.layers + 1, dtype=torch.int64)
     opened = []
     for shares in zip(*outputs, strict=True):
@@ -178,7 +179,8 @@ def answer(
         flags |= word
     if plan.decoding == "logits":
         return Answer([], opened[0][0], flags)
-    return Answer([round(float(x)) for x in opened], None, flags, noise)
+    scaled = torch.cat(noise) * plan.temperature if plan.temperature is not None else None
+    return Answer([round(float(x)) for x in opened], None, flags, scaled)
 
 
 @torch.inference_mode()
@@ -202,14 +204,15 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
     ids = torch.randint(2, range_models.VOCABULARY, (PROMPT_TOKENS,), generator=generator).tolist()
     ids[0] = range_models.OUTLIER_TOKEN
     decoding = case.decoding or ("greedy", "logits")[seed % 2]
-    plan = GenerationPlan(len(ids), 1 if decoding == "logits" else NEW_TOKENS, decoding)
+    agreed = case.temperature if decoding == "sample" else None
+    plan = GenerationPlan(len(ids), 1 if decoding == "logits" else NEW_TOKENS, decoding, temperature=agreed)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         checkpoint, model = load_checkpoint(Path(directory), torch.float64), model.double()
         if suite == "masked" and (text := beyond_flags(checkpoint, options)) is not None:
             return "refused", 0.0, {text.split(" can ")[0]}  # as the model owner is, before the weights are shared
         try:
-            found = answer(checkpoint, ids, plan, suite, parties, case.temperature, **options)
+            found = answer(checkpoint, ids, plan, suite, parties, **options)
         except RangeError as error:
             return f"refused ({str(error)[:60]})", 0.0, set()
     error = worst(model, ids, found)
