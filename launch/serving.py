@@ -12,7 +12,8 @@ from launch.signals import Terminated
 from mpc.errors import ConfigurationError
 from parties.arrivals import Arrivals
 from parties.certificates import Identity
-from parties.config import Role, RoleConfig, load_config
+from parties.config import RoleConfig, load_config
+from parties.roles import Role
 
 
 class Server(Protocol):

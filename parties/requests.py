@@ -24,26 +24,11 @@ from parties.certificates import (
     pem_of_key,
     read_certificates,
     read_key,
-    write_file,
 )
+from parties.files import write_file
+from parties.fingerprints import fingerprint
 
 REQUESTS = "requests"
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the public key in pairs of hexadecimal digits, for people to compare."""
-    digest = hashes.Hash(hashes.SHA256())
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    digest.update(key.public_bytes(serialization.Encoding.DER, form))
-    return digest.finalize().hex(":", 2)
-
-
-def fingerprint_of(certificate: x509.Certificate) -> str:
-    """Of a certificate's key."""
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigurationError("the certificate is not for an elliptic-curve key")
-    return fingerprint(key)
 
 
 def create_request(directory: Path, name: str, keep_key: bool = False) -> tuple[Path, str]:
@@ -120,3 +105,9 @@ def waiting_request(directory: Path, name: str) -> Path | None:
     """The request of `name` that has no answer yet."""
     file = directory / REQUESTS / f"{name}.csr"
     return file if file.exists() else None
+
+
+def fingerprints(directory: Path, name: str) -> dict[str, str]:
+    """Fingerprint -> "in use" or "waits for its certificate", of the keys of `name`; nothing where there is no key."""
+    files = {"in use": directory / f"{name}.key", "waits for its certificate": directory / REQUESTS / f"{name}.key"}
+    return {fingerprint(read_key(path).public_key()): state for state, path in files.items() if path.exists()}

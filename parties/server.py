@@ -17,13 +17,12 @@ from mpc.errors import ConfigurationError, MpcacheError, PeerLost, WireError
 from parties import wire_pb2 as wire
 from parties.admission import Admission, Ticket
 from parties.certificates import Identity
-from parties.config import Role, RoleConfig, split_address
-from parties.connection import abort_if_alive, caller, start_server
+from parties.config import RoleConfig, split_address
+from parties.connection import abort_if_alive, start_server
 from parties.events import event, refused
 from parties.failures import from_failure, public, to_failure
 from parties.health import Health
 from parties.link import Link, Message
-from parties.live_identity import LiveIdentity
 from parties.loads import Loads
 from parties.manifest import PROTOCOL_VERSION, Manifest, check_id, package_version
 from parties.metrics import Metrics
@@ -32,9 +31,11 @@ from parties.probing import Prober
 from parties.program import DECODER, Program, preload
 from parties.pulse import Pulse
 from parties.resume import stream_of
+from parties.roles import Role
 from parties.session import Session
 from parties.settings import Settings
 from parties.traces import SessionTrace, Traces
+from parties.trust import Trust, own_identity, peers_of
 
 REMEMBERED = 1024
 LOOK_SECONDS = 0.25
@@ -131,7 +132,8 @@ class RoleServer(ABC, Generic[S]):
         self.name = config.name
         self.program = program
         self.version = package_version()
-        self.credentials = LiveIdentity(config.certificates, config.name)
+        self.credentials = own_identity(config)
+        self.trust = Trust(peers_of(config), lambda: self.identity)
         self.permissions = Permissions(config)
         self.sessions: Sessions[S] = Sessions(config.name)
         self.admission = self.make_admission()
@@ -140,7 +142,7 @@ class RoleServer(ABC, Generic[S]):
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(self)
         self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
-        self.prober = Prober(config.name)
+        self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
         self.pulse: Pulse
         self._calls = 0  # streams that are open
@@ -227,7 +229,7 @@ class RoleServer(ABC, Generic[S]):
         preload()
         limits = self.config.limits
         calls = (2 * limits.max_sessions + limits.max_queued) * (len(self.config.parties) + 1) + 16
-        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
         try:
             if self.config.metrics is not None:
                 self.metrics_address = self.metrics.listen(self.config.metrics)
@@ -307,7 +309,7 @@ class RoleServer(ABC, Generic[S]):
         """The caller's name, after act(name); ends the call with a typed status, and logs it, when one of both raises."""
         name = "unknown"
         try:
-            name = caller(context)
+            name = self.trust.caller(context).name
             authorise(name)
             act(name)
         except Exception as problem:
@@ -346,9 +348,11 @@ class RoleServer(ABC, Generic[S]):
         with self._idle:
             self._calls += 1
         try:
-            name = caller(context)
+            found = self.trust.caller(context)
+            name = found.name
             authorise(name)
             link = Link(Session("", self.name), name, beat, window=self.config.resume_seconds)
+            link.key = lambda: found.fingerprint
             link.room = 1  # until it is accepted
             context.add_callback(link.over)
             link.start(requests, context.cancel)
@@ -385,6 +389,7 @@ class RoleServer(ABC, Generic[S]):
         """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
         id = check_id(resume.session, "session", link.peer)
         found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
+        found.key = link.key
         outgoing = found.resumed(resume, requests, context.cancel)
         self.pulse.remove(link)
         link.closed = True

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launch.deployment.plan import Member, Plan
-from parties.config import Role, RoleConfig
+from parties.config import RoleConfig
+from parties.roles import Role
 
 WIDTH = 100
 

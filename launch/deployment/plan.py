@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 from mpc.errors import ConfigurationError
 from parties.certificates import check_name
-from parties.config import PeerAddress, Role, split_address
+from parties.config import PeerAddress, split_address
+from parties.roles import Role
 
 DEALER = "dealer"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")

@@ -17,7 +17,8 @@ from cryptography.x509.oid import NameOID
 from mpc.errors import ConfigurationError
 from parties.authority import Member, Record, read_record, sign_request, write_record
 from parties.certificates import check, create_authority, create_deployment, issue
-from parties.requests import create_request, fingerprint_of, install
+from parties.fingerprints import fingerprint_of
+from parties.requests import create_request, install
 
 
 @pytest.fixture
