@@ -33,13 +33,14 @@ class Server(Protocol):
     def stop(self) -> None: ...
 
 
-def load_role(path: Path, role: Role) -> RoleConfig:
-    """The configuration of `path`. Raises `ConfigurationError` when it is another role's."""
+def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
+    """The configuration of `path`, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
+    it is another role's."""
     config = load_config(path)
     if config.role != role:
         raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")
     check_device(config.device)
-    return config
+    return config.model_copy(update={"insecure_trust_authority": True}) if trust_authority else config
 
 
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:

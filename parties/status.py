@@ -29,7 +29,7 @@ from parties.manifest import PROTOCOL_VERSION, package_version
 from parties.probing import PIECE_BYTES, PROBE_BYTES
 from parties.roles import Role
 from parties.settings import Settings
-from parties.trust import Peer, dealer_of, parties_of
+from parties.trust import INSECURE, Peer, dealer_of, parties_of
 
 ANSWER_SECONDS = 5.0
 PROBE_SECONDS = 30.0
@@ -105,6 +105,19 @@ def ask(config: RoleConfig, identity: Identity, probe_bytes: int = 4 << 20) -> l
             _measure(identity, peer, status, probe_bytes)
     _compare_models(found)
     return found
+
+
+def doubts(config: RoleConfig, identity: Identity) -> Iterator[Trouble]:
+    """What makes this role itself doubtful."""
+    if config.insecure_trust_authority:
+        reason, _, remedy = INSECURE.partition("; ")
+        yield Trouble(f"{config.name}: {reason}", remedy, minor=True)
+    if identity.fingerprint in identity.revoked:
+        yield Trouble(f"the key of {config.name} itself is revoked", "make a new one: `mpcache certs renew`")
+    listed = next((peer for peer in config.parties if peer.name == config.name), None)
+    if listed is not None and listed.fingerprint and identity.fingerprint not in listed.fingerprint:
+        reason = f"the fingerprint of {config.name} in its own file is not the one of its key"
+        yield Trouble(reason, f"others may have the wrong one too: `mpcache certs fingerprint --config {config.name}.yaml`")
 
 
 class _Refused(Trouble):

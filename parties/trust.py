@@ -150,8 +150,7 @@ def own_identity(config: RoleConfig) -> LiveIdentity:
     Raises `ConfigurationError`, before anything is sent, for a peer without a fingerprint, for a key of the authority among
     the fingerprints or on this host, and as `certificates.check` does.
     """
-    if missing := [peer for peer in peers_of(config).values() if peer.pins is not None and not peer.pins]:
-        raise ConfigurationError(missing_text(config, missing))
+    check_pins(config)
     identity = LiveIdentity(config.certificates, config.name, config.role)
     if config.insecure_trust_authority:
         log.warning("%s: %s", config.name, INSECURE)
@@ -171,11 +170,16 @@ def own_identity(config: RoleConfig) -> LiveIdentity:
     return identity
 
 
-def missing_text(config: RoleConfig, missing: Iterable[Peer]) -> str:
-    """What to say of peers without a fingerprint."""
-    peers = list(missing)
+def check_pins(config: RoleConfig) -> list[Peer]:
+    """The peers, each with its fingerprints, or none where the authority is trusted.
+
+    Raises `ConfigurationError`, with the commands that help, for a peer without a fingerprint.
+    """
+    peers = [peer for peer in peers_of(config).values() if peer.pins is not None and not peer.pins]
+    if not peers:
+        return list(peers_of(config).values())
     names = ", ".join(f"'{peer.name}' ({peer.role})" for peer in peers)
-    return (
+    raise ConfigurationError(
         f"{config.name} knows no fingerprint of {names}, so anybody whom the authority certifies could take that place: run "
         f"`mpcache certs fingerprint --config {peers[0].name}.yaml` on the host of {peers[0].name} and `mpcache certs pin "
         f"--config {config.name}.yaml {peers[0].name}=FINGERPRINT` here{', likewise for the others' if peers[1:] else ''}; "

@@ -32,6 +32,8 @@ def _values(plan: Plan, member: Member) -> dict[str, Any]:
         "parties": [{"name": p.name, "address": p.address} for p in plan.parties],
         "certificates": "certificates",
     }
+    if plan.trust_authority:
+        values["insecure_trust_authority"] = True
     if member.listen is not None:
         values["listen"] = member.listen
     if member.role == "party":
