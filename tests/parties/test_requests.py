@@ -111,9 +111,7 @@ def test_refused_by_the_authority(authority: Path, role: Path, tmp_path: Path) -
         sign_request(authority, other, theirs)
     with pytest.raises(ConfigurationError, match=r"is from 'party0', not from 'party1' as --name says"):
         sign_request(authority, request, mark, name="party1", role="party")
-    with pytest.raises(
-        ConfigurationError, match=rf"has fingerprint .*, not the expected {theirs}: it was exchanged"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"has fingerprint .*, not the expected {theirs}: it was exchanged"):
         sign_request(authority, request, theirs)
     with pytest.raises(ConfigurationError, match="host 'party1' of 'party0' is the name of another identity"):
         sign_request(authority, request, mark, hosts=["party1"])
