@@ -308,11 +308,15 @@ def load_config(path: Path | str) -> RoleConfig:
     """Read a role's YAML file; relative paths in it are relative to the file's folder."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_config(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not a UTF-8 text file") from None
+
+
+def read_config(text: str, path: Path) -> RoleConfig:
+    """As `load_config`, of a file's text that is, or may be, in `path`."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

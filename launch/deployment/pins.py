@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mpc.errors import ConfigurationError
-from parties.config import RoleConfig, load_config
+from parties.config import RoleConfig, load_config, read_config
 from parties.files import write_file
 from parties.fingerprints import read_fingerprint
 
@@ -55,7 +55,7 @@ def pin(path: Path, pins: Mapping[str, tuple[str, ...]], keep: bool) -> dict[str
     where the file has one. Raises `ConfigurationError`, and changes nothing, when the file would not say the same otherwise.
     """
     before = load_config(path)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode()
     listed = {one.name: one.fingerprint for one in _entries(before)}
     wanted = {
         name: tuple(dict.fromkeys([*(listed[name] if keep else ()), *marks]))
@@ -65,19 +65,11 @@ def pin(path: Path, pins: Mapping[str, tuple[str, ...]], keep: bool) -> dict[str
     edits = sorted((edit for node in _nodes(text) if (edit := _edit(text, node, wanted)) is not None), reverse=True)
     for start, end, new in edits:
         text = text[:start] + new + text[end:]
-    draft = path.with_name(f".{path.name}.pinned")
-    try:
-        write_file(draft, text.encode(), path.stat().st_mode & 0o777)
-        after = load_config(draft)
-        if {one.name: one.fingerprint for one in _entries(after)} != {**listed, **wanted} or _without(after) != _without(
-            before
-        ):
-            raise ConfigurationError(
-                f"{path} is written in a way that cannot be changed here: write the fingerprints by hand"
-            )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    after = read_config(text, path)
+    marks = {one.name: one.fingerprint for one in _entries(after)}
+    if marks != {**listed, **wanted} or _without(after) != _without(before):
+        raise ConfigurationError(f"{path} is written in a way that cannot be changed here: write the fingerprints in it")
+    write_file(path, text.encode(), path.stat().st_mode & 0o777)
     return wanted
 
 
@@ -114,7 +106,7 @@ def _edit(text: str, node: yaml.Node, wanted: Mapping[str, tuple[str, ...]]) -> 
         return (node.start_mark.index, node.end_mark.index, new) if marks else None
     assert isinstance(node, yaml.MappingNode)
     values = {key.value: value for key, value in node.value}
-    marks = wanted.get(values["name"].value)
+    marks = wanted.get(getattr(values.get("name"), "value", ""))
     if not marks:
         return None
     if (old := values.get("fingerprint")) is not None:
