@@ -72,7 +72,7 @@ class Deployment:
         self.servers: dict[str, ComputePartyServer | DealerServer] = {}
 
     def values(self, role: str, name: str) -> dict[str, Any]:
-        """The configuration of a role as plain values."""
+        """The configuration of a role as plain values, with the fingerprints of `fingerprints`."""
         values: dict[str, Any] = {
             "role": role,
             "name": name,
@@ -88,7 +88,7 @@ class Deployment:
             values["store"] = self.folder / f"store-{name}"
         if role == "dealer":
             values["listen"] = self.addresses[-1]
-        return values
+        return with_fingerprints(values, self.fingerprints)
 
     def config(self, role: str, name: str, **changes: Any) -> RoleConfig:
         """A checked configuration; fingerprints that are not given are those of `certificates`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ from parties.status import ask
 from parties.trust import Peer, own_identity
 from tests.parties import tapes
 from tests.parties.conftest import VOCABULARY, Running, run
-from tests.parties.deployment import Deployment, with_fingerprints
+from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy, expected
 from tests.tools.attack.contract import Attack
 from tests.tools.attack.minted_client import MintedClient
@@ -64,7 +65,8 @@ def reissued(deployment: Deployment, name: str) -> x509.Certificate:
 
 def pinned(deployment: Deployment, role: str, name: str, **marks: Any) -> dict[str, Any]:
     """A role's lists of peers with other fingerprints for some names."""
-    values = with_fingerprints(deployment.values(role, name), {**deployment.fingerprints, **marks})
+    with patch.dict(deployment.fingerprints, marks):
+        values = deployment.values(role, name)
     return {key: values[key] for key in ("parties", "dealer", "clients", "model_owners")}
 
 
@@ -133,6 +135,7 @@ def test_several_fingerprints_while_a_key_changes(own: Running) -> None:
 
 def test_without_fingerprints_nothing_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     deployment = Deployment(tmp_path, 2, Toy().program)
+    deployment.fingerprints.clear()
     for role, name, missing in (
         ("client", "client", r"'party0' \(party\), 'party1' \(party\), 'dealer' \(dealer\)"),
         ("party", "party1", r"'party0' \(party\), 'dealer' \(dealer\), 'client' \(client\), 'owner' \(model-owner\)"),

@@ -13,7 +13,7 @@ import yaml
 from launch.gateway.settings import KEY_FILE
 from launch.processes import Processes
 from tests.parties.conftest import make_checkpoint
-from tests.parties.deployment import Deployment, with_fingerprints
+from tests.parties.deployment import Deployment
 from tests.parties.letters import write_letters
 from tests.parties.toy import Toy
 from tests.tools.attack.contract import Verdict
@@ -32,7 +32,7 @@ class GatewayWithoutKey:
             checkpoint = make_checkpoint(folder / "checkpoint")
             deployment.share(checkpoint)
             letters = write_letters(folder / "letters", checkpoint)
-            values = with_fingerprints(deployment.values("client", "client"), deployment.fingerprints)
+            values = deployment.values("client", "client")
             config = folder / "client.yaml"
             config.write_text(yaml.safe_dump({**values, "certificates": str(deployment.certificates)}))
             words = [
