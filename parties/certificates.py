@@ -298,12 +298,17 @@ def check(directory: Path, name: str, role: Role | None = None, revoked: frozens
         )
     files = directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt"
     identity = replace(check_files(name, *files), revoked=read_revoked(directory) if revoked is None else revoked)
+    check_role(identity, role)
+    return identity
+
+
+def check_role(identity: Identity, role: Role | None) -> None:
+    """Raise `ConfigurationError` unless the certificate is for this role; None for any."""
     if role is not None and identity.role != role:
         raise ConfigurationError(
-            f"{identity.certificate_file} is a certificate of {in_words(identity.role)}, and '{name}' is configured as "
-            f"{in_words(role)}: every name has one role; ask the authority for a certificate of the right one"
+            f"{identity.certificate_file} is a certificate of {in_words(identity.role)}, and '{identity.name}' is "
+            f"configured as {in_words(role)}: every name has one role; ask the authority for a certificate of the right one"
         )
-    return identity
 
 
 def check_files(name: str, certificate_file: Path, key_file: Path, authority_file: Path) -> Identity:

@@ -20,6 +20,7 @@ from parties.certificates import (
     Identity,
     check_files,
     check_name,
+    check_role,
     issuer_of,
     pem_of_key,
     read_certificates,
@@ -27,6 +28,7 @@ from parties.certificates import (
 )
 from parties.files import write_file
 from parties.fingerprints import fingerprint
+from parties.roles import Role
 
 REQUESTS = "requests"
 
@@ -65,10 +67,13 @@ def create_request(directory: Path, name: str, keep_key: bool = False) -> tuple[
     return file, fingerprint(key.public_key())
 
 
-def install(directory: Path, name: str, certificate: Path, authority: Path | None = None) -> Identity:
+def install(
+    directory: Path, name: str, certificate: Path, authority: Path | None = None, role: Role | None = None
+) -> Identity:
     """Put the authority's answer, and the key that it is for, in place; returns the identity. May be repeated.
 
-    authority: the file of a new authority, or of the old and the new one together; by default the one that is there.
+    authority: the file of a new authority, or of the old and the new one together; by default the one that is there. role:
+    which the certificate must be for; None for any.
     Raises `ConfigurationError`, and changes nothing, unless all files belong together and are valid now.
     """
     check_name(name)
@@ -90,6 +95,7 @@ def install(directory: Path, name: str, certificate: Path, authority: Path | Non
             "another role's; send the newest request to the authority"
         )
     checked = check_files(name, certificate, key, trusted)
+    check_role(checked, role)
     if authority is not None:
         write_file(directory / f"{AUTHORITY}.crt", checked.authority, 0o644)
     if key == pending:

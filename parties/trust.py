@@ -84,7 +84,8 @@ def _shown_by(pem: bytes) -> Shown:
 
 
 class Trust:
-    """Who may call a server, by name. identity(): the server's own, with what is revoked there."""
+    """Who may call a server, by name. identity(): the server's own, with what is revoked there; its own name has its own key
+    alone."""
 
     def __init__(self, peers: Mapping[str, Peer], identity: Callable[[], Identity]) -> None:
         self._peers = peers
@@ -103,10 +104,11 @@ class Trust:
             found = None
         if found is None or not found.name:
             raise PermissionRefused("the caller has no identity: it needs a certificate with a common name")
-        revoked = self._identity().revoked
-        if (peer := self._peers.get(found.name)) is not None:
-            peer.check(found, revoked)
-        elif found.fingerprint in revoked:
+        own = self._identity()
+        itself = Peer(own.name, own.role, pins=frozenset({own.fingerprint}))
+        if (peer := itself if found.name == own.name else self._peers.get(found.name)) is not None:
+            peer.check(found, own.revoked)
+        elif found.fingerprint in own.revoked:
             raise PermissionRefused("the key of the caller is revoked")
         return found._replace(name=clean(found.name))
 

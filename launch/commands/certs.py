@@ -212,7 +212,8 @@ def install(
     from parties.requests import install as put
 
     settings = load_config(config)
-    identity = _writing(settings.certificates, lambda: put(settings.certificates, settings.name, certificate, authority))
+    folder = settings.certificates
+    identity = _writing(folder, lambda: put(folder, settings.name, certificate, authority, settings.role))
     out.print(
         f"{identity.certificate_file}: {identity.name}, valid until {identity.expires:%Y-%m-%d %H:%M} UTC", soft_wrap=True
     )

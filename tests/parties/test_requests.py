@@ -178,7 +178,9 @@ def test_refused_by_the_role(authority: Path, role: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigurationError, match=r"wrong\.crt is not valid before .* set the clock, or wait"):
         install(role, "party0", wrong)
     assert sorted(p for p in role.rglob("*") if p != answer) == [p for p in before if p != answer]
-    install(role, "party0", answer)
+    with pytest.raises(ConfigurationError, match="a certificate of a compute party, and 'party0' is configured as"):
+        install(role, "party0", answer, role="client")
+    install(role, "party0", answer, role="party")
     (role / "party0.key").unlink()
     with pytest.raises(ConfigurationError, match="has no key of 'party0': make one with `mpcache certs request`"):
         install(role, "party0", answer)

@@ -112,6 +112,19 @@ def test_a_wrong_fingerprint_at_either_side(own: Running) -> None:
         deployment.client().generate([3], 1, model=own.model, suite="crypten")
 
 
+def test_nobody_calls_a_server_in_its_own_name(two: Running, tmp_path: Path) -> None:
+    """A minted certificate of the very party, which lists no fingerprint of itself; its own key may ask."""
+    deployment = two.deployment
+    for name, role in (("party0", "party"), ("dealer", "dealer")):
+        minted = mint(deployment, tmp_path, name, role)
+        for identity, code in ((minted, grpc.StatusCode.PERMISSION_DENIED), (check(deployment.certificates, name), None)):
+            with connect(identity, deployment.peer(name), 5) as channel:
+                service = "Dealer" if name == "dealer" else "ComputeParty"
+                call = channel.unary_unary(f"/mpcache.{service}/Describe").future(b"", timeout=5)
+                error = call.exception()
+                assert (None if error is None else error.code()) == code
+
+
 def test_several_fingerprints_while_a_key_changes(own: Running) -> None:
     """Peers that list both keys take the old one and then the new one; those that list the old one alone do not."""
     deployment = own.deployment
