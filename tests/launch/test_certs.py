@@ -141,6 +141,15 @@ def test_a_file_that_cannot_be_changed_is_left_alone(command: Command, tmp_path:
     assert file.read_text() == text
 
 
+def test_every_fingerprint_is_printed_as_it_is(command: Command, tmp_path: Path) -> None:
+    """Pairs of digits between colons are also names of emoji, which terminals' libraries put in their place."""
+    (tmp_path / "party0.yaml").write_text(PARTY)
+    for pair in ("ab", "cd", "00"):
+        mark = ":".join([pair] * 32)
+        written = command("certs", "pin", "--config", tmp_path / "party0.yaml", f"party1={mark}")
+        assert f"party1 {mark}\n" in written.out
+
+
 def test_revoke(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "certificates"
     made = command("certs", "--out", out, "--parties", "party0,party1")
