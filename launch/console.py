@@ -13,8 +13,8 @@ from rich.text import Text
 
 from mpc.errors import MpcacheError
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)  # :ab: and :cd: are pairs of digits of a fingerprint
+out = Console(highlight=False, emoji=False)
 
 ERROR_EXIT = 2
 RANGE_EXIT = 3

@@ -17,9 +17,10 @@ from launch.console import Settings
 from launch.lab.lab import Lab
 from launch.processes import Child, ProcessEnded, Processes
 from mpc.errors import EnvironmentProblem
-from parties.certificates import create_deployment
+from parties.certificates import AUTHORITY, create_deployment
 from parties.config import load_config
 from parties.model_ranges import Ranges, pack_ranges
+from parties.roles import Role
 
 T = TypeVar("T")
 
@@ -79,9 +80,16 @@ def local_deployment(parties: int = 2, device: str = "cpu", lab: Lab | None = No
     folder = Path(tempfile.mkdtemp(prefix="mpcache-"))
     try:
         names = [party_name(i) for i in range(parties)]
-        create_deployment(folder / "certificates", [*names, DEALER, CLIENT, OWNER], CERTIFICATE_DAYS)
+        members: dict[str, Role] = {
+            **dict.fromkeys(names, "party"),
+            DEALER: "dealer",
+            CLIENT: "client",
+            OWNER: "model-owner",
+        }
+        fingerprints = create_deployment(folder / "certificates", members, CERTIFICATE_DAYS)
+        shutil.rmtree(folder / "certificates" / AUTHORITY)  # nobody is to be introduced any more
         with Processes(folder, _environment(parties)) as processes:
-            children = _start(processes, folder, names, device, lab)
+            children = _start(processes, folder, fingerprints, names, device, lab)
             yield LocalDeployment(processes, folder, children, lab)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -91,10 +99,12 @@ def _before(lab: Lab | None, role: str) -> list[str]:
     return lab.command(role, []) if lab is not None else []
 
 
-def _start(processes: Processes, folder: Path, names: list[str], device: str, lab: Lab | None) -> list[Child]:
+def _start(
+    processes: Processes, folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+) -> list[Child]:
     """Start all servers; a port that another program took in the meantime leads to new ports."""
     for attempt in range(ATTEMPTS):
-        _write_configurations(folder, names, device, lab)
+        _write_configurations(folder, fingerprints, names, device, lab)
         flags = ["--debug"] if Settings.debug else []
         roles = [(DEALER, DEALER), *((name, "party") for name in names)]
         children = [
@@ -138,15 +148,22 @@ def _addresses(names: list[str], lab: Lab | None) -> dict[str, str]:
     return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
 
 
-def _write_configurations(folder: Path, names: list[str], device: str, lab: Lab | None) -> None:
+def _write_configurations(
+    folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+) -> None:
     addresses = _addresses([*names, DEALER], lab)
+
+    def entry(name: str) -> dict[str, str]:
+        address = {"address": addresses[name]} if name in addresses else {}
+        return {"name": name, **address, "fingerprint": fingerprints[name]}
+
     common: dict[str, Any] = {
         "certificates": str(folder / "certificates"),
-        "parties": [{"name": name, "address": addresses[name]} for name in names],
-        "dealer": {"name": DEALER, "address": addresses[DEALER]},
+        "parties": [entry(name) for name in names],
+        "dealer": entry(DEALER),
         # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
-        "clients": [{"name": CLIENT, "decoding": ["greedy", "sample", "logits"]}],
-        "model_owners": [OWNER],
+        "clients": [{**entry(CLIENT), "decoding": ["greedy", "sample", "logits"]}],
+        "model_owners": [entry(OWNER)],
         "device": device,
     }
     for name in names:

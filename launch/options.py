@@ -50,6 +50,13 @@ PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Nu
 DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The role's configuration file (YAML).")]
+TrustAuthorityOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-trust-authority",
+        help="Take any key that the authority certifies for a peer's, where the file says no fingerprint.",
+    ),
+]
 SuiteOptionsOption = Annotated[
     list[str] | None,
     typer.Option("--suite-option", metavar="NAME=VALUE", help="An option of the suite, such as score=8; may be repeated."),

@@ -12,7 +12,8 @@ from launch.signals import Terminated
 from mpc.errors import ConfigurationError
 from parties.arrivals import Arrivals
 from parties.certificates import Identity
-from parties.config import Role, RoleConfig, load_config
+from parties.config import RoleConfig, load_config
+from parties.roles import Role
 
 
 class Server(Protocol):
@@ -32,13 +33,14 @@ class Server(Protocol):
     def stop(self) -> None: ...
 
 
-def load_role(path: Path, role: Role) -> RoleConfig:
-    """The configuration of `path`. Raises `ConfigurationError` when it is another role's."""
+def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
+    """The configuration of `path`, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
+    it is another role's."""
     config = load_config(path)
     if config.role != role:
         raise ConfigurationError(f"{path}: role is '{config.role}', not '{role}'; start it with `mpcache {config.role}`")
     check_device(config.device)
-    return config
+    return config.model_copy(update={"insecure_trust_authority": True}) if trust_authority else config
 
 
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable
 
 from parties.certificates import Identity
-from parties.config import PeerAddress, Role, RoleConfig
+from parties.config import RoleConfig
 from parties.failures import log, public
-from parties.status import PeerStatus, look, peers_of
+from parties.status import PeerStatus, ask_one, asked
+from parties.trust import Peer
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 8.0
@@ -50,18 +51,18 @@ class Arrivals:
             public(error, self._config.name)
 
     def _look(self) -> None:
-        me, missing = self._config.name, peers_of(self._config)
+        me, missing = self._config.name, asked(self._config)
         while missing:
-            missing = [(peer, role) for peer, role in missing if not self._is_there(peer, role)]
+            missing = [peer for peer in missing if not self._is_there(peer)]
             if missing and self._stop.wait(self._pause):
                 return
             self._pause = min(GROWTH * self._pause, LONGEST_PAUSE)
         log.info("%s: all peers are there", me)
 
-    def _is_there(self, peer: PeerAddress, role: Role) -> bool:
+    def _is_there(self, peer: Peer) -> bool:
         if self._stop.is_set():
             return False
-        status = look(self._config, self._identity(), peer, role)
+        status = ask_one(self._config, self._identity(), peer)
         if self._stop.is_set():
             return False
         me = self._config.name

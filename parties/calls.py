@@ -21,7 +21,6 @@ from typing import Any
 import grpc
 
 from mpc.errors import MpcacheError
-from parties.connection import caller
 from parties.failures import Busy
 from parties.permissions import Permissions
 
@@ -95,7 +94,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     """Counts every call of a server before anything of it is read.
 
     first_seconds: how long a call with a single request may take to send it; gRPC itself would hold a thread for ever.
-    refuse(context, name, call, error): ends a call; call: its name in logs and metrics.
+    caller(context): who calls, as the server trusts it. refuse(context, name, call, error): ends a call; call: its name in
+    logs and metrics.
     """
 
     def __init__(
@@ -103,11 +103,13 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         calls: Calls,
         permissions: Permissions,
         first_seconds: float,
+        caller: Callable[[Any], str],
         refuse: Refuse,
     ) -> None:
         self._calls = calls
         self._permissions = permissions
         self._first_seconds = first_seconds
+        self._caller = caller
         self._refuse = refuse
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
@@ -135,7 +137,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         """The caller's name, counted while `stack` is open. None when the call was refused."""
         name = "unknown"
         try:
-            name = caller(context)
+            name = self._caller(context)
             if single:  # streams say for what they need a role
                 self._permissions.may_ask(name)
             if self._permissions.has_role(name):

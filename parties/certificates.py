@@ -2,18 +2,17 @@
 
 A folder holds `authority.crt` (and, only where identities are issued, `authority.key`) and per role `NAME.crt` and
 `NAME.key`. Keys are EC P-256, files of keys have mode 0600. An identity's name is its certificate's common name and its
-first DNS name: dialers require it of whom they dial, servers read it from the connection and authorise by it.
+first DNS name, and it has one role (`parties.roles`). A certificate only introduces: who has the authority's key can make
+one of any name. Which key a name has is written in the peers' configurations (`parties.trust`).
 `authority.crt` may hold several certificates, the old and the new one, while an authority is replaced.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,12 +24,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mpc.errors import ConfigurationError
+from parties.files import read_file, write_file
+from parties.fingerprints import fingerprint_of
+from parties.revocation import read_revoked
+from parties.roles import Role, in_words, role_of, uri_of
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 CLOCK_SKEW = timedelta(minutes=5)
 AUTHORITY = "authority"
 RESERVED = (AUTHORITY, "localhost")
-FILE_BYTES = 1 << 18
 _REMEDY = (
     "make it with `mpcache certs`, ask for it with `mpcache certs request`, or copy it from where the deployment's "
     "certificates were made"
@@ -39,16 +41,22 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Identity:
-    """A checked identity. certificate, authority: PEM; key: PEM, secret (not in the representation)."""
+    """A checked identity. certificate, authority: PEM; key: PEM, secret (not in the representation).
+
+    fingerprint: of the key; revoked: fingerprints of keys that this role trusts no more.
+    """
 
     name: str
     certificate: bytes
     authority: bytes
     key: bytes
+    role: Role
+    fingerprint: str
     expires: datetime
     certificate_file: Path
     key_file: Path
     authority_file: Path
+    revoked: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, expires {self.expires:%Y-%m-%d})"
@@ -62,22 +70,6 @@ def check_name(name: str) -> str:
             f"and none of {', '.join(RESERVED)}"
         )
     return name
-
-
-def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Write a file whole or not at all; who reads `path` finds what was there before, or all of `data`, on disk."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -140,7 +132,12 @@ def create_authority(directory: Path, days: float = 3650, start: datetime | None
 
 
 def create_identity(
-    directory: Path, name: str, days: float = 365, hosts: Sequence[str] = (), start: datetime | None = None
+    directory: Path,
+    name: str,
+    role: Role,
+    days: float = 365,
+    hosts: Sequence[str] = (),
+    start: datetime | None = None,
 ) -> tuple[Path, Path]:
     """Make `NAME.crt` and `NAME.key`, signed by the authority in `directory`; returns both paths.
 
@@ -152,21 +149,29 @@ def create_identity(
         if host != name and (directory / f"{host}.crt").exists():
             raise ConfigurationError(f"host '{host}' of identity '{name}' is the name of another identity in {directory}")
     key = ec.generate_private_key(ec.SECP256R1())
-    return _write_pair(directory, name, issue(directory, name, key.public_key(), days, hosts, start), key)
+    return _write_pair(directory, name, issue(directory, name, role, key.public_key(), days, hosts, start), key)
 
 
 def issue(
     directory: Path,
     name: str,
+    role: Role,
     public_key: ec.EllipticCurvePublicKey,
     days: float,
     hosts: Sequence[str] = (),
     start: datetime | None = None,
 ) -> x509.Certificate:
-    """A certificate for `name` and its public key by the authority in `directory`. Nothing is written."""
+    """A certificate for `name`, its role and its public key by the authority in `directory`. Nothing is written.
+
+    Raises `ConfigurationError` when the key is the authority's own: the authority has no other role.
+    """
     check_name(name)
     authority = read_certificates(directory / f"{AUTHORITY}.crt")[0]
     signer = read_key(directory / f"{AUTHORITY}.key")
+    if public_key == signer.public_key():
+        raise ConfigurationError(
+            f"the key of '{name}' is the authority's own: make a key for it with `mpcache certs request`"
+        )
     names: list[x509.GeneralName] = [x509.DNSName(name)]
     for host in dict.fromkeys(["localhost", "127.0.0.1", *hosts]):
         try:
@@ -174,6 +179,7 @@ def issue(
         except ValueError:
             if host != name:
                 names.append(x509.DNSName(host))
+    names.append(uri_of(role))
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     return (
         _builder(name, authority.subject, days, start)
@@ -185,32 +191,26 @@ def issue(
     )
 
 
-def create_deployment(directory: Path, names: Sequence[str], days: float = 365, hosts: Sequence[str] = ()) -> None:
-    """An authority and an identity for every name, all in `directory` (mode 0700)."""
-    for name in names:
+def create_deployment(
+    directory: Path, members: Mapping[str, Role], days: float = 365, hosts: Sequence[str] = ()
+) -> dict[str, str]:
+    """An authority in `directory/authority`, and for every name of `members` an identity of its role in `directory`.
+
+    `directory` (mode 0700) holds the authority's certificate too, but not its key. Returns each name's fingerprint.
+    """
+    for name in members:
         check_name(name)
-    if len(set(names)) != len(names):
-        raise ConfigurationError(f"identity names must differ, got {', '.join(names)}")
-    clash = set(hosts) & set(names)
+    clash = set(hosts) & set(members)
     if clash:
         raise ConfigurationError(f"host '{min(clash)}' is also an identity's name; give the identity another name")
-    create_authority(directory, days)
-    for name in names:
-        create_identity(directory, name, days, hosts)
-
-
-def read_file(path: Path, remedy: str) -> bytes:
-    """A small file. Raises `ConfigurationError` with the remedy when it is missing, unreadable or far too large."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path} is missing: {remedy}") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
-    if len(data) > FILE_BYTES:
-        raise ConfigurationError(f"{path} is larger than {FILE_BYTES} bytes: {remedy}")
-    return data
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority = directory / AUTHORITY
+    create_authority(authority, days)
+    write_file(directory / f"{AUTHORITY}.crt", (authority / f"{AUTHORITY}.crt").read_bytes(), 0o644)
+    for name, role in members.items():
+        for file in create_identity(authority, name, role, days, hosts):
+            file.replace(directory / file.name)
+    return {name: fingerprint_of(read_certificates(directory / f"{name}.crt")[0]) for name in members}
 
 
 # what the package cryptography raises for bytes that are no certificate or request, or one with parts that it does not read
@@ -282,11 +282,13 @@ def name_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> s
     return ", ".join(str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
 
 
-def check(directory: Path, name: str) -> Identity:
+def check(directory: Path, name: str, role: Role | None = None, revoked: frozenset[str] | None = None) -> Identity:
     """Read and check the identity `name` of `directory`.
 
-    Raises `ConfigurationError`, naming file and remedy, when something is missing, unreadable, expired, not yet valid,
-    signed by another authority, of another name, or when key and certificate do not belong together.
+    role: which it must have; None for any. revoked: keys that are trusted no more, by default those that `directory` lists.
+    Raises `ConfigurationError`, naming file and remedy, when something is missing,
+    unreadable, expired, not yet valid, signed by another authority, of another name or role, or when key and certificate do
+    not belong together.
     """
     check_name(name)
     if not directory.is_dir():
@@ -294,7 +296,19 @@ def check(directory: Path, name: str) -> Identity:
             f"certificate folder {directory} is missing: make it with `mpcache certs`, or ask for the identity with "
             "`mpcache certs request`"
         )
-    return check_files(name, directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt")
+    files = directory / f"{name}.crt", directory / f"{name}.key", directory / f"{AUTHORITY}.crt"
+    identity = replace(check_files(name, *files), revoked=read_revoked(directory) if revoked is None else revoked)
+    check_role(identity, role)
+    return identity
+
+
+def check_role(identity: Identity, role: Role | None) -> None:
+    """Raise `ConfigurationError` unless the certificate is for this role; None for any."""
+    if role is not None and identity.role != role:
+        raise ConfigurationError(
+            f"{identity.certificate_file} is a certificate of {in_words(identity.role)}, and '{identity.name}' is "
+            f"configured as {in_words(role)}: every name has one role; ask the authority for a certificate of the right one"
+        )
 
 
 def check_files(name: str, certificate_file: Path, key_file: Path, authority_file: Path) -> Identity:
@@ -320,11 +334,19 @@ def check_files(name: str, certificate_file: Path, key_file: Path, authority_fil
         )
     if (found := name_of(certificate)) != name:
         raise ConfigurationError(f"{certificate_file} belongs to '{found}', not to '{name}': copy the right file")
+    if any(certificate.public_key() == one.public_key() for one in authorities):
+        raise ConfigurationError(f"{key_file} is the authority's own key: the authority has no other role; make a new key")
+    try:
+        role = role_of(certificate)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{certificate_file}: {error}") from None
     return Identity(
         name=name,
         certificate=certificate_data,
         authority=authority_data,
         key=key_data,
+        role=role,
+        fingerprint=fingerprint_of(certificate),
         expires=min(certificate.not_valid_after_utc, issuer.not_valid_after_utc),
         certificate_file=certificate_file,
         key_file=key_file,

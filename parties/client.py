@@ -19,11 +19,11 @@ from parties.client_session import Adjust, ClientSession, FinishReason, Wanted
 from parties.config import RoleConfig
 from parties.failures import RangeExceeded
 from parties.kept_connections import KeptConnections
-from parties.live_identity import LiveIdentity
 from parties.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
 from parties.pulse import Pulse
 from parties.reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.sampling import check_filters
+from parties.trust import own_identity
 from protocols.gumbel import check_temperature
 from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES, suite_class
@@ -72,14 +72,15 @@ class Client:
     """A client of the compute parties of its configuration.
 
     keep_connections: channels stay open between sessions until `close`; otherwise each call connects anew. Calls from
-    several threads may run at the same time. Raises `ConfigurationError` when role or certificates are wrong.
+    several threads may run at the same time. Raises `ConfigurationError` when role or certificates are wrong, and when the
+    configuration says no fingerprint of a party.
     """
 
     def __init__(self, config: RoleConfig, keep_connections: bool = False) -> None:
         if config.role != "client":
             raise ConfigurationError(f"configuration is for role '{config.role}', not for 'client'")
         self.config = config
-        self._credentials = LiveIdentity(config.certificates, config.name)
+        self._credentials = own_identity(config)
         self.version = package_version()
         self._kept = KeptConnections(config, lambda: self.identity) if keep_connections else None
 
@@ -193,7 +194,7 @@ class Client:
         )
         cancellation = cancellation or Cancellation()
         with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
-            pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+            pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
             try:
                 session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
                 cancellation.watch(session)

@@ -34,6 +34,7 @@ from parties.pulse import Pulse
 from parties.sampling import choose
 from parties.session import Session
 from parties.shares import BITS, LEDGER_BYTES, corrections
+from parties.trust import parties_of
 from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.suite import RANGE_KINDS
 
@@ -128,8 +129,8 @@ class ClientSession(Session):
         Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
         """
         self._began = time.perf_counter()
-        for peer, channel in zip(self.config.parties, channels, strict=True):
-            again = route(identity, peer.address, peer.name, lambda channel: services.ComputePartyStub(channel).Generate)
+        for peer, channel in zip(parties_of(self.config), channels, strict=True):
+            again = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
             link = Link(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
             self._parties.append(link)
             self._incoming[link] = _Incoming()

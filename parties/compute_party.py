@@ -27,6 +27,7 @@ from parties.session import Session
 from parties.shares import BITS, collect
 from parties.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
 from parties.tape_store import TapeStore
+from parties.trust import dealer_of
 
 CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
 STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
@@ -43,9 +44,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         assert config.store is not None
         self.store = ModelStore(config.store)
         self.tapes: TapeStore | None = None
-        if config.tapes is not None and config.dealer is not None:
-            dealer = config.dealer.name
-            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity.authority)
+        if config.tapes is not None and (dealer := dealer_of(config)) is not None:
+            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
 
         self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
         self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.certificates import check_name
+from parties.fingerprints import Fingerprints
 from parties.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
 from parties.monitoring import Listener, Telemetry
+from parties.roles import Role, in_words
 
 LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
-Role = Literal["party", "dealer", "client", "model-owner"]
 # Roles that use a key; a key without one of these is for all of them.
 PARTY: dict[str, JsonValue] = {"roles": ["party"]}
 SERVERS: dict[str, JsonValue] = {"roles": ["party", "dealer"]}
@@ -23,12 +24,13 @@ NOT_DEALER: dict[str, JsonValue] = {"roles": ["party", "client", "model-owner"]}
 
 
 class PeerAddress(BaseModel):
-    """Where a role listens: name (its identity) and "host:port"."""
+    """Where a role listens: name (its identity) and "host:port"; fingerprint: of its key, several during a change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name in the peer's certificate.")
     address: str = Field(description='"host:port" that it is reached at.')
+    fingerprint: Fingerprints = Field(default=(), description="Of its key; several while it changes its key.")
 
     @model_validator(mode="after")
     def _check(self) -> PeerAddress:
@@ -97,20 +99,26 @@ class RoleConfig(BaseModel):
         default=None, description='"host:port" to serve at; host 0.0.0.0 means every network.', json_schema_extra=SERVERS
     )
     parties: list[PeerAddress] = Field(
-        default_factory=list, description="All compute parties; the same ones in the same order at every role."
+        default_factory=list,
+        description="All compute parties; the same ones in the same order at every role. {name: ..., address: ..., "
+        "fingerprint: ...}; the fingerprint says which key a peer has, so that nobody has to trust the authority: "
+        "`mpcache certs fingerprint` prints it on the peer's host, `mpcache certs pin` writes it here.",
     )
     dealer: PeerAddress | None = Field(
-        default=None, description="The dealer of correlated randomness; parties need it.", json_schema_extra=NOT_DEALER
+        default=None,
+        description="The dealer of correlated randomness, as a party above; parties need it.",
+        json_schema_extra=NOT_DEALER,
     )
     clients: Clients = Field(
         default_factory=list,
-        description="Identities that may generate: names, or {name: ..., max_new_tokens: ..., models: [...]} with limits. "
-        "decoding: [greedy, sample] unless it says more; a client that is granted logits learns much more of the model.",
+        description="Identities that may generate: {name: ..., fingerprint: ...}, with limits such as max_new_tokens: ..., "
+        "models: [...]. decoding: [greedy, sample] unless it says more; a client that is granted logits learns much more of "
+        "the model.",
         json_schema_extra=SERVERS,
     )
     model_owners: Owners = Field(
         default_factory=list,
-        description="Identities that may store models: names, or {name: ..., models: [NAME, ...]}.",
+        description="Identities that may store models: {name: ..., fingerprint: ...}, and models: [NAME, ...].",
         json_schema_extra=SERVERS,
     )
     models: Models = Field(
@@ -123,7 +131,13 @@ class RoleConfig(BaseModel):
         default=None, description="Suites that may be used at this server; all if left out.", json_schema_extra=SERVERS
     )
     certificates: Path = Field(
-        description="Folder with NAME.crt, NAME.key and authority.crt. Paths are relative to this file."
+        description="Folder with NAME.crt, NAME.key and authority.crt, and revoked.txt, a list of fingerprints of keys that "
+        "are trusted no more (`mpcache certs revoke`). Paths are relative to this file."
+    )
+    insecure_trust_authority: bool = Field(
+        default=False,
+        description="Take any key that the authority certifies for a peer's, where no fingerprint says which it has. "
+        "Whoever has the authority's key can then read prompts and weights.",
     )
     store: Path | None = Field(
         default=None, description="Folder in which a party keeps its shares of models.", json_schema_extra=PARTY
@@ -231,9 +245,9 @@ class RoleConfig(BaseModel):
         names = self.party_names
         if len(names) < 2:
             raise ValueError(f"parties: at least 2 compute parties are needed, got {len(names)}")
-        everyone = [*names, *([self.dealer.name] if self.dealer else [])]
-        if len(set(everyone)) != len(everyone):
-            raise ValueError(f"parties, dealer: names must differ, got {', '.join(everyone)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"parties: names must differ, got {', '.join(names)}")
+        self._check_overlap()
         if self.role in ("party", "dealer"):
             if self.listen is None:
                 raise ValueError(f'listen: a {self.role} needs an address "host:port" to listen at')
@@ -247,9 +261,30 @@ class RoleConfig(BaseModel):
                 raise ValueError("store: a party needs a folder to keep model shares in")
             if self.tapes is not None and self.tapes == self.store:
                 raise ValueError("tapes: model shares ('store') and tapes need different folders")
-        elif self.name in names:
-            raise ValueError(f"name: '{self.name}' is a compute party's name; a {self.role} needs its own identity")
         return self
+
+    def _check_overlap(self) -> None:
+        """One name has one role, and one key has one name: who were two roles would see what neither may see."""
+        dealers = [self.dealer] if self.dealer is not None else []
+        listed: list[tuple[Role, PeerAddress | ClientGrant | OwnerGrant]] = [
+            *(("party", peer) for peer in self.parties),
+            *(("dealer", peer) for peer in dealers),
+            *(("client", grant) for grant in self.clients),
+            *(("model-owner", grant) for grant in self.model_owners),
+        ]
+        roles: dict[str, Role] = {self.name: self.role}
+        names: dict[str, str] = {}
+        for role, entry in listed:
+            if (other := roles.setdefault(entry.name, role)) != role:
+                raise ValueError(
+                    f"'{entry.name}' is {in_words(other)} and {in_words(role)}: every name has one role; give the other its "
+                    "own identity"
+                )
+            for mark in entry.fingerprint:
+                if (before := names.setdefault(mark, entry.name)) != entry.name:
+                    raise ValueError(
+                        f"'{before}' and '{entry.name}' have the same fingerprint {mark}: every name needs its own key"
+                    )
 
 
 def _check_name(name: str) -> None:
@@ -313,11 +348,15 @@ def load_config(path: Path | str) -> RoleConfig:
     """Read a role's YAML file; relative paths in it are relative to the file's folder."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_config(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not a UTF-8 text file") from None
+
+
+def read_config(text: str, path: Path) -> RoleConfig:
+    """As `load_config`, of a file's text that is, or may be, in `path`."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,4 +1,10 @@
-"""gRPC over mutual TLS: servers that know who calls, dialers that know whom they reached, and why not when they did not."""
+"""gRPC over mutual TLS: servers that know who calls, dialers that know whom they reached, and why not when they did not.
+
+gRPC does not show a caller the server's certificate. So who dials looks first: a TLS handshake of its own, in which nothing
+is said (`look`), gives the peer's certificate, whose name, role and key are compared with `parties.trust.Peer`. The
+channel's only trusted root is then that certificate itself: a handshake of gRPC ends well only with this certificate, which
+takes its private key. What was looked at is remembered: one look serves until the peer has a new certificate.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from mpc.errors import EnvironmentProblem, MpcacheError, PeerLost, PermissionRefused
-from parties.certificates import Identity
+from parties.certificates import MALFORMED, Identity
 from parties.config import split_address
 from parties.failures import abort, clean
 from parties.live_identity import LiveIdentity
 from parties.resume import Route
+from parties.trust import Peer, shown
 
 CHUNK_BYTES = 1 << 20
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
@@ -43,6 +52,8 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+LOOK_PAUSE = 0.2  # between looks at a peer that is not there
+_COMPARE = "compare what `mpcache certs fingerprint` prints on the host of {name} with the fingerprint in the file here"
 _REMEDY = "it must be valid now and signed by the same authority"
 _REMEDIES = {  # by OpenSSL's number of what is wrong with a certificate
     9: "set the clocks of both hosts",
@@ -119,48 +130,78 @@ def _check_free(listen: str) -> None:
             ) from None
 
 
-def caller(context: Any) -> str:
-    """The name of who calls, from its verified certificate. Raises `PermissionRefused` without one."""
-    names = context.auth_context().get("x509_common_name", [])
-    if len(names) != 1:
-        raise PermissionRefused("the caller has no identity: its certificate needs exactly one common name")
-    return str(names[0].decode("utf-8", "replace"))
+_looked_at: dict[tuple[Peer, bytes], x509.Certificate] = {}  # the newest by peer and authority, of which each was checked
 
 
-def open_channel(identity: Identity, address: str, name: str) -> grpc.Channel:
-    """A channel to `name` at `address`; the other end must prove that it is `name`. Nothing is waited for."""
-    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
-    options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", name)]
-    return grpc.secure_channel(address, credentials, options=options)
+def known(identity: Identity, peer: Peer) -> x509.Certificate | None:
+    """The peer's certificate, if one was looked at. Raises `PermissionRefused` when its key was revoked since."""
+    found = _looked_at.get((peer, identity.authority))
+    if found is not None:
+        peer.check(shown(found), identity.revoked)
+    return found
+
+
+def key_of(identity: Identity, peer: Peer) -> str:
+    """Fingerprint of the key that connections to the peer are made with; empty if there was none yet."""
+    found = _looked_at.get((peer, identity.authority))
+    return "" if found is None else shown(found).fingerprint
+
+
+def open_channel(identity: Identity, peer: Peer) -> grpc.Channel:
+    """A channel on which only `peer`, with the certificate that it has shown, can answer.
+
+    Nothing is waited for but, where that certificate is not known yet, a look at it. Raises `PeerLost` when there is none to
+    be had, `PermissionRefused` when its key was revoked.
+    """
+    found = known(identity, peer) or look(identity, peer)
+    if isinstance(found, Unreachable):
+        raise PeerLost(peer.name, "connecting", str(found))
+    root = found.public_bytes(serialization.Encoding.PEM)
+    credentials = grpc.ssl_channel_credentials(root, identity.key, identity.certificate)
+    options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer.name)]
+    return grpc.secure_channel(peer.address, credentials, options=options)
 
 
 def connect(
     identity: Identity,
-    address: str,
-    name: str,
+    peer: Peer,
     seconds: float,
     check: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda reason: None,
 ) -> grpc.Channel:
-    """A connected channel to `name`, waiting up to `seconds` for it to come up.
+    """A connected channel to `peer`, waiting up to `seconds` for it to come up.
 
     check() may raise to give up; waiting(reason) is told why it takes longer. Raises `PeerLost` with the reason and the
-    remedy: at once for a refused or wrong certificate, after `seconds` when nothing answers.
+    remedy: at once for a refused or wrong certificate, after `seconds` when nothing answers; `PermissionRefused` for a
+    revoked key.
     """
-    channel = open_channel(identity, address, name)
     limit = time.monotonic() + seconds
+    channel: grpc.Channel | None = None
+    made_for: x509.Certificate | None = None
     try:
-        while not _answers(channel, max(0.05, min(0.5, limit - time.monotonic()))):
+        while True:
+            certificate = known(identity, peer)
+            if certificate is not None and certificate != made_for:
+                if channel is not None:
+                    channel.close()
+                channel, made_for = open_channel(identity, peer), certificate
+            if channel is not None and _answers(channel, max(0.05, min(0.5, limit - time.monotonic()))):
+                return channel
             check()
-            found = probe(identity, address, name)
+            found = look(identity, peer)
+            if isinstance(found, x509.Certificate):
+                if found != made_for and time.monotonic() < limit:
+                    continue
+                found = _no_channel(peer)
             if found.final or time.monotonic() >= limit:
-                late = "" if found.final else f" (waited {seconds:g} s)"
-                raise PeerLost(name, "connecting", f"{found}{late}")
-            waiting(f"{name}: {found}")
+                raise PeerLost(peer.name, "connecting", f"{found}{'' if found.final else f' (waited {seconds:g} s)'}")
+            waiting(f"{peer.name}: {found}")
+            if channel is None:
+                time.sleep(max(0.0, min(LOOK_PAUSE, limit - time.monotonic())))
     except BaseException:
-        channel.close()
+        if channel is not None:
+            channel.close()
         raise
-    return channel
 
 
 def _answers(channel: grpc.Channel, seconds: float) -> bool:
@@ -173,10 +214,15 @@ def _answers(channel: grpc.Channel, seconds: float) -> bool:
 
 
 def route(
-    identity: Callable[[], Identity], address: str, name: str, call: Callable[[grpc.Channel], Callable[[Iterator[Any]], Any]]
+    identity: Callable[[], Identity], peer: Peer, call: Callable[[grpc.Channel], Callable[[Iterator[Any]], Any]]
 ) -> Route:
-    """How a stream to `name` is dialled, and dialled again with the identity that is current then."""
-    return Route(lambda: open_channel(identity(), address, name), call, lambda: str(probe(identity(), address, name)))
+    """How a stream to `peer` is dialled, and dialled again with the identity that is current then."""
+    return Route(
+        lambda: open_channel(identity(), peer),
+        call,
+        lambda: str(probe(identity(), peer)),
+        lambda: key_of(identity(), peer),
+    )
 
 
 class Unreachable(NamedTuple):
@@ -190,23 +236,41 @@ class Unreachable(NamedTuple):
         return f"{self.reason}: {self.remedy}"
 
 
-def probe(identity: Identity, address: str, name: str) -> Unreachable:
-    """Why `name` cannot be reached at `address`."""
-    host, port = split_address(address)
+def probe(identity: Identity, peer: Peer) -> Unreachable:
+    """Why `peer` cannot be reached."""
+    found = look(identity, peer)
+    if isinstance(found, Unreachable):
+        return found
+    return _no_channel(peer)
+
+
+def _no_channel(peer: Peer) -> Unreachable:
+    return Unreachable(f"{peer.address} answers, but no channel could be made yet", "try again", False)
+
+
+def look(identity: Identity, peer: Peer) -> x509.Certificate | Unreachable:
+    """The certificate that `peer` shows, checked and remembered; or why there is none. Takes at most 2 s and a second."""
+    host, port = split_address(peer.address)
     try:
         plain = socket.create_connection((host, port), timeout=2)
     except socket.gaierror:
         return Unreachable(f"host '{host}' has no address", "correct it in the configuration", False)
     except ConnectionRefusedError:
-        return Unreachable(f"nothing listens at {address}", f"start {name}, or correct its address", False)
+        return Unreachable(f"nothing listens at {peer.address}", f"start {peer.name}, or correct its address", False)
     except OSError as error:
         problem = (error.strerror or "no answer within 2 s").lower()
-        return Unreachable(f"{address} does not answer ({problem})", "check address, network and firewall", False)
+        return Unreachable(f"{peer.address} does not answer ({problem})", "check address, network and firewall", False)
     with plain:
-        return _probe_tls(identity, plain, address, name)
+        try:
+            found = _handshake(identity, plain, peer)
+        except OSError as error:
+            return _explain(identity, peer, error)
+    if isinstance(found, x509.Certificate):
+        _looked_at[peer, identity.authority] = found
+    return found
 
 
-def tls_settings(identity: Identity) -> ssl.SSLContext:
+def _tls_settings(identity: Identity) -> ssl.SSLContext:
     """For a handshake outside gRPC, which tells more about what is wrong. Names are left to the caller to check."""
     settings = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     settings.check_hostname = False
@@ -216,21 +280,35 @@ def tls_settings(identity: Identity) -> ssl.SSLContext:
     return settings
 
 
-def _probe_tls(identity: Identity, plain: socket.socket, address: str, name: str) -> Unreachable:
-    refusal = f"{address} refuses the certificate {identity.certificate_file}"
-    try:
-        with tls_settings(identity).wrap_socket(plain, server_hostname=name) as tls:
-            certificate: dict[str, Any] = dict(tls.getpeercert() or {})
-            names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
-            if name not in names:
-                found = clean(str(names[0])) if names else "nobody"
-                return Unreachable(
-                    f"{address} is '{found}', not '{name}'", "correct address or name in the configuration", True
-                )
-            tls.settimeout(1)
-            if not tls.recv(1):  # a gRPC server speaks first, unless it refused the certificate
-                return Unreachable(refusal, _REMEDY, True)
-    except ssl.SSLCertVerificationError as error:
+def _handshake(identity: Identity, plain: socket.socket, peer: Peer) -> x509.Certificate | Unreachable:
+    with _tls_settings(identity).wrap_socket(plain, server_hostname=peer.name) as tls:
+        try:
+            certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+            found = shown(certificate)
+        except MALFORMED:
+            return Unreachable(f"{peer.address} shows a certificate that cannot be read", f"is it {peer.name}?", True)
+        if found.name != peer.name:
+            name = clean(found.name) or "nobody"
+            reason = f"{peer.address} is '{name[:64]}', not '{peer.name}'"
+            return Unreachable(reason, "correct address or name in the configuration", True)
+        try:
+            peer.check(found, identity.revoked)
+        except PermissionRefused as error:
+            return Unreachable(str(error), _COMPARE.format(name=peer.name), True)
+        tls.settimeout(1)
+        if not tls.recv(1):  # a gRPC server speaks first, unless it refused the certificate
+            return Unreachable(_refusal(identity, peer), _REMEDY, True)
+    return certificate
+
+
+def _refusal(identity: Identity, peer: Peer) -> str:
+    return f"{peer.address} refuses the certificate {identity.certificate_file}"
+
+
+def _explain(identity: Identity, peer: Peer, error: OSError) -> Unreachable:
+    """What an exception of a handshake means."""
+    address, name = peer.address, peer.name
+    if isinstance(error, ssl.SSLCertVerificationError):
         return Unreachable(
             f"the certificate of {address} is refused: {clean(error.verify_message)}",
             _REMEDIES.get(error.verify_code, "it must be valid now and signed by {authority}").format(
@@ -238,18 +316,16 @@ def _probe_tls(identity: Identity, plain: socket.socket, address: str, name: str
             ),
             True,
         )
-    except ssl.SSLError as error:
+    if isinstance(error, ssl.SSLError):
         if "alert" in (error.reason or "").lower():
             reason = (error.reason or "").lower().replace("_", " ")
-            return Unreachable(f"{refusal} ({clean(reason)})", _REMEDY, True)
+            return Unreachable(f"{_refusal(identity, peer)} ({clean(reason)})", _REMEDY, True)
         wrong = f"{address} does not speak TLS as expected ({clean(error.reason or 'no reason')})"
         return Unreachable(wrong, f"is it {name}?", True)
-    except TimeoutError:
+    if isinstance(error, TimeoutError):
         return Unreachable(f"{address} accepts connections but does not answer", f"is it {name}, and is it alive?", False)
-    except OSError as error:
-        how = (error.strerror or "no reason").lower()
-        return Unreachable(f"{address} ended the connection ({how})", f"see the log of {name}", False)
-    return Unreachable(f"{address} answers, but no channel could be made yet", "try again", False)
+    how = (error.strerror or "no reason").lower()
+    return Unreachable(f"{address} ended the connection ({how})", f"see the log of {name}", False)
 
 
 def abort_if_alive(context: Any, error: MpcacheError) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.certificates import check_name
+from parties.fingerprints import Fingerprints
 from protocols.registry import SUITES
 
 COSTS = ("max_token_dealt_bytes", "max_token_sent_bytes", "max_dealt_bytes", "max_sent_bytes")
@@ -43,6 +44,7 @@ class ClientGrant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name in the client's certificate.")
+    fingerprint: Fingerprints = Field(default=(), description="Of its key; several while it changes its key.")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="Most tokens of its prompts.")
     max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens that a session of it generates.")
     max_sessions: int | None = Field(
@@ -96,6 +98,7 @@ class OwnerGrant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name in the model owner's certificate.")
+    fingerprint: Fingerprints = Field(default=(), description="Of its key; several while it changes its key.")
     models: list[str] | None = Field(default=None, description="Names that its models may have; * and ? match.")
 
     @field_validator("name")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import grpc
 
 from parties.certificates import Identity
-from parties.config import PeerAddress, RoleConfig
-from parties.connection import PING, connect, open_channel
+from parties.config import RoleConfig
+from parties.connection import PING, connect, known
+from parties.trust import Peer, parties_of
 
 ANSWER_SECONDS = 2.0
 
@@ -45,16 +46,18 @@ class KeptConnections:
     ) -> Iterator[list[grpc.Channel]]:
         """Connected channels to all parties in order. check() may raise to give up waiting(reason).
 
-        Raises `PeerLost` with the reason for the first party that cannot be reached.
+        Raises `PeerLost` with the reason for the first party that cannot be reached, `PermissionRefused` for one whose key
+        was revoked.
         """
         taken: list[_Kept] = []
+        peers = parties_of(self.config)
         try:
-            for peer in self.config.parties:
-                taken.append(self._take(peer))
+            for peer in peers:
+                taken.append(self._take(peer) or self._replacement(peer, waiting, check))
             pings = [
                 kept.channel.unary_unary(PING).future(b"", wait_for_ready=False, timeout=ANSWER_SECONDS) for kept in taken
             ]
-            for place, (peer, ping) in enumerate(zip(self.config.parties, pings, strict=True)):
+            for place, (peer, ping) in enumerate(zip(peers, pings, strict=True)):
                 if not _answered(ping):
                     check()
                     fresh = self._replacement(peer, waiting, check)
@@ -73,16 +76,17 @@ class KeptConnections:
                 self._retire(kept)
             self._kept.clear()
 
-    def _take(self, peer: PeerAddress) -> _Kept:
+    def _take(self, peer: Peer) -> _Kept | None:
+        """The channel that is there, None without one."""
+        known(self._identity(), peer)
         with self._lock:
             kept = self._kept.get(peer.name)
-            if kept is None:
-                kept = self._keep(peer, open_channel(self._identity(), peer.address, peer.name))
-            kept.users += 1
+            if kept is not None:
+                kept.users += 1
             return kept
 
-    def _replacement(self, peer: PeerAddress, waiting: Callable[[str], None], check: Callable[[], None]) -> _Kept:
-        channel = connect(self._identity(), peer.address, peer.name, self.config.connect_seconds, check, waiting)
+    def _replacement(self, peer: Peer, waiting: Callable[[str], None], check: Callable[[], None]) -> _Kept:
+        channel = connect(self._identity(), peer, self.config.connect_seconds, check, waiting)
         with self._lock:
             before = self._kept.get(peer.name)
             fresh = self._keep(peer, channel)
@@ -91,7 +95,7 @@ class KeptConnections:
             fresh.users += 1
             return fresh
 
-    def _keep(self, peer: PeerAddress, channel: grpc.Channel) -> _Kept:
+    def _keep(self, peer: Peer, channel: grpc.Channel) -> _Kept:
         kept = _Kept(channel, retired=self._closed)
         if not self._closed:
             self._kept[peer.name] = kept

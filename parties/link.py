@@ -35,6 +35,7 @@ class Link:
     peer: its name. outbox: messages for gRPC to send, None ends the stream. inbox: (link, message) pairs, message None
     after the end; several links may share one inbox. beat: the heartbeat to send, None if there is none to send.
     window: seconds for which a lost connection may be made again, 0 for never. route: how, at the dialling side.
+    key(): fingerprint of the key that the peer has shown.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Link:
         self.limit = 0.0  # when a lost link is given up
         self.loss: MpcacheError | None = None  # the error if it is
         self.reason = ""  # why the peer cannot be reached, in words
+        self.key: Callable[[], str] = (lambda: "") if route is None else route.key
         self.secret = new_seed() if route is not None and window > 0 else b""
         self._kept = Kept() if self.secret else None
         self._heard = False

@@ -1,9 +1,15 @@
-"""An identity that is read again when its files change, so that a renewed certificate serves without a restart."""
+"""An identity that is read again when its files change: a renewed certificate, or a key that was revoked, needs no restart.
+
+The certificate's files and the list of revoked keys are looked at apart: what is wrong with the one does not keep the other
+from being used.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +18,8 @@ from cryptography import x509
 from mpc.errors import ConfigurationError
 from parties.certificates import AUTHORITY, Identity, check
 from parties.failures import log
+from parties.revocation import REVOKED, read_revoked
+from parties.roles import Role
 
 LOOK_SECONDS = 5.0  # how often a server looks for new files when nobody connects
 SETTLE_SECONDS = 1.0  # how long new files may be unfit before it is logged: they come one after the other
@@ -25,16 +33,19 @@ class LiveIdentity:
     """The identity `name` of a certificate folder, always the newest that is fit. Safe to use from several threads.
 
     The first one must be fit: raises `ConfigurationError` as `certificates.check` does. Later a broken or expired file is
-    logged, and the identity before it stays.
+    logged, and the identity before it stays; a broken list of revoked keys is logged, and the list before it stays.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, role: Role | None = None) -> None:
         self.directory = directory
         self.name = name
+        self._role = role
         self._files = tuple(directory / file for file in (f"{name}.crt", f"{name}.key", f"{AUTHORITY}.crt"))
         self._lock = threading.Lock()
-        self._seen = self._state()
-        self._current = check(directory, name)
+        self._seen = _state(self._files)
+        self._list = (directory / REVOKED,)
+        self._listed = _state(self._list)
+        self._current = check(directory, name, role)
         self._unfit: State | None = None
         self._unfit_since = 0.0
         self._retry_at = 0.0
@@ -50,31 +61,33 @@ class LiveIdentity:
             self._refresh()
             return self._current
 
-    def _state(self) -> State:
-        """What tells whether a file was replaced: inode, time and size of each; None for a missing one."""
-        found: list[tuple[int, int, int] | None] = []
-        for file in self._files:
-            try:
-                facts = file.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
-        return tuple(found)
-
     def _refresh(self) -> None:
-        state, now = self._state(), time.monotonic()
+        self._refresh_revoked()
+        state, now = _state(self._files), time.monotonic()
         if state == self._seen or (state == self._logged and now < self._retry_at):
             return
         try:
-            found = check(self.directory, self.name)
+            found = check(self.directory, self.name, self._role, self._current.revoked)
         except ConfigurationError as error:
             self._refuse(state, now, error)
             return
-        if self._state() != state:  # replaced while it was read: the next look gets all of it
+        if _state(self._files) != state:  # replaced while it was read: the next look gets all of it
             return
         self._seen, self._current, self._unfit, self._logged = state, found, None, None
         log.info("%s: uses the new certificate, valid until %s", self.name, f"{found.expires:%Y-%m-%d %H:%M} UTC")
+
+    def _refresh_revoked(self) -> None:
+        state = _state(self._list)
+        if state == self._listed:
+            return
+        self._listed = state
+        try:
+            revoked = read_revoked(self.directory)
+        except ConfigurationError as error:
+            log.error("%s: the list of revoked keys is not used, the one before it stays: %s", self.name, error)
+            return
+        self._current = replace(self._current, revoked=revoked)
+        log.info("%s: %d keys are revoked", self.name, len(revoked))
 
     def _refuse(self, state: State, now: float, error: ConfigurationError) -> None:
         if state != self._unfit:
@@ -115,6 +128,19 @@ class LiveIdentity:
                 log.warning("%s", warning)
             if self._stop.wait(LOOK_SECONDS):
                 return
+
+
+def _state(files: Sequence[Path]) -> State:
+    """What tells whether a file was replaced: inode, time and size of each; None for a missing one."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            facts = file.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
 
 
 def ends_soon(begins: datetime, expires: datetime, now: datetime | None = None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,8 +20,8 @@ from mpc.packing import packed_size
 from mpc.random import derive_seed, new_seed
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
-from parties.certificates import check
 from parties.config import RoleConfig
+from parties.connection import key_of
 from parties.failures import farewell, from_rpc, to_failure
 from parties.link import Link, finish_calls
 from parties.manifest import check_id, new_id, package_version
@@ -30,6 +31,7 @@ from parties.reference import ModelReference, close_all, connect_all, describe_a
 from parties.session import Session
 from parties.shares import BITS, corrections, pieces
 from parties.store import WEIGHT_FRACTION_BITS
+from parties.trust import own_identity, parties_of
 
 BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
 
@@ -67,18 +69,20 @@ def share_model(
         raise RangeError(
             f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
         )
-    identity = check(config.certificates, config.name)
+    credentials = own_identity(config)
     reference = ModelReference(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
     )
-    channels = connect_all(config, identity, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
-    pulse = Pulse(config.deadline_seconds, config.step_seconds)
+    channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
+    pulse = Pulse(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
     session = Session("", config.name)
     try:
         seeds = [new_seed() for _ in config.parties[1:]]
         for index in [len(channels) - 1, *range(len(channels) - 1)]:
             session.step = f"sharing the model with {config.party_names[index]}"
-            link = Link(session, config.party_names[index], BEAT)
+            peer = parties_of(config)[index]
+            link = Link(session, peer.name, BEAT)
+            link.key = partial(key_of, credentials.current, peer)
             call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
             link.start(call, call.cancel)
             pulse.add(link)
@@ -126,7 +130,7 @@ def remove_models(config: RoleConfig, models: Sequence[str]) -> None:
 
 @contextmanager
 def _connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
-    channels = connect_all(config, check(config.certificates, config.name))
+    channels = connect_all(config, own_identity(config).current)
     try:
         yield channels
     finally:

@@ -22,7 +22,6 @@ from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.admission import Ticket
 from parties.channel import GrpcChannel
-from parties.config import PeerAddress
 from parties.connection import connect, route
 from parties.failures import SessionFinished, public, to_failure
 from parties.greeting import Greetings
@@ -35,6 +34,7 @@ from parties.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from parties.store import StoredModel
 from parties.tape_agreement import Dealt, Source, TapeAgreement
 from parties.tape_stream import tape_reader
+from parties.trust import Peer, dealer_of, parties_of
 from protocols.suite import OutputShare, Suite
 
 if TYPE_CHECKING:
@@ -194,13 +194,12 @@ class PartySession(ServedSession):
                 link.send(self._greetings.own())
             self._attached.notify_all()
 
-    def _dial(self, peer: PeerAddress, patience: float = 0.0) -> grpc.Channel:
+    def _dial(self, peer: Peer, patience: float = 0.0) -> grpc.Channel:
         self.step = f"connecting to {peer.name}"
         config = self.server.config
         channel = connect(
             self.server.identity,
-            peer.address,
-            peer.name,
+            peer,
             max(config.connect_seconds, patience),
             self.check,
             lambda reason: self.progress(f"waiting for {reason}", 0, 0),
@@ -208,15 +207,15 @@ class PartySession(ServedSession):
         self._channels.append(channel)
         return channel
 
-    def _link(self, peer: PeerAddress, beat: Message, call: Callable[[grpc.Channel], Any]) -> Link:
-        again = route(lambda: self.server.identity, peer.address, peer.name, call)
+    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> Link:
+        again = route(lambda: self.server.identity, peer, call)
         return Link(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
 
     def _connect_peers(self) -> None:
         own = self.server.config.index
         self.trace.stage("connect")
         for index in range(own):
-            peer = self.server.config.parties[index]
+            peer = parties_of(self.server.config)[index]
             channel = self._dial(peer)
             link = self._link(peer, PEER_BEAT, lambda channel: services.ComputePartyStub(channel).Exchange)
             with self._attached:
@@ -270,7 +269,7 @@ class PartySession(ServedSession):
 
     def _streamed(self) -> Dealt:
         """What the running dealer deals for this session."""
-        dealer = self.server.config.dealer
+        dealer = dealer_of(self.server.config)
         assert dealer is not None
         channel = self._dial(dealer, self._patience)
         link = self._tape = self._link(dealer, TAPE_BEAT, lambda channel: services.DealerStub(channel).Tape)

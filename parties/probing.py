@@ -14,9 +14,10 @@ from typing import Any
 
 from mpc.errors import MpcacheError, WireError
 from parties import wire_pb2 as wire
-from parties.connection import abort_if_alive, caller
+from parties.connection import abort_if_alive
 from parties.events import refused
 from parties.failures import Busy, public
+from parties.trust import Trust
 
 PROBE_BYTES = 16 << 20
 PROBE_MESSAGES = 1024
@@ -26,11 +27,12 @@ PIECE_BYTES = 1 << 17
 
 
 class Prober:
-    """Answers probes at the server `name`."""
+    """Answers probes at the server `name`; trust: who calls."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, trust: Trust) -> None:
         self.clock: Callable[[], float] = time.time
         self._name = name
+        self._trust = trust
         self._lock = threading.Lock()
         self._callers: set[str] = set()
         self._piece = secrets.token_bytes(PIECE_BYTES)
@@ -44,7 +46,7 @@ class Prober:
         timer = threading.Timer(PROBE_SECONDS, context.cancel)
         timer.daemon = True
         try:
-            wanted = caller(context)
+            wanted = self._trust.caller(context).name
             authorise(wanted)
             self._enter(wanted)
             name = wanted

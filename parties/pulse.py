@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
-from mpc.errors import PeerSilent
+from mpc.errors import PeerSilent, PermissionRefused
 from parties.failures import public
 from parties.link import Link
 
@@ -22,12 +23,15 @@ class Pulse:
     """The thread that beats for every link of a process and notices links that do not.
 
     deadline: seconds of silence after which a peer is given up; step_seconds: the same for a live peer on which a step
-    waits.
+    waits. revoked(): fingerprints of keys that are trusted no more; sessions with a peer that has one of them end.
     """
 
-    def __init__(self, deadline: float, step_seconds: float) -> None:
+    def __init__(
+        self, deadline: float, step_seconds: float, revoked: Callable[[], frozenset[str]] = lambda: frozenset()
+    ) -> None:
         self.deadline = deadline
         self.step_seconds = step_seconds
+        self._revoked = revoked
         self.interval = min(2.0, deadline / 8)
         self._links: set[Link] = set()
         self._lock = threading.Lock()
@@ -61,9 +65,12 @@ class Pulse:
                 for link in links:
                     link.last_heard = now
                     link.limit += now - before
-            before = now
+            before, revoked = now, self._revoked()
             for link in links:
                 try:
+                    if link.key() in revoked:
+                        reason = f"the key of '{link.peer}' was revoked at {link.session.role}"
+                        link.session.fail(PermissionRefused(reason))
                     self._tend(link, now)
                 except Exception as error:
                     link.session.fail(public(error, link.session.role))

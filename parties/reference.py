@@ -17,6 +17,7 @@ from parties.connection import connect
 from parties.failures import from_rpc
 from parties.manifest import PROTOCOL_VERSION, Option, check_id
 from parties.model_ranges import Ranges, unpack_ranges
+from parties.trust import parties_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def connect_all(
     """Connected channels to all compute parties in order. Raises `PeerLost` with the reason for the first that fails."""
     channels: list[grpc.Channel] = []
     try:
-        for peer in config.parties:
-            channels.append(connect(identity, peer.address, peer.name, config.connect_seconds, check, waiting))
+        for peer in parties_of(config):
+            channels.append(connect(identity, peer, config.connect_seconds, check, waiting))
     except BaseException:
         close_all(channels)
         raise

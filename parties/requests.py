@@ -20,30 +20,17 @@ from parties.certificates import (
     Identity,
     check_files,
     check_name,
+    check_role,
     issuer_of,
     pem_of_key,
     read_certificates,
     read_key,
-    write_file,
 )
+from parties.files import write_file
+from parties.fingerprints import fingerprint
+from parties.roles import Role
 
 REQUESTS = "requests"
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the public key in pairs of hexadecimal digits, for people to compare."""
-    digest = hashes.Hash(hashes.SHA256())
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    digest.update(key.public_bytes(serialization.Encoding.DER, form))
-    return digest.finalize().hex(":", 2)
-
-
-def fingerprint_of(certificate: x509.Certificate) -> str:
-    """Of a certificate's key."""
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigurationError("the certificate is not for an elliptic-curve key")
-    return fingerprint(key)
 
 
 def create_request(directory: Path, name: str, keep_key: bool = False) -> tuple[Path, str]:
@@ -80,10 +67,13 @@ def create_request(directory: Path, name: str, keep_key: bool = False) -> tuple[
     return file, fingerprint(key.public_key())
 
 
-def install(directory: Path, name: str, certificate: Path, authority: Path | None = None) -> Identity:
+def install(
+    directory: Path, name: str, certificate: Path, authority: Path | None = None, role: Role | None = None
+) -> Identity:
     """Put the authority's answer, and the key that it is for, in place; returns the identity. May be repeated.
 
-    authority: the file of a new authority, or of the old and the new one together; by default the one that is there.
+    authority: the file of a new authority, or of the old and the new one together; by default the one that is there. role:
+    which the certificate must be for; None for any.
     Raises `ConfigurationError`, and changes nothing, unless all files belong together and are valid now.
     """
     check_name(name)
@@ -105,6 +95,7 @@ def install(directory: Path, name: str, certificate: Path, authority: Path | Non
             "another role's; send the newest request to the authority"
         )
     checked = check_files(name, certificate, key, trusted)
+    check_role(checked, role)
     if authority is not None:
         write_file(directory / f"{AUTHORITY}.crt", checked.authority, 0o644)
     if key == pending:
@@ -120,3 +111,9 @@ def waiting_request(directory: Path, name: str) -> Path | None:
     """The request of `name` that has no answer yet."""
     file = directory / REQUESTS / f"{name}.csr"
     return file if file.exists() else None
+
+
+def fingerprints(directory: Path, name: str) -> dict[str, str]:
+    """Fingerprint -> "in use" or "waits for its certificate", of the keys of `name`; nothing where there is no key."""
+    files = {"in use": directory / f"{name}.key", "waits for its certificate": directory / REQUESTS / f"{name}.key"}
+    return {fingerprint(read_key(path).public_key()): state for state, path in files.items() if path.exists()}

@@ -82,13 +82,14 @@ class Kept:
 class Route:
     """How the dialling side reaches its peer again.
 
-    channel(): a new channel, nothing waited for. call(channel): the streaming call on it. why(): in words, why the peer
-    cannot be reached now.
+    channel(): a new channel, nothing waited for; raises `PeerLost` without one. call(channel): the streaming call on it.
+    why(): in words, why the peer cannot be reached now. key(): fingerprint of the key that the peer has shown.
     """
 
     channel: Callable[[], grpc.Channel]
     call: Callable[[grpc.Channel], Callable[[Iterator[Message]], Any]]
     why: Callable[[], str]
+    key: Callable[[], str]
 
 
 def proof(secret: bytes, session: str, epoch: int, received: int) -> bytes:
@@ -149,7 +150,10 @@ def call_again(link: Link, seconds: float) -> None:
 def _attempt(link: Link, seconds: float) -> tuple[Iterator[Message], int] | None:
     """One call: its incoming stream and its epoch, None without a connection. Raises what the peer refuses it with."""
     assert link.route is not None
-    channel = link.route.channel()
+    try:
+        channel = link.route.channel()
+    except PeerLost:
+        return None
     queue: SimpleQueue[Message | None] = SimpleQueue()
     epoch, message = link.next_request()
     queue.put(message)

@@ -17,14 +17,13 @@ from parties import wire_pb2 as wire
 from parties.admission import Admission, Ticket
 from parties.calls import WAITING, Calls, Guard
 from parties.certificates import Identity
-from parties.config import Role, RoleConfig, split_address
-from parties.connection import abort_if_alive, caller, start_server
+from parties.config import RoleConfig, split_address
+from parties.connection import abort_if_alive, start_server
 from parties.costs import Costs
 from parties.events import event, refused
 from parties.failures import Busy, public
 from parties.health import Health
 from parties.link import Link, Message
-from parties.live_identity import LiveIdentity
 from parties.loads import Loads
 from parties.manifest import PROTOCOL_VERSION, check_id, package_version
 from parties.metrics import Metrics
@@ -33,10 +32,12 @@ from parties.probing import Prober
 from parties.program import DECODER, Program, preload
 from parties.pulse import Pulse
 from parties.resume import stream_of
+from parties.roles import Role
 from parties.served import ServedSession, Sessions
 from parties.session import Session
 from parties.settings import Settings
 from parties.traces import Traces
+from parties.trust import Trust, own_identity, peers_of
 
 BEATS = 5  # signs of life within a deadline
 S = TypeVar("S", bound=ServedSession)
@@ -58,7 +59,8 @@ class RoleServer(ABC, Generic[S]):
         self.name = config.name
         self.program = program
         self.version = package_version()
-        self.credentials = LiveIdentity(config.certificates, config.name)
+        self.credentials = own_identity(config)
+        self.trust = Trust(peers_of(config), lambda: self.identity)
         self.permissions = Permissions(config)
         self.sessions: Sessions[S] = Sessions(config.name)
         self.calls = Calls(config.name, self.permissions)
@@ -69,7 +71,7 @@ class RoleServer(ABC, Generic[S]):
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(self)
         self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
-        self.prober = Prober(config.name)
+        self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
         self.pulse: Pulse
         self._open = 0  # streams
@@ -170,13 +172,16 @@ class RoleServer(ABC, Generic[S]):
         """Listen and serve in the background."""
         assert self.config.listen is not None
         preload()
-        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds)
+        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
         try:
             if self.config.metrics is not None:
                 self.metrics_address = self.metrics.listen(self.config.metrics)
             if self.config.health_port is not None:
                 self.health_address = self.health.listen(self.config.health_port)
-            guard = Guard(self.calls, self.permissions, self.config.first_message_seconds, self._refuse)
+            seconds = self.config.first_message_seconds
+            guard = Guard(
+                self.calls, self.permissions, seconds, lambda context: self.trust.caller(context).name, self._refuse
+            )
             self._server, self._threads, port = start_server(
                 self.credentials, self.config.listen, self._register_all, self.calls.threads, WAITING, guard
             )
@@ -253,7 +258,7 @@ class RoleServer(ABC, Generic[S]):
         """The caller's name, after act(name); ends the call with a typed status, and logs it, when one of both raises."""
         name = "unknown"
         try:
-            name = caller(context)
+            name = self.trust.caller(context).name
             authorise(name)
             act(name)
         except Exception as problem:
@@ -262,6 +267,9 @@ class RoleServer(ABC, Generic[S]):
             abort_if_alive(context, error)
             raise error from None
         return name
+
+    def _caller(self, context: Any) -> str:
+        return self.trust.caller(context).name
 
     def _refuse(self, context: Any, name: str, call: str, error: MpcacheError) -> None:
         """End a call that is not admitted."""
@@ -298,9 +306,11 @@ class RoleServer(ABC, Generic[S]):
         with self._idle:
             self._open += 1
         try:
-            name = caller(context)
+            found = self.trust.caller(context)
+            name = found.name
             authorise(name)
             link = Link(Session("", self.name), name, beat, window=self.config.resume_seconds)
+            link.key = lambda: found.fingerprint
             link.room = 1  # until it is accepted
             context.add_callback(link.over)
             link.start(requests, context.cancel)
@@ -358,6 +368,7 @@ class RoleServer(ABC, Generic[S]):
         """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
         id = check_id(resume.session, "session", link.peer)
         found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
+        found.key = link.key
         outgoing = found.resumed(resume, requests, context.cancel)
         self.pulse.remove(link)
         link.closed = True

@@ -1,7 +1,8 @@
 """Signatures with a deployment's identities, for what is said today and read later, when nobody is connected.
 
 ECDSA over P-256 with SHA-256, by the key of the identity's certificate; the signature covers a context string too, so that
-what is signed for one purpose never counts for another. Who checks needs the deployment's authority only.
+what is signed for one purpose never counts for another. Who checks needs the deployment's authority, and the signer's
+fingerprint.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mpc.errors import PermissionRefused
 from parties.certificates import MALFORMED, Identity, issuer_of, name_of
+from parties.trust import Peer, shown
 
 
 def _message(context: str, data: bytes) -> bytes:
@@ -34,26 +36,28 @@ def sign(identity: Identity, context: str, data: bytes) -> bytes:
     return key.sign(_message(context, data), ec.ECDSA(hashes.SHA256()))
 
 
-def verify(authority: bytes, name: str, certificate: bytes, context: str, data: bytes, signature: bytes) -> None:
-    """Check that `name`, whose DER certificate is given, signed `data`; authority: the deployment's, PEM.
+def verify(own: Identity, signer: Peer, certificate: bytes, context: str, data: bytes, signature: bytes) -> None:
+    """Check that `signer`, whose DER certificate is given, signed `data`; own: of who checks: authority, revoked keys.
 
-    Raises `PermissionRefused`, saying what is wrong, unless the certificate is `name`'s, issued by the authority and valid
-    now, and the signature is its key's.
+    Raises `PermissionRefused`, saying what is wrong, unless the certificate is the signer's, of its role and for one of its
+    keys, issued by the authority and valid now, and the signature is its key's.
     """
     try:
-        signer = x509.load_der_x509_certificate(certificate)
-        issuer = issuer_of(signer, x509.load_pem_x509_certificates(authority))
+        found = x509.load_der_x509_certificate(certificate)
+        issuer = issuer_of(found, x509.load_pem_x509_certificates(own.authority))
     except MALFORMED:
         issuer = None
     if issuer is None:
         raise PermissionRefused("the signer's certificate is not of this deployment's authority")
-    if (found := name_of(signer)) != name:
-        raise PermissionRefused(f"it is signed by '{found[:64]}', not by '{name}'")
-    if not signer.not_valid_before_utc <= datetime.now(UTC) <= signer.not_valid_after_utc:
+    name = signer.name
+    if (said := name_of(found)) != name:
+        raise PermissionRefused(f"it is signed by '{said[:64]}', not by '{name}'")
+    signer.check(shown(found), own.revoked)
+    if not found.not_valid_before_utc <= datetime.now(UTC) <= found.not_valid_after_utc:
         raise PermissionRefused(
-            f"the certificate of '{name}' was valid until {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            f"the certificate of '{name}' was valid until {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         )
-    key = signer.public_key()
+    key = found.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise PermissionRefused(f"the certificate of '{name}' holds no elliptic-curve key")
     try:

@@ -6,7 +6,6 @@ Nothing here waits for a peer to come up: a peer answers within seconds, or the 
 from __future__ import annotations
 
 import secrets
-import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -17,23 +16,25 @@ from queue import SimpleQueue
 from typing import Any
 
 import grpc
-from cryptography import x509
 
 from mpc.errors import ConfigurationError, MpcacheError, PermissionRefused
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import Identity
-from parties.config import PeerAddress, Role, RoleConfig, split_address
-from parties.connection import open_channel, probe, tls_settings
+from parties.config import RoleConfig
+from parties.connection import Unreachable, look, open_channel, probe
 from parties.failures import clean, from_rpc
 from parties.live_identity import ends_soon
 from parties.manifest import PROTOCOL_VERSION, package_version
 from parties.probing import PIECE_BYTES, PROBE_BYTES
+from parties.roles import Role
 from parties.settings import Settings
+from parties.trust import INSECURE, Peer, dealer_of, parties_of
 
 ANSWER_SECONDS = 5.0
 PROBE_SECONDS = 30.0
 PINGS = 7
+PIN = "run `mpcache certs fingerprint` there, and `mpcache certs pin --config {here}.yaml {name}=FINGERPRINT` here"
 SKEW_SECONDS = 60.0  # certificates begin five minutes before they are made
 WARM_UP_BYTES = 1 << 18
 RATE_SECONDS = 5.0  # how long measuring one direction may take
@@ -79,11 +80,12 @@ class PeerStatus:
         return self.version is not None
 
 
-def peers_of(config: RoleConfig) -> list[tuple[PeerAddress, Role]]:
+def asked(config: RoleConfig) -> list[Peer]:
     """All other roles that this one has an address of. A party with tapes of its own needs no running dealer."""
-    found: list[tuple[PeerAddress, Role]] = [(peer, "party") for peer in config.parties if peer.name != config.name]
-    if config.dealer is not None and config.role != "dealer" and config.tapes is None:
-        found.append((config.dealer, "dealer"))
+    found = [peer for peer in parties_of(config) if peer.name != config.name]
+    dealer = dealer_of(config)
+    if dealer is not None and dealer.name != config.name and config.tapes is None:
+        found.append(dealer)
     return found
 
 
@@ -95,38 +97,56 @@ def ask(config: RoleConfig, identity: Identity, probe_bytes: int = 4 << 20) -> l
     most = PROBE_BYTES - WARM_UP_BYTES
     if not 0 <= probe_bytes <= most:
         raise ConfigurationError(f"a probe may send 0 to {most} bytes, got {probe_bytes}")
-    peers = peers_of(config)
+    peers = asked(config)
     with ThreadPoolExecutor(max(1, len(peers))) as pool:
-        found = list(pool.map(lambda peer: look(config, identity, *peer), peers))
-    for status in found:  # one after the other: they would take bandwidth from each other
+        found = list(pool.map(lambda peer: ask_one(config, identity, peer), peers))
+    for peer, status in zip(peers, found, strict=True):  # one after the other: they would take bandwidth from each other
         if status.answers and not any(isinstance(t, _Refused) for t in status.troubles):
-            _measure(identity, status, probe_bytes)
+            _measure(identity, peer, status, probe_bytes)
     _compare_models(found)
     return found
+
+
+def doubts(config: RoleConfig, identity: Identity) -> Iterator[Trouble]:
+    """What makes this role itself doubtful."""
+    if config.insecure_trust_authority:
+        reason, _, remedy = INSECURE.partition("; ")
+        yield Trouble(f"{config.name}: {reason}", remedy, minor=True)
+    if identity.fingerprint in identity.revoked:
+        yield Trouble(f"the key of {config.name} itself is revoked", "make a new one: `mpcache certs renew`")
+    listed = next((peer for peer in config.parties if peer.name == config.name), None)
+    if listed is not None and listed.fingerprint and identity.fingerprint not in listed.fingerprint:
+        reason = f"the fingerprint of {config.name} in its own file is not the one of its key"
+        yield Trouble(reason, f"others may have the wrong one too: `mpcache certs fingerprint --config {config.name}.yaml`")
 
 
 class _Refused(Trouble):
     """The peer answers, but not to this role."""
 
 
-def look(config: RoleConfig, identity: Identity, peer: PeerAddress, role: Role) -> PeerStatus:
+def ask_one(config: RoleConfig, identity: Identity, peer: Peer) -> PeerStatus:
     """Who is at a peer's address, and does it fit; measures nothing."""
-    status = PeerStatus(peer.name, role, peer.address)
-    with open_channel(identity, peer.address, peer.name) as channel:
+    status = PeerStatus(peer.name, peer.role, peer.address)
+    certificate = look(identity, peer)
+    if isinstance(certificate, Unreachable):
+        status.troubles.append(Trouble(certificate.reason, certificate.remedy))
+        return status
+    with open_channel(identity, peer) as channel:
         try:
-            said = _stub(channel, role).Describe(wire.DescribeRequest(), timeout=ANSWER_SECONDS)
+            said = _stub(channel, peer.role).Describe(wire.DescribeRequest(), timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
-            status.troubles.append(_why(identity, peer, role, error))
+            status.troubles.append(_why(identity, peer, error))
             return status
     status.version, status.protocol = clean(said.version)[:40], said.protocol
     status.models = {clean(m.model)[:32]: clean(m.name)[:200] for m in said.models}
     status.calibrated = {clean(m.model)[:32]: bool(m.ranges) for m in said.models}
-    certificate = _certificate(identity, peer)
-    if certificate is not None:
-        status.expires = certificate.not_valid_after_utc
-        if ends_soon(certificate.not_valid_before_utc, status.expires):
-            reason = f"the certificate of {peer.name} ends on {status.expires:%Y-%m-%d %H:%M} UTC"
-            status.troubles.append(Trouble(reason, "renew it there with `mpcache certs renew`", minor=True))
+    status.expires = certificate.not_valid_after_utc
+    if ends_soon(certificate.not_valid_before_utc, status.expires):
+        reason = f"the certificate of {peer.name} ends on {status.expires:%Y-%m-%d %H:%M} UTC"
+        status.troubles.append(Trouble(reason, "renew it there with `mpcache certs renew --keep-key`", minor=True))
+    if peer.pins is None:
+        reason = f"{peer.name} is taken for whom the authority certifies: {config.name} knows no fingerprint of its key"
+        status.troubles.append(Trouble(reason, PIN.format(name=peer.name, here=config.name), minor=True))
     status.troubles += _judge(config, status, clean(said.role)[:20], said.settings)
     return status
 
@@ -135,33 +155,22 @@ def _stub(channel: grpc.Channel, role: Role) -> Any:
     return services.DealerStub(channel) if role == "dealer" else services.ComputePartyStub(channel)
 
 
-def _why(identity: Identity, peer: PeerAddress, role: Role, error: Any) -> Trouble:
+def _why(identity: Identity, peer: Peer, error: Any) -> Trouble:
     """What a failed call means."""
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        found = probe(identity, peer.address, peer.name)
+        found = probe(identity, peer)
         return Trouble(found.reason, found.remedy)
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:
         return Trouble(
-            f"{peer.name} does not answer as a {role}", "correct its address, or install the same version everywhere"
+            f"{peer.name} does not answer as a {peer.role}", "correct its address, or install the same version everywhere"
         )
     meaning = from_rpc(error, peer.name, "asking who it is")
     if isinstance(meaning, PermissionRefused):
-        remedy = f"if it belongs there, add '{identity.name}' to the file of {peer.name} and restart it"
+        remedy = (
+            f"if it belongs there, write '{identity.name}' and its fingerprint into the file of {peer.name}, and restart it"
+        )
         return _Refused(str(meaning), remedy)
     return Trouble(str(meaning), f"see the log of {peer.name}")
-
-
-def _certificate(identity: Identity, peer: PeerAddress) -> x509.Certificate | None:
-    """The peer's certificate, from a handshake of its own; None if that fails."""
-    try:
-        with (
-            socket.create_connection(split_address(peer.address), timeout=ANSWER_SECONDS) as plain,
-            tls_settings(identity).wrap_socket(plain, server_hostname=peer.name) as tls,
-        ):
-            data = tls.getpeercert(binary_form=True)
-    except OSError:
-        return None
-    return x509.load_der_x509_certificate(data) if data else None
 
 
 def _judge(config: RoleConfig, status: PeerStatus, role: str, settings: str) -> Iterator[Trouble]:
@@ -207,10 +216,10 @@ def _compare_models(found: list[PeerStatus]) -> None:
 
 
 # ---- how far and how fast ------------------------------------------------------------------------------------------------
-def _measure(identity: Identity, status: PeerStatus, size: int) -> None:
+def _measure(identity: Identity, peer: Peer, status: PeerStatus, size: int) -> None:
     """Fill in clock, round trip and, unless `size` is 0, the rates in both directions."""
     sent: SimpleQueue[wire.ProbeRequest | None] = SimpleQueue()
-    with open_channel(identity, status.address, status.name) as channel:
+    with open_channel(identity, peer) as channel:
         try:
             replies = _stub(channel, status.role).Probe(iter(sent.get, None), timeout=PROBE_SECONDS)
             _measure_clock(sent, replies, status)

@@ -30,9 +30,9 @@ from torch import Tensor
 from models.architecture import Architecture
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, ManifestMismatch, MpcacheError
 from mpc.random import SEED_BYTES, Prg, derive_seed
-from parties.certificates import write_file
 from parties.disk import digest_of, sync_folder, write_new
 from parties.failures import log
+from parties.files import write_file
 from parties.manifest import ID_PATTERN, Identifier, new_id
 from parties.shares import BITS
 from protocols.ranges import checked_ranges

@@ -102,7 +102,7 @@ def deal(
         for prompt in prompts
     ]
     plans = [plan_of(manifest, architecture) for manifest in manifests]
-    identity = check(config.certificates, config.name)
+    identity = check(config.certificates, config.name, config.role)
     with _folder(out) as folder, torch.no_grad():
         dealing = _Dealing(identity, config, program, architecture, folder, load, on_progress)
         began = time.perf_counter()

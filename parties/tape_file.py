@@ -27,6 +27,7 @@ from mpc.tape import Bytes, chunks
 from parties.certificates import Identity
 from parties.disk import create, sync_folder, write_all, write_new
 from parties.tape_header import TapeHeader, seal, unseal
+from parties.trust import Peer
 
 CHUNK = 1 << 20
 HEADER_LIMIT = 64 << 20
@@ -94,9 +95,9 @@ class TapeFile:
     `header`: checked and signed by `dealer`. Raises `TapeError` naming the tape, the problem and the remedy.
     """
 
-    def __init__(self, folder: Path, tape: str, party: str, index: int, dealer: str, authority: bytes) -> None:
+    def __init__(self, folder: Path, tape: str, party: str, index: int, dealer: Peer, own: Identity) -> None:
         self.folder, self.tape, self.party = folder, tape, party
-        self.header = self._read_header(dealer, authority)
+        self.header = self._read_header(dealer, own)
         header = self.header
         if header.tape != tape or header.load != folder.name or (header.kind == "load") != (tape == folder.name):
             raise self._error(f"it is tape {header.tape} of load {header.load} under another name: copy whole folders only")
@@ -134,9 +135,9 @@ class TapeFile:
             except OSError as error:
                 raise self._error(f"{self.tape}.{suffix} cannot be read ({error.strerror})") from None
 
-    def _read_header(self, dealer: str, authority: bytes) -> TapeHeader:
+    def _read_header(self, dealer: Peer, own: Identity) -> TapeHeader:
         try:
-            header = unseal(self._small("json", HEADER_LIMIT), dealer, authority)
+            header = unseal(self._small("json", HEADER_LIMIT), dealer, own)
         except PermissionRefused as error:
             raise self._error(f"{error}: use tapes of this deployment's dealer as it dealt them, or {REMEDY}") from None
         if header is None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from parties.certificates import Identity
 from parties.manifest import Identifier, ProgramFacts
 from parties.signatures import certificate_of, sign, verify
+from parties.trust import Peer
 
 CONTEXT = "mpcache tape header 1"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -65,8 +66,8 @@ def seal(header: TapeHeader, dealer: Identity) -> bytes:
     return _canonical(signed.model_dump())
 
 
-def unseal(data: bytes, dealer: str, authority: bytes) -> TapeHeader | None:
-    """A stored header that `dealer` of this deployment signed, None when it is damaged.
+def unseal(data: bytes, dealer: Peer, own: Identity) -> TapeHeader | None:
+    """A stored header that `dealer` of this deployment signed, None when it is damaged. own: of who reads it.
 
     Raises `PermissionRefused` when the signature is another's or no longer valid.
     """
@@ -75,7 +76,7 @@ def unseal(data: bytes, dealer: str, authority: bytes) -> TapeHeader | None:
         if _canonical(signed.model_dump()) != data:
             return None
         text = signed.header.encode()
-        verify(authority, dealer, bytes.fromhex(signed.certificate), CONTEXT, text, bytes.fromhex(signed.signature))
+        verify(own, dealer, bytes.fromhex(signed.certificate), CONTEXT, text, bytes.fromhex(signed.signature))
         return TapeHeader.model_validate_json(text)
     except (ValidationError, UnicodeError):
         return None

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
+from parties.certificates import Identity
 from parties.failures import log
 from parties.manifest import ID_PATTERN, Manifest, ProgramFacts
 from parties.tape_file import OpenTape, TapeFile, destroy
 from parties.tape_header import TapeHeader
 from parties.tape_journal import Journal, Records
+from parties.trust import Peer
 
 OFFERED = 4096  # most tapes that are named in a greeting
 COUNT_SECONDS = 30.0
@@ -57,16 +59,17 @@ class Taken:
 
 
 class TapeStore:
-    """The tapes of party `name` in `root`, dealt by `dealer`; authority: PEM of the deployment's, or what gives it.
+    """The tapes of party `name` in `root`, dealt by `dealer`; own(): the party's identity.
 
     Raises `EnvironmentProblem` when the folder cannot be used, `TapeError` when its journal is damaged.
     """
 
-    def __init__(self, root: Path, name: str, index: int, dealer: str, authority: bytes | Callable[[], bytes]) -> None:
+    def __init__(self, root: Path, name: str, index: int, dealer: Peer, own: Callable[[], Identity]) -> None:
         self.root = root
         self._name, self._index, self._dealer = name, index, dealer
-        self._authority: Callable[[], bytes] = authority if callable(authority) else lambda: authority
-        self._known: dict[tuple[Path, int, int], TapeFile] = {}  # whose signature was checked, by file, time and size
+        self._own = own
+        # whose signature was checked, by file, time and size and by what was trusted then
+        self._known: dict[tuple[Path, int, int, bytes, frozenset[str]], TapeFile] = {}
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             root.chmod(0o700)
@@ -98,14 +101,14 @@ class TapeStore:
 
     def _file(self, folder: Path, tape: str) -> TapeFile:
         """A checked tape; the signature only when the header is new. Raises `TapeError`."""
-        path = folder / f"{tape}.json"
+        path, own = folder / f"{tape}.json", self._own()
         try:
             stat = path.stat()
         except OSError:
-            return TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority())
-        key = (path, stat.st_mtime_ns, stat.st_size)
+            return TapeFile(folder, tape, self._name, self._index, self._dealer, own)
+        key = (path, stat.st_mtime_ns, stat.st_size, own.authority, own.revoked)
         if (file := self._known.get(key)) is None:
-            file = TapeFile(folder, tape, self._name, self._index, self._dealer, self._authority())
+            file = TapeFile(folder, tape, self._name, self._index, self._dealer, own)
             self._known[key] = file
         file.check()
         return file

@@ -128,7 +128,7 @@ def with_processes(plan: BenchPlan, collect: Callable[[BenchPlan, Path], R], net
     """Run the plan's processes, then collect(plan, folder) from their reports. Raises `ProcessEnded`."""
     folder = Path(tempfile.mkdtemp(prefix="mpcache-bench-"))
     try:
-        create_deployment(folder / CERTIFICATES, [*plan.names, DEALER], CERTIFICATE_DAYS)
+        create_deployment(folder / CERTIFICATES, {**dict.fromkeys(plan.names, "party"), DEALER: "dealer"}, CERTIFICATE_DAYS)
         names = [DEALER, *plan.names]
         with nullcontext() if network == LOCALHOST else Lab(network, names) as lab:
             plan = plan if lab is None else plan.model_copy(update={"hosts": lab.addresses})

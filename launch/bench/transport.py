@@ -10,22 +10,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from launch.bench.plan import HERE
+from launch.bench.plan import DEALER, HERE
 from mpc.errors import MpcacheError, PeerLost, PermissionRefused, WireError
 from mpc.tape import chunks
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
-from parties.certificates import Identity, check
-from parties.connection import CHUNK_BYTES, abort_if_alive, caller, connect, start_server
+from parties.certificates import Identity, check, read_certificates
+from parties.connection import CHUNK_BYTES, abort_if_alive, connect, start_server
 from parties.failures import from_rpc
+from parties.fingerprints import fingerprint_of
 from parties.link import Link, finish_calls
 from parties.pulse import Pulse
+from parties.roles import Role
 from parties.session import Session
+from parties.trust import Peer, Trust
 
 CONNECT_SECONDS = 300.0
 SILENT_SECONDS = 300.0  # an overloaded machine is no failure
@@ -53,6 +57,16 @@ def address_of(folder: Path, name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def peers(folder: Path, names: list[str], dealer: str) -> dict[str, Peer]:
+    """Everybody of a run, with the keys that were made for it."""
+
+    def known(name: str, role: Role) -> Peer:
+        certificate = read_certificates(folder / CERTIFICATES / f"{name}.crt")[0]
+        return Peer(name, role, pins=frozenset([fingerprint_of(certificate)]))
+
+    return {**{name: known(name, "party") for name in names}, dealer: known(dealer, "dealer")}
+
+
 class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
     """One party's links to all the others: higher indices dial lower ones, as in a session. Use it in a `with` block."""
 
@@ -62,6 +76,8 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         self.index = index
         self.identity: Identity = check(folder / CERTIFICATES, names[index])
         self.session = Session("benchmark", names[index])
+        self._peers = peers(folder, names, DEALER)
+        self._trust = Trust(self._peers, lambda: self.identity)
         self.links: dict[int, Link] = {}
         self._channels: list[grpc.Channel] = []
         self._joined = threading.Condition()
@@ -99,7 +115,8 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
 
     def _dial(self, peer: int) -> None:
         name = self.names[peer]
-        channel = connect(self.identity, address_of(self.folder, name), name, CONNECT_SECONDS, self.session.check)
+        reached = replace(self._peers[name], address=address_of(self.folder, name))
+        channel = connect(self.identity, reached, CONNECT_SECONDS, self.session.check)
         self._channels.append(channel)
         link = Link(self.session, name, BEAT)
         call = services.ComputePartyStub(channel).Exchange(link.outgoing())
@@ -111,7 +128,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         """A party of higher index dials."""
         try:
-            name = caller(context)
+            name = self._trust.caller(context).name
             index = self.names.index(name) if name in self.names else -1
             if index <= self.index or index in self.links:
                 raise PermissionRefused(f"'{name}' is no party of a higher index that is not connected yet")
@@ -140,6 +157,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
         self._left = set(parties)
         self._changed = threading.Condition()
         identity = check(folder / CERTIFICATES, name)
+        self._trust = Trust(peers(folder, parties, name), lambda: identity)
         add = services.add_DealerServicer_to_server
         self._server, self._threads, port = start_server(identity, f"{host}:0", lambda s: add(self, s), 4 * len(parties))
         publish_address(folder, name, host, port)
@@ -180,7 +198,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         """One segment for one party; `session` of the opening message is its number."""
         try:
-            name, opening = caller(context), next(requests).open.session
+            name, opening = self._trust.caller(context).name, next(requests).open.session
             if name not in self._seeds or not opening.isdecimal():
                 raise PermissionRefused(f"'{name}' may not have a tape of this benchmark")
         except MpcacheError as error:
@@ -223,7 +241,8 @@ class TapeSource:
         self.dealer = dealer
         self._pieces = _Pieces()
         self.read = chunks(self._pieces)
-        self._channel = connect(identity, address_of(folder, dealer), dealer, CONNECT_SECONDS, check)
+        reached = replace(peers(folder, [], dealer)[dealer], address=address_of(folder, dealer))
+        self._channel = connect(identity, reached, CONNECT_SECONDS, check)
         self._stub = services.DealerStub(self._channel)
 
     def fetch(self, segment: int) -> None:

@@ -21,6 +21,7 @@ from launch.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TrustAuthorityOption,
     check_suite,
     make_wishes,
     tokenizer_option,
@@ -41,6 +42,7 @@ def run(
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
     suite_option: SuiteOptionsOption = None,
+    insecure_trust_authority: TrustAuthorityOption = False,
 ) -> None:
     """List the models that all parties hold; with --tokenizer, answer each line of standard input.
 
@@ -56,7 +58,7 @@ def run(
     from parties.failures import RangeExceeded
 
     check_suite(suite)
-    client = Client(load_role(config, "client"))
+    client = Client(load_role(config, "client", insecure_trust_authority))
     if tokenizer is None:
         with err.status("asking the parties") as status:
             held = client.models(lambda reason: status.update(f"waiting for {reason}"))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from launch import supervision
-from launch.options import ConfigOption, SupervisedOption
+from launch.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 
 
-def run(config: ConfigOption, supervised: SupervisedOption = False) -> None:
+def run(
+    config: ConfigOption, insecure_trust_authority: TrustAuthorityOption = False, supervised: SupervisedOption = False
+) -> None:
     """Run the dealer until SIGTERM or Ctrl-C."""
     if supervised:
         supervision.end_with_parent()
     from launch.serving import load_role, serve
     from parties.dealer import DealerServer
 
-    settings = load_role(config, "dealer")
+    settings = load_role(config, "dealer", insecure_trust_authority)
     serve(DealerServer(settings), settings, supervised)

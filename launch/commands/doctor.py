@@ -39,6 +39,9 @@ def run(
     name: Annotated[
         list[str] | None, typer.Option("--name", help="The identity in it; by default all that have a key there.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A role's file: are its certificate and its peers' fingerprints there?")
+    ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="A checkpoint to look at: is it calibrated?")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="A port that must be free.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -47,6 +50,8 @@ def run(
     findings = [*_environment(), *_machine(), *(_port(p) for p in port or [0])]
     if certificates is not None:
         findings += _certificates(certificates, name or [])
+    if config is not None:
+        findings += _role(config)
     if model is not None:
         findings.append(_calibration(model))
     problems = [f for f in findings if f.remedy]
@@ -170,6 +175,36 @@ def _calibration(directory: Path) -> Finding:
     if over:
         return Finding("calibration", "values that no bound holds", "; ".join(over))
     return Finding("calibration", f"{FILE} fits; {found.extremes.tokens} tokens")
+
+
+def _role(path: Path) -> Iterator[Finding]:
+    from parties.certificates import check
+    from parties.config import load_config
+    from parties.status import doubts
+    from parties.trust import check_pins, peers_of
+
+    try:
+        config = load_config(path)
+    except MpcacheError as error:
+        yield Finding("configuration", "unusable", str(error))
+        return
+    try:
+        check_pins(config)
+    except MpcacheError as error:
+        yield Finding("fingerprints", "missing", str(error))
+    else:
+        known = [peer for peer in peers_of(config).values() if peer.pins]
+        yield Finding("fingerprints", f"of {len(known)} of {len(peers_of(config))} peers")
+    try:
+        identity = check(config.certificates, config.name, config.role)
+    except MpcacheError as error:
+        yield Finding(f"identity {config.name}", "unusable", str(error))
+        return
+    yield Finding(
+        f"identity {config.name}", f"valid until {identity.expires:%Y-%m-%d}; {len(identity.revoked)} keys revoked"
+    )
+    for doubt in doubts(config, identity):
+        yield Finding("trust", doubt.reason, doubt.remedy)
 
 
 def _certificates(directory: Path, names: list[str]) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from launch.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TrustAuthorityOption,
     check_device,
     check_suite,
     make_wishes,
@@ -30,6 +31,7 @@ from mpc.errors import ConfigurationError
 if TYPE_CHECKING:
     from launch.answering import Answer, Wishes
     from models.checkpoint import Checkpoint
+    from parties.config import RoleConfig
 
 
 def run(
@@ -60,6 +62,7 @@ def run(
     name: Annotated[
         str | None, typer.Option("--name", help="With --config: the shared model's name or id; default: the folder's name.")
     ] = None,
+    insecure_trust_authority: TrustAuthorityOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate text on secret shares.
@@ -76,11 +79,16 @@ def run(
         for option, value in (("--parties", parties), ("--device", device)):
             if value is not None:
                 raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
+    elif insecure_trust_authority:
+        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
     elif name is not None:
         raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
     wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
     if config is not None:
-        answer = _ask_running(config, model, name, text, wishes, not as_json)
+        from launch.serving import load_role
+
+        settings = load_role(config, "client", insecure_trust_authority)
+        answer = _ask_running(settings, model, name, text, wishes, not as_json)
     else:
         answer = _ask_local(model, text, wishes, parties or 2, check_device(device or "cpu"), not as_json)
     if as_json:
@@ -145,15 +153,16 @@ def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
     plan.check(checkpoint.architecture)
 
 
-def _ask_running(config: Path, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool) -> Answer:
+def _ask_running(
+    config: RoleConfig, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool
+) -> Answer:
     from launch.answering import answer
     from launch.calibrating import warn_if_never_calibrated
-    from launch.serving import load_role
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client import Client
 
-    client = Client(load_role(config, "client"))
+    client = Client(config)
     architecture = read_architecture(directory)
     tokenizer = TextTokenizer.load(directory, architecture.eos)
     reference = client.find_model(name or directory.resolve().name)

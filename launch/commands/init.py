@@ -27,6 +27,13 @@ def run(
         list[str] | None, typer.Option("--model-owners", help="Names, separated by commas; default: model-owner.")
     ] = None,
     days: Annotated[float, typer.Option("--days", help="Validity of the authority.")] = 3650,
+    insecure_trust_authority: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-trust-authority",
+            help="Need no fingerprints: whoever has the authority's key can then read prompts and weights.",
+        ),
+    ] = False,
     prefix: Annotated[
         str, typer.Option("--prefix", help="Where folders and program will lie on the hosts; for the systemd units.")
     ] = "/opt/mpcache",
@@ -40,7 +47,7 @@ def run(
     from launch.deployment.plan import make_plan
 
     owners = split(model_owners) or ["model-owner"]
-    plan = make_plan(split(parties), dealer.strip(), split(clients) or ["client"], owners, prefix)
+    plan = make_plan(split(parties), dealer.strip(), split(clients) or ["client"], owners, prefix, insecure_trust_authority)
     write_deployment(plan, directory, days)
     out.print(f"{directory}: {', '.join(m.name for m in plan.members)}, authority", soft_wrap=True)
-    out.print("Copy each folder to the host of its role and follow the README.md in it; authority stays here.")
+    out.print("Copy each folder to the host of its role and follow the README.md in it; authority belongs on none of them.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from launch import supervision
-from launch.options import ConfigOption, SupervisedOption, model_option
+from launch.options import ConfigOption, SupervisedOption, TrustAuthorityOption, model_option
 from mpc.errors import ConfigurationError
 
 
@@ -28,6 +28,7 @@ def run(
     no_calibration: Annotated[
         bool, typer.Option("--no-calibration", help="Give no bounds with the model: sessions use the suite's usual ones.")
     ] = False,
+    insecure_trust_authority: TrustAuthorityOption = False,
     ranges: Annotated[str | None, typer.Option("--ranges", hidden=True)] = None,
     supervised: SupervisedOption = False,
 ) -> None:
@@ -46,7 +47,7 @@ def run(
 
     if (model is None) == (remove is None) or (remove is not None and (replace or name is not None)):
         raise ConfigurationError("give --model CHECKPOINT to share a model, or --remove NAME alone to take one away")
-    settings = load_role(config, "model-owner")
+    settings = load_role(config, "model-owner", insecure_trust_authority)
     if model is None:
         assert remove is not None
         old = list(owned_models(settings, remove))

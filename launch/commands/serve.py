@@ -17,6 +17,7 @@ from launch.options import (
     SuiteOption,
     SuiteOptionsOption,
     SupervisedOption,
+    TrustAuthorityOption,
     check_suite,
     suite_options,
     tokenizer_option,
@@ -68,8 +69,16 @@ def run(
     ] = 4,
     max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")] = 1 << 20,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="Bearer keys that requests need, one a line (mode 0600).")
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            help="Bearer keys that requests need, one a line (mode 0600); by default gateway-keys.txt beside the "
+            "configuration, made at the first start.",
+        ),
     ] = None,
+    insecure_no_key: Annotated[
+        bool, typer.Option("--insecure-no-key", help="Ask for no key: every user and program of the machine may ask.")
+    ] = False,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option("--allowed-host", help="A name that requests may call this server by; may be repeated."),
@@ -79,14 +88,15 @@ def run(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key for HTTPS.")] = None,
     insecure_listen: Annotated[
-        bool, typer.Option("--insecure-listen", help="Serve others without a key or without TLS: they may read prompts.")
+        bool, typer.Option("--insecure-listen", help="Serve others without TLS: keys and prompts may be read on the way.")
     ] = False,
+    insecure_trust_authority: TrustAuthorityOption = False,
     supervised: SupervisedOption = False,
 ) -> None:
     """Serve OpenAI's HTTP API with private generations, at the user's side; see docs/gateway.md."""
     if supervised:
         supervision.end_with_parent()
-    from launch.gateway.settings import GatewaySettings, check_listen, read_keys
+    from launch.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
     from parties.config import split_address
 
     check_suite(suite)
@@ -96,8 +106,10 @@ def run(
         raise ConfigurationError(f"--listen: {error}") from None
     if (tls_certificate is None) != (tls_key is None):
         raise ConfigurationError("--tls-certificate and --tls-key belong together; give both")
+    if insecure_no_key and api_key_file is not None:
+        raise ConfigurationError("--api-key-file and --insecure-no-key were both given; give one of them")
+    check_listen(host, tls_certificate is not None, insecure_listen)
     keys = () if api_key_file is None else read_keys(api_key_file)
-    check_listen(host, keys, tls_certificate is not None, insecure_listen)
 
     from launch.calibrating import warn_if_never_calibrated
     from launch.gateway.app import Gateway
@@ -109,6 +121,11 @@ def run(
     from parties.client import Client
 
     parse(policy)
+    client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
+    if not keys and not insecure_no_key:
+        keys, made = own_keys(config.parent / KEY_FILE)
+        if made is not None:
+            err.print(f"key for requests, shown this once and kept in {config.parent / KEY_FILE}: {made}", soft_wrap=True)
     settings = GatewaySettings(
         suite=suite,
         policy=policy,
@@ -122,7 +139,6 @@ def run(
         keys=keys,
         hosts=frozenset({"localhost", host.lower(), *(name.lower() for name in allowed_host or [])}),
     )
-    client = Client(load_role(config, "client"), keep_connections=True)
     default = Words.load(tokenizer)
     catalogue = Catalogue(client, default, _wanted(model or [], default))
     listener, address = open_socket(listen)
@@ -142,7 +158,9 @@ def run(
             scheme = "http" if tls_certificate is None else "https"
             err.print(f"OpenAI's API at {scheme}://{address}/v1, models: {names}; Ctrl-C ends it")
         if insecure_listen:
-            err.print("--insecure-listen: whoever reaches this address may use it, or read prompts and answers on the way")
+            err.print("--insecure-listen: whoever is on the way to this address may read keys, prompts and answers")
+        if insecure_no_key:
+            err.print("--insecure-no-key: whoever reaches this address, any user of this machine at least, may ask")
         server.run(sockets=[listener])
     except Terminated:
         pass

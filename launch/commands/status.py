@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from launch.console import err, out, print_json
-from launch.options import ConfigOption, JsonOption
+from launch.options import ConfigOption, JsonOption, TrustAuthorityOption
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from parties.config import RoleConfig
     from parties.status import PeerStatus, Trouble
 
+T = TypeVar("T")
+
 
 def run(
     config: ConfigOption,
+    insecure_trust_authority: TrustAuthorityOption = False,
     probe_bytes: Annotated[
         int, typer.Option("--probe-bytes", min=0, help="Bytes sent to each peer, and back, to measure; 0: measure no rate.")
     ] = 4 << 20,
@@ -34,23 +38,26 @@ def run(
     from parties.live_identity import ending
     from parties.manifest import package_version
     from parties.settings import Settings
-    from parties.status import Trouble, ask
+    from parties.status import Trouble, ask, doubts
+    from parties.trust import check_pins
 
     role = load_config(config)
+    if insecure_trust_authority:
+        role = role.model_copy(update={"insecure_trust_authority": True})
     expires: datetime | None = None
     found: list[PeerStatus] = []
     own: list[Trouble] = []
-    try:
-        identity = check(role.certificates, role.name)
-    except ConfigurationError as error:
-        own.append(Trouble(str(error), "nobody can be asked before that is put right"))
-    else:
+    identity = _sound(own, lambda: check(role.certificates, role.name, role.role))
+    pinned = _sound(own, lambda: check_pins(role)) is not None
+    if identity is not None:
         expires = identity.expires
+        own += doubts(role, identity)
         if ending(identity):
             reason = f"the certificate of {role.name} ends on {_day(expires)}"
-            own.append(Trouble(reason, f"renew it with `mpcache certs renew --config {config}`", minor=True))
-        with err.status("asking the peers"):
-            found = ask(role, identity, probe_bytes)
+            own.append(Trouble(reason, f"renew it with `mpcache certs renew --keep-key --config {config}`", minor=True))
+        if pinned:
+            with err.status("asking the peers"):
+                found = ask(role, identity, probe_bytes)
     mark = Settings.of(role).mark()
     serious = any(not t.minor for t in [*own, *(t for status in found for t in status.troubles)])
     if as_json:
@@ -72,6 +79,17 @@ def run(
         _print(role, package_version(), mark, expires, own, found)
     if serious:
         raise typer.Exit(1)
+
+
+def _sound(own: list[Trouble], read: Callable[[], T]) -> T | None:
+    """What `read` returns; None, with the reason in `own`, when it cannot."""
+    from parties.status import Trouble
+
+    try:
+        return read()
+    except ConfigurationError as error:
+        own.append(Trouble(str(error), "nobody can be asked before that is put right"))
+    return None
 
 
 def _peer_as_json(status: PeerStatus) -> dict[str, Any]:

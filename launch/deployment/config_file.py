@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launch.deployment.plan import Member, Plan
-from parties.config import Role, RoleConfig
+from parties.config import RoleConfig
+from parties.roles import Role
 
 WIDTH = 100
 
@@ -31,6 +32,8 @@ def _values(plan: Plan, member: Member) -> dict[str, Any]:
         "parties": [{"name": p.name, "address": p.address} for p in plan.parties],
         "certificates": "certificates",
     }
+    if plan.trust_authority:
+        values["insecure_trust_authority"] = True
     if member.listen is not None:
         values["listen"] = member.listen
     if member.role == "party":

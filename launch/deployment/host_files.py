@@ -111,25 +111,30 @@ def role_readme(plan: Plan, member: Member) -> str:
         f"    mpcache serve --config {config} --tokenizer CHECKPOINT      # programs that speak OpenAI's API",
         "model-owner": f"    mpcache model-owner --config {config} --model CHECKPOINT",
     }[member.role]
+    pins = _pins_text(plan, member)
     start = "Start it; the order among the hosts does not matter" if member.role in SERVES else "Use it"
     text = f"""\
 # {name} ({member.role})
 
 Run these in this folder, on the host of {name}. `{config}` has all settings, each with its meaning.
 
-1. A private key, which stays here, and the request for its certificate:
+1. A private key, which stays here, the request for its certificate, and the key's fingerprint:
 
     mpcache certs request --config {config}
+    mpcache certs fingerprint --config {config}
 
-2. Send certificates/requests/{name}.csr to the authority's host, where it is signed. With the {name}.crt that comes back:
+2. Send certificates/requests/{name}.csr to the authority's host, and read the fingerprint out to the authority, which signs
+nothing without it. With the {name}.crt that comes back:
 
     mpcache certs install --config {config} {name}.crt
 
-3. {start}:
+3. {pins}
+
+4. {start}:
 
 {use}
 
-4. Does everybody answer?
+5. Does everybody answer?
 
     mpcache status --config {config}
 """
@@ -144,8 +149,28 @@ As a service, with this folder at {plan.prefix / name} and the program in {plan.
 Or in a container: see the first line of compose.yaml.
 """
     return (
-        text + f"\nBefore the certificate ends: mpcache certs renew --config {config}, then as in 2. No restart is needed.\n"
+        text
+        + f"\nBefore the certificate ends: mpcache certs renew --keep-key --config {config}, then as in 2. No restart.\n"
+        + f"A key that may be stolen: mpcache certs revoke --config {config} FINGERPRINT, likewise at every other role.\n"
     )
+
+
+def _pins_text(plan: Plan, member: Member) -> str:
+    """How the peers' fingerprints get into the role's file."""
+    if plan.trust_authority:
+        return (
+            "This file trusts the authority (insecure_trust_authority): no fingerprints are needed. Whoever has the\n"
+            "authority's key can read what this role's peers may read."
+        )
+    peers = plan.members if member.role == "party" else plan.parties
+    items = " ".join(f"{one.name}=FINGERPRINT" for one in peers if one.name != member.name)
+    return f"""\
+Ask the owners of the other roles for the fingerprints that their hosts show: over another way than the authority, which
+could name keys of its own. Then
+
+    mpcache certs pin --config {member.name}.yaml {items}
+
+(or a file of lines NAME FINGERPRINT). Nothing starts before: the authority only introduces."""
 
 
 def authority_readme(plan: Plan) -> str:
@@ -154,15 +179,17 @@ def authority_readme(plan: Plan) -> str:
     return f"""\
 # The authority
 
-authority.key can make an identity of any name of this deployment: keep this folder on a host that you trust, and off the
-others. deployment.yaml says whose requests are signed, and which hosts their certificates name.
+authority.key can make an identity of any name of this deployment: keep this folder off the hosts of all roles, best on one
+that is offline. Roles compare each other's keys by fingerprint, so the authority alone can take nobody's place.
+deployment.yaml says whose requests are signed, as which role, and which hosts their certificates name.
 
 Put the requests into this folder, and in it run
 
     mpcache certs sign --authority . {names}
 
-(one or several at a time). Compare the fingerprint with the one that the role's host has shown, or give it:
---fingerprint F. Send each NAME.crt back to its host. issued/ keeps a copy of every certificate.
+(one or several at a time). Each is signed only with the fingerprint that `mpcache certs fingerprint` shows on the role's
+host: typed when you are asked, or given, --fingerprint NAME=F or a file of lines NAME F. Send each NAME.crt back to its
+host. issued/ keeps a copy of every certificate.
 """
 
 
@@ -173,10 +200,10 @@ def deployment_readme(plan: Plan) -> str:
     return f"""\
 # A deployment of mpcache
 
-Copy each folder to the host of its role. None holds a secret but authority/, which stays here.
+Copy each folder to the host of its role. None holds a secret but authority/, which belongs on no role's host.
 
 {folders}
-    {"authority/":<24}{"":<14}here
+    {"authority/":<24}{"":<14}a host of its own
 
 Then follow the README.md in each.
 """

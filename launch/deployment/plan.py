@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 from mpc.errors import ConfigurationError
 from parties.certificates import check_name
-from parties.config import PeerAddress, Role, split_address
+from parties.config import PeerAddress, split_address
+from parties.roles import Role
 
 DEALER = "dealer"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -50,13 +51,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole deployment. prefix: where its folders and the program will lie on the roles' hosts."""
+    """A whole deployment. prefix: where its folders and the program will lie on the roles' hosts.
+
+    trust_authority: whether no fingerprints are needed.
+    """
 
     parties: list[Member]
     dealer: Member
     clients: list[Member]
     model_owners: list[Member]
     prefix: PurePosixPath
+    trust_authority: bool = False
 
     @property
     def members(self) -> list[Member]:
@@ -64,7 +69,14 @@ class Plan:
         return [*self.parties, self.dealer, *self.clients, *self.model_owners]
 
 
-def make_plan(parties: list[str], dealer: str, clients: list[str], model_owners: list[str], prefix: str) -> Plan:
+def make_plan(
+    parties: list[str],
+    dealer: str,
+    clients: list[str],
+    model_owners: list[str],
+    prefix: str,
+    trust_authority: bool = False,
+) -> Plan:
     """A plan from NAME=HOST:PORT (or HOST:PORT alone, with the usual name) and names.
 
     Raises `ConfigurationError` that names the option, the value and the remedy.
@@ -78,6 +90,7 @@ def make_plan(parties: list[str], dealer: str, clients: list[str], model_owners:
         clients=[Member(_name("--clients", name), "client") for name in clients],
         model_owners=[Member(_name("--model-owners", name), "model-owner") for name in model_owners],
         prefix=PurePosixPath(prefix),
+        trust_authority=trust_authority,
     )
     if not PREFIX.fullmatch(prefix):
         raise ConfigurationError(f"--prefix '{prefix}' is not an absolute path of letters, digits and . _ -")

@@ -17,7 +17,7 @@ HEALTH = "/health"
 
 class Guard:
     """ASGI middleware. Refuses names that are not this gateway's (DNS rebinding: a web page whose name points here) and
-    requests without a key, where keys are asked for."""
+    requests without one of its keys: other users and programs of the machine reach a loopback address too."""
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app = app

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpc.errors import ConfigurationError
 from parties.client import DEFAULT_SUITE
+from parties.files import write_file
 from parties.manifest import Option
 
 SHORTEST_KEY = 16
+KEY_FILE = "gateway-keys.txt"
 
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """keys: bearer keys, empty: none is asked for. hosts: names that a request may call this gateway by, besides
-    addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the client may
-    learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows, so that they
-    do not learn the answer's length."""
+    """keys: bearer keys; empty, none is asked for (`--insecure-no-key`). hosts: names that a request may call this gateway
+    by, besides addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the
+    client may learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows,
+    so that they do not learn the answer's length."""
 
     suite: str = DEFAULT_SUITE
     policy: str = "full"
@@ -59,6 +63,29 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     return tuple(key.encode() for key in keys)
 
 
+def own_keys(path: Path) -> tuple[tuple[bytes, ...], str | None]:
+    """The keys in a gateway's own file, which is made, mode 0600, with one key when there is none; that key if it is new.
+
+    Raises `ConfigurationError` as `read_keys` does, and when the file cannot be made.
+    """
+    made: str | None = secrets.token_hex(32)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        if path.exists():
+            return read_keys(path), None
+        write_file(draft, f"# Keys of the gateway, one a line: Authorization: Bearer KEY\n{made}\n".encode(), 0o600)
+        os.link(draft, path)
+    except FileExistsError:
+        made = None  # another gateway has made it meanwhile
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written ({error.strerror}): give --api-key-file, a file of keys"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return read_keys(path), made
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
     try:
@@ -67,14 +94,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_listen(host: str, keys: tuple[bytes, ...], tls: bool, insecure: bool) -> None:
-    """Raise `ConfigurationError` for an address that others reach, unless there are a key and TLS (or a person insists)."""
-    if is_loopback(host) or insecure or (keys and tls):
+def check_listen(host: str, tls: bool, insecure: bool) -> None:
+    """Raise `ConfigurationError` for an address that others reach, unless TLS protects the key (or a person insists)."""
+    if is_loopback(host) or tls or insecure:
         return
-    missing = " and ".join(
-        name for name, there in (("--api-key-file", bool(keys)), ("--tls-certificate with --tls-key", tls)) if not there
-    )
     raise ConfigurationError(
-        f"--listen {host}: others could reach this address, and prompts and answers pass it in the clear; add {missing}, "
-        "listen at 127.0.0.1, or say --insecure-listen"
+        f"--listen {host}: others could reach this address, and prompts, answers and keys pass it in the clear; add "
+        "--tls-certificate with --tls-key, listen at 127.0.0.1, or say --insecure-listen"
     )

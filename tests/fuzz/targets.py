@@ -42,6 +42,7 @@ from parties.store import StoredFiles, StoredModel
 from parties.tape_file import TapeWriter
 from parties.tape_header import unseal
 from parties.tape_journal import Journal
+from parties.trust import Peer
 from protocols.registry import secure_suite
 from protocols.suite import RANGE_KINDS
 from tests.models import gguf_files
@@ -244,7 +245,7 @@ def _read_tape(data: bytes) -> None:
 @cache
 def _deployment() -> Path:
     folder = _folder() / "certificates"
-    create_deployment(folder, ["party0", "party1", DEALER], days=30)
+    create_deployment(folder, {"party0": "party", "party1": "party", DEALER: "dealer"}, days=30)
     return folder
 
 
@@ -267,13 +268,8 @@ def _header() -> bytes:
     return (folder / f"{tape}.json").read_bytes()
 
 
-@cache
-def _authority() -> bytes:
-    return (_deployment() / "authority.crt").read_bytes()
-
-
 def _unseal(data: bytes) -> None:
-    if unseal(data, DEALER, _authority()) is None:
+    if unseal(data, Peer(DEALER, "dealer"), check(_deployment(), "party0")) is None:
         raise TapeError("damaged")
 
 

@@ -19,8 +19,11 @@ PARTY = {
     "listen": "127.0.0.1:0",
     "certificates": "certificates",
     "store": "store",
-    "parties": [{"name": "party0", "address": "127.0.0.1:7000"}, {"name": "party1", "address": "127.0.0.1:7001"}],
-    "dealer": {"name": "dealer", "address": "127.0.0.1:7002"},
+    "parties": [
+        {"name": "party0", "address": "127.0.0.1:7000"},
+        {"name": "party1", "address": "127.0.0.1:7001", "fingerprint": "1f" * 32},
+    ],
+    "dealer": {"name": "dealer", "address": "127.0.0.1:7002", "fingerprint": "3d" * 32},
 }
 
 
@@ -40,6 +43,7 @@ def write(folder: Path, **changes: object) -> Path:
             {"role": "dealer", "name": "dealer", "store": None},
             r"role is 'dealer', not 'party'; start it with `mpcache dealer`",
         ),
+        ({"clients": ["x"]}, r"party0 knows no fingerprint of 'x' \(client\), so anybody"),
         ({}, r"certificate folder .*certificates is missing: make it with `mpcache certs`"),
     ],
 )
@@ -135,16 +139,18 @@ def test_prompt_never_reaches_an_error(command: Command, text_model: Path, tmp_p
 
 
 def test_certs(command: Command, tmp_path: Path) -> None:
-    made = command("certs", "--out", tmp_path / "c", "--names", "a, b", "--names", "c")
+    made = command("certs", "--out", tmp_path / "c", "--parties", "a, b", "--parties", "c")
     assert made.code == 0
-    assert {p.name for p in (tmp_path / "c").glob("*.crt")} == {"a.crt", "b.crt", "c.crt", "authority.crt"}
-    again = command("certs", "--out", tmp_path / "c", "--names", "a")
+    assert {p.name for p in (tmp_path / "c").glob("*.crt")} == {
+        f"{name}.crt" for name in ("a", "b", "c", "dealer", "client", "model-owner", "authority")
+    }
+    again = command("certs", "--out", tmp_path / "c", "--parties", "a")
     assert again.code == 2
     assert "authority.crt exists already" in again.err
-    wrong = command("certs", "--out", tmp_path / "d", "--names", "Ünfug")
+    wrong = command("certs", "--out", tmp_path / "d", "--parties", "Ünfug")
     assert wrong.code == 2
     assert "cannot be an identity's name" in wrong.err
-    days = command("certs", "--out", tmp_path / "e", "--names", "a", "--days", "-3")
+    days = command("certs", "--out", tmp_path / "e", "--parties", "a", "--days", "-3")
     assert days.code == 2
     assert "days must be between 0 and 36500, got -3" in days.err
 

@@ -19,7 +19,7 @@ from parties.compute_party import ComputePartyServer
 from parties.config import load_config
 from parties.model_owner import share_model
 from tests.launch.conftest import Command
-from tests.parties.deployment import free_ports
+from tests.parties.deployment import free_ports, with_fingerprints
 
 PROMPT = "Who goes there"
 
@@ -28,7 +28,8 @@ PROMPT = "Who goes there"
 def roles(tmp_path: Path) -> Path:
     """A folder with the configurations of two parties, dealer, client and model owner."""
     names = ["party0", "party1", "dealer", "client", "model-owner"]
-    create_deployment(tmp_path / "certificates", names, days=1)
+    kinds = ["party", "party", *names[2:]]
+    marks = create_deployment(tmp_path / "certificates", dict(zip(names, kinds, strict=True)), days=1)
     addresses = dict(zip(names[:3], (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
     for name in names:
         values = {
@@ -44,7 +45,7 @@ def roles(tmp_path: Path) -> Path:
             values["listen"] = addresses[name]
         if name.startswith("party"):
             values |= {"store": f"store-{name}", "tapes": f"tapes-{name}"}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(with_fingerprints(values, marks)))
     return tmp_path
 
 

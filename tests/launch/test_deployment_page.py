@@ -46,7 +46,7 @@ class Block:
 
 @dataclass
 class Hosts:
-    """Namespaces 10.0.0.10 to 13 on one switch."""
+    """Namespaces 10.0.0.10 to 14 on one switch."""
 
     folder: Path
     made: list[str] = field(default_factory=list)
@@ -151,9 +151,9 @@ def test_word_for_word(hosts: Hosts) -> None:
     page = (ROOT / "docs" / "deployment.md").read_text()
     roles = {
         host: re.findall(r"`([\w-]+)`", what)[0]
-        for host, what in re.findall(rf"^\| ({HOST}) \| (.*) \|$", page, re.MULTILINE)
+        for host, what in re.findall(rf"^\| ({HOST}) \| (.*) \| .* \|$", page, re.MULTILINE)
     }
-    assert list(roles.values()) == ["party0", "party1", "dealer", "client"]
+    assert list(roles.values()) == ["party0", "party1", "dealer", "client", "authority"]
     hosts.up(list(roles))
     (hosts.folder / "10.0.0.13" / "question.txt").write_text(QUESTION)
     shutil.copytree(CHECKPOINT, hosts.folder / "10.0.0.13" / "CHECKPOINT")
@@ -181,3 +181,6 @@ def test_word_for_word(hosts: Hosts) -> None:
     for host, role in list(roles.items())[:3]:
         found = [p.name for p in (hosts.folder / host).rglob("*.key")]
         assert found == [f"{role}.key"], "a host holds its own private key and no other"
+    signing = [p.relative_to(hosts.folder).parts[0] for p in hosts.folder.rglob("authority.key")]
+    assert signing == ["10.0.0.14"], "the authority's key lies on no role's host"
+    assert [p.name for p in (hosts.folder / "10.0.0.14").rglob("*.key")] == ["authority.key"]

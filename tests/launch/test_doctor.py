@@ -15,7 +15,7 @@ from tests.launch.conftest import Command
 
 
 def test_all_is_well_here(command: Command, tmp_path: Path) -> None:
-    create_deployment(tmp_path / "c", ["party0", "client"])
+    create_deployment(tmp_path / "c", {"party0": "party", "client": "client"})
     found = command("doctor", "--json", "--certificates", tmp_path / "c")
     report = json.loads(found.out)
     assert (found.code, report["ok"]) == (0, True)
@@ -29,7 +29,7 @@ def test_all_is_well_here(command: Command, tmp_path: Path) -> None:
 
 
 def test_problems_have_a_remedy(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create_deployment(tmp_path / "c", ["party0"])
+    create_deployment(tmp_path / "c", {"party0": "party"})
     (tmp_path / "c" / "party0.key").chmod(0o644)
 
     def missing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from launch.gateway import questions
 from launch.gateway.catalogue import Words
 from launch.gateway.errors import ApiError
 from launch.gateway.parameters import ChatParameters, CompletionParameters, parse
-from launch.gateway.settings import GatewaySettings, check_listen, read_keys
+from launch.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
 from tests.launch.gateway_harness import Running, deployed, serving, wait_until
@@ -306,17 +307,12 @@ def test_values_never_come_back() -> None:
 
 
 def test_addresses_and_keys(tmp_path: Path) -> None:
-    check_listen("127.0.0.1", (), False, False)
-    check_listen("::1", (), False, False)
-    check_listen("0.0.0.0", (), False, True)
-    check_listen("10.0.0.1", (b"k",), True, False)
-    for keys, tls, missing in (
-        ((), False, "--api-key-file and --tls"),
-        ((b"k",), False, "add --tls"),
-        ((), True, "add --api-key"),
-    ):
-        with pytest.raises(ConfigurationError, match=missing):
-            check_listen("0.0.0.0", keys, tls, False)
+    check_listen("127.0.0.1", False, False)
+    check_listen("::1", False, False)
+    check_listen("0.0.0.0", False, True)
+    check_listen("10.0.0.1", True, False)
+    with pytest.raises(ConfigurationError, match="add --tls-certificate with --tls-key, listen at"):
+        check_listen("0.0.0.0", False, False)
     file = tmp_path / "keys"
     file.write_text(f"# mine\n{KEY}\n\n")
     file.chmod(0o600)
@@ -331,6 +327,23 @@ def test_addresses_and_keys(tmp_path: Path) -> None:
             read_keys(file)
 
 
+def test_the_key_of_its_own(tmp_path: Path) -> None:
+    """Made once, for this user alone; it is told when it is made, and read from then on."""
+    file = tmp_path / KEY_FILE
+    keys, made = own_keys(file)
+    assert made is not None
+    assert keys == (made.encode(),)
+    assert len(made) == 64
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert own_keys(file) == (keys, None)
+    assert [p.name for p in tmp_path.iterdir()] == [KEY_FILE]
+    file.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="others may read it"):
+        own_keys(file)
+    with pytest.raises(ConfigurationError, match=r"cannot be written .*give --api-key-file"):
+        own_keys(tmp_path / "none" / KEY_FILE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -338,6 +351,7 @@ def test_addresses_and_keys(tmp_path: Path) -> None:
         (["--listen", "8000"], "'8000' is not an address"),
         (["--api-key-file", "/none"], "--api-key-file /none cannot be read"),
         (["--tls-key", "x"], "belong together"),
+        (["--insecure-no-key", "--api-key-file", "/none"], "were both given"),
         (["--suite", "plain"], "keeps nothing secret"),
         ([], "none.yaml cannot be read"),
     ],

@@ -200,6 +200,17 @@ def test_from_init_to_an_answer(
         monkeypatch.chdir(out / name)
         installed = command("certs", "install", "--config", f"{name}.yaml", out / "authority" / f"{name}.crt")
         assert installed.code == 0, installed.err
+        shown = command("certs", "fingerprint", "--config", f"{name}.yaml")
+        assert shown.out == f"{name} {mark[1]}\n"
+        with (tmp_path / "fingerprints.txt").open("a") as file:
+            file.write(shown.out)
+    early = command("party", "--config", out / "party0" / "party0.yaml")
+    assert early.code == 2
+    assert "party0 knows no fingerprint of 'party1' (party), 'dealer' (dealer), 'client' (client)" in early.err
+    assert "`mpcache certs fingerprint --config party1.yaml` on the host of party1" in early.err
+    for name in ROLES:
+        pinned = command("certs", "pin", "--config", out / name / f"{name}.yaml", tmp_path / "fingerprints.txt")
+        assert pinned.code == 0, pinned.err
 
     roles["party0"] = Role(out, "party0")
     roles["party0"].wait_for(f"party0: waiting for party1: nothing listens at {addresses[1]}: start party1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launch.gateway.settings import KEY_FILE, own_keys
 from tests.launch.gateway_harness import deployed, serving
 from tests.parties.conftest import checkpoint  # noqa: F401
 from tests.parties.letters import answer
@@ -50,9 +52,12 @@ def test_python(parts: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     names["model"].close()
 
 
-def test_gateway(parts: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    _, deployment, toy, letters = parts
-    with serving(deployment, toy, letters) as running:
+def test_gateway(parts: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, deployment, toy, letters = parts
+    keys, key = own_keys(folder / KEY_FILE)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OPENAI_API_KEY", str(key))
+    with serving(deployment, toy, letters, keys=keys) as running:
         for block in blocks("gateway.md", "python"):
             exec(compile(block.replace("127.0.0.1:8000", running.address), "docs/gateway.md", "exec"), {})
         assert capsys.readouterr().out == answer("ab", 8) + "\n" + answer("ab", 8)
@@ -61,7 +66,7 @@ def test_gateway(parts: Any, capsys: pytest.CaptureFixture[str]) -> None:
         if shutil.which("curl") is None:
             pytest.skip("curl is not installed")
         found = []
-        for command in commands:
+        for command in map(os.path.expandvars, commands):
             arguments = [word.replace("127.0.0.1:8000", running.address) for word in shlex.split(command)]
             found.append(
                 subprocess.run([*arguments, "-sS", "--noproxy", "*"], capture_output=True, text=True, check=True).stdout

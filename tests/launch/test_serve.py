@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from pathlib import Path
 
-from openai import OpenAI
+import pytest
+from openai import AuthenticationError, OpenAI
 
+from launch.gateway.settings import KEY_FILE
 from launch.local import LocalDeployment
 from launch.processes import Processes
 from models.checkpoint import load_checkpoint
@@ -21,15 +24,20 @@ def test_serve(running: LocalDeployment, text_model: Path, tmp_path: Path) -> No
     checkpoint = load_checkpoint(text_model)
     ids = checkpoint.tokenizer.encode(PROMPT)
     wanted = checkpoint.tokenizer.decode(generate_plain(checkpoint, ids, GenerationPlan(len(ids), 4)))
-    keys = tmp_path / "keys"
-    keys.write_text("a-key-of-many-characters\n")
-    keys.chmod(0o600)
     config = ["serve", "--supervised", "--config", str(running.folder / "client.yaml"), "--tokenizer", str(text_model)]
     with Processes(tmp_path) as processes:
-        child = processes.start("gateway", [*config, "--listen", "127.0.0.1:0", "--api-key-file", str(keys)])
+        child = processes.start("gateway", [*config, "--listen", "127.0.0.1:0"])
         processes.wait_ready([child])
         assert child.ready is not None
-        client = OpenAI(base_url=f"http://{child.ready['address']}/v1", api_key="a-key-of-many-characters", max_retries=0)
+        url, keys = f"http://{child.ready['address']}/v1", running.folder / KEY_FILE
+        key = keys.read_text().splitlines()[-1]
+        assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+        assert [line for line in child._lines if key in line] == [
+            f"key for requests, shown this once and kept in {keys}: {key}"
+        ]
+        with pytest.raises(AuthenticationError):
+            OpenAI(base_url=url, api_key="none", max_retries=0).models.list()
+        client = OpenAI(base_url=url, api_key=key, max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny"]
         whole = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=4)
         assert whole.choices[0].text == wanted

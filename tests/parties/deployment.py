@@ -6,10 +6,12 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parties.certificates import create_deployment
+from parties.certificates import check, create_deployment, create_identity
 from parties.client import Client, GenerationResult
 from parties.compute_party import ComputePartyServer
 from parties.config import RoleConfig, make_config
@@ -17,6 +19,8 @@ from parties.dealer import DealerServer
 from parties.model_owner import share_model
 from parties.program import DECODER, Program
 from parties.reference import ModelReference
+from parties.roles import Role
+from parties.trust import Peer, peers_of
 
 
 def free_ports(count: int) -> list[int]:
@@ -28,6 +32,19 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+def with_fingerprints(values: dict[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """The values with `fingerprint` at every peer that says none."""
+
+    def pinned(entry: Any) -> Any:
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        return {"fingerprint": fingerprints[entry["name"]], **entry} if entry["name"] in fingerprints else entry
+
+    lists: dict[str, Any] = {
+        key: [pinned(one) for one in values[key]] for key in ("parties", "clients", "model_owners") if key in values
+    }
+    return {**values, **lists, **({"dealer": pinned(values["dealer"])} if values.get("dealer") else {})}
 
 
 class _CryptenClient(Client):
@@ -43,7 +60,10 @@ class Deployment:
         self.folder = folder
         self.names = [f"party{i}" for i in range(parties)]
         self.certificates = folder / "certificates"
-        create_deployment(self.certificates, [*self.names, "dealer", "client", "owner", "stranger"], days=1)
+        self.authority = self.certificates / "authority"
+        members: dict[str, Role] = {**dict.fromkeys(self.names, "party"), "dealer": "dealer"}
+        members |= {"client": "client", "owner": "model-owner", "stranger": "client"}
+        self.fingerprints = create_deployment(self.certificates, members, days=1)
         ports = free_ports(parties + 1)
         self.addresses = [f"127.0.0.1:{port}" for port in ports]
         self.program = program
@@ -52,7 +72,7 @@ class Deployment:
         self.servers: dict[str, ComputePartyServer | DealerServer] = {}
 
     def values(self, role: str, name: str) -> dict[str, Any]:
-        """The configuration of a role as plain values."""
+        """The configuration of a role as plain values, with the fingerprints of `fingerprints`."""
         values: dict[str, Any] = {
             "role": role,
             "name": name,
@@ -68,11 +88,22 @@ class Deployment:
             values["store"] = self.folder / f"store-{name}"
         if role == "dealer":
             values["listen"] = self.addresses[-1]
-        return values
+        return with_fingerprints(values, self.fingerprints)
 
     def config(self, role: str, name: str, **changes: Any) -> RoleConfig:
-        """A checked configuration."""
-        return make_config({**self.values(role, name), **changes})
+        """A checked configuration; fingerprints that are not given are those of `certificates`."""
+        return make_config(with_fingerprints({**self.values(role, name), **changes}, self.fingerprints))
+
+    def peer(self, name: str, address: str | None = None) -> Peer:
+        """A server as its peers know it, at an address of its own or another."""
+        known = peers_of(self.config("client", "client"))[name]
+        return known if address is None else replace(known, address=address)
+
+    def add(self, name: str, role: Role, days: float = 1) -> Path:
+        """One more identity; its certificate."""
+        made, _ = (file.replace(self.certificates / file.name) for file in create_identity(self.authority, name, role, days))
+        self.fingerprints[name] = check(self.certificates, name).fingerprint
+        return made
 
     def start_one(self, name: str, **changes: Any) -> ComputePartyServer | DealerServer:
         """Start one server."""
@@ -93,7 +124,9 @@ class Deployment:
 
     def start_process(self, name: str, rounds: int, pause: float = 0.0, **changes: Any) -> subprocess.Popen[bytes]:
         """Start one server in a process of its own, with a toy of `rounds` rounds (0: the real program)."""
-        values = {**self.values("dealer" if name == "dealer" else "party", name), **changes}
+        values = with_fingerprints(
+            {**self.values("dealer" if name == "dealer" else "party", name), **changes}, self.fingerprints
+        )
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(values, default=str))
         command = [sys.executable, "-m", "tests.parties.role_process", str(path), str(rounds), str(pause)]

@@ -49,19 +49,15 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-def authority(deployment: Deployment) -> bytes:
-    """The deployment's authority, PEM."""
-    return check(deployment.certificates, "party0").authority
-
-
 def tape_file(deployment: Deployment, folder: Path, tape: str, party: str = "party1") -> TapeFile:
     """One tape as its party opens it."""
-    return TapeFile(folder, tape, party, int(party[-1]), "dealer", authority(deployment))
+    return TapeFile(folder, tape, party, int(party[-1]), deployment.peer("dealer"), check(deployment.certificates, party))
 
 
 def store(deployment: Deployment, root: Path, party: str = "party1") -> TapeStore:
     """A party's folder of tapes."""
-    return TapeStore(root, party, int(party[-1]), "dealer", authority(deployment))
+    own = check(deployment.certificates, party)
+    return TapeStore(root, party, int(party[-1]), deployment.peer("dealer"), lambda: own)
 
 
 def session_tapes(folder: Path) -> list[str]:

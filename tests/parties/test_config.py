@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "certificates": "certs",
     "store": "store",
 }
+MARK = ":".join(["ab"] * 32)
 
 
 def write(folder: Path, values: dict[str, Any]) -> Path:
@@ -48,7 +49,18 @@ def test_good(tmp_path: Path) -> None:
         ({"role": "boss"}, "role: Input should be 'party', 'dealer', 'client' or 'model-owner'.*'boss'"),
         ({"name": "party7"}, r"party 'party7' is not among parties \(party0, party1\)"),
         ({"name": "Party"}, "'Party' cannot be an identity's name"),
-        ({"role": "dealer"}, "'party0' is a compute party's name; a dealer needs its own identity"),
+        ({"role": "dealer"}, "'party0' is a dealer and a compute party: every name has one role"),
+        ({"clients": ["party1"]}, "'party1' is a compute party and a client: every name has one role"),
+        ({"clients": ["x"], "model_owners": ["x"]}, "'x' is a client and a model owner"),
+        ({"model_owners": ["dealer"]}, "'dealer' is a dealer and a model owner"),
+        ({"dealer": {"name": "party1", "address": "c:3"}}, "'party1' is a compute party and a dealer"),
+        ({"clients": ["authority"]}, "'authority' cannot be an identity's name"),
+        (
+            {"clients": [{"name": "x", "fingerprint": MARK}, {"name": "y", "fingerprint": ["00" * 32, MARK.upper()]}]},
+            "'x' and 'y' have the same fingerprint ab:ab:",
+        ),
+        ({"clients": [{"name": "x", "fingerprint": "ab:cd"}]}, "'ab:cd' is no fingerprint of a key: it has 32 pairs of"),
+        ({"clients": [{"name": "x", "fingerprint": 12}]}, "write one fingerprint, or a list of them"),
         ({"parties": GOOD["parties"][:1]}, "at least 2 compute parties are needed, got 1"),
         ({"parties": [GOOD["parties"][0]] * 2}, "names must differ"),
         ({"listen": "7000"}, "'7000' is not an address: write host:port"),

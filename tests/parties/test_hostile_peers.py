@@ -105,7 +105,7 @@ def test_random_bytes(two: Running, name: str) -> None:
 
 
 def test_without_tls_or_without_the_right_certificate(two: Running, tmp_path: Path) -> None:
-    create_deployment(tmp_path, ["client"], days=1)
+    create_deployment(tmp_path, {"client": "client"}, days=1)
     foreign = tls(two, None)
     foreign.load_cert_chain(tmp_path / "client.crt", tmp_path / "client.key")
     with beside(two):

@@ -9,14 +9,18 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mpc.errors import PeerLost
 from parties import live_identity
-from parties.certificates import check, create_authority, create_deployment, create_identity
+from parties.certificates import check, create_authority, create_deployment, create_identity, issue
 from parties.connection import connect
+from parties.files import write_file
 from parties.live_identity import LiveIdentity
 from tests.parties.conftest import VOCABULARY, Running, run
 from tests.parties.toy import expected
@@ -24,8 +28,14 @@ from tests.parties.toy import expected
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    create_deployment(tmp_path / "c", ["party0", "party1"], days=100)
+    create_deployment(tmp_path / "c", {"party0": "party", "party1": "party"}, days=100)
     return tmp_path / "c"
+
+
+def renewed(folder: Path, days: float, **issue: Any) -> None:
+    """A new key and certificate of party0 lie in the folder."""
+    for file in create_identity(folder / "authority", "party0", "party", days, **issue):
+        file.replace(folder / file.name)
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ def test_new_files_are_taken_up(folder: Path, caplog: pytest.LogCaptureFixture) 
     live = LiveIdentity(folder, "party0")
     first = live.current
     assert live.current is first
-    create_identity(folder, "party0", 50)
+    renewed(folder, 50)
     second = live.current
     assert second.certificate != first.certificate
     assert second == check(folder, "party0")
@@ -55,8 +65,8 @@ def test_new_files_are_taken_up(folder: Path, caplog: pytest.LogCaptureFixture) 
         (lambda c: (c / "party0.crt").unlink(), "party0.crt is missing"),
         (lambda c: shutil.copy(c / "party1.key", c / "party0.key"), "party0.key is not the key of"),
         (lambda c: [shutil.copy(c / f"party1.{e}", c / f"party0.{e}") for e in ("crt", "key")], "belongs to 'party1'"),
-        (lambda c: create_identity(c, "party0", 1, start=datetime.now(UTC) - timedelta(days=3)), "party0.crt expired on"),
-        (lambda c: create_identity(c, "party0", 1, start=datetime.now(UTC) + timedelta(days=3)), "is not valid before"),
+        (lambda c: renewed(c, 1, start=datetime.now(UTC) - timedelta(days=3)), "party0.crt expired on"),
+        (lambda c: renewed(c, 1, start=datetime.now(UTC) + timedelta(days=3)), "is not valid before"),
         (lambda c: (c / "party0.key").chmod(0o644) or (c / "party0.key").touch(), "others may read"),
     ],
 )
@@ -74,7 +84,7 @@ def test_unfit_files_are_logged_once_and_the_old_ones_stay(
     assert caplog.text.count("party0: the new certificate is not used, the one before it stays") == 1
     assert message in caplog.text
     (folder / "party0.key").chmod(0o600)
-    create_identity(folder, "party0", 50)
+    renewed(folder, 50)
     assert live.current.certificate == (folder / "party0.crt").read_bytes()
 
 
@@ -83,7 +93,7 @@ def test_foreign_authority_is_refused(
 ) -> None:
     live = LiveIdentity(folder, "party0")
     first = live.current
-    create_deployment(tmp_path / "foreign", ["party0"])
+    create_deployment(tmp_path / "foreign", {"party0": "party"})
     for end in ("crt", "key"):
         shutil.copy(tmp_path / "foreign" / f"party0.{end}", folder)
     for _ in range(2):
@@ -97,7 +107,7 @@ def test_a_certificate_that_becomes_valid_is_taken_up(
 ) -> None:
     live = LiveIdentity(folder, "party0")
     first = live.current
-    create_identity(folder, "party0", 9, start=datetime.now(UTC) + timedelta(hours=1))
+    renewed(folder, 9, start=datetime.now(UTC) + timedelta(hours=1))
     for _ in range(3):
         clock[0] += 6
         assert live.current is first
@@ -116,7 +126,7 @@ def test_warnings_before_the_end(folder: Path) -> None:
     assert live.expiry_warning(end - timedelta(days=13, hours=20)) is None, "once a day"
     assert "in 30 hours" in str(live.expiry_warning(end - timedelta(hours=30)))
     assert "expired on" in str(live.expiry_warning(end + timedelta(hours=1)))
-    create_identity(folder, "party0", 1)
+    renewed(folder, 1)
     assert live.expiry_warning() is None, "a certificate for a day is not about to end when it begins"
 
 
@@ -127,7 +137,7 @@ def served(address: str) -> x509.Certificate:
 
 
 def test_renewal_while_a_session_runs(tmp_path: Path, checkpoint: Path) -> None:
-    """All certificates and the authority are replaced in the middle of a session, which goes on."""
+    """All certificates and the authority are replaced in the middle of a session, which goes on. The keys stay."""
     for running in run(tmp_path / "d", checkpoint, 2):
         _replace_all(running, tmp_path)
 
@@ -153,9 +163,11 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
     assert inside.wait(60)
     create_authority(tmp_path / "new", 10)
     for name in names:
-        create_identity(tmp_path / "new", name, 10)
-        for end in ("key", "crt"):
-            shutil.copy(tmp_path / "new" / f"{name}.{end}", folder)
+        identity = check(folder, name)
+        key = x509.load_pem_x509_certificate(identity.certificate).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        certificate = issue(tmp_path / "new", name, identity.role, key, 10)
+        write_file(folder / f"{name}.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     shutil.copy(tmp_path / "new" / "authority.crt", folder)
     for name in servers:
         now = served(servers[name].address)
@@ -167,4 +179,4 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
     toy.before_round = lambda party, step, round: None
     assert client.generate([3, 1], 2).tokens == expected([3, 1], 2, VOCABULARY), "everybody dials with the new ones"
     with pytest.raises(PeerLost, match=r"the certificate of .* is refused"):
-        connect(stale, servers["party0"].address, "party0", 5)
+        connect(stale, deployment.peer("party0"), 5)

@@ -195,12 +195,12 @@ def test_health(watched: Running) -> None:
     deployment = watched.deployment
     for name, service in (("party0", "mpcache.ComputeParty"), ("dealer", "mpcache.Dealer")):
         server = deployment.servers[name]
-        with connect(check(deployment.certificates, "client"), server.address, name, 60) as channel:
+        with connect(check(deployment.certificates, "client"), deployment.peer(name), 60) as channel:
             assert [ask(channel), ask(channel, service)] == ["SERVING", "SERVING"]
             with pytest.raises(grpc.RpcError) as caught:
                 ask(channel, "mpcache.Nonesuch")
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        with connect(check(deployment.certificates, "stranger"), server.address, name, 60) as channel:
+        with connect(check(deployment.certificates, "stranger"), deployment.peer(name), 60) as channel:
             stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
             for call in (lambda s=stub, r=request: s.Check(r), lambda s=stub, r=request: next(s.Watch(r))):
                 with pytest.raises(grpc.RpcError) as caught:
@@ -217,7 +217,7 @@ def test_health_before_during_and_after_shutting_down(tmp_path: Path) -> None:
         server = deployment.start_one("party0")
         identity = check(deployment.certificates, "client")
         with (
-            connect(identity, server.address, "party0", 60) as channel,
+            connect(identity, deployment.peer("party0"), 60) as channel,
             grpc.insecure_channel(server.health_address) as plain,
         ):
             seen = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)

@@ -12,7 +12,7 @@ import pytest
 from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PermissionRefused
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
-from parties.certificates import check, create_identity
+from parties.certificates import check
 from parties.connection import connect
 from parties.failures import from_rpc
 from parties.grants import fits
@@ -41,8 +41,9 @@ GRANTS: dict[str, Any] = {
 def granted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Running]:
     toy = Toy()
     deployment = Deployment(tmp_path_factory.mktemp("granted"), 2, toy.program, **GRANTS)
-    for name in ("alice", "bob", "acme"):
-        create_identity(deployment.certificates, name)
+    deployment.add("alice", "client")
+    deployment.add("bob", "client")
+    deployment.add("acme", "model-owner")
     with deployment:
         yield Running(deployment, toy, deployment.share(checkpoint))
 
@@ -98,7 +99,7 @@ def refusals(granted: Running, name: str, model: str) -> list[MpcacheError]:
     opening = wire.Open(session=new_id(), manifest=manifest(granted, model=model).canonical())
     header = wire.ModelHeader(model=model, name="tiny")
     found = []
-    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
+    with connect(identity, running.peer("party0"), 60) as channel:
         stub = services.ComputePartyStub(channel)
         calls = [
             lambda: list(stub.Generate(iter([wire.ClientMessage(open=opening)]))),
@@ -146,7 +147,7 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
     assert client.generate([2], 1, model="acme-2").tokens == [2]
     identity = check(running.certificates, "owner")
     told = []
-    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
+    with connect(identity, running.peer("party0"), 60) as channel:
         for id in (model.id, new_id()):
             with pytest.raises(grpc.RpcError) as caught:
                 services.ComputePartyStub(channel).RemoveModel(wire.RemoveRequest(model=id))
@@ -172,7 +173,7 @@ def test_parts_of_different_storings_do_not_mix(granted: Running, checkpoint: Pa
     model = share_model(acme, checkpoint, "acme-3")
     assert running.client().generate([2], 1, model=model).tokens == [2]
     identity = check(running.certificates, "acme")
-    with connect(identity, running.servers["party0"].address, "party0", 60) as channel:
+    with connect(identity, running.peer("party0"), 60) as channel:
         stub = services.ComputePartyStub(channel)
         stub.RemoveModel(wire.RemoveRequest(model=model.id))
         header = _header(model, 16, bytes(32))

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from parties.client import Client
 from parties.connection import connect
 from parties.failures import from_rpc
 from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, compare, new_id
-from tests.parties.conftest import VOCABULARY, Running
+from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
 from tests.parties.test_faults import idle, works
 from tests.parties.toy import Toy
@@ -53,8 +54,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
 def dial(running: Running, name: str, peer: str) -> grpc.Channel:
     """A channel with the identity `name` to a server."""
     identity = check(running.deployment.certificates, name)
-    address = running.deployment.servers[peer].address
-    return connect(identity, address, peer, 60)
+    return connect(identity, running.deployment.peer(peer), 60)
 
 
 def outcome(call: Iterator[Any], peer: str) -> MpcacheError:
@@ -71,10 +71,15 @@ def outcome(call: Iterator[Any], peer: str) -> MpcacheError:
 def identity_elsewhere(folder: Path, running: Running, **issue: Any) -> Identity:
     """An identity 'client' as some wrong authority or clock made it, with the deployment's authority certificate."""
     create_authority(folder, 3650, start=datetime.now(UTC) - timedelta(days=100))
-    files = create_identity(folder, "client", **issue)
+    files = create_identity(folder, "client", "client", **issue)
     own = check(running.deployment.certificates, "client")
-    return Identity(
-        "client", files[0].read_bytes(), own.authority, files[1].read_bytes(), own.expires, *files, own.authority_file
+    return shown_by(own, *files)
+
+
+def shown_by(own: Identity, certificate: Path, key: Path) -> Identity:
+    """An identity with these files, of which nothing was checked."""
+    return replace(
+        own, certificate=certificate.read_bytes(), key=key.read_bytes(), certificate_file=certificate, key_file=key
     )
 
 
@@ -82,30 +87,26 @@ def test_foreign_client_certificate(two: Running, tmp_path: Path) -> None:
     identity = identity_elsewhere(tmp_path, two)
     address = two.deployment.servers["party0"].address
     with pytest.raises(PeerLost, match=rf"{address} refuses the certificate .*client\.crt: .*signed by the same authority"):
-        connect(identity, address, "party0", 5)
+        connect(identity, two.deployment.peer("party0"), 5)
 
 
 def test_expired_client_certificate(two: Running, tmp_path: Path) -> None:
     for end in ("crt", "key"):
-        shutil.copy(two.deployment.certificates / f"authority.{end}", tmp_path)
-    files = create_identity(tmp_path, "client", 1, start=datetime.now(UTC) - timedelta(days=3))
+        shutil.copy(two.deployment.authority / f"authority.{end}", tmp_path)
+    files = create_identity(tmp_path, "client", "client", 1, start=datetime.now(UTC) - timedelta(days=3))
     own = check(two.deployment.certificates, "client")
-    identity = Identity(
-        "client", files[0].read_bytes(), own.authority, files[1].read_bytes(), own.expires, *files, own.authority_file
-    )
-    address = two.deployment.servers["party0"].address
+    identity = shown_by(own, *files)
     with pytest.raises(PeerLost, match=r"refuses the certificate .*client\.crt: it must be valid now"):
-        connect(identity, address, "party0", 5)
+        connect(identity, two.deployment.peer("party0"), 5)
     with pytest.raises(ConfigurationError, match=r"client\.crt expired"):
         Client(two.deployment.config("client", "client", certificates=tmp_path))
 
 
 def test_foreign_server_certificate(two: Running, tmp_path: Path) -> None:
     create_authority(tmp_path)
-    create_identity(tmp_path, "client")
-    address = two.deployment.servers["party0"].address
+    create_identity(tmp_path, "client", "client")
     with pytest.raises(PeerLost, match=r"the certificate of .* is refused: .*signed by .*authority\.crt"):
-        connect(check(tmp_path, "client"), address, "party0", 5)
+        connect(check(tmp_path, "client"), two.deployment.peer("party0"), 5)
 
 
 def test_wrong_identity_behind_an_address(two: Running) -> None:
@@ -131,9 +132,9 @@ def test_not_a_grpc_server(two: Running) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(PeerLost, match=r"party0: .* (accepts connections but does not answer|does not answer)"):
-            connect(identity, address, "party0", 1)
+            connect(identity, two.deployment.peer("party0", address), 1)
     with pytest.raises(PeerLost, match=r"host 'no\.such\.invalid' has no address"):
-        connect(identity, "no.such.invalid:7000", "party0", 0.5)
+        connect(identity, two.deployment.peer("party0", "no.such.invalid:7000"), 0.5)
 
 
 # ---- who may -------------------------------------------------------------------------------------------------------------
@@ -327,8 +328,8 @@ def test_session_ids_are_used_once(two: Running) -> None:
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        ({"name": "noise"}, r"client sent share 'noise' of step 0, shape \[2, 40\] in Z_2\^64, expected 'prompt'"),
-        ({"shape": [2, 41]}, r"shape \[2, 41\] in Z_2\^64, expected 'prompt' of step 0, shape \[2, 40\]"),
+        ({"name": "noise"}, r"client sent share 'noise' of step 0, shape \[2\] in Z_2\^64, expected 'prompt'"),
+        ({"shape": [2, 41]}, r"shape \[2, 41\] in Z_2\^64, expected 'prompt' of step 0, shape \[2\]"),
         ({"bits": 32}, r"in Z_2\^32, expected"),
         ({"step": 5}, "of step 5"),
         ({"seed": b"short", "size": 12}, "a seed of 5 bytes, expected 32|announced 12 bytes for share 'prompt'"),
@@ -336,7 +337,7 @@ def test_session_ids_are_used_once(two: Running) -> None:
     ],
 )
 def test_wrong_shares(two: Running, share: dict[str, Any], message: str) -> None:
-    header = {"name": "prompt", "shape": [2, VOCABULARY], "bits": 64, "seed": bytes(32), "size": 640, **share}
+    header = {"name": "prompt", "shape": [2], "bits": 64, "seed": bytes(32), "size": 16, **share}
     opening = wire.Open(session=new_id(), manifest=manifest(two).canonical())
     channels = [dial(two, "client", name) for name in two.deployment.names]
     messages = [wire.ClientMessage(open=opening), wire.ClientMessage(share=wire.ShareHeader(**header))]

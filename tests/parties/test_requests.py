@@ -17,7 +17,8 @@ from cryptography.x509.oid import NameOID
 from mpc.errors import ConfigurationError
 from parties.authority import Member, Record, read_record, sign_request, write_record
 from parties.certificates import check, create_authority, create_deployment, issue
-from parties.requests import create_request, fingerprint_of, install
+from parties.fingerprints import fingerprint_of
+from parties.requests import create_request, install
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def authority(tmp_path: Path) -> Path:
     members = [
         Member(name="party0", role="party", hosts=["10.0.0.10", "node.example"]),
         Member(name="party1", role="party", hosts=[]),
+        Member(name="client", role="client"),
     ]
     write_record(folder, Record(members=members))
     return folder
@@ -52,7 +54,7 @@ def test_request_sign_install(authority: Path, role: Path) -> None:
 
     sent = authority / "party0.csr"
     shutil.copy(request, sent)
-    answer, certificate = sign_request(authority, sent, days=30, expected=mark)
+    answer, certificate = sign_request(authority, sent, mark, days=30)
     assert answer == authority / "party0.crt"
     assert fingerprint_of(certificate) == mark
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -72,19 +74,19 @@ def test_request_sign_install(authority: Path, role: Path) -> None:
 
 @pytest.mark.parametrize("keep_key", [True, False])
 def test_renewal(authority: Path, role: Path, keep_key: bool) -> None:
-    install(role, "party0", sign_request(authority, create_request(role, "party0")[0])[0])
+    install(role, "party0", sign_request(authority, *create_request(role, "party0"))[0])
     first = check(role, "party0")
     request, mark = create_request(role, "party0", keep_key)
     assert check(role, "party0") == first, "a request changes nothing of what is in use"
     assert create_request(role, "party0", keep_key)[1] == mark, "asking again asks for the same key"
-    second = install(role, "party0", sign_request(authority, request)[0])
+    second = install(role, "party0", sign_request(authority, request, mark)[0])
     assert (second.key == first.key) == keep_key
     assert second.certificate != first.certificate
     assert sorted(p.name for p in role.iterdir()) == ["authority.crt", "party0.crt", "party0.key", "requests"]
 
 
 def test_keeping_the_key_while_a_new_one_waits(authority: Path, role: Path) -> None:
-    install(role, "party0", sign_request(authority, create_request(role, "party0")[0])[0])
+    install(role, "party0", sign_request(authority, *create_request(role, "party0"))[0])
     create_request(role, "party0")
     with pytest.raises(
         ConfigurationError, match=r"requests/party0\.key is a new key whose certificate is not installed yet"
@@ -93,31 +95,31 @@ def test_keeping_the_key_while_a_new_one_waits(authority: Path, role: Path) -> N
 
 
 def test_validity_ends_with_the_authority(authority: Path, role: Path) -> None:
-    _, certificate = sign_request(authority, create_request(role, "party0")[0], days=5000)
+    _, certificate = sign_request(authority, *create_request(role, "party0"), days=5000)
     end = x509.load_pem_x509_certificate((authority / "authority.crt").read_bytes()).not_valid_after_utc
     assert end - timedelta(minutes=1) < certificate.not_valid_after_utc <= end
     with pytest.raises(ConfigurationError, match="days must be between 0 and 36500, got 0"):
-        sign_request(authority, create_request(role, "party0")[0], days=0)
+        sign_request(authority, *create_request(role, "party0"), days=0)
 
 
 def test_refused_by_the_authority(authority: Path, role: Path, tmp_path: Path) -> None:
-    request, _ = create_request(role, "party0")
-    other, _ = create_request(tmp_path / "mallory", "mallory")
+    request, mark = create_request(role, "party0")
+    other, theirs = create_request(tmp_path / "mallory", "mallory")
     with pytest.raises(
-        ConfigurationError, match=r"is from 'mallory', who does not belong to the deployment \(party0, party1\)"
+        ConfigurationError, match=r"is from 'mallory', who does not belong to the deployment \(party0, party1, client\)"
     ):
-        sign_request(authority, other)
+        sign_request(authority, other, theirs)
     with pytest.raises(ConfigurationError, match=r"is from 'party0', not from 'party1' as --name says"):
-        sign_request(authority, request, name="party1")
-    with pytest.raises(ConfigurationError, match=r"has fingerprint .*, not the expected 00:11: it was exchanged on its way"):
-        sign_request(authority, request, expected="00:11")
+        sign_request(authority, request, mark, name="party1", role="party")
+    with pytest.raises(ConfigurationError, match=rf"has fingerprint .*, not the expected {theirs}: it was exchanged"):
+        sign_request(authority, request, theirs)
     with pytest.raises(ConfigurationError, match="host 'party1' of 'party0' is the name of another identity"):
-        sign_request(authority, request, hosts=["party1"])
+        sign_request(authority, request, mark, hosts=["party1"])
     assert not (authority / "issued").exists()
     (authority / "deployment.yaml").unlink()
-    with pytest.raises(ConfigurationError, match=r"has no deployment\.yaml .*: say with --name whom"):
-        sign_request(authority, request)
-    sign_request(authority, request, name="party0")
+    with pytest.raises(ConfigurationError, match=r"has no deployment\.yaml .*: say with --name and --role whom"):
+        sign_request(authority, request, mark)
+    sign_request(authority, request, mark, name="party0", role="party")
 
 
 def test_malformed_requests(authority: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_malformed_requests(authority: Path, tmp_path: Path) -> None:
         path = tmp_path / "x.csr"
         path.write_bytes(data)
         with pytest.raises(ConfigurationError, match=message):
-            sign_request(authority, path)
+            sign_request(authority, path, "00" * 32)
 
     def request(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, name: str) -> bytes:
         builder = x509.CertificateSigningRequestBuilder().subject_name(
@@ -153,30 +155,32 @@ def test_damaged_record(authority: Path) -> None:
 
 
 def test_refused_by_the_role(authority: Path, role: Path, tmp_path: Path) -> None:
-    answer, _ = sign_request(authority, create_request(role, "party0")[0])
+    answer, _ = sign_request(authority, *create_request(role, "party0"))
     before = sorted(role.rglob("*"))
 
-    create_deployment(tmp_path / "foreign", ["party0"])
+    create_deployment(tmp_path / "foreign", {"party0": "party"})
     with pytest.raises(
         ConfigurationError, match=r"was signed by another authority than .*authority\.crt: ask the authority"
     ):
         install(role, "party0", tmp_path / "foreign" / "party0.crt")
-    theirs, _ = sign_request(authority, create_request(tmp_path / "party1", "party1")[0])
+    theirs, _ = sign_request(authority, *create_request(tmp_path / "party1", "party1"))
     with pytest.raises(ConfigurationError, match=r"party1\.crt is not for .*party0\.key: it answers an older request"):
         install(role, "party0", theirs)
     key = check_key(role)
     wrong = tmp_path / "wrong.crt"
-    write(wrong, issue(authority, "party1", key, 3))
+    write(wrong, issue(authority, "party1", "party", key, 3))
     with pytest.raises(ConfigurationError, match=r"wrong\.crt belongs to 'party1', not to 'party0'"):
         install(role, "party0", wrong)
-    write(wrong, issue(authority, "party0", key, 3, start=datetime.now(UTC) - timedelta(days=9)))
+    write(wrong, issue(authority, "party0", "party", key, 3, start=datetime.now(UTC) - timedelta(days=9)))
     with pytest.raises(ConfigurationError, match=r"wrong\.crt expired on .* UTC"):
         install(role, "party0", wrong)
-    write(wrong, issue(authority, "party0", key, 3, start=datetime.now(UTC) + timedelta(days=9)))
+    write(wrong, issue(authority, "party0", "party", key, 3, start=datetime.now(UTC) + timedelta(days=9)))
     with pytest.raises(ConfigurationError, match=r"wrong\.crt is not valid before .* set the clock, or wait"):
         install(role, "party0", wrong)
     assert sorted(p for p in role.rglob("*") if p != answer) == [p for p in before if p != answer]
-    install(role, "party0", answer)
+    with pytest.raises(ConfigurationError, match="a certificate of a compute party, and 'party0' is configured as"):
+        install(role, "party0", answer, role="client")
+    install(role, "party0", answer, role="party")
     (role / "party0.key").unlink()
     with pytest.raises(ConfigurationError, match="has no key of 'party0': make one with `mpcache certs request`"):
         install(role, "party0", answer)
@@ -194,10 +198,10 @@ def write(path: Path, certificate: x509.Certificate) -> None:
 
 def test_a_new_authority(authority: Path, role: Path, tmp_path: Path) -> None:
     """While an authority is replaced, roles trust both: each can get its new certificate in its own time."""
-    install(role, "party0", sign_request(authority, create_request(role, "party0")[0])[0])
+    install(role, "party0", sign_request(authority, *create_request(role, "party0"))[0])
     create_authority(tmp_path / "new")
     both = tmp_path / "both.crt"
     both.write_bytes((tmp_path / "new" / "authority.crt").read_bytes() + (authority / "authority.crt").read_bytes())
     install(role, "party0", role / "party0.crt", both)
-    answer, _ = sign_request(tmp_path / "new", create_request(role, "party0")[0], name="party0")
+    answer, _ = sign_request(tmp_path / "new", *create_request(role, "party0"), name="party0", role="party")
     assert install(role, "party0", answer).authority == both.read_bytes()

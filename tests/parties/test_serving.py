@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from mpc.errors import MpcacheError, PeerLost
-from parties.certificates import create_identity
 from parties.failures import Busy
 from parties.party_session import PartySession
 from parties.program import Program
@@ -29,7 +28,7 @@ PATIENT = {"deadline_seconds": 60, "connect_seconds": 120, "step_seconds": 200}
 def deploy(folder: Path, parties: int, program: Program, limits: dict[str, dict[str, int]], **settings: Any) -> Deployment:
     """A running deployment of two clients; limits: by name, "" for the others."""
     deployment = Deployment(folder, parties, program, clients=CLIENTS, **{**PATIENT, **settings})
-    create_identity(deployment.certificates, "alice")
+    deployment.add("alice", "client")
     for name in ["dealer", *deployment.names]:
         deployment.start_one(name, limits=limits.get(name, limits.get("", LIMITS)))
     return deployment

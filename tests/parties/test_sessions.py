@@ -221,20 +221,19 @@ def test_limits(tmp_path: Path, checkpoint: Path) -> None:
         assert client.generate([2], 1, model=model).tokens == [2]
 
 
-@pytest.mark.parametrize("name", ["owner", "stranger"])
-def test_only_clients_may_generate(two: Running, name: str) -> None:
-    with pytest.raises(PermissionRefused, match=f"'{name}' (may not generate at party.|has no role in the deployment)"):
-        two.deployment.client(name).generate(PROMPT, 1, model=two.model)
-    if name == "stranger":
-        with pytest.raises(PermissionRefused, match="'stranger' has no role in the deployment of party0"):
-            two.deployment.client(name).models()
+def test_only_clients_may_generate(two: Running) -> None:
+    with pytest.raises(PermissionRefused, match=r"'stranger' may not generate at party."):
+        two.deployment.client("stranger").generate(PROMPT, 1, model=two.model)
+    with pytest.raises(PermissionRefused, match="'stranger' has no role in the deployment of party0"):
+        two.deployment.client("stranger").models()
 
 
 def test_only_owners_may_store(two: Running, checkpoint: Path) -> None:
     from parties.model_owner import share_model
 
-    config = two.deployment.config("model-owner", "client")
-    with pytest.raises(PermissionRefused, match="'client' may not store models at party1"):
+    two.deployment.add("other-owner", "model-owner")
+    config = two.deployment.config("model-owner", "other-owner")
+    with pytest.raises(PermissionRefused, match="'other-owner' may not store models at party1"):
         share_model(config, checkpoint)
 
 
@@ -303,7 +302,7 @@ def test_ledger_equals_the_wire(
 
 def test_identity_of_a_host_alias(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path)
-    create_identity(deployment.certificates, "third", hosts=["third.example"])
+    create_identity(deployment.authority, "third", "client", hosts=["third.example"])
     assert deployment.config("client", "third").name == "third"
 
 

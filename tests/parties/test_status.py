@@ -18,12 +18,13 @@ from parties import probing
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.arrivals import Arrivals
-from parties.certificates import check, create_deployment
+from parties.certificates import check, create_deployment, create_identity
 from parties.connection import open_channel
 from parties.failures import from_rpc
 from parties.manifest import PROTOCOL_VERSION, package_version
 from parties.settings import Settings
 from parties.status import PeerStatus, ask
+from parties.trust import Trust
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment, free_ports
 from tests.parties.toy import Toy
@@ -88,7 +89,7 @@ def test_wrong_name_behind_an_address(two: Running) -> None:
 
 
 def test_wrong_authority(two: Running, tmp_path: Path) -> None:
-    create_deployment(tmp_path / "foreign", ["client"])
+    create_deployment(tmp_path / "foreign", {"client": "client"})
     found = asked(two, "client", "client", certificates=tmp_path / "foreign")
     for said in found.values():
         assert f"the certificate of {said.address} is refused" in words(said)
@@ -151,7 +152,7 @@ def test_unlisted_identity_learns_nothing(two: Running) -> None:
 # ---- the probe's bounds ------------------------------------------------------------------------------------------------
 def probe(running: Running, name: str, requests: list[wire.ProbeRequest]) -> list[wire.ProbeReply]:
     identity = check(running.deployment.certificates, name)
-    with open_channel(identity, running.deployment.servers["party0"].address, "party0") as channel:
+    with open_channel(identity, running.deployment.peer("party0")) as channel:
         try:
             return list(services.ComputePartyStub(channel).Probe(iter(requests), timeout=20))
         except grpc.RpcError as error:
@@ -184,12 +185,12 @@ def test_bounds(two: Running, requests: list[wire.ProbeRequest], message: str) -
 class _Context:
     """As much of a call as the prober needs, by a caller of its choice."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, folder: Path, name: str) -> None:
+        self.pem = create_identity(folder, name, "client")[0].read_bytes()
         self.error = ""
 
     def auth_context(self) -> dict[str, list[bytes]]:
-        return {"x509_common_name": [self.name.encode()]}
+        return {"x509_pem_cert": [self.pem]}
 
     def is_active(self) -> bool:
         return True
@@ -207,28 +208,30 @@ class _Context:
 class _Aborted(Exception): ...
 
 
-def test_few_probes_at_a_time() -> None:
-    prober = probing.Prober("party0")
+def test_few_probes_at_a_time(two: Running) -> None:
+    folder = two.deployment.authority
+    identity = check(two.deployment.certificates, "party0")
+    prober = probing.Prober("party0", Trust({}, lambda: identity))
     ping = [wire.ProbeRequest(ping=1)] * 2
     running: list[Iterator[wire.ProbeReply]] = []
     for number in range(probing.PROBES):
-        running.append(prober.answer(iter(ping), _Context(f"c{number}"), lambda name: None))
+        running.append(prober.answer(iter(ping), _Context(folder, f"c{number}"), lambda name: None))
         next(running[-1])
     for name, message in (("c0", "answers a probe of 'c0' already"), ("c9", "answers 4 probes at a time; try again later")):
-        context = _Context(name)
+        context = _Context(folder, name)
         with pytest.raises(_Aborted):
             next(prober.answer(iter(ping), context, lambda name: None))
         assert message in context.error
     for one in running:
         assert len(list(one)) == 1
-    assert next(prober.answer(iter(ping), _Context("c0"), lambda name: None)).clock > 0
+    assert next(prober.answer(iter(ping), _Context(folder, "c0"), lambda name: None)).clock > 0
 
 
 def test_slow_sender_is_cut_off(two: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "PROBE_SECONDS", 0.2)
     never: SimpleQueue[wire.ProbeRequest | None] = SimpleQueue()
     identity = check(two.deployment.certificates, "client")
-    with open_channel(identity, two.deployment.servers["party0"].address, "party0") as channel:
+    with open_channel(identity, two.deployment.peer("party0")) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             list(services.ComputePartyStub(channel).Probe(iter(never.get, None), timeout=30))
         assert caught.value.code() == grpc.StatusCode.CANCELLED

@@ -213,7 +213,7 @@ def test_a_changed_fact(stored: tuple[ModelStore, StoredModel]) -> None:
     store, facts = stored
     path = store.root / facts.model / "model.json"
     text = path.read_text()
-    path.write_text(text.replace('"fraction_bits": 16', '"fraction_bits": 17'))
+    path.write_text(text.replace(f'"fraction_bits": {facts.fraction_bits}', '"fraction_bits": 17'))
     assert path.read_text() != text
     assert ModelStore(store.root).models() == []
     path.write_text(text)

@@ -178,6 +178,7 @@ def test_foreign_files_are_refused(dealt: Dealt, tmp_path: Path, checkpoint: Pat
 
 
 def test_signatures_of_others_are_refused(dealt: Dealt, tmp_path: Path, checkpoint: Path) -> None:
+    dealt.deployment.add("stranger", "dealer")
     values = {"name": "stranger", "dealer": None}
     deal = tapes.deal_toy(
         dealt.deployment, checkpoint, tmp_path / "out", sessions=1, config=tapes.other_config(dealt.deployment, **values)
@@ -186,10 +187,10 @@ def test_signatures_of_others_are_refused(dealt: Dealt, tmp_path: Path, checkpoi
     tape = tapes.session_tapes(folder)[0]
     with pytest.raises(TapeError, match=rf"tape {tape} .*it is signed by 'stranger', not by 'dealer'.*deal again"):
         tapes.tape_file(dealt.deployment, folder, tape)
-    create_deployment(tmp_path / "elsewhere", ["dealer"])
-    foreign = check(tmp_path / "elsewhere", "dealer").authority
+    create_deployment(tmp_path / "elsewhere", {"dealer": "dealer"})
+    foreign = check(tmp_path / "elsewhere", "dealer")
     with pytest.raises(TapeError, match="not of this deployment's authority"):
-        TapeFile(dealt.folder, dealt.tape, "party1", 1, "dealer", foreign)
+        TapeFile(dealt.folder, dealt.tape, "party1", 1, dealt.deployment.peer("dealer"), foreign)
 
 
 def test_an_expired_dealer_is_refused(dealt: Dealt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +320,7 @@ def test_identities_are_checked_before_dealing(tmp_path: Path, checkpoint: Path)
     deployment = Deployment(tmp_path / "d")
     (deployment.certificates / "dealer.key").unlink()
     (deployment.certificates / "dealer.crt").unlink()
-    create_identity(deployment.certificates, "dealer", days=1, start=datetime.now(UTC) - timedelta(days=3))
+    for file in create_identity(deployment.authority, "dealer", "dealer", 1, start=datetime.now(UTC) - timedelta(days=3)):
+        file.replace(deployment.certificates / file.name)
     with pytest.raises(ConfigurationError, match="expired on"):
         tapes.deal_toy(deployment, checkpoint, tmp_path / "out")

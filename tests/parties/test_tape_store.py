@@ -235,9 +235,11 @@ TAKER = """
 import json, sys
 from pathlib import Path
 from mpc.errors import TapeError
+from parties.certificates import check
 from parties.tape_store import TapeStore
-root, authority, pairs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-store, got = TapeStore(root, "party1", 1, "dealer", authority.read_bytes()), []
+from parties.trust import Peer
+root, own, pairs = Path(sys.argv[1]), check(Path(sys.argv[2]), "party1"), json.loads(sys.argv[3])
+store, got = TapeStore(root, "party1", 1, Peer("dealer", "dealer"), lambda: own), []
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
@@ -253,8 +255,7 @@ def test_two_processes_never_take_the_same(deployment: Deployment, tmp_path: Pat
     tapes.deal_toy(deployment, checkpoint, tmp_path / "out", sessions=12, new_tokens=1)
     root = tmp_path / "out" / "party1"
     pairs = offered(tapes.store(deployment, root), checkpoint, new_tokens=1)
-    authority = deployment.certificates / "authority.crt"
-    command = [sys.executable, "-c", TAKER, str(root), str(authority), json.dumps(pairs)]
+    command = [sys.executable, "-c", TAKER, str(root), str(deployment.certificates), json.dumps(pairs)]
     both = [
         subprocess.Popen([*command, session], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for session in SESSIONS[:2]

@@ -18,6 +18,8 @@ from launch.lab.lab import Lab
 from launch.lab.removal import namespace
 from parties.certificates import create_deployment
 from parties.config import RoleConfig, load_config
+from parties.roles import Role
+from tests.parties.deployment import with_fingerprints
 from tests.soak.role import as_role, serve
 
 PARTIES = ["party0", "party1"]
@@ -67,7 +69,8 @@ class SoakDeployment:
         self.running: dict[str, Any] = {}
         self._context = multiprocessing.get_context("forkserver")
         self.pids: list[int] = []
-        create_deployment(folder / "certificates", ROLES, days=1)
+        kinds: dict[str, Role] = {CLIENT: "client", OWNER: "model-owner", DEALER: "dealer"}
+        marks = create_deployment(folder / "certificates", {**kinds, **dict.fromkeys(PARTIES, "party")}, days=1)
         addresses = {name: f"{lab.addresses[name]}:{PORT}" for name in [DEALER, *PARTIES]}
         for name in ROLES:
             values: dict[str, Any] = {
@@ -88,7 +91,7 @@ class SoakDeployment:
                 values["store"] = f"store-{name}"
                 if tapes:
                     values["tapes"] = f"tapes/{name}"
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(with_fingerprints(values, marks)), encoding="utf-8")
 
     def config(self, name: str) -> RoleConfig:
         """A role's configuration."""

@@ -80,6 +80,7 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         prompt_tokens=len(PROMPT),
         new_tokens=2,
         decoding="greedy",
+        temperature=None,
         policy="full",
         parties=deployment.names,
     )

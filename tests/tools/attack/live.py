@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from parties.certificates import check, create_identity
+from parties.certificates import check
 from parties.connection import open_channel
 from parties.reference import ModelReference
 from tests.parties.conftest import make_checkpoint
@@ -23,7 +23,7 @@ ADVERSARY = "mallory"  # a second client, with a certificate of the deployment
 def live(folder: Path, start: bool = True, **settings: Any) -> Iterator[Deployment]:
     """A deployment whose clients are "client" and `ADVERSARY`; settings: of all roles. Started unless asked otherwise."""
     deployment = Deployment(folder, **{"clients": ["client", ADVERSARY], "connect_seconds": 20, **settings})
-    create_identity(deployment.certificates, ADVERSARY)
+    deployment.add(ADVERSARY, "client")
     try:
         yield deployment.start() if start else deployment
     finally:
@@ -43,4 +43,4 @@ def checkpoint(deployment: Deployment) -> Path:
 
 def channel(deployment: Deployment, server: str, name: str = ADVERSARY) -> grpc.Channel:
     """A connection to a server as `name`; the caller closes it."""
-    return open_channel(check(deployment.certificates, name), deployment.servers[server].address, server)
+    return open_channel(check(deployment.certificates, name), deployment.peer(server))

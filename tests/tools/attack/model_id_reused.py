@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import read_architecture
 from mpc.errors import MpcacheError
-from parties.certificates import create_identity
 from parties.model_owner import remove_models, share_model
 from parties.tape_deal import deal
 from tests.parties.deployment import Deployment
@@ -34,7 +33,7 @@ class ModelIdReused:
     def run(self, folder: Path) -> Verdict:
         """A few seconds."""
         with live(folder, start=False, model_owners=["owner", THIEF]) as deployment:
-            create_identity(deployment.certificates, THIEF)
+            deployment.add(THIEF, "model-owner")
             secret = checkpoint(deployment)
             dealer = deployment.config("dealer", "dealer")
             architecture = read_architecture(secret)

@@ -14,6 +14,7 @@ from parties.certificates import check as check_identity
 from parties.client import Client
 from parties.connection import open_channel
 from parties.reference import close_all
+from parties.trust import parties_of
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, live, shared
 
@@ -48,9 +49,9 @@ class _Mixed(Client):
         self, waiting: Callable[[str], None], check: Callable[[], None] = lambda: None
     ) -> Iterator[list[grpc.Channel]]:
         other = check_identity(self.config.certificates, ADVERSARY)
-        *first, last = self.config.parties
-        channels = [open_channel(self.identity, party.address, party.name) for party in first]
-        channels.append(open_channel(other, last.address, last.name))
+        *first, last = parties_of(self.config)
+        channels = [open_channel(self.identity, party) for party in first]
+        channels.append(open_channel(other, last))
         try:
             yield channels
         finally:
