@@ -111,6 +111,7 @@ class DealerSession(ServedSession):
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
+            self.server.admission.leave(self.ticket)  # the client may know of the end before the tapes are drained
             for outlet in self._outlets.values():
                 outlet.close()
             for outlet in self._outlets.values():

@@ -125,9 +125,11 @@ class RoleServer(ABC, Generic[S]):
         return session
 
     def _check_loads(self, session: S) -> None:
-        """Raise `Busy` when the client's sessions use other loads already, as many as they may at a time."""
+        """Raise `Busy` when the client's sessions use other loads already, as many as they may at a time. One that has left
+        its place has computed, and is about to end."""
         client, key, most = session.ticket.client, session.manifest.load_key(), self.permissions.loads()
-        others = {s.manifest.load_key() for s in self.sessions.all() if s.ticket.client == client} - {key}
+        here = [s for s in self.sessions.all() if s.ticket.client == client and s.ticket.state != "left"]
+        others = {s.manifest.load_key() for s in here} - {key}
         if len(others) >= most:
             raise Busy(
                 f"sessions of '{client}' use {len(others)} other models or sets of options at {self.name}, as many as they "
