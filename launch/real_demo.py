@@ -23,9 +23,9 @@ PROMPT = "The capital of France is"
 NEW_TOKENS = 8
 OPTIONS_FILE = "mpcache.json"
 
-# Measured with 2 parties on 2 cores, suite masked: each process's largest resident size (4.9, 2.5 and 0.4 GB), seconds from
+# Measured with 2 parties on 2 cores, suite masked: each process's largest resident size (3.1, 2.2 and 0.4 GB), seconds from
 # the command to the first token, and of each further one.
-PARTY_BYTES, DEALER_BYTES, CLIENT_BYTES = 5_000_000_000, 2_600_000_000, 500_000_000
+PARTY_BYTES, DEALER_BYTES, CLIENT_BYTES = 3_300_000_000, 2_400_000_000, 500_000_000
 FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 

@@ -27,7 +27,7 @@ def run(
     suite: SuiteOption = DEFAULT_SUITE,
     real: Annotated[
         bool,
-        typer.Option("--real", help="A real model, SmolLM2-135M: fetched where missing, 13 GB of memory, 1 to 2 minutes."),
+        typer.Option("--real", help="A real model, SmolLM2-135M: fetched where missing, 10 GB of memory, 1 to 2 minutes."),
     ] = False,
     family: Annotated[str | None, typer.Option("--family", help="The shipped model: gpt2 (default) or llama.")] = None,
     parties: PartiesOption = 2,

@@ -257,7 +257,7 @@ def test_no_memory_for_the_real_demo(command: Command, monkeypatch: pytest.Monke
     monkeypatch.setattr("launch.real_demo.available_memory", lambda: 4_000_000_000)
     found = command("demo", "--real", "--parties", "3")
     assert (found.code, found.out) == (2, "")
-    assert "need 18.10 GB of memory (3 parties of 5.00 GB, dealer 2.60 GB, client 500.00 MB), 4.00 GB are free" in found.err
+    assert "need 12.80 GB of memory (3 parties of 3.30 GB, dealer 2.40 GB, client 500.00 MB), 4.00 GB are free" in found.err
     for option in ("--family=llama", "--tokens=100", "--seed=3"):
         refused = command("demo", "--real", option)
         assert f"{option.partition('=')[0]} cannot be combined with --real" in refused.err
