@@ -16,6 +16,7 @@ from mpc import fixed_point, ring
 from mpc.packing import pack
 from mpc.random import Prg, derive_seed
 from parties import shares, tape_file
+from protocols import gumbel
 from protocols.masked import dpf
 from protocols.masked.activation import SHAPES, curve
 from protocols.masked.dealing import choose_dealing
@@ -65,6 +66,18 @@ def numbers() -> dict[str, Any]:
             {"bits": bits, "left": elements(a, 64), "right": elements(b, 64), "is": elements(ring.matmul(a, b, bits), bits)}
         )
     return {"fixed_point": coded, "products": products}
+
+
+def noise() -> dict[str, Any]:
+    """Gumbel noise of given random words, the first and the last ones among them."""
+    last = (1 << 53) - 1
+    words = torch.tensor([0, 1, 1 << 20, 1 << 52, last - (1 << 20), last - 1, last])
+    source: Any = SimpleNamespace(ring=lambda shape, bits: words)
+    scaled = []
+    for temperature, frac, bits in ((1.0, 20, 64), (0.75, 10, 21), (100.0, 10, 24)):
+        x = fixed_point.encode(gumbel.gumbel(words.shape, source) * temperature, frac, bits)
+        scaled.append({"temperature": temperature, "frac": frac, "bits": bits, "is": elements(x, bits)})
+    return {"words": elements(words, 53), "scaled": scaled}
 
 
 def _tape_program(role: Role, given: Sequence[Tensor] | None, arguments: dict[str, Any]) -> list[Output]:

@@ -10,6 +10,7 @@ from typing import Any
 from tests.vectors import cases_formats as formats
 from tests.vectors.cases_crypten import crypten_files
 from tests.vectors.cases_masked import masked_files
+from tests.vectors.cases_outputs import output_files
 from tests.vectors.recording import Case, record
 
 FOLDER = Path(__file__).parent
@@ -21,6 +22,7 @@ FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
     "generator": (formats.generator, ("mpc/random.py",)),
     "packing": (formats.packing, ("mpc/packing.py",)),
     "numbers": (formats.numbers, ("mpc/ring.py", "mpc/fixed_point.py")),
+    "noise": (formats.noise, ("protocols/gumbel.py",)),
     "tape": (formats.tape, ("mpc/tape.py",)),
     "tape_file": (formats.tape_on_disk, ("parties/tape_file.py", "parties/tape_header.py")),
     "client_shares": (formats.client_shares, ("parties/shares.py",)),
@@ -36,6 +38,9 @@ MASKED: dict[str, tuple[str, ...]] = {
     "look_up": ("tokens.py", "weights.py"),
     "gather": ("gather.py",),
     "truncation": ("truncation.py",),
+    "floor": ("truncation.py", "comparison.py"),
+    "released": ("output.py", "suite.py", "ranges.py"),
+    "sample": ("output.py", "ranking.py", "suite.py", "protocols/gumbel.py"),
     "less_than_zero": ("comparison.py",),
     "within": ("comparison.py",),
     "is_zero": ("comparison.py",),
@@ -62,6 +67,8 @@ MASKED: dict[str, tuple[str, ...]] = {
 CRYPTEN: dict[str, tuple[str, ...]] = {
     "crypten_product": ("arithmetic.py", "fixed.py"),
     "crypten_truncation": ("arithmetic.py",),
+    "crypten_released": ("output.py", "base.py"),
+    "crypten_sample": ("base.py", "protocols/gumbel.py"),
     "crypten_zero_sharing": ("mpc/crypten_session.py",),
     "crypten_comparison": ("comparison.py",),
     "crypten_select": ("comparison.py",),
@@ -84,7 +91,6 @@ NO_PROTOCOL = {
     },
     "crypten": {
         "__init__.py": "no code",
-        "base.py": "values of the suite",
         "own.py": "CrypTen's own functions, whose tuples only are ours",
         "value.py": "values of the suite",
     },
@@ -102,7 +108,7 @@ def sources() -> dict[str, list[str]]:
 
 def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
-    return {**masked_files(), **crypten_files()}
+    return {**masked_files(), **crypten_files(), **output_files()}
 
 
 def content(name: str) -> dict[str, Any]:

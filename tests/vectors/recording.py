@@ -1,7 +1,8 @@
 """Runs a protocol with fixed seeds, parties and dealer in one process, and writes down everything that was dealt and said.
 
 A vector's JSON says nothing that is not deterministic: seeds and inputs come from SHA-256 of the case's name, and where a
-protocol asks the operating system for a seed (coefficients of range flags, zero-sharings) it gets one of the case's.
+protocol asks the operating system for a seed (coefficients of range flags, zero-sharings, noise) it gets one of the case's.
+No message and no payload says the seeds of noise, so the vector does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mpc.tape import DealerTape, PartyTape, chunks
 from tests.vectors.independent.formats import BEGINNING, FULL_BYTES
 
 SESSION = hashlib.sha256(b"known-answer vectors 1").digest()
+NOISE_SEED = "protocols.gumbel.new_seed"
 OWN_SEEDS = ("protocols.masked.ranges.new_seed", "mpc.crypten_session.new_seed")
 _role = threading.local()
 
@@ -151,8 +153,10 @@ def _rounds(said: Sequence[Sequence[dict[int, bytes]]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _own_seeds(name: str) -> Iterator[None]:
-    """Protocols' own seeds are the case's: by role, in the order in which they ask. Other threads get real ones."""
+def _own_seeds(name: str) -> Iterator[list[bytes]]:
+    """Protocols' own seeds are the case's: by role, in the order in which they ask. Other threads get real ones. Gives the
+    seeds that noise has been drawn from."""
+    noise: list[bytes] = []
 
     def given() -> bytes:
         role = getattr(_role, "name", None)
@@ -161,10 +165,16 @@ def _own_seeds(name: str) -> Iterator[None]:
         _role.asked += 1
         return seed_of(name, "own seed", role, _role.asked - 1)
 
+    def given_to_noise() -> bytes:
+        seed = given()
+        noise.append(seed)
+        return seed
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch(NOISE_SEED, given_to_noise))
         for target in OWN_SEEDS:
             stack.enter_context(mock.patch(target, given))
-        yield
+        yield noise
 
 
 def _as(name: str) -> None:
@@ -219,7 +229,7 @@ def record(case: Case, keep: Callable[[str, bytes], None] = lambda name, data: N
     streams = [bytearray() for _ in seeds]
     dealer = _Dealer(seeds, streams)
     shares = _split(case)
-    with torch.inference_mode(), _own_seeds(case.name):
+    with torch.inference_mode(), _own_seeds(case.name) as noise:
         results, said = _run(case, dealer, seeds, shares)
     for party, stream in enumerate(streams):
         keep(f"party{party}.tape", bytes(stream))
@@ -232,6 +242,7 @@ def record(case: Case, keep: Callable[[str, bytes], None] = lambda name, data: N
         "parties": case.parties,
         "arguments": case.arguments,
         "seeds": [seed.hex() for seed in seeds],
+        **({"noise_seeds": [seed.hex() for seed in noise]} if noise else {}),
         "inputs": [
             {"bits": g.bits, "frac": g.frac, "value": elements(g.x, g.bits), "shares": [elements(s, g.bits) for s in parts]}
             for g, parts in zip(case.inputs, shares, strict=True)

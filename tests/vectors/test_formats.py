@@ -18,7 +18,7 @@ from parties.manifest import ProgramFacts
 from parties.tape_header import TapeHeader, seal
 from tests.parties.deployment import Deployment
 from tests.vectors.files import read
-from tests.vectors.independent import curves, points
+from tests.vectors.independent import curves, leaving, points
 from tests.vectors.independent.formats import Stream, U, derived, octets, pack, reduce, same, signed, tensor, unpack
 from tests.vectors.independent.lookup import by_points
 
@@ -62,6 +62,17 @@ def test_numbers() -> None:
     for case in given["products"]:
         product = tensor(case["left"]) @ tensor(case["right"])
         assert np.array_equal(reduce(product, case["bits"]), tensor(case["is"]))
+
+
+def test_noise() -> None:
+    """From the first word to the last one, where the logarithm of 1 is held above 0; one unit is a logarithm's last bit."""
+    given = read("noise")
+    real = leaving.gumbel(tensor(given["words"]))
+    assert real.min() > -3.7
+    assert abs(real.max() - 54 * np.log(2.0)) < 1e-12
+    for case in given["scaled"]:
+        found = signed(tensor(case["is"]), case["bits"])
+        assert np.abs(found - np.rint(real * case["temperature"] * 2.0 ** case["frac"])).max() <= 1
 
 
 def test_client_shares() -> None:

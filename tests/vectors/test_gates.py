@@ -121,6 +121,14 @@ def test_a_changed_vector_is_noticed(name: str, change: Callable[[Case], None]) 
         evaluate(case)
 
 
+@pytest.mark.parametrize("name", ["sample", "crypten_sample"])
+def test_other_noise_is_noticed(name: str) -> None:
+    """What is dealt is the noise of the vector's seed, and the result has it."""
+    case = files.read(name)["cases"][0]
+    with pytest.raises(AssertionError, match=r"'gumbel .* the dealt value is another one"):
+        evaluate({**case, "noise_seeds": case["seeds"]})
+
+
 def test_a_result_beyond_its_bound_is_noticed() -> None:
     """The opened result is compared with the function, not with the vector alone."""
     case = copy.deepcopy(files.read("activation")["cases"][0])

@@ -13,6 +13,7 @@ from tests.vectors.independent.lookup import digit
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World, together
 
 Term = tuple[int, frozenset[str]]
+Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Predicate:
     """widths: of the digits, low to high. bits: name -> (digit, truth of (m's, lam's digit)). terms: the answer."""
 
     widths: list[int]
-    bits: dict[str, tuple[int, Callable[[np.ndarray, np.ndarray], np.ndarray]]]
+    bits: dict[str, tuple[int, Truth]]
     terms: list[Term]
 
     @property
@@ -30,29 +31,41 @@ class Predicate:
         return sorted(found, key=lambda s: (len(s), sorted(s)))
 
 
-def even(bits: int) -> list[int]:
-    """Digits of at most 8 bits, as even as can be, the wider ones low."""
-    count = -(-bits // 8)
+def even(bits: int, most: int = 8) -> list[int]:
+    """Digits of at most so many bits, as even as can be, the wider ones low."""
+    count = -(-bits // most)
     return [bits // count + int(i < bits % count) for i in range(count)]
+
+
+def _below(digits: int) -> tuple[dict[str, tuple[int, Truth]], list[Term]]:
+    """[m < lam] of the lowest digits: lt_i + eq_i (what the digits below say)."""
+    named: dict[str, tuple[int, Truth]] = {}
+    terms: list[Term] = []
+    for i in range(digits):
+        named[f"lt{i}"] = (i, lambda m, lam: m < lam)
+        if i:
+            named[f"eq{i}"] = (i, lambda m, lam: m == lam)
+        terms = [(1, frozenset({f"lt{i}"}))] + [(k, term | {f"eq{i}"}) for k, term in terms]
+    return named, terms
+
+
+def borrowing(bits: int) -> Predicate:
+    """[m < lam], from digits of at most 6 bits."""
+    widths = even(bits, 6)
+    return Predicate(widths, *_below(len(widths)))
 
 
 def negative(bits: int) -> Predicate:
     """[x < 0]: a0 + (a1 - a0) borrow."""
     widths = even(bits)
     top, size = len(widths) - 1, 1 << widths[-1]
-    named: dict[str, tuple[int, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
-        "a0": (top, lambda m, lam: (m - lam) % size >= size // 2)
-    }
+    named: dict[str, tuple[int, Truth]] = {"a0": (top, lambda m, lam: (m - lam) % size >= size // 2)}
     if top:
         named["a1"] = (top, lambda m, lam: (m - lam - 1) % size >= size // 2)
-    borrow: list[Term] = []
-    for i in range(top):
-        named[f"lt{i}"] = (i, lambda m, lam: m < lam)
-        if i:
-            named[f"eq{i}"] = (i, lambda m, lam: m == lam)
-        borrow = [(1, frozenset({f"lt{i}"}))] + [(k, term | {f"eq{i}"}) for k, term in borrow]
+    lower, borrowed = _below(top)
+    named |= lower
     terms: list[Term] = [(1, frozenset({"a0"}))]
-    for k, term in borrow:
+    for k, term in borrowed:
         terms += [(k, term | {"a1"}), (-k, term | {"a0"})]
     return Predicate(widths, named, terms)
 
@@ -70,7 +83,7 @@ def member(bits: int, low_bits: int) -> Predicate:
     The tables of the higher digits belong to lam >> low and (lam >> low) + 1, so their digits are given ready.
     """
     upper = even(bits - low_bits)
-    named: dict[str, tuple[int, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {"lt0": (0, lambda m, lam: m < lam)}
+    named: dict[str, tuple[int, Truth]] = {"lt0": (0, lambda m, lam: m < lam)}
     for i in range(1, len(upper) + 1):
         for kind in "zn":
             named[f"{kind}{i}"] = (i, lambda m, lam: m == lam)
@@ -170,6 +183,12 @@ def less_than_zero(w: World, x: Masked) -> Steps:
 def is_zero(w: World, x: Masked) -> Steps:
     """[x = 0]."""
     predicate = zero(x.bits)
+    return (yield from _ask(w, x, predicate, _own(x, predicate)))
+
+
+def borrow(w: World, x: Masked) -> Steps:
+    """[m < lam]: the borrow out of these bits."""
+    predicate = borrowing(x.bits)
     return (yield from _ask(w, x, predicate, _own(x, predicate)))
 
 

@@ -80,29 +80,40 @@ def keep(w: World, op: str, x: Words) -> Steps:
     return (yield Open(x - mask, 64)), mask
 
 
-def truncate_together(w: World, items: Sequence[tuple[Words, int]]) -> Steps:
-    """(m >> t) - 2^(62 - t) - [r >> t] + 2^(64 - t) (1 - msb(m)) [msb(r)], m = x + 2^62 + r."""
-    asked, dealt = [], []
-    for x, count in items:
-        if count == 0:
-            continue
+@dataclass
+class Cut:
+    """x that loses `count` bits: its mask, shares of what is dealt of it, and what is opened."""
+
+    count: int
+    mask: Words
+    upper: Words
+    top: Words
+    blinded: Words
+
+    @staticmethod
+    def deal(w: World, x: Words, count: int) -> Cut:
+        """r, r >> t and msb(r); x + 2^62 + r."""
         r = w.random("truncation mask", x.shape[1:])
         mask = r.sum(0, dtype=U)
         upper = w.deal("truncation high part", x.shape[1:], 64, mask >> U(count))
         bits = next(b for b in (8, 16, 32, 64) if b >= count)
         top = w.deal("truncation top bit", x.shape[1:], bits, mask >> U(63))
-        asked.append(Open(public(w, x + r, U(1 << 62)), 64))
-        dealt.append((upper, top))
+        return Cut(count, mask, upper, top, public(w, x + r, U(1 << 62)))
+
+    def value(self, w: World, m: Words) -> Words:
+        """(m >> t) - 2^(62 - t) - [r >> t] + 2^(64 - t) (1 - msb(m)) [msb(r)]."""
+        x = (((U(1) - (m >> U(63))) * self.top) << U(64 - self.count)) - self.upper
+        return public(w, x, (m >> U(self.count)) - U(1 << (62 - self.count)))
+
+
+def truncate_together(w: World, items: Sequence[tuple[Words, int]]) -> Steps:
+    """Several values in one round."""
+    cuts = [Cut.deal(w, x, count) if count else None for x, count in items]
+    asked = [Open(cut.blinded, 64) for cut in cuts if cut]
     if not asked:
         return [x for x, _ in items]
-    opened, out = iter(zip((yield Opens(asked)), dealt, strict=True)), []
-    for x, count in items:
-        if count:
-            m, (upper, top) = next(opened)
-            x = (((U(1) - (m >> U(63))) * top) << U(64 - count)) - upper
-            x = public(w, x, (m >> U(count)) - U(1 << (62 - count)))
-        out.append(x)
-    return out
+    opened = iter((yield Opens(asked)))
+    return [cut.value(w, next(opened)) if cut else x for cut, (x, _) in zip(cuts, items, strict=True)]
 
 
 def truncate(w: World, x: Words, count: int) -> Steps:
@@ -156,12 +167,12 @@ def less_than_together(w: World, items: Sequence[tuple[Words, Sequence[int], int
     for (_, thresholds, bits, drop), m, r_bits in zip(items, (yield Opens(asked)), spreads, strict=True):
         limits = np.array([word(t >> drop) for t in thresholds], U)[:, None]
         difference = (m[None] - limits).reshape(-1)
-        parts.append(_borrows(difference, np.tile(r_bits, len(thresholds)), bits))
-    signs = yield from _tree(w, parts, [bits for _, _, bits, _ in items])
+        parts.append(borrows(difference, np.tile(r_bits, len(thresholds)), bits))
+    signs = yield from tree(w, parts, [bits for _, _, bits, _ in items])
     return [s.reshape(w.parties, len(t), *x.shape[1:]) for s, (x, t, _, _) in zip(signs, items, strict=True)]
 
 
-def _borrows(difference: Words, r_bits: Words, bits: int) -> tuple[Words, Words, Words]:
+def borrows(difference: Words, r_bits: Words, bits: int) -> tuple[Words, Words, Words]:
     """(generate, propagate, sign without the borrow) of difference - r, as XOR shares."""
     known = spread(reduce(difference, bits), bits)
     top = U(bits - 1)
@@ -172,7 +183,7 @@ def _borrows(difference: Words, r_bits: Words, bits: int) -> tuple[Words, Words,
     return generate, propagate, sign
 
 
-def _tree(w: World, parts: Sequence[tuple[Words, Words, Words]], widths: Sequence[int]) -> Steps:
+def tree(w: World, parts: Sequence[tuple[Words, Words, Words]], widths: Sequence[int]) -> Steps:
     """Halve the words until one bit is left; narrower comparisons join when the tree has come down to them."""
     order = sorted(range(len(parts)), key=lambda i: -widths[i])
     width = widths[order[0]]
@@ -259,12 +270,25 @@ class Seeds:
         return self.links
 
 
+Pairs = dict[tuple[int, int], Stream]
+
+
+def agreed(w: World) -> Steps:
+    """A generator of each pair of parties."""
+    seeds = yield Seeds(w.next_messages())
+    return {pair: Stream(seed) for pair, seed in seeds.items()}
+
+
 def zero_sharing(w: World, shape: Sequence[int], kind: str = "sum") -> Steps:
+    """The first one of a run."""
+    return zeros(w, (yield from agreed(w)), shape, kind)
+
+
+def zeros(w: World, pairs: Pairs, shape: Sequence[int], kind: str = "sum") -> Words:
     """Party i's part: the sum of its pairs' elements, + with higher parties, - with lower ones; or their XOR."""
-    pairs = yield Seeds(w.next_messages())
     out = np.zeros((w.parties, *shape), U)
-    for (upper, lower), seed in pairs.items():
-        drawn = Stream(seed).elements(shape, 64)
+    for (upper, lower), stream in pairs.items():
+        drawn = stream.elements(shape, 64)
         if kind == "xor":
             out[lower] ^= drawn
             out[upper] ^= drawn

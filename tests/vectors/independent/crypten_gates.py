@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import crypten, crypten_functions, crypten_ranges, linear
+from tests.vectors.independent import crypten, crypten_functions, crypten_ranges, leaving, linear
 from tests.vectors.independent.curves import REAL
 from tests.vectors.independent.results import Judge, by_rank, close, exact, hots, softmax_of
 from tests.vectors.independent.world import Masked, Shared, Steps, World
@@ -144,6 +144,9 @@ CRYPTEN: dict[str, tuple[Callable[..., Steps], Judge]] = {
     "crypten fixed product": (_fixed, lambda x, y: exact(x @ y)),
     "crypten cached product": (_cached, lambda x, y: exact(x @ y)),
     "crypten truncate": (_truncate, _judge_truncate),
+    "crypten floor": (leaving.crypten_cut, lambda x, count: leaving.floored(x, 36 - count)),
+    "crypten released": (leaving.crypten_released, lambda x: leaving.floored(x, 16)),
+    "crypten perturbed": (leaving.crypten_perturbed, leaving.judge_perturbed),
     "crypten less than": (_bits, _judge_bits),
     "crypten select": (_chosen, lambda x, thresholds: [exact(_less(x, thresholds) * x), exact(_less(x, thresholds))]),
     "crypten bits under a condition": (_under, _judge_under),

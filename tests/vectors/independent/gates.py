@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import bits, curves, linear, lookup, order, rows, tape_entries
+from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries
 from tests.vectors.independent.crypten_gates import CRYPTEN
 from tests.vectors.independent.formats import U, reduce, signed, tensor
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
@@ -185,6 +185,9 @@ GATES: dict[str, Gate] = {
     ),
     "lift": _opened(lambda w, x, bits: linear.lift(w, x, bits), lambda x, bits: exact(x)),
     "open cut": Gate(lambda w, x, count, frac: _open_cut(w, x, count), _floor),
+    "floor": _opened(leaving.cut_exactly, lambda x, count, frac: leaving.floored(x, frac - count)),
+    "released": Gate(leaving.released, leaving.judge_released),
+    "sample": Gate(leaving.sample, leaving.judge_sample),
     "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
     "is zero": _opened(_bit(bits.is_zero), _bit_judge(lambda x: x == 0)),
     "within": _opened(_bit(bits.within), _bit_judge(lambda x, low_bits: (x >= 0) & (x < 1 << low_bits))),
@@ -244,22 +247,23 @@ def evaluate(case: dict[str, Any]) -> None:
     """A case, by our own dealer and parties; then the opened result against the function. Raises `AssertionError`."""
     gate, w = GATES[case["gate"]], World(case)
     inputs, reals = [], []
-    for given in case["inputs"]:
-        x = np.stack([tensor(s) for s in given["shares"]])
-        inputs.append(Shared(x, given["bits"], given["frac"]))
-        value = tensor(given["value"])
-        assert np.array_equal(reduce(x.sum(0, dtype=U), given["bits"]), value), "shares do not add up to the input"
-        reals.append(signed(value, given["bits"]) / 2.0 ** given["frac"])
-    program = gate.program(w, *inputs, **case["arguments"])
+    for secret in case["inputs"]:
+        x = np.stack([tensor(s) for s in secret["shares"]])
+        inputs.append(Shared(x, secret["bits"], secret["frac"]))
+        value = tensor(secret["value"])
+        assert np.array_equal(reduce(x.sum(0, dtype=U), secret["bits"]), value), "shares do not add up to the input"
+        reals.append(signed(value, secret["bits"]) / 2.0 ** secret["frac"])
+    given = case["arguments"] | {key: case[key] for key in ("noise_seeds",) if key in case}
+    program = gate.program(w, *inputs, **given)
     found = w.run(program) if hasattr(program, "send") else program
     w.finish()
     listed = list(found) if isinstance(found, list | tuple) else [found]
-    opened = [_compare(one, given) for one, given in zip(listed, case["outputs"], strict=True)]
-    wanted = gate.judge(*reals, **case["arguments"])
+    opened = [_compare(one, said) for one, said in zip(listed, case["outputs"], strict=True)]
+    wanted = gate.judge(*reals, **given)
     if callable(wanted):
         wanted(opened)
         return
     wanted = wanted if isinstance(wanted, list) else [wanted]
-    for value, result, given in zip(opened, wanted, case["outputs"], strict=True):
+    for value, result, said in zip(opened, wanted, case["outputs"], strict=True):
         if result is not None:
-            result.check(value, given["bits"], given["frac"])
+            result.check(value, said["bits"], said["frac"])

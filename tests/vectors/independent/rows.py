@@ -128,15 +128,20 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
     return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
 
 
-def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: int = 0) -> Steps:
-    """<x> with `frac` fraction bits modulo 2^bits, |x| < 2^magnitude: opened with the excess cut; lifted and opened again
-    where its ring is too small then."""
+def fitting(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: int = 0) -> Steps:
+    """<x> with `frac` fraction bits, |x| < 2^magnitude, opened with the excess cut: modulo 2^bits where the sharing's ring
+    has room for it, else in a ring that holds it. extra: bits that it needs to be checked."""
     if x.frac < frac:
         x = Shared(x.x << U(frac - x.frac), x.bits, frac)
     excess = x.frac - frac
     least, most = max(frac + magnitude + 2 + extra, 2), x.bits - excess
     size = max(min(least, most), bits if most >= bits else 0)
-    found = yield from open_cut(w, x.to(size + excess), excess)
+    return (yield from open_cut(w, x.to(size + excess), excess))
+
+
+def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int) -> Steps:
+    """<x> with `frac` fraction bits modulo 2^bits: lifted and opened again where its ring is too small."""
+    found = yield from fitting(w, x, magnitude, frac, bits)
     if found.bits >= bits:
         return found.to(bits)
     return (yield from w.open(truncate_and_lift(w, found, 0, bits)))
