@@ -166,3 +166,5 @@ def test_grants_of_decodings(two: Running, tmp_path: Path, decoding: list[str] |
                 permissions.check_decoding(wanted, "client")
     with pytest.raises(ConfigurationError, match="decoding"):
         Deployment(tmp_path / "other", clients=[{"name": "client", "decoding": ["beam"]}]).config("party", "party0")
+    with pytest.raises(ConfigurationError, match=r"decoding: an empty list grants nothing: name greedy, sample or logits"):
+        Deployment(tmp_path / "none", clients=[{"name": "client", "decoding": []}]).config("party", "party0")
