@@ -82,8 +82,11 @@ class ClientSession(Session):
     A client that stops early tells the parties the answer's length, and a party that shifts its output shares whether that
     changed it. With `fixed_length` nothing that is sent depends on what is opened: whatever ends the answer (a stop token,
     the caller, a value beyond its range, an `adjust` that leaves no choice) ends it here alone, and the session goes on to
-    its full number of tokens with the same messages. Where shares do not add up to a token it always does; `run` then raises
-    `WrongOutput`.
+    its full number of tokens with the same messages.
+
+    Shares that do not add up to a token end nothing here: the session goes on as after any token that is no stop token, to
+    the next stop token or value beyond its range (with `fixed_length` to its full number), and `run` then raises
+    `WrongOutput`. The caller sees no token after it, so that whatever else would have ended the answer no longer does.
     """
 
     def __init__(
@@ -301,8 +304,10 @@ class ClientSession(Session):
             return
         if self._answered or self.wanted.fixed_length:  # when it is sent depends on nothing that the caller does
             self._share_choice(step, token or 0)
-        if token is not None:
+        if token is not None and self._problem is None:
             self._accept(step, token)
+        elif token in self.wanted.stop_ids:
+            self._end(step, "stop")
 
     def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
         """The token of an opened output [1] (or of logits [1, V]); None where it ends the answer, which is then ended."""
@@ -323,8 +328,7 @@ class ClientSession(Session):
             return token
         token = round(float(value[0]))
         if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
-            self._problem = WrongOutput(step, self.wanted.manifest.parties, self.tokens)
-            self._answered = True
+            self._problem = self._problem or WrongOutput(step, self.wanted.manifest.parties, self.tokens)
             return None
         return token
 

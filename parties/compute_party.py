@@ -153,7 +153,8 @@ class ComputePartyServer(RoleServer[PartySession]):
             incoming = self.store.begin(facts)
             try:
                 count = self._store_weights(link, incoming, seed)
-                self.store.complete(incoming)
+                name = self.permissions.check_model_name  # again: others were stored meanwhile
+                self.store.complete(incoming, lambda models: name(facts.owner, facts.name, models))
             except BaseException:
                 incoming.discard()
                 raise

@@ -72,8 +72,8 @@ class RangeExceeded(errors.MpcacheError):
 class WrongOutput(errors.MpcacheError):
     """The parties' shares of an output did not add up to a token of the vocabulary: one of them has sent a wrong one.
 
-    Raised after the session has run to its full length, as it would have otherwise: no party is told, or can tell. tokens:
-    of the outputs before it, secret. This error is the client's and crosses no wire.
+    Raised when the session is over, which goes on as after any other token: no party is told. tokens: of the outputs before
+    it, secret. This error is the client's and crosses no wire.
     """
 
     code = "wrong-output"
@@ -81,8 +81,8 @@ class WrongOutput(errors.MpcacheError):
     def __init__(self, step: int, parties: Sequence[str], tokens: Sequence[int]) -> None:
         super().__init__(
             f"the shares of output {step} do not add up to a token of the vocabulary: one of {', '.join(parties)} has sent "
-            "a wrong share, and tokens before it may be wrong as well; the session went on to its full length and told them "
-            "nothing; do not use the answer, and ask the parties' operators"
+            "a wrong share, and tokens before it may be wrong as well; the session went on as after any other token, to "
+            "tell them nothing; do not use the answer, do not ask again, and ask the parties' operators"
         )
         self.step = step
         self.tokens = tuple(tokens)

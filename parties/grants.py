@@ -65,13 +65,20 @@ class ClientGrant(BaseModel):
     max_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for a session of it.")
     max_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends in a session of it.")
     decoding: list[Decoding] = Field(
-        default=["greedy", "sample"], min_length=1, description="How its tokens may be chosen: greedy, sample, logits."
+        default=["greedy", "sample"], description="How its tokens may be chosen: greedy, sample, logits."
     )
 
     @field_validator("suites")
     @classmethod
     def _known(cls, value: list[str] | None) -> list[str] | None:
         return checked_suites(value)
+
+    @field_validator("decoding")
+    @classmethod
+    def _some(cls, value: list[Decoding]) -> list[Decoding]:
+        if not value:
+            raise ValueError("an empty list grants nothing: name greedy, sample or logits, or take the client away")
+        return value
 
     @field_validator("name")
     @classmethod

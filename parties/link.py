@@ -274,8 +274,9 @@ class Link:
                 self._lose(epoch, found, self.window)
 
     def silent(self, deadline: float) -> None:
-        """Nothing was heard for half the deadline: the dialling side tries a new connection until all of it is over."""
-        if self.route is not None:
+        """Nothing was heard for half the deadline: the dialling side tries a new connection until all of it is over. A peer
+        that never said a word has nothing to resume, and all of the deadline."""
+        if self.route is not None and self._heard:
             error = PeerSilent(self.peer, self.session.step, f"sent nothing for {deadline:g} s")
             self._lose(self.epoch, error, self.last_heard + deadline - time.monotonic())
 

@@ -8,6 +8,7 @@ from parties.config import RoleConfig
 from parties.grants import ClientGrant, ModelGrant, fits
 from parties.manifest import Manifest
 from parties.store import StoredModel
+from protocols.registry import SUITES
 
 FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
@@ -107,12 +108,15 @@ class Permissions:
     def check_choices(self, manifest: Manifest, client: str, found: StoredModel) -> None:
         """Raise `PermissionRefused` for a policy or an option that the client, or anybody with this model, may not use.
 
-        Options that the model's owner has given with it are always allowed.
+        Options that the model's owner has given with it are always allowed, and so is the suite's usual precision; another
+        counts as the option `fraction_bits=N`: it takes a load of the weights of its own, as other options do.
         """
         grant = self._clients[client]
         model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
         own = (found.ranges or {}).get(manifest.suite, {})
         options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
+        if manifest.fraction_bits != SUITES[manifest.suite][2]:
+            options.append(f"fraction_bits={manifest.fraction_bits}")
         texts = (manifest.policy, parse(manifest.policy).spec)
         for entry, whom in ((grant, f"'{client}' may not"), (model, f"nobody may, with model '{found.name}',")):
             if not fits(entry.policies, *texts):

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -180,13 +180,22 @@ class ModelStore:
 
     def begin(self, facts: StoredModel) -> Incoming:
         """Start to store a model. Raises `ConfigurationError` when its id is taken."""
-        if self.get(facts.model) is not None:
-            raise ConfigurationError(f"model {facts.model} is stored already: share the model under a new id")
+        with self._lock:
+            self._check_id(facts.model)
         return Incoming(self.root, facts)
 
-    def complete(self, incoming: Incoming) -> None:
-        """Make a model visible to sessions, durably."""
+    def _check_id(self, model: str) -> None:
+        if model in self._models:
+            raise ConfigurationError(f"model {model} is stored already: share the model under a new id")
+
+    def complete(self, incoming: Incoming, check: Callable[[list[StoredModel]], None] = lambda models: None) -> None:
+        """Make a model visible to sessions, durably.
+
+        check(models): may refuse it for what is stored by now. Raises `ConfigurationError` when its id was taken meanwhile.
+        """
         with self._lock:
+            self._check_id(incoming.facts.model)
+            check(list(self._models.values()))
             incoming.commit()
             self._models[incoming.facts.model] = incoming.facts
             self._files[incoming.facts.model] = incoming.files

@@ -8,11 +8,14 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from mpc.errors import MpcacheError, PeerError, PeerSilent
+from parties.failures import WrongOutput
 
 RETRY_SECONDS = 1
 _INVALID, _SERVER, _BUSY = "invalid_request_error", "server_error", "rate_limit_error"
 
-# code of an error of this project -> (HTTP status, OpenAI's type)
+# Code of an error of this project -> (HTTP status, OpenAI's type). OpenAI's clients ask again by themselves after 408, 409,
+# 429 and all from 500 on. Never after shares that were wrong: a party that shifts its share of an output would see by a
+# second session whether the first one's token had left the vocabulary.
 _STATUS: dict[str, tuple[int, str]] = {
     "configuration": (400, _INVALID),
     "range": (400, _INVALID),
@@ -20,7 +23,7 @@ _STATUS: dict[str, tuple[int, str]] = {
     "permission": (403, "permission_error"),
     "busy": (429, _BUSY),
     "wire": (502, _SERVER),
-    "wrong-output": (502, _SERVER),
+    "wrong-output": (424, _SERVER),
     "manifest": (502, _SERVER),
     "peer": (503, _SERVER),
     "peer-lost": (503, _SERVER),
@@ -70,4 +73,5 @@ def from_error(error: MpcacheError) -> ApiError:
     if isinstance(error, PeerError):
         code = "peer_silent" if isinstance(error, PeerSilent) else "peer_lost"
         return ApiError(status, str(error), kind, None, code, error.peer)
-    return ApiError(status, str(error), kind, None, error.code.replace("-", "_"))
+    headers = {"x-should-retry": "false"} if isinstance(error, WrongOutput) else {}
+    return ApiError(status, str(error), kind, None, error.code.replace("-", "_"), headers=headers)

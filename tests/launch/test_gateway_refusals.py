@@ -6,6 +6,7 @@ import http.client
 import json
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from launch.gateway.errors import ApiError
 from launch.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
 from mpc.errors import ConfigurationError
+from parties.party_session import PartySession
+from protocols.suite import OutputShare
 from tests.launch.conftest import Command
 from tests.launch.gateway_harness import Running, deployed, serving, wait_until
-from tests.parties.conftest import checkpoint  # noqa: F401
+from tests.parties.conftest import VOCABULARY, checkpoint  # noqa: F401
 from tests.parties.letters import write_letters
 from tests.parties.relay import Relay
 from tests.parties.toy import Toy, slow
@@ -215,6 +218,22 @@ def test_busy(gateway: Running) -> None:
     patient = gateway.openai(api_key=KEY, max_retries=5)
     gateway.toy.before_round = Toy().before_round
     assert patient.completions.create(model="tiny", prompt="ab", max_tokens=1).choices[0].text == "c"
+
+
+def test_nobody_asks_again_after_wrong_shares(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A party that shifts its share of an output must not learn from a second session that the token left the vocabulary."""
+    emit, sessions = PartySession.emit, set()
+
+    def shifted(self: PartySession, step: int, share: OutputShare) -> bool:
+        sessions.add(self.id)
+        return emit(self, step, replace(share, share=share.share + (VOCABULARY if self.role == "party1" else 0)))
+
+    monkeypatch.setattr(PartySession, "emit", shifted)
+    with pytest.raises(openai.APIStatusError, match="do not add up to a token") as caught:
+        gateway.openai(api_key=KEY, max_retries=3).completions.create(model="tiny", prompt="ab", max_tokens=2)
+    assert (caught.value.status_code, caught.value.code) == (424, "wrong_output")
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert len(sessions) == 1
 
 
 def test_a_busy_party(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:

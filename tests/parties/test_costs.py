@@ -154,6 +154,15 @@ def test_allowed_options(tmp_path: Path, checkpoint: Path, kind: str) -> None:
             choose(tmp_path / f"not {number}", checkpoint, {"options": options}, **lists)
 
 
+@pytest.mark.parametrize("kind", ["client", "model"])
+def test_precision_is_an_option(tmp_path: Path, checkpoint: Path, kind: str) -> None:
+    """Each precision has its own load of the weights, so who may choose no option may not choose it either."""
+    with pytest.raises(PermissionRefused, match=r"use suite option fraction_bits=13 at party0; .*\): none"):
+        choose(tmp_path / "not", checkpoint, {"fraction_bits": 13}, **entry(kind, suite_options=[]))
+    choose(tmp_path / "usual", checkpoint, {}, **entry(kind, suite_options=[]))
+    choose(tmp_path / "granted", checkpoint, {"fraction_bits": 13}, **entry(kind, suite_options=["fraction_bits=1?"]))
+
+
 def test_the_first_model_that_fits_counts(tmp_path: Path, checkpoint: Path) -> None:
     models = [{"name": "other"}, {"name": tapes.MODEL, "policies": ["h2o"]}, {"name": "*", "policies": []}]
     choose(tmp_path / "a", checkpoint, {"policy": "h2o"}, models=models)

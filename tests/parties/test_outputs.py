@@ -63,6 +63,21 @@ def test_no_token_is_told_when_the_session_is_over(unshifted: Running) -> None:
     assert list(caught.value.tokens) == seen == expected(PROMPT, 1, VOCABULARY)
 
 
+@pytest.mark.parametrize("by", [1, VOCABULARY, 10**6])
+def test_a_stop_token_ends_a_session_whatever_came_before(
+    unshifted: Running, by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without a fixed length: else the party that shifted a share would see, by the length, whether the token was still
+    one of the vocabulary."""
+    stop = {"stop_ids": expected(PROMPT, 3, VOCABULARY)[2:]}
+    honest, reason = sent(unshifted, monkeypatch, "greedy", **stop)
+    assert reason == "stop"
+    assert all(kinds[-1][0] == "finish" for kinds in honest.values())
+    shift(unshifted, 1, by)
+    found, reason = sent(unshifted, monkeypatch, "greedy", **stop)
+    assert (found, reason) == (honest, "stop" if by == 1 else "wrong-output")
+
+
 def nothing(running: Running) -> dict[str, Any]:
     return {}
 
@@ -151,3 +166,5 @@ def test_grants_of_decodings(two: Running, tmp_path: Path, decoding: list[str] |
                 permissions.check_decoding(wanted, "client")
     with pytest.raises(ConfigurationError, match="decoding"):
         Deployment(tmp_path / "other", clients=[{"name": "client", "decoding": ["beam"]}]).config("party", "party0")
+    with pytest.raises(ConfigurationError, match=r"decoding: an empty list grants nothing: name greedy, sample or logits"):
+        Deployment(tmp_path / "none", clients=[{"name": "client", "decoding": []}]).config("party", "party0")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -13,12 +18,14 @@ from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, Permi
 from parties import wire_pb2 as wire
 from parties import wire_pb2_grpc as services
 from parties.certificates import check
+from parties.compute_party import ComputePartyServer
 from parties.connection import connect
 from parties.failures import from_rpc
 from parties.grants import fits
 from parties.manifest import new_id
 from parties.model_owner import _header, owned_models, remove_models, share_model
 from parties.reference import ModelReference
+from parties.store import Incoming, ModelStore, StoredModel
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
 from tests.parties.test_faults import idle
@@ -124,6 +131,34 @@ def test_a_stranger_learns_nothing(granted: Running) -> None:
         assert isinstance(error, PermissionRefused)
         assert not any(secret in str(error) for secret in secrets)
     idle(granted.deployment)
+
+
+def test_two_owners_at_once_do_not_get_one_name(granted: Running, checkpoint: Path) -> None:
+    """Both are told that the name is free, and then send their shares."""
+    turns: defaultdict[Path, threading.Barrier] = defaultdict(lambda: threading.Barrier(2))
+    begin = ModelStore.begin
+
+    def together(store: ModelStore, facts: StoredModel) -> Incoming:
+        with suppress(threading.BrokenBarrierError):  # the other is refused already
+            turns[store.root].wait(1)
+        return begin(store, facts)
+
+    def share(owner: str) -> str:
+        try:
+            share_model(granted.deployment.config("model-owner", owner), checkpoint, "acme-2")
+        except PermissionRefused as error:
+            return str(error)
+        return ""
+
+    with patch.object(ModelStore, "begin", together), ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(share, ["acme", "owner"]))
+    assert sum("may not store a model of that name" in text for text in said) >= 1, said
+    for name in granted.deployment.names:
+        server = granted.deployment.servers[name]
+        assert isinstance(server, ComputePartyServer)
+        found = [m for m in server.store.models() if m.name == "acme-2"]
+        assert len(found) == 1, found
+        server.store.remove(found[0])
 
 
 def test_an_owner_stores_only_its_names(granted: Running, checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from parties import wire_pb2_grpc as services
 from parties.client import GenerationResult
 from parties.link import Link
 from parties.manifest import new_id
-from parties.resume import Kept, request
+from parties.resume import Kept, Route, request
 from parties.session import Session
 from parties.tape_stream import TapeOutlet
 from tests.parties.conftest import VOCABULARY, Running
@@ -414,3 +414,12 @@ def test_silent_peer_keeps_its_error() -> None:
     link.lost, link.loss = True, PeerSilent("client", "decode", "sent nothing for 3 s")
     link.stay_away()
     assert isinstance(link.session.error, PeerSilent)
+
+
+def test_a_peer_that_never_spoke_has_all_of_the_deadline() -> None:
+    """There is nothing to resume after half of it, and it may still answer, or say why it does not."""
+    route = Route(lambda: pytest.fail("dialled"), lambda channel: pytest.fail("called"), lambda: "", lambda: "")
+    link = Link(Session(new_id(), "party1"), "party0", wire.PeerMessage(heartbeat=wire.Heartbeat()), None, 5, route)
+    link.silent(5)
+    assert link.session.error is None
+    assert not link.lost
