@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -141,10 +142,12 @@ def known(identity: Identity, peer: Peer) -> x509.Certificate | None:
     return found
 
 
-def key_of(identity: Identity, peer: Peer) -> str:
-    """Fingerprint of the key that connections to the peer are made with; empty if there was none yet."""
-    found = _looked_at.get((peer, identity.authority))
-    return "" if found is None else shown(found).fingerprint
+_keys: weakref.WeakKeyDictionary[grpc.Channel, str] = weakref.WeakKeyDictionary()
+
+
+def key_of(channel: grpc.Channel) -> str:
+    """Fingerprint of the key that a channel is made with, whatever key the peer has shown since."""
+    return _keys.get(channel, "")
 
 
 def open_channel(identity: Identity, peer: Peer) -> grpc.Channel:
@@ -159,7 +162,9 @@ def open_channel(identity: Identity, peer: Peer) -> grpc.Channel:
     root = found.public_bytes(serialization.Encoding.PEM)
     credentials = grpc.ssl_channel_credentials(root, identity.key, identity.certificate)
     options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer.name)]
-    return grpc.secure_channel(peer.address, credentials, options=options)
+    channel = grpc.secure_channel(peer.address, credentials, options=options)
+    _keys[channel] = shown(found).fingerprint
+    return channel
 
 
 def connect(
@@ -221,7 +226,7 @@ def route(
         lambda: open_channel(identity(), peer),
         call,
         lambda: str(probe(identity(), peer)),
-        lambda: key_of(identity(), peer),
+        key_of,
     )
 
 

@@ -26,6 +26,7 @@ from protocols.gumbel import HIGHEST_TEMPERATURE
 
 KEPT = 64  # models, suites, policies and options whose predictions are kept
 ALLOWANCE_SECONDS = 120.0  # of predicting, for each client
+FORGOTTEN_SECONDS = 600.0  # after which a prediction that took too long is tried again
 REFILL = 0.1  # of them that come back each second
 WHAT = {
     "max_token_dealt_bytes": "bytes of dealt randomness for one token",
@@ -62,7 +63,7 @@ class Costs:
         self._max_seconds = max_seconds
         self._lock = threading.Lock()  # of the two below
         self._predictors: OrderedDict[tuple[str, ...], Predictor] = OrderedDict()
-        self._too_long: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        self._too_long: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._allowances = Allowances()
         self._own_turn: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._turn = threading.Lock()
@@ -70,7 +71,7 @@ class Costs:
     def known(self, manifest: Manifest, architecture: Architecture) -> bool:
         """Whether `check` answers at once."""
         predictor = self._predictor(manifest, architecture)
-        return predictor.known(manifest.prompt_tokens, manifest.new_tokens) or self._key(manifest, True) in self._too_long
+        return predictor.known(manifest.prompt_tokens, manifest.new_tokens) or self._was_too_long(manifest)
 
     def check(self, manifest: Manifest, architecture: Architecture, client: str) -> None:
         """Predict a session and compare with the limits.
@@ -139,7 +140,7 @@ class Costs:
         if predictor.known(prompt, new):
             return predictor.predict(prompt, new, self._max_seconds)
         with self._own_turn[client], self._turn:
-            if self._key(manifest, True) in self._too_long:
+            if self._was_too_long(manifest):
                 raise self._given_up(manifest)
             if (left := self._allowances.left(client)) <= 0:
                 raise Busy(
@@ -150,12 +151,16 @@ class Costs:
             try:
                 return predictor.predict(prompt, new, self._max_seconds)
             except PredictionTooLong:
-                self._too_long[self._key(manifest, True)] = None
+                self._too_long[self._key(manifest, True)] = time.monotonic() + FORGOTTEN_SECONDS
                 while len(self._too_long) > KEPT:
                     self._too_long.popitem(last=False)
                 raise self._given_up(manifest) from None
             finally:
                 self._allowances.spend(client, time.perf_counter() - began)
+
+    def _was_too_long(self, manifest: Manifest) -> bool:
+        """Whether a prediction took too long not long ago: a machine that was busy then may have time now."""
+        return self._too_long.get(self._key(manifest, True), 0.0) > time.monotonic()
 
     def _given_up(self, manifest: Manifest) -> ConfigurationError:
         return ConfigurationError(

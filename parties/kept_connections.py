@@ -15,7 +15,7 @@ import grpc
 
 from parties.certificates import Identity
 from parties.config import RoleConfig
-from parties.connection import PING, connect, known
+from parties.connection import PING, connect, key_of, known
 from parties.trust import Peer, parties_of
 
 ANSWER_SECONDS = 2.0
@@ -77,10 +77,13 @@ class KeptConnections:
             self._kept.clear()
 
     def _take(self, peer: Peer) -> _Kept | None:
-        """The channel that is there, None without one."""
-        known(self._identity(), peer)
+        """The channel that is there, None without one, or where its key was revoked since."""
+        identity = self._identity()
+        known(identity, peer)
         with self._lock:
             kept = self._kept.get(peer.name)
+            if kept is not None and key_of(kept.channel) in identity.revoked:
+                return None
             if kept is not None:
                 kept.users += 1
             return kept

@@ -69,7 +69,7 @@ class Link:
         self.limit = 0.0  # when a lost link is given up
         self.loss: MpcacheError | None = None  # the error if it is
         self.reason = ""  # why the peer cannot be reached, in words
-        self.key: Callable[[], str] = (lambda: "") if route is None else route.key
+        self.key: Callable[[], str] = lambda: ""  # fingerprint of the peer's, on the present connection
         self.secret = new_seed() if route is not None and window > 0 else b""
         self._kept = Kept() if self.secret else None
         self._heard = False
@@ -131,8 +131,14 @@ class Link:
         if self.secret:
             opening.resume_secret = self.secret
         self.send(opening)
+        self._on(channel)
         call = self.route.call(channel)(self.outgoing())
         self.start(call, call.cancel)
+
+    def _on(self, channel: grpc.Channel) -> None:
+        assert self.route is not None
+        key = self.route.key(channel)
+        self.key = lambda: key
 
     # ---- receiving -------------------------------------------------------------------------------------------------
     def start(self, incoming: Iterator[Message], cancel: Callable[[], Any]) -> None:
@@ -328,6 +334,7 @@ class Link:
             if not self.wants_call():
                 return False
             self._channels.append(channel)
+            self._on(channel)
             self._go_on(epoch, received, queue, cancel)
         return True
 

@@ -82,7 +82,7 @@ def share_model(
             session.step = f"sharing the model with {config.party_names[index]}"
             peer = parties_of(config)[index]
             link = Link(session, peer.name, BEAT)
-            link.key = partial(key_of, credentials.current, peer)
+            link.key = partial(key_of, channels[index])
             call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
             link.start(call, call.cancel)
             pulse.add(link)

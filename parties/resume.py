@@ -83,13 +83,13 @@ class Route:
     """How the dialling side reaches its peer again.
 
     channel(): a new channel, nothing waited for; raises `PeerLost` without one. call(channel): the streaming call on it.
-    why(): in words, why the peer cannot be reached now. key(): fingerprint of the key that the peer has shown.
+    why(): in words, why the peer cannot be reached now. key(channel): fingerprint of the key that the channel is made with.
     """
 
     channel: Callable[[], grpc.Channel]
     call: Callable[[grpc.Channel], Callable[[Iterator[Message]], Any]]
     why: Callable[[], str]
-    key: Callable[[], str]
+    key: Callable[[grpc.Channel], str]
 
 
 def proof(secret: bytes, session: str, epoch: int, received: int) -> bytes:

@@ -228,18 +228,18 @@ class ModelStore:
         with self._lock:
             try:
                 known = json.loads(file.read_bytes()) if file.exists() else {}
-                if not isinstance(known, dict):
+                if not isinstance(known, dict) or (file.exists() and not known):
                     raise ValueError
                 if not known:
                     write_file(file, json.dumps(dict(nonces), sort_keys=True).encode(), 0o600)
                     sync_folder(file.parent)
             except OSError as error:
                 raise EnvironmentProblem(
-                    f"{file} cannot be written ({error.strerror}): free disk space, or make it writable for this user"
+                    f"{self._named(file)} cannot be written ({error.strerror}): free disk space, or make it writable"
                 ) from None
             except ValueError:
                 raise CheckpointError(
-                    f"{file} is damaged: remove {file.parent} and share the model again at all parties"
+                    f"{self._named(file)} is damaged: remove its folder and share the model again at all parties"
                 ) from None
         if known and (others := [name for name, nonce in nonces.items() if known.get(name) != nonce]):
             raise ManifestMismatch(
@@ -260,6 +260,10 @@ class ModelStore:
         path = folder / f"{list(shapes).index(name):04d}.safetensors"
         return self._load(facts, path, "share", shape, torch.int64)
 
+    def _named(self, path: Path) -> str:
+        """A file, for an error that a client reads as well: not where the store lies."""
+        return f"{path.relative_to(self.root)} of the model store"
+
     def _current(self, facts: StoredModel) -> Mapping[str, str]:
         """The checksums of this very storing. Raises `CheckpointError` when it was removed, or another one took its id."""
         with self._lock:
@@ -269,17 +273,17 @@ class ModelStore:
             return self._files[facts.model]
 
     def _load(self, facts: StoredModel, path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        remedy = f"remove {path.parent} and share the model again"
+        named, remedy = self._named(path), "remove its folder and share the model again"
         digest = self._current(facts).get(path.stem)
         try:
             if digest_of(path) != digest:
-                raise CheckpointError(f"{path} is not what was stored (its SHA-256 differs): check the disk, {remedy}")
+                raise CheckpointError(f"{named} is not what was stored (its SHA-256 differs): check the disk, {remedy}")
             tensor = load_file(path)[key]
         except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): {remedy}") from None
+            raise CheckpointError(f"{named} cannot be read ({type(error).__name__}): {remedy}") from None
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise CheckpointError(
-                f"{path} holds {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}: {remedy}"
+                f"{named} holds {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}: {remedy}"
             )
         self._current(facts)  # still, so what was read is this storing's
         return tensor

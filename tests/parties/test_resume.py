@@ -341,7 +341,7 @@ def test_a_call_that_was_taken_over_is_not_read() -> None:
 def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatch) -> None:
     """From when the dialling side asks for a new call, a late message of the old one is not taken: it comes again."""
     monkeypatch.setattr(parties.link, "call_again", lambda link, seconds: None)
-    route = parties.resume.Route(lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "", lambda: "")  # type: ignore
+    route = parties.resume.Route(lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "", lambda channel: "")  # type: ignore
     link = Link(Session("5" * 32, "client"), "party0", wire.ClientMessage(heartbeat=wire.Heartbeat()), None, 5, route)
     link.read(iter([wire.PartyMessage(progress=wire.Progress(stage="a"), number=1)]), 0)
     assert link.lost
@@ -418,7 +418,7 @@ def test_silent_peer_keeps_its_error() -> None:
 
 def test_a_peer_that_never_spoke_has_all_of_the_deadline() -> None:
     """There is nothing to resume after half of it, and it may still answer, or say why it does not."""
-    route = Route(lambda: pytest.fail("dialled"), lambda channel: pytest.fail("called"), lambda: "", lambda: "")
+    route = Route(lambda: pytest.fail("dialled"), lambda channel: pytest.fail("called"), lambda: "", lambda channel: "")
     link = Link(Session(new_id(), "party1"), "party0", wire.PeerMessage(heartbeat=wire.Heartbeat()), None, 5, route)
     link.silent(5)
     assert link.session.error is None

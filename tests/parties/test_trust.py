@@ -16,17 +16,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from mpc.errors import ConfigurationError, PeerLost, PermissionRefused, TapeError
+from parties import connection
 from parties.certificates import check, create_identity, issue, read_certificates, read_key
 from parties.client import Client
 from parties.config import make_config
-from parties.connection import connect, look, open_channel
+from parties.connection import connect, key_of, look, open_channel
 from parties.files import write_file
 from parties.fingerprints import fingerprint_of, read_fingerprint
+from parties.kept_connections import KeptConnections
 from parties.live_identity import LiveIdentity
 from parties.revocation import read_revoked, revoke
 from parties.roles import role_of, uri_of
 from parties.status import ask
-from parties.trust import Peer, own_identity
+from parties.trust import Peer, own_identity, parties_of
 from tests.parties import tapes
 from tests.parties.conftest import VOCABULARY, Running, run
 from tests.parties.deployment import Deployment
@@ -300,6 +302,25 @@ def test_a_revoked_party_is_neither_called_nor_answered(own: Running, tmp_path: 
     assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
     with pytest.raises(PermissionRefused, match="the key of 'dealer' is revoked"):
         deployment.client().generate([3], 1, model=own.model)
+
+
+def test_a_channel_is_of_the_key_that_it_was_made_with(own: Running, tmp_path: Path) -> None:
+    """A peer that shows a new key meanwhile does not keep alive what goes on with its old one."""
+    deployment = own.deployment
+    folder = tmp_path / "mine"
+    shutil.copytree(deployment.certificates, folder)
+    kept = KeptConnections(deployment.config("client", "client", certificates=folder), lambda: check(folder, "client"))
+    with kept.lend() as channels:
+        first = channels[0]
+    pin = deployment.fingerprints["party0"]
+    assert key_of(first) == pin
+    peer = next(p for p in parties_of(deployment.config("client", "client")) if p.name == "party0")
+    assert kept._take(peer) is not None
+    revoke(folder, pin)
+    connection._looked_at.clear()  # as if another key was shown since
+    assert kept._take(peer) is None
+    assert key_of(first) == pin
+    kept.close()
 
 
 def test_fingerprints_as_people_write_them() -> None:
