@@ -115,7 +115,7 @@ class MPCache(CachePolicy):
     threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "few-queries": {"static": 0.3, "observed": 32.0, "following": 8, "fine": 6, "gathering": "auto"},
+        "few-queries": {"observed": 32.0, "following": 8, "fine": 7, "gathering": "auto"},
         "paper": {
             "static": 0.4,
             "observed": 0.2,

@@ -214,5 +214,5 @@ def test_the_paper_is_a_preset_that_options_override() -> None:
     assert parse(paper.spec) == paper
     assert "fine=16,coarse=32,sinks=16,window=16,gathering=rows" in paper.spec
     few = parse("mpcache:preset=few-queries")
-    changed = parse("mpcache:static=0.5,preset=few-queries")
-    assert changed.spec == few.spec.replace("static=0.3", "static=0.5") != few.spec
+    changed = parse("mpcache:fine=9,preset=few-queries")
+    assert changed.spec == few.spec.replace("fine=7", "fine=9") != few.spec
