@@ -173,9 +173,7 @@ def test_damaged_store(tmp_path: Path, two: Running) -> None:
     ):
         store.share(mine, name)
     (folder / "0000.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"0000\.safetensors of the model store cannot be read .*share the model"
-    ):
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors of the model store cannot be read .*share the model"):
         store.share(mine, name)
     (folder / "0001.safetensors").unlink()
     assert ModelStore(store.root).models() == []
