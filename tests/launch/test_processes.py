@@ -113,6 +113,7 @@ def test_nothing_survives_the_parent(number: signal.Signals, code: int, text_mod
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in a shell's background
     )
     try:
         assert wait_until(lambda: len(processes_of(tmp_path)) >= 3, 60)
