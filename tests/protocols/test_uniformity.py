@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.generation import GenerationPlan, generate_plain
+from models.generation import Decoding, GenerationPlan, generate_plain
 from mpc import ring
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
@@ -31,6 +31,15 @@ def test_everything_that_is_opened_in_a_generation_is_uniform(parties: int) -> N
     assert tested - {uniformity.EVERYTHING} <= operations
     assert len(tested) >= 10, f"only {sorted(tested)} have enough data"
     assert sum(one.m.numel() for one in seen) > 600_000  # 468 703 of them are weights
+
+
+@pytest.mark.parametrize(("decoding", "temperature"), [("logits", None), ("sample", 2.0)])
+def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, temperature: float | None) -> None:
+    checkpoint = uniformity.shipped()
+    seen, tokens = uniformity.observed_generation(checkpoint, PROMPT, 1, 2, decoding, temperature)
+    if decoding == "logits":
+        assert tokens == generate_plain(checkpoint, PROMPT, GenerationPlan(len(PROMPT), 1))
+    assert not uniformity.failures(uniformity.results(seen))
 
 
 def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Tensor, int], Tensor]) -> list[int]:

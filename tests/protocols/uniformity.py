@@ -30,7 +30,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate, token_indices
+from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
 from protocols.suite import OutputShare
@@ -155,11 +155,16 @@ def shipped() -> Checkpoint:
 
 
 def observed_generation(
-    checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int, parties: int = 2
+    checkpoint: Checkpoint,
+    prompt: Sequence[int],
+    new_tokens: int,
+    parties: int = 2,
+    decoding: Decoding = "greedy",
+    temperature: float | None = None,
 ) -> tuple[list[Opened], list[int]]:
-    """What party 0 sees from loading the model to the last token, and the generated tokens."""
+    """What party 0 sees from loading the model to the last token, and the generated tokens (of logits: the likeliest)."""
     a = checkpoint.architecture
-    plan = GenerationPlan(len(prompt), new_tokens)
+    plan = GenerationPlan(len(prompt), new_tokens, decoding, temperature=temperature)
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), parties) for name, w in checkpoint.weights.items()}
     rows = additive(token_indices(prompt, a.vocabulary), parties)
     watches: list[_Watch] = []
@@ -188,7 +193,6 @@ def observed_generation(
     tokens = []
     for parts in zip(*found, strict=True):
         total = torch.stack([p.share for p in parts]).sum(0)
-        tokens.append(
-            int(fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits).round())
-        )
+        value = fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits)
+        tokens.append(int(value.argmax()) if decoding == "logits" else int(value.round()))
     return watches[0].seen, tokens
