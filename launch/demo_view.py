@@ -19,6 +19,7 @@ WHO = (
     ("model owner", "has the weights; shares them once, then leaves"),
     ("compute parties", "compute on shares, each uniformly random; see lengths only"),
     ("dealer", "deals correlated randomness; sees no data and no share"),
+    ("authority", "certified their names; its key is gone by now"),
 )
 
 
