@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,7 +126,7 @@ def run(
     if not keys and not insecure_no_key:
         keys, made = own_keys(config.parent / KEY_FILE)
         if made is not None:
-            err.print(f"key for requests, shown this once and kept in {config.parent / KEY_FILE}: {made}", soft_wrap=True)
+            err.print(_key_made(config.parent / KEY_FILE, made, sys.stderr.isatty()), soft_wrap=True)
     settings = GatewaySettings(
         suite=suite,
         policy=policy,
@@ -182,3 +183,10 @@ def _wanted(items: list[str], default: Words) -> dict[str, Words]:
             raise ConfigurationError(f"--model '{name}' was given twice")
         found[name] = Words.load(Path(folder)) if equals else default
     return found
+
+
+def _key_made(file: Path, key: str, terminal: bool) -> str:
+    """What is said of a new key. A service's standard error ends in a journal, which others may read: no key goes there."""
+    return (
+        f"key for requests, shown this once and kept in {file}: {key}" if terminal else f"key for requests: made, in {file}"
+    )

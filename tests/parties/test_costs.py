@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from models.checkpoint import read_architecture
 from models.costs.prediction import Prediction, Predictor
 from mpc.errors import ConfigurationError, PermissionRefused
-from parties.costs import ALLOWANCE_SECONDS, REFILL, Allowances, Costs
+from parties.costs import ALLOWANCE_SECONDS, FORGOTTEN_SECONDS, REFILL, Allowances, Costs
 from parties.failures import Busy
 from parties.manifest import Manifest, new_id
 from parties.permissions import Permissions
@@ -69,6 +70,30 @@ def test_a_prediction_that_takes_too_long(tmp_path: Path, checkpoint: Path) -> N
         with pytest.raises(ConfigurationError, match=message):
             made.check(tapes.manifest(checkpoint), architecture, "client")
     assert made.known(tapes.manifest(checkpoint), architecture)  # that it takes too long
+
+
+def test_what_took_too_long_is_tried_again(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was busy once does not refuse for ever."""
+    made, architecture = Costs("party0", permissions(tmp_path), 1e-6), read_architecture(checkpoint)
+    asked = tapes.manifest(checkpoint)
+    with pytest.raises(ConfigurationError, match="cannot predict"):
+        made.check(asked, architecture, "client")
+    monkeypatch.setattr(made, "_max_seconds", 60)
+    with pytest.raises(ConfigurationError, match="cannot predict"):
+        made.check(asked, architecture, "client")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + FORGOTTEN_SECONDS + 1)
+    made.check(asked, architecture, "client")
+
+
+@pytest.mark.parametrize("decoding", ["sample", "logits"])
+def test_a_decoding_has_costs_of_its_own(tmp_path: Path, checkpoint: Path, decoding: str) -> None:
+    made, architecture = costs(tmp_path), read_architecture(checkpoint)
+    greedy = tapes.manifest(checkpoint, suite="masked")
+    other = tapes.manifest(checkpoint, suite="masked", decoding=decoding, temperature=2.0 if decoding == "sample" else None)
+    found = [made._predict(asked, architecture, "client") for asked in (greedy, other)]
+    assert found[0].token_dealt != found[1].token_dealt
+    assert decoding != "sample" or found[1].token_dealt > found[0].token_dealt
 
 
 def test_each_client_has_time_of_its_own(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
