@@ -17,7 +17,8 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -89,14 +90,27 @@ def _check_of(facts: StoredModel, files: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    """Raise `EnvironmentProblem` where the disk refuses, for owner and operator: it does not say where the store lies."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the model store cannot be written ({error.strerror}): free disk space at this party, or make it writable, and "
+            "share the model again"
+        ) from None
+
+
 class Incoming:
-    """A model that is being stored; nobody sees it until `commit`."""
+    """A model that is being stored; nobody sees it until `commit`. Raises `EnvironmentProblem` when the disk refuses."""
 
     def __init__(self, root: Path, facts: StoredModel) -> None:
         self.facts = facts
         self._root = root
         self._folder = root / f"{TEMPORARY}{new_id()}"
-        self._folder.mkdir(mode=0o700)
+        with _on_disk():
+            self._folder.mkdir(mode=0o700)
         self.files: dict[str, str] = {}
 
     def seed(self, seed: bytes) -> None:
@@ -109,14 +123,17 @@ class Incoming:
         self._write(f"{len(self.files):04d}", save({"share": share.contiguous()}))
 
     def _write(self, name: str, data: bytes) -> None:
-        self.files[name] = write_new(self._folder / f"{name}.safetensors", data)
+        with _on_disk():
+            self.files[name] = write_new(self._folder / f"{name}.safetensors", data)
 
     def commit(self) -> None:
         """Make the model visible. All of it is on disk when this returns."""
-        write_new(self._folder / "model.json", StoredFiles.of(self.facts, self.files).model_dump_json(indent=1).encode())
-        sync_folder(self._folder)
-        self._folder.rename(self._root / self.facts.model)
-        sync_folder(self._root)
+        facts = StoredFiles.of(self.facts, self.files).model_dump_json(indent=1).encode()
+        with _on_disk():
+            write_new(self._folder / "model.json", facts)
+            sync_folder(self._folder)
+            self._folder = self._folder.rename(self._root / self.facts.model)
+            sync_folder(self._root)
 
     def discard(self) -> None:
         """Remove what was written."""

@@ -472,7 +472,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last layer of a group decides what all of them keep",
         "models/policies/mpcache.py",
-        "total = received if before is None else before + received",
+        "total = received if before is None else suite.bounded(before + received, most + 1)",
         "total = received",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
@@ -535,9 +535,45 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "for shift in range(1, self.kernel):",
-        "for shift in range(1, self.kernel - 1):",
+        "votes = pooled(suite, received[:, : tokens - self.window], half, half)",
+        "votes = pooled(suite, received[:, : tokens - self.window], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
+    ),
+    # ---- token indices, weights, what is stored
+    Fault(
+        "indices beyond the vocabulary give no row",
+        "protocols/masked/tokens.py",
+        "    inside[..., : rows.shape[-1] - size] += rows.x[..., size:]",
+        "    pass",
+        ("tests/protocols/test_tokens.py",),
+    ),
+    Fault(
+        "rows of tokens are opened without a mask",
+        "protocols/masked/tokens.py",
+        'lam = c.tape.random("open", tuple(rows.shape), bits)',
+        'lam = c.tape.random("open", tuple(rows.shape), bits) * 0',
+        (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "the last rows of a large factor are left out",
+        "mpc/ring.py",
+        "for start in range(0, depth, step)]",
+        "for start in range(0, depth - step, step)]",
+        ("tests/mpc/test_ring.py",),
+    ),
+    Fault(
+        "an emptied record of a storing is written anew",
+        "parties/store.py",
+        "if not isinstance(known, dict) or (file.exists() and not known):",
+        "if not isinstance(known, dict):",
+        ("tests/parties/test_store.py",),
+    ),
+    Fault(
+        "a channel whose key was revoked is lent",
+        "parties/kept_connections.py",
+        "if kept is not None and key_of(kept.channel) in identity.revoked:",
+        "if False:",
+        ("tests/parties/test_trust.py",),
     ),
     # ---- model and wire
     Fault(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import parties.store as module
 from models.checkpoint import load_checkpoint
 from mpc.errors import (
     CheckpointError,
@@ -20,6 +23,7 @@ from mpc.errors import (
 from mpc.random import Prg, new_seed
 from parties import model_owner
 from parties import wire_pb2 as wire
+from parties.compute_party import ComputePartyServer
 from parties.link import Link
 from parties.manifest import new_id
 from parties.model_owner import share_model
@@ -302,3 +306,27 @@ def test_facts_are_checked() -> None:
             nonce=new_id(),
         )
     assert issubclass(CheckpointError, MpcacheError)
+
+
+@pytest.mark.parametrize("step", ["write_new", "sync_folder"])
+def test_a_full_disk(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The owner is told so, and nothing of the model stays, also when the flush behind the renaming failed."""
+    server = two.deployment.servers["party1"]
+    assert isinstance(server, ComputePartyServer)
+    root, done, calls = server.store.root, getattr(module, step), [0]
+    before = sorted(root.iterdir())
+
+    def full(path: Path, *rest: Any) -> Any:
+        if root in (path, *path.parents):
+            calls[0] += 1
+            if calls[0] == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return done(path, *rest)
+
+    monkeypatch.setattr(module, step, full)
+    with pytest.raises(EnvironmentProblem, match=r"the model store cannot be written \(No space left on device\): free"):
+        two.deployment.share(checkpoint, "no-room")
+    monkeypatch.undo()
+    assert sorted(root.iterdir()) == before
+    works(two.deployment)
+    assert two.deployment.share(checkpoint, f"room-{step}").name == f"room-{step}"
