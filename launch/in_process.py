@@ -66,9 +66,14 @@ class _Stream:
 
 
 def run_in_process(
-    parties: int, party_main: Callable[[MemoryChannel, PartyTape], P], dealer_main: Callable[[DealerTape], D]
+    parties: int,
+    party_main: Callable[[MemoryChannel, PartyTape], P],
+    dealer_main: Callable[[DealerTape], D],
+    dealer_tape: type[DealerTape] = DealerTape,
 ) -> tuple[list[P], D]:
     """Run a program on all parties and the dealer; the results of the parties in order, and of the dealer.
+
+    dealer_tape: the dealer's end of the tape, such as one that also records what is dealt.
 
     The first exception of any of them is raised here; that another party has left is reported only when nothing else
     explains it.
@@ -91,7 +96,7 @@ def run_in_process(
 
     def dealer_thread() -> None:
         try:
-            dealt.append(dealer_main(DealerTape(seeds, lambda i, piece: streams[i].put(piece))))
+            dealt.append(dealer_main(dealer_tape(seeds, lambda i, piece: streams[i].put(piece))))
         except BaseException as error:
             errors.append(error)
         finally:
