@@ -42,11 +42,11 @@ check: setup
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy --strict
-	"$(BIN)/python" -m parties.generate_stubs --check
-	@"$(BIN)/typer" launch.cli utils docs --name mpcache | diff -B docs/commands.md - || { echo "docs/commands.md is out of date; run \`make reference\`" >&2; exit 1; }
+	"$(BIN)/python" -m parties.wire.generate_stubs --check
+	@"$(BIN)/typer" launch.cli.main utils docs --name mpcache | diff -B docs/commands.md - || { echo "docs/commands.md is out of date; run \`make reference\`" >&2; exit 1; }
 
 reference: setup
-	"$(BIN)/typer" launch.cli utils docs --name mpcache --output docs/commands.md
+	"$(BIN)/typer" launch.cli.main utils docs --name mpcache --output docs/commands.md
 
 gates: setup
 	"$(BIN)/mpcache" gates --markdown docs/gates.md $(ARGS)

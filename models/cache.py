@@ -84,12 +84,12 @@ class KVCache:
         entry = self.layers[layer]
         entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1, "value"))
 
-    async def beside(self, work: Coroutine[Any, Any, Any]) -> None:
+    async def run_in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""
-        self._started.append(await later(work, aside=True))
+        self._started.append(await later(work, background=True))
 
     async def settle(self) -> None:
-        """Wait for what was started with `beside`; at the end of each token."""
+        """Wait for what was started with `run_in_background`; at the end of each token."""
         while self._started:
             await self._started.pop()
 
@@ -147,7 +147,7 @@ class CachePolicy(ABC):
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """After one decoded token's key and value were appended (at the end of S). What only later tokens need is started
-        with `KVCache.beside`."""
+        with `KVCache.run_in_background`."""
         return None
 
     async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:

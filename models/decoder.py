@@ -229,7 +229,7 @@ class Decoder:
         if not observed:
             return await self.suite.attention(self._stacked(q), k, v, mask), None
         last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
-        return await self.suite.attention_received(self._stacked(q), k, v, mask, last)
+        return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
 
     async def _after_batch(self, cache: KVCache, layer: int, received: Value | None, last: bool) -> None:
         """Add up what tokens received over a prompt's batches; the policy is told after the last one."""

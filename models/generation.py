@@ -21,7 +21,7 @@ from models.decoder import Decoder, Probe, load_weights
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
-from protocols.plain import PlainSuite
+from protocols.plain.suite import PlainSuite
 from protocols.suite import OutputShare, Suite, Value
 
 Decoding = Literal["greedy", "sample", "logits"]

@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mpc.ghost import broadcast
+from mpc.shape_tensor import broadcast
 
 _DEPTH = (1 << 14) - 1  # of a block: 8 digits x this x 2^14 stays below 2^31
 _BLOCK = 1 << 22  # digits of a block of columns

@@ -1,8 +1,8 @@
 """Lock-step exchange of bytes among the compute parties.
 
-A `Channel` knows nothing of gRPC: `parties.channel` provides the real one, `memory_channels` here the one for tests. One
-`exchange` is one round: everybody sends and receives at the same time, so it costs one one-way delay. Sizes are declared
-by the receiver beforehand; a message of another size is an error before anything is allocated for it.
+A `Channel` knows nothing of gRPC: `parties.transport.channel` provides the real one, `memory_channels` here the one for
+tests. One `exchange` is one round: everybody sends and receives at the same time, so it costs one one-way delay. Sizes are
+declared by the receiver beforehand; a message of another size is an error before anything is allocated for it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor
 from mpc.byte_matmul import byte_matmul
 from mpc.byte_matmul import pays as byte_matmul_pays
 from mpc.errors import RangeError
-from mpc.ghost import broadcast
+from mpc.shape_tensor import broadcast
 
 RING_BITS = 64
 _EXACT = 53  # a float64 holds every integer below 2^53
@@ -156,7 +156,7 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
     products; larger ones `byte_matmul` where the processor has instructions for it. Everything else, and all of CUDA, uses
-    `limb_matmul`. All are exact. For ghosts only the shape is computed.
+    `limb_matmul`. All are exact. For shape tensors only the shape is computed.
     """
     if a.device.type == "meta":
         return torch.matmul(a, b)

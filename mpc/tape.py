@@ -26,10 +26,10 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.errors import TapeError
-from mpc.ghost import shadow
 from mpc.ledger import Ledger, current
 from mpc.packing import pack, packed_size, unpack, unpack_words
 from mpc.random import Prg
+from mpc.shape_tensor import shape_tensor
 
 Shape = Sequence[int]
 Bytes = bytes | bytearray | memoryview
@@ -46,7 +46,7 @@ def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> st
 class Tape(ABC):
     """One end of the tape. The dealer's returns whole values, a party's returns its share of them.
 
-    preparing: the pass that uses it runs ahead of the values, see `mpc.look_ahead`.
+    preparing: the pass that uses it runs ahead of the values, see `mpc.preprocessing`.
     """
 
     preparing: ClassVar[bool] = False
@@ -83,10 +83,10 @@ class Tape(ABC):
         2^bits: enough for what is looked up in, and small."""
         return self.dependent(op, shape, value, bits)
 
-    def ahead(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+    def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
         """A tensor of `shape` that a party computes from its entries of this tape and from what it knows since the model
-        was loaded, and from nothing else. Elsewhere a ghost; nothing is dealt."""
-        return shadow(shape)
+        was loaded, and from nothing else. Elsewhere a shape tensor; nothing is dealt."""
+        return shape_tensor(shape)
 
     @abstractmethod
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
@@ -237,7 +237,7 @@ class PartyTape(Tape):
             return self._prg.words(shape, bits, self.device)
         return unpack_words(payload, bits, shape).to(self.device)
 
-    def ahead(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+    def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
         """Computed now."""
         return compute()
 
@@ -288,7 +288,7 @@ def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
 
 
 class CountingTape(Tape):
-    """A tape of ghosts: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
+    """A tape of shape tensors: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
 
     @property
     def dealing(self) -> bool:
@@ -296,23 +296,23 @@ class CountingTape(Tape):
         return False
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """A ghost."""
+        """A shape tensor."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES)
-        return shadow(shape)
+        return shape_tensor(shape)
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """A ghost; counts the correction that the last party would receive."""
+        """A shape tensor; counts the correction that the last party would receive."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
-        return shadow(shape)
+        return shape_tensor(shape)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """A ghost; counts what every party would receive."""
+        """A shape tensor; counts what every party would receive."""
         return self.dependent(op, shape, None, bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """A ghost, alone in a list."""
+        """A shape tensor, alone in a list."""
         return [self.random(op, shape, bits, kind)]

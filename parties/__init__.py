@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, PermissionRefused, TapeError
-    from parties.failures import Busy, RangeExceeded, WrongOutput
-    from parties.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
+    from parties.client.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
+    from parties.wire.error_codec import Busy, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
 
 # gRPC's core writes every refused handshake to stderr; what a person needs to know of it is in our own errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _PLACES = {
-    **dict.fromkeys(("Cancellation", "Cancelled", "PrivateModel", "PrivateOutput"), "parties.private_model"),
+    **dict.fromkeys(("Cancellation", "Cancelled", "PrivateModel", "PrivateOutput"), "parties.client.private_model"),
     **dict.fromkeys(
         (
             "ConfigurationError",
@@ -32,7 +32,7 @@ _PLACES = {
         ),
         "mpc.errors",
     ),
-    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.failures"),
+    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.wire.error_codec"),
     "RangeFinding": "protocols.range_findings",
 }
 

@@ -10,7 +10,7 @@ import json
 import logging
 
 from mpc.errors import MpcacheError
-from parties.failures import clean, log
+from parties.wire.error_codec import clean, log
 
 DIGITS = 4
 

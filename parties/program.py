@@ -15,8 +15,8 @@ from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.tape import Tape
-from parties.failures import log
-from parties.manifest import Manifest
+from parties.wire.error_codec import log
+from parties.wire.manifest import Manifest
 from protocols.registry import SUITES, secure_suite, suite_class
 from protocols.suite import Suite
 

@@ -13,8 +13,8 @@ from protocols.suite import Suite
 
 # name -> (module, class, default fraction bits)
 SUITES: dict[str, tuple[str, str, int]] = {
-    "plain": ("protocols.plain", "PlainSuite", 0),
-    "crypten": ("protocols.crypten_suite", "CryptenSuite", 16),
+    "plain": ("protocols.plain.suite", "PlainSuite", 0),
+    "crypten": ("protocols.crypten.suite", "CryptenSuite", 16),
     "masked": ("protocols.masked.suite", "MaskedSuite", 14),
 }
 

@@ -44,29 +44,30 @@ class Future(Generic[T]):
 
 
 class _Task:
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any], context: Context, aside: bool) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any], context: Context, background: bool) -> None:
         self.coroutine = coroutine
         self.future = future
         self.context = context
-        self.aside = aside
+        self.background = background
         self.value: Any = None
 
 
 class _Spawn(Generic[T]):
-    def __init__(self, coroutine: Coroutine[Any, Any, T], aside: bool) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], background: bool) -> None:
         self.coroutine = coroutine
-        self.aside = aside
+        self.background = background
 
     def __await__(self) -> Generator[Any, Any, Future[T]]:
         return (yield self)  # type: ignore[no-any-return]
 
 
-async def later(coroutine: Coroutine[Any, Any, T], aside: bool = False) -> Future[T]:
+async def later(coroutine: Coroutine[Any, Any, T], background: bool = False) -> Future[T]:
     """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it.
 
-    aside: nothing waits for it soon; its requests come last in a round, which so counts as one of the others' operations.
+    background: nothing waits for it soon; its requests come last in a round, which so counts as one of the others'
+    operations.
     """
-    return await _Spawn(coroutine, aside)
+    return await _Spawn(coroutine, background)
 
 
 async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
@@ -116,7 +117,7 @@ class Scheduler:
                 self._exchange()
 
     def _exchange(self) -> None:
-        waiting, self._requests = sorted(self._requests, key=lambda item: item[0].aside), []
+        waiting, self._requests = sorted(self._requests, key=lambda item: item[0].background), []
         for (task, _), value in zip(waiting, self._flush([r for _, r in waiting]), strict=True):
             task.value = value
             self._ready.append(task)
@@ -151,7 +152,7 @@ class Scheduler:
                 line.add("compute", task.context.run(current), start)
             if isinstance(wanted, _Spawn):
                 future: Future[Any] = Future()
-                child = _Task(wanted.coroutine, future, task.context.copy(), task.aside or wanted.aside)
+                child = _Task(wanted.coroutine, future, task.context.copy(), task.background or wanted.background)
                 self._start(child)
                 value = future
                 continue

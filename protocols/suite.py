@@ -131,8 +131,8 @@ class Suite(ABC):
 
     name: ClassVar[str]
     prepares: ClassVar[bool] = False
-    """Whether a party can run a preparing pass of its program, see `mpc.look_ahead`."""
-    rides_along: ClassVar[bool] = False
+    """Whether a party can run a preparing pass of its program, see `mpc.preprocessing`."""
+    overlaps_rounds: ClassVar[bool] = False
     """Whether rounds of work that is started aside (`protocols.schedule.later`) are shared with the work beside it."""
 
     flag_bytes: ClassVar[int] = 0
@@ -281,10 +281,10 @@ class Suite(ABC):
         """1 where x < 0, else 0, with 0 fraction bits."""
 
     @abstractmethod
-    async def max(self, x: Value, aside: bool = False) -> Value:
+    async def max(self, x: Value, background: bool = False) -> Value:
         """Maximum over the last axis, [..., n] -> [..., 1].
 
-        aside: its rounds ride along with others and cost nothing, so the fewest comparisons are wanted.
+        background: its rounds ride along with others and cost nothing, so the fewest comparisons are wanted.
         """
 
     @abstractmethod
@@ -312,7 +312,7 @@ class Suite(ABC):
         """x, of which only the differences along the last axis matter; suites whose rings must hold it bring it near 0."""
         return x
 
-    def bounded(self, x: Value, bound: float) -> Value:
+    def with_bound(self, x: Value, bound: float) -> Value:
         """x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""
         return x
 
@@ -359,7 +359,7 @@ class Suite(ABC):
         with operation("values"):
             return await self.matmul(probabilities, v)
 
-    async def attention_received(
+    async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
         """`attention`, and the attention that each cached token receives from some queries: [G, R T, C] and [G, S].

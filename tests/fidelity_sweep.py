@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import models.recall
-from launch.in_process import run_in_process
+from launch.local.in_process import run_in_process
 from models.checkpoint import load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, generate, token_indices

@@ -36,18 +36,18 @@ class Fault:
     tests: tuple[str, ...]
 
 
-GATES = "tests/protocols/test_masked_gates.py"
-SUITE = "tests/protocols/test_masked_suite.py"
+GATES = "tests/protocols/masked/test_gates.py"
+SUITE = "tests/protocols/masked/test_suite.py"
 RANGES = "tests/protocols/test_ranges.py"
-CRYPTEN_RANGES = "tests/protocols/test_crypten_ranges.py"
-GATES_OF_MASKED = "tests/launch/test_gates.py::test_gates_of_the_suite_masked"
-SELECTION = "tests/protocols/test_masked_selection.py"
-SHUFFLE = "tests/protocols/test_masked_shuffle.py"
-DPF = "tests/protocols/test_masked_dpf.py"
+CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
+GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
+SELECTION = "tests/protocols/masked/test_selection.py"
+SHUFFLE = "tests/protocols/masked/test_shuffle.py"
+DPF = "tests/protocols/masked/test_dpf.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
-OUTPUTS = "tests/parties/test_outputs.py"
+OUTPUTS = "tests/parties/client/test_outputs.py"
 BY_HAND = "tests/models/test_selection_by_hand.py"
 
 FAULTS: tuple[Fault, ...] = (
@@ -129,7 +129,7 @@ FAULTS: tuple[Fault, ...] = (
         "protocols/masked/truncation.py",
         "    bits = x.bits - count\n",
         "    bits = x.bits - count - 1\n",
-        (GATES, "tests/launch/test_gates.py::test_gates_of_the_suite_masked"),
+        (GATES, "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"),
     ),
     Fault(
         "lift without its carry",
@@ -201,7 +201,7 @@ FAULTS: tuple[Fault, ...] = (
         "protocols/masked/clamp.py",
         "add(above.times(below_high))",
         "add(above.times(above_low))",
-        ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
+        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
     ),
     # ---- lookups, polynomials, activations
     Fault(
@@ -353,14 +353,14 @@ FAULTS: tuple[Fault, ...] = (
         "protocols/crypten/norm.py",
         "((coarse * top - mixed) * wrapped - coarse * high * 2)",
         "(coarse * high * -2)",
-        ("tests/protocols/test_crypten_functions.py::test_moments",),
+        ("tests/protocols/crypten/test_functions.py::test_moments",),
     ),
     Fault(
         "suite crypten: 1 / deviation with too few bits for large rows",
         "protocols/crypten/norm.py",
         "INVERSE_BITS = 16",
         "INVERSE_BITS = 6",
-        ("tests/protocols/test_crypten_functions.py::test_moments",),
+        ("tests/protocols/crypten/test_functions.py::test_moments",),
     ),
     Fault(
         "a norm's square in a ring without room",
@@ -417,14 +417,14 @@ FAULTS: tuple[Fault, ...] = (
         "protocols/masked/ranking.py",
         "lowest = -reach",
         "lowest = 0",
-        ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
+        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
     ),
     Fault(
         "a ring of ranked values without room for both ends",
         "protocols/masked/selection.py",
         "frac + magnitude + 3",
         "frac + magnitude + 2",
-        ("tests/launch/test_gates.py::test_gates_of_the_suite_masked",),
+        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
     ),
     Fault(
         "a threshold that is reached by one value too few",
@@ -472,7 +472,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last layer of a group decides what all of them keep",
         "models/policies/mpcache.py",
-        "total = received if before is None else suite.bounded(before + received, most + 1)",
+        "total = received if before is None else suite.with_bound(before + received, most + 1)",
         "total = received",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
@@ -493,8 +493,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what the prompt leaves over does not begin a cluster",
         "models/policies/mpcache.py",
-        'work["growing"] = grown(suite, None, k[:, stop:], aside)',
-        'work["growing"] = grown(suite, None, k[:, -1:], aside)',
+        'work["growing"] = append_buffer(suite, None, k[:, stop:], background)',
+        'work["growing"] = append_buffer(suite, None, k[:, -1:], background)',
         ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
     Fault(
@@ -563,17 +563,17 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "an emptied record of a storing is written anew",
-        "parties/store.py",
+        "parties/party/store.py",
         "if not isinstance(known, dict) or (file.exists() and not known):",
         "if not isinstance(known, dict):",
-        ("tests/parties/test_store.py",),
+        ("tests/parties/party/test_store.py",),
     ),
     Fault(
         "a channel whose key was revoked is lent",
-        "parties/kept_connections.py",
+        "parties/transport/channel_pool.py",
         "if kept is not None and key_of(kept.channel) in identity.revoked:",
         "if False:",
-        ("tests/parties/test_trust.py",),
+        ("tests/parties/identity/test_trust.py",),
     ),
     # ---- model and wire
     Fault(
@@ -600,35 +600,35 @@ FAULTS: tuple[Fault, ...] = (
     # ---- at the client
     Fault(
         "a flagged output is taken for an answer",
-        "parties/client_session.py",
+        "parties/client/session.py",
         "        if not flags[0]:\n            return ()",
         "        return ()",
         ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),
     ),
     Fault(
         "the parties are told of a range finding by another message",
-        "parties/client_session.py",
+        "parties/client/session.py",
         "link.send(wire.ClientMessage(finish=wire.Finish()))",
         'link.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
         ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
     ),
     Fault(
         "the client stops early although the length is fixed",
-        "parties/client_session.py",
+        "parties/client/session.py",
         "        if self.wanted.fixed_length:\n            return\n",
         "",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a choice is sent only after the caller has seen the token",
-        "parties/client_session.py",
+        "parties/client/session.py",
         "if self._answered or self.wanted.fixed_length:",
         "if self._answered:",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a client sends what it likes behind its prompt",
-        "parties/party_session.py",
+        "parties/party/session.py",
         'if self.manifest.decoding != "logits" and (kind := self.client.unasked()):',
         'if self.manifest.decoding == "" and (kind := self.client.unasked()):',
         (f"{OUTPUTS}::test_an_attack_is_caught",),
@@ -657,10 +657,10 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the owner's bounds go over what the caller says",
-        "parties/reference.py",
+        "parties/client/model_reference.py",
         "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
         "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
-        ("tests/parties/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
+        ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
     ),
 )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from launch.networks import NETWORKS
+from launch.predict.networks import NETWORKS
 from models.costs.tracing import STEP, Setting, trace_step
 from models.shapes import find_shape, with_positions
 from mpc.ledger import Cost, Ledger

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from protocols.masked import softmax
 from protocols.masked.context import Context
-from protocols.masked.wires import Masked, Shared
-from tests.protocols.masked_harness import run_masked
+from protocols.masked.shares import Masked, Shared
+from tests.protocols.masked.harness import run_masked
 
 CHANNELS, CLUSTERS, TAKEN, ALPHA = 64, 16, 4, 0.6
 SOURCES = ("linearised similarity", "upper bound", "histogram", "exact maximum")

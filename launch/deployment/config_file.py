@@ -1,6 +1,6 @@
 """A role's configuration file with every key that the role has, each under its description.
 
-Keys, descriptions and defaults are those of `parties.config.RoleConfig`: there is no second list of them.
+Keys, descriptions and defaults are those of `parties.config.role_config.RoleConfig`: there is no second list of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launch.deployment.plan import Member, Plan
-from parties.config import RoleConfig
+from parties.config.role_config import RoleConfig
 from parties.roles import Role
 
 WIDTH = 100

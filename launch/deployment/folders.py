@@ -18,9 +18,9 @@ from launch.deployment.host_files import (
 )
 from launch.deployment.plan import Member, Plan
 from mpc.errors import ConfigurationError
-from parties import authority
-from parties.certificates import AUTHORITY, create_authority
-from parties.config import load_config
+from parties.config.role_config import load_config
+from parties.identity import authority
+from parties.identity.certificates import AUTHORITY, create_authority
 
 
 def write_deployment(plan: Plan, target: Path, authority_days: float) -> None:

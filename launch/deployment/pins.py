@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from mpc.errors import ConfigurationError
-from parties.config import RoleConfig, load_config, read_config
+from parties.config.role_config import RoleConfig, load_config, read_config
 from parties.files import write_file
-from parties.fingerprints import read_fingerprint
+from parties.identity.fingerprints import read_fingerprint
 
 LISTS = ("parties", "clients", "model_owners")
 WORD = re.compile(r"\S+")

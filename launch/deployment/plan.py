@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from mpc.errors import ConfigurationError
-from parties.certificates import check_name
-from parties.config import PeerAddress, split_address
+from parties.config.role_config import PeerAddress, split_address
+from parties.identity.certificates import check_name
 from parties.roles import Role
 
 DEALER = "dealer"

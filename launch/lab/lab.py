@@ -25,8 +25,8 @@ from launch.lab import iproute
 from launch.lab.relay import DEVICE
 from launch.lab.removal import HOSTS, HUB, STATE, check_name, namespace, remove, roles_up, state_file
 from launch.lab.shaping import Shape, check_shapeable
-from launch.networks import Network, find_network
-from launch.supervision import READY
+from launch.local.supervision import READY
+from launch.predict.networks import Network, find_network
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 Delay = Literal["auto", "netem", "relay", "none"]
@@ -78,7 +78,7 @@ class Lab:
     """A lab that lives as long as the `with` block, or this process: with either, its namespaces and all processes in them
     go. `up()` alone makes one that stays until `down()` or `removal.remove`.
 
-    network: a name or "RTT_MS,MBIT_PER_SECOND" (`launch.networks`). roles: names, one namespace each.
+    network: a name or "RTT_MS,MBIT_PER_SECOND" (`launch.predict.networks`). roles: names, one namespace each.
     Raises `EnvironmentProblem` where namespaces are not permitted, `ConfigurationError` for bad or taken names.
     """
 
@@ -235,7 +235,7 @@ class Lab:
         iproute.set_sysctl(own, {"net.ipv4.tcp_rmem": window, "net.ipv4.tcp_wmem": window})
 
     def _start_keeper(self, delay: str, owned: bool, shape: Shape) -> None:
-        command = [sys.executable, "-P", "-m", "launch.lab.keeper", self.name]
+        command = [sys.executable, "-P", "-m", "launch.lab.daemon", self.name]
         command += ["--counts", str(state_file(self.name, ".counts"))]
         if owned:
             command.append("--owned")

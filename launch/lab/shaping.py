@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.networks import Network
+from launch.predict.networks import Network
 from mpc.errors import ConfigurationError
 
 MTU = 1500

@@ -17,7 +17,7 @@ from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
 from mpc.errors import ConfigurationError
-from protocols.plain import PlainSuite, PlainValue, tensor_of
+from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
 
 HEAD_ROWS = 128

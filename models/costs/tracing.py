@@ -135,12 +135,12 @@ class _Products:
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention(q, k, v, mask)
 
-    def attention_received(self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor) -> Any:
+    def attention_with_mass(self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor) -> Any:
         """As `attention`."""
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
         self._count(rows, k.shape[1], channels, groups)
-        return self._suite.attention_received(q, k, v, mask, observed)
+        return self._suite.attention_with_mass(q, k, v, mask, observed)
 
     def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
         """As `attention`."""

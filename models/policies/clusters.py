@@ -43,28 +43,28 @@ async def _ready(suite: Suite, high: Value, low: Value, alpha: float | None) -> 
     return (await suite.append(None, upper + lower, 1),)
 
 
-async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, aside: bool = False) -> Clusters:
+async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, background: bool = False) -> Clusters:
     """keys [G, N s, C] -> descriptions of the N clusters. alpha: of the linearised similarity, None for the bound.
 
-    aside: see `Suite.max`.
+    background: see `Suite.max`.
     """
     groups, tokens, channels = keys.shape
     columns = keys.reshape(groups, tokens // size, size, channels).permute(0, 1, 3, 2)  # [G, N, C, s]
     if size == 1:
         high = low = columns[..., 0]
     else:
-        top, bottom = await suite.together(suite.max(columns, aside), suite.max(-columns, aside))
+        top, bottom = await suite.together(suite.max(columns, background), suite.max(-columns, background))
         high, low = top[..., 0], -bottom[..., 0]
     return Clusters(high, low, await _ready(suite, high, low, alpha))
 
 
-async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None, aside: bool = False) -> Clusters:
+async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None, background: bool = False) -> Clusters:
     """Descriptions of clusters of `factor` neighbours each, from theirs: [G, N, C] -> [G, N / factor, C]."""
     groups, count, channels = fine.high.shape
 
     async def extreme(x: Value) -> Value:
         columns = x.reshape(groups, count // factor, factor, channels).permute(0, 1, 3, 2)
-        return (await suite.max(columns, aside))[..., 0]
+        return (await suite.max(columns, background))[..., 0]
 
     high, negative = await suite.together(extreme(fine.high), extreme(-fine.low))
     low = -negative
@@ -81,16 +81,16 @@ class Growing:
     tokens: int
 
 
-async def grown(suite: Suite, growing: Growing | None, keys: Value, aside: bool = False) -> Growing:
+async def grown(suite: Suite, growing: Growing | None, keys: Value, background: bool = False) -> Growing:
     """With further tokens' keys [G, T, C]. T comparisons per channel and extreme, one fewer in a cluster that begins.
 
-    aside: see `Suite.max`.
+    background: see `Suite.max`.
     """
     columns = keys.permute(0, 2, 1)  # [G, C, T]
 
     async def extreme(known: Value | None, x: Value) -> Value:
         x = x if known is None else suite.concat([known, x], -1)
-        return x if x.shape[-1] == 1 else await suite.max(x, aside)
+        return x if x.shape[-1] == 1 else await suite.max(x, background)
 
     before = (None, None, 0) if growing is None else (growing.high, growing.negative, growing.tokens)
     high, negative = await suite.together(extreme(before[0], columns), extreme(before[1], -columns))

@@ -46,7 +46,7 @@ class Eviction:
     async def _choose(self) -> None:
         votes, bound, behind = self.importance, self.bound, self.following
         if behind:  # sums of values that still have a product's fraction bits would not fit the ring
-            votes = await self.suite.rounded(self.suite.bounded(votes, bound), room=behind.bit_length() + 4)
+            votes = await self.suite.rounded(self.suite.with_bound(votes, bound), room=behind.bit_length() + 4)
             votes, bound = pooled(self.suite, votes, behind, 0), bound * (behind + 1)
         self._keep = await self.suite.keep_largest(votes, self.count, bound)
 

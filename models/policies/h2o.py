@@ -63,14 +63,14 @@ class H2O(CachePolicy):
         kept = budget_tokens(self.budget, tokens)
         entry.state["kept"] = kept
         if kept >= tokens:
-            entry.state["scores"] = await suite.append(None, suite.bounded(received, tokens * cache.group + 1), 1)
+            entry.state["scores"] = await suite.append(None, suite.with_bound(received, tokens * cache.group + 1), 1)
             return
         recent = budget_tokens(self.recent, kept)
         bound = tokens * cache.group + 1
         older = tokens - recent
         scores = await keep_rows(suite, entry, received[:, :older], kept - recent, bound, 0, older, received)
         assert scores is not None
-        entry.state["scores"] = await suite.append(None, suite.bounded(scores, bound), 1)
+        entry.state["scores"] = await suite.append(None, suite.with_bound(scores, bound), 1)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to the budget and the new token; then the lowest score goes."""
@@ -79,14 +79,14 @@ class H2O(CachePolicy):
         if self.budget == 1:
             return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
-        out, received = await suite.attention_received(q, k, v, None, everyone)
+        out, received = await suite.attention_with_mass(q, k, v, None, everyone)
         old: Value = entry.state["scores"]
-        received = await suite.append(None, suite.bounded(received, cache.group + 1), 1)
+        received = await suite.append(None, suite.with_bound(received, cache.group + 1), 1)
         bound = (cache.seen + 1) * cache.group + 1
-        scores = suite.bounded(suite.concat([old, zeros(suite, old.shape[0], 1)], -1) + received, bound)
+        scores = suite.with_bound(suite.concat([old, zeros(suite, old.shape[0], 1)], -1) + received, bound)
         kept = entry.state["kept"]
         if entry.length > kept:
             heavy = kept - budget_tokens(self.recent, kept)
-            scores = suite.bounded(await drop_least(suite, entry, scores, bound, 0, heavy), bound)
+            scores = suite.with_bound(await drop_least(suite, entry, scores, bound, 0, heavy), bound)
         entry.state["scores"] = scores
         return out

@@ -254,7 +254,7 @@ class MPCache(CachePolicy):
             before: Value | None = cache.state.pop(self._votes(members), None)
             known = members.index(layer) + 1
             most = self.observed_queries(tokens, layer) * cache.group * known  # each layer's queries give 1 each
-            total = received if before is None else suite.bounded(before + received, most + 1)
+            total = received if before is None else suite.with_bound(before + received, most + 1)
             if layer != members[-1]:
                 cache.state[self._votes(members)] = total
                 return []
@@ -293,7 +293,7 @@ class MPCache(CachePolicy):
         if self.window == 0:  # this token chooses among it already
             await work
         else:
-            await cache.beside(work)
+            await cache.run_in_background(work)
 
     def _leader(self, layer: int) -> int:
         """The layer whose choices this one takes, itself where it chooses alone."""
@@ -306,7 +306,7 @@ class MPCache(CachePolicy):
     def _alpha(self) -> float | None:
         return self.alpha if self.linear else None
 
-    async def _describe(self, suite: Suite, entry: LayerCache, aside: bool = False) -> None:
+    async def _describe(self, suite: Suite, entry: LayerCache, background: bool = False) -> None:
         """Describe what is not described yet: clusters that are full, and the begun one where extremes are kept up. The
         first begins behind the sinks."""
         if self.dynamic == 1:
@@ -317,7 +317,7 @@ class MPCache(CachePolicy):
         known = old.count if old is not None else 0
         k, _ = entry.keys_and_values()
         if growing is not None:
-            growing = await grown(suite, growing, k[:, self.sinks + known * sizes.fine + growing.tokens :], aside)
+            growing = await grown(suite, growing, k[:, self.sinks + known * sizes.fine + growing.tokens :], background)
             if growing.tokens < sizes.fine:
                 entry.state["growing"] = growing
                 return
@@ -327,9 +327,9 @@ class MPCache(CachePolicy):
             start, stop = (self.sinks + n * sizes.fine for n in (known, ready))
             work: dict[str, Coroutine[Any, Any, Any]] = {}
             if ready > known:
-                work["new"] = describe(suite, k[:, start:stop], sizes.fine, self._alpha, aside)
+                work["new"] = describe(suite, k[:, start:stop], sizes.fine, self._alpha, background)
             if entry.length > stop and self._keeps_up(suite):
-                work["growing"] = grown(suite, None, k[:, stop:], aside)
+                work["growing"] = grown(suite, None, k[:, stop:], background)
             done = dict(zip(work, await suite.together(*work.values()), strict=True))
             if "growing" in done:
                 entry.state["growing"] = done["growing"]
@@ -337,9 +337,9 @@ class MPCache(CachePolicy):
                 return
             new = done["new"]
         entry.state["fine"] = await extended(suite, old, new)
-        await self._describe_coarse(suite, entry, aside)
+        await self._describe_coarse(suite, entry, background)
 
-    async def _describe_coarse(self, suite: Suite, entry: LayerCache, aside: bool) -> None:
+    async def _describe_coarse(self, suite: Suite, entry: LayerCache, background: bool) -> None:
         """Describe clusters of `coarse` tokens whose fine ones are all described."""
         if not self.two_levels:
             return
@@ -351,11 +351,11 @@ class MPCache(CachePolicy):
         full = fine.count // factor * factor
         if full > done:
             part = Clusters(fine.high[:, done:full], fine.low[:, done:full], ())
-            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha, aside))
+            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha, background))
 
     def _keeps_up(self, suite: Suite) -> bool:
         """Whether every token updates the extremes of its cluster, in rounds that there are anyway."""
-        return suite.rides_along and self.window > 0
+        return suite.overlaps_rounds and self.window > 0
 
     # ---- each token ------------------------------------------------------------------------------------------------
     def layout(self, seen: int, cached: int, sizes: Sizes) -> Layout:
@@ -383,7 +383,7 @@ class MPCache(CachePolicy):
         """How attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
         if self.gathering != "auto":
             return self.gathering
-        return "scores" if suite.rides_along and not self.two_levels else "products"
+        return "scores" if suite.overlaps_rounds and not self.two_levels else "products"
 
     async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
         """One-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
@@ -403,10 +403,10 @@ class MPCache(CachePolicy):
         )
         groups = q.shape[0]
         first = await suite.top_k(wide, count, limit)  # [G, count, above]
-        inside = suite.bounded(near[:, : above * factor].reshape(groups, above, factor), limit)
+        inside = suite.with_bound(near[:, : above * factor].reshape(groups, above, factor), limit)
         offered = (await suite.choose(first, inside)).reshape(groups, count * factor)
         table = widened(suite, first, factor, plan.candidates - above * factor)
         if plan.candidates > above * factor:
             offered = suite.concat([offered, near[:, above * factor :]], -1)
-        second = await suite.top_k(suite.bounded(offered, limit), plan.count, limit)
+        second = await suite.top_k(suite.with_bound(offered, limit), plan.count, limit)
         return await suite.choose(second, table)

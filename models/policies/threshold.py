@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.cache import LayerCache
-from protocols.plain import PlainValue, tensor_of
+from protocols.plain.suite import PlainValue, tensor_of
 
 
 def important(queries: Tensor, keys: Tensor, threshold: float) -> Tensor:

@@ -62,8 +62,8 @@ class TOVA(CachePolicy):
         if self.budget == 1 or entry.length <= entry.state["kept"]:
             return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
-        out, received = await suite.attention_received(q, k, v, None, everyone)
+        out, received = await suite.attention_with_mass(q, k, v, None, everyone)
         bound = q.shape[0] * q.shape[1] + 1
-        scores = suite.bounded(received.sum(0, keepdim=True), bound)
+        scores = suite.with_bound(received.sum(0, keepdim=True), bound)
         await drop_least(suite, entry, scores, bound, 0, entry.length - 1)
         return out

@@ -2,7 +2,7 @@
 
 Everything here works on raw shares: int64 tensors in Z_2^64 with a public number of fraction bits. Each function takes the
 `CryptenSession` first, is synchronous, and runs alike at a party, at the dealer and in an estimate (see
-`mpc.crypten_session`). Bytes in docstrings are what one party sends to one peer.
+`protocols.crypten.binding.session`). Bytes in docstrings are what one party sends to one peer.
 """
 
-import mpc.crypten_binding  # noqa: F401  (makes `import crypten` work in the modules of this package)
+import protocols.crypten.binding.library  # noqa: F401  (makes `import crypten` work in the modules of this package)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from protocols.crypten import comparison, ranges
 from protocols.crypten.arithmetic import mul, square, truncate
+from protocols.crypten.binding.library import CryptenSession
 from protocols.suite import Activation
 
 COMPARED_BITS = 12  # fraction bits in which x is compared with the thresholds

@@ -18,8 +18,8 @@ from crypten.mpc.primitives import ArithmeticSharedTensor, beaver
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession, current_session, plain, wrapped
 from mpc.errors import RangeError
+from protocols.crypten.binding.library import CryptenSession, current_session, plain, wrapped
 from protocols.crypten.value import CryptenWeight
 
 TRUNCATION_LIMIT = 62

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from mpc.channel import Channel
-from mpc.crypten_binding import CryptenSession, open_session, use
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import Ledger, current, operation
 from mpc.tape import Tape
 from protocols.bounds import Bounds
 from protocols.crypten import arithmetic, fixed, output
+from protocols.crypten.binding.library import CryptenSession, open_session, use
 from protocols.crypten.own import CryptenOwn
 from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
@@ -36,7 +36,7 @@ WEIGHT_BITS = 20
 
 
 class CryptenBase(Suite):
-    """What `protocols.crypten_suite.CryptenSuite` builds on; see there."""
+    """What `protocols.crypten.suite.CryptenSuite` builds on; see there."""
 
     name: ClassVar[str] = "crypten"
     similarity_bound = 2.0**12
@@ -75,7 +75,7 @@ class CryptenBase(Suite):
             ledger=ledger,
             device=device,
             precision=fraction_bits,
-            ghosts=not crypten_own,
+            shape_only=not crypten_own,
         )
         super().__init__(parties, fraction_bits, self.session.ledger, self.session.device)
         self.weight_fraction_bits = fraction_bits if crypten_own else WEIGHT_BITS
@@ -178,7 +178,7 @@ class CryptenBase(Suite):
             return self._value(self.session.without_content(target))
         return self._value(torch.zeros(target, dtype=torch.int64, device=self.device)) + real
 
-    def bounded(self, x: Value, bound: float) -> Value:
+    def with_bound(self, x: Value, bound: float) -> Value:
         """x, known to lie within +-bound: not watched when it is kept."""
         own = own_value(x)
         return own if isinstance(own, CryptenWeight) else CryptenValue(own.share, own.fraction_bits, own.party, True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
+from protocols.crypten.binding.library import CryptenSession
 
 WIDTHS = (16, 32, 64)
 SUM_BITS, LEAST = 32, 3403  # ring of the sums of range checks, and the least that is beyond

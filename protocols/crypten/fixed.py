@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession
 from protocols.crypten import ranges
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.masked import tokens
 from protocols.masked.context import Context
 from protocols.masked.gather import chosen_scores, chosen_values
 from protocols.masked.product import multiply, product
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 FULL = 64
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import comparison
 from protocols.crypten.arithmetic import add_public
+from protocols.crypten.binding.library import CryptenSession
 
 
 def _larger(s: CryptenSession, a: Tensor, b: Tensor, bits: int, drop: int) -> Tensor:

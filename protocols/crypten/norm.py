@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import comparison
 from protocols.crypten.arithmetic import add_public, mul, rescale, truncate
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.comparison import Comparison
 from protocols.crypten.normalise import WORKING_BITS, one_hot_factor, rsqrt_unit
 from protocols.suite import Norm

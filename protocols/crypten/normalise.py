@@ -15,10 +15,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import comparison
 from protocols.crypten.arithmetic import add_public, mul, rescale, square, truncate
+from protocols.crypten.binding.library import CryptenSession
 
 # fraction bits of numbers in [1/4, 2] between the steps below; products of them stay below 2^62
 WORKING_BITS = 28

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from protocols.crypten.arithmetic import Blinded
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.comparison import WIDTHS, negative, spread, to_arithmetic
 
 

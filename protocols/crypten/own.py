@@ -18,8 +18,8 @@ import torch
 from crypten.mpc import MPCTensor
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession, wrapped
-from mpc.ghost import broadcast
+from mpc.shape_tensor import broadcast
+from protocols.crypten.binding.library import CryptenSession, wrapped
 from protocols.crypten.value import CryptenValue
 from protocols.suite import Activation, Norm
 

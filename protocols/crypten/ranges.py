@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession
 from mpc.random import Prg, derive_seed
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.comparison import SUM_BITS
 from protocols.suite import RANGE_KINDS
 

@@ -23,10 +23,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import arithmetic, comparison
 from protocols.crypten.arithmetic import add_public
+from protocols.crypten.binding.library import CryptenSession
 
 PAIRS = 256  # up to so many values are ranked by all pairs
 

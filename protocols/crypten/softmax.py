@@ -12,10 +12,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from mpc.errors import RangeError
 from protocols.crypten import comparison, ranges
 from protocols.crypten.arithmetic import add_public, mul, square, truncate
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.maximum import maximum
 from protocols.crypten.normalise import reciprocal
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import plain, wrapped
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ghost import broadcast
+from mpc.shape_tensor import broadcast
+from protocols.crypten.binding.library import plain, wrapped
 from protocols.suite import Value
 
 

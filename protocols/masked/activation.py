@@ -29,8 +29,8 @@ from mpc.errors import RangeError
 from protocols.masked.comparison import less_than_zero, within
 from protocols.masked.context import Context, require
 from protocols.masked.piecewise import Piecewise, evaluate, fit
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut, truncate
-from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
 VALUE_BITS = 17  # fraction bits of the result; with these a ring of 24 bits has tables of 40, whole bytes

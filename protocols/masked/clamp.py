@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, require
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import together
 
 

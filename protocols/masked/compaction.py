@@ -40,8 +40,8 @@ from mpc.tape import CountingTape
 from protocols.masked.context import Context, open_value
 from protocols.masked.product import product
 from protocols.masked.selection_matrix import check_budget, count_bits, selection_matrix
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import Reveal, check_rows, shuffle, take_rows
-from protocols.masked.wires import Masked, Shared
 from protocols.schedule import Scheduler, together
 
 Method = Literal["shuffle", "matrix"]

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from protocols.masked.context import BitOpening, Context, require
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 MAX_DIGIT = 8
 BORROW_DIGIT = 6  # what a borrow out of 16 bits is cheapest with: 70 bytes dealt, 5 bits opened

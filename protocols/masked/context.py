@@ -20,11 +20,11 @@ from torch import Tensor
 from mpc import ring, timeline
 from mpc.channel import Channel
 from mpc.errors import RangeError
-from mpc.ghost import broadcast, shadow
 from mpc.ledger import Ledger, current
 from mpc.packing import pack, packed_size, unpack
+from mpc.shape_tensor import broadcast, shape_tensor
 from mpc.tape import CountingTape, Tape
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Request
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ class Context:
     # ---- local conversions ---------------------------------------------------------------------------------------
     def blank(self, shape: Sequence[int]) -> Tensor:
         """A tensor nobody reads: what a role that does not evaluate holds in place of shares and masked values."""
-        return shadow(shape)
+        return shape_tensor(shape)
 
     def shared(self, x: Masked) -> Shared:
         """Masked -> Shared; local: [x]_i = (i == 0) m - [lam]_i."""

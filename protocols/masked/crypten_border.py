@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpc.errors import ConfigurationError
 from protocols.masked.context import Context, open_value
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift
-from protocols.masked.wires import Masked, Shared
 
 if TYPE_CHECKING:
     from crypten.mpc.primitives import ArithmeticSharedTensor
@@ -30,7 +30,7 @@ def from_crypten(tensor: ArithmeticSharedTensor) -> Shared:
 
 async def to_crypten(c: Context, x: Shared | Masked) -> ArithmeticSharedTensor:
     """This party's CrypTen tensor of x; |x| < 2^(x.bits - 2) ring units when x's ring is smaller than 2^64."""
-    from mpc.crypten_import import require_crypten
+    from protocols.crypten.binding.requirement import require_crypten
 
     require_crypten()
     from crypten.mpc.primitives import ArithmeticSharedTensor

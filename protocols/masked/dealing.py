@@ -30,7 +30,7 @@ from mpc.tape import DealerTape, PartyTape, chunks
 from protocols.masked import dpf
 from protocols.masked.context import Context
 from protocols.masked.one_hot import one_hot_table, rotate
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 Dealing = Literal["table", "dpf"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mpc import ring
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.one_hot import look_up
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import together
 
 GOOD_LOW = 8  # bits of the low part of a split, whose table has 2^low entries; a single digit may have more

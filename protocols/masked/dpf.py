@@ -36,7 +36,7 @@ from mpc.errors import RangeError
 from mpc.packing import packed_size
 from protocols.masked.context import Context
 from protocols.masked.one_hot import digit, rotate
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from mpc import ring
 from protocols.masked.context import Context
 from protocols.masked.product import product
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 
 def _flat(x: Tensor) -> Tensor:

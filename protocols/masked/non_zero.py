@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protocols.masked.context import Context
 from protocols.masked.one_hot import look_up
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 ENTRIES = 1 << 20  # of all tables of a call: 768 kB in a ring of 6 bits
 

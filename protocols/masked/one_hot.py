@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 
 def digit(c: Context, x: Masked, low: int, width: int) -> tuple[Tensor, Tensor]:

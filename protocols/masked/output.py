@@ -32,9 +32,9 @@ from mpc import ring
 from mpc.ledger import operation
 from protocols import gumbel
 from protocols.masked.context import open_value, require
-from protocols.masked.tensor import MaskedTensor
+from protocols.masked.shares import Masked
 from protocols.masked.truncation import floor, truncate
-from protocols.masked.wires import Masked
+from protocols.masked.values import MaskedTensor
 
 if TYPE_CHECKING:
     from protocols.masked.suite import MaskedSuite

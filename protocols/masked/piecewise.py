@@ -28,7 +28,7 @@ from torch import Tensor
 from mpc import ring
 from protocols.masked.context import Context, require
 from protocols.masked.one_hot import digit, look_up
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 POWER_BITS = 12  # default fraction bits of the public powers of m_lo
 

@@ -26,8 +26,8 @@ from mpc import ring
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.piecewise import Piecewise, evaluate, normalised_power
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
-from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
 DIGIT = 6

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mpc import ring
 from protocols.masked.context import Context, require
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 Bilinear = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -81,7 +81,7 @@ def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
     bits = x.bits
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
     term = c.deal(op, shape, bits, lambda: ring.matmul(_rows(x.lam), w.lam, bits).reshape(shape))
-    ahead = c.tape.ahead(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
+    ahead = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
     return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + ahead, bits, x.frac + w.frac)

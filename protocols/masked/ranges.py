@@ -29,7 +29,7 @@ from torch import Tensor
 from mpc.random import Prg, new_seed
 from protocols.masked.comparison import prefix_table
 from protocols.masked.context import Context, require
-from protocols.masked.wires import Masked
+from protocols.masked.shares import Masked
 from protocols.suite import RANGE_KINDS
 
 DIGIT = 5

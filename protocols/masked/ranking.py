@@ -20,7 +20,7 @@ from mpc import ring
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.one_hot import deal_scaled, look_up
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import together
 
 INDEX_DIGIT = 8
@@ -34,14 +34,14 @@ class Best:
     digits: tuple[Masked, ...]
 
 
-def group_sizes(count: int, rows: int = 1, aside: bool = False) -> list[int]:
+def group_sizes(count: int, rows: int = 1, background: bool = False) -> list[int]:
     """Sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there are many
-    values (fewest comparisons), then large ones (fewest rounds). aside: pairs throughout."""
+    values (fewest comparisons), then large ones (fewest rounds). background: pairs throughout."""
     sizes: list[int] = []
     many = 1 << (15 if rows == 1 else 17)  # of one row's argmax the rounds are few beside those of the whole model
     while count > 1:
         total = rows * count
-        size = min(count, 2 if aside or total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
+        size = min(count, 2 if background or total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
         sizes.append(size)
         count = -(-count // size)
     return sizes
@@ -92,9 +92,9 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     return Best(opened[0], tuple(opened[1:]))
 
 
-async def best(c: Context, x: Masked, reach: int, with_index: bool, aside: bool = False) -> Best:
+async def best(c: Context, x: Masked, reach: int, with_index: bool, background: bool = False) -> Best:
     """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= reach ring units; a difference of both ends must fit
-    the ring. aside: see `group_sizes`."""
+    the ring. background: see `group_sizes`."""
     require(2 * reach < 1 << (x.bits - 1), "argmax", f"a ring of {x.bits} bits is too small")
     n = x.shape[-1]
     digits: list[Masked] = []
@@ -105,6 +105,6 @@ async def best(c: Context, x: Masked, reach: int, with_index: bool, aside: bool 
             digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))
     lowest = -reach
     out = Best(x, tuple(digits))
-    for size in group_sizes(n, x.shape[:-1].numel(), aside):
+    for size in group_sizes(n, x.shape[:-1].numel(), background):
         out = await _level(c, out.value, list(out.digits), size, lowest)
     return Best(out.value.map(lambda t: t[..., 0]), tuple(d.map(lambda t: t[..., 0]) for d in out.digits))

@@ -22,13 +22,13 @@ from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import open_value, require
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
 from protocols.masked.selection_matrix import count_bits
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
-from protocols.masked.wires import Masked, Shared
 from protocols.suite import Value
 
 if TYPE_CHECKING:
     from protocols.masked.suite import MaskedSuite
-    from protocols.masked.tensor import MaskedTensor
+    from protocols.masked.values import MaskedTensor
 
 FULL = 64
 PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
@@ -67,7 +67,7 @@ def query_bits(suite: MaskedSuite) -> int:
 async def _ranked(suite: MaskedSuite, x: Value, bound: float) -> Masked:
     frac, magnitude = _ranked_frac(suite, bound)
     # one bit more than |x| < 2^magnitude needs: rounding may give the bound itself, and a difference of both ends must fit
-    return await suite.masked(suite.bounded(x, 2.0**magnitude), frac, frac + magnitude + 3)
+    return await suite.masked(suite.with_bound(x, 2.0**magnitude), frac, frac + magnitude + 3)
 
 
 async def ranked_rows(suite: MaskedSuite, x: Value, k: int, bound: float) -> MaskedTensor:
@@ -199,10 +199,10 @@ async def attention(suite: MaskedSuite, q: Value, k: Value, v: Value, mask: Tens
     return out
 
 
-async def attention_received(
+async def attention_with_mass(
     suite: MaskedSuite, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
 ) -> tuple[Value, Value]:
-    """`Suite.attention_received`: the attention's own rounds; the sum costs nothing but its dealt [G, S] elements."""
+    """`Suite.attention_with_mass`: the attention's own rounds; the sum costs nothing but its dealt [G, S] elements."""
     shape = torch.Size((*q.shape[:-1], k.shape[1]))
     rows = softmax.Rows.of(shape, mask)
     s, mv = await _scores_and_values(suite, q, k, v, rows)
@@ -224,7 +224,7 @@ async def _scores_and_values(
     suite: MaskedSuite, q: Value, k: Value, v: Value, rows: softmax.Rows, bias: Value | None = None
 ) -> tuple[Masked, Masked]:
     c, f = suite.context, suite.fraction_bits
-    values = suite.bounded(v, 2.0 ** (suite.magnitudes.value + 1))
+    values = suite.with_bound(v, 2.0 ** (suite.magnitudes.value + 1))
     bits = score_bits(suite)
 
     async def scores() -> Masked:
@@ -290,7 +290,7 @@ async def selected_attention(
     async def values() -> list[Masked]:
         with operation("values"):
             wanted = [v] if always is None else [v, always[1]]
-            bounded = [suite.bounded(x, 2.0 ** (suite.magnitudes.value + 1)) for x in wanted]
+            bounded = [suite.with_bound(x, 2.0 ** (suite.magnitudes.value + 1)) for x in wanted]
             return list(await suite.together(*(suite.masked(x, f, widths[1], cut=False) for x in bounded)))
 
     async def scores(e: Masked, mq: Masked, mk: Masked) -> Masked:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mpc.errors import RangeError
 from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
-from protocols.masked.wires import Shared
+from protocols.masked.shares import Shared
 
 
 def check_budget(op: str, k: int, count: int) -> None:

@@ -32,7 +32,7 @@ from mpc.errors import RangeError
 from mpc.ledger import current
 from mpc.packing import pack, packed_size, unpack
 from protocols.masked.context import Context, Routed
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Request
 
 KEY_WORDS = 2

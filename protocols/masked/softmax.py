@@ -38,8 +38,8 @@ from protocols.masked.dealing import one_hot
 from protocols.masked.non_zero import affordable, non_zero
 from protocols.masked.one_hot import digit, look_up
 from protocols.masked.power import power
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift, open_cut
-from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)

@@ -35,16 +35,16 @@ from mpc.tape import Tape
 from protocols.bounds import RANGES, Bounds, largest
 from protocols.masked import activation as activations
 from protocols.masked import output, product, ranges, ranking, selection, softmax, tokens
+from protocols.masked.append_buffer import append_buffer
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
-from protocols.masked.growth import grown
 from protocols.masked.power import power
 from protocols.masked.ranges import RangeFlags
-from protocols.masked.tensor import MaskedTensor, MaskedWeight
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift, open_cut, truncate, truncate_and_lift
+from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.masked.weights import fixed_weight
-from protocols.masked.wires import Masked, Shared
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
@@ -122,7 +122,7 @@ class MaskedSuite(Suite):
 
     name: ClassVar[str] = "masked"
     prepares: ClassVar[bool] = True
-    rides_along: ClassVar[bool] = True
+    overlaps_rounds: ClassVar[bool] = True
     flag_bytes: ClassVar[int] = 8 * len(RANGE_KINDS)
     weight_fraction_bits = WEIGHT_BITS
 
@@ -195,7 +195,7 @@ class MaskedSuite(Suite):
         assert isinstance(x, MaskedTensor)
         return x
 
-    def bounded(self, x: Value, bound: float) -> MaskedTensor:
+    def with_bound(self, x: Value, bound: float) -> MaskedTensor:
         """x, known to lie within +-bound."""
         t = self.as_tensor(x)
         t.magnitude = min(t.magnitude, max(1, math.ceil(math.log2(bound))))
@@ -554,11 +554,11 @@ class MaskedSuite(Suite):
         """softmax(q k^T) v; the division comes after the product with v."""
         return await selection.attention(self, q, k, v, mask)
 
-    async def attention_received(
+    async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
         """`attention` and what each cached token receives from the observed queries, [G, S]; no further rounds."""
-        return await selection.attention_received(self, q, k, v, mask, observed)
+        return await selection.attention_with_mass(self, q, k, v, mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
         """`attention` with a secret bias, which joins the scores before they are opened."""
@@ -628,7 +628,7 @@ class MaskedSuite(Suite):
         if old.masked is None or (old.masked.frac, old.masked.bits) != (x.masked.frac, FULL):
             return self.concat([cache, x], dim)
         rows = old.rows if old.rows is not None and old.rows.value is old.masked and old.rows.dim == dim else None
-        out = old.of_rows((rows or grown(old.masked, dim)).append(x.masked))
+        out = old.of_rows((rows or append_buffer(old.masked, dim)).append(x.masked))
         out.magnitude = max(old.magnitude, x.magnitude)
         return out
 
@@ -638,7 +638,7 @@ class MaskedSuite(Suite):
         masked = t.masked if t.masked is not None else None
         if masked is None:
             return super().keep_first(x, count, dim)
-        rows = t.rows if t.rows is not None and t.rows.value is masked and t.rows.dim == dim else grown(masked, dim)
+        rows = t.rows if t.rows is not None and t.rows.value is masked and t.rows.dim == dim else append_buffer(masked, dim)
         return t.of_rows(rows.release(count))
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
@@ -692,13 +692,13 @@ class MaskedSuite(Suite):
         with operation("less than zero"):
             return self.new((await less_than_zero(self.context, m)).share(FULL), 1)
 
-    async def max(self, x: Value, aside: bool = False) -> MaskedTensor:
+    async def max(self, x: Value, background: bool = False) -> MaskedTensor:
         """Maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point."""
         t = self.as_tensor(x)
         f = self.fraction_bits
         m = await self.masked(t, f, f + t.magnitude + 3)
         with operation("max"):
-            found = await ranking.best(self.context, m, 1 << (f + t.magnitude), False, aside)
+            found = await ranking.best(self.context, m, 1 << (f + t.magnitude), False, background)
         return self.new(found.value.map(lambda v: v[..., None]), t.magnitude)
 
     async def argmax(self, x: Value) -> MaskedTensor:

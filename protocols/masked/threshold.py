@@ -36,7 +36,7 @@ from protocols.masked.dealing import one_hot
 from protocols.masked.digits import even_widths, exact_digits
 from protocols.masked.one_hot import deal_scaled, evaluate_table, look_up, rotate
 from protocols.masked.selection_matrix import check_budget
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import together
 
 DIGIT_BITS = 4

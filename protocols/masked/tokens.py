@@ -27,7 +27,7 @@ from mpc.packing import pack, packed_size, unpack
 from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
 from protocols.masked.product import FixedWeight
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Request
 
 ROW_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
@@ -113,5 +113,5 @@ def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[by
     lam = c.tape.random("open", tuple(rows.shape), bits)
     shape = (index.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(lam, table.lam, bits))
-    ahead = c.tape.ahead("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
+    ahead = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
     return (pack(rows.x + lam, bits) if c.evaluating else b""), ahead

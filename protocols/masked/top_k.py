@@ -29,7 +29,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
 from protocols.masked.one_hot import look_up
 from protocols.masked.selection_matrix import check_budget, count_bits, identity, selection_matrix
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 Order = Literal["value", "position"]
 

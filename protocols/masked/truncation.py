@@ -27,7 +27,7 @@ from __future__ import annotations
 from mpc import ring
 from protocols.masked.comparison import borrows
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.shares import Masked, Shared
 
 
 def truncate(c: Context, x: Masked, count: int) -> Masked:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mpc.ghost import shadow
+from mpc.shape_tensor import shape_tensor
 from protocols.masked.context import Context, open_value
 from protocols.masked.product import FixedWeight
-from protocols.masked.wires import Shared
+from protocols.masked.shares import Shared
 
 FULL = 64
 BLOCK_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
@@ -42,8 +42,8 @@ async def fixed_weight(c: Context, shape: Sequence[int], share: Tensor | None, f
     bits: the largest ring of its products. The sharing that is kept is m - lam, of which the model's owner knows nothing.
     """
     width, dtype = (32, torch.int32) if bits <= 32 else (FULL, torch.int64)
-    m, own = (_empty(shape, dtype, c.device) if c.evaluating else shadow(shape) for _ in range(2))
-    masks = _empty(shape, dtype, c.device) if c.tape.dealing else shadow(shape)
+    m, own = (_empty(shape, dtype, c.device) if c.evaluating else shape_tensor(shape) for _ in range(2))
+    masks = _empty(shape, dtype, c.device) if c.tape.dealing else shape_tensor(shape)
     for rows in _blocks(shape):
         size = (rows.stop - rows.start, *shape[1:])
         part = c.blank(size) if share is None else share[rows].to(c.device)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from google.protobuf.message import DecodeError
 
-from launch.bench.plan import DEALER
+from launch.measure.bench.plan import DEALER
 from models.architecture import Architecture
 from models.checkpoint import read_architecture
 from models.gguf.conversion import GgufModel
@@ -29,20 +29,20 @@ from mpc.ledger import Ledger
 from mpc.packing import pack, unpack, unpack_words
 from mpc.random import SEED_BYTES
 from mpc.tape import DealerTape, PartyTape, chunks
-from parties import wire_pb2 as wire
-from parties.certificates import check, create_deployment
-from parties.channel import GrpcChannel
-from parties.client_session import ClientSession, Wanted, _Incoming
-from parties.config import load_config, make_config
-from parties.failures import from_failure, to_failure
-from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
-from parties.model_ranges import unpack_ranges
-from parties.shares import collect
-from parties.store import StoredFiles, StoredModel
-from parties.tape_file import TapeWriter
-from parties.tape_header import unseal
-from parties.tape_journal import Journal
-from parties.trust import Peer
+from parties.client.session import ClientSession, Wanted, _Incoming
+from parties.config.role_config import load_config, make_config
+from parties.identity.certificates import check, create_deployment
+from parties.identity.trust import Peer
+from parties.party.store import StoredFiles, StoredModel
+from parties.tapes.file import TapeWriter
+from parties.tapes.header import unseal
+from parties.tapes.journal import Journal
+from parties.transport.channel import GrpcChannel
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import from_failure, to_failure
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
+from parties.wire.model_ranges import unpack_ranges
+from parties.wire.shares import collect
 from protocols.registry import secure_suite
 from protocols.suite import RANGE_KINDS
 from tests.models import gguf_files

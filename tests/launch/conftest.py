@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launch import cli, signals
-from launch.console import Settings
-from launch.local import LocalDeployment, local_deployment
+from launch.cli import main as cli
+from launch.local import signals
+from launch.local.deployment import LocalDeployment, local_deployment
+from launch.terminal.console import Settings
 from tests.models.random_checkpoints import byte_tokenizer
 
 

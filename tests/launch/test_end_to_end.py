@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import models.recall
-from launch.local import LocalDeployment
+from launch.local.deployment import LocalDeployment
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from tests.launch.conftest import Command, processes_of

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.gateway.settings import KEY_FILE, own_keys
-from tests.launch.gateway_harness import deployed, serving
+from launch.serve.gateway.settings import KEY_FILE, own_keys
+from tests.launch.serve.gateway_harness import deployed, serving
 from tests.parties.conftest import checkpoint  # noqa: F401
 from tests.parties.letters import answer
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch import fidelity, in_process
-from launch.in_process import run_in_process
+from launch.local import in_process
+from launch.local.in_process import run_in_process
+from launch.measure import fidelity
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, generate
 from models.policies import parse
-from mpc import crypten_session
 from mpc.random import derive_seed
+from protocols.crypten.binding import session as crypten_session
 from protocols.registry import secure_suite
 from protocols.suite import OutputShare
 from tests.models.test_decoder import saved

@@ -12,7 +12,7 @@ import torch
 
 import models.policies
 import models.recall
-from launch import fidelity
+from launch.measure import fidelity
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.costs.tracing import STEP, Setting, trace_session
@@ -22,7 +22,7 @@ from models.policies.mpcache import MPCache
 from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
-from protocols.plain import tensor_of
+from protocols.plain.suite import tensor_of
 from tests.models.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from parties.reference import ModelReference
+from parties.client.model_reference import ModelReference
 from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy
 

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parties.certificates import check, create_deployment, create_identity
-from parties.client import Client, GenerationResult
-from parties.compute_party import ComputePartyServer
-from parties.config import RoleConfig, make_config
-from parties.dealer import DealerServer
-from parties.model_owner import share_model
+from parties.client.client import Client, GenerationResult
+from parties.client.model_reference import ModelReference
+from parties.config.role_config import RoleConfig, make_config
+from parties.dealer.dealer import DealerServer
+from parties.identity.certificates import check, create_deployment, create_identity
+from parties.identity.trust import Peer, peers_of
+from parties.model_owner.model_owner import share_model
+from parties.party.compute_party import ComputePartyServer
 from parties.program import DECODER, Program
-from parties.reference import ModelReference
 from parties.roles import Role
-from parties.trust import Peer, peers_of
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from parties.compute_party import ComputePartyServer
-from parties.config import make_config
-from parties.dealer import DealerServer
+from parties.config.role_config import make_config
+from parties.dealer.dealer import DealerServer
+from parties.party.compute_party import ComputePartyServer
 from parties.program import DECODER
 from tests.parties.toy import Toy, slow
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
-from parties import wire_pb2 as wire
-from parties.link import Link
+from parties.transport.peer_stream import Link
+from parties.wire import wire_pb2 as wire
 from protocols import gumbel
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment

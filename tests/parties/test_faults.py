@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from mpc.errors import EnvironmentProblem, MpcacheError, PeerError, PeerLost, PeerSilent, TapeError, WireError
-from parties import wire_pb2 as wire
-from parties.channel import GrpcChannel
-from parties.client import GenerationResult
-from parties.compute_party import ComputePartyServer
+from parties.client.client import GenerationResult
+from parties.party.compute_party import ComputePartyServer
+from parties.transport.channel import GrpcChannel
+from parties.wire import wire_pb2 as wire
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment

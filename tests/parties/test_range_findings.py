@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launch.fidelity import generated, on_shares
+from launch.measure.fidelity import generated, on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
 from parties import PrivateModel, RangeExceeded, RangeFinding
-from parties import wire_pb2 as wire
-from parties.client import GenerationResult
-from parties.link import Link
+from parties.client.client import GenerationResult
+from parties.transport.peer_stream import Link
+from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
 from protocols.registry import SUITES
 from protocols.suite import OutputShare

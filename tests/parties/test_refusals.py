@@ -16,14 +16,14 @@ import grpc
 import pytest
 
 from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, WireError
-from parties import generate_stubs
-from parties import wire_pb2 as wire
-from parties import wire_pb2_grpc as services
-from parties.certificates import Identity, check, create_authority, create_identity
-from parties.client import Client
-from parties.connection import connect
-from parties.failures import from_rpc
-from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, compare, new_id
+from parties.client.client import Client
+from parties.identity.certificates import Identity, check, create_authority, create_identity
+from parties.transport.connection import connect
+from parties.wire import generate_stubs
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import from_rpc
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, compare, new_id
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
 from tests.parties.test_faults import idle, works

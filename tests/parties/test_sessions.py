@@ -14,13 +14,13 @@ import torch
 
 from mpc.errors import ConfigurationError, PermissionRefused
 from mpc.ledger import Ledger
-from parties import party_session
-from parties import wire_pb2 as wire
-from parties.certificates import create_identity
-from parties.failures import Busy
-from parties.link import Link
-from parties.reference import ModelReference
-from parties.store import ModelStore
+from parties.client.model_reference import ModelReference
+from parties.identity.certificates import create_identity
+from parties.party import session as party_session
+from parties.party.store import ModelStore
+from parties.transport.peer_stream import Link
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import Busy
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -229,7 +229,7 @@ def test_only_clients_may_generate(two: Running) -> None:
 
 
 def test_only_owners_may_store(two: Running, checkpoint: Path) -> None:
-    from parties.model_owner import share_model
+    from parties.model_owner.model_owner import share_model
 
     two.deployment.add("other-owner", "model-owner")
     config = two.deployment.config("model-owner", "other-owner")

@@ -13,10 +13,10 @@ from mpc import ring
 from mpc.ledger import Cost
 from mpc.tape import CountingTape
 from protocols.masked.context import Context
-from protocols.masked.wires import Shared
+from protocols.masked.shares import Shared
 from protocols.schedule import Scheduler
 from tests.parties_in_process import run_parties
-from tests.protocols.masked_harness import additive
+from tests.protocols.masked.harness import additive
 
 Gate = Callable[..., Awaitable[Any]]
 Input = tuple[Tensor, int]

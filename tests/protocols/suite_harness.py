@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.plain import PlainSuite, tensor_of
-from tests.protocols.crypten_programs import evaluate
-from tests.protocols.masked_harness import Program, run_masked
+from protocols.plain.suite import PlainSuite, tensor_of
+from tests.protocols.crypten.programs import evaluate
+from tests.protocols.masked.harness import Program, run_masked
 
 SECURE = [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)]
 

@@ -1,4 +1,4 @@
-"""No role imports torch's compiler, which takes seconds: shapes are computed on ghosts and not on meta tensors."""
+"""No role imports torch's compiler, which takes seconds: shapes are computed on shape tensors and not on meta tensors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 SCRIPT = """
 import sys
 import torch
-from launch.bench.inputs import BenchInputs
-from launch.bench.plan import BenchPlan
-from launch.bench.sources import SharedInputs
+from launch.measure.bench.inputs import BenchInputs
+from launch.measure.bench.plan import BenchPlan
+from launch.measure.bench.sources import SharedInputs
 from models.costs.program import NoInputs
-from launch.bench.worker import Segmented
+from launch.measure.bench.worker import Segmented
 from models.costs.tracing import Setting, trace_step
 from models.shapes import SHAPES, with_layers
 from tests.parties_in_process import run_parties

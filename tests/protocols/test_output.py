@@ -14,12 +14,12 @@ from mpc.fixed_point import decode
 from mpc.ledger import Ledger
 from mpc.tape import CountingTape
 from protocols import gumbel
-from protocols.plain import PlainSuite, PlainValue, tensor_of
+from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.registry import secure_suite
 from protocols.suite import Linear, Norm, OutputShare, Suite, Value
 from tests.parties_in_process import run_parties
-from tests.protocols.crypten_programs import evaluate
-from tests.protocols.masked_harness import additive, run_masked
+from tests.protocols.crypten.programs import evaluate
+from tests.protocols.masked.harness import additive, run_masked
 from tests.protocols.suite_harness import SECURE
 from tests.protocols.uniformity import chi_square_p
 

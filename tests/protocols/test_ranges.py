@@ -13,10 +13,10 @@ from torch import Tensor
 from mpc.errors import RangeError
 from protocols.bounds import Bounds
 from protocols.masked.ranges import RangeFlags
-from protocols.masked.wires import Masked
+from protocols.masked.shares import Masked
 from protocols.suite import RANGE_KINDS, Linear, Norm
 from tests.protocols.gate_harness import chi_square, chi_square_limit
-from tests.protocols.masked_harness import run_masked
+from tests.protocols.masked.harness import run_masked
 
 PARTIES = [2, 3]
 PLACES = 4

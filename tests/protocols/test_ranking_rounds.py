@@ -17,7 +17,7 @@ from mpc.ring import reduce
 from protocols.masked.suite import MaskedSuite
 from tests.parties_in_process import run_parties
 from tests.protocols.gate_harness import chi_square, chi_square_limit
-from tests.protocols.masked_harness import additive
+from tests.protocols.masked.harness import additive
 
 HEADS, CLUSTERS, CHANNELS, KEPT = 12, 64, 64, 16
 

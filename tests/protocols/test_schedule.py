@@ -90,7 +90,7 @@ def test_what_runs_aside_comes_last_in_a_round() -> None:
         return first + second
 
     async def main() -> tuple[int, ...]:
-        asides = [await later(work, aside=True) for work in (chain(10, 3), apart())]
+        asides = [await later(work, background=True) for work in (chain(10, 3), apart())]
         (found,) = await together(chain(1, 2))  # asks after the first work aside has
         return found, *[await aside for aside in asides]
 

@@ -14,11 +14,11 @@ import pytest
 from models.generation import Decoding
 from models.policies.registry import POLICIES, WRAPPERS
 from models.policies.wrappers import PerLayer
-from parties import wire_pb2
-from parties.config import Limits, PeerAddress, RoleConfig
-from parties.grants import ClientGrant, OwnerGrant
-from parties.manifest import Manifest
-from parties.settings import Settings
+from parties.config.grants import ClientGrant, OwnerGrant
+from parties.config.role_config import Limits, PeerAddress, RoleConfig
+from parties.status.settings import Settings
+from parties.wire import wire_pb2
+from parties.wire.manifest import Manifest
 from protocols.registry import SUITES, suite_class
 from tests.protocols import speaking
 

@@ -102,7 +102,7 @@ def test_attention_that_tokens_receive(suite: str, parties: int) -> None:
     observed = torch.arange(tokens) >= 6
 
     async def program(s: Any, q: Any, k: Any, v: Any) -> Any:
-        return await s.attention_received(q, k, v, mask, observed)
+        return await s.attention_with_mass(q, k, v, mask, observed)
 
     out, received = run_secure(suite, parties, program, [q, k, v])
     p = torch.softmax((q @ k.transpose(1, 2)).masked_fill(~mask, float("-inf")), -1)

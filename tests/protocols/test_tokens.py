@@ -13,7 +13,7 @@ from mpc import fixed_point
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
 from tests.parties_in_process import run_parties
-from tests.protocols.masked_harness import additive
+from tests.protocols.masked.harness import additive
 from tests.protocols.suite_harness import SECURE
 
 WIDTH = 5

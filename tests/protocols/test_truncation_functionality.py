@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from mpc import ring
-from mpc.crypten_binding import CryptenSession
 from protocols.crypten import arithmetic
+from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue
 from protocols.masked import truncation
 from protocols.masked.context import Context, open_value
-from protocols.masked.wires import Shared
+from protocols.masked.shares import Shared
 from protocols.schedule import Scheduler
 from tests.parties_in_process import run_parties
-from tests.protocols.crypten_programs import evaluate
-from tests.protocols.masked_harness import additive
+from tests.protocols.crypten.programs import evaluate
+from tests.protocols.masked.harness import additive
 from tests.protocols.uniformity import chi_square_p
 
 BITS, CUT = 10, 4

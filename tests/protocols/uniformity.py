@@ -35,7 +35,7 @@ from mpc import fixed_point, ring
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
 from protocols.suite import OutputShare
 from tests.parties_in_process import run_parties
-from tests.protocols.masked_harness import additive
+from tests.protocols.masked.harness import additive
 
 FALSE_POSITIVES = 1e-9
 CELL = 50  # least expected count of a cell

@@ -18,13 +18,14 @@ import torch
 
 from launch.lab.lab import enter
 from models.checkpoint import read_architecture
-from parties import party_session, tape_agreement
-from parties.compute_party import ComputePartyServer
-from parties.config import load_config
-from parties.dealer import DealerServer
-from parties.model_owner import share_model
+from parties.config.role_config import load_config
+from parties.dealer.dealer import DealerServer
+from parties.model_owner.model_owner import share_model
+from parties.party import session as party_session
+from parties.party.compute_party import ComputePartyServer
 from parties.program import preload
-from parties.tape_deal import deal
+from parties.tapes import agreement as tape_agreement
+from parties.tapes.deal import deal
 
 
 def note_tapes(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Greedy generation on shares in one process, with the logits that each token was chosen from.
 
-INSECURE FOR REAL DATA BY NATURE, as `launch.in_process`: one process makes and holds all shares.
+INSECURE FOR REAL DATA BY NATURE, as `launch.local.in_process`: one process makes and holds all shares.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch.in_process import run_in_process
+from launch.local.in_process import run_in_process
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, generate, token_indices

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from launch.in_process import run_in_process
+from launch.local.in_process import run_in_process
 from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights

@@ -18,11 +18,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from launch.deciding import Decision, agreement, noting
-from launch.fidelity import generated
-from launch.options import suite_options
-from launch.quality.long_prompts import Frame
-from launch.quality.long_tasks import TASKS
+from launch.cli.options import suite_options
+from launch.measure.fidelity import generated
+from launch.measure.quality.long_prompts import Frame
+from launch.measure.quality.long_tasks import TASKS
+from launch.measure.selection_trace import Decision, agreement, noting
 from models.chat_template import ChatTemplate
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel

@@ -22,16 +22,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from launch.console import err, out, show_error
-from launch.fetching import fetch
-from launch.local import local_deployment
-from launch.options import suite_options
-from launch.progress import stages
-from launch.real_demo import MODEL, check_memory, real_suite_options
+from launch.checkpoints.fetching import fetch
+from launch.cli.options import suite_options
+from launch.demo.real import MODEL, check_memory, real_suite_options
+from launch.local.deployment import local_deployment
+from launch.terminal.console import err, out, show_error
+from launch.terminal.progress import stages
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan
 from mpc.errors import MpcacheError
-from parties.client import Client
+from parties.client.client import Client
 from tests.tools.in_process_logits import generate_with_logits
 
 LOGIT_ERROR = 0.05

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from launch.in_process import run_in_process
+from launch.local.in_process import run_in_process
 from models.architecture import Architecture
 from models.config import Config
 from models.decoder import Decoder, load_weights
@@ -151,7 +151,13 @@ def measured(setting: Settings) -> dict[str, Any]:
         return tape.digest.hexdigest()[:16], tape.position
 
     costs, (digest, entries) = run_in_process(setting["parties"], party, dealer, _DigestedTape)
-    return {"rounds": costs[0][0], "sent": [cost[1] for cost in costs], "dealt": costs[-1][2], "entries": entries, "tape": digest}
+    return {
+        "rounds": costs[0][0],
+        "sent": [cost[1] for cost in costs],
+        "dealt": costs[-1][2],
+        "entries": entries,
+        "tape": digest,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession, open_session, use
 from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, normalise, selection, softmax
+from protocols.crypten.binding.library import CryptenSession, open_session, use
 from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.suite import Norm
@@ -24,7 +24,7 @@ def program(f: Function, inputs: Sequence[Input]) -> Program:
     """f(session, *shares, **arguments) in a session of each role."""
 
     def run(role: Role, shares: Sequence[Tensor] | None, arguments: Kinds) -> Sequence[Output]:
-        session = open_session(parties=role.parties, tape=role.tape, channel=role.channel, ghosts=True)
+        session = open_session(parties=role.parties, tape=role.tape, channel=role.channel, shape_only=True)
         xs = [session.without_content(g.x.shape) if shares is None else shares[i].clone() for i, g in enumerate(inputs)]
         with use(session):
             return f(session, *xs, **arguments)

@@ -15,7 +15,8 @@ from torch import Tensor
 from mpc import fixed_point, ring
 from mpc.packing import pack
 from mpc.random import Prg, derive_seed
-from parties import shares, tape_file
+from parties.tapes import file as tape_file
+from parties.wire import shares
 from protocols import gumbel
 from protocols.masked import dpf
 from protocols.masked.activation import SHAPES, curve

@@ -29,13 +29,13 @@ from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
 from protocols.masked.ranking import best
 from protocols.masked.selection_matrix import selection_matrix
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import shuffle
 from protocols.masked.suite import MaskedSuite
-from protocols.masked.tensor import MaskedTensor
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
+from protocols.masked.values import MaskedTensor
 from protocols.masked.weights import fixed_weight
-from protocols.masked.wires import Masked, Shared
 from protocols.schedule import together
 from protocols.suite import Norm
 from tests.vectors.recording import Case, Input, Output, Program, Role, whole

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpc.crypten_binding import CryptenSession
 from protocols.crypten import output
 from protocols.crypten.base import own_value
-from protocols.crypten_suite import CryptenSuite
+from protocols.crypten.binding.library import CryptenSession
+from protocols.crypten.suite import CryptenSuite
 from protocols.masked.context import open_value
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.suite import MaskedSuite
-from protocols.masked.tensor import MaskedTensor
 from protocols.masked.truncation import floor, truncate
-from protocols.masked.wires import Masked, Shared
+from protocols.masked.values import MaskedTensor
 from protocols.suite import Value
 from tests.vectors import cases_crypten, cases_masked
 from tests.vectors.cases_masked import real

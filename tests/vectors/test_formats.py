@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from parties.certificates import Identity, check
-from parties.manifest import ProgramFacts
-from parties.tape_header import TapeHeader, seal
+from parties.identity.certificates import Identity, check
+from parties.tapes.header import TapeHeader, seal
+from parties.wire.manifest import ProgramFacts
 from tests.parties.deployment import Deployment
 from tests.vectors.files import read
 from tests.vectors.independent import curves, leaving, points

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import grpc
 
-from parties import wire_pb2 as wire
-from parties import wire_pb2_grpc as services
-from parties.certificates import Identity, check
-from parties.connection import connect
-from parties.failures import from_rpc
-from parties.manifest import new_id
+from parties.identity.certificates import Identity, check
+from parties.transport.connection import connect
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import from_rpc
+from parties.wire.manifest import new_id
 from tests.parties.deployment import Deployment
 
 

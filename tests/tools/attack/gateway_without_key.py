@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import yaml
 
-from launch.gateway.settings import KEY_FILE
-from launch.processes import Processes
+from launch.local.processes import Processes
+from launch.serve.gateway.settings import KEY_FILE
 from tests.parties.conftest import make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.parties.letters import write_letters

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import grpc
 
 from mpc.errors import MpcacheError
-from parties import wire_pb2 as wire
-from parties.failures import from_rpc
-from parties.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, new_id, package_version
-from parties.reference import ModelReference
+from parties.client.model_reference import ModelReference
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import from_rpc
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, new_id, package_version
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, channel, live, shared

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
-from parties.certificates import check
-from parties.connection import open_channel
-from parties.reference import ModelReference
+from parties.client.model_reference import ModelReference
+from parties.identity.certificates import check
+from parties.transport.connection import open_channel
 from tests.parties.conftest import make_checkpoint
 from tests.parties.deployment import Deployment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpc.errors import MpcacheError
-from parties.client import Client
+from parties.client.client import Client
 from tests.parties.conftest import make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy

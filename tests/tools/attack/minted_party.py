@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpc.errors import MpcacheError
-from parties.compute_party import ComputePartyServer
+from parties.party.compute_party import ComputePartyServer
 from tests.parties.conftest import make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy

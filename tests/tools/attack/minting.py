@@ -9,8 +9,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from parties.certificates import Identity, check, create_identity
-from parties.config import split_address
+from parties.config.role_config import split_address
+from parties.identity.certificates import Identity, check, create_identity
 from parties.roles import Role
 from tests.parties.deployment import Deployment
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import read_architecture
 from mpc.errors import MpcacheError
-from parties.model_owner import remove_models, share_model
-from parties.tape_deal import deal
+from parties.model_owner.model_owner import remove_models, share_model
+from parties.tapes.deal import deal
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, checkpoint, live
@@ -63,5 +63,5 @@ def _known(secret: Path, folder: Path) -> Path:
 
 
 def _steal_id(deployment: Deployment, id: str, known: Path) -> None:
-    with patch("parties.model_owner.new_id", lambda: id):
+    with patch("parties.model_owner.model_owner.new_id", lambda: id):
         share_model(deployment.config("model-owner", THIEF), known, "known")

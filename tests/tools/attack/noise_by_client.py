@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mpc.errors import MpcacheError
 from mpc.fixed_point import encode
-from parties.client_session import ClientSession
-from parties.manifest import Manifest
+from parties.client.session import ClientSession
+from parties.wire.manifest import Manifest
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict

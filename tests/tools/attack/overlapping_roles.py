@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpc.errors import MpcacheError
-from parties.authority import Member, Record, sign_request, write_record
-from parties.client import Client
-from parties.requests import create_request
+from parties.client.client import Client
+from parties.identity.authority import Member, Record, sign_request, write_record
+from parties.identity.requests import create_request
 from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy
 from tests.tools.attack.calls import describe

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpc.errors import MpcacheError
-from parties.client_session import ClientSession
+from parties.client.session import ClientSession
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict

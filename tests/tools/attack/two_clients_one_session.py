@@ -10,11 +10,11 @@ from typing import ClassVar
 import grpc
 
 from mpc.errors import MpcacheError
-from parties.certificates import check as check_identity
-from parties.client import Client
-from parties.connection import open_channel
-from parties.reference import close_all
-from parties.trust import parties_of
+from parties.client.client import Client
+from parties.client.model_reference import close_all
+from parties.identity.certificates import check as check_identity
+from parties.identity.trust import parties_of
+from parties.transport.connection import open_channel
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, live, shared
 

@@ -1,0 +1,189 @@
+"""`mpcache check`: would a session be right, and if not, why and what to declare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from launch.cli.options import (
+    DEFAULT_SUITE,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PartiesOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_device,
+    check_suite,
+    read_prompt,
+    suite_options,
+)
+from launch.terminal.console import err, out, print_json
+
+if TYPE_CHECKING:
+    from launch.measure.fidelity import Measurement, ProbeError
+    from launch.measure.verdict import LogitsEffect, Verdict
+    from models.calibration.choice import Excess
+    from models.calibration.extremes import Extremes
+    from models.checkpoint import Checkpoint
+
+HF_TOLERANCE = 1e-4
+UNGUIDED_TOKENS = 32
+
+
+def run(
+    model: ModelOption,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to check with; by default 32 fixed tokens.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="File with it; - for standard input.")] = None,
+    suite: SuiteOption = DEFAULT_SUITE,
+    parties: PartiesOption = 2,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Largest error that is accepted, of a row against its norm and of logits.")
+    ] = 0.01,
+    device: DeviceOption = "cpu",
+    suite_option: SuiteOptionsOption = None,
+    hugging_face: Annotated[
+        bool, typer.Option(help="Compare plaintext with transformers too, which holds the whole model in float64.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare plaintext (float64) with shares at every layer, values with bounds, and plaintext with Hugging Face's logits.
+
+    Says in one line whether a session would be right, and if not, which option would make it so. Weights are there one layer
+    at a time. Exit code 1 when something is wrong. Bounds are those of the checkpoint's calibration, then --suite-option.
+
+    INSECURE for real data by nature: all parties run in this one process, which holds every share and puts intermediate
+    values together. Use it with text that is not secret.
+    """
+    import torch
+
+    from launch.checkpoints.calibrating import calibration_for
+    from launch.measure import fidelity
+    from launch.measure.verdict import LogitsEffect, judge
+    from models.calibration.choice import excesses
+    from models.checkpoint import load_checkpoint
+
+    check_device(device)
+    check_suite(suite)
+    checkpoint = load_checkpoint(model, torch.float64)
+    ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
+    given = suite_options(suite_option)
+    options = {**calibration_for(model).suites.get(suite, {}), **given}
+    if not as_json:
+        err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
+    with err.status("") as status:
+
+        def shown(what: str) -> Callable[[int, int], None]:
+            return lambda done, total: status.update(f"{len(ids)} tokens, {what}: layer {done} of {total}")
+
+        difference: tuple[float, float] | None = None
+        reference = fidelity.plaintext(checkpoint, ids, shown("plaintext"))
+        if hugging_face:
+            status.update(f"{len(ids)} tokens, Hugging Face")
+            theirs = fidelity.hugging_face_logits(model, ids)
+            difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
+            del theirs
+        work = shown(f"suite {suite}, {parties} parties")
+        measured = fidelity.on_shares(checkpoint, ids, suite, parties, work, device=device, **options)
+    assert reference.extremes is not None
+    rows = fidelity.compare(reference, measured)
+    over = excesses(suite, options, reference.extremes)
+    verdict = judge(reference, measured, rows, over, tolerance, difference)
+    effect = LogitsEffect.of(reference, measured)
+    if as_json:
+        run_facts = {"suite": suite, "options": options, "parties": parties, "tokens": len(ids), "tolerance": tolerance}
+        print_json(
+            _report(run_facts, verdict, reference, measured, rows, over, None if difference is None else difference[0])
+        )
+    else:
+        _show(rows, tolerance)
+        _show_ranges(suite, options, reference.extremes, over)
+        _show_effect(effect, difference, reference.token == measured.token)
+        for problem in verdict.problems[1:]:
+            out.print(Text(f"also: {problem}", style="red"), soft_wrap=True)
+        out.print(Text(verdict.line, style="bold green" if verdict.right else "bold red"), soft_wrap=True)
+    if not verdict.right:
+        raise typer.Exit(1)
+
+
+def _report(
+    facts: dict[str, Any],
+    verdict: Verdict,
+    reference: Measurement,
+    measured: Measurement,
+    rows: list[ProbeError],
+    over: list[Excess],
+    difference: float | None,
+) -> dict[str, Any]:
+    """All that was found, for programs. facts: what was asked for; difference: from Hugging Face's logits."""
+    from launch.measure.verdict import LogitsEffect, flagged
+
+    assert reference.extremes is not None
+    return {
+        "ok": verdict.right,
+        "verdict": verdict.line,
+        "problems": list(verdict.problems),
+        **facts,
+        "hugging_face_max_error": difference,
+        "logits": asdict(LogitsEffect.of(reference, measured)),
+        "next_token": {"plaintext": reference.token, "shares": measured.token},
+        "same_next_token": reference.token == measured.token,
+        "flags": None if measured.flags is None else flagged(measured, reference),
+        "excesses": [asdict(excess) for excess in over],
+        "extremes": reference.extremes.kinds,
+        "details": {k: v for k, v in reference.extremes.details.items() if max(v) < float("inf")},
+        "points": [asdict(row) for row in rows],
+    }
+
+
+def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
+    """The text's tokens; without a text, tokens spread over the vocabulary."""
+    if text is not None:
+        return checkpoint.tokenizer.encode(text)
+    a = checkpoint.architecture
+    return [(7919 * n + 13) % a.vocabulary for n in range(min(UNGUIDED_TOKENS, a.positions))]
+
+
+def _show(rows: list[ProbeError], tolerance: float) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("step")
+    table.add_column("after")
+    for column in ("shape", "largest value", "error / row", "max error", "mean error"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        style = "" if r.relative <= tolerance else "bold red"
+        shape = "x".join(str(size) for size in r.shape)
+        errors = (f"{r.max_error:.2e}", f"{r.mean_error:.2e}")
+        table.add_row(r.step, r.point, shape, f"{r.largest:.3g}", Text(f"{r.relative:.1e}", style=style), *errors)
+    out.print(table)
+
+
+def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
+    """The worst place of each kind against its bound."""
+    from protocols.bounds import largest
+    from protocols.ranges import bounds_in_force
+
+    table = Table(box=None, header_style="bold")
+    for column in ("kind", "largest value", "where", "bound there"):
+        table.add_column(column, justify="left" if column in ("kind", "where") else "right")
+    bounds = bounds_in_force(suite, options)
+    beyond = {excess.kind: excess.place for excess in over}
+    for kind, values in extremes.kinds.items():
+        place = beyond.get(kind, extremes.worst(kind)[1])
+        bound = f"{largest(kind, bounds[kind].at(place)):g}" if kind in bounds else "fixed"
+        where = "head" if place == len(values) - 1 else f"layer {place}"
+        table.add_row(kind, f"{values[place]:.4g}", where, bound, style="bold red" if kind in beyond else "")
+    out.print(table)
+
+
+def _show_effect(effect: LogitsEffect, difference: tuple[float, float] | None, same: bool) -> None:
+    out.print(f"logits: largest error {effect.largest:.2g}, {effect.relative:.1g} of the largest logit")
+    out.print(f"next token by the suite's arg-max: {'the same' if same else 'another one than in plaintext'}")
+    if difference is not None:
+        out.print(f"plaintext against Hugging Face's logits: largest difference {difference[0]:.2g}")

@@ -1,0 +1,124 @@
+"""`mpcache deal`: tapes for later sessions, written to a folder per party, so that the dealer can be offline then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from launch.cli.options import (
+    DEFAULT_SUITE,
+    ConfigOption,
+    JsonOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    agreed_choice,
+    check_suite,
+    model_option,
+    suite_options,
+)
+from launch.terminal.console import byte_count, err, out, print_json
+
+if TYPE_CHECKING:
+    from parties.tapes.deal import Deal
+
+
+def run(
+    config: ConfigOption,
+    model: Annotated[
+        Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
+    ],
+    prompt: Annotated[
+        list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most new tokens of a session; it may generate fewer.")],
+    directory: Annotated[Path, typer.Option("--out", help="Folder to write to; new or empty.")],
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Sessions to deal for, per prompt length.")] = 1,
+    suite: SuiteOption = DEFAULT_SUITE,
+    decoding: Annotated[
+        str | None, typer.Option("--decoding", help="What the sessions will ask for: greedy (default), sample or logits.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="The temperature of their samples, which the dealt noise is for; 1 by default."),
+    ] = None,
+    policy: PolicyOption = "full",
+    suite_option: SuiteOptionsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Deal tapes for later sessions to disk, one folder per party; the dealer need not run in those sessions.
+
+    A tape serves one session, once: of this architecture, suite, policy, decoding and temperature, with a prompt of exactly
+    --prompt tokens and at most --tokens new ones, within the bounds of the `mpcache.json` in --model (copy the owner's
+    there) and of --suite-option. What a session does not use of its tape is destroyed. Each folder holds secrets of its
+    party: bring it there over an encrypted connection, name it in the party's configuration as `tapes`, keep no copy.
+    """
+    from launch.serve.roles import load_role
+    from models.calibration.record import read_record
+    from models.checkpoint import read_architecture
+    from parties.tapes.deal import deal
+
+    check_suite(suite)
+    chosen, agreed = agreed_choice(decoding, temperature)
+    settings = load_role(config, "dealer")
+    architecture = read_architecture(model)
+    record = read_record(model)
+    bounds = {} if record is None else record.suites.get(suite, {})
+    with err.status("dealing") as status:
+        dealt = deal(
+            settings,
+            architecture,
+            prompt,
+            tokens,
+            directory,
+            sessions=sessions,
+            suite=suite,
+            options={**bounds, **suite_options(suite_option)},
+            decoding=chosen,
+            temperature=agreed,
+            policy=policy,
+            on_progress=lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
+        )
+    if as_json:
+        print_json(deal_json(dealt))
+    else:
+        _show(dealt)
+
+
+def deal_json(dealt: Deal) -> dict[str, Any]:
+    """What was dealt, for programs."""
+    return {
+        "load": dealt.load,
+        "prompts": list(dealt.prompts),
+        "new_tokens": dealt.new_tokens,
+        "sessions": dealt.sessions,
+        "parties": {name: {"folder": str(path), "bytes": dealt.sizes[name]} for name, path in dealt.folders.items()},
+        "load_seconds": dealt.load_seconds,
+        "session_seconds": dealt.session_seconds,
+    }
+
+
+def _show(dealt: Deal) -> None:
+    lengths = ", ".join(str(length) for length in dealt.prompts)
+    count = len(dealt.session_seconds)
+    each = fmean(dealt.session_seconds)
+    table = Table(box=None, header_style="bold")
+    for column in ("party", "folder", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for name, folder in dealt.folders.items():
+        table.add_row(name, str(folder), byte_count(dealt.sizes[name]))
+    out.print(table)
+    out.print(
+        f"deal {dealt.load}: {count} session{'s' * (count != 1)}, prompt of exactly {lengths} tokens, up to "
+        f"{dealt.new_tokens} new ones; weights {dealt.load_seconds:.1f} s, then {each:.1f} s a session",
+        soft_wrap=True,
+    )
+    out.print(
+        "Next: move what each folder holds into that party's `tapes` folder (over an encrypted connection, e.g. `rsync -a "
+        "--remove-source-files`), write `tapes: FOLDER` into its configuration and restart it.",
+        soft_wrap=True,
+    )

@@ -1,0 +1,164 @@
+"""`mpcache demo`: a private question to a private model, answered by real processes, checked and accounted for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
+from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
+from launch.terminal.console import err, out
+from mpc.errors import ConfigurationError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from launch.lab.lab import Lab
+    from models.recall.documents import Case
+
+FAMILIES = ("gpt2", "llama")
+DOCUMENT_TOKENS = 256
+
+
+def run(
+    suite: SuiteOption = DEFAULT_SUITE,
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="A real model, SmolLM2-135M: fetched where missing, 10 GB of memory, 1 to 2 minutes."),
+    ] = False,
+    family: Annotated[str | None, typer.Option("--family", help="The shipped model: gpt2 (default) or llama.")] = None,
+    parties: PartiesOption = 2,
+    policy: PolicyOption = "full",
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Length of document and question, in tokens; 256 by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which document and question; 0 by default.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="With --real: tokens to generate; 8 by default.")
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option("--lab", help="Run each role in a network namespace, over lan, wan, mobile or RTT_MS,MBIT (as root)."),
+    ] = None,
+) -> None:
+    """Watch a client, compute parties, a dealer and a model owner answer a question about a private document.
+
+    With --real, SmolLM2-135M-Instruct (from the cache, or fetched as `mpcache fetch smollm2` does) goes on with a sentence.
+    """
+    check_suite(suite)
+    _check_combination(real, {"--family": family, "--tokens": tokens, "--seed": seed}, {"--max-new-tokens": max_new_tokens})
+    lab = _lab(network, parties)
+    if real:
+        from launch.demo import real as real_demo
+
+        real_demo.show(suite, parties, policy, max_new_tokens or real_demo.NEW_TOKENS, lab, _inside(lab))
+        return
+    length = DOCUMENT_TOKENS if tokens is None else tokens
+    _recall(suite, "gpt2" if family is None else family, parties, policy, length, seed or 0, lab)
+
+
+def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[str, object]) -> None:
+    """Raise `ConfigurationError` for an option that this demo has no use for."""
+    for option, value in (shipped if real else only_real).items():
+        if value is not None:
+            other = "--real, which has a prompt of its own" if real else "the shipped model: it needs --real"
+            raise ConfigurationError(f"{option} cannot be combined with {other}")
+
+
+def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, seed: int, lab: Lab | None) -> None:
+    """The shipped model answers a question about a document."""
+    started = time.perf_counter()
+    directory, case = _model(family), _case(tokens, seed)
+    _introduce(case, tokens)
+
+    from launch.cli.answering import Wishes, answer
+    from launch.local.deployment import local_deployment
+    from models.checkpoint import load_checkpoint
+    from models.generation import GenerationPlan, generate_plain
+    from models.recall.documents import ANSWER_TOKENS
+    from parties.client.client import Client
+
+    checkpoint = load_checkpoint(directory)
+    plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
+    plan.check(checkpoint.architecture)
+    waiting = err.status("starting processes (temporary certificates, mutual TLS)")
+    with waiting, _inside(lab), local_deployment(parties, lab=lab) as deployment:
+        waiting.update("the model owner shares the weights")
+        deployment.share_model(directory, f"recall-{family}")
+        waiting.stop()
+        show_processes(deployment, f"recall-{family}", checkpoint.architecture.parameters())
+        out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
+        if policy != "full":
+            out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
+        wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
+        client = Client(deployment.client)
+        given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)
+    given.result.check_range(given.text)
+    ids = checkpoint.tokenizer.encode(case.prompt)
+    plain = generate_plain(checkpoint, ids, plan)
+    equal = plain == given.result.tokens
+    out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")
+    show_verdict("the model in plaintext says", checkpoint.tokenizer.decode(plain), equal)
+    show_verdict("the record in the document", case.answer, given.text.split() == case.answer.split())
+    show_costs(given.result.costs, given.result.token_seconds[0], given.seconds_per_token)
+    out.print(f"\nEverything took {time.perf_counter() - started:.0f} s; no process and no file is left.")
+    if not equal:
+        raise typer.Exit(1)
+
+
+def _lab(network: str | None, parties: int) -> Lab | None:
+    """The lab that is asked for, not made yet."""
+    if network is None:
+        return None
+    from launch.lab.lab import Lab, roles_for
+
+    return Lab(network, roles_for(parties))
+
+
+@contextmanager
+def _inside(lab: Lab | None) -> Iterator[None]:
+    """This process is the lab's client."""
+    if lab is None:
+        yield
+        return
+    with lab, lab.inside("client"):
+        shown = lab.network
+        out.print(
+            f"\n[bold]Network[/bold]\n  a namespace for each role, {shown.bandwidth / 1e6:g} Mbit/s, round trip "
+            f"{shown.round_trip * 1e3:g} ms"
+        )
+        yield
+
+
+def _model(family: str) -> Path:
+    if family not in FAMILIES:
+        raise ConfigurationError(f"--family '{family}' is unknown; choose one of: {', '.join(FAMILIES)}")
+    import models.recall
+
+    directory = Path(models.recall.__file__).parent / family
+    if not (directory / "model.safetensors").exists():
+        raise EnvironmentProblem(f"the shipped model {directory} is missing; get a complete copy of the repository")
+    return directory
+
+
+def _case(tokens: int, seed: int) -> Case:
+    from models.recall.documents import ANSWER_TOKENS, MAX_DOCUMENT_TOKENS, QUESTION_TOKENS, evaluation_cases
+
+    most, least = min(MAX_DOCUMENT_TOKENS + QUESTION_TOKENS, 1024 - ANSWER_TOKENS), 16
+    if not least <= tokens <= most:
+        raise ConfigurationError(f"--tokens {tokens}: the shipped model answers for {least} to {most} tokens")
+    if seed < 0:
+        raise ConfigurationError(f"--seed {seed}: must not be negative")
+    return evaluation_cases(tokens, 1, seed)[0]
+
+
+def _introduce(case: Case, tokens: int) -> None:
+    show_roles()
+    document, _, question = case.prompt.rpartition("?")
+    words = document.split()
+    shown = " ".join(words[:16])
+    out.print(f"\n[bold]Private document[/bold] ({tokens} tokens with the question)\n  {shown} ...")
+    out.print(f"[bold]Private question[/bold]\n  ?{question}")

@@ -1,0 +1,244 @@
+"""`mpcache estimate`: what a generation would cost, for any model, suite and network, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.cli.commands.bench import LayersOption
+from launch.cli.options import (
+    DEFAULT_SUITE,
+    DecodingOption,
+    JsonOption,
+    PartiesOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    TemperatureOption,
+    agreed_choice,
+    check_suite,
+    suite_options,
+)
+from launch.terminal.console import byte_count, err, out, print_json
+
+if TYPE_CHECKING:
+    from launch.predict.critical_path import CriticalPath
+    from launch.predict.networks import Network
+    from models.architecture import Architecture
+    from models.costs.estimation import Estimate, Rates
+    from models.costs.tracing import Costs, Setting
+
+SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
+        ),
+    ],
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
+    new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 1,
+    suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "full",
+    parties: PartiesOption = 2,
+    network: Annotated[
+        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
+    ] = "lan",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            help="Ring multiply-adds a second of a party, in 10^9: products of few rows, of many. Measured by default.",
+        ),
+    ] = None,
+    layers: LayersOption = None,
+    decoding: DecodingOption = None,
+    temperature: TemperatureOption = None,
+    suite_option: SuiteOptionsOption = None,
+    all_layers: Annotated[
+        bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
+    ] = False,
+    critical_path: Annotated[
+        bool, typer.Option("--critical-path", help="List the rounds of one layer: which openings share each, in order.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict rounds, bytes, work, memory and seconds of each stage.
+
+    The session's own program runs on tensors without content; what it counts is what parties count on the wire. Seconds are
+    rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
+    element-wise work, and what a process needs for a message, are not in them.
+    """
+    from launch.predict.networks import find_network
+    from models.costs.estimation import estimate, measure_rates
+    from models.costs.tracing import Setting
+    from models.policies import parse
+    from models.shapes import find_shape, with_layers, with_positions
+
+    check_suite(suite)
+    parse(policy)
+    profile = find_network(network)
+    rates = None if rate is None else _rates(rate)
+    architecture = find_shape(model)
+    architecture = architecture if layers is None else with_layers(architecture, layers)
+    own_positions = architecture.positions
+    architecture = with_positions(architecture, prompt + new - 1)
+    chosen, temperature = agreed_choice(decoding, temperature)
+    setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature)
+    with err.status(f"{model}: tracing"):
+        found = estimate(architecture, setting, prompt, new, all_layers, every_length=all_layers)
+        measured = rates is None
+        rates = rates or measure_rates()
+        path = _critical_path(architecture, setting, prompt, new) if critical_path else None
+    if as_json:
+        record = estimate_json(found, model, profile, rates)
+        record["rates"]["measured"] = measured
+        if path is not None:
+            record["critical_path"] = {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}
+        print_json(record)
+        return
+    _show(found, profile, rates)
+    if path is not None:
+        _show_path(path, new > 1)
+    if architecture.positions > own_positions:
+        out.print(f"the model itself has {own_positions} positions only")
+
+
+def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
+    """Of the last token, or of the prompt where only one token is asked for."""
+    from launch.predict.critical_path import critical_path
+
+    return (
+        critical_path(architecture, setting, prompt + new - 2)
+        if new > 1
+        else critical_path(architecture, setting, 0, prompt)
+    )
+
+
+def _show_path(path: CriticalPath, decoded: bool) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for column in ("round", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("what shares it")
+    for r in path.rounds:
+        shares = ", ".join(f"{s.part} {s.operation} {byte_count(s.bytes_sent)}" for s in r.shares)
+        table.add_row(str(r.number), byte_count(r.bytes_sent), shares)
+    out.print(f"Rounds of one layer of {'the last token' if decoded else 'the prompt'}, in order:", style="bold")
+    out.print(table)
+
+
+def _rates(text: str) -> Rates:
+    from models.costs.estimation import Rates
+    from mpc.errors import ConfigurationError
+
+    try:
+        numbers = [float(part) * 1e9 for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not 1 <= len(numbers) <= 2 or not all(0 < n < float("inf") for n in numbers):
+        raise ConfigurationError(f"--rate '{text}': one or two positive numbers are needed, such as 1.5 or 0.8,4")
+    return Rates(numbers[0], numbers[-1])
+
+
+def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = None) -> dict[str, Any]:
+    """One stage, or one part of it, as plain numbers."""
+    rounds, sent, offline = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    latency, transfer = network.latency_seconds(rounds), network.transfer_seconds(sent)
+    compute = rates.seconds(costs, part)
+    return {
+        "rounds": round(rounds),
+        "online_bytes": round(sent),
+        "offline_bytes": round(offline),
+        "multiply_adds": round(costs.total("vector_products", part) + costs.total("matrix_products", part)),
+        "latency_seconds": latency,
+        "transfer_seconds": transfer,
+        "compute_seconds": compute,
+        "seconds": latency + transfer + compute,
+        "offline_seconds": network.transfer_seconds(offline),
+    }
+
+
+def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -> dict[str, Any]:
+    """Everything, for programs. "tokens" is all tokens after the first together."""
+    setting = found.setting
+    stages = {"model load": found.load, "prefill": found.first, "tokens": found.further, "session": found.total}
+
+    def whole(costs: Costs) -> dict[str, Any]:
+        parts = {part: stage_json(costs, network, rates, part) for part in costs.parts()}
+        return {**stage_json(costs, network, rates), "parts": parts}
+
+    return {
+        "model": model,
+        "layers": found.architecture.layers,
+        "parameters": found.architecture.parameters(),
+        "prompt": found.prompt,
+        "new": found.new,
+        "suite": setting.suite,
+        "policy": setting.policy,
+        "decoding": setting.decoding,
+        "temperature": setting.temperature,
+        "options": dict(setting.options),
+        "parties": setting.parties,
+        "network": {"name": network.name, "round_trip_seconds": network.round_trip, "bits_per_second": network.bandwidth},
+        "rates": {"vector": rates.vector, "matrix": rates.matrix},
+        "seconds_formula": SECONDS_FORMULA,
+        "stages": {name: whole(costs) for name, costs in stages.items()},
+        "prefill_layer": stage_json(found.first_layer, network, rates),
+        "last_token_layer": stage_json(found.last_layer, network, rates),
+        "further_tokens": found.new - 1,
+        "memory_bytes": found.memory_bytes,
+        "exact": found.exact,
+        "lengths_traced": found.lengths_traced,
+        "trace_seconds": found.seconds,
+    }
+
+
+def _show(found: Estimate, network: Network, rates: Rates) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("")
+    for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds", f"seconds\n({network.name})"):
+        table.add_column(column, justify="right")
+
+    def add(title: str, costs: Costs, part: str | None = None, count: int = 1, style: str = "") -> None:
+        j = stage_json(costs, network, rates, part)
+        numbers = [
+            f"{j['rounds'] / count:.0f}",
+            byte_count(j["online_bytes"] / count),
+            byte_count(j["offline_bytes"] / count),
+        ]
+        numbers += [f"{j['multiply_adds'] / count:.3g}", f"{j['seconds'] / count:.3g}"]
+        table.add_row(title, *numbers, style=style)
+
+    stages = [("loading the model", found.load, 1), ("prompt, 1st token", found.first, 1)]
+    if found.new > 1:
+        stages.append(("a further token", found.further, found.new - 1))
+    for title, costs, count in stages:
+        add(title, costs, None, count, "bold")
+        parts = costs.parts()
+        for part in parts if len(parts) > 1 else []:
+            add(f"  {part}", costs, part, count)
+    add("one layer of the prompt", found.first_layer)
+    if found.new > 1:
+        add("one layer of the last token", found.last_layer)
+    add("session, without loading", found.total, style="bold")
+    out.print(table)
+    a = found.architecture
+    out.print(
+        f"{a.layers} layers, {a.parameters():,} weights, {found.setting.parties} parties, suite {found.setting.suite}, "
+        f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}."
+    )
+    out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
+    out.print(
+        f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
+        "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
+    )
+    how = "exact" if found.exact else "exact but for rounding to bytes in the prompt's openings"
+    out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s: {how}.")

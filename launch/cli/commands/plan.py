@@ -1,0 +1,207 @@
+"""`mpcache plan`: the cheapest way to do MPCache's selection, and what the others would cost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.cli.options import (
+    DEFAULT_SUITE,
+    JsonOption,
+    PartiesOption,
+    PolicyOption,
+    SuiteOption,
+    SuiteOptionsOption,
+    check_suite,
+    suite_options,
+)
+from launch.terminal.console import err, out, print_json
+
+if TYPE_CHECKING:
+    from launch.predict.planning import Choice, Plan
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
+        ),
+    ],
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
+    new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 32,
+    suite: SuiteOption = DEFAULT_SUITE,
+    policy: PolicyOption = "mpcache",
+    parties: PartiesOption = 2,
+    network: Annotated[
+        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
+    ] = "lan",
+    suite_option: SuiteOptionsOption = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--measured",
+            help="File with a line of `mpcache bench --json`: a decode step with the policy, one with full, an eviction. "
+            "May be repeated.",
+        ),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show all alternatives with their costs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose how MPCache selects: levels of clusters, products or gathering, by predicted bytes and rounds.
+
+    Prints the policy to use (give it to --policy), and after how many tokens eviction has paid for itself on each network.
+    Bytes and rounds of a token are exact, of what happens once within 2 % and at most; seconds are delays and transfer
+    on the network. What parties compute joins them where --measured gives it, for the policy that was measured.
+    """
+    from launch.predict.measured import read_measurements
+    from launch.predict.networks import find_network
+    from launch.predict.planning import make_plan
+    from models.costs.tracing import Setting
+    from models.shapes import find_shape, with_positions
+
+    check_suite(suite)
+    profile = find_network(network)
+    architecture = with_positions(find_shape(model), prompt + new)
+    setting = Setting(suite, parties, policy, suite_options(suite_option))
+    known = read_measurements(measured or [], architecture, setting, prompt)
+    with err.status(f"{model}: pricing the alternatives"):
+        plan = make_plan(architecture, setting, prompt, new, profile, known)
+    if as_json:
+        print_json(_record(plan))
+        return
+    if explain:
+        _table(plan)
+        _payback(plan)
+    _verdict(plan)
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    def one(choice: Choice) -> dict[str, Any]:
+        after = plan.pays_after(choice)
+        return {
+            "policy": choice.policy,
+            "what": choice.what,
+            "problem": choice.problem,
+            "rounds": choice.token.rounds,
+            "online_bytes": choice.token.bytes_sent,
+            "offline_bytes": choice.token.offline_bytes,
+            "seconds": choice.seconds(plan.network),
+            "once_rounds": choice.once.rounds,
+            "once_online_bytes": choice.once.bytes_sent,
+            "once_offline_bytes": choice.once.offline_bytes,
+            "pays_after_tokens": _number(after),
+            "pays_after_by_network": {name: _number(n) for name, n in plan.pays_by_network(choice).items()},
+            "computing_seconds": choice.computing,
+            "computing_once_seconds": choice.computing_once,
+        }
+
+    return {
+        "prompt": plan.prompt,
+        "new": plan.new,
+        "network": plan.network.name,
+        "best": plan.best.policy,
+        "full": one(plan.full),
+        "alternatives": [one(c) for c in plan.choices],
+    }
+
+
+def _number(tokens: float) -> float | None:
+    return tokens if math.isfinite(tokens) else None
+
+
+def _tokens(after: float) -> str:
+    return f"{math.ceil(after):,}" if math.isfinite(after) else "never"
+
+
+def _payback(plan: Plan) -> None:
+    """After how many tokens, on every network."""
+    from rich.table import Table
+
+    usable = [c for c in plan.choices if not c.problem]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("has paid after so\nmany tokens on", no_wrap=True)
+    names = list(plan.pays_by_network(usable[0]))
+    for name in names:
+        table.add_column(f"\n{name}", justify="right")
+    for choice in usable:
+        after = plan.pays_by_network(choice)
+        title = f"{choice.what}, measured" if choice.computing is not None else choice.what
+        table.add_row(title, *(_tokens(after[name]) for name in names))
+    out.print(table)
+    with_computing = [c for c in usable if c.computing is not None]
+    if with_computing:
+        full = plan.full.computing or 0.0
+        for c in with_computing:
+            out.print(
+                f"{c.what}: what parties compute is in it, {full:.2f} s a token with the full cache, {c.computing:.2f} s "
+                f"with this policy, {c.computing_once:.1f} s once, as measured; messages on one machine are part of that."
+            )
+    else:
+        out.print("What parties compute is not in it: give --measured the lines of `mpcache bench --json`.")
+
+
+def _table(plan: Plan) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("clusters,\ngathering", no_wrap=True)
+    token, once = (
+        ("\nrounds", "sent,\nMB", "offline,\nMB", "\nseconds"),
+        ("once:\nsent, MB", "offline,\nMB", "pays after\ntokens"),
+    )
+    for title in (*token, *once):
+        table.add_column(title, justify="right")
+    for choice in (plan.full, *plan.choices):
+        if choice.problem:
+            table.add_row(choice.what, "-", "-", "-", "-", "-", "-", "cannot be used")
+            continue
+        after = plan.pays_after(choice)
+        table.add_row(
+            choice.what,
+            str(choice.token.rounds),
+            _megabytes(choice.token.bytes_sent),
+            _megabytes(choice.token.offline_bytes),
+            f"{choice.seconds(plan.network):.3g}",
+            _megabytes(choice.once.bytes_sent),
+            _megabytes(choice.once.offline_bytes),
+            "" if choice is plan.full else _tokens(after),
+            style="bold" if choice is plan.best else "",
+        )
+    out.print(table)
+    out.print(
+        "First a token after the prompt: what a party sends; offline: to the party that receives corrections; seconds of "
+        f"delays and transfer on '{plan.network.name}'. Then what happens once, after the prompt, beyond the full "
+        "cache's work."
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f}" if count < 10_000_000 else f"{count / 1e6:,.1f}"
+
+
+def _verdict(plan: Plan) -> None:
+    best, name = plan.best, plan.network.name
+    counted = "computing counted as measured" if plan.measured else "computing not counted"
+    after = {choice.policy: plan.pays_by_network(choice)[name] for choice in plan.comparable}
+    if best is plan.full:
+        nearest, tokens = min(after.items(), key=lambda item: item[1])
+        when = (
+            f"has paid for itself after {_tokens(tokens)} tokens"
+            if math.isfinite(tokens)
+            else "is not faster at any number of tokens"
+        )
+        out.print(
+            f"full: for {plan.new} new tokens after {plan.prompt} eviction does not pay on '{name}' ({counted}); "
+            f"{nearest} {when}."
+        )
+        return
+    ratio = plan.full.token.bytes_sent / max(best.token.bytes_sent, 1)
+    faster = plan.full.seconds(plan.network, plan.measured) / best.seconds(plan.network, plan.measured)
+    out.print(
+        f"{best.policy}\n{ratio:.2f} times fewer bytes a token than the full cache, {faster:.2f} times faster on '{name}' "
+        f"({counted}); paid for itself after {_tokens(after[best.policy])} tokens."
+    )

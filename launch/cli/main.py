@@ -1,0 +1,129 @@
+"""The command `mpcache`. Each sub-command is one file in `launch/commands`, registered by one line here."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from launch.cli.commands import (
+    bench,
+    calibrate,
+    certs,
+    check,
+    client,
+    convert,
+    deal,
+    dealer,
+    demo,
+    doctor,
+    estimate,
+    fetch,
+    gates,
+    generate,
+    init,
+    lab,
+    model_owner,
+    party,
+    peers,
+    plan,
+    quality,
+    report,
+    serve,
+    status,
+    trace,
+)
+from launch.local import signals
+from launch.terminal.console import Settings, exit_code, replace_what_cannot_be_written, show_error
+
+app = typer.Typer(
+    help="Private language-model inference on secret shares.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.run)
+app.command("generate")(generate.run)
+app.command("fetch")(fetch.run)
+app.command("convert")(convert.run)
+app.command("party")(party.run)
+app.command("dealer")(dealer.run)
+app.command("deal")(deal.run)
+app.command("client")(client.run)
+app.command("serve")(serve.run)
+app.command("model-owner")(model_owner.run)
+app.command("init")(init.run)
+app.add_typer(certs.app, name="certs")
+app.command("status")(status.run)
+app.command("calibrate")(calibrate.run)
+app.command("check")(check.run)
+app.command("doctor")(doctor.run)
+app.command("estimate")(estimate.run)
+app.command("plan")(plan.run)
+app.command("quality")(quality.run)
+app.command("report")(report.run)
+app.command("trace")(trace.run)
+app.command("gates")(gates.run)
+app.add_typer(lab.app, name="lab")
+app.command("bench")(bench.run)
+app.add_typer(peers.app, name="peers")
+app.command("bench-process", hidden=True)(bench.process)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mpcache {version('mpcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    Settings.debug = debug
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error or wrong usage, 3 an answer ended because a value left
+    its range, 130 Ctrl-C, 143 terminated."""
+    signals.install()
+    replace_what_cannot_be_written()
+    # Worker threads of tokenizers warn after a fork, and gRPC logs what its callers already report as typed errors.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        typer.main.get_command(app).main(prog_name="mpcache")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        show_error(error)
+        sys.exit(exit_code(error))
+
+
+def entry() -> NoReturn:
+    """`main` as a process: it ends when `main` does. Threads that a library left behind are not waited for: tearing the
+    interpreter down around a gRPC thread can abort the process after its last word."""
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as leave:
+        code = leave.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    entry()

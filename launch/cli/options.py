@@ -1,0 +1,205 @@
+"""Options that several commands share, and how a prompt is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from launch.terminal.texts import decode_text, read_text_file
+from mpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from launch.cli.answering import Wishes
+    from models.generation import Decoding
+
+DEFAULT_SUITE = "masked"
+SuiteOptionValue = bool | int | float | str | None
+
+
+def checkpoint_folder(model: Path | None) -> Path | None:
+    """The folder itself; for a GGUF file the folder of its model, converted into the cache unless it is there already."""
+    from models.gguf.header import is_gguf
+
+    if model is None or not is_gguf(model):
+        return model
+    from launch.checkpoints.converting import convert
+    from launch.terminal.progress import stages
+
+    with stages(in_bytes=True) as progress:
+        return convert(model, None, progress)
+
+
+def model_option(text: str) -> Any:
+    """The option --model of a checkpoint, help text `text`; commands get its folder."""
+    return typer.Option("--model", help=text, callback=checkpoint_folder)
+
+
+def tokenizer_option() -> Any:
+    """The option --tokenizer; commands get the folder."""
+    return typer.Option(
+        "--tokenizer", help="Folder with config.json and the tokenizer's files, or GGUF file.", callback=checkpoint_folder
+    )
+
+
+ModelOption = Annotated[Path, model_option("Hugging Face checkpoint directory, or GGUF file.")]
+SuiteOption = Annotated[str, typer.Option("--suite", help="Protocol suite.")]
+PartiesOption = Annotated[int, typer.Option("--parties", min=2, max=16, help="Number of compute parties.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where shares are computed on: cpu, cuda, cuda:1 ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The role's configuration file (YAML).")]
+TrustAuthorityOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-trust-authority",
+        help="Take any key that the authority certifies for a peer's, where the file says no fingerprint.",
+    ),
+]
+SuiteOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--suite-option", metavar="NAME=VALUE", help="An option of the suite, such as score=8; may be repeated."),
+]
+PolicyOption = Annotated[
+    str,
+    typer.Option("--policy", help="Cache policy, such as mpcache or mpcache:static=0.4,dynamic=0.1; see docs/policies.md."),
+]
+DecodingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding",
+        help="greedy (default); sample: at a temperature, nobody sees logits; logits: the client sees them and chooses, "
+        "where the parties' configurations grant it.",
+    ),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", help="Sample at this temperature, public, at most 100 (implies --decoding sample)."),
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="With --decoding logits: the k most likely tokens only.")]
+TopPOption = Annotated[float | None, typer.Option("--top-p", help="With --decoding logits: the likeliest tokens up to p.")]
+FixedLengthOption = Annotated[
+    bool,
+    typer.Option(
+        "--fixed-length",
+        help="Parties always generate --max-new-tokens tokens, the answer is cut here: else they learn its length.",
+    ),
+]
+SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
+
+
+def check_suite(name: str) -> str:
+    """The name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
+    from protocols.registry import SUITES
+
+    secure = sorted(suite for suite in SUITES if suite != "plain")
+    if name not in secure:
+        why = "keeps nothing secret" if name == "plain" else "is unknown"
+        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
+    return name
+
+
+def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
+    """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
+    found: dict[str, SuiteOptionValue] = {}
+    for item in items or []:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier() or not text:
+            raise ConfigurationError(f"--suite-option '{item}' is not NAME=VALUE, such as score=8")
+        if name in found:
+            raise ConfigurationError(f"--suite-option '{name}' was given twice")
+        found[name] = _option_value(text)
+    return found
+
+
+def _option_value(text: str) -> SuiteOptionValue:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def make_wishes(
+    suite: str,
+    new_tokens: int,
+    decoding: str | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    options: list[str] | None = None,
+    policy: str = "full",
+    fixed_length: bool = False,
+) -> Wishes:
+    """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
+    from launch.cli.answering import Wishes
+    from parties.client.client import check_decoding
+
+    known = _decoding(decoding, temperature)
+    check_decoding(known, temperature, top_k, top_p)
+    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options), fixed_length)
+
+
+def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
+    from models.generation import Decoding
+
+    chosen = decoding or ("greedy" if temperature is None else "sample")
+    if chosen not in get_args(Decoding):
+        raise ConfigurationError(f"--decoding '{chosen}' is unknown; choose one of: {', '.join(get_args(Decoding))}")
+    return cast(Decoding, chosen)
+
+
+def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Decoding, float | None]:
+    """The decoding, and the temperature that is part of what parties compute (1 for a sample without one).
+
+    Raises `ConfigurationError` for values that do not go together.
+    """
+    from models.generation import check_agreed_temperature
+
+    known = _decoding(decoding, temperature)
+    agreed = 1.0 if known == "sample" and temperature is None else temperature
+    check_agreed_temperature(known, agreed)
+    return known, agreed
+
+
+def check_device(name: str) -> str:
+    """The name itself. Raises `ConfigurationError` for a device that torch does not know or cannot use."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"device '{name}' is unknown; write cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigurationError(f"device '{name}' is not there ({count} CUDA devices); use --device cpu")
+    elif device.type != "cpu":
+        raise ConfigurationError(f"device '{name}' is not supported; write cpu, cuda or cuda:N")
+    return name
+
+
+def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:
+    """The prompt, from the option or the file ("-": standard input).
+
+    Raises `ConfigurationError` when both or (if required) none are given, or the file is unreadable or empty.
+    """
+    if text is not None and file is not None:
+        raise ConfigurationError("--prompt and --prompt-file were both given; give one of them")
+    if text is None and file is None:
+        if required:
+            raise ConfigurationError("no prompt was given; use --prompt TEXT or --prompt-file FILE (- for standard input)")
+        return None
+    if file is not None:
+        if str(file) == "-":
+            text = decode_text(sys.stdin.buffer.read(), "standard input")
+        else:
+            text = read_text_file(file, "--prompt-file")
+        text = text.removesuffix("\n")
+    if not text:
+        raise ConfigurationError("the prompt is empty; give at least one token")
+    return text

@@ -1,0 +1,179 @@
+"""A whole deployment on this machine: real processes, real TLS, temporary identities, nothing left afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from launch.lab.lab import Lab
+from launch.local.processes import Child, ProcessEnded, Processes
+from launch.terminal.console import Settings
+from mpc.errors import EnvironmentProblem
+from parties.config.role_config import load_config
+from parties.identity.certificates import AUTHORITY, create_deployment
+from parties.roles import Role
+from parties.wire.model_ranges import Ranges, pack_ranges
+
+T = TypeVar("T")
+
+CLIENT, DEALER, OWNER = "client", "dealer", "model-owner"
+CERTIFICATE_DAYS = 1
+ATTEMPTS = 5
+LAB_PORT = 7000
+PORT_TAKEN = "cannot listen at"
+
+
+def party_name(index: int) -> str:
+    """Name of a local compute party."""
+    return f"party{index}"
+
+
+class LocalDeployment:
+    """Running compute parties and dealer. Made by `local_deployment`."""
+
+    def __init__(self, processes: Processes, folder: Path, children: list[Child], lab: Lab | None = None) -> None:
+        self.children = children
+        self.lab = lab
+        self.folder = folder
+        self.client = load_config(folder / f"{CLIENT}.yaml")
+        self._processes = processes
+
+    def share_model(
+        self,
+        checkpoint: Path,
+        name: str,
+        ranges: Ranges | None = None,
+        calibrated: bool = True,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
+        """Run a model owner, which shares the weights among the parties and leaves. ranges: the bounds that go with them, by
+        default those of the checkpoint's calibration, if `calibrated`. Raises `ProcessEnded`."""
+        arguments = ["model-owner", "--supervised", "--config", str(self.folder / f"{OWNER}.yaml")]
+        words = [*arguments, "--model", str(checkpoint.resolve()), "--name", name]
+        words += [] if calibrated else ["--no-calibration"]
+        words += [] if ranges is None else ["--ranges", pack_ranges(ranges)]
+        owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
+        self._processes.wait_done(owner, on_progress)
+
+    def watched(self, work: Callable[[], T]) -> T:
+        """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
+        return self._processes.watched(work)
+
+
+@contextmanager
+def local_deployment(parties: int = 2, device: str = "cpu", lab: Lab | None = None) -> Iterator[LocalDeployment]:
+    """Compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
+
+    lab: runs each role in its namespace of that lab, which has all roles; the caller is in the client's.
+
+    On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
+    mode 0700) is removed. Should this process be killed outright, its children do that.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mpcache-"))
+    try:
+        names = [party_name(i) for i in range(parties)]
+        members: dict[str, Role] = {
+            **dict.fromkeys(names, "party"),
+            DEALER: "dealer",
+            CLIENT: "client",
+            OWNER: "model-owner",
+        }
+        fingerprints = create_deployment(folder / "certificates", members, CERTIFICATE_DAYS)
+        shutil.rmtree(folder / "certificates" / AUTHORITY)  # nobody is to be introduced any more
+        with Processes(folder, _environment(parties)) as processes:
+            children = _start(processes, folder, fingerprints, names, device, lab)
+            yield LocalDeployment(processes, folder, children, lab)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _before(lab: Lab | None, role: str) -> list[str]:
+    return lab.command(role, []) if lab is not None else []
+
+
+def _start(
+    processes: Processes, folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+) -> list[Child]:
+    """Start all servers; a port that another program took in the meantime leads to new ports."""
+    for attempt in range(ATTEMPTS):
+        _write_configurations(folder, fingerprints, names, device, lab)
+        flags = ["--debug"] if Settings.debug else []
+        roles = [(DEALER, DEALER), *((name, "party") for name in names)]
+        children = [
+            processes.start(
+                name, [*flags, command, "--supervised", "--config", str(folder / f"{name}.yaml")], _before(lab, name)
+            )
+            for name, command in roles
+        ]
+        try:
+            processes.wait_ready(children)
+            return children
+        except ProcessEnded as error:
+            if PORT_TAKEN not in error.last_error or attempt + 1 == ATTEMPTS:
+                raise
+            processes.stop()
+    raise EnvironmentProblem(f"no free ports at 127.0.0.1 in {ATTEMPTS} attempts")
+
+
+def _environment(parties: int) -> dict[str, str]:
+    """Cores are divided among the parties and the dealer, unless the user says how many threads each may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // (parties + 1)))
+    return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens at now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _addresses(names: list[str], lab: Lab | None) -> dict[str, str]:
+    if lab is not None:  # nothing else listens there
+        return {name: f"{lab.addresses[name]}:{LAB_PORT}" for name in names}
+    return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
+
+
+def _write_configurations(
+    folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+) -> None:
+    addresses = _addresses([*names, DEALER], lab)
+
+    def entry(name: str) -> dict[str, str]:
+        address = {"address": addresses[name]} if name in addresses else {}
+        return {"name": name, **address, "fingerprint": fingerprints[name]}
+
+    common: dict[str, Any] = {
+        "certificates": str(folder / "certificates"),
+        "parties": [entry(name) for name in names],
+        "dealer": entry(DEALER),
+        # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
+        "clients": [{**entry(CLIENT), "decoding": ["greedy", "sample", "logits"]}],
+        "model_owners": [entry(OWNER)],
+        "device": device,
+    }
+    for name in names:
+        own = {"role": "party", "listen": addresses[name], "store": str(folder / f"store-{name}")}
+        _write(folder, name, {**common, **own})
+    _write(folder, DEALER, {**common, "role": "dealer", "listen": addresses[DEALER]})
+    _write(folder, CLIENT, {**common, "role": "client"})
+    _write(folder, OWNER, {**common, "role": "model-owner"})
+
+
+def _write(folder: Path, name: str, values: dict[str, Any]) -> None:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, **values}, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,114 @@
+"""All compute parties and the dealer as threads of one process, over in-memory channels and tapes.
+
+INSECURE FOR REAL DATA BY NATURE: one process holds every share, so whoever can read its memory can read every secret. It
+is for measuring fidelity and for tests, with shares that this process made itself; roles that keep secrets from each
+other run as processes of their own (`launch.local.deployment`, or one `mpcache party` per host).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from mpc.channel import MemoryChannel, memory_channels
+from mpc.errors import PeerError, TapeError
+from mpc.random import new_seed
+from mpc.tape import DealerTape, PartyTape, chunks
+
+P = TypeVar("P")
+D = TypeVar("D")
+
+TAPE_SECONDS = 600.0
+AHEAD_BYTES = 1 << 28  # what the dealer may have dealt a party before it is taken
+
+
+class _NobodyTakes(TapeError):
+    """A party that failed takes no more of its tape: never the reason, always its consequence."""
+
+
+class _Stream:
+    """A tape's bytes on their way to one party: bounded, so that the dealer does not run ahead of what fits the memory."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def put(self, piece: bytes) -> None:
+        """Wait for room. Raises `_NobodyTakes` when nobody takes anything any more."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._ended or self._waiting < AHEAD_BYTES, TAPE_SECONDS) or self._ended:
+                raise _NobodyTakes("a party takes no more of its tape")
+            self._pieces.append(piece)
+            self._waiting += len(piece)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more comes, or nothing more is taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._pieces or self._ended, TAPE_SECONDS):
+                    raise TapeError(f"the dealer dealt nothing for {TAPE_SECONDS:g} s")
+                if not self._pieces:
+                    return
+                piece = self._pieces.popleft()
+                self._waiting -= len(piece)
+                self._changed.notify_all()
+            yield piece
+
+
+def run_in_process(
+    parties: int,
+    party_main: Callable[[MemoryChannel, PartyTape], P],
+    dealer_main: Callable[[DealerTape], D],
+    dealer_tape: type[DealerTape] = DealerTape,
+) -> tuple[list[P], D]:
+    """Run a program on all parties and the dealer; the results of the parties in order, and of the dealer.
+
+    dealer_tape: the dealer's end of the tape, such as one that also records what is dealt.
+
+    The first exception of any of them is raised here; that another party has left is reported only when nothing else
+    explains it.
+    """
+    channels = memory_channels(parties, deadline=TAPE_SECONDS)
+    seeds = [new_seed() for _ in range(parties)]
+    streams = [_Stream() for _ in range(parties)]
+    results: dict[int, P] = {}
+    dealt: list[D] = []
+    errors: list[BaseException] = []
+
+    def party_thread(i: int) -> None:
+        try:
+            tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger)
+            results[i] = party_main(channels[i], tape)
+        except BaseException as error:
+            errors.append(error)
+            channels[i].close()
+            streams[i].end()
+
+    def dealer_thread() -> None:
+        try:
+            dealt.append(dealer_main(dealer_tape(seeds, lambda i, piece: streams[i].put(piece))))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            for stream in streams:
+                stream.end()
+
+    threads = [threading.Thread(target=party_thread, args=(i,), daemon=True) for i in range(parties)]
+    threads.append(threading.Thread(target=dealer_thread, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, PeerError | _NobodyTakes)), errors[0])
+    return [results[i] for i in range(parties)], dealt[0]

@@ -1,0 +1,109 @@
+"""The program of a static eviction: what a policy does after the prompt, on one layer's cache, stage by stage.
+
+All layers cost the same, so one is run: a cache of `cached` tokens as a prompt leaves it, the attention of the prompt's last
+queries (which tells what tokens receive), then the policy's own stages, the ones that `CachePolicy.after_prefill` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from launch.measure.bench.plan import BenchPlan
+from launch.measure.bench.sources import step_name
+from models.cache import KVCache
+from models.costs.program import CACHE, WARM_UP, Source
+from models.decoder import causal_mask
+from models.policies import parse
+from mpc.ledger import stage
+from protocols.suite import OutputShare, Suite, Value
+
+IMPORTANCE = "importance"
+LAYER = 0
+
+
+class EvictionProgram:
+    """Cut where the tape is: nothing to load, the cache, then the stages of each repetition, the keys that stay.
+
+    observed: queries whose attention decides, 0 where the policy asks for none. kept: the keys that stay, secret [G, S', C].
+    The warm-up takes what tokens receive from the source: the attention is long enough without.
+    """
+
+    def __init__(self, plan: BenchPlan, suite: Suite, source: Source) -> None:
+        self.plan = plan
+        self.suite = suite
+        self.source = source
+        self.architecture = plan.shape
+        self.policy = parse(plan.policy)
+        self.observed = min(plan.cached, self.policy.observed_queries(plan.cached, LAYER))
+        self.weights: dict[str, Value] = {}
+        self.keys: Value
+        self.values: Value
+        self.queries: Value | None = None
+        self.received: Value | None = None
+        self.kept: Value
+
+    def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
+        """Run what follows with another suite of the same role."""
+        self.suite = suite
+
+    def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Name and work of each segment, in order."""
+        yield "weights", lambda: None
+        yield CACHE, lambda: self.suite.run(self._fill())
+        for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
+            if self.observed and name != WARM_UP:
+                yield f"{name}/{IMPORTANCE}", partial(self._timed, name, IMPORTANCE, self._attend)
+            cache = self._cache()
+            for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.received):
+                yield f"{name}/{title}", partial(self._timed, name, title, work)
+            self.kept, _ = cache.layers[LAYER].keys_and_values()
+        yield "logits", self._output
+
+    def _timed(self, name: str, title: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            await work()
+
+        with self.suite.ledger.timed(name), self.suite.ledger.timed(title):
+            self.suite.run(run())
+
+    def _input(self, name: str, *shape: int) -> Value:
+        return self.suite.input(shape, self.source.cached(self.suite, name, shape), self.suite.fraction_bits)
+
+    async def _fill(self) -> None:
+        """Keys, values and queries; what parties do once a session is done here."""
+        a, tokens, suite = self.architecture, self.plan.cached, self.suite
+        with suite.ledger.timed(CACHE):
+            suite.output(self._input("agreement", 1))
+            shape = (a.kv_heads, tokens, a.head_channels)
+            k, v = self._input("keys", *shape), self._input("values", *shape)
+            self.keys, self.values = await suite.together(suite.append(None, k, 1), suite.append(None, v, 1))
+            if self.observed:
+                self.queries = self._input("queries", a.kv_heads, a.group * self.observed, a.head_channels)
+                self.received = self._input("received", a.kv_heads, tokens)
+
+    def _cache(self) -> KVCache:
+        """As the prompt leaves it."""
+        cache = KVCache(self.architecture)
+        cache.prompt_tokens = self.plan.cached
+        cache.layers[LAYER].k, cache.layers[LAYER].v = self.keys, self.values
+        return cache
+
+    async def _attend(self) -> None:
+        """Attention of the last queries of the prompt, each to the tokens before it and itself."""
+        suite, rows = self.suite, self.observed
+        assert self.queries is not None
+        q = await suite.prepare(self.queries[:])  # a value of its own: what is masked once would be free the next time
+        mask = causal_mask(rows, self.plan.cached, None, suite.public_device)
+        if mask is not None:
+            mask = mask.repeat(self.architecture.group, 1)
+        everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
+        _, self.received = await suite.attention_with_mass(q, self.keys, self.values, mask, everyone)
+        suite.flags()  # as at a session's output, so that each repetition deals the same
+
+    def _output(self) -> OutputShare:
+        with stage("logits"):
+            return self.suite.output(self.kept)

@@ -1,0 +1,383 @@
+"""How far a suite's results are from plaintext, layer by layer.
+
+INSECURE FOR REAL DATA BY NATURE: intermediate secrets are put together here. That is possible only because one process
+makes all shares itself and runs all parties (`launch.local.in_process`); no command that talks to real parties imports this
+file.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from launch.local.in_process import run_in_process
+from launch.measure.selection_trace import noting_shares
+from models.architecture import Architecture
+from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import GenerationPlan, generate, token_indices
+from models.policies import parse
+from mpc.channel import MemoryChannel
+from mpc.errors import ConfigurationError, EnvironmentProblem
+from mpc.fixed_point import decode, encode
+from mpc.random import Prg, new_seed
+from mpc.ring import reduce
+from mpc.tape import DealerTape, PartyTape, Tape
+from parties.wire.error_codec import RangeExceeded
+from protocols.range_findings import RangeFinding, findings_in, open_flags
+from protocols.registry import secure_suite
+from protocols.suite import OutputShare, Suite, Value
+
+STEPS = ("prefill", "decode")
+HEAD_COLUMNS = 1 << 14
+Part = tuple[Any, ...] | None
+SHARED_BITS = 16
+"""Fraction bits that a model owner shares weights with by default; a suite that wants more gets zeros appended."""
+
+
+@dataclass(frozen=True)
+class ProbeError:
+    """Errors at one probe point of one step. relative: the largest of a row's error's norm against the row's own norm;
+    max_error, mean_error: of single values; largest: the largest plaintext value there."""
+
+    step: str
+    point: str
+    shape: tuple[int, ...]
+    relative: float
+    max_error: float
+    mean_error: float
+    largest: float
+
+
+@dataclass
+class Measurement:
+    """One run's values: `points` in order of their appearance, (step, name) -> rows. token: the most likely one after the
+    last; on shares by the suite's own arg-max. flags: the range flags [kinds, places] as the client opens them, None where
+    the suite has none. extremes: of the plaintext run."""
+
+    points: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    token: int = 0
+    flags: Tensor | None = None
+    extremes: Extremes | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """[T, V], float64."""
+        return torch.cat([self.points[step, "logits"] for step in STEPS if (step, "logits") in self.points])
+
+
+def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
+    """The suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
+    token_indices(ids[:1], checkpoint.architecture.vocabulary)
+    suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
+    rows: dict[str, list[Tensor]] = {}
+    note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
+    StreamedModel(checkpoint, suite).run([list(ids)], note, on_progress)
+    found = Measurement(extremes=Extremes(suite.kinds, suite.details, len(ids)))
+    first = len(_parts(ids)[0])
+    for step, part in zip(STEPS, (slice(0, first), slice(first, None)), strict=True):
+        for name, pieces in rows.items():
+            whole = torch.cat(pieces)[part]
+            if len(whole):
+                found.points[step, name] = whole
+    found.token = int(found.logits[-1].argmax())
+    return found
+
+
+def on_shares(
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    suite_name: str,
+    parties: int,
+    on_progress: Progress = lambda done, total: None,
+    **options: Any,
+) -> Measurement:
+    """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time.
+
+    The token table is cut to the rows that are asked for (the others are multiplied by 0 exactly), the head computed in
+    pieces of columns, each behind the final norm: as many shares, masks and digits as they have would not fit otherwise.
+    """
+    architecture = checkpoint.architecture
+    if parties < 2:
+        raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
+    weights = _WeightShares(checkpoint, parties)
+    used = sorted(set(ids))
+    token_indices(ids, architecture.vocabulary)
+    prompts = [_share(token_indices([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
+
+    def program(suite: Suite, index: int | None) -> _Run:
+        def own(name: str, part: Part) -> Tensor | None:
+            return None if index is None else weights.share(name, index, suite, part)
+
+        run = _Run(suite, architecture, own, used)
+        rows = [None if index is None else shares[index] for shares in prompts]
+        run.all(ids, rows, on_progress if index == 0 else lambda done, total: None)
+        return run
+
+    def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
+        return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
+
+    outputs, _ = run_in_process(
+        parties,
+        lambda channel, tape: program(suite(tape, channel), channel.party),
+        lambda tape: program(suite(tape, None), None),
+    )
+    found = Measurement()
+    for key in outputs[0].points:
+        found.points[key] = _open([run.points[key] for run in outputs])
+    shares = [run.token for run in outputs if run.token is not None]
+    found.token = round(float(_open(shares).item()))
+    flags = [share.flags for share in shares if share.flags is not None]
+    if flags:
+        found.flags = torch.zeros_like(flags[0])
+        for words in flags:
+            found.flags = found.flags ^ words
+    return found
+
+
+class _Run:
+    """One role's pass over a prompt and one more token, layer by layer. points: its shares; token: with its flags."""
+
+    def __init__(
+        self, suite: Suite, architecture: Architecture, own: Callable[[str, Part], Tensor | None], used: list[int]
+    ) -> None:
+        self.points: dict[tuple[str, str], OutputShare] = {}
+        self.token: OutputShare | None = None
+        self._suite, self._architecture, self._own, self._used = suite, architecture, own, used
+        self._weights: dict[str, Value] = {}
+        self._step = STEPS[0]
+        self._decoder = Decoder(suite, architecture, self._weights, probe=self._probe, streamed=True)
+
+    def _probe(self, name: str, value: Value) -> None:
+        share = self._suite.output(value)
+        before = self.points.get((self._step, name))  # pieces of logits
+        self.points[self._step, name] = share if before is None else _beside(before, share)
+
+    def _load(self, prefix: str, part: Part = None) -> None:
+        """The weights with that prefix; part: these rows of a table, these columns of the head."""
+        self._weights.clear()
+        for name, whole in self._architecture.weight_shapes().items():
+            if name.startswith(prefix):
+                shape = whole if part is None else tuple(torch.empty(whole, device="meta")[part].shape)
+                self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name, part)))
+
+    @torch.inference_mode()
+    def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
+        """Prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
+        suite, decoder, a = self._suite, self._decoder, self._architecture
+        lengths = [len(part) for part in _parts(ids)]
+        starts = [sum(lengths[:n]) for n in range(len(lengths))]
+        cache = decoder.new_cache()
+        streams: list[Value] = []
+        self._load("embedding.tokens", (torch.tensor(self._used),))
+        if a.rotary is None:
+            tokens = self._weights["embedding.tokens"]
+            self._load("embedding.positions")
+            self._weights["embedding.tokens"] = tokens
+        for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
+            self._step = step
+            indices = suite.indices(length, share, len(self._used))
+            streams.append(suite.run(decoder.embedded(indices, start)))
+        for layer in range(a.layers):
+            on_progress(layer, a.layers + 1)
+            self._load(f"layers.{layer}.")
+            for n, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+                self._step, cache.seen = STEPS[n], start
+                angles = decoder.angles(start, length, start + length)
+                streams[n] = suite.run(decoder.layer(streams[n], cache, layer, angles, length))
+            cache.layers[layer].k = cache.layers[layer].v = None
+        on_progress(a.layers, a.layers + 1)
+        last: list[Value] = []
+        for first in range(0, a.vocabulary, HEAD_COLUMNS):
+            self._load("head.", (..., slice(first, first + HEAD_COLUMNS)))
+            for n, h in enumerate(streams):
+                self._step = STEPS[n]
+                logits = suite.run(decoder.head(h, cache))
+            last.append(logits[lengths[-1] - 1 :])
+        self._choose(suite.concat(last, -1) if len(last) > 1 else last[0])
+        on_progress(a.layers + 1, a.layers + 1)
+
+    def _choose(self, logits: Value) -> None:
+        suite = self._suite
+        indices = torch.arange(self._architecture.vocabulary, dtype=torch.int64, device=suite.device)
+        one_hot = suite.run(suite.argmax(logits))
+        self.token = replace(suite.output((one_hot * indices).sum(-1)), flags=suite.flags())
+
+
+def generated(
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    plan: GenerationPlan,
+    suite_name: str,
+    parties: int,
+    decided: list[Tensor] | None = None,
+    findings: list[RangeFinding] | None = None,
+    **options: Any,
+) -> list[int]:
+    """Tokens generated greedily on shares, with all parties and the dealer in this process.
+
+    decided: a list that gets what the policy kept in every decision, see `launch.measure.selection_trace`. findings: a list
+    that gets what left its range on the way to the first token that is not returned for that reason; without one that raises
+    `RangeExceeded`.
+    """
+    architecture = checkpoint.architecture
+    weights = _WeightShares(checkpoint, parties)
+    prompts = _share(token_indices(ids, architecture.vocabulary), 0, parties)
+
+    def program(suite: Suite, index: int | None) -> tuple[list[OutputShare], list[OutputShare]]:
+        loaded = suite.run(
+            load_weights(suite, architecture, lambda n: None if index is None else weights.share(n, index, suite))
+        )
+        kept, decisions = _Kept(), list[OutputShare]()
+        noting = suite if decided is None else cast(Suite, noting_shares(suite, decisions))
+        decoder = Decoder(noting, architecture, loaded, parse(plan.policy))
+        with torch.inference_mode():
+            suite.run(generate(noting, decoder, plan, None if index is None else prompts[index], kept))
+        return kept.shares, decisions
+
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], list[OutputShare]]:
+        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options), channel.party)
+
+    def dealer(tape: DealerTape) -> None:
+        program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
+
+    outputs, _ = run_in_process(parties, party, dealer)
+    tokens, decisions = zip(*outputs, strict=True)
+    if decided is not None:
+        decided += [_open(shares) for shares in zip(*decisions, strict=True)]
+    opened: list[int] = []
+    for step, shares in enumerate(zip(*tokens, strict=True)):
+        if found := _findings([share.flags for share in shares], step, suite_name, options):
+            if findings is None:
+                raise RangeExceeded(found)
+            findings += found
+            break
+        opened.append(round(float(_open(shares).item())))
+    return opened
+
+
+class _Kept:
+    """An endpoint that keeps every token's share."""
+
+    def __init__(self) -> None:
+        self.shares: list[OutputShare] = []
+
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Go on."""
+        self.shares.append(share)
+        return True
+
+    def next_token(self, step: int) -> None:
+        """Not asked for."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Not shown."""
+
+
+def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
+    """Logits [T, V] of the package transformers, in float64."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise EnvironmentProblem(f"transformers cannot be imported ({error}); `mpcache doctor` says more") from None
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, dtype=torch.float64
+    )
+    with torch.inference_mode():
+        logits: Tensor = model.eval()(input_ids=torch.tensor([list(ids)])).logits[0]
+    return logits.to(torch.float64)
+
+
+def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
+    """Errors at every probe point, in the order of the computation."""
+    out = []
+    for step in STEPS:
+        for (its, name), wanted in reference.points.items():
+            if its != step:
+                continue
+            value = measured.points[step, name]
+            error = (value - wanted).abs()
+            relative = (error.norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-30)).max().item()
+            largest = wanted.abs().max().item()
+            shape = tuple(value.shape)
+            out.append(ProbeError(step, name, shape, relative, error.max().item(), error.mean().item(), largest))
+    return out
+
+
+def _parts(ids: Sequence[int]) -> list[list[int]]:
+    """What is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded token."""
+    return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
+
+
+class _WeightShares:
+    """Shares of the weights, each made when the first party asks for it, as real parties would hold them, and kept until the
+    last one has."""
+
+    def __init__(self, checkpoint: Checkpoint, parties: int) -> None:
+        self._checkpoint = checkpoint
+        self._parties = parties
+        self._made: dict[str, dict[int, Tensor]] = {}
+        self._whole: tuple[str, Tensor] | None = None
+        self._lock = threading.Lock()
+
+    def share(self, name: str, party: int, suite: Suite, part: Part = None) -> Tensor:
+        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants. part: an index, None for all."""
+        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
+        shared = min(wanted, SHARED_BITS)
+        with self._lock:
+            key = f"{name} {part}"
+            if key not in self._made:
+                self._made[key] = dict(enumerate(_share(self._values(name, part), shared, self._parties)))
+            share = self._made[key].pop(party)
+            if not self._made[key]:
+                del self._made[key]
+        return share << (wanted - shared) if wanted > shared else share
+
+    def _values(self, name: str, part: Part) -> Tensor:
+        """All of a weight, or a part; the whole of one that comes in parts is kept until the next weight."""
+        if part is None:
+            self._whole = None
+            return self._checkpoint.weights[name]
+        if self._whole is None or self._whole[0] != name:
+            self._whole = None
+            self._whole = (name, self._checkpoint.weights[name])
+        return self._whole[1][part]
+
+
+def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
+    """Two pieces of the same rows."""
+    assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
+    return replace(left, share=torch.cat([left.share, right.share], -1))
+
+
+def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
+    """Additive shares in Z_2^64."""
+    rest = encode(x, fraction_bits).clone()
+    shares = [Prg(new_seed()).ring(x.shape) for _ in range(parties - 1)]
+    for share in shares:
+        rest -= share
+    return [*shares, rest]
+
+
+def _findings(
+    flags: Sequence[Tensor | None], step: int, suite_name: str, options: Mapping[str, Any]
+) -> tuple[RangeFinding, ...]:
+    """What the parties' shares of an output's range flags say; nothing where the suite has none."""
+    shares = [share for share in flags if share is not None]
+    return findings_in(open_flags(shares), step, suite_name, options) if shares else ()
+
+
+def _open(shares: Sequence[OutputShare]) -> Tensor:
+    total = torch.zeros_like(shares[0].share)
+    for share in shares:
+        total += share.share
+    return decode(reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)

@@ -1,0 +1,245 @@
+"""A check of one gate: where it is defined, what it must give, how far it may be off, and the run that measures it.
+
+INSECURE FOR REAL DATA BY NATURE: one process makes all shares and holds them (`launch.local.in_process`).
+
+Two kinds. A `Gate` is a coroutine of the suite `masked` on masked values; its costs are those of the gate alone. A
+`Function` is a method of the interface `Suite`, run on every suite that has a bound for it; its costs are those from an
+additive sharing, the opening of the input included.
+
+An element, of which bytes are counted, is one number of the first input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from launch.local.in_process import run_in_process
+from mpc import fixed_point, ring
+from mpc.channel import MemoryChannel
+from mpc.ledger import Cost, stage
+from mpc.random import Prg, new_seed
+from mpc.tape import DealerTape, PartyTape
+from protocols.masked.context import Context, open_value
+from protocols.masked.shares import Shared
+from protocols.registry import secure_suite
+from protocols.schedule import Scheduler
+from protocols.suite import OutputShare, Suite
+
+INPUT_BITS = 16
+"""Fraction bits of a `Function`'s inputs: finer than a suite's own, so that its rounding of the input is measured too."""
+
+MEASURED = "gate"
+Meaning = Literal["absolute", "relative", "exact"]
+Judge = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What both kinds have.
+
+    name: unique within a suite. range: in words. meaning: of the bound; "exact" allows no error at all. points: inputs
+    (float64) for a wanted number of elements, both ends of the range and all breakpoints among them. judge: from (inputs as
+    they were encoded, results) to (absolute errors, errors in their meaning).
+    """
+
+    name: str
+    group: str
+    range: str
+    meaning: Meaning
+    points: Callable[[int], Sequence[Tensor]]
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Gate(Check):
+    """program(c, *masked) -> Shared or several. ring, frac: of every input. parties: None for any number."""
+
+    program: Callable[..., Awaitable[Any]]
+    bound: float
+    ring: int
+    frac: int
+    parties: int | None = None
+
+
+@dataclass(frozen=True)
+class Function(Check):
+    """program(suite, *values, *weights) -> Value or several. bounds: by suite. input_bits: fraction bits of the inputs."""
+
+    program: Callable[..., Awaitable[Any]]
+    bounds: Mapping[str, float]
+    weights: tuple[Tensor, ...] = ()
+    input_bits: int = INPUT_BITS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ring, frac: of the masked input (suite `crypten`: of its shares). Bytes: sent by the busiest
+    party to all others, and received from the dealer by the party that receives most, for each element."""
+
+    suite: str
+    group: str
+    name: str
+    range: str
+    ring: int
+    frac: int
+    parties: int
+    points: int
+    max_absolute: float
+    meaning: Meaning
+    error: float
+    bound: float
+    rounds: int
+    online_bytes: float
+    offline_bytes: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within its bound (a result that is no number is not)."""
+        return self.error <= self.bound
+
+
+@dataclass
+class Found:
+    """Results as floats, each party's costs, and the ring and fraction bits in which the input was opened."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    ring: int = 64
+    frac: int = 0
+
+
+def additive(x: Tensor, parties: int, bits: int = 64) -> list[Tensor]:
+    """Additive shares of ring elements, canonical in Z_2^bits."""
+    prg = Prg(new_seed())
+    parts = [prg.ring(x.shape, bits) for _ in range(parties - 1)]
+    rest = x.clone()
+    for part in parts:
+        rest = rest - part
+    return [*parts, ring.reduce(rest, bits)]
+
+
+def measure(check: Check, suite: str, parties: int, points: int) -> Row:
+    """Run a check once. Raises what the gate raises; an error above the bound is a row that is not `ok`."""
+    inputs = [x.to(torch.float64) for x in check.points(points)]
+    frac = check.frac if isinstance(check, Gate) else check.input_bits if isinstance(check, Function) else 0
+    inputs = [torch.round(x * 2.0**frac) / 2.0**frac for x in inputs]
+    if isinstance(check, Gate):
+        found, bound = run_gate(check, parties, inputs), check.bound
+    elif isinstance(check, Function):
+        found, bound = run_function(check, suite, parties, inputs), check.bounds[suite]
+    else:
+        raise TypeError(f"{type(check).__name__} is no kind of check")
+    absolute, judged = check.judge(inputs, found.outputs)
+    count = inputs[0].numel()
+    return Row(
+        suite=suite,
+        group=check.group,
+        name=check.name,
+        range=check.range,
+        ring=found.ring,
+        frac=found.frac,
+        parties=parties,
+        points=count,
+        max_absolute=_largest(absolute),
+        meaning=check.meaning,
+        error=_largest(judged),
+        bound=bound,
+        rounds=max(cost.rounds for cost in found.costs),
+        online_bytes=max(cost.bytes_sent for cost in found.costs) / count,
+        offline_bytes=max(cost.offline_bytes for cost in found.costs) / count,
+    )
+
+
+def _largest(errors: Tensor) -> float:
+    if not bool(torch.isfinite(errors).all()):
+        return float("inf")
+    return float(errors.max()) if errors.numel() else 0.0
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def _opened(parts: Sequence[Sequence[tuple[Tensor, int, int]]]) -> list[Tensor]:
+    """Float values from every party's (share, ring bits, fraction bits) of each result."""
+    out = []
+    for same in zip(*parts, strict=True):
+        total = torch.zeros_like(same[0][0])
+        for share, _, _ in same:
+            total = total + share
+        _, bits, frac = same[0]
+        out.append(fixed_point.decode(ring.reduce(total, bits), frac, bits))
+    return out
+
+
+def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
+    """A gate on shares of float inputs that lie on its grid, from masked values."""
+    # not `fixed_point.encode`, which refuses the ring's lowest value
+    elements = [ring.reduce(torch.round(x * 2.0**gate.frac).to(torch.int64), gate.ring) for x in inputs]
+    shares = [additive(x, parties, gate.ring) for x in elements]
+
+    async def main(c: Context, own: Sequence[Shared]) -> list[Shared]:
+        masked = [await open_value(c, x) for x in own]
+        with stage(MEASURED):
+            return _listed(await gate.program(c, *masked))
+
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[tuple[Tensor, int, int]], Cost]:
+        c = Context(tape, channel, parties)
+        out = Scheduler(c.flush).run(main(c, [Shared(s[channel.party], gate.ring, gate.frac) for s in shares]))
+        return [(x.x, x.bits, x.frac) for x in out], channel.ledger.total(MEASURED)
+
+    def dealer(tape: DealerTape) -> None:
+        c = Context(tape, None, parties)
+        Scheduler(c.flush).run(main(c, [Shared(c.blank(x.shape), gate.ring, gate.frac) for x in inputs]))
+
+    results, _ = run_in_process(parties, party, dealer)
+    return Found(_opened([r[0] for r in results]), [r[1] for r in results], gate.ring, gate.frac)
+
+
+def run_function(function: Function, name: str, parties: int, inputs: Sequence[Tensor]) -> Found:
+    """A function on shares of float inputs, from sharings; weights are loaded before anything is counted."""
+
+    def encoded(x: Tensor, bits: int) -> list[Tensor]:
+        return additive(fixed_point.encode(x, bits), parties)
+
+    shares = [encoded(x, function.input_bits) for x in inputs]
+    weight_shares = [encoded(w, INPUT_BITS) for w in function.weights]
+    opened: list[int] = []
+
+    def own_weight(suite: Suite, k: int, index: int | None) -> Tensor | None:
+        if index is None:
+            return None
+        bits: int = getattr(suite, "weight_fraction_bits", INPUT_BITS)
+        return weight_shares[k][index] << (bits - INPUT_BITS)
+
+    async def main(suite: Suite, index: int | None) -> list[Any]:
+        values = [
+            suite.input(x.shape, None if index is None else s[index], function.input_bits)
+            for x, s in zip(inputs, shares, strict=True)
+        ]
+        held = [await suite.weight(f"w{k}", w.shape, own_weight(suite, k, index)) for k, w in enumerate(function.weights)]
+        context = getattr(suite, "context", None)
+        if index == 0 and isinstance(context, Context):
+            context.observer = lambda m, bits: opened.append(bits)
+        with stage(MEASURED):
+            return _listed(await function.program(suite, *values, *held))
+
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], Cost, int]:
+        suite = secure_suite(name, parties=parties, tape=tape, channel=channel)
+        values = suite.run(main(suite, channel.party))
+        cost = suite.ledger.total(MEASURED)
+        return [suite.output(v) for v in values], cost, suite.fraction_bits
+
+    def dealer(tape: DealerTape) -> None:
+        suite = secure_suite(name, parties=parties, tape=tape, channel=None)
+        for value in suite.run(main(suite, None)):
+            suite.output(value)
+
+    results, _ = run_in_process(parties, party, dealer)
+    outputs = _opened([[(o.share, o.bits, o.fraction_bits) for o in r[0]] for r in results])
+    return Found(outputs, [r[1] for r in results], opened[0] if opened else 64, results[0][2])

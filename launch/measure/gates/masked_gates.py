@@ -1,0 +1,318 @@
+"""Every gate of the suite `masked` with its range and bound: one entry a gate.
+
+Bounds are stated here and nowhere else; docs/gates.md is generated from them. A value outside a range wraps: the ring is the
+range, and what the gate gives then is some number of the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launch.measure.gates.check import Gate
+from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
+from protocols.masked import activation, comparison, power, softmax, truncation
+from protocols.masked.clamp import clamp
+from protocols.masked.compaction import Method, compact
+from protocols.masked.context import Context
+from protocols.masked.dpf import one_hot_dpf
+from protocols.masked.one_hot import one_hot_table
+from protocols.masked.shares import Masked, Shared
+from protocols.masked.shuffle import shuffle
+from protocols.masked.threshold import top_k_by_threshold
+from protocols.masked.top_k import top_k
+
+FRAC = 14  # the suite's default
+UNIT = 2.0**-FRAC
+OUT = 64
+WIDE = 44
+LOW = 5
+
+
+def _truncation() -> list[Gate]:
+    cut = 14
+
+    async def truncate(c: Context, x: Masked) -> Shared:
+        return c.shared(truncation.truncate(c, x, cut))
+
+    async def floor(c: Context, x: Masked) -> Shared:
+        return await truncation.floor(c, x, truncation.truncate(c, x, cut))
+
+    async def truncate_and_lift(c: Context, x: Masked) -> Shared:
+        return truncation.truncate_and_lift(c, x, cut, OUT)
+
+    async def lift(c: Context, x: Masked) -> Shared:
+        return truncation.lift(c, x, OUT)
+
+    top = 2.0 ** (44 - 1 - 28)
+    half = 2.0 ** (44 - 2 - 28)
+    fine = 2.0**-28
+    same = absolute(lambda x: x)
+    down = absolute(lambda x: torch.floor(x / UNIT) * UNIT)
+    words = "the whole ring but its last unit"
+    quarter = "|x| < 2^(bits - 2) ring units"
+    ends = span(-half, half - fine, fine)
+    narrow = span(-256.0, 256.0 - UNIT, UNIT)
+    return [
+        Gate("truncation", "truncation", words, "absolute", span(-top, top - UNIT, fine), same, truncate, UNIT, 44, 28),
+        Gate("exact floor", "truncation", words, "exact", span(-top, top - UNIT, fine), down, floor, 0.0, 44, 28),
+        Gate("truncation and lift", "truncation", quarter, "absolute", ends, same, truncate_and_lift, UNIT, 44, 28),
+        Gate("lift", "truncation", quarter, "exact", narrow, same, lift, 0.0, 24, FRAC),
+    ]
+
+
+def _comparison() -> list[Gate]:
+    async def negative(c: Context, x: Masked) -> Shared:
+        return (await comparison.less_than_zero(c, x)).share(OUT)
+
+    async def member(c: Context, x: Masked) -> Shared:
+        return (await comparison.within(c, x, LOW)).share(OUT)
+
+    async def clamped(c: Context, x: Masked) -> Shared:
+        return await clamp(c, x, -8 << FRAC, 8 << FRAC)
+
+    found = [
+        Gate(
+            f"less than zero, {bits} bits",
+            "comparison",
+            "the whole ring",
+            "exact",
+            whole_ring(bits),
+            absolute(lambda x: x < 0),
+            negative,
+            0.0,
+            bits,
+            0,
+        )
+        for bits in (2, 8, 9, 16, 17, 24, 25, 32)
+    ]
+    inside = absolute(lambda x: (x >= 0) & (x < 1 << LOW))
+    for bits in (12, 20):
+        name = f"within 0 to 2^{LOW} - 1, {bits} bits"
+        found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
+    points = span(-256.0, 256.0 - UNIT, UNIT, (-8.0, 8.0))
+    held = absolute(lambda x: x.clamp(-8, 8))
+    words = "|x| < 2^(bits - 2) ring units, limits -8 and 8"
+    return [*found, Gate("clamp", "comparison", words, "exact", points, held, clamped, 0.0, 24, FRAC)]
+
+
+def _piecewise() -> list[Gate]:
+    exact: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+        "gelu": (torch.nn.functional.gelu, 2.0**-12),
+        "gelu_tanh": (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), 2.0**-12),
+        "silu": (torch.nn.functional.silu, 2.0**-12),
+    }
+    out = []
+    for kind, (oracle, bound) in exact.items():
+        half, _ = activation.SHAPES[kind]
+
+        async def program(c: Context, x: Masked, kind: str = kind) -> Shared:
+            """P(x) + [x >= 0] x, the bracket with P's borrow."""
+            p = activation.evaluate_curve(c, x, kind, x.bits)
+            negative = await comparison.less_than_zero(c, truncation.truncate(c, x, x.frac))
+            return p.add(c.shared(x).add(negative.times(x).negate()).shift_left(p.frac - x.frac))
+
+        out.append(
+            Gate(
+                f"piecewise polynomial, {kind}",
+                "piecewise polynomial",
+                f"|x| < {half}: all segments",
+                "absolute",
+                span(-half, half - UNIT, UNIT, range(-half, half)),
+                absolute(oracle),
+                program,
+                bound,
+                WIDE,
+                FRAC,
+            )
+        )
+    return out
+
+
+def _lookup() -> list[Gate]:
+    def hot(width: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: one_hot_at(x.long() & ((1 << width) - 1), 1 << width)
+
+    def table(width: int) -> Callable[[Context, Masked], Any]:
+        async def program(c: Context, x: Masked) -> Shared:
+            return one_hot_table(c, x, 0, width, 32)
+
+        return program
+
+    def keys(width: int) -> Callable[[Context, Masked], Any]:
+        async def program(c: Context, x: Masked) -> Shared:
+            return one_hot_dpf(c, x, 0, width, 32)
+
+        return program
+
+    def entry(name: str, width: int, program: Callable[[Context, Masked], Any], parties: int | None) -> Gate:
+        points = whole_ring(width)
+        judge = absolute(hot(width))
+        return Gate(
+            f"{name}, {width} bits", "lookup", "the whole ring", "exact", points, judge, program, 0.0, width, 0, parties
+        )
+
+    return [
+        *(entry("one-hot by truth table", width, table(width), None) for width in (4, 8)),
+        *(entry("one-hot by point function", width, keys(width), 2) for width in (8, 10)),
+    ]
+
+
+def _ranked(columns: int, frac: int, limit: float) -> Callable[[int], Sequence[Tensor]]:
+    """Rows of random values, of both ends, of ties, of equal values, of ascending ones."""
+
+    def points(count: int) -> list[Tensor]:
+        rows = max(count // columns - 5, 1)
+        random = normal("ranked", rows, columns).clamp(-3, 3) / 3 * limit
+        ends = torch.tensor([limit, -limit], dtype=torch.float64).repeat(columns)[:columns]
+        ties = torch.round(normal("ties", 2, columns)) * 2.0**-frac
+        rising = torch.linspace(-limit, limit, columns, dtype=torch.float64)
+        equal = torch.zeros(columns, dtype=torch.float64)
+        return [torch.cat([random, ends[None], ties, rising[None], equal[None]])]
+
+    return points
+
+
+def _selection() -> list[Gate]:
+    async def by_value(c: Context, x: Masked) -> Shared:
+        return await top_k(c, x, 16, OUT)
+
+    async def by_position(c: Context, x: Masked) -> Shared:
+        return await top_k(c, x, 16, OUT, "position")
+
+    def by_threshold(k: int, digit: int) -> Callable[[Context, Masked], Any]:
+        async def program(c: Context, x: Masked) -> Shared:
+            return await top_k_by_threshold(c, x, k, 16, digit)
+
+        return program
+
+    bits, frac = 20, 8
+    limit = 2.0 ** (bits - 2 - frac) - 2.0**-frac
+    limits = "|x| < 2^(bits - 2) ring units, ties to the earlier"
+    words, long = f"16 of 64, {limits}", f"300 of 1 024, {limits}"
+    few, many = _ranked(64, frac, limit), _ranked(1024, frac, limit)
+    values = absolute(lambda x: one_hot_at(best(x, 16), x.shape[-1]))
+    places = absolute(lambda x: one_hot_at(best(x, 16).sort(-1).values, x.shape[-1]))
+    marks = absolute(lambda x: one_hot_at(best(x, 300), x.shape[-1]).sum(-2))
+    return [
+        Gate("top-k by ranks, by value", "selection", words, "exact", few, values, by_value, 0.0, bits, frac),
+        Gate("top-k by ranks, by position", "selection", words, "exact", few, places, by_position, 0.0, bits, frac),
+        *(
+            Gate(
+                f"top-k by threshold, digits of {digit}",
+                "selection",
+                long,
+                "exact",
+                many,
+                marks,
+                by_threshold(300, digit),
+                0.0,
+                bits,
+                frac,
+            )
+            for digit in (4, 6, 8)
+        ),
+    ]
+
+
+def _powers() -> list[Gate]:
+    low, frac = 20, 28
+
+    def entry(name: str, exponent: float, high: int, bound: float) -> Gate:
+        async def program(c: Context, x: Masked) -> Shared:
+            return await power.power(c, x, low, high, exponent)
+
+        def points(count: int) -> list[Tensor]:
+            logs = torch.linspace(low - frac, high - frac, max(count, 2), dtype=torch.float64)
+            marks = 2.0 ** torch.arange(low - frac, high - frac + 1, dtype=torch.float64)
+            beside = torch.cat([marks, marks - 2.0**-frac, marks + 2.0**-frac, marks * 0.985]).repeat(8)
+            return [torch.cat([2.0**logs, beside]).clamp(2.0 ** (low - frac), 2.0 ** (high - frac) - 2.0**-frac)]
+
+        words = f"2^{low - frac} <= x < 2^{high - frac}"
+        return Gate(
+            name, "powers", words, "relative", points, relative(lambda x: x**exponent), program, bound, high + 4, frac
+        )
+
+    return [entry("reciprocal", -1.0, 48, 2.0**-14), entry("reciprocal square root", -0.5, 52, 2.0**-14)]
+
+
+def _exponential() -> list[Gate]:
+    async def program(c: Context, x: Masked) -> Shared:
+        return softmax.exponential(c, x, OUT)
+
+    marks = [float(x) for x in range(-248, 0, 8)]
+    points = span(-248.0, -UNIT, UNIT, marks)
+    judge = relative(lambda x: torch.exp(x + softmax.PEAK), 2.0**-10)
+    words = "-248 <= x < 0; relative to e^(x + 4) + 2^-10"
+    return [Gate("e^(x + 4)", "softmax", words, "relative", points, judge, program, 2.0**-12, 8 + FRAC, FRAC)]
+
+
+def _rows() -> list[Gate]:
+    columns, count, kept = 8, 64, 40
+
+    def table(points: int) -> Tensor:
+        batch = max(points // (count * columns), 1)
+        line = torch.arange(count, dtype=torch.float64)[:, None] + count * torch.arange(columns)
+        return line.expand(batch, count, columns).contiguous()
+
+    def marks(batch: int) -> Tensor:
+        out = torch.zeros(batch, count, dtype=torch.float64)
+        out.scatter_(1, normal("marks", batch, count).argsort(-1)[:, :kept], 1.0)
+        out[0] = (torch.arange(count) >= count - kept).to(torch.float64)
+        return out
+
+    async def moved(c: Context, x: Masked) -> Shared:
+        (out,) = await shuffle(c, [x], 1)
+        return out
+
+    def judge_shuffle(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Whole rows, each once: the first column names a row, the others must follow from it."""
+        first = found[0][..., :1]
+        whole = first + count * torch.arange(columns)
+        error = torch.cat(
+            [(found[0] - whole).abs().reshape(-1), (first.sort(1).values - inputs[0][..., :1]).abs().reshape(-1)]
+        )
+        return error, error
+
+    def compacted(method: Method) -> Gate:
+        async def program(c: Context, x: Masked, mark: Masked) -> Shared:
+            (out,) = await compact(c, mark, [x], kept, method)
+            return out
+
+        def points(wanted: int) -> list[Tensor]:
+            x = table(wanted)
+            return [x, marks(len(x))]
+
+        def oracle(x: Tensor, mark: Tensor) -> Tensor:
+            return x[mark.bool()].reshape(len(x), kept, columns)
+
+        name = f"compaction by {method}"
+        return Gate(
+            name,
+            "rows",
+            f"{count} rows to {kept}, exactly so many marks",
+            "exact",
+            points,
+            absolute(oracle),
+            program,
+            0.0,
+            40,
+            0,
+        )
+
+    return [
+        Gate(
+            "shuffle", "rows", f"{count} rows, any values", "exact", lambda n: [table(n)], judge_shuffle, moved, 0.0, 40, 0
+        ),
+        compacted("shuffle"),
+        compacted("matrix"),
+    ]
+
+
+def masked_gates() -> list[Gate]:
+    """All of them, in the order of the table."""
+    parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _rows)
+    return [gate for part in parts for gate in part()]

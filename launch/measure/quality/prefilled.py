@@ -1,0 +1,171 @@
+"""Many policies after one prompt: the prompt is processed once, with the full cache, and every policy begins from there.
+
+What a policy does to a prompt's cache depends on what tokens receive from the last queries, and on nothing else that the
+full cache's pass does not make. So its pass keeps all queries, keys and values; a policy is told what it would have been
+told, and decodes on a cache of its own. Plaintext only; the same answers as `models.generation.PlainModel.generate`, up to
+rounding of floats.
+
+Axis names as in `protocols.suite`: G key/value heads, R query heads per key/value head, T tokens, S cached tokens, C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.cache import CachePolicy, KVCache
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder, causal_mask, load_weights
+from models.policies import parse
+from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
+from protocols.suite import Value
+
+MOST_SCORES = 1 << 25
+"""Scores that are held at once where what tokens receive is added up over blocks of queries."""
+
+
+class NotingSuite(PlainSuite):
+    """The suite `plain`, faster where a prompt is long; other values only by rounding.
+
+    noted: while it is a list, the queries [G, R, T, C] of each attention that is asked what tokens receive, which it then
+    does not say.
+    """
+
+    noted: list[Tensor] | None = None
+
+    async def attention_with_mass(
+        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
+    ) -> tuple[Value, Value]:
+        """While queries are noted, a whole prompt's, by torch's own kernel, which holds no matrix of scores; then the second
+        result is zero."""
+        if self.noted is None:
+            return await super().attention_with_mass(q, k, v, mask, observed)
+        keys, values = tensor_of(k), tensor_of(v)
+        groups, cached, channels = keys.shape
+        heads = tensor_of(q).reshape(groups, -1, cached, channels)  # all queries of a prompt in one batch
+        self.noted.append(heads)
+        shape = (groups, heads.shape[1], cached, channels)
+        wide_keys, wide_values = (x[:, None].expand(*shape) for x in (keys, values))
+        first = None if mask is None else mask[:cached]  # the same for every head of a group
+        out = functional.scaled_dot_product_attention(heads, wide_keys, wide_values, first, scale=1.0)
+        return PlainValue(out.reshape(groups, -1, channels)), PlainValue(torch.zeros_like(keys[..., 0]))
+
+
+@dataclass
+class _Noting(CachePolicy):
+    """The full cache, all of whose queries are wanted. keys, values: by layer, [G, T, C]."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def observed_queries(self, tokens: int, layer: int) -> int:
+        return tokens
+
+    async def after_prefill(self, suite: object, cache: KVCache, layer: int, received: Value | None) -> None:
+        keys, values = cache.layers[layer].keys_and_values()
+        self.keys.append(tensor_of(keys))
+        self.values.append(tensor_of(values))
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt behind the full cache's pass. logits [1, V] of the first token; queries [G, R, T, C], keys and values
+    [G, T, C] by layer."""
+
+    tokens: int
+    logits: Tensor
+    queries: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class PrefilledModel:
+    """A checkpoint in the suite `plain`, float32, on `device`."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.architecture = checkpoint.architecture
+        self.suite = NotingSuite(torch.float32, device)
+        self.weights = self.suite.run(load_weights(self.suite, self.architecture, checkpoint.weights.__getitem__))
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefilled:
+        """The prompt's pass. progress(done, total): layers."""
+        noting = _Noting()
+        decoder = Decoder(self.suite, self.architecture, self.weights, noting)
+        queries: list[Tensor] = []
+        self.suite.noted = queries
+        try:
+            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), 0, True, progress))
+        finally:
+            self.suite.noted = None
+        return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
+
+    @torch.inference_mode()
+    def answer(
+        self, prompt: Prefilled, policy: str, new_tokens: int, done: Callable[[list[int]], bool] = lambda ids: False
+    ) -> list[int]:
+        """Greedily generated tokens, up to and with the first end-of-text token. done(tokens so far): whether more would
+        change nothing."""
+        decoder, cache = self._begun(prompt, policy)
+        logits, ids = prompt.logits, list[int]()
+        while True:
+            ids.append(int(logits.argmax(-1).item()))
+            if len(ids) >= new_tokens or ids[-1] in self.architecture.eos or done(ids):
+                return ids
+            logits = self._next(decoder, cache, ids[-1])
+
+    @torch.inference_mode()
+    def losses(self, prompt: Prefilled, policy: str, following: Sequence[int]) -> list[float]:
+        """-ln p of each following token, given all before it; decoded one by one with the policy."""
+        decoder, cache = self._begun(prompt, policy)
+        logits, found = prompt.logits, list[float]()
+        for n, token in enumerate(following):
+            found.append(-float(torch.log_softmax(logits.double(), -1)[0, token]))
+            if n + 1 < len(following):
+                logits = self._next(decoder, cache, token)
+        return found
+
+    def _indices(self, ids: Sequence[int]) -> PlainValue:
+        return self.suite.indices(len(ids), torch.tensor(list(ids)), self.architecture.vocabulary)
+
+    def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
+        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, cache.seen, True)))
+
+    def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
+        """A decoder, and the cache that the policy leaves of the prompt."""
+        policy = parse(text, plaintext=True)
+        policy.check(self.architecture, prompt.tokens)
+        decoder = Decoder(self.suite, self.architecture, self.weights, policy)
+        cache = decoder.new_cache()
+        cache.prompt_tokens = prompt.tokens
+        if policy.plaintext_only:
+            cache.state["queries"] = prompt.queries
+        for layer, entry in enumerate(cache.layers):
+            entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
+            observed = min(policy.observed_queries(prompt.tokens, layer), prompt.tokens)
+            received = self._received(prompt, layer, observed) if observed else None
+            self.suite.run(policy.after_prefill(self.suite, cache, layer, received))
+            cache.trim(layer)
+        cache.seen = prompt.tokens
+        return decoder, cache
+
+    def _received(self, prompt: Prefilled, layer: int, observed: int) -> PlainValue:
+        """What each token receives from the last `observed` queries: [G, S]."""
+        queries, keys = prompt.queries[layer], prompt.keys[layer]
+        window = self.architecture.window(layer)
+        groups, group, _, _ = queries.shape
+        total = torch.zeros_like(keys[..., 0])
+        block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
+        for start in range(prompt.tokens - observed, prompt.tokens, block):
+            stop = min(start + block, prompt.tokens)
+            scores = queries[:, :, start:stop] @ keys[:, None, :stop].transpose(-1, -2)  # [G, R, n, stop]
+            mask = causal_mask(stop - start, stop, window, scores.device)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            total[:, :stop] += torch.softmax(scores, -1).sum((1, 2))
+        return PlainValue(total)

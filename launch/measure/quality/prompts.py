@@ -1,0 +1,151 @@
+"""Prompts that policies are compared on: the recall tasks, records at a given depth, windows of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from launch.terminal.texts import read_text_file
+from models.architecture import Architecture
+from models.checkpoint import Checkpoint
+from models.recall import documents as codes
+from models.recall import questions as lists
+from mpc.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: tokens. wanted: the tokens that a right answer starts with, None where nothing is right or wrong. names: where a
+    prompt asks for a list, the names asked for; wanted are their values then."""
+
+    ids: list[int]
+    wanted: list[int] | None = None
+    names: list[int] | None = None
+
+    @property
+    def questions(self) -> int:
+        """How many answers are counted."""
+        return 0 if self.wanted is None else 1 if self.names is None else len(self.names)
+
+    def right(self, given: Sequence[int]) -> int:
+        """How many of the questions a generated answer answers right."""
+        if self.wanted is None:
+            return 0
+        if self.names is None:
+            return int(list(given[: len(self.wanted)]) == self.wanted)
+        return lists.recalled(self.names, self.wanted, given)
+
+
+class Codes:
+    """Four digits of one record, `models.recall.documents`. A depth counts records, 0 the first, 1 the last."""
+
+    name: ClassVar[str] = "codes"
+    shortest = codes.RECORD_TOKENS + 1 + codes.QUESTION_TOKENS
+    longest = codes.MAX_DOCUMENT_TOKENS + codes.QUESTION_TOKENS
+    vocabulary = codes.VOCABULARY
+    token_ids = codes.TOKEN_IDS
+
+    def answer_tokens(self, length: int) -> int:
+        """With the end of text."""
+        return codes.ANSWER_TOKENS
+
+    def least_tokens(self, length: int) -> int:
+        """Tokens without which no answer is right."""
+        return codes.VALUE_TOKENS
+
+    def prompts(self, length: int, count: int, seed: int, depth: float | None = None) -> list[Prompt]:
+        """Held-out documents with a question each, `length` tokens together; with a depth the same documents at each."""
+        if depth is None:
+            return [self._prompt(case.prompt, case.answer) for case in codes.evaluation_cases(length, count, seed)]
+        rng = codes.make_rng(seed, codes.HELD_OUT)
+        found = []
+        for _ in range(count):
+            document = codes.make_document(rng, length - codes.QUESTION_TOKENS)
+            record = document.records[round(depth * (len(document.records) - 1))]
+            found.append(self._prompt(f"{document.text} {codes.QUESTION} {record.name} {codes.COLON}", record.value))
+        return found
+
+    def _prompt(self, text: str, answer: str) -> Prompt:
+        return Prompt(codes.encode(text), codes.encode(answer))
+
+
+class Lists:
+    """Values of a list of names, `models.recall.questions`. A depth counts tokens of the document without asked records."""
+
+    name: ClassVar[str] = "question lists"
+    shortest = lists.SHORTEST
+    longest = lists.LONGEST
+    vocabulary = lists.VOCABULARY
+    token_ids = lists.TOKEN_IDS
+
+    def answer_tokens(self, length: int) -> int:
+        """With the end of text."""
+        return lists.answer_tokens(length)
+
+    def least_tokens(self, length: int) -> int:
+        """Tokens without which no answer is right."""
+        return lists.answer_tokens(length) - 1
+
+    def prompts(self, length: int, count: int, seed: int, depth: float | None = None) -> list[Prompt]:
+        """Held-out documents with a list each, `length` tokens together; with a depth all asked records lie there."""
+        cases = lists.evaluation_cases(length, count, seed, depth)
+        ids = lists.TOKEN_IDS
+        return [Prompt(lists.encode(c.prompt), [ids[v] for v in c.values], [ids[n] for n in c.names]) for c in cases]
+
+
+RecallTask = Codes | Lists
+TASKS: tuple[RecallTask, ...] = (Codes(), Lists())
+
+
+def task_of(checkpoint: Checkpoint) -> RecallTask | None:
+    """The recall task whose tokenizer the checkpoint has; None for any other tokenizer."""
+    for task in TASKS:
+        if checkpoint.architecture.vocabulary == len(task.vocabulary):
+            words = task.vocabulary[2:]
+            if checkpoint.tokenizer.encode(" ".join(words)) == [task.token_ids[word] for word in words]:
+                return task
+    return None
+
+
+def check_length(architecture: Architecture, length: int, new_tokens: int, task: RecallTask | None) -> None:
+    """Raise `ConfigurationError` unless the model has the positions and, for a recall task, a prompt can be as long."""
+    needed = length + new_tokens - 1
+    if length < 1 or needed > architecture.positions:
+        raise ConfigurationError(
+            f"--lengths {length}: with {new_tokens} new tokens needs {needed} positions, the model has "
+            f"{architecture.positions}; use lengths from 1 to {architecture.positions - new_tokens + 1}"
+        )
+    if task is not None and not task.shortest <= length <= task.longest:
+        raise ConfigurationError(
+            f"--lengths {length}: prompts of the recall task have {task.shortest} to {task.longest} tokens"
+        )
+
+
+def read_text(checkpoint: Checkpoint, path: Path) -> list[int]:
+    """A text file's tokens. Raises `ConfigurationError` when it cannot be read or has none."""
+    text = read_text_file(path, "--text")
+    ids = checkpoint.tokenizer.encode(text) if text.strip() else []
+    if not ids:
+        raise ConfigurationError(f"--text {path} is empty; give a file with a text")
+    return ids
+
+
+def text_part(architecture: Architecture, ids: Sequence[int], length: int, most: int) -> list[int]:
+    """A prompt of `length` tokens and the up to `most` tokens behind it that perplexity is of."""
+    room = min(most, architecture.positions - length + 1)
+    part = list(ids[: length + room])
+    if room < 1 or len(part) <= length:
+        raise ConfigurationError(
+            f"--text: {len(ids)} tokens do not reach behind a prompt of {length} (--lengths); "
+            "use a longer text or smaller lengths"
+        )
+    return part
+
+
+def text_prompts(ids: Sequence[int], length: int, count: int) -> list[Prompt]:
+    """Up to `count` windows of the text, spread evenly from its start to its end."""
+    last = len(ids) - length
+    starts = sorted({round(n * last / max(1, count - 1)) for n in range(count)})
+    return [Prompt(list(ids[start : start + length])) for start in starts]

@@ -1,0 +1,134 @@
+"""What a policy costs once, after a prompt, beyond the full cache: predicted on tensors without content.
+
+Per layer: what it takes to know the attention that tokens receive, then the policy's own stages. All layers but the last
+compute the attention of all queries anyway; the last one, whose first token needs one query only, computes the observed
+ones besides, which is most of it. Bytes are what parties count; rounds are at most these, since a session runs the stages
+beside other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from models.architecture import Architecture
+from models.cache import KVCache, run_stages
+from models.costs.tracing import Setting
+from models.decoder import causal_mask
+from models.policies import parse
+from mpc.ledger import Cost
+from protocols.suite import Suite, Value
+
+MANY_SCORES = 1 << 25  # of all heads from which on one and two of them are traced: costs are linear in their number
+
+
+def combined(*terms: tuple[float, Cost]) -> Cost:
+    """Sum of factors times costs."""
+    out = Cost()
+    for field in fields(Cost):
+        value = sum(factor * getattr(cost, field.name) for factor, cost in terms)
+        setattr(out, field.name, value if field.name == "seconds_waiting" else round(value))
+    return out
+
+
+def after_prompt(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> Cost:
+    """Of all layers together, beyond the full cache, for MPCache and whatever evicts alike in all layers.
+
+    known: what `importance` says, where it is known already.
+    """
+    observed = min(prompt, parse(setting.policy).observed_queries(prompt, 0))
+    stages = _layer(architecture, setting, prompt, observed)
+    knowing = importance(architecture, setting, prompt) if known is None else known
+    return combined((architecture.layers, stages), (1, knowing))
+
+
+def importance(architecture: Architecture, setting: Setting, prompt: int) -> Cost:
+    """Of knowing what tokens receive from a prompt's last queries, in all layers, beyond the full cache."""
+    observed = min(prompt, parse(setting.policy).observed_queries(prompt, 0))
+    if not observed:
+        return Cost()
+    middle = combined(
+        (1, _attention(architecture, setting, prompt, prompt, observed, masked=False)),
+        (-1, _attention(architecture, setting, prompt, prompt, 0, masked=False)),
+    )
+    last = combined(
+        (1, _linear_in_heads(architecture, setting, prompt, observed)),
+        (-1, _attention(architecture, setting, prompt, 1, 0, masked=True)),
+    )
+    return combined((architecture.layers - 1, middle), (1, last))
+
+
+def _run(setting: Setting, program: Callable[[Suite], Coroutine[Any, Any, None]]) -> Cost:
+    suite, _ = setting.make()
+    with torch.inference_mode():
+        suite.run(program(suite))
+    return suite.ledger.total()
+
+
+def _input(suite: Suite, *shape: int) -> Value:
+    return suite.input(shape, None, suite.fraction_bits)
+
+
+async def _cached(suite: Suite, a: Architecture, tokens: int) -> tuple[Value, Value]:
+    """Keys and values as a cache holds them; not counted."""
+    k, v = [await suite.append(None, _input(suite, a.kv_heads, tokens, a.head_channels), 1) for _ in range(2)]
+    suite.ledger.costs.clear()
+    return k, v
+
+
+def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
+    """The policy's own stages."""
+
+    async def program(suite: Suite) -> None:
+        cache = KVCache(a)
+        cache.prompt_tokens = prompt
+        entry = cache.layers[0]
+        entry.k, entry.v = await _cached(suite, a, prompt)
+        received: Value | None = None
+        if observed:
+            q = await suite.prepare(_input(suite, a.kv_heads, a.group * observed, a.head_channels))
+            everyone = torch.ones(q.shape[1], dtype=torch.bool)
+            _, received = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
+        suite.ledger.costs.clear()
+        suite.at(0)
+        await run_stages(parse(setting.policy).prompt_stages(suite, cache, 0, received))
+
+    return _run(setting, program)
+
+
+def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observed: int, masked: bool) -> Cost:
+    """A prompt's attention of its last `rows` queries. masked: each to the tokens up to its own; without, what does not
+    depend on the number of scores is the same."""
+
+    async def program(suite: Suite) -> None:
+        k, v = await _cached(suite, a, prompt)
+        suite.at(0)
+        q = await suite.prepare(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
+        mask = causal_mask(rows, prompt, None, torch.device("cpu")) if masked else None
+        if mask is not None:
+            mask = mask.repeat(a.group, 1)
+        if not observed:
+            await suite.attention(q, k, v, mask)
+            return
+        last = (torch.arange(rows) >= rows - observed).repeat(a.group)
+        await suite.attention_with_mass(q, k, v, mask, last)
+
+    return _run(setting, program)
+
+
+def _linear_in_heads(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
+    """The observed queries' attention, from one and two key/value heads where there are very many scores."""
+
+    def heads(count: int) -> Cost:
+        changed = a.model_copy(update={"kv_heads": count, "heads": count * a.group})
+        return _attention(changed, setting, prompt, observed, observed, masked=True)
+
+    if a.heads * observed * prompt <= MANY_SCORES:
+        return heads(a.kv_heads)
+    one, two = heads(1), heads(2)
+    found = combined((2 - a.kv_heads, one), (a.kv_heads - 1, two))
+    found.rounds = one.rounds
+    return found

@@ -1,0 +1,81 @@
+"""A report as Markdown with pictures beside it, and as one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launch.report.plots import all_plots
+from launch.report.rows import Row
+from launch.report.tables import (
+    Table,
+    exponent_table,
+    network_table,
+    peer_table,
+    ratio_table,
+    token_tables,
+    where_table,
+)
+from mpc.errors import ConfigurationError
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin-top: 2em } p { max-width: 75ch; color: #444 }
+table { border-collapse: collapse; font-size: 13px } th, td { padding: .25em .7em; border-bottom: 1px solid #ddd }
+th { text-align: left; border-bottom: 2px solid #888 } td { text-align: right; white-space: nowrap }
+td:first-child, td:nth-child(2) { text-align: left } img { max-width: 100%; margin: 1em 0 } .wide { overflow-x: auto }
+"""
+
+
+def all_tables(rows: Sequence[Row]) -> list[Table]:
+    """Every table that these rows allow."""
+    found = [*token_tables(rows), ratio_table(rows), exponent_table(rows), network_table(rows), peer_table(rows)]
+    return [*(table for table in found if table is not None), where_table(rows)]
+
+
+def markdown(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
+    """The page; pictures are referred to by file name."""
+    parts = [f"# {title}"]
+    parts += [f"## {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in tables]
+    parts += [f"![{name}]({name}.png)" for name in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
+    """The page with its pictures inside it."""
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for table in tables:
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in table.rows)
+        parts.append(
+            f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.note)}</p>"
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+    for name, png in plots.items():
+        data = base64.b64encode(png).decode()
+        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
+    inside = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>\n{inside}\n</body></html>\n"
+    )
+
+
+def write_report(rows: Sequence[Row], out: Path, title: str, tables: Sequence[Table] | None = None) -> list[Path]:
+    """report.md, report.html and the plots in `out`. An earlier report there is replaced, nothing else is."""
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"--out {out} is a file; give a folder for the report")
+    out.mkdir(parents=True, exist_ok=True)
+    tables = all_tables(rows) if tables is None else tables
+    plots = all_plots(rows)
+    files = {"report.md": markdown(title, tables, plots).encode(), "report.html": html_page(title, tables, plots).encode()}
+    files |= {f"{name}.png": png for name, png in plots.items()}
+    written = []
+    for name, data in files.items():
+        temporary = out / f".{name}.new"
+        temporary.write_bytes(data)
+        temporary.replace(out / name)
+        written.append(out / name)
+    return written

@@ -1,0 +1,164 @@
+"""The tables of README and pages, generated from committed results: what stands between two markers of a name is replaced.
+
+<!-- results: NAME -->
+...
+<!-- /results -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from launch.report.paper import paper_tables
+from launch.report.rows import FULL, Row, counted, pick, tokens
+from launch.report.tables import Table, exponents, network_table, peer_table, ratios, seconds_text
+from launch.terminal.console import byte_count
+from mpc.errors import ConfigurationError
+
+BLOCK = re.compile(r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+GPT2 = "gpt2"
+LENGTHS = (128, 1024, 2048, 4096, 8192)
+
+
+def _token_cell(row: Row) -> str:
+    layer = row.measured["per_layer"]
+    return f"{layer['rounds']:.0f} rounds, {layer['bytes_sent'] / 1e6:.2f} MB"
+
+
+def _by_length(rows: Sequence[Row], columns: Sequence[tuple[str, dict[str, object]]], first: str) -> str:
+    found = [r for r in counted(rows) if r.model == GPT2 and r.cell.parties == 2]
+    lengths = sorted({r.cell.prompt for _, wanted in columns for r in pick(found, **wanted, prompt=LENGTHS)})
+    lines = []
+    for length in lengths:
+        cells = [pick(found, prompt=length, **wanted) for _, wanted in columns]
+        lines.append((f"{length:,}".replace(",", " "), *(_token_cell(c[0]) if c else "" for c in cells)))
+    dealt = [pick(found, prompt=1024, **wanted) for _, wanted in columns]
+    lines.append(("dealt to a party for a token, 1 024", *(byte_count(c[0].offline_bytes) if c else "" for c in dealt)))
+    return Table("", "", (first, *(title for title, _ in columns)), tuple(lines)).markdown()
+
+
+def suites(rows: Sequence[Row]) -> str:
+    """Rounds and bytes per layer of the full cache, by suite."""
+    columns: list[tuple[str, dict[str, object]]] = [
+        (f"`{suite}`", {"suite": suite, "policy": FULL, "options": {}}) for suite in ("masked", "crypten")
+    ]
+    return _by_length(rows, columns, "cached tokens")
+
+
+def policies(rows: Sequence[Row]) -> str:
+    """Rounds and bytes per layer of the suite masked, by policy."""
+    found = [r for r in counted(rows) if r.model == GPT2 and r.cell.suite == "masked"]
+    names = [FULL, *dict.fromkeys(r.cell.policy for r in found if r.cell.policy != FULL)]
+    columns: list[tuple[str, dict[str, object]]] = [
+        ("full cache" if name == FULL else f"`{name}`", {"suite": "masked", "policy": name}) for name in names
+    ]
+    return _by_length(rows, columns, "prompt")
+
+
+def seconds(rows: Sequence[Row]) -> str:
+    """Measured seconds of one token of GPT-2 base."""
+    found = [r for r in tokens(rows) if r.model == GPT2 and r.seconds is not None]
+    lines = []
+    for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
+        lines.append(
+            (
+                f"{row.cell.prompt:,}".replace(",", " "),
+                row.label,
+                seconds_text(row.seconds),
+                seconds_text(row.measured["prepare_seconds"]["median"]),
+                seconds_text(row.measured["dealer_seconds"]["median"]),
+                byte_count(row.bytes_sent),
+            )
+        )
+    header = ("cached", "suite, policy", "seconds", "before it, from the tape alone", "dealer's seconds", "sent by a party")
+    return Table("", "", header, tuple(lines)).markdown()
+
+
+def prompts(rows: Sequence[Row]) -> str:
+    """Measured costs of a prompt of GPT-2 base, up to its first token."""
+    lines = []
+    for row in sorted((r for r in rows if r.cell.measure == "prompt" and r.model == GPT2), key=lambda r: r.cell.prompt):
+        lines.append(
+            (
+                f"{row.cell.prompt:,}".replace(",", " "),
+                row.label,
+                f"{row.rounds:.0f}",
+                byte_count(row.bytes_sent),
+                byte_count(row.offline_bytes),
+                seconds_text(row.seconds),
+                seconds_text(row.measured["prepare_seconds"]["median"]),
+                seconds_text(row.measured["dealer_seconds"]["median"]),
+            )
+        )
+    header = ("prompt", "suite, policy", "rounds", "sent", "dealt", "seconds", "before it", "dealer's seconds")
+    return Table("", "", header, tuple(lines)).markdown()
+
+
+def growth(rows: Sequence[Row]) -> str:
+    """The fitted exponent of each policy's bytes."""
+    lines = [
+        (label, f"{first} to {last}", f"{b:.2f}")
+        for model, label, first, last, b in exponents(rows)
+        if model == GPT2 and label.startswith("masked")
+    ]
+    return Table("", "", ("suite, policy", "lengths", "bytes grow with length to the power"), tuple(lines)).markdown()
+
+
+def against_full(rows: Sequence[Row]) -> str:
+    """Ratios to the full cache."""
+    lines = [
+        (
+            r.row.label,
+            str(r.row.cell.prompt),
+            f"{r.bytes_ratio:.2f}x",
+            "-" if r.seconds_ratio is None else f"{r.seconds_ratio:.2f}x",
+        )
+        for r in ratios(rows)
+        if r.row.model == GPT2 and r.row.cell.prompt in LENGTHS
+    ]
+    return Table(
+        "", "", ("suite, policy", "cached", "bytes, full / policy", "seconds, full / policy"), tuple(lines)
+    ).markdown()
+
+
+def peers(rows: Sequence[Row]) -> str:
+    """Other systems beside this one."""
+    table = peer_table(rows)
+    return "" if table is None else table.markdown()
+
+
+def networks(rows: Sequence[Row]) -> str:
+    """Shaped networks beside the prediction."""
+    table = network_table(rows)
+    return "" if table is None else table.markdown()
+
+
+def paper(rows: Sequence[Row]) -> str:
+    """The paper's tables, with headings."""
+    return "\n\n".join(f"### {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in paper_tables(rows))
+
+
+BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "suites": suites,
+    "policies": policies,
+    "seconds": seconds,
+    "prompts": prompts,
+    "growth": growth,
+    "against-full": against_full,
+    "peers": peers,
+    "networks": networks,
+    "paper": paper,
+}
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """The text with every block made again. Raises `ConfigurationError` for a block of an unknown name."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise ConfigurationError(f"results block '{name}' is unknown; there are: {', '.join(BLOCKS)}")
+        return f"{match[1]}\n{BLOCKS[name](rows)}\n\n{match[3]}"
+
+    return BLOCK.sub(block, text)

@@ -1,0 +1,266 @@
+"""The HTTP application: routes, bounded bodies, one generation per request, whole answers and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from launch.serve.gateway import questions
+from launch.serve.gateway.bodies import Shape, error_event, model_body
+from launch.serve.gateway.catalogue import Catalogue, Served
+from launch.serve.gateway.errors import ApiError, busy, from_error, invalid
+from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Question, Text
+from launch.serve.gateway.guard import HEALTH, Guard
+from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
+from launch.serve.gateway.settings import GatewaySettings
+from mpc.errors import MpcacheError
+from parties.client.client import Client
+from parties.wire.error_codec import log, public
+
+BEAT_SECONDS = 10.0  # a stream says something this often, so that nobody between takes it for dead
+GONE_STATUS = 499  # nobody reads it; for the log
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Gateway:
+    """Answers OpenAI's requests with private generations of `client`. `app` is the ASGI application."""
+
+    def __init__(self, client: Client, catalogue: Catalogue, settings: GatewaySettings) -> None:
+        self.client = client
+        self.catalogue = catalogue
+        self.settings = settings
+        self.running = 0  # generations that occupy the parties; only the event loop changes it
+        routes = [
+            Route(HEALTH, _caught(self._health), methods=["GET"]),
+            Route("/ready", _caught(self._ready), methods=["GET"]),
+            Route("/v1/models", _caught(self._models), methods=["GET"]),
+            Route("/v1/models/{model:path}", _caught(self._model), methods=["GET"]),
+            Route("/v1/completions", _caught(self._completions), methods=["POST"]),
+            Route("/v1/chat/completions", _caught(self._chat), methods=["POST"]),
+        ]
+        handlers: Any = {HTTPException: _http_error}
+        self.app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+
+    # ---- routes ------------------------------------------------------------------------------------------------------
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        await asyncio.to_thread(self.catalogue.refresh)
+        await asyncio.to_thread(self.catalogue.check)
+        return JSONResponse({"status": "ready", "running": self.running, "max_concurrent": self.settings.max_concurrent})
+
+    async def _models(self, request: Request) -> Response:
+        await asyncio.to_thread(self.catalogue.refresh)
+        return JSONResponse({"object": "list", "data": [model_body(served) for served in self.catalogue.all()]})
+
+    async def _model(self, request: Request) -> Response:
+        served = await self._served(request.path_params["model"])
+        return JSONResponse(model_body(served))
+
+    async def _completions(self, request: Request) -> Response:
+        parameters = parse(CompletionParameters, await self._body(request))
+        served = await self._served(parameters.model)
+        question = await asyncio.to_thread(questions.completion, parameters, served, self.settings)
+        shape = Shape(False, parameters.model, parameters.include_usage)
+        return await self._answer(request, question, shape, bool(parameters.stream))
+
+    async def _chat(self, request: Request) -> Response:
+        parameters = parse(ChatParameters, await self._body(request))
+        served = await self._served(parameters.model)
+        question = await asyncio.to_thread(questions.chat, parameters, served, self.settings)
+        shape = Shape(True, parameters.model, parameters.include_usage)
+        return await self._answer(request, question, shape, bool(parameters.stream))
+
+    async def _served(self, name: str) -> Served:
+        """The model; the parties are asked only for one that is not known here. Raises `ApiError` 404."""
+        known = self.catalogue.known(name)
+        return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+    async def _body(self, request: Request) -> bytes:
+        """The request's body. A page of another origin cannot send JSON without asking first, which is never granted."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise invalid("the body must be JSON: send 'Content-Type: application/json'", status=415)
+        most = self.settings.max_body_bytes
+        too_large = invalid(f"the body is larger than {most} bytes", code="request_too_large", status=413)
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                async for piece in request.stream():
+                    data += piece
+                    if len(data) > most:
+                        raise too_large
+        except TimeoutError:
+            raise invalid(f"the body did not arrive within {self.settings.body_seconds:g} s", status=408) from None
+        return bytes(data)
+
+    async def _answer(self, request: Request, question: Question, shape: Shape, stream: bool) -> Response:
+        if self.running >= self.settings.max_concurrent:
+            raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
+        generation = Generation(self.client, self.settings, question, self._ended)
+        generation.start()
+        self.running += 1  # before the event loop can call _ended
+        watcher = asyncio.create_task(_watch(request.receive, generation))
+        exchange = _Exchange(generation, shape, watcher)
+        headers = {"X-Request-Id": shape.name}
+        try:
+            if stream:
+                first = await exchange.first()
+                return EventStream(exchange.stream(first), exchange.close, headers)
+            return JSONResponse(await exchange.whole(), 200, headers)
+        except BaseException:
+            exchange.close()
+            raise
+
+    def _ended(self) -> None:
+        self.running -= 1
+
+
+class _Exchange:
+    """A generation and the request that waits for it."""
+
+    def __init__(self, generation: Generation, shape: Shape, watcher: asyncio.Task[None]) -> None:
+        self._generation = generation
+        self._shape = shape
+        self._watcher = watcher
+
+    def close(self) -> None:
+        """Whatever happens now, the parties need not go on."""
+        self._watcher.cancel()
+        self._generation.cancel()
+
+    async def _next(self, seconds: float | None = None) -> Event | None:
+        """The next event; None after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._generation.events.get()
+        except TimeoutError:
+            return None
+
+    async def whole(self) -> dict[str, Any]:
+        """The whole answer. Raises `ApiError`."""
+        pieces: list[str] = []
+        while True:
+            event = await self._next()
+            if isinstance(event, Text):
+                pieces.append(event.text)
+            elif isinstance(event, Done):
+                self._record(200, event)
+                self.close()
+                return self._shape.whole("".join(pieces), event)
+            else:
+                raise self._problem(event)
+
+    async def first(self) -> Event | None:
+        """The first event, so that an early failure gets its status code; None when it takes long.
+
+        Raises `ApiError` for a failure.
+        """
+        event = await self._next(BEAT_SECONDS)
+        if isinstance(event, Failed | Gone):
+            raise self._problem(event)
+        return event
+
+    async def stream(self, first: Event | None) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        yield self._shape.opening()
+        event = first
+        while True:
+            if event is None:
+                yield b": the parties are at work\n\n"
+            elif isinstance(event, Text):
+                if event.text:
+                    yield self._shape.piece(event.text)
+            elif isinstance(event, Done):
+                self._record(200, event)
+                yield self._shape.closing(event)
+                return
+            else:
+                yield error_event(self._problem(event).body())
+                return
+            event = await self._next(BEAT_SECONDS)
+
+    def _problem(self, event: Event | None) -> ApiError:
+        if isinstance(event, Failed):
+            found = from_error(event.error)
+            self._record(found.status, None, event.error.code)
+            return found
+        self._record(GONE_STATUS, None, "the connection was closed")
+        return ApiError(GONE_STATUS, "the connection was closed", "server_error")
+
+    def _record(self, status: int, done: Done | None, problem: str = "") -> None:
+        """One line of log; of the request only its lengths, which the parties know too."""
+        question = self._generation.question
+        seconds = time.perf_counter() - self._generation.began
+        tokens = f"{len(question.ids)} + {len(done.result.tokens) if done else 0} of {question.new_tokens} tokens"
+        session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
+        model = question.served.reference.id
+        log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
+
+
+class EventStream(Response):
+    """Server-sent events from an iterator, each sent as soon as it is there."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str]) -> None:
+        self._pieces = pieces
+        self._close = close
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._pieces:
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._close()
+
+
+async def _watch(receive: Receive, generation: Generation) -> None:
+    """Tell the generation when whoever asked closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    generation.gone()
+
+
+def _caught(endpoint: Endpoint) -> Endpoint:
+    """Every error as a response; the text of an unexpected one goes nowhere."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ApiError as error:
+            return error.response()
+        except MpcacheError as error:
+            return from_error(error).response()
+        except ClientDisconnect:
+            return ApiError(GONE_STATUS, "the connection was closed", "server_error").response()
+        except Exception as error:
+            return from_error(public(error, "the gateway")).response()
+
+    return call
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    known = "/v1/models, /v1/completions, /v1/chat/completions, /health, /ready"
+    what = {404: f"unknown path; there are {known}", 405: "this path does not take this method"}
+    message = what.get(error.status_code, error.detail)
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

@@ -1,0 +1,143 @@
+"""One private generation for one request: it runs in a thread of its own, its events reach the event loop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from launch.serve.gateway.catalogue import Served
+from launch.serve.gateway.settings import GatewaySettings
+from models.generation import Decoding
+from models.stop_strings import TextUntil
+from mpc.errors import MpcacheError
+from parties.client.cancellation import Cancellation
+from parties.client.client import Client, GenerationResult
+from parties.wire.error_codec import public
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to generate. ends: tokens that end it; context: what its text continues. ids, stops, context, echo: secret."""
+
+    served: Served
+    ids: list[int] = field(repr=False)
+    new_tokens: int
+    decoding: Decoding
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stops: list[str] = field(repr=False)
+    ends: frozenset[int]
+    context: list[int] = field(repr=False)
+    echo: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer; may be empty while text is held back."""
+
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the way to the
+    next token, and the answer ends before it."""
+
+    reason: str
+    prompt_tokens: int
+    result: GenerationResult
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's counts of tokens; an end-of-text token counts."""
+        new = len(self.result.tokens)
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new, "total_tokens": self.prompt_tokens + new}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The generation ended with an error."""
+
+    error: MpcacheError
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Whoever asked has closed the connection."""
+
+
+Event = Text | Done | Failed | Gone
+
+
+class Generation:
+    """A running generation. `events` delivers `Text`s, then one `Done` or `Failed`; `Gone` at any time."""
+
+    def __init__(self, client: Client, settings: GatewaySettings, question: Question, on_end: Callable[[], None]) -> None:
+        self.question = question
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.began = time.perf_counter()
+        self._client = client
+        self._settings = settings
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._cancellation = Cancellation()
+
+    def start(self) -> None:
+        """Begin; on_end() is called in the event loop when the parties are free again."""
+        threading.Thread(target=self._work, name="generate", daemon=True).start()
+
+    def cancel(self) -> None:
+        """End it at once, here and at the parties."""
+        self._cancellation.cancel()
+
+    def gone(self) -> None:
+        """Whoever asked is gone."""
+        self.cancel()
+        self.events.put_nowait(Gone())
+
+    def _post(self, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    def _work(self) -> None:
+        try:
+            self._post(self._generate())
+        except Exception as error:
+            self._post(Failed(public(error, "the gateway")))
+        finally:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_end)
+
+    def _generate(self) -> Done:
+        q, words = self.question, self.question.served.words
+        text = TextUntil(words.tokenizer.stream(q.context), q.stops)
+        if q.echo:
+            self._post(Text(q.echo))
+
+        def on_token(token: int) -> bool:
+            if token not in q.ends:
+                self._post(Text(text.push(token)))
+            return not text.stopped
+
+        result = self._client.generate(
+            q.ids,
+            q.new_tokens,
+            model=q.served.reference,
+            suite=self._settings.suite,
+            options=self._settings.options,
+            policy=self._settings.policy,
+            decoding=q.decoding,
+            temperature=q.temperature,
+            top_k=q.top_k,
+            top_p=q.top_p,
+            stop_ids=sorted(q.ends),
+            fixed_length=self._settings.fixed_length,
+            cancellation=self._cancellation,
+            on_token=on_token,
+        )
+        self._post(Text(text.flush()))
+        return Done(result.finish_reason, len(q.ids), result)

@@ -1,0 +1,268 @@
+"""Preprocessing: a party expands its tape, and computes what follows from the tape alone, before the values are there.
+
+The program is public, so a party can run it twice: a *preparing* pass, on shape tensors in place of all that depends on
+inputs, takes the tape's entries in program order (`PreparingTape`) and puts them, with every term that depends on them and
+on public masked weights alone (`Tape.ahead`), into a `Store`; the *online* pass asks for the same things in the same order
+and gets what lies there (`PreparedTape`). Each end checks the other: an entry that is not the one asked for is a
+`TapeError`, before anything is opened with it.
+
+Security: the entries are the very ones that the online pass would have taken, each is taken from the tape once, handed out
+once and forgotten. Both passes are of the same party; nothing leaves it.
+
+Costs: none on the wire. Offline bytes are booked where an entry is used. Memory: `limit` bytes of waiting values (one entry
+may exceed it).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mpc.errors import TapeError
+from mpc.ledger import Ledger, current
+from mpc.tape import PartyTape, Shape, Tape
+
+Key = tuple[object, ...]
+POLL_SECONDS = 1.0
+
+
+class Stopped(Exception):
+    """Raised in a preparing pass whose session is over; no error."""
+
+
+def _words(key: Key) -> str:
+    op, what, shape, *ring = key
+    return f"'{op}' ({what}, shape {list(shape) if isinstance(shape, tuple) else shape}, {ring})"
+
+
+class Store:
+    """What was prepared and not used yet, in order. One thread (or pass) puts, one takes.
+
+    limit: bytes that may wait before `put` does; None: no limit, for passes that alternate in one thread, where `take` of
+    what is not there is an error at once. check: called about once a second while waiting; raises when the wait is vain.
+    """
+
+    def __init__(self, limit: int | None = None, check: Callable[[], None] = lambda: None) -> None:
+        self.limit = limit
+        self._check = check
+        self._entries: deque[tuple[Key, Any, int]] = deque()
+        self._bytes_in = 0  # written by the one who puts
+        self._bytes_out = 0  # written by the one who takes
+        self._changed = threading.Condition()
+        self._sleepers = 0  # both ends can be among them for a moment
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._complete = False
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of prepared values that wait."""
+        return self._bytes_in - self._bytes_out
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, key: Key, value: Any, offline: int) -> None:
+        """Append an entry; waits while there is too much. Raises `Stopped` after `stop`."""
+        if self._stopped:
+            raise Stopped
+        if self.limit is not None and self.waiting_bytes > self.limit:
+            self._sleep(lambda: self.waiting_bytes <= (self.limit or 0) // 2 or self._stopped)
+            if self._stopped:
+                raise Stopped
+        self._bytes_in += _size(value)
+        self._entries.append((key, value, offline))
+        self._wake()
+
+    def take(self, key: Key) -> tuple[Any, int]:
+        """The next entry, which must be `key`, and its offline bytes. Raises `TapeError`, or the preparing pass's error."""
+        try:
+            found, value, offline = self._entries.popleft()
+        except IndexError:
+            found, value, offline = self._awaited(key)
+        self._bytes_out += _size(value)
+        if self._sleepers:
+            self._wake()
+        if found != key:
+            raise TapeError(
+                f"preprocessing prepared {_words(found)}, this party's program needs {_words(key)} "
+                f"({current()[0] or 'session'}); both are the same program, so this is a fault of it: set preprocessing: off"
+            )
+        return value, offline
+
+    def _awaited(self, key: Key) -> tuple[Key, Any, int]:
+        if self.limit is not None:
+            self._sleep(lambda: bool(self._entries) or self._error is not None or self._complete)
+        if self._entries:
+            return self._entries.popleft()
+        if self._error is not None:
+            raise self._error
+        raise TapeError(f"preprocessing prepared nothing more where this party's program needs {_words(key)}")
+
+    def _sleep(self, ready: Callable[[], bool]) -> None:
+        with self._changed:
+            self._sleepers += 1
+            try:
+                while not ready():
+                    self._changed.wait(POLL_SECONDS)
+                    if not ready():
+                        self._check()
+            finally:
+                self._sleepers -= 1
+
+    def _wake(self) -> None:
+        if self._sleepers:
+            with self._changed:
+                self._changed.notify_all()
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """The preparing pass has ended, with `error` or with its program."""
+        with self._changed:
+            self._error, self._complete = error, True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Nobody will take any more: forget all that waits, and end the preparing pass at its next `put`."""
+        with self._changed:
+            self._stopped = True
+            self._entries.clear()
+            self._bytes_out = self._bytes_in
+            self._changed.notify_all()
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_size(v) for v in value)
+
+
+class _Meter(Ledger):
+    """Catches what a tape would book while an entry is prepared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def offline(self, count: int) -> None:
+        """Remember it for the entry."""
+        self.bytes += count
+
+    def read(self) -> int:
+        """What came since the last reading."""
+        count, self.bytes = self.bytes, 0
+        return count
+
+
+class PreparingTape(Tape):
+    """A party's tape during the preparing pass. `tape` belongs to it from now on; its ledger counts nothing."""
+
+    preparing = True
+
+    def __init__(self, tape: PartyTape, store: Store) -> None:
+        super().__init__(Ledger(), tape.device)
+        self._tape = tape
+        self._store = store
+        self._meter = _Meter()
+        tape.ledger = self._meter
+
+    @property
+    def dealing(self) -> bool:
+        """False."""
+        return False
+
+    def _put(self, key: Key, value: Any) -> Any:
+        self._store.put(key, value, self._meter.read())
+        self.position += 1
+        return value
+
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """This party's share, which the online pass will get as well."""
+        out: Tensor = self._put(_key(op, "random", shape, bits, kind), self._tape.random(op, shape, bits, kind))
+        return out
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """As `random`, alone in a list."""
+        return [self.random(op, shape, bits, kind)]
+
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """This party's share, which the online pass will get as well."""
+        found = self._tape.dependent(op, shape, None, bits, kind)
+        out: Tensor = self._put(_key(op, "dependent", shape, bits, kind), found)
+        return out
+
+    def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """This party's share in narrow words, which the online pass will get as well."""
+        out: Tensor = self._put(_key(op, "table", shape, bits), self._tape.table(op, shape, None, bits))
+        return out
+
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """The dealer's value, which the online pass will get as well."""
+        out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits))
+        return out
+
+    def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+        """Computed here, for the online pass."""
+        value = compute()
+        if value.is_meta:
+            raise TapeError(
+                f"preprocessing: '{op}' depends on a mask that a preparing pass does not keep; set preprocessing: off"
+            )
+        out: Tensor = self._put(_key(op, "ahead", shape), value)
+        return out
+
+
+class PreparedTape(Tape):
+    """A party's tape during the online pass: what the preparing pass has left in `store`."""
+
+    def __init__(self, store: Store, ledger: Ledger, device: Any = "cpu") -> None:
+        super().__init__(ledger, device)
+        self._store = store
+
+    @property
+    def dealing(self) -> bool:
+        """False."""
+        return False
+
+    def _take(self, key: Key) -> Tensor:
+        value, offline = self._store.take(key)
+        self.position += 1
+        if offline:
+            self.ledger.offline(offline)
+        found: Tensor = value
+        return found
+
+    def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
+        """This party's share of a fresh uniform value."""
+        return self._take(_key(op, "random", shape, bits, kind))
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        """As `random`, alone in a list."""
+        return [self.random(op, shape, bits, kind)]
+
+    def dependent(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
+    ) -> Tensor:
+        """This party's share of the value that the dealer computed."""
+        return self._take(_key(op, "dependent", shape, bits, kind))
+
+    def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """This party's share of the value that the dealer computed, in narrow words."""
+        return self._take(_key(op, "table", shape, bits))
+
+    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+        """The value that the dealer computed."""
+        return self._take(_key(op, "common", shape, bits))
+
+    def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
+        """What the preparing pass computed."""
+        return self._take(_key(op, "ahead", shape))
+
+
+def _key(op: str, what: str, shape: Shape, *ring: object) -> Key:
+    return (op, what, tuple(shape), *ring)

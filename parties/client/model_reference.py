@@ -1,0 +1,94 @@
+"""Models as a client or a model owner knows them: what the compute parties say that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+import parties.wire.wire_pb2_grpc as services
+from models.architecture import Architecture
+from mpc.errors import ManifestMismatch
+from parties.config.role_config import RoleConfig
+from parties.identity.certificates import Identity
+from parties.identity.trust import parties_of
+from parties.transport.connection import connect
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import from_rpc
+from parties.wire.manifest import PROTOCOL_VERSION, Option, check_id
+from parties.wire.model_ranges import Ranges, unpack_ranges
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A shared model: its random id, its owner's name for it, and its public architecture.
+
+    ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
+    was never calibrated.
+    """
+
+    id: str
+    name: str
+    architecture: Architecture
+    owner: str
+    parties: tuple[str, ...]
+    ranges: Ranges | None = field(default=None, hash=False)
+
+    def options(self, suite: str, given: Mapping[str, Option] | None = None) -> dict[str, Option]:
+        """A session's options: the owner's bounds for this suite, and over them what is given."""
+        return {**(self.ranges or {}).get(suite, {}), **(given or {})}
+
+
+def connect_all(
+    config: RoleConfig,
+    identity: Identity,
+    waiting: Callable[[str], None] = lambda reason: None,
+    check: Callable[[], None] = lambda: None,
+) -> list[grpc.Channel]:
+    """Connected channels to all compute parties in order. Raises `PeerLost` with the reason for the first that fails."""
+    channels: list[grpc.Channel] = []
+    try:
+        for peer in parties_of(config):
+            channels.append(connect(identity, peer, config.connect_seconds, check, waiting))
+    except BaseException:
+        close_all(channels)
+        raise
+    return channels
+
+
+def close_all(channels: list[grpc.Channel]) -> None:
+    """Close channels."""
+    for channel in channels:
+        channel.close()
+
+
+def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.Description]:
+    """What every party says of itself. Raises `ManifestMismatch` when one speaks another protocol version."""
+    found = []
+    for peer, channel in zip(config.parties, channels, strict=True):
+        try:
+            said = services.ComputePartyStub(channel).Describe(wire.DescribeRequest(), timeout=config.deadline_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc(error, peer.name, "asking for its description") from None
+        if said.protocol != PROTOCOL_VERSION:
+            raise ManifestMismatch(
+                f"{peer.name} speaks protocol {said.protocol} (version {said.version[:40]}), here is protocol "
+                f"{PROTOCOL_VERSION}: install the same version everywhere"
+            )
+        found.append(said)
+    return found
+
+
+def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
+    """The models that all parties hold, with equal architectures and bounds."""
+    held = [{m.model: m for m in said.models} for said in descriptions]
+    out = []
+    for model, first in held[0].items():
+        check_id(model, "model", descriptions[0].name)
+        facts = (first.architecture, first.ranges)
+        if all(model in other and (other[model].architecture, other[model].ranges) == facts for other in held[1:]):
+            architecture = Architecture.from_json(first.architecture)
+            ranges = unpack_ranges(first.ranges, descriptions[0].name)
+            out.append(ModelReference(model, first.name, architecture, first.owner, tuple(first.parties), ranges))
+    return out

@@ -1,0 +1,375 @@
+"""Configuration of a role: a YAML file, checked before anything starts. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from mpc.errors import ConfigurationError, MpcacheError
+from parties.config.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
+from parties.config.telemetry import Listener, Telemetry
+from parties.identity.certificates import check_name
+from parties.identity.fingerprints import Fingerprints
+from parties.roles import Role, in_words
+
+LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
+# Roles that use a key; a key without one of these is for all of them.
+PARTY: dict[str, JsonValue] = {"roles": ["party"]}
+SERVERS: dict[str, JsonValue] = {"roles": ["party", "dealer"]}
+NOT_DEALER: dict[str, JsonValue] = {"roles": ["party", "client", "model-owner"]}
+
+
+class PeerAddress(BaseModel):
+    """Where a role listens: name (its identity) and "host:port"; fingerprint: of its key, several during a change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Name in the peer's certificate.")
+    address: str = Field(description='"host:port" that it is reached at.')
+    fingerprint: Fingerprints = Field(default=(), description="Of its key; several while it changes its key.")
+
+    @model_validator(mode="after")
+    def _check(self) -> PeerAddress:
+        _check_name(self.name)
+        split_address(self.address)
+        return self
+
+
+class Limits(BaseModel):
+    """What a server grants all clients. Lengths in tokens; sessions and loads are counted per server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
+    max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
+    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
+    max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
+    max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
+    max_calls_per_client: int | None = Field(
+        default=None,
+        ge=4,
+        le=10_000,
+        description="Most calls that one client or model owner may have open; left out: what its sessions need, and 8.",
+    )
+    max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
+    max_loads_per_client: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most of them that are kept for one client, and that its sessions use at a time; left out: max_loads.",
+    )
+    max_token_dealt_bytes: int = Field(
+        default=4 << 30, ge=1, description="Most bytes that may be dealt for one token, as predicted for a session."
+    )
+    max_token_sent_bytes: int = Field(
+        default=1 << 30, ge=1, description="Most bytes that a party may send for one token, as predicted for a session."
+    )
+    max_dealt_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes that may be dealt for a session, as predicted; left out: no limit."
+    )
+    max_sent_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes that a party may send in a session, as predicted; left out: no limit."
+    )
+    max_prediction_seconds: float = Field(
+        default=60.0, gt=0, description="How long it may take to predict what a session costs, before it is refused."
+    )
+    max_model_bytes: int = Field(
+        default=64 << 30,
+        ge=1,
+        description="Most bytes that one party's shares of a model may take.",
+        json_schema_extra=PARTY,
+    )
+
+
+class RoleConfig(BaseModel):
+    """One role of a deployment.
+
+    Every key has a description, which `mpcache init` writes above it. A key that only some roles use names them in
+    `json_schema_extra`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Role = Field(description="What this process is: party, dealer, client or model-owner.")
+    name: str = Field(description="This role's name, as in its certificate.")
+    listen: str | None = Field(
+        default=None, description='"host:port" to serve at; host 0.0.0.0 means every network.', json_schema_extra=SERVERS
+    )
+    parties: list[PeerAddress] = Field(
+        default_factory=list,
+        description="All compute parties; the same ones in the same order at every role. {name: ..., address: ..., "
+        "fingerprint: ...}; the fingerprint says which key a peer has, so that nobody has to trust the authority: "
+        "`mpcache certs fingerprint` prints it on the peer's host, `mpcache certs pin` writes it here.",
+    )
+    dealer: PeerAddress | None = Field(
+        default=None,
+        description="The dealer of correlated randomness, as a party above; parties need it.",
+        json_schema_extra=NOT_DEALER,
+    )
+    clients: Clients = Field(
+        default_factory=list,
+        description="Identities that may generate: {name: ..., fingerprint: ...}, with limits such as max_new_tokens: ..., "
+        "models: [...]. decoding: [greedy, sample] unless it says more; a client that is granted logits learns much more of "
+        "the model.",
+        json_schema_extra=SERVERS,
+    )
+    model_owners: Owners = Field(
+        default_factory=list,
+        description="Identities that may store models: {name: ..., fingerprint: ...}, and models: [NAME, ...].",
+        json_schema_extra=SERVERS,
+    )
+    models: Models = Field(
+        default_factory=list,
+        description="What clients may ask of models: {name: ..., policies: [...], suite_options: [...]}; the first entry "
+        "whose name fits counts, and without one nothing is excluded.",
+        json_schema_extra=PARTY,
+    )
+    suites: list[str] | None = Field(
+        default=None, description="Suites that may be used at this server; all if left out.", json_schema_extra=SERVERS
+    )
+    certificates: Path = Field(
+        description="Folder with NAME.crt, NAME.key and authority.crt, and revoked.txt, a list of fingerprints of keys that "
+        "are trusted no more (`mpcache certs revoke`). Paths are relative to this file."
+    )
+    insecure_trust_authority: bool = Field(
+        default=False,
+        description="Take any key that the authority certifies for a peer's, where no fingerprint says which it has. "
+        "Whoever has the authority's key can then read prompts and weights.",
+    )
+    store: Path | None = Field(
+        default=None, description="Folder in which a party keeps its shares of models.", json_schema_extra=PARTY
+    )
+    tapes: Path | None = Field(
+        default=None,
+        description="Folder with tapes that were dealt beforehand (`mpcache deal`), instead of a running dealer, whose name "
+        "then says who must have signed them.",
+        json_schema_extra=PARTY,
+    )
+    preprocessing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Prepare what depends on the tape alone in a thread of its own while waiting for the others: on, off, "
+        "or auto (on with 4 cores or more).",
+        json_schema_extra=PARTY,
+    )
+    device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
+    deadline_seconds: float = Field(
+        default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
+    )
+    first_message_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a caller may take to send a call's first message, before the call ends.",
+        json_schema_extra=SERVERS,
+    )
+    connect_seconds: float = Field(
+        default=60.0, gt=0, description="How long to wait for a peer that does not answer yet, when a session starts."
+    )
+    step_seconds: float = Field(default=600.0, gt=0, description="How long a peer that is alive may take for one step.")
+    resume_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a session waits for a lost connection to come back; 0: it ends at once.",
+    )
+    when_tape_is_out: Literal["error", "wait"] = Field(
+        default="error",
+        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, or wait "
+        "for up to tape_wait_seconds; the client is told.",
+        json_schema_extra=PARTY,
+    )
+    tape_wait_seconds: float = Field(default=600.0, gt=0, description="How long to wait then.", json_schema_extra=PARTY)
+    queue_seconds: float = Field(
+        default=300.0, gt=0, description="How long a session may wait for its turn.", json_schema_extra=SERVERS
+    )
+    grace_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long running sessions may go on after SIGTERM, before they end with an error.",
+        json_schema_extra=SERVERS,
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Logs on standard error, one event a line: text or json.", json_schema_extra=SERVERS
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged: debug, info, warning or error.", json_schema_extra=SERVERS
+    )
+    metrics: Listener | None = Field(
+        default=None,
+        description="Serve Prometheus metrics over HTTP: {port: 9464}, at 127.0.0.1 unless a host is given.",
+        json_schema_extra=SERVERS,
+    )
+    health_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of 127.0.0.1 that answers the gRPC health protocol without TLS, for probes.",
+        json_schema_extra=SERVERS,
+    )
+    telemetry: Telemetry | None = Field(
+        default=None,
+        description='Send OpenTelemetry traces: {endpoint: "http://127.0.0.1:4318/v1/traces"}.',
+        json_schema_extra=SERVERS,
+    )
+    limits: Limits = Field(default=Limits(), description="What this server grants a client.", json_schema_extra=SERVERS)
+
+    @field_validator("suites")
+    @classmethod
+    def _suites(cls, value: list[str] | None) -> list[str] | None:
+        return checked_suites(value)
+
+    @field_validator("preprocessing", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """YAML reads on and off as true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
+
+    @property
+    def party_names(self) -> list[str]:
+        """Names of the compute parties in order."""
+        return [p.name for p in self.parties]
+
+    @property
+    def index(self) -> int:
+        """This party's index."""
+        return self.party_names.index(self.name)
+
+    @model_validator(mode="after")
+    def _check(self) -> RoleConfig:
+        _check_name(self.name)
+        for key, grants in (("clients", self.clients), ("model_owners", self.model_owners)):
+            listed = [grant.name for grant in grants]
+            if twice := next((name for name in listed if listed.count(name) > 1), None):
+                raise ValueError(f"{key}: '{twice}' is listed twice")
+        names = self.party_names
+        if len(names) < 2:
+            raise ValueError(f"parties: at least 2 compute parties are needed, got {len(names)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"parties: names must differ, got {', '.join(names)}")
+        self._check_overlap()
+        if self.role in ("party", "dealer"):
+            if self.listen is None:
+                raise ValueError(f'listen: a {self.role} needs an address "host:port" to listen at')
+            split_address(self.listen, listening=True)
+        if self.role == "party":
+            if self.name not in names:
+                raise ValueError(f"name: party '{self.name}' is not among parties ({', '.join(names)})")
+            if self.dealer is None:
+                raise ValueError("dealer: a party needs the dealer's name and address")
+            if self.store is None:
+                raise ValueError("store: a party needs a folder to keep model shares in")
+            if self.tapes is not None and self.tapes == self.store:
+                raise ValueError("tapes: model shares ('store') and tapes need different folders")
+        return self
+
+    def _check_overlap(self) -> None:
+        """One name has one role, and one key has one name: who were two roles would see what neither may see."""
+        dealers = [self.dealer] if self.dealer is not None else []
+        listed: list[tuple[Role, PeerAddress | ClientGrant | OwnerGrant]] = [
+            *(("party", peer) for peer in self.parties),
+            *(("dealer", peer) for peer in dealers),
+            *(("client", grant) for grant in self.clients),
+            *(("model-owner", grant) for grant in self.model_owners),
+        ]
+        roles: dict[str, Role] = {self.name: self.role}
+        names: dict[str, str] = {}
+        for role, entry in listed:
+            if (other := roles.setdefault(entry.name, role)) != role:
+                raise ValueError(
+                    f"'{entry.name}' is {in_words(other)} and {in_words(role)}: every name has one role; give the other its "
+                    "own identity"
+                )
+            for mark in entry.fingerprint:
+                if (before := names.setdefault(mark, entry.name)) != entry.name:
+                    raise ValueError(
+                        f"'{before}' and '{entry.name}' have the same fingerprint {mark}: every name needs its own key"
+                    )
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name)
+    except MpcacheError as error:
+        raise ValueError(str(error)) from None
+
+
+def split_address(address: str, listening: bool = False) -> tuple[str, int]:
+    """Host and port of "host:port" ("[::1]:443" for IPv6). Port 0 only where `listening`: any free port."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not (0 if listening else 1) <= int(port) <= 65535:
+        raise ValueError(f"'{address}' is not an address: write host:port, for example 127.0.0.1:7000")
+    return host.strip("[]"), int(port)
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that are known where an unknown one was found."""
+    nested: dict[str, type[BaseModel]] = {
+        "limits": Limits,
+        "parties": PeerAddress,
+        "dealer": PeerAddress,
+        "clients": ClientGrant,
+        "model_owners": OwnerGrant,
+        "models": ModelGrant,
+        "metrics": Listener,
+        "telemetry": Telemetry,
+    }
+    model = nested.get(str(location[0]), RoleConfig) if len(location) > 1 else RoleConfig
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _known(item["loc"])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key '{where}': {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"'{where}' is missing")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            shown = f" (got {item['input']!r})" if isinstance(item["input"], str | int | float) else ""
+            lines.append(f"{where}: {text}{shown}" if where else text)
+    return "; ".join(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..." for line in lines[:MOST_LINES])
+
+
+def make_config(values: dict[str, Any], source: str = "configuration") -> RoleConfig:
+    """A checked configuration. Raises `ConfigurationError` naming `source` and each wrong key."""
+    try:
+        return RoleConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"{source}: {_explain(error)}") from None
+
+
+def load_config(path: Path | str) -> RoleConfig:
+    """Read a role's YAML file; relative paths in it are relative to the file's folder."""
+    path = Path(path)
+    try:
+        return read_config(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not a UTF-8 text file") from None
+
+
+def read_config(text: str, path: Path) -> RoleConfig:
+    """As `load_config`, of a file's text that is, or may be, in `path`."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ConfigurationError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', 'syntax error')}") from None
+    except (RecursionError, ValueError):
+        raise ConfigurationError(
+            f"{path} is not valid YAML: it is nested too deeply, or holds a number without end"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
+    for key in ("certificates", "store", "tapes"):
+        if isinstance(values.get(key), str):
+            values[key] = path.parent.resolve() / values[key]
+    return make_config(values, str(path))

@@ -1,0 +1,272 @@
+"""The dealer: runs the sessions' program without any input and streams every party its part of the randomness.
+
+It sees manifests and clients' names and nothing else: no share, no message of a round, no output.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from mpc.errors import MpcacheError, PeerLost, WireError
+from mpc.ledger import Ledger
+from mpc.random import new_seed
+from mpc.tape import DealerTape
+from parties.config.role_config import RoleConfig
+from parties.events import event
+from parties.identity.certificates import check_name
+from parties.party.greeting import check_client
+from parties.program import DECODER, Program, make_suite, plan_of
+from parties.server.admission import Ticket
+from parties.server.server import RoleServer
+from parties.server.sessions import ServedSession
+from parties.tapes.stream import TapeOutlet
+from parties.transport.peer_stream import Link, Message, settle
+from parties.transport.session import Session
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import SessionFinished, public
+from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
+from protocols.suite import OutputShare
+
+TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
+
+
+class DealerSession(ServedSession):
+    """One session at the dealer. It is the `Endpoint` of the generation program as well."""
+
+    def __init__(
+        self,
+        server: DealerServer,
+        id: str,
+        manifest: Manifest,
+        architecture: Architecture,
+        first: str,
+        ticket: Ticket,
+    ) -> None:
+        super().__init__(id, server.name)
+        self.server = server
+        self.ticket = ticket
+        self.trace = server.traces.session(
+            id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
+        )
+        self.manifest = manifest
+        self.architecture = architecture
+        self.plan = plan_of(manifest, architecture)
+        self._first = first
+        self.ledger = Ledger()
+        self._dealt = 0  # bytes up to the last token
+        self._joined = threading.Condition()
+        self._outlets: dict[str, TapeOutlet] = {}
+        self._loads: dict[str, list[str]] = {}
+
+    def start(self) -> None:
+        """Wait for the parties and deal, in the background."""
+        threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
+
+    def join(self, link: Link, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
+        """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
+        try:
+            compare(self._first, self.manifest, link.peer, manifest)
+            check_client(self.id, self._first, self.ticket.client, link.peer, client)
+            if link.peer not in self.manifest.parties or link.peer in self._outlets:
+                raise WireError(f"{link.peer} is not a party of session {self.id}, or asked for its tape twice")
+        except MpcacheError as error:
+            self.fail(error)
+            raise
+        link.move(self)
+        outlet = TapeOutlet(link)
+        with self._joined:
+            self._outlets[link.peer] = outlet
+            self._loads[link.peer] = loads
+            self._joined.notify_all()
+        return outlet
+
+    def on_fail(self) -> None:
+        """Wake everybody who waits."""
+        with self._joined:
+            self._joined.notify_all()
+            outlets = list(self._outlets.values())
+        self.server.wake()
+        for outlet in outlets:
+            outlet.wake()
+
+    def _main(self) -> None:
+        began = time.perf_counter()
+        try:
+            self.trace.stage("connect")
+            self._wait_for_parties()
+            self.step = "waiting for its turn"
+            self.trace.stage("queue")
+            self.server.admission.wait(self.ticket, self.check)
+            key = (*self.manifest.load_key(), self.ticket.client)
+            self.server.loads.claim(key, self, self.check, lambda: None)
+            self.trace.stage("deal")
+            with torch.no_grad():
+                self._deal()
+            self.server.admission.leave(self.ticket)  # the client may know of the end before the tapes are drained
+            for outlet in self._outlets.values():
+                outlet.close()
+            for outlet in self._outlets.values():
+                outlet.drained()
+            settle([outlet.link for outlet in self._outlets.values()])
+        except SessionFinished:
+            pass
+        except Exception as error:
+            self.fail(public(error, self.role))
+        finally:
+            self.end()
+            for outlet in self._outlets.values():
+                outlet.close()
+            for link in self.links:
+                self.server.pulse.remove(link)
+                link.close()
+            self.server.release(self)
+        self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
+
+    def _wait_for_parties(self) -> None:
+        seconds = self.server.config.connect_seconds
+        limit = time.monotonic() + seconds
+        with self._joined:
+            while missing := [name for name in self.manifest.parties if name not in self._outlets]:
+                self.check()
+                self.step = f"waiting for {', '.join(missing)} to ask for its tape"
+                if (left := limit - time.monotonic()) <= 0:
+                    raise PeerLost(missing[0], "connecting", f"did not ask {self.role} for its tape within {seconds:g} s")
+                self._joined.wait(left)
+
+    def _deal(self) -> None:
+        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.loads
+        common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
+        weights = loads.get(common[-1], key, self.ticket.client) if common else None
+        load = common[-1] if weights is not None else new_id()
+        seeds = [new_seed() for _ in names]
+        outlets = [self._outlets[name] for name in names]
+        for outlet, seed in zip(outlets, seeds, strict=True):
+            outlet.link.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
+        device = self.server.config.device
+        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, device)
+        suite = make_suite(self.manifest, tape, None, device)
+        if weights is None:
+            self.step = "dealing for the model's weights"
+            self.server.metrics.get("mpcache_model_loads_total").inc()
+            weights = self.server.program.load(suite, self.architecture, lambda name: None)
+            loads.put(load, key, weights, self.ticket.client)
+        loads.release(self)
+        self._dealt = self.ledger.total().offline_bytes
+        self.step = "dealing"
+        self.server.program.run(suite, self.architecture, weights, self.plan, None, self)
+
+    # ---- the endpoint ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Nothing to send; raises the session's error, and `ConfigurationError` where a token took more than it may."""
+        self.check()
+        total = self.ledger.total().offline_bytes
+        before, self._dealt = self._dealt, total
+        self.server.costs.check_token((total - before) // (1 if step else self.manifest.prompt_tokens), self.ticket.client)
+        return True
+
+    def next_token(self, step: int) -> Tensor | None:
+        """None: the dealer holds no share."""
+        return None
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Remember the step for errors."""
+        self.check()
+        self.step = f"dealing for {stage} {done} of {total}"
+
+
+class DealerServer(RoleServer[DealerSession]):
+    """The dealer as a server; see `RoleServer`."""
+
+    role = "dealer"
+    service = "mpcache.Dealer"
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        super().__init__(config, program)
+        self._opening = threading.Lock()
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the Dealer service."""
+        services.add_DealerServicer_to_server(_Service(self), server)
+
+    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A party asks for its tape of a session; the first one opens the session."""
+        if message.WhichOneof("content") != "open":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+        opening = message.open
+        id = check_id(opening.session, "session", link.peer)
+        manifest = Manifest.parse(opening.manifest, link.peer)
+        loads = [check_id(load, "load", link.peer) for load in opening.loads]
+        with self._opening:
+            session = self.sessions.wait_for(id, 0)
+            if session is None:
+                session = self._new(id, manifest, opening.architecture, link.peer, opening.client)
+        outlet = session.join(link, manifest, opening.client, loads)
+        outlet.begin()
+        return session, link.outgoing()
+
+    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+        """What a session costs, if that takes time to predict."""
+        if message.WhichOneof("content") != "open":
+            return None
+        opening = message.open
+        manifest = Manifest.parse(opening.manifest, link.peer)
+        architecture = self._allowed(manifest, opening.architecture, link.peer, opening.client)
+        if self.costs.known(manifest, architecture):
+            return None
+        return lambda: self.costs.check(manifest, architecture, opening.client)
+
+    def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> Architecture:
+        """The architecture of a session that may be. Raises a typed error for one that may not."""
+        check_name(client)
+        check_version(manifest, party, self.version, self.name)
+        self.check_parties(party, manifest.parties)
+        architecture = Architecture.from_json(text)
+        if architecture_hash(architecture) != manifest.architecture:
+            raise WireError(f"{party} sent an architecture that is not the one of its manifest")
+        self.permissions.check_lengths(manifest, client)
+        self.permissions.check_suite(manifest, client)
+        plan_of(manifest, architecture)
+        return architecture
+
+    def _new(self, id: str, manifest: Manifest, text: str, party: str, client: str) -> DealerSession:
+        architecture = self._allowed(manifest, text, party, client)
+        self.check_open()
+        self.costs.check(manifest, architecture, client)
+        ticket = self.admission.expect(client)
+        session = self.hold(ticket, lambda: DealerSession(self, id, manifest, architecture, party, ticket))
+        event(
+            "session_opened",
+            self.name,
+            session=id,
+            suite=manifest.suite,
+            prompt_tokens=manifest.prompt_tokens,
+            new_tokens=manifest.new_tokens,
+            decoding=manifest.decoding,
+        )
+        session.start()
+        return session
+
+
+class _Service(services.DealerServicer):  # type: ignore[misc]
+    def __init__(self, dealer: DealerServer) -> None:
+        self._dealer = dealer
+
+    def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
+        self._dealer.admit_call(context, self._dealer.permissions.may_ask)
+        return self._dealer.describe([])
+
+    def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._dealer.prober.answer(requests, context, self._dealer.permissions.may_ask)
+
+    def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        dealer = self._dealer
+        return dealer.serve(requests, context, TAPE_BEAT, dealer.permissions.may_have_tape, dealer.open, dealer.foresee)

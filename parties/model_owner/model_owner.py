@@ -1,0 +1,185 @@
+"""The model owner: shares a checkpoint among the compute parties, once, and may take it away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+import torch
+from torch import Tensor
+
+from models.calibration.certainty import beyond_flags
+from models.calibration.record import find
+from models.checkpoint import Checkpoint, load_checkpoint
+from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireError
+from mpc.fixed_point import encode
+from mpc.packing import packed_size
+from mpc.random import derive_seed, new_seed
+from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
+from parties.config.role_config import RoleConfig
+from parties.identity.trust import own_identity, parties_of
+from parties.party.store import WEIGHT_FRACTION_BITS
+from parties.transport.connection import key_of
+from parties.transport.heartbeat import Pulse
+from parties.transport.peer_stream import Link, finish_calls
+from parties.transport.session import Session
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import farewell, from_rpc, to_failure
+from parties.wire.manifest import check_id, new_id, package_version
+from parties.wire.model_ranges import Ranges, pack_ranges
+from parties.wire.shares import BITS, corrections, pieces
+
+BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
+
+
+def share_model(
+    config: RoleConfig,
+    checkpoint_directory: Path | str,
+    name: str | None = None,
+    fraction_bits: int = 16,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ranges: Ranges | None = None,
+    calibrated: bool = True,
+) -> ModelReference:
+    """Share a checkpoint's weights, each as round(w 2^fraction_bits) in Z_2^64, among all parties of `config`.
+
+    All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
+    is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
+
+    ranges: public bounds by suite, which clients use unless they say otherwise; by default those of the calibration beside
+    the checkpoint, if there is one that fits it and `calibrated`.
+
+    Raises `CheckpointError`, `RangeError` (a weight that is not finite; without bounds, weights whose values the usual ones
+    could not flag for certain), `PeerError`, or what a party refuses it with.
+    """
+    low, high = WEIGHT_FRACTION_BITS
+    if not low <= fraction_bits <= high:
+        raise ConfigurationError(f"fraction_bits must be between {low} and {high}, got {fraction_bits}")
+    directory = Path(checkpoint_directory)
+    checkpoint = load_checkpoint(directory)
+    shapes = checkpoint.architecture.weight_shapes()
+    if ranges is None and calibrated:
+        found = find(directory, checkpoint.architecture)
+        ranges = None if found is None else found.suites
+    if ranges is None and (text := beyond_flags(checkpoint, {})) is not None:
+        raise RangeError(
+            f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
+        )
+    credentials = own_identity(config)
+    reference = ModelReference(
+        new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
+    )
+    channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
+    pulse = Pulse(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
+    session = Session("", config.name)
+    try:
+        seeds = [new_seed() for _ in config.parties[1:]]
+        for index in [len(channels) - 1, *range(len(channels) - 1)]:
+            session.step = f"sharing the model with {config.party_names[index]}"
+            peer = parties_of(config)[index]
+            link = Link(session, peer.name, BEAT)
+            link.key = partial(key_of, channels[index])
+            call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
+            link.start(call, call.cancel)
+            pulse.add(link)
+            last = index == len(seeds)
+            link.send(wire.ModelMessage(header=_header(reference, fraction_bits, b"" if last else seeds[index])))
+            if last:
+                _send_weights(link, checkpoint, seeds, fraction_bits, on_progress)
+            receipt = link.receive().receipt
+            if receipt.model != reference.id or receipt.weights != len(shapes):
+                raise WireError(f"{link.peer} stored {receipt.weights} weights, expected {len(shapes)}")
+            link.close()
+    except BaseException as error:
+        failure = to_failure(farewell(error, config.name, session.step))
+        for link in session.links:
+            link.close(wire.ModelMessage(failure=failure))
+        raise
+    finally:
+        session.end()
+        finish_calls(session.links)
+        pulse.stop()
+        close_all(channels)
+    return reference
+
+
+def owned_models(config: RoleConfig, name: str) -> dict[str, list[str]]:
+    """Ids of this model owner's models of that name, each with the parties that hold it. Raises `PeerError`."""
+    with _connected(config) as channels:
+        return _held(config, channels, name)
+
+
+def remove_models(config: RoleConfig, models: Sequence[str]) -> None:
+    """Take models of this owner away at all parties that hold them, by id. Raises `PermissionRefused`, `PeerError`."""
+    with _connected(config) as channels:
+        holders = _held(config, channels, None)
+        for model in models:
+            for peer, channel in zip(config.parties, channels, strict=True):
+                if peer.name not in holders.get(model, ()):
+                    continue
+                try:
+                    request = wire.RemoveRequest(model=model)
+                    services.ComputePartyStub(channel).RemoveModel(request, timeout=config.deadline_seconds)
+                except grpc.RpcError as error:
+                    raise from_rpc(error, peer.name, f"removing model {model}") from None
+
+
+@contextmanager
+def _connected(config: RoleConfig) -> Iterator[list[grpc.Channel]]:
+    channels = connect_all(config, own_identity(config).current)
+    try:
+        yield channels
+    finally:
+        close_all(channels)
+
+
+def _held(config: RoleConfig, channels: list[grpc.Channel], name: str | None) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for peer, said in zip(config.parties, describe_all(config, channels), strict=True):
+        for model in said.models:
+            if model.owner == config.name and name in (None, model.name):
+                found.setdefault(check_id(model.model, "model", peer.name), []).append(peer.name)
+    return found
+
+
+def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.ModelHeader:
+    return wire.ModelHeader(
+        model=reference.id,
+        name=reference.name,
+        architecture=reference.architecture.to_json(),
+        parties=reference.parties,
+        fraction_bits=fraction_bits,
+        seed=seed,
+        version=package_version(),
+        ranges=pack_ranges(reference.ranges),
+    )
+
+
+def _send_weights(
+    link: Link, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Callable[[str, int, int], None]
+) -> None:
+    shapes = checkpoint.architecture.weight_shapes()
+    for done, (weight, shape) in enumerate(shapes.items()):
+        on_progress("share model", done, len(shapes))
+        values = checkpoint.weights[weight]
+        if tuple(values.shape) != shape:
+            raise CheckpointError(f"weight '{weight}' has shape {list(values.shape)}, expected {list(shape)}")
+        size = packed_size(values.numel(), BITS)
+        link.send(wire.ModelMessage(weight=wire.WeightHeader(name=weight, shape=shape, size=size)))
+        own = [derive_seed(seed, "weight", weight) for seed in seeds]
+        for chunk in corrections(_encoded(weight, values, bits), own):
+            link.send_bulk(wire.ModelMessage(chunk=wire.Chunk(payload=chunk)))
+    on_progress("share model", len(shapes), len(shapes))
+
+
+def _encoded(name: str, values: Tensor, fraction_bits: int) -> Iterator[Tensor]:
+    """Fixed-point pieces of a weight."""
+    for piece in pieces(values.to(torch.float64)):
+        try:
+            yield encode(piece, fraction_bits)
+        except RangeError as error:
+            raise RangeError(f"weight '{name}': {error}") from None

@@ -1,0 +1,263 @@
+"""The compute party: keeps shares of models and computes on shares with the other parties."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from models.architecture import Architecture
+from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
+from mpc.random import SEED_BYTES
+from parties.config.role_config import RoleConfig
+from parties.events import event
+from parties.identity.trust import dealer_of
+from parties.party.session import PEER_BEAT, PartySession
+from parties.party.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
+from parties.program import DECODER, Program, plan_of
+from parties.server.server import RoleServer
+from parties.tapes.store import TapeStore
+from parties.transport.peer_stream import INBOX_LIMIT, Link, Message
+from parties.transport.session import Session
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import public
+from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, new_id
+from parties.wire.model_ranges import pack_ranges, unpack_ranges
+from parties.wire.shares import BITS, collect
+
+CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
+STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
+
+
+class ComputePartyServer(RoleServer[PartySession]):
+    """A compute party as a server; see `RoleServer`."""
+
+    role = "party"
+    service = "mpcache.ComputeParty"
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        super().__init__(config, program)
+        assert config.store is not None
+        self.store = ModelStore(config.store)
+        self.tapes: TapeStore | None = None
+        if config.tapes is not None and (dealer := dealer_of(config)) is not None:
+            self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
+
+        self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
+        self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)
+
+    def start(self) -> None:
+        """Listen and serve in the background; logs what tapes there are."""
+        super().start()
+        for line in self.tapes.stock() if self.tapes is not None else []:
+            event("tapes", self.name, stock=line)
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the ComputeParty service."""
+        services.add_ComputePartyServicer_to_server(_Service(self), server)
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A client opens a session."""
+        if message.WhichOneof("content") != "open":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+        id = check_id(message.open.session, "session", link.peer)
+        manifest = Manifest.parse(message.open.manifest, link.peer)
+        self.check_open()
+        facts = self._checked(manifest, link.peer)
+        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
+        session = self.hold(ticket, lambda: PartySession(self, id, manifest, facts, ticket))
+        event(
+            "session_opened",
+            self.name,
+            session=id,
+            client=link.peer,
+            model=facts.model,
+            suite=manifest.suite,
+            prompt_tokens=manifest.prompt_tokens,
+            new_tokens=manifest.new_tokens,
+            decoding=manifest.decoding,
+            place=ticket.state,
+        )
+        session.start(link)
+        return session, link.outgoing()
+
+    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+        """What a client's session costs, if that takes time to predict."""
+        if message.WhichOneof("content") != "open":
+            return None
+        manifest = Manifest.parse(message.open.manifest, link.peer)
+        self.check_open()
+        architecture = Architecture.from_json(self._allowed(manifest, link.peer).architecture)
+        if self.costs.known(manifest, architecture):
+            return None
+        return lambda: self.costs.check(manifest, architecture, link.peer)
+
+    def _checked(self, manifest: Manifest, client: str) -> StoredModel:
+        """The model of a session that may be. Raises a typed error for one that may not."""
+        facts = self._allowed(manifest, client)
+        self.costs.check(manifest, Architecture.from_json(facts.architecture), client)
+        return facts
+
+    def _allowed(self, manifest: Manifest, client: str) -> StoredModel:
+        check_version(manifest, client, self.version, self.name)
+        self.check_parties(client, manifest.parties)
+        self.permissions.check_lengths(manifest, client)
+        self.permissions.check_suite(manifest, client)
+        self.permissions.check_decoding(manifest, client)
+        facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
+        if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
+            raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
+        plan_of(manifest, Architecture.from_json(facts.architecture))
+        self.permissions.check_choices(manifest, client, facts)
+        return facts
+
+    def exchange(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A peer joins a session."""
+        if message.WhichOneof("content") != "hello":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
+        id = check_id(message.hello.session, "session", link.peer)
+        patience = 0.0 if self.draining else self.config.deadline_seconds * 0.8
+        session = self.sessions.wait_for(id, patience, link.session.check)
+        if session is None:
+            self.check_open()
+            raise WireError(f"{link.peer} wants to join session {id}, which no client has open at {self.name}")
+        session.attach(link, message.hello)
+        return session, link.outgoing()
+
+    # ---- models ----------------------------------------------------------------------------------------------------
+    def receive_model(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+        """A model owner sends this party's shares; answers with a receipt once they are on disk."""
+        link.session.step, link.room = "storing a model", INBOX_LIMIT
+        if message.WhichOneof("content") != "header":
+            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'header' was expected")
+        self.check_open()
+        facts, seed = self._facts(message.header, link.peer), message.header.seed
+        threading.Thread(target=self._store, args=(link, facts, seed), name="store model", daemon=True).start()
+        return link.session, link.outgoing()
+
+    def remove_model(self, owner: str, model: str) -> None:
+        """A model owner takes a model of its own away."""
+        check_id(model, "model", owner)
+        self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
+        self.loads.drop(model)
+        event("model_removed", self.name, owner=owner, model=model)
+
+    def _store(self, link: Link, facts: StoredModel, seed: bytes) -> None:
+        session = link.session
+        try:
+            incoming = self.store.begin(facts)
+            try:
+                count = self._store_weights(link, incoming, seed)
+                name = self.permissions.check_model_name  # again: others were stored meanwhile
+                self.store.complete(incoming, lambda models: name(facts.owner, facts.name, models))
+            except BaseException:
+                incoming.discard()
+                raise
+            session.end()
+            event("model_stored", self.name, owner=facts.owner, model=facts.model, name=facts.name, weights=count)
+            link.send(wire.StoreMessage(receipt=wire.ModelReceipt(model=facts.model, weights=count)))
+        except OSError as error:
+            reason = (error.strerror or "error").lower()
+            session.fail(EnvironmentProblem(f"{self.name} cannot store the model ({reason}): free its disk space"))
+        except Exception as error:
+            session.fail(public(error, self.name))
+        finally:
+            link.close()
+
+    def _facts(self, header: wire.ModelHeader, owner: str) -> StoredModel:
+        check_id(header.model, "model", owner)
+        if header.version != self.version:
+            raise ConfigurationError(
+                f"{owner} runs version {header.version[:40]}, {self.name} runs version {self.version}: install the same"
+            )
+        self.check_parties(owner, header.parties)
+        low, high = WEIGHT_FRACTION_BITS
+        if not low <= header.fraction_bits <= high or not 0 < len(header.name) <= 200:
+            raise WireError(
+                f"{owner} sent a model with {header.fraction_bits} fraction bits and a name of {len(header.name)} "
+                f"characters, expected {low} to {high} and 1 to 200"
+            )
+        self.permissions.check_model_name(owner, header.name, self.store.models())
+        architecture = Architecture.from_json(header.architecture)
+        size = 8 * sum(math.prod(shape) for shape in architecture.weight_shapes().values())
+        if size > self.config.limits.max_model_bytes:
+            raise ConfigurationError(
+                f"the model's shares take {size} bytes, {self.name} stores at most {self.config.limits.max_model_bytes}: "
+                "raise max_model_bytes in its 'limits'"
+            )
+        index = self.config.index
+        seeded = index < len(self.config.parties) - 1
+        if len(header.seed) != (SEED_BYTES if seeded else 0):
+            raise WireError(f"{owner} sent a seed of {len(header.seed)} bytes, expected {SEED_BYTES if seeded else 0}")
+        return StoredModel(
+            model=header.model,
+            name=header.name,
+            architecture=architecture.to_json(),
+            owner=owner,
+            parties=self.config.party_names,
+            index=index,
+            fraction_bits=header.fraction_bits,
+            seeded=seeded,
+            ranges=unpack_ranges(header.ranges, owner),
+            nonce=new_id(),
+        )
+
+    def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:
+        shapes = incoming.facts.shapes()
+        if incoming.facts.seeded:
+            incoming.seed(seed)
+            return len(shapes)
+        for name, shape in shapes.items():
+            message = link.receive()
+            kind, weight = message.WhichOneof("content"), message.weight
+            if kind != "weight" or weight.name != name or tuple(weight.shape) != shape:
+                raise WireError(
+                    f"{link.peer} sent {kind} '{weight.name[:64]}' {list(weight.shape)[:8]} where weight '{name}' "
+                    f"{list(shape)} was expected"
+                )
+            incoming.weight(collect(f"weight '{name}'", shape, BITS, weight.size, link.peer, link.receive))
+        return len(shapes)
+
+
+class _Service(services.ComputePartyServicer):  # type: ignore[misc]
+    def __init__(self, party: ComputePartyServer) -> None:
+        self._party = party
+
+    def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
+        party = self._party
+        name = party.admit_call(context, party.permissions.may_ask)
+        held = [
+            wire.HeldModel(
+                model=m.model,
+                name=m.name,
+                architecture=m.architecture,
+                owner=m.owner,
+                parties=m.parties,
+                ranges=pack_ranges(m.ranges),
+            )
+            for m in party.permissions.visible(name, party.store.models())
+        ]
+        return party.describe(held)
+
+    def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.prober.answer(requests, context, self._party.permissions.may_ask)
+
+    def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        party = self._party
+        return party.serve(requests, context, CLIENT_BEAT, party.permissions.may_generate, party.open, party.foresee)
+
+    def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.serve(requests, context, PEER_BEAT, self._party.permissions.may_exchange, self._party.exchange)
+
+    def StoreModel(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
+        return self._party.serve(requests, context, STORE_BEAT, self._party.permissions.may_store, self._party.receive_model)
+
+    def RemoveModel(self, request: wire.RemoveRequest, context: Any) -> wire.RemoveReceipt:
+        party = self._party
+        party.admit_call(context, party.permissions.may_store, lambda name: party.remove_model(name, request.model))
+        return wire.RemoveReceipt(model=request.model)

@@ -1,0 +1,89 @@
+"""Preprocessing in a session: a thread runs the preparing pass of the program while this party waits for the network.
+
+What it prepares (see `mpc.preprocessing`) waits in memory, at most `LIMIT_BYTES` of it. The thread reads the tape, and
+nobody else does from then on. It ends with its program, with the session, or when `stop` is called; an error of it is raised
+where the online pass needs what could not be prepared.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mpc.preprocessing import PreparedTape, PreparingTape, Stopped, Store
+from mpc.tape import PartyTape
+from parties.config.role_config import RoleConfig
+from parties.program import make_suite
+from parties.transport.channel import GrpcChannel
+from protocols.suite import OutputShare, Suite
+
+if TYPE_CHECKING:
+    from parties.party.session import PartySession
+
+LIMIT_BYTES = 256 << 20  # a step of GPT-2 with 1 024 cached tokens takes 180 MB
+CORES = 4  # from so many on there is one to spare
+SWITCH_SECONDS = 0.0002  # Python's own 5 ms would hold a round up
+JOIN_SECONDS = 30.0
+
+
+def wanted(config: RoleConfig) -> bool:
+    """Whether a role's configuration, and with `preprocessing: auto` its machine, asks for it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.preprocessing == "on" or (config.preprocessing == "auto" and cores >= CORES)
+
+
+class Preprocessing:
+    """The preparing pass of one session. It is the `Endpoint` of its program."""
+
+    def __init__(self, session: PartySession, tape: PartyTape, weights: dict[str, Any]) -> None:
+        self._session = session
+        self._tape = tape
+        self._weights = weights
+        self._store = Store(LIMIT_BYTES, session.check)
+        self._thread = threading.Thread(target=self._main, name=f"preprocessing {session.id[:8]}", daemon=True)
+
+    def start(self, channel: GrpcChannel) -> Suite:
+        """Begin to prepare; returns the suite of the online pass, whose ledger is the channel's."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+        self._thread.start()
+        device = self._session.server.config.device
+        return make_suite(self._session.manifest, PreparedTape(self._store, channel.ledger, device), channel, device)
+
+    def stop(self) -> None:
+        """Nothing will be needed any more. Does not wait."""
+        self._store.stop()
+
+    def join(self) -> None:
+        """Wait until the thread has ended; after `stop`, when the session's links are closed."""
+        self._thread.join(JOIN_SECONDS)
+
+    def _main(self) -> None:
+        session = self._session
+        try:
+            device = session.server.config.device
+            with torch.no_grad():
+                suite = make_suite(session.manifest, PreparingTape(self._tape, self._store), None, device)
+                session.server.program.run(suite, session.architecture, self._weights, session.plan, None, self)
+            self._store.finish()
+        except Stopped:
+            self._store.finish()
+        except Exception as error:
+            self._store.finish(error)
+
+    # ---- the endpoint ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Nothing to send."""
+        return True
+
+    def next_token(self, step: int) -> Tensor | None:
+        """None: no share is known yet."""
+        return None
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Raises the session's error."""
+        self._session.check()

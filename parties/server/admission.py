@@ -1,0 +1,171 @@
+"""Which sessions run and which wait: bounded, fair between clients, and in an order that cannot lock up.
+
+Every server has places for `slots` sessions. A session takes a place at party 0 first, then at party 1, and so on, and at
+the dealer last; it keeps them until it ends. Since all sessions take them in this one order, a session that waits for a
+place holds only earlier ones, and whoever holds that place waits for later ones at most: no two sessions ever wait for each
+other. Party 0 is where sessions queue; at the others a session waits at most for one that is just leaving, unless they have
+fewer places.
+
+Whose turn it is goes round the clients that have a session waiting, so that many sessions of one client delay another's by
+one at most.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+
+from parties.wire.error_codec import Busy
+
+Grant = Callable[[str], tuple[int, int]]
+
+
+class Ticket:
+    """One session's place: it is on its way here (other servers come first), waits, runs, or has left."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.state = "coming"
+        self.waited = 0.0  # seconds in the queue
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.client}, {self.state})"
+
+
+class Admission:
+    """The places of one server.
+
+    slots: sessions that run at a time. queued: sessions that wait at most. grant(client): the same two for one client.
+    seconds: how long a session may wait.
+    """
+
+    def __init__(self, name: str, slots: int, queued: int, grant: Grant, seconds: float) -> None:
+        self._name = name
+        self._slots = slots
+        self._queued = queued
+        self._grant = grant
+        self._seconds = seconds
+        self._changed = threading.Condition()
+        self._tickets: set[Ticket] = set()
+        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # clients in the order of their turns
+        self._running: Counter[str] = Counter()
+
+    # ---- coming and going --------------------------------------------------------------------------------------------
+    def enter(self, client: str) -> Ticket:
+        """A session at party 0: it has a place at once or waits. Raises `Busy` when the queue, or its client's, is full."""
+        slots, queued = self._grant(client)
+        ticket = Ticket(client)
+        with self._changed:
+            self._queue(ticket)
+            waiting, own = sum(map(len, self._queues.values())), len(self._queues.get(client, ()))
+            if ticket.state == "waiting" and (waiting > self._queued or own > queued):
+                self._unqueue(ticket)
+                whole = waiting > self._queued
+                raise self._busy(self._slots, self._queued) if whole else self._busy(slots, queued, f" of '{client}'")
+            self._tickets.add(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def expect(self, client: str) -> Ticket:
+        """A session that takes a place elsewhere first. Raises `Busy` when there are more than can be served or wait.
+
+        A session that is just leaving here may have left there already: up to `slots` more are expected.
+        """
+        slots, queued = self._grant(client)
+        with self._changed:
+            if len(self._tickets) >= 2 * self._slots + self._queued:
+                raise self._busy(self._slots, self._queued)
+            if sum(ticket.client == client for ticket in self._tickets) >= 2 * slots + queued:
+                raise self._busy(slots, queued, f" of '{client}'")
+            ticket = Ticket(client)
+            self._tickets.add(ticket)
+        return ticket
+
+    def wait(self, ticket: Ticket, check: Callable[[], None], moved: Callable[[int], None] = lambda ahead: None) -> None:
+        """Wait for the place. moved(ahead): how many sessions are before it, told at first and whenever that changes.
+
+        check() may raise to give up (`wake` makes it look). Raises `Busy` after the longest waiting time.
+        """
+        began, told = time.monotonic(), -1
+        with self._changed:
+            if ticket.state == "coming":
+                self._queue(ticket)
+            try:
+                while ticket.state == "waiting":
+                    check()
+                    if (ahead := self._ahead(ticket)) != told:
+                        told = ahead
+                        moved(ahead)
+                    if (left := began + self._seconds - time.monotonic()) <= 0:
+                        raise Busy(
+                            f"{self._name} is busy: the session waited {self._seconds:g} s for its turn, with {ahead} still "
+                            "ahead of it; try again later"
+                        )
+                    self._changed.wait(left)
+                check()
+            finally:
+                ticket.waited = time.monotonic() - began
+
+    def leave(self, ticket: Ticket) -> None:
+        """The session has ended, or never began."""
+        with self._changed:
+            if ticket.state == "running":
+                self._running[ticket.client] -= 1
+            elif ticket.state == "waiting":
+                self._unqueue(ticket)
+            ticket.state = "left"
+            self._tickets.discard(ticket)
+            self._dispatch()
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let everybody who waits look whether to give up."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # ---- what there is -----------------------------------------------------------------------------------------------
+    def count(self, state: str) -> int:
+        """How many sessions are "coming", "waiting" or "running"."""
+        with self._changed:
+            return sum(ticket.state == state for ticket in self._tickets)
+
+    # ---- turns ---------------------------------------------------------------------------------------------------------
+    def _busy(self, slots: int, queued: int, whose: str = "") -> Busy:
+        waiting = f", and {queued} wait" if queued else ""
+        return Busy(f"{self._name} is busy: it serves {slots} sessions{whose} at a time{waiting}; try again later")
+
+    def _queue(self, ticket: Ticket) -> None:
+        ticket.state = "waiting"
+        self._queues.setdefault(ticket.client, deque()).append(ticket)
+        self._dispatch()
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        queue = self._queues[ticket.client]
+        queue.remove(ticket)
+        if not queue:
+            del self._queues[ticket.client]
+
+    def _dispatch(self) -> None:
+        while self._running.total() < self._slots:
+            client = next((c for c in self._queues if self._running[c] < self._grant(c)[0]), None)
+            if client is None:
+                return
+            ticket = self._queues[client][0]
+            self._unqueue(ticket)
+            if client in self._queues:
+                self._queues.move_to_end(client)
+            ticket.state = "running"
+            self._running[client] += 1
+
+    def _ahead(self, ticket: Ticket) -> int:
+        """How many turns come before its own, if no client is at its limit."""
+        before, place = True, self._queues[ticket.client].index(ticket)
+        ahead = place
+        for client, queue in self._queues.items():
+            if client == ticket.client:
+                before = False
+            else:
+                ahead += min(len(queue), place + before)
+        return ahead

@@ -1,0 +1,199 @@
+"""Who may do what at a server, by the names in certificates. A refusal says that, and nothing of what the server holds."""
+
+from __future__ import annotations
+
+from models.policies import parse
+from mpc.errors import ConfigurationError, PermissionRefused
+from parties.config.grants import ClientGrant, ModelGrant, fits
+from parties.config.role_config import RoleConfig
+from parties.party.store import StoredModel
+from parties.wire.manifest import Manifest
+from protocols.registry import SUITES
+
+FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
+_ANYBODY = ClientGrant(name="anybody")  # no limits of its own
+_ANY_MODEL = ModelGrant(name="*")
+_UNSET = object()
+
+
+class Permissions:
+    """The grants of one server's configuration."""
+
+    def __init__(self, config: RoleConfig) -> None:
+        self._server = config.name
+        self._limits = config.limits
+        self._suites = config.suites
+        self._models = config.models
+        self._parties = config.party_names
+        self._dealer = [config.dealer.name] if config.dealer else []
+        self._clients = {grant.name: grant for grant in config.clients}
+        self._owners = {grant.name: grant for grant in config.model_owners}
+
+    # ---- by identity -----------------------------------------------------------------------------------------------
+    def may_generate(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured client."""
+        self._listed(name, name in self._clients, "generate", "clients")
+
+    def may_store(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a configured model owner."""
+        self._listed(name, name in self._owners, "store models", "model_owners")
+
+    def may_exchange(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is another compute party."""
+        if name not in self._parties or name == self._server:
+            raise PermissionRefused(f"'{name}' may not compute with {self._server}: it is not listed in its 'parties'")
+
+    def may_have_tape(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` is a compute party."""
+        if name not in self._parties:
+            raise PermissionRefused(f"'{name}' may not have a tape of {self._server}: it is not listed in its 'parties'")
+
+    def peers(self) -> list[str]:
+        """The compute parties and the dealer."""
+        return [*self._parties, *self._dealer]
+
+    def is_peer(self, name: str) -> bool:
+        """Whether `name` is a compute party or the dealer."""
+        return name in self._parties or name in self._dealer
+
+    def clients_and_owners(self) -> list[str]:
+        """All clients and model owners."""
+        return sorted({*self._clients, *self._owners})
+
+    def has_role(self, name: str) -> bool:
+        """Whether `name` has some role in this deployment."""
+        return self.is_peer(name) or name in self._clients or name in self._owners
+
+    def may_ask(self, name: str) -> None:
+        """Raise `PermissionRefused` unless `name` has some role in this deployment."""
+        if not self.has_role(name):
+            raise PermissionRefused(f"'{name}' has no role in the deployment of {self._server}")
+
+    def _listed(self, name: str, listed: bool, what: str, key: str) -> None:
+        if not listed:
+            raise PermissionRefused(f"'{name}' may not {what} at {self._server}: it is not listed in its '{key}'")
+
+    # ---- by what is asked for --------------------------------------------------------------------------------------
+    def visible(self, name: str, models: list[StoredModel]) -> list[StoredModel]:
+        """Those of `models` that `name` may know of: a client's and a model owner's own, all for a compute party."""
+        if name in self._parties:
+            return models
+        client, owner = self._clients.get(name), name in self._owners
+        return [
+            m for m in models if (client is not None and fits(client.models, m.name, m.model)) or (owner and m.owner == name)
+        ]
+
+    def check_lengths(self, manifest: Manifest, client: str | None = None) -> None:
+        """Raise `ConfigurationError` when a session is longer than the server's limits or, if known, the client's."""
+        grant = self._clients.get(client or "", _ANYBODY)
+        prompt = min(self._limits.max_prompt_tokens, grant.max_prompt_tokens or self._limits.max_prompt_tokens)
+        new = min(self._limits.max_new_tokens, grant.max_new_tokens or self._limits.max_new_tokens)
+        if manifest.prompt_tokens > prompt or manifest.new_tokens > new:
+            own = prompt < self._limits.max_prompt_tokens or new < self._limits.max_new_tokens
+            raise ConfigurationError(
+                f"{manifest.prompt_tokens} prompt and {manifest.new_tokens} new tokens exceed the limits of {self._server}"
+                f"{f' for {client}' if own else ''}: {prompt} and {new}"
+            )
+
+    def check_suite(self, manifest: Manifest, client: str | None = None) -> None:
+        """Raise `PermissionRefused` for a suite that this server, or this client at it, may not use."""
+        grant = self._clients.get(client or "", _ANYBODY)
+        for allowed, whom in ((self._suites, "nobody"), (grant.suites, f"'{client}'")):
+            if allowed is not None and manifest.suite not in allowed:
+                may = "nobody may" if whom == "nobody" else f"{whom} may not"
+                raise PermissionRefused(
+                    f"{may} use suite '{manifest.suite}' at {self._server}; allowed: {', '.join(allowed) or 'none'}"
+                )
+
+    def check_choices(self, manifest: Manifest, client: str, found: StoredModel) -> None:
+        """Raise `PermissionRefused` for a policy or an option that the client, or anybody with this model, may not use.
+
+        Options that the model's owner has given with it are always allowed, and so is the suite's usual precision; another
+        counts as the option `fraction_bits=N`: it takes a load of the weights of its own, as other options do.
+        """
+        grant = self._clients[client]
+        model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
+        own = (found.ranges or {}).get(manifest.suite, {})
+        options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
+        if manifest.fraction_bits != SUITES[manifest.suite][2]:
+            options.append(f"fraction_bits={manifest.fraction_bits}")
+        texts = (manifest.policy, parse(manifest.policy).spec)
+        for entry, whom in ((grant, f"'{client}' may not"), (model, f"nobody may, with model '{found.name}',")):
+            if not fits(entry.policies, *texts):
+                raise PermissionRefused(
+                    f"{whom} use policy '{manifest.policy}' at {self._server}; allowed ('policies' of its configuration): "
+                    f"{', '.join(entry.policies or []) or 'none'}"
+                )
+            if other := next((option for option in options if not fits(entry.suite_options, option)), None):
+                raise PermissionRefused(
+                    f"{whom} use suite option {other[:100]} at {self._server}; allowed beside the model's own "
+                    f"('suite_options' of its configuration): {', '.join(entry.suite_options or []) or 'none'}"
+                )
+
+    def check_decoding(self, manifest: Manifest, client: str) -> None:
+        """Raise `PermissionRefused`, with the line that would grant it, for a decoding that this client may not use."""
+        granted = self._clients[client].decoding
+        if manifest.decoding not in granted:
+            wanted = ", ".join([*granted, manifest.decoding])
+            raise PermissionRefused(
+                f"'{client}' may not use decoding '{manifest.decoding}' at {self._server}; allowed: {', '.join(granted)}. "
+                "Every party that grants it says so in its configuration: "
+                f"clients: [{{name: {client}, decoding: [{wanted}]}}]"
+            )
+
+    def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
+        """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
+        if found is None or not fits(self._clients[client].models, found.name, found.model):
+            raise ConfigurationError(
+                f"{self._server} holds no model {manifest.model}: its owner must share it first, and the configuration of "
+                f"{self._server} must let '{client}' use it"
+            )
+        return found
+
+    def check_model_name(self, owner: str, name: str, models: list[StoredModel]) -> None:
+        """Raise `PermissionRefused` when the owner may not store under `name`, or somebody else's model has that name."""
+        if not fits(self._owners[owner].models, name) or any(m.name == name and m.owner != owner for m in models):
+            raise PermissionRefused(f"'{owner}' may not store a model of that name at {self._server}: choose another name")
+
+    def owned(self, owner: str, model: str, found: StoredModel | None) -> StoredModel:
+        """`found` itself, to be removed. Raises one and the same `PermissionRefused` unless it is the owner's."""
+        if found is None or found.owner != owner or not fits(self._owners[owner].models, found.name):
+            raise PermissionRefused(f"'{owner}' has no model {model} at {self._server} that it may remove")
+        return found
+
+    # ---- how much --------------------------------------------------------------------------------------------------
+    def cost(self, setting: str, client: str) -> tuple[int | None, str]:
+        """One of `parties.config.grants.COSTS`: the smaller of the server's limit and the client's, and where that is
+        written."""
+        limit: int | None = getattr(self._limits, setting)
+        own: int | None = getattr(self._clients.get(client, _ANYBODY), setting)
+        if own is not None and (limit is None or own < limit):
+            return own, f"the entry of '{client}' in the 'clients' of {self._server}"
+        return limit, f"the 'limits' of {self._server}"
+
+    def loads(self) -> int:
+        """How many loads are kept for one client at most, and how many its sessions use at a time."""
+        limits = self._limits
+        return min(limits.max_loads, limits.max_loads_per_client or limits.max_loads)
+
+    def calls(self, name: str) -> int:
+        """How many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions that
+        run, wait or are just leaving, and `FURTHER_CALLS` more."""
+        if self._limits.max_calls_per_client is not None:
+            return self._limits.max_calls_per_client
+        running, queued = self.sessions(name)
+        return 2 * running + queued + FURTHER_CALLS
+
+    def all_sessions(self) -> int:
+        """How many sessions may be at this server: running, waiting, or just leaving."""
+        return 2 * self._limits.max_sessions + self._limits.max_queued
+
+    def sessions(self, client: str) -> tuple[int, int]:
+        """How many sessions of a client may run at a time, and how many may wait.
+
+        Where there are several clients, one that its grant does not allow more leaves a place to the others.
+        """
+        grant, limits = self._clients.get(client, _ANYBODY), self._limits
+        queued = limits.max_queued_per_client if grant.max_queued is None else grant.max_queued
+        usual = max(1, limits.max_sessions - 1) if len(self._clients) > 1 else limits.max_sessions
+        return min(limits.max_sessions, grant.max_sessions or usual), min(queued, limits.max_queued)

@@ -1,0 +1,402 @@
+"""What compute party and dealer have in common as servers: identity, sessions, pulse, typed refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import Empty
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PeerSilent
+from parties.config.role_config import RoleConfig, split_address
+from parties.events import event, refused
+from parties.identity.certificates import Identity
+from parties.identity.trust import Trust, own_identity, peers_of
+from parties.program import DECODER, Program, preload
+from parties.roles import Role
+from parties.server.admission import Admission, Ticket
+from parties.server.calls import WAITING, Calls, Guard
+from parties.server.cost_limits import Costs
+from parties.server.health import Health
+from parties.server.metrics import Metrics
+from parties.server.permissions import Permissions
+from parties.server.sessions import ServedSession, Sessions
+from parties.server.traces import Traces
+from parties.server.weight_cache import Loads
+from parties.status.probing import Prober
+from parties.status.settings import Settings
+from parties.transport.connection import abort_if_alive, start_server
+from parties.transport.heartbeat import Pulse
+from parties.transport.peer_stream import Link, Message
+from parties.transport.resumption import stream_of
+from parties.transport.session import Session
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import Busy, public
+from parties.wire.manifest import PROTOCOL_VERSION, check_id, package_version
+
+BEATS = 5  # signs of life within a deadline
+S = TypeVar("S", bound=ServedSession)
+
+
+class RoleServer(ABC, Generic[S]):
+    """A role that listens. `start()`, then `wait()` or `stop()`; `address` is where it listens.
+
+    Raises `ConfigurationError` for a wrong role or certificate, `EnvironmentProblem` when the port is taken.
+    """
+
+    role: Role
+    service: str  # of the wire definition
+
+    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+        if config.role != self.role:
+            raise ConfigurationError(f"configuration is for role '{config.role}', not for '{self.role}'")
+        self.config = config
+        self.name = config.name
+        self.program = program
+        self.version = package_version()
+        self.credentials = own_identity(config)
+        self.trust = Trust(peers_of(config), lambda: self.identity)
+        self.permissions = Permissions(config)
+        self.sessions: Sessions[S] = Sessions(config.name)
+        self.calls = Calls(config.name, self.permissions)
+        self.costs = Costs(config.name, self.permissions, config.limits.max_prediction_seconds)
+        self.admission = self.make_admission()
+        self.loads = Loads(config.limits.max_loads, self.permissions.loads())
+        self.draining = False
+        self.traces = Traces(config.telemetry, config.name, config.role, self.version)
+        self.metrics = Metrics(self)
+        self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
+        self.prober = Prober(config.name, self.trust)
+        self.address = self.metrics_address = self.health_address = ""
+        self.pulse: Pulse
+        self._open = 0  # streams
+        self._idle = threading.Condition()
+        self._holding = threading.Lock()
+        self._server: grpc.Server | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the moment: a renewed certificate is used from when it lies in the folder."""
+        return self.credentials.current
+
+    @abstractmethod
+    def register(self, server: grpc.Server) -> None:
+        """Add the role's service to the gRPC server."""
+
+    def make_admission(self) -> Admission:
+        """The places for sessions."""
+        limits = self.config.limits
+        return Admission(
+            self.name, limits.max_sessions, limits.max_queued, self.permissions.sessions, self.config.queue_seconds
+        )
+
+    def check_open(self) -> None:
+        """Raise `PeerLost`, naming this server, when it takes no more sessions."""
+        if self.draining:
+            raise PeerLost(self.name, "opening the session", "is shutting down")
+
+    def check_parties(self, who: str, listed: Sequence[str]) -> None:
+        """Raise `ConfigurationError` unless `who` names the parties of this configuration, in the same order."""
+        if list(listed) != self.config.party_names:
+            raise ConfigurationError(
+                f"{who} lists parties {', '.join(listed)[:200]}, {self.name} is configured with "
+                f"{', '.join(self.config.party_names)}: all roles need the same parties in the same order"
+            )
+
+    def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
+        """A new session with its place; the place is free again if there is none.
+
+        Raises `Busy` when the client's sessions use as many loads as they may.
+        """
+        try:
+            session = make()
+            with self._holding:
+                self._check_loads(session)
+                self.sessions.add(session)
+        except BaseException:
+            self.admission.leave(ticket)
+            raise
+        return session
+
+    def _check_loads(self, session: S) -> None:
+        """Raise `Busy` when the client's sessions use other loads already, as many as they may at a time. One that has left
+        its place has computed, and is about to end."""
+        client, key, most = session.ticket.client, session.manifest.load_key(), self.permissions.loads()
+        here = [s for s in self.sessions.all() if s.ticket.client == client and s.ticket.state != "left"]
+        others = {s.manifest.load_key() for s in here} - {key}
+        if len(others) >= most:
+            raise Busy(
+                f"sessions of '{client}' use {len(others)} other models or sets of options at {self.name}, as many as they "
+                f"may at a time ('max_loads_per_client' in its 'limits'): wait for their end"
+            )
+
+    def report(self, session: S, began: float, client: str | None = None, **facts: Any) -> None:
+        """Log and count a session that is over. began: by `time.perf_counter`. client: None at the dealer."""
+        error, suite = None if session.finished else session.error, session.manifest.suite
+        outcome, seconds = "complete" if error is None else error.code, time.perf_counter() - began - session.ticket.waited
+        event(
+            "session_ended",
+            self.name,
+            session=session.id,
+            client=client,
+            outcome=outcome,
+            error=None if error is None else str(error),
+            step=None if error is None else session.step,
+            seconds=seconds,
+            queue_seconds=session.ticket.waited,
+            **facts,
+        )
+        get = self.metrics.get
+        get("mpcache_sessions_ended_total", client=client or "", suite=suite, outcome=outcome).inc()
+        get("mpcache_queue_seconds").observe(session.ticket.waited)
+        get("mpcache_session_seconds", suite=suite).observe(seconds)
+        get("mpcache_tape_bytes_total").inc(facts["tape_bytes"])
+        session.trace.end(outcome, **facts)
+
+    def release(self, session: S) -> None:
+        """A session is over: its place is free."""
+        self.sessions.remove(session)
+        self.loads.release(session)
+        self.admission.leave(session.ticket)
+
+    def wake(self) -> None:
+        """A session has failed: let its thread see that, wherever it waits."""
+        self.admission.wake()
+        self.loads.wake()
+
+    def start(self) -> None:
+        """Listen and serve in the background."""
+        assert self.config.listen is not None
+        preload()
+        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
+        try:
+            if self.config.metrics is not None:
+                self.metrics_address = self.metrics.listen(self.config.metrics)
+            if self.config.health_port is not None:
+                self.health_address = self.health.listen(self.config.health_port)
+            seconds = self.config.first_message_seconds
+            guard = Guard(
+                self.calls, self.permissions, seconds, lambda context: self.trust.caller(context).name, self._refuse
+            )
+            self._server, self._threads, port = start_server(
+                self.credentials, self.config.listen, self._register_all, self.calls.threads, WAITING, guard
+            )
+        except BaseException:
+            self._close_monitoring()
+            self.pulse.stop()
+            raise
+        self.credentials.watch()
+        host, _ = split_address(self.config.listen, listening=True)
+        self.address = f"{host}:{port}"
+        self.health.set(True)
+        event(
+            "listening",
+            self.name,
+            role=self.role,
+            address=self.address,
+            version=self.version,
+            metrics=self.metrics_address or None,
+            health=self.health_address or None,
+        )
+
+    def _register_all(self, server: grpc.Server) -> None:
+        self.register(server)
+        self.health.register(server)
+
+    def _close_monitoring(self) -> None:
+        self.metrics.stop()
+        self.health.stop()
+        self.traces.stop()
+
+    def wait(self) -> None:
+        """Block until the server is stopped."""
+        if self._server is not None:
+            self._server.wait_for_termination()
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more sessions, end those that wait for their turn, and let the others end. False if some did not in time.
+
+        Models that are being stored count as sessions.
+        """
+        self.draining = True
+        self.health.set(False)
+        if self._server is None:
+            return True
+        event("draining", self.name, running=self.admission.count("running"), grace_seconds=seconds)
+        for session in self.sessions.all():
+            if session.ticket.state != "running":
+                session.fail(PeerLost(self.name, session.step, "is shutting down"))
+        with self._idle:
+            return self._idle.wait_for(lambda: self._open == 0, seconds)
+
+    def stop(self, grace: float = 1.0) -> None:
+        """End all sessions with an error that says so, and free port and threads."""
+        if self._server is None or self._threads is None:
+            return
+        self.draining = True
+        self.health.set(False)
+        for session in self.sessions.all():
+            session.fail(PeerLost(self.name, session.step, "is shutting down"))
+        limit = time.monotonic() + grace
+        while self.sessions.all() and time.monotonic() < limit:
+            time.sleep(0.01)
+        self._server.stop(grace).wait(grace + 1)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.pulse.stop()
+        self.credentials.stop()
+        self._close_monitoring()
+        self._server = None
+        event("stopped", self.name)
+
+    def admit_call(
+        self, context: Any, authorise: Callable[[str], None], act: Callable[[str], None] = lambda name: None
+    ) -> str:
+        """The caller's name, after act(name); ends the call with a typed status, and logs it, when one of both raises."""
+        name = "unknown"
+        try:
+            name = self.trust.caller(context).name
+            authorise(name)
+            act(name)
+        except Exception as problem:
+            error = public(problem, self.name)
+            self._refused(name, call_of(authorise), error)
+            abort_if_alive(context, error)
+            raise error from None
+        return name
+
+    def _caller(self, context: Any) -> str:
+        return self.trust.caller(context).name
+
+    def _refuse(self, context: Any, name: str, call: str, error: MpcacheError) -> None:
+        """End a call that is not admitted."""
+        self._refused(name, call, error)
+        abort_if_alive(context, error)
+
+    def _refused(self, name: str, call: str, error: MpcacheError) -> None:
+        """Log a call that came to nothing, unless some session's end says the same."""
+        if not self.sessions.ended_by(error):
+            refused(self.name, name, call, error)
+            self.metrics.get("mpcache_calls_refused_total", call=call, code=error.code).inc()
+
+    def serve(
+        self,
+        requests: Iterator[Message],
+        context: Any,
+        beat: Message | None,
+        authorise: Callable[[str], None],
+        accept: Callable[[Link, Message], tuple[Session, Iterator[Message]]],
+        foresee: Callable[[Link, Message], Callable[[], None] | None] = lambda link, message: None,
+    ) -> Iterator[Message]:
+        """The responses of one streaming call.
+
+        authorise(caller's name) may refuse; foresee(link, first message) returns what is to be done before, while the caller
+        is sent signs of life; accept(link, first message) puts the link into a session and returns that and
+        what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
+        session fails, the call ends with its error as typed status.
+        """
+        link: Link | None = None
+        session: Session | None = None
+        error: MpcacheError | None = None
+        name = "unknown"
+        epoch = 0
+        with self._idle:
+            self._open += 1
+        try:
+            found = self.trust.caller(context)
+            name = found.name
+            authorise(name)
+            link = Link(Session("", self.name), name, beat, window=self.config.resume_seconds)
+            link.key = lambda: found.fingerprint
+            link.room = 1  # until it is accepted
+            context.add_callback(link.over)
+            link.start(requests, context.cancel)
+            self.pulse.add(link)
+            message = self._first(link)
+            if message.WhichOneof("content") == "resume":
+                link, epoch, outgoing = self._resume(link, message.resume, requests, context)
+                session = link.session
+            else:
+                if (work := foresee(link, message)) is not None:
+                    yield from self._meanwhile(link, work)
+                session, outgoing = accept(link, message)
+                link.beats()  # from here on the caller knows that the stream is open
+            yield from outgoing
+            if not session.finished:
+                error = session.error
+        except MpcacheError as problem:
+            error = problem
+        except Exception as problem:
+            error = public(problem, self.name)
+        finally:
+            if link is not None and link.epoch == epoch and not link.may_return():
+                self.pulse.remove(link)
+                link.closed = True
+            with self._idle:
+                self._open -= 1
+                self._idle.notify_all()
+        if error is not None:
+            if session is None or not session.id:
+                self._refused(name, call_of(authorise), error)
+            abort_if_alive(context, error)
+
+    def _first(self, link: Link) -> Message:
+        """A stream's first message. Raises `PeerSilent` when it does not come in time."""
+        seconds = self.config.first_message_seconds
+        try:
+            return link.receive(timeout=seconds)
+        except Empty:
+            reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {self.name})"
+            raise PeerSilent(link.peer, "opening a call", reason) from None
+
+    def _meanwhile(self, link: Link, work: Callable[[], None]) -> Iterator[Message]:
+        """Signs of life until work() is done. Raises what it raises, or the call's error."""
+        with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
+            running = pool.submit(work)
+            while not wait([running], self.config.deadline_seconds / BEATS).done:
+                link.session.check()
+                if link.beat is not None:
+                    yield link.beat
+        running.result()
+
+    def _resume(
+        self, link: Link, resume: wire.Resume, requests: Iterator[Message], context: Any
+    ) -> tuple[Link, int, Iterator[Message]]:
+        """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
+        id = check_id(resume.session, "session", link.peer)
+        found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
+        found.key = link.key
+        outgoing = found.resumed(resume, requests, context.cancel)
+        self.pulse.remove(link)
+        link.closed = True
+        if not context.add_callback(lambda: found.over(resume.epoch)):
+            found.over(resume.epoch)
+        return found, resume.epoch, outgoing
+
+    def describe(self, models: list[wire.HeldModel]) -> wire.Description:
+        """Who this is."""
+        return wire.Description(
+            name=self.name,
+            role=self.role,
+            version=self.version,
+            protocol=PROTOCOL_VERSION,
+            models=models,
+            settings=Settings.of(self.config).canonical(),
+        )
+
+    def __enter__(self) -> RoleServer[S]:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def call_of(authorise: Callable[[str], None]) -> str:
+    """The name of a call in logs and metrics."""
+    return authorise.__name__.removeprefix("may_")

@@ -1,0 +1,200 @@
+"""How the parties of a session agree on a tape that was dealt beforehand, before anything is sent that it masks.
+
+Every greeting lists the unused tapes that would serve the session. Party 0 takes one that all have, names it to the others,
+who take it too, and gives the word when all have: 3 messages per pair with party 0. A party that cannot take it ends the
+session. Nobody can open anything before the word, since party 0 sends no share before it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mpc.errors import ManifestMismatch, TapeError, WireError
+from mpc.tape import Bytes
+from parties.tapes.header import TapeHeader
+from parties.tapes.store import OFFERED, Taken, TapeStore, describe
+from parties.transport.peer_stream import Link
+from parties.wire import wire_pb2 as wire
+from parties.wire.error_codec import log, public
+from parties.wire.manifest import check_id
+
+if TYPE_CHECKING:
+    from parties.party.session import PartySession
+
+LOOK_SECONDS = 0.5
+Read = Callable[[int], Bytes]
+Weights = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a `PartyTape` comes from. seed: secret."""
+
+    seed: bytes = field(repr=False)
+    read: Read
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What a session computes with. load: its id. weights: those of the load, None to load them in this session.
+
+    loading: the tape for that, None when it is the first part of `session`.
+    """
+
+    session: Source
+    load: str
+    weights: Weights | None = field(repr=False)
+    loading: Source | None = None
+
+
+class TapeAgreement:
+    """One party's part in the agreement.
+
+    patience: seconds to wait for a tape to be put into the folder, 0: `TapeError` at once when there is none that serves.
+    """
+
+    def __init__(self, store: TapeStore, session: PartySession, patience: float = 0.0) -> None:
+        self._store = store
+        self._session = session
+        self._held = session.server.loads.ids(session.load_key)
+        self._patience = patience
+        self._offers: dict[str, TapeHeader] = {}
+        self._ready = threading.Event()
+        if not patience:
+            self._look()
+        self._theirs: dict[str, set[str]] = {}
+        self._taken: Taken | None = None
+
+    def _look(self) -> None:
+        self._offers = self._store.offers(self._session.manifest, self._session.facts.nonce, self._held)
+        self._ready.set()
+
+    def wait(self) -> None:
+        """Wait until there is a tape that serves the session, and tell the client. Raises the last `TapeError`, or the
+        session's error."""
+        limit = time.monotonic() + self._patience
+        while not self._ready.is_set():
+            self._session.check()
+            try:
+                self._look()
+            except TapeError as error:
+                if time.monotonic() >= limit:
+                    raise TapeError(f"{error} (waited {self._patience:g} s)") from None
+                self._session.progress(f"waiting for a tape: {error}", 0, 0)
+                self._ready.wait(LOOK_SECONDS)
+
+    def look_again(self) -> None:
+        """The session waited for its turn: other sessions may have used tapes. Waits, or raises `TapeError`, as before."""
+        self._ready.clear()
+        if self._patience:
+            self.wait()
+        else:
+            self._look()
+
+    def greet(self, hello: wire.Hello) -> None:
+        """Put what this party has into a greeting, once it has something."""
+        while not self._ready.wait(0.1):
+            self._session.check()
+        hello.tape_files = True
+        hello.tapes.extend(self._offers)
+
+    def heard(self, peer: str, hello: wire.Hello) -> None:
+        """A peer's greeting."""
+        if len(hello.tapes) > OFFERED:
+            raise WireError(f"{peer} lists {len(hello.tapes)} tapes, expected {OFFERED} or fewer")
+        self._theirs[peer] = {check_id(tape, "tape", peer) for tape in hello.tapes}
+
+    def agree(self, peers: dict[int, Link]) -> Dealt:
+        """The tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
+        return self._lead(peers) if 0 not in peers else self._follow(peers[0])
+
+    def _lead(self, peers: dict[int, Link]) -> Dealt:
+        session = self._session
+        session.step = "choosing a tape"
+        common = [tape for tape in self._offers if all(tape in theirs for theirs in self._theirs.values())]
+        if not common:
+            raise self._nothing_in_common()
+        taken = self._take(common)
+        choice = wire.TapeChoice(tape=taken.header.tape, digest=taken.header.common())
+        for link in peers.values():
+            link.send(wire.PeerMessage(choice=choice))
+        weights = self._weights(taken)
+        session.step = f"waiting for the others to take tape {taken.header.tape}"
+        fresh = weights is None
+        for link in peers.values():
+            fresh |= not _receive(link, "taken").held
+        for link in peers.values():
+            link.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
+        return self._dealt(taken, None if fresh else weights)
+
+    def _follow(self, leader: Link) -> Dealt:
+        session = self._session
+        session.step = f"waiting for {leader.peer} to choose a tape"
+        choice = _receive(leader, "choice")
+        tape = check_id(choice.tape, "tape", leader.peer)
+        if tape not in self._offers:
+            raise WireError(f"{leader.peer} chose tape {tape}, which {session.role} did not offer")
+        if self._offers[tape].common() != choice.digest:
+            raise TapeError(
+                f"{leader.peer} and {session.role} have different tapes of id {tape}: copy all folders of one deal again"
+            )
+        taken = self._take([tape])
+        weights = self._weights(taken)
+        leader.send(wire.PeerMessage(taken=wire.TapeTaken(held=weights is not None)))
+        session.step = f"waiting for all parties to take tape {tape}"
+        if _receive(leader, "go").fresh:
+            weights = None
+        elif weights is None:
+            raise WireError(f"{leader.peer} wants load {taken.header.load}, which {session.role} does not hold (any more)")
+        return self._dealt(taken, weights)
+
+    def _nothing_in_common(self) -> TapeError:
+        own = next(iter(self._offers.values()))
+        without = [peer for peer, theirs in self._theirs.items() if own.tape not in theirs]
+        counts = ", ".join(f"{peer} {len(theirs)}" for peer, theirs in self._theirs.items())
+        return TapeError(
+            f"no unused tape for {describe(own.program)} is at all parties ({self._session.role} has {len(self._offers)}, "
+            f"{counts}): {own.tape} is not at {', '.join(without) or 'all of them'}, or was used or refused there (its log "
+            "says which); give every party its folder of the same `mpcache deal`"
+        )
+
+    def _take(self, tapes: list[str]) -> Taken:
+        wanted = [(self._offers[tape].load, tape) for tape in tapes]
+        self._taken = self._store.take(wanted, self._session.id, self._session.facts.nonce)
+        return self._taken
+
+    def _weights(self, taken: Taken) -> Weights | None:
+        return self._session.server.loads.get(taken.header.load, self._session.load_key, self._session.ticket.client)
+
+    def _dealt(self, taken: Taken, weights: Weights | None) -> Dealt:
+        session, load = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))
+        return Dealt(session, taken.header.load, weights, load)
+
+    def release(self) -> None:
+        """The session is over, in whatever way."""
+        if self._taken is not None:
+            try:
+                self._store.release(self._taken)
+            except Exception as error:
+                log.warning("%s: %s", self._session.role, public(error, self._session.role))
+
+
+def check_source(role: str, from_files: bool, peer: str, hello: wire.Hello) -> None:
+    """Raise `ManifestMismatch` unless both parties take their tapes from the same kind of place."""
+    if from_files != hello.tape_files:
+        first, second = (role, peer) if from_files else (peer, role)
+        raise ManifestMismatch(
+            f"{first} takes its tapes from a folder, {second} from the running dealer: configure 'tapes' at all parties or "
+            "at none"
+        )
+
+
+def _receive(link: Link, kind: str) -> Any:
+    message = link.receive()
+    if (found := message.WhichOneof("content")) != kind:
+        raise WireError(f"{link.peer} sent '{found}' where '{kind}' of a tape was expected")
+    return getattr(message, kind)

@@ -1,0 +1,228 @@
+"""Dealing to disk: the dealer's program without a network, so that the dealer may be offline when the parties compute.
+
+A deal is a load (the masks of one model's weights) and tapes for sessions that use it. It is written next to its target
+under a temporary name and renamed when all of it is on disk; memory stays at about 1 MiB a party beside the program's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.generation import Decoding, GenerationPlan, check_agreed_temperature
+from mpc.errors import ConfigurationError, EnvironmentProblem
+from mpc.random import new_seed
+from mpc.tape import DealerTape
+from parties.config.role_config import RoleConfig
+from parties.disk import sync_folder
+from parties.identity.certificates import Identity, check
+from parties.program import DECODER, Program, make_suite, plan_of
+from parties.tapes.file import TapeWriter
+from parties.wire.manifest import (
+    PROTOCOL_VERSION,
+    Manifest,
+    Option,
+    ProgramFacts,
+    architecture_hash,
+    new_id,
+    package_version,
+)
+from protocols.registry import SUITES, suite_class
+from protocols.suite import OutputShare, Suite
+
+MOST_SESSIONS = 1000
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What was dealt. folders: party -> its folder; sizes: party -> bytes on disk; seconds: load, then each session."""
+
+    load: str
+    folders: dict[str, Path]
+    sizes: dict[str, int]
+    prompts: tuple[int, ...]
+    new_tokens: int
+    sessions: int
+    load_seconds: float
+    session_seconds: list[float]
+
+
+def deal(
+    config: RoleConfig,
+    architecture: Architecture,
+    prompts: Sequence[int],
+    new_tokens: int,
+    out: Path,
+    *,
+    sessions: int = 1,
+    suite: str = "masked",
+    fraction_bits: int | None = None,
+    options: dict[str, Option] | None = None,
+    decoding: Decoding = "greedy",
+    temperature: float | None = None,
+    policy: str = "full",
+    program: Program = DECODER,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Deal:
+    """Deal `sessions` tapes for every prompt length of `prompts`, each for up to `new_tokens` new tokens, into `out/PARTY`.
+
+    config: the dealer's. A tape serves one session whose prompt has exactly its length, and whose temperature is the one
+    that its noise was dealt for (decoding "sample").
+
+    Raises `ConfigurationError` for arguments that cannot work or an `out` that is not empty, `EnvironmentProblem` when the
+    disk is full or refuses; then nothing is left.
+    """
+    if config.role != "dealer":
+        raise ConfigurationError(f"configuration is for role '{config.role}', not for 'dealer'")
+    if not prompts or len(set(prompts)) != len(prompts):
+        raise ConfigurationError(f"--prompt: give each prompt length once, got {', '.join(map(str, prompts)) or 'none'}")
+    if not 1 <= sessions * len(prompts) <= MOST_SESSIONS:
+        raise ConfigurationError(f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {sessions} x {len(prompts)}")
+    suite_class(suite)
+    check_agreed_temperature(decoding, temperature)
+    load = new_id()
+    manifests = [
+        Manifest(
+            protocol=PROTOCOL_VERSION,
+            version=package_version(),
+            model=load,  # which one is decided when the load is used
+            architecture=architecture_hash(architecture),
+            suite=suite,
+            fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
+            options=dict(options or {}),
+            prompt_tokens=prompt,
+            new_tokens=new_tokens,
+            decoding=decoding,
+            temperature=temperature,
+            policy=policy,
+            parties=config.party_names,
+        )
+        for prompt in prompts
+    ]
+    plans = [plan_of(manifest, architecture) for manifest in manifests]
+    identity = check(config.certificates, config.name, config.role)
+    with _folder(out) as folder, torch.no_grad():
+        dealing = _Dealing(identity, config, program, architecture, folder, load, on_progress)
+        began = time.perf_counter()
+        weights = dealing.load(manifests[0])
+        load_seconds, seconds = time.perf_counter() - began, []
+        for number in range(sessions * len(prompts)):
+            began = time.perf_counter()
+            dealing.session(manifests[number // sessions], plans[number // sessions], weights, number + 1)
+            seconds.append(time.perf_counter() - began)
+            on_progress("sessions", number + 1, sessions * len(prompts))
+        sizes = {name: _size(folder / name) for name in config.party_names}
+    folders = {name: out / name for name in config.party_names}
+    return Deal(load, folders, sizes, tuple(prompts), new_tokens, sessions, load_seconds, seconds)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends well, and is removed when it does not."""
+    temporary = out.parent / f".{out.name}.dealing-{new_id()[:8]}"
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700)
+        try:
+            yield temporary
+            for folder in [*(f for f in temporary.rglob("*") if f.is_dir()), temporary]:
+                sync_folder(folder)
+            temporary.rename(out)
+            sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        reason = (error.strerror or "error").lower()
+        raise EnvironmentProblem(
+            f"tapes cannot be written to {out} ({reason}): nothing was dealt; free space or permit it"
+        ) from None
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+class _Dealing:
+    """One deal. It is the `Endpoint` of the generation program as well."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: RoleConfig,
+        program: Program,
+        architecture: Architecture,
+        folder: Path,
+        load: str,
+        on_progress: Progress,
+    ) -> None:
+        self._identity, self._config, self._program = identity, config, program
+        self._architecture, self._load, self._on_progress = architecture, load, on_progress
+        self._created = int(time.time())
+        self._folders = [folder / name / load for name in config.party_names]
+        for one in self._folders:
+            one.parent.mkdir(mode=0o700)
+            one.mkdir(mode=0o700)
+
+    def load(self, manifest: Manifest) -> dict[str, Any]:
+        """Deal the load; the dealer's side of the weights."""
+        self._on_progress("weights", 0, 0)
+        weights: dict[str, Any] = self._write(
+            manifest, self._load, 0, lambda suite: self._program.load(suite, self._architecture, lambda name: None)
+        )
+        return weights
+
+    def session(self, manifest: Manifest, plan: GenerationPlan, weights: dict[str, Any], number: int) -> None:
+        """Deal one session's tape."""
+        architecture = self._architecture
+        self._write(
+            manifest, new_id(), number, lambda suite: self._program.run(suite, architecture, weights, plan, None, self)
+        )
+
+    def _write(self, manifest: Manifest, tape: str, number: int, run: Callable[[Suite], Any]) -> Any:
+        seeds = [new_seed() for _ in self._folders]
+        writers: list[TapeWriter] = []
+        try:
+            for folder, seed in zip(self._folders, seeds, strict=True):
+                writers.append(TapeWriter(folder, tape, seed))
+            device = self._config.device
+            end = DealerTape(seeds, lambda party, data: writers[party].append(data), device=device)
+            result = run(make_suite(manifest, end, None, device))
+            facts: dict[str, object] = {
+                "kind": "session" if number else "load",
+                "load": self._load,
+                "number": number,
+                "created": self._created,
+                "program": ProgramFacts.model_validate(manifest.model_dump(exclude={"model"})),
+            }
+            for index, (writer, party) in enumerate(zip(writers, self._config.party_names, strict=True)):
+                writer.finish(self._identity, party=party, index=index, **facts)
+            return result
+        finally:
+            for writer in writers:
+                writer.close()
+
+    # ---- the endpoint ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Nothing to send; deal on to the last token."""
+        return True
+
+    def next_token(self, step: int) -> Tensor | None:
+        """None: the dealer holds no share."""
+        return None
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell who watches."""
+        self._on_progress(stage, done, total)

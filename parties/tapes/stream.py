@@ -1,0 +1,105 @@
+"""The tape on its way: the dealer's bounded outlet for one party, and the party's end of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from mpc.errors import MpcacheError, WireError
+from mpc.tape import Bytes, chunks
+from parties.transport.connection import CHUNK_BYTES
+from parties.transport.peer_stream import Link
+from parties.wire import wire_pb2 as wire
+
+BUFFER_BYTES = 16 << 20
+WORTHWHILE = 1 << 16
+LINGER = 0.002
+
+
+class TapeOutlet:
+    """One party's tape at the dealer, between the program that writes and the link that sends.
+
+    Holds about 16 MiB: a dealer that runs ahead waits. What is there is sent by a thread of its own, after at most 2 ms in
+    which small entries may gather.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._buffer = bytearray()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._over = False
+
+    def begin(self) -> None:
+        """Start to send."""
+        threading.Thread(target=self._run, name=f"tape {self.link.peer}", daemon=True).start()
+
+    def append(self, data: bytes) -> None:
+        """Write tape; waits while the buffer is full. Raises the session's error."""
+        session = self.link.session
+        session.check()
+        with self._changed:
+            while len(self._buffer) >= BUFFER_BYTES:
+                self._changed.wait(1.0)
+                session.check()
+            before = len(self._buffer)
+            self._buffer += data
+            if before < WORTHWHILE <= len(self._buffer) or before == 0:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """No more will be written."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def drained(self) -> None:
+        """Wait until everything was handed to the link, or the session failed."""
+        with self._changed:
+            while not self._over:
+                self._changed.wait(1.0)
+
+    def wake(self) -> None:
+        """Let everybody look at the session's error."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while (piece := self._take()) is not None:
+                self.link.send_bulk(wire.TapeMessage(chunk=wire.Chunk(payload=piece)))
+        except MpcacheError:
+            pass  # the session's: whoever is in it knows
+        finally:
+            self.link.close()
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _take(self) -> bytes | None:
+        session = self.link.session
+        with self._changed:
+            while not self._buffer and not self._closed and session.error is None:
+                self._changed.wait()
+            if session.error is not None or not self._buffer:
+                return None
+            if len(self._buffer) < WORTHWHILE and not self._closed:
+                self._changed.wait(LINGER)
+            with memoryview(self._buffer) as view:
+                piece = bytes(view[:CHUNK_BYTES])
+            del self._buffer[:CHUNK_BYTES]
+            self._changed.notify_all()
+        return piece
+
+
+def tape_reader(link: Link) -> Callable[[int], Bytes]:
+    """`read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
+
+    def stream() -> Iterator[bytes]:
+        while (message := link.receive_or_end()) is not None:
+            kind = message.WhichOneof("content")
+            if kind != "chunk" or not message.chunk.payload:
+                raise WireError(f"{link.peer} sent '{kind}' where a chunk of the tape was expected")
+            yield message.chunk.payload
+
+    return chunks(stream())

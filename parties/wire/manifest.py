@@ -1,0 +1,156 @@
+"""What a session is about. Public, made by the client; all parties and the dealer hold the same or there is no session."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from models.architecture import Architecture
+from models.generation import check_agreed_temperature
+from mpc.errors import ConfigurationError, ManifestMismatch, WireError
+
+PROTOCOL_VERSION = 4
+ID_PATTERN = re.compile(r"[0-9a-f]{32}")
+MANIFEST_BYTES = 1 << 16
+
+Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Option = bool | int | float | str | None
+
+
+def package_version() -> str:
+    """Version of the installed distribution."""
+    return version("mpcache")
+
+
+def new_id() -> str:
+    """A random 128-bit identifier, hexadecimal, of a session, a model or a load.
+
+    A model's id is random and not a hash of its weights: a hash would let anybody test whether the secret model is some
+    checkpoint that he knows.
+    """
+    return secrets.token_hex(16)
+
+
+def check_id(text: str, what: str, sender: str) -> str:
+    """The id itself; raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
+    if not ID_PATTERN.fullmatch(text):
+        raise WireError(f"{sender} sent a {what} id of {len(text)} characters, expected 32 hexadecimal digits")
+    return text
+
+
+def architecture_hash(architecture: Architecture) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(architecture.to_json().encode()).hexdigest()
+
+
+class ProgramFacts(BaseModel):
+    """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
+
+    architecture: hash of its canonical JSON. options: the suite's own settings. temperature: of the dealt noise, with
+    decoding "sample" and only there. parties: names in order of their index.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    protocol: int
+    version: Annotated[str, Field(max_length=64)]
+    architecture: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    suite: Annotated[str, Field(max_length=64)]
+    fraction_bits: Annotated[int, Field(ge=1, le=40)]
+    options: Annotated[dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=32)]
+    prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
+    new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
+    decoding: Literal["greedy", "sample", "logits"]
+    temperature: float | None
+    policy: Annotated[str, Field(max_length=400)]
+    parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+
+    @field_validator("temperature")
+    @classmethod
+    def _agreed(cls, value: float | None, info: ValidationInfo) -> float | None:
+        try:
+            check_agreed_temperature(info.data.get("decoding", ""), value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class Manifest(ProgramFacts):
+    """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
+
+    model: Identifier
+
+    def canonical(self) -> bytes:
+        """Canonical JSON: keys sorted, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes, sender: str) -> Manifest:
+        """From canonical JSON; raises `WireError` or, for another protocol version, `ManifestMismatch`."""
+        if len(data) > MANIFEST_BYTES:
+            raise WireError(f"{sender} sent a manifest of {len(data)} bytes, at most {MANIFEST_BYTES} are expected")
+        try:
+            values: Any = json.loads(data)
+        except (ValueError, RecursionError):
+            raise WireError(f"{sender} sent a manifest that is not JSON") from None
+        if isinstance(values, dict) and values.get("protocol") != PROTOCOL_VERSION:
+            raise ManifestMismatch(
+                f"{sender} speaks protocol {_brief(values.get('protocol'))} (version {_brief(values.get('version'))}), "
+                f"here is protocol {PROTOCOL_VERSION} (version {package_version()}): install the same version everywhere"
+            )
+        try:
+            manifest = cls.model_validate(values)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise WireError(f"{sender} sent a manifest whose field '{where}' is wrong: {error.errors()[0]['msg']}") from None
+        try:
+            canonical = manifest.canonical()
+        except ValueError:  # an option that is infinite or not a number
+            canonical = b""
+        if canonical != data:
+            raise WireError(f"{sender} sent a manifest that is not in canonical form")
+        return manifest
+
+    def load_key(self, storing: str = "") -> tuple[str, ...]:
+        """What must be equal for masked weights of an earlier session to serve again.
+
+        storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none.
+        """
+        options = json.dumps(self.options, sort_keys=True)
+        return (self.model, storing, self.architecture, self.suite, str(self.fraction_bits), options, *self.parties)
+
+
+def compare(first: str, mine: Manifest, second: str, other: Manifest) -> None:
+    """Raise `ManifestMismatch`, naming both holders and every field that differs, unless the manifests are equal."""
+    if mine.digest() == other.digest():
+        return
+    left, right = mine.model_dump(), other.model_dump()
+    fields = [
+        f"{key} ({first}: {_brief(left[key])}, {second}: {_brief(right[key])})" for key in left if left[key] != right[key]
+    ]
+    raise ManifestMismatch(
+        f"{first} and {second} hold different manifests: {'; '.join(fields)}; the client must send all parties the same one"
+    )
+
+
+def check_version(manifest: Manifest, sender: str, own: str, own_name: str) -> None:
+    """Raise `ManifestMismatch` when the sender runs another version of this package."""
+    if manifest.version != own:
+        raise ManifestMismatch(
+            f"{sender} runs version {_brief(manifest.version)}, {own_name} runs version {own}: install the same everywhere"
+        )
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,238 @@
+"""The suite `crypten`: CrypTen's Beaver protocols over our channel and our dealer, for any number of parties.
+
+Right where CrypTen is not: every function states its range and error (`protocols.crypten`). Setting as everywhere: semi-
+honest, n-1 of the compute parties may collude, the dealer colludes with none. Everything that is opened is masked by a
+value that is uniform and unknown to the parties.
+Leaks: to parties and dealer shapes only; to the client, beside its answer, range flags (docs/security.md, "Suite crypten").
+
+| step | bytes per element to each peer | rounds |
+| --- | --- | --- |
+| product of two secrets, truncated | 16 + 8 | 2 |
+| product with a fixed secret, truncated | 8 per input + 8 per output | 2 |
+| comparison with 0, 64 bits | 31.7 | 8 |
+| maximum of n | 40 | 8 ceil(log2 n) |
+| softmax of n | 184, and 210 to 420 per row | 7 ceil(log2 n) + 44 |
+| 1 / sqrt(moment + eps) of a row | 8, and 700 to 850 per row | 25; "layer" 26 |
+| gelu, gelu_tanh; silu; relu | 133; 236; 40 | 15; 16; 8 |
+| arg-max of n | 71 | 8 ceil(log2 n) + 8 |
+
+Ranges. Options `residual`, `score`, `value`, `activation`, `logits` declare bounds as in the suite `masked`, each a number
+or a text by layer (`protocols.bounds`). Rings have 64 bits here, so only `residual` decides on anything: how many bits
+1 / deviation has, and from where on a row is flagged. Whatever else can be declared lies within the table.
+
+| what | right | flagged as (`Suite.flags`) |
+| --- | --- | --- |
+| norm of a residual row | below 2^residual, or 2^14 if that is more | residual: from 2^residual on, certain to 2^26 |
+| distance from the largest score | to 2^17, scores to 2^22 | score: from 2^16, certain to 2^23, never below 9 200 |
+| cached keys (64 channels) | while scores stay below 2^30 | value: from 2^15, certain to 2^22, never below 4 600 |
+| activation's input, gated factor | to 2^18, product to 2^30 | activation: from 2^15, certain to 2^22, never below 4 600 |
+| queries (64 channels) | as keys | activation: from 2^14, certain to 2^21, never below 2 300 |
+| cached values | as linear outputs | |
+| logits, with a sample's noise | to 2^27 | |
+
+Limits but the first are norms of 32 neighbours; "never" is for every element, see `protocols.crypten.ranges`. The scale of a
+residual row has a relative error below 5e-5, whatever other rows hold; before the first layer 2^14 above is 2^10.
+
+A linear layer's output, bias and residual included, must stay below 2^22 after a norm and below 2^26 elsewhere, or it
+wraps unseen. A normalised row has the norm sqrt(D), so the first holds for every input if the columns of the weight have
+norms below 2^21 / sqrt(D), 75 000 for GPT-2. Weights have the fraction bits that they were shared with, 16 as a rule: a
+token table of deviation d is off by 4.4e-6 / d of itself, 0.4 % at 0.001.
+
+`crypten_own=True` keeps CrypTen's own way (weights opened at every product, its truncation and functions, wrong results
+where those are wrong) as a baseline: see `protocols.crypten.own`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mpc.ledger import operation
+from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
+from protocols.crypten.base import WEIGHT_BITS, CryptenBase, label, own_value
+from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
+from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.suite import Activation, Linear, Norm, Value
+
+__all__ = ["WEIGHT_BITS", "CryptenSuite"]
+
+
+class CryptenSuite(CryptenBase):
+    """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
+
+    fraction_bits: of activations, 8 to 20; weights have 20 (CrypTen's own way: as activations). residual ... logits: see
+    the module's table; CrypTen's own way takes and ignores them, and has no flags. ledger: by default the channel's (else
+    the tape's). Operations that do not depend on each other run one after the other: CrypTen's protocols
+    cannot interleave.
+    """
+
+    # ---- non-linear functions --------------------------------------------------------------------------------------
+    async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
+        """1 / sqrt(moment + eps), as many fraction bits as the bound `residual` asks for; see `protocols.crypten.norm`."""
+        with operation("norm"):
+            if self._own is not None:
+                return self._own.rsqrt_moment(own_value(x), norm)
+            return self._moment(own_value(x), norm)[1]
+
+    def _moment(self, x: CryptenValue, kind: Norm) -> tuple[CryptenValue, CryptenValue]:
+        if not self.fraction_bits <= x.fraction_bits <= max(WEIGHT_BITS, self.fraction_bits):
+            x = self._standard(x)
+        bound = self.bounds["residual"].at(self.place)
+        centred, inverse, bits = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
+        return x.like(centred), self._value(inverse, bits)
+
+    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+        """Normalise x [..., D], then apply each linear layer: x is normalised first, since it is narrower than they are."""
+        if self._own is not None and not whole:
+            return await super().norm_linear(x, norm, layers)
+        normalised = await self._normalised(x, norm)
+        with label("linear"):
+            if whole:
+                return [self._whole(normalised, layer) for layer in layers]
+            return await self._linears(normalised, layers)
+
+    async def _normalised(self, x: Value, norm: Norm) -> CryptenValue:
+        """Rows [..., D] of norm sqrt(D); in CrypTen's own way not centred, which folded weights are (see `Norm`)."""
+        if self._own is not None:
+            inverse = await self.rsqrt_moment(x, norm)
+            with operation("norm scale"):
+                return own_value(await self.mul(x, inverse))
+        with operation("norm"):
+            centred, inverse = self._moment(own_value(x), norm)
+        with operation("norm scale"):
+            product = arithmetic.mul(centred.share, inverse.share)
+            bits = centred.fraction_bits + inverse.fraction_bits
+            share = arithmetic.rescale(self.session, product, bits, max(WEIGHT_BITS, self.fraction_bits))
+            return self._value(share, max(WEIGHT_BITS, self.fraction_bits))
+
+    async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
+        """Softmax over the last axis; see `protocols.crypten.softmax`."""
+        with operation("softmax"):
+            if self._own is not None:
+                return self._own.softmax(own_value(x), mask)
+            return self._value(softmax.softmax(self.session, self._standard(x).share, self.fraction_bits, mask))
+
+    async def activation(self, x: Value, kind: Activation) -> Value:
+        """gelu, gelu_tanh, silu or relu; see `protocols.crypten.activation`."""
+        with operation(kind):
+            if self._own is not None:
+                return self._own.activation(own_value(x), kind)
+            return self._value(activation.activation(self.session, self._standard(x).share, self.fraction_bits, kind))
+
+    async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
+        """activation(gate) * up. Right for |activation up| < 2^30: both factors are flagged from 2^15 on."""
+        if self._own is not None:
+            return await super().gated_activation(gate, up, kind)
+        active, factor = own_value(await self.activation(gate, kind)), self._standard(up)
+        with operation("mul"):
+            kinds = ("activation" if kind == "relu" else None, "activation")  # others have watched their input
+            product = fixed.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
+            return self._back(product, active.fraction_bits + factor.fraction_bits)
+
+    async def less_than_zero(self, x: Value) -> Value:
+        """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
+        x = own_value(x)
+        with operation("comparison"):
+            if self._own is not None:
+                return self._own.less_than_zero(x)
+            bit = comparison.less_than(self.session, x.share, [0])[0]
+            return self._value(comparison.to_arithmetic(self.session, bit), 0)
+
+    async def max(self, x: Value, background: bool = False) -> Value:
+        """Maximum over the last axis, exact for |x| < 2^62 in ring units. 8 ceil(log2 n) rounds, 40 bytes per element."""
+        x = own_value(x)
+        with operation("max"):
+            if self._own is not None:
+                return self._own.max(x)
+            return x.like(maximum.maximum(self.session, x.share))
+
+    async def argmax(self, x: Value) -> Value:
+        """One-hot of the maximum over the last axis, ties to the earlier; see `protocols.crypten.maximum`."""
+        x = own_value(x)
+        with operation("argmax"):
+            if self._own is not None:
+                return self._own.argmax(x)
+            return self._value(maximum.argmax(self.session, x.share), 0)
+
+    # ---- the cache -------------------------------------------------------------------------------------------------
+    async def prepare(self, x: Value) -> Value:
+        """Queries, masked once for all their products with cached keys: 1 round, 8 bytes per element."""
+        if self._own is not None:
+            return x
+        with operation("scores"):
+            return fixed.keep(self.session, self._standard(x), "activation", query_limit(x.shape[-1]))
+
+    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> Value:
+        """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`.
+
+        Keys are watched, since scores must stay below 2^30; values are right whatever a linear layer can hold.
+        """
+        x = own_value(new)
+        if self._own is not None:
+            return x if cache is None else self.concat([cache, x], dim)
+        with operation("cache"):
+            if not isinstance(x, CryptenWeight):
+                watched = "value" if kind is None and not x.bounded else None
+                x = fixed.keep(self.session, self._standard(x), watched, KEY_LIMIT)
+        return x if cache is None else self.concat([cache, x], dim)
+
+    async def hold(self, chosen: Value) -> Value:
+        """A choice, masked once for all layers that use it: 1 round, 8 bytes per element."""
+        x = own_value(chosen)
+        if self._own is not None or isinstance(x, CryptenWeight):
+            return x
+        with operation("selection"):
+            return fixed.keep(self.session, x)
+
+    async def choose(self, chosen: Value, rows: Value) -> Value:
+        """Rows of a small secret table, of which nothing needs to be watched again."""
+        return self.with_bound(await self.matmul(chosen, rows), math.inf)
+
+    async def selected_attention(
+        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        """Attention to secretly chosen clusters by products of three factors, of which none has the cache's size."""
+        if self._own is not None:
+            return await super().selected_attention(q, chosen, k, v, always)
+        s, held, x = self.session, await self.hold(chosen), own_value(q)
+        assert isinstance(held, CryptenWeight)
+        groups, rows, count, size = q.shape[0], q.shape[1], chosen.shape[1], k.shape[2]
+        with operation("scores"):
+            keys = own_value(k)
+            near = fixed.scores_of_chosen(s, held, x, keys).reshape(groups, rows, count * size)
+            if always is not None:
+                near = torch.cat([near, self._product(x, own_value(always[0].transpose(1, 2)))], -1)
+            scores = self._back(near, x.fraction_bits + keys.fraction_bits)
+        with operation("softmax"):
+            p = own_value(await self.softmax(scores))
+        with operation("values"):
+            values, taken = own_value(v), p[..., : count * size].reshape(groups, rows, count, size)
+            out = fixed.values_of_chosen(s, held, taken, values)
+            if always is not None:
+                out = out + self._product(p[..., count * size :], own_value(always[1]))
+            return self._back(out, p.fraction_bits + values.fraction_bits)
+
+    # ---- selection -------------------------------------------------------------------------------------------------
+    async def top_k(self, x: Value, k: int, bound: float) -> Value:
+        """One-hot rows of the k largest, [..., C] -> [..., k, C]; see `protocols.crypten.selection`."""
+        with operation("ranking"):
+            return self._value(selection.top_k(self.session, self._standard(x).share, k, self._ranked_bits(bound)), 0)
+
+    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+        """1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
+        with operation("ranking"):
+            kept = selection.keep_largest(self.session, self._standard(x).share, k, self._ranked_bits(bound))
+            return self._value(kept, 0)
+
+    def _ranked_bits(self, bound: float) -> int:
+        return self.fraction_bits + max(0, math.ceil(math.log2(bound))) + 1
+
+    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        """The marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""
+        own = [own_value(x) for x in rows]
+        with operation("compaction"):
+            moved = selection.compact(self.session, own_value(keep).share, [x.share for x in own], k)
+        return [x.like(share) for x, share in zip(own, moved, strict=True)]

@@ -1,0 +1,87 @@
+"""A masked value that grows along an axis, as cached keys and values do: appending writes rows and moves none.
+
+Rows lie in a buffer with room behind them. Appending to the newest value writes into that room; appending to any other one
+(its successor rows belong to somebody else), or to a full buffer, first copies it to a buffer of its own. A value is never
+changed: all that is written lies behind every value that was handed out.
+
+Local; no round, no byte. Memory: at most an eighth more than the rows, and 64 rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mpc.shape_tensor import shape_tensor
+from protocols.masked.shares import Masked
+
+SPARE = 64
+SHARE = 8
+
+
+class _Buffer:
+    """Storage of m and lam, [.., capacity, ..] along `dim`; rows before `filled` belong to somebody."""
+
+    def __init__(self, shape: Sequence[int], dim: int, capacity: int, like: Masked) -> None:
+        whole = (*shape[:dim], capacity, *shape[dim + 1 :])
+        self.dim = dim
+        self.capacity = capacity
+        self.filled = 0
+        self.m, self.lam = (_room(t, whole) for t in (like.m, like.lam))
+
+    def write(self, x: Masked) -> None:
+        """Behind what there is."""
+        rows = x.shape[self.dim]
+        for storage, part in ((self.m, x.m), (self.lam, x.lam)):
+            if not storage.is_meta:
+                storage.narrow(self.dim, self.filled, rows).copy_(part)
+        self.filled += rows
+
+
+def _room(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return shape_tensor(shape) if like.is_meta else torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+
+
+class AppendBuffer:
+    """Rows `start` to `stop` of a buffer."""
+
+    def __init__(self, buffer: _Buffer, start: int, stop: int, bits: int, frac: int) -> None:
+        self._buffer, self._start, self._stop = buffer, start, stop
+        m, lam = (t.narrow(buffer.dim, start, stop - start) for t in (buffer.m, buffer.lam))
+        self.value = Masked(m, lam, bits, frac)
+
+    @property
+    def dim(self) -> int:
+        """The axis that grows."""
+        return self._buffer.dim
+
+    def part(self, start: int, stop: int) -> AppendBuffer:
+        """Rows `start` to `stop` of these."""
+        return AppendBuffer(self._buffer, self._start + start, self._start + stop, self.value.bits, self.value.frac)
+
+    def release(self, stop: int) -> AppendBuffer:
+        """The first `stop` rows; what follows is given up: no value that holds it may be used any more."""
+        self._buffer.filled = self._start + stop
+        return self.part(0, stop)
+
+    def append(self, new: Masked) -> AppendBuffer:
+        """These rows and, behind them, `new` (same ring and fraction bits)."""
+        buffer, rows = self._buffer, new.shape[self.dim]
+        if self._stop != buffer.filled or self._stop + rows > buffer.capacity:
+            return append_buffer(self.value, self.dim).append_in_place(new)
+        return self.append_in_place(new)
+
+    def append_in_place(self, new: Masked) -> AppendBuffer:
+        """`append` where it is known that there is room."""
+        self._buffer.write(new)
+        return AppendBuffer(self._buffer, self._start, self._buffer.filled, self.value.bits, self.value.frac)
+
+
+def append_buffer(x: Masked, dim: int, more: int = 0) -> AppendBuffer:
+    """x in a buffer of its own, with room for at least `more` rows."""
+    rows = x.shape[dim]
+    buffer = _Buffer(x.shape, dim, rows + max(SPARE, rows // SHARE, more), x)
+    buffer.write(x)
+    return AppendBuffer(buffer, 0, rows, x.bits, x.frac)

@@ -1,0 +1,213 @@
+"""Values of the suite `masked`: a sharing, a masked value, or both; and fixed secrets (weights)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mpc.errors import RangeError
+from mpc.fixed_point import encode
+from protocols.masked import product
+from protocols.masked.append_buffer import AppendBuffer
+from protocols.masked.shares import Masked, Shared
+from protocols.suite import Value
+
+if TYPE_CHECKING:
+    from protocols.masked.suite import MaskedSuite
+
+FULL = 64
+
+
+@dataclass
+class MaskedTensor(Value):
+    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value.
+
+    |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is checked when x is opened; until
+    then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. most: what |x| is at most, where
+    that is known more closely. positive: x > -1.
+    """
+
+    suite: MaskedSuite
+    magnitude: int
+    shared: Shared | None = None
+    masked: Masked | None = None
+    rows: AppendBuffer | None = None  # where `masked` lies, if it is a cache that may grow
+    watched: str | None = None
+    checked: bool = False
+    most: float | None = None
+    positive: bool = False
+
+    @property
+    def form(self) -> Shared | Masked:
+        """Whichever form there is; the masked one first."""
+        found = self.masked if self.masked is not None else self.shared
+        assert found is not None
+        return found
+
+    @property
+    def frac(self) -> int:
+        """Fraction bits."""
+        return self.form.frac
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.form.shape
+
+    @property
+    def reach(self) -> float:
+        """What |x| is at most once it is opened, unless flagged."""
+        if self.most is not None:
+            return self.most
+        return 2.0**self.magnitude * (0.75 if self.checked or self.watched is not None else 1.0)
+
+    def reach_bits(self, frac: int) -> tuple[int, int]:
+        """`reach` in units of so many fraction bits, and the bits of a ring that holds a difference of both ends."""
+        reach = math.ceil(self.reach * 2.0**frac)
+        return reach, (2 * reach).bit_length() + 1
+
+    def as_shared(self) -> Shared:
+        """A sharing of it; local."""
+        if self.shared is None:
+            assert self.masked is not None
+            self.shared = self.suite.context.shared(self.masked)
+        return self.shared
+
+    def _map(self, f: Any, grow: int = 0) -> MaskedTensor:
+        return MaskedTensor(
+            self.suite,
+            self.magnitude + grow,
+            None if self.shared is None else self.shared.map(f),
+            None if self.masked is None else self.masked.map(f),
+            watched=self.watched,
+        )
+
+    def needs(self, frac: int) -> int:
+        """Bits of the smallest ring that holds it with so many fraction bits once it is opened."""
+        return frac + self.magnitude + 2 - int(self.checked or self.watched is not None)
+
+    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
+        if isinstance(other, MaskedWeight):
+            other = other.tensor()
+        if isinstance(other, Tensor | float | int):
+            return self._add_public(other)
+        assert isinstance(other, MaskedTensor)
+        grow = max(self.magnitude, other.magnitude) + 1
+        if self.masked is not None and other.masked is not None and self.masked.frac == other.masked.frac:
+            return MaskedTensor(self.suite, grow, masked=self.masked.add(other.masked))
+        a, b = self.as_shared(), other.as_shared()
+        frac = max(a.frac, b.frac)
+        a, b = a.shift_left(frac - a.frac), b.shift_left(frac - b.frac)
+        return MaskedTensor(self.suite, grow, a.add(b))
+
+    def _add_public(self, other: Tensor | float) -> MaskedTensor:
+        form = self.form
+        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.suite.device)
+        masked = None if self.masked is None else self.masked.add_public(value)
+        shared = None if self.masked is not None else self.suite.context.add_public(self.as_shared(), value)
+        return MaskedTensor(self.suite, self.magnitude + 1, shared, masked)
+
+    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
+        if isinstance(other, MaskedWeight):
+            other = other.tensor()
+        return self + (-other)
+
+    def __neg__(self) -> MaskedTensor:
+        return self._map(torch.neg)
+
+    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
+        if isinstance(factor, Tensor):
+            if factor.is_floating_point():
+                raise RangeError("a value is multiplied by public integers only; use Suite.scale for real factors")
+            largest = int(factor.abs().max()) if factor.numel() else 0
+            return self._map(lambda t: t * factor.to(t.device), max(largest, 1).bit_length())
+        return self._map(lambda t: t * int(factor), max(abs(int(factor)), 1).bit_length())
+
+    def __getitem__(self, index: Any) -> MaskedTensor:
+        part = self._part(index)
+        return self._map(lambda t: t[index]) if part is None else self.of_rows(part)
+
+    def of_rows(self, rows: AppendBuffer) -> MaskedTensor:
+        """Other rows of the same cache."""
+        return MaskedTensor(self.suite, self.magnitude, masked=rows.value, rows=rows)
+
+    def _part(self, index: Any) -> AppendBuffer | None:
+        """The rows that `index` names, where it names consecutive rows of a cache and nothing else."""
+        rows = self.rows
+        if rows is None or rows.value is not self.masked or not isinstance(index, tuple) or len(index) != rows.dim + 1:
+            return None
+        if any(i != slice(None) for i in index[:-1]) or not isinstance(index[-1], slice):
+            return None
+        start, stop, step = index[-1].indices(self.shape[rows.dim])
+        return rows.part(start, stop) if step == 1 and stop > start else None
+
+    def reshape(self, *shape: int) -> MaskedTensor:
+        return self._map(lambda t: t.reshape(*shape))
+
+    def permute(self, *dims: int) -> MaskedTensor:
+        return self._map(lambda t: t.permute(*dims))
+
+    def expand(self, *shape: int) -> MaskedTensor:
+        return self._map(lambda t: t.expand(*shape))
+
+    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
+        return self._map(lambda t: t.sum(dim, keepdim=keepdim), self.shape[dim].bit_length())
+
+    def cumsum(self, dim: int) -> MaskedTensor:
+        return self._map(lambda t: t.cumsum(dim), self.shape[dim].bit_length())
+
+    def __repr__(self) -> str:
+        return f"MaskedTensor(shape={list(self.shape)}, ring=2^{self.form.bits}, fraction bits={self.frac})"
+
+
+class MaskedWeight(Value):
+    """A fixed secret. Independent of the session: later suites of the same role in this process may use it."""
+
+    def __init__(self, suite: MaskedSuite, weight: product.FixedWeight, magnitude: int) -> None:
+        self.suite = suite
+        self.weight = weight
+        self.magnitude = magnitude
+
+    def tensor(self, suite: MaskedSuite | None = None) -> MaskedTensor:
+        """The weight as an ordinary value (a sharing)."""
+        share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
+        return MaskedTensor(suite or self.suite, self.magnitude, share)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.weight.shape
+
+    def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
+        return self.tensor() + other
+
+    def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
+        return self.tensor() - other
+
+    def __neg__(self) -> MaskedTensor:
+        return -self.tensor()
+
+    def __mul__(self, factor: int | Tensor) -> MaskedTensor:
+        return self.tensor() * factor
+
+    def __getitem__(self, index: Any) -> MaskedTensor:
+        return self.tensor()[index]
+
+    def reshape(self, *shape: int) -> MaskedTensor:
+        return self.tensor().reshape(*shape)
+
+    def permute(self, *dims: int) -> MaskedTensor:
+        return self.tensor().permute(*dims)
+
+    def expand(self, *shape: int) -> MaskedTensor:
+        return self.tensor().expand(*shape)
+
+    def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
+        return self.tensor().sum(dim, keepdim)
+
+    def cumsum(self, dim: int) -> MaskedTensor:
+        return self.tensor().cumsum(dim)

@@ -1,0 +1,129 @@
+"""`mpcache deal`: what it writes and says, what it refuses, and that parties answer with it while no dealer runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.serve.roles import load_role
+from models.checkpoint import load_checkpoint
+from models.generation import GenerationPlan, generate_plain
+from parties.client.client import Client
+from parties.config.role_config import load_config
+from parties.identity.certificates import create_deployment
+from parties.model_owner.model_owner import share_model
+from parties.party.compute_party import ComputePartyServer
+from tests.launch.conftest import Command
+from tests.parties.deployment import free_ports, with_fingerprints
+
+PROMPT = "Who goes there"
+
+
+@pytest.fixture
+def roles(tmp_path: Path) -> Path:
+    """A folder with the configurations of two parties, dealer, client and model owner."""
+    names = ["party0", "party1", "dealer", "client", "model-owner"]
+    kinds = ["party", "party", *names[2:]]
+    marks = create_deployment(tmp_path / "certificates", dict(zip(names, kinds, strict=True)), days=1)
+    addresses = dict(zip(names[:3], (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
+    for name in names:
+        values = {
+            "role": "party" if name.startswith("party") else name,
+            "name": name,
+            "certificates": "certificates",
+            "parties": [{"name": n, "address": addresses[n]} for n in names[:2]],
+            "dealer": {"name": "dealer", "address": addresses["dealer"]},
+            "clients": ["client"],
+            "model_owners": ["model-owner"],
+        }
+        if name in addresses:
+            values["listen"] = addresses[name]
+        if name.startswith("party"):
+            values |= {"store": f"store-{name}", "tapes": f"tapes-{name}"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(with_fingerprints(values, marks)))
+    return tmp_path
+
+
+def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> None:
+    out = roles / "out"
+    arguments = ["--model", text_model, "--prompt", len(PROMPT), "--tokens", 4, "--out", out]
+    found = command("deal", "--config", roles / "dealer.yaml", *arguments, "--sessions", 2, "--prompt", 3)
+    assert found.code == 0, found.err
+    assert "party0" in found.out
+    assert "party1" in found.out
+    said = " ".join(found.out.split())
+    assert "4 sessions, prompt of exactly 14, 3 tokens, up to 4 new ones" in said
+    assert "Next: move what each folder holds into that party's `tapes` folder" in said
+    for name in ("party0", "party1"):
+        shutil.move(out / name, roles / f"tapes-{name}")
+    servers = [ComputePartyServer(load_config(roles / f"{name}.yaml")) for name in ("party0", "party1")]
+    try:
+        for server in servers:
+            server.start()
+        share_model(load_role(roles / "model-owner.yaml", "model-owner"), text_model, "tiny")
+        ask = ["generate", "--config", roles / "client.yaml", "--model", text_model, "--name", "tiny", "--max-new-tokens", 3]
+        answer = command(*ask, "--prompt", PROMPT, "--json")
+        assert answer.code == 0, answer.err
+        checkpoint = load_checkpoint(text_model)
+        ids = checkpoint.tokenizer.encode(PROMPT)
+        assert json.loads(answer.out)["tokens"] == generate_plain(checkpoint, ids, GenerationPlan(len(ids), 3))
+        refused = command(*ask, "--prompt", "other", "--json")
+        assert refused.code == 2
+        assert "error [tape]: party" in refused.err
+        text = " ".join(refused.err.split())
+        assert "has no tape for a prompt of 5 tokens and 3 new tokens (greedy, suite masked): it has" in text
+        assert "1 for a prompt of 14 and up to 4 new tokens" in text
+        assert "2 for a prompt of 3 and up to 4 new tokens" in text
+        assert str(roles) not in text
+        assert [m.name for m in Client(load_role(roles / "client.yaml", "client")).models()] == ["tiny"]
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_json(command: Command, roles: Path, text_model: Path) -> None:
+    out = roles / "out"
+    found = command(
+        *("deal", "--config", roles / "dealer.yaml", "--model", text_model, "--prompt", 3, "--tokens", 2, "--out", out),
+        *("--suite", "crypten", "--decoding", "logits", "--json"),
+    )
+    assert found.code == 0, found.err
+    report = json.loads(found.out)
+    assert found.out.count("\n") == 1
+    assert (report["prompts"], report["new_tokens"], report["sessions"]) == ([3], 2, 1)
+    assert len(report["session_seconds"]) == 1
+    for name, party in report["parties"].items():
+        assert Path(party["folder"]) == out / name
+        assert party["bytes"] == sum(f.stat().st_size for f in (out / name).rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--config": "client.yaml"}, r"role is 'client', not 'dealer'"),
+        ({"--decoding": "greedy", "--temperature": "2"}, r"temperature = 2 goes with decoding 'sample', not with 'greedy'"),
+        ({"--temperature": "101"}, r"temperature must be above 0 and at most 100, got 101"),
+        ({"--decoding": "beam"}, r"--decoding 'beam' is unknown; choose one of: greedy, sample, logits"),
+        ({"--suite": "plain"}, r"suite 'plain' keeps nothing secret"),
+        ({"--tokens": "99"}, r"need .* positions, the model has 48"),
+        ({"--out": "certificates"}, r"--out .*certificates exists and is not an empty folder: choose another one"),
+        ({"--model": "nowhere"}, r"nowhere: no such directory"),
+    ],
+)
+def test_mistakes(command: Command, roles: Path, text_model: Path, changes: dict[str, str], message: str) -> None:
+    values = {"--config": "dealer.yaml", "--model": str(text_model), "--prompt": "3", "--tokens": "2", "--out": "out"}
+    values |= changes
+    for option in ("--config", "--out"):
+        values[option] = str(roles / values[option])
+    found = command("deal", *(part for pair in values.items() for part in pair))
+    assert found.code == 2
+    assert found.out == ""
+    lines = found.err.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert not (roles / "out").exists()

@@ -1,0 +1,79 @@
+"""Tapes on disk for tests: a deal of the toy's program, and everything that a tape says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import read_architecture
+from parties.config.role_config import make_config
+from parties.identity.certificates import check
+from parties.tapes.deal import Deal, deal
+from parties.tapes.file import TapeFile
+from parties.tapes.store import TapeStore
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, package_version
+from tests.parties.deployment import Deployment
+from tests.parties.toy import Toy
+
+PROMPT = [3, 1, 4, 1, 5]
+MODEL = "5" * 32
+STORING = "7" * 32  # nonce of the party's shares of it
+
+
+def deal_toy(deployment: Deployment, checkpoint: Path, out: Path, toy: Toy | None = None, **changes: Any) -> Deal:
+    """Tapes for the toy, by default two for `PROMPT` and up to 4 new tokens."""
+    values: dict[str, Any] = {"prompts": [len(PROMPT)], "new_tokens": 4, "sessions": 2, "suite": "crypten", **changes}
+    config = values.pop("config", deployment.config("dealer", "dealer"))
+    prompts, new_tokens = values.pop("prompts"), values.pop("new_tokens")
+    program = (toy or Toy()).program
+    return deal(config, read_architecture(checkpoint), prompts, new_tokens, out, program=program, **values)
+
+
+def manifest(checkpoint: Path, **changes: Any) -> Manifest:
+    """What a client would ask for that these tapes serve."""
+    values: dict[str, Any] = {
+        "protocol": PROTOCOL_VERSION,
+        "version": package_version(),
+        "model": MODEL,
+        "architecture": architecture_hash(read_architecture(checkpoint)),
+        "suite": "crypten",
+        "fraction_bits": 16,
+        "options": {},
+        "prompt_tokens": len(PROMPT),
+        "new_tokens": 4,
+        "decoding": "greedy",
+        "temperature": None,
+        "policy": "full",
+        "parties": ["party0", "party1"],
+    }
+    return Manifest(**{**values, **changes})
+
+
+def tape_file(deployment: Deployment, folder: Path, tape: str, party: str = "party1") -> TapeFile:
+    """One tape as its party opens it."""
+    return TapeFile(folder, tape, party, int(party[-1]), deployment.peer("dealer"), check(deployment.certificates, party))
+
+
+def store(deployment: Deployment, root: Path, party: str = "party1") -> TapeStore:
+    """A party's folder of tapes."""
+    own = check(deployment.certificates, party)
+    return TapeStore(root, party, int(party[-1]), deployment.peer("dealer"), lambda: own)
+
+
+def session_tapes(folder: Path) -> list[str]:
+    """Ids of the sessions' tapes in a deal's folder."""
+    return sorted(file.stem for file in folder.glob("*.json") if file.stem != folder.name)
+
+
+def everything(file: TapeFile) -> bytes:
+    """All that a tape says."""
+    opened = file.open()
+    try:
+        return bytes(opened.read(file.header.length))
+    finally:
+        opened.close()
+
+
+def other_config(deployment: Deployment, **changes: Any) -> Any:
+    """The dealer's configuration with changes."""
+    return make_config({**deployment.values("dealer", "dealer"), **changes})

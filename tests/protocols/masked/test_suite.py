@@ -1,0 +1,253 @@
+"""The suite `masked` against float torch, at the values where fixed-point protocols break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpc import fixed_point
+from mpc.errors import RangeError
+from protocols.masked.suite import MaskedSuite
+from protocols.suite import Linear, Norm
+from tests.parties_in_process import run_parties
+from tests.protocols.masked.harness import additive, run_masked
+
+PARTIES = [2, 3]
+torch.manual_seed(0)
+
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "relu": torch.nn.functional.relu,
+}
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("kind", sorted(CURVES))
+def test_activation_over_its_whole_range(kind: str, parties: int) -> None:
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.linspace(-255, 255, 1001)])
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.activation(v, kind)
+
+    (found,), ledger = run_masked(program, [x], parties=parties)
+    assert (found - CURVES[kind](x.double())).abs().max() < 2.0**-11.5
+    assert ledger.total().rounds == 2
+
+
+SCORES = {
+    "1024 equal": torch.zeros(2, 1024),
+    "normal": torch.randn(3, 1024) * 3,
+    "spread of 60": torch.linspace(-30, 30, 64)[None],
+    "one outlier": torch.cat([torch.full((1, 1), 100.0), torch.zeros(1, 1023)], 1),
+    "far below zero": torch.randn(2, 300) - 5000,
+    "spread of 111": torch.tensor([[55.0, -56.0, 54.0, 0.0], [111.0, 0.0, 110.0, 111.0], [0.0, 111.0, 0.0, 0.0]]),
+    "one column": torch.randn(3, 1),
+    "bin edges": torch.arange(-56.0, 56.0, 4.0)[None],
+}
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_softmax(name: str, parties: int) -> None:
+    x = SCORES[name]
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.softmax(v)
+
+    (found,), _ = run_masked(program, [x], parties=parties)
+    exact = torch.softmax(x.double(), -1)
+    assert (found - exact).abs().max() < 2.0**-11
+    assert ((found - exact).abs() / exact.amax(-1, keepdim=True)).max() < 2.0**-10
+
+
+def test_softmax_costs_at_most_400_offline_bytes_a_score() -> None:
+    async def program(s: Any, v: Any) -> Any:
+        return await s.softmax(v)
+
+    _, ledger = run_masked(program, [torch.randn(12, 1024)])
+    # the first party receives headers only; the harness has compared the last party's count with the prediction
+    from mpc.tape import CountingTape
+
+    s = MaskedSuite(parties=2, tape=CountingTape(), channel=None)
+    s.run(program(s, s.input((12, 1024), None, 16)))
+    assert s.ledger.total().offline_bytes / (12 * 1024) <= 400
+    assert ledger.total().rounds == 9
+
+
+def test_masked_softmax_gives_exact_zeros_and_refuses_empty_rows() -> None:
+    mask = torch.tril(torch.ones(20, 20, dtype=torch.bool))
+    x = torch.randn(2, 20, 20) * 4
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.softmax(v, mask)
+
+    (found,), _ = run_masked(program, [x])
+    exact = torch.softmax(x.masked_fill(~mask, float("-inf")).double(), -1)
+    assert (found - exact).abs().max() < 2.0**-11
+    assert (found[:, ~mask] == 0).all()
+    mask[3] = False
+    with pytest.raises(RangeError, match="False everywhere"):
+        run_masked(program, [x])
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norm_with_outliers_and_with_a_tiny_deviation(kind: str, parties: int) -> None:
+    x = torch.randn(4, 768) * 2
+    x[0, 5] = 3000
+    x[1, 9] = -400
+    x[2] *= 0.005
+    x[3] += 1.5
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.rsqrt_moment(v, Norm(kind, 1e-5))  # type: ignore[arg-type]
+
+    (found,), _ = run_masked(program, [x], parties=parties)
+    moment = x.double().var(-1, unbiased=False) if kind == "layer" else x.double().square().mean(-1)
+    exact = 1 / torch.sqrt(moment + 1e-5)
+    relative = (found[:, 0] - exact).abs() / exact
+    assert relative[[0, 1, 3]].max() < 2.0**-12
+    assert relative[2] < 2.0**-10  # the input itself is rounded: a deviation of 0.01 is 160 units
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_norm_linear_both_ways(rows: int) -> None:
+    x = torch.randn(rows, 200) * 3
+    w, b = torch.randn(200, 50) * 0.1, torch.randn(50)
+
+    async def program(s: Any, v: Any, weight: Any, bias: Any) -> Any:
+        return await s.norm_linear(v, Norm("rms", 1e-5), [Linear(weight, bias), Linear(weight)])
+
+    (first, second), ledger = run_masked(program, [x], [w, b])
+    exact = (x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)).double() @ w.double()
+    assert (first - exact - b).abs().max() < 2e-3
+    assert (second - exact).abs().max() < 2e-3
+    assert ledger.total().rounds == (6 if rows == 1 else 8)
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_attention(parties: int) -> None:
+    q, k, v = torch.randn(3, 4, 16) * 1.5, torch.randn(3, 200, 16), torch.randn(3, 200, 16)
+
+    async def program(s: Any, a: Any, b: Any, c: Any) -> Any:
+        return await s.attention(a, b, c, None)
+
+    (found,), _ = run_masked(program, [q, k, v], parties=parties)
+    assert (found - torch.softmax(q @ k.transpose(1, 2), -1) @ v).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 300, 2000])
+def test_argmax_and_max_with_ties(n: int, parties: int) -> None:
+    x = torch.randn(3, n) * 5
+    x[0, n // 2] = x[0, n - 1] = 40.0
+    x[1] = 0.0
+
+    async def argmax(s: Any, v: Any) -> Any:
+        return await s.argmax(v)
+
+    async def largest(s: Any, v: Any) -> Any:
+        return await s.max(v)
+
+    (found,), _ = run_masked(argmax, [x], parties=parties)
+    expected = torch.zeros_like(found)
+    expected[torch.arange(3), torch.tensor([n // 2, 0, int(x[2].argmax())])] = 1
+    assert torch.equal(found, expected)
+    (found,), _ = run_masked(largest, [x], parties=parties)
+    assert (found[:, 0] - x.amax(-1)).abs().max() < 2.0**-12
+
+
+def test_vocabulary_argmax_costs() -> None:
+    from mpc.tape import CountingTape
+
+    s = MaskedSuite(parties=2, tape=CountingTape(), channel=None)
+
+    async def program() -> Any:
+        return await s.argmax(s.input((1, 50257), None, 16))
+
+    s.run(program())
+    assert s.ledger.total().rounds <= 40
+    assert s.ledger.total().bytes_sent <= 1_500_000
+
+
+def test_arithmetic() -> None:
+    x, y = torch.randn(4, 6) * 10, torch.randn(6, 5) * 10
+    angles = torch.randn(4, 6)
+    cos, sin = torch.cos(angles), torch.sin(angles)
+    cos[:, 3:], sin[:, 3:] = cos[:, :3], sin[:, :3]
+
+    async def program(s: Any, a: Any, b: Any) -> Any:
+        return [
+            await s.matmul(a, b),
+            await s.mul(a, a),
+            await s.scale(a, 0.37),
+            (await s.rotate(a.reshape(1, 4, 6), cos, sin)).reshape(4, 6),
+            await s.less_than_zero(a),
+            a * 3 - a[:, :1] + 1.5,
+        ]
+
+    out, _ = run_masked(program, [x, y])
+    turned = x * cos + torch.cat([-x[:, 3:], x[:, :3]], 1) * sin
+    exact = [x @ y, x * x, x * 0.37, turned, (x < 0).float(), x * 3 - x[:, :1] + 1.5]
+    for found, expected in zip(out, exact, strict=True):
+        assert (found - expected).abs().max() < 2e-2
+
+
+def test_bounds_are_checked_when_the_program_is_planned() -> None:
+    async def program(s: Any, a: Any) -> Any:
+        b = a
+        for _ in range(4):
+            b = await s.mul(b, b)
+        return b
+
+    with pytest.raises(RangeError, match="product"):
+        run_masked(program, [torch.ones(3)])
+
+
+@pytest.mark.parametrize("bound", [{"score": 12}, {"residual": 2}, {"value": 0}, {"activation": 99}, {"fraction_bits": 20}])
+def test_bounds_outside_their_range_are_refused(bound: dict[str, int]) -> None:
+    async def program(s: Any, a: Any) -> Any:
+        return a
+
+    with pytest.raises(RangeError, match=next(iter(bound)).replace("_", " ")):
+        run_masked(program, [torch.ones(3)], **bound)
+
+
+def test_wider_scores() -> None:
+    x = torch.tensor([[110.0, -110.0, 109.0, 0.0], [-200.0, -201.0, -400.0 / 2, 10.0]])
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.softmax(v)
+
+    (found,), _ = run_masked(program, [x], score=8)
+    assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
+
+
+def test_output_shares_are_fresh() -> None:
+    """A share of a masked value is m - lam or -lam: unless a sharing of zero is added, two outputs of it are the same."""
+    shares = additive(fixed_point.encode(torch.ones(500), 14), 2)
+
+    async def program(s: Any, party: int | None) -> Any:
+        x = s.input((500,), None if party is None else shares[party], 14)
+        await s.masked(x, 14, 40)
+        return [s.output(x).share for _ in range(2)]
+
+    def at_party(channel: Any, tape: Any) -> Any:
+        s = MaskedSuite(parties=2, tape=tape, channel=channel)
+        return s.run(program(s, channel.party))
+
+    def at_dealer(tape: Any) -> None:
+        s = MaskedSuite(parties=2, tape=tape, channel=None)
+        s.run(program(s, None))
+
+    found, _ = run_parties(2, at_party, at_dealer)
+    for first, second in found:
+        assert (first != second).all()
+    totals = [a + b for a, b in zip(*found, strict=True)]
+    assert torch.equal(totals[0] & (2**40 - 1), totals[1] & (2**40 - 1))
