@@ -13,7 +13,7 @@ from launch.terminal.console import err
 from mpc.errors import ConfigurationError
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import Identity
-from parties.roles import Role
+from parties.names import Role
 from parties.status.peer_watch import Arrivals
 
 

@@ -18,11 +18,11 @@ from parties.client.model_reference import ModelReference, close_all, common_mod
 from parties.client.sampling import check_filters
 from parties.client.session import Adjust, ClientSession, FinishReason, Wanted
 from parties.config.role_config import RoleConfig
+from parties.errors import RangeExceeded
 from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity
 from parties.transport.channel_pool import ChannelPool
 from parties.transport.heartbeat import Pulse
-from parties.wire.error_codec import RangeExceeded
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
 from protocols.gumbel import check_temperature
 from protocols.range_findings import RangeFinding

@@ -25,6 +25,7 @@ from mpc.random import new_seed
 from mpc.ring import reduce
 from parties.client.sampling import choose
 from parties.config.role_config import RoleConfig
+from parties.errors import WrongOutput
 from parties.identity.certificates import Identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import route
@@ -32,7 +33,7 @@ from parties.transport.heartbeat import Pulse
 from parties.transport.peer_stream import Link, Message, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import WrongOutput, farewell, public, to_failure
+from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
 from parties.wire.shares import BITS, LEDGER_BYTES, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags

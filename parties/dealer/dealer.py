@@ -20,9 +20,9 @@ from mpc.ledger import Ledger
 from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
+from parties.errors import SessionFinished
 from parties.events import event
-from parties.identity.certificates import check_name
-from parties.party.greeting import check_client
+from parties.names import check_name
 from parties.program import DECODER, Program, make_suite, plan_of
 from parties.server.admission import Ticket
 from parties.server.server import RoleServer
@@ -32,8 +32,8 @@ from parties.transport.peer_stream import Link, Message, settle
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
-from parties.wire.error_codec import SessionFinished, public
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
+from parties.wire.error_codec import public
+from parties.wire.manifest import Manifest, architecture_hash, check_client, check_id, check_version, compare, new_id
 from protocols.suite import OutputShare
 
 TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())

@@ -21,7 +21,6 @@ from mpc.random import derive_seed, new_seed
 from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
 from parties.config.role_config import RoleConfig
 from parties.identity.trust import own_identity, parties_of
-from parties.party.store import WEIGHT_FRACTION_BITS
 from parties.transport.connection import key_of
 from parties.transport.heartbeat import Pulse
 from parties.transport.peer_stream import Link, finish_calls
@@ -31,7 +30,7 @@ from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import farewell, from_rpc, to_failure
 from parties.wire.manifest import check_id, new_id, package_version
 from parties.wire.model_ranges import Ranges, pack_ranges
-from parties.wire.shares import BITS, corrections, pieces
+from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, corrections, pieces
 
 BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
 

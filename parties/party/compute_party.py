@@ -15,8 +15,8 @@ from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
-from parties.party.session import PEER_BEAT, PartySession
-from parties.party.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
+from parties.party.session import PEER_BEAT, Admitted, PartySession, Stores
+from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import DECODER, Program, plan_of
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
@@ -27,7 +27,7 @@ from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
 from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, new_id
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
-from parties.wire.shares import BITS, collect
+from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
 CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
 STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
@@ -70,7 +70,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.check_open()
         facts = self._checked(manifest, link.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
-        session = self.hold(ticket, lambda: PartySession(self, id, manifest, facts, ticket))
+        stores = Stores(self.store, self.tapes)
+        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket)))
         event(
             "session_opened",
             self.name,

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from queue import Empty
 from typing import Any, Generic, TypeVar
 
@@ -14,16 +15,17 @@ import grpc
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PeerSilent
 from parties.config.role_config import RoleConfig, split_address
+from parties.errors import Busy
 from parties.events import event, refused
 from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
+from parties.names import Role
 from parties.program import DECODER, Program, preload
-from parties.roles import Role
 from parties.server.admission import Admission, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
-from parties.server.metrics import Metrics
+from parties.server.metrics import STATES, Metrics
 from parties.server.permissions import Permissions
 from parties.server.sessions import ServedSession, Sessions
 from parties.server.traces import Traces
@@ -32,11 +34,10 @@ from parties.status.probing import Prober
 from parties.status.settings import Settings
 from parties.transport.connection import abort_if_alive, start_server
 from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, Message
-from parties.transport.resumption import stream_of
+from parties.transport.peer_stream import Link, Message, stream_of
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy, public
+from parties.wire.error_codec import public
 from parties.wire.manifest import PROTOCOL_VERSION, check_id, package_version
 
 BEATS = 5  # signs of life within a deadline
@@ -69,7 +70,8 @@ class RoleServer(ABC, Generic[S]):
         self.loads = Loads(config.limits.max_loads, self.permissions.loads())
         self.draining = False
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(config.role, config.name, self.version, (grant.name for grant in config.clients))
+        self._follow_gauges()
         self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
@@ -79,6 +81,15 @@ class RoleServer(ABC, Generic[S]):
         self._holding = threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    def _follow_gauges(self) -> None:
+        """Let the metrics' gauges show what this server is doing."""
+        follow = self.metrics.follow
+        follow("mpcache_serving", lambda: not self.draining)
+        for state in STATES:
+            follow("mpcache_sessions", partial(self.admission.count, state), state=state)
+        follow("mpcache_loaded_models", lambda: len(self.loads))
+        follow("mpcache_certificate_expiry_timestamp_seconds", lambda: self.identity.expires.timestamp())
 
     @property
     def identity(self) -> Identity:

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 
 from parties.config.role_config import RoleConfig
+from parties.events import log
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
 from parties.status.status import PeerStatus, ask_one, asked
-from parties.wire.error_codec import log, public
+from parties.wire.error_codec import public
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 8.0

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from mpc.errors import MpcacheError, WireError
 from mpc.tape import Bytes, chunks
-from parties.transport.connection import CHUNK_BYTES
 from parties.transport.peer_stream import Link
 from parties.wire import wire_pb2 as wire
+from parties.wire.shares import CHUNK_BYTES
 
 BUFFER_BYTES = 16 << 20
 WORTHWHILE = 1 << 16

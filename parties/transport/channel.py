@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from mpc.channel import Channel
 from mpc.errors import WireError
 from mpc.ledger import Ledger
-from parties.transport.connection import CHUNK_BYTES
 from parties.transport.peer_stream import Link
 from parties.wire import wire_pb2 as wire
+from parties.wire.shares import CHUNK_BYTES
 
 
 class GrpcChannel(Channel):

@@ -15,12 +15,12 @@ import torch
 from mpc.errors import ConfigurationError, PermissionRefused
 from mpc.ledger import Ledger
 from parties.client.model_reference import ModelReference
+from parties.errors import Busy
 from parties.identity.certificates import create_identity
 from parties.party import session as party_session
 from parties.party.store import ModelStore
 from parties.transport.peer_stream import Link
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment

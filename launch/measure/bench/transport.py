@@ -22,14 +22,15 @@ from mpc.tape import chunks
 from parties.identity.certificates import Identity, check, read_certificates
 from parties.identity.fingerprints import fingerprint_of
 from parties.identity.trust import Peer, Trust
-from parties.roles import Role
-from parties.transport.connection import CHUNK_BYTES, abort_if_alive, connect, start_server
+from parties.names import Role
+from parties.transport.connection import abort_if_alive, connect, start_server
 from parties.transport.heartbeat import Pulse
 from parties.transport.peer_stream import Link, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import from_rpc
+from parties.wire.shares import CHUNK_BYTES
 
 CONNECT_SECONDS = 300.0
 SILENT_SECONDS = 300.0  # an overloaded machine is no failure

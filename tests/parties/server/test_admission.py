@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from mpc.errors import PeerLost
+from parties.errors import Busy
 from parties.server.admission import Admission, Ticket
 from parties.server.weight_cache import Loads
-from parties.wire.error_codec import Busy
 
 
 def places(slots: int, queued: int = 100, own: tuple[int, int] = (100, 100), seconds: float = 60) -> Admission:

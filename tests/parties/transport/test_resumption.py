@@ -170,7 +170,6 @@ def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.M
     original_go_on, original_append = Link._go_on, TapeOutlet.append
     original_reader = parties.party.session.tape_reader
     monkeypatch.setattr(parties.transport.peer_stream, "SimpleQueue", Recorded)
-    monkeypatch.setattr(parties.transport.resumption, "SimpleQueue", Recorded)
     monkeypatch.setattr(Link, "_go_on", go_on)
     monkeypatch.setattr(TapeOutlet, "append", append)
     monkeypatch.setattr(parties.party.session, "tape_reader", reader)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+from parties.errors import WrongOutput
 from parties.party.session import PartySession
 from parties.transport.peer_stream import Link
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import WrongOutput
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
