@@ -33,7 +33,7 @@ from parties.tapes.store import TapeStore
 from parties.tapes.stream import tape_reader
 from parties.transport.channel import GrpcChannel
 from parties.transport.connection import connect, route
-from parties.transport.peer_stream import INBOX_LIMIT, Link, Message, finish_calls, settle
+from parties.transport.peer_stream import INBOX_LIMIT, Message, PeerStream, finish_calls, settle
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public, to_failure
@@ -78,7 +78,7 @@ class PartySession(ServedSession):
         )
         self.manifest = manifest
         self.facts = facts
-        self._lease = server.loads.lease(manifest.load_key(facts.nonce), ticket.client, self)
+        self._lease = server.weight_cache.lease(manifest.load_key(facts.nonce), ticket.client, self)
         config = server.config
         self._program = SessionProgram.of(
             server.program, manifest, Architecture.from_json(facts.architecture), config.device
@@ -92,11 +92,11 @@ class PartySession(ServedSession):
             session=id, name=server.name, manifest=manifest.canonical(), client=ticket.client, storing=facts.nonce
         )
         self._greetings = Greetings(hello, manifest, self.tapes)
-        self.client: Link
+        self.client: PeerStream
         self.ledger = Ledger()
         self.emitted = 0
-        self._peers: dict[int, Link] = {}
-        self._tape: Link | None = None
+        self._peers: dict[int, PeerStream] = {}
+        self._tape: PeerStream | None = None
         self._channels: list[grpc.Channel] = []
         self._attached = threading.Condition()
         self._placed = False  # this session has its place here and, at all parties that it dials, there
@@ -106,7 +106,7 @@ class PartySession(ServedSession):
         self._preprocessing: Preprocessing | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
-    def start(self, client: Link) -> None:
+    def start(self, client: PeerStream) -> None:
         """Begin, with the client's stream."""
         self.client = client
         client.move(self)
@@ -140,7 +140,7 @@ class PartySession(ServedSession):
             if self.tapes is not None:
                 self.tapes.release()
             for link in self.links:
-                self.server.pulse.remove(link)
+                self.server.heartbeats.remove(link)
             self.server.release(self)
         self._report(began)
 
@@ -201,7 +201,7 @@ class PartySession(ServedSession):
         self.client.close()
 
     # ---- connections -----------------------------------------------------------------------------------------------
-    def attach(self, link: Link, hello: wire.Hello) -> None:
+    def attach(self, link: PeerStream, hello: wire.Hello) -> None:
         """A peer of higher index has dialled. Raises `ManifestMismatch` (and ends this session) when it must not join."""
         names = self.manifest.parties
         try:
@@ -235,9 +235,9 @@ class PartySession(ServedSession):
         self._channels.append(channel)
         return channel
 
-    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> Link:
+    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> PeerStream:
         again = route(lambda: self.server.identity, peer, call)
-        return Link(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
+        return PeerStream(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
 
     def _connect_peers(self) -> None:
         own = self.server.config.index
@@ -249,7 +249,7 @@ class PartySession(ServedSession):
             with self._attached:
                 self._peers[index] = link
             link.call(channel, self._greetings.own())
-            self.server.pulse.add(link)
+            self.server.heartbeats.add(link)
             self.step = f"greeting {peer.name}"
             reply = link.receive(self.server.config.queue_seconds + self._patience)
             if reply.WhichOneof("content") != "hello":
@@ -310,7 +310,7 @@ class PartySession(ServedSession):
             client=self.ticket.client,
         )
         link.call(channel, wire.TapeRequest(open=opening))
-        self.server.pulse.add(link)
+        self.server.heartbeats.add(link)
         self.step = f"waiting for {dealer.name} to deal"
         message = link.receive(self.server.config.queue_seconds + self._patience)
         if message.WhichOneof("content") != "start":

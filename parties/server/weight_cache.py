@@ -21,7 +21,7 @@ from typing import Any
 Key = tuple[str, ...]
 
 
-class Loads:
+class WeightCache:
     """The loads of one server, at most `limit` of them, at most `own` for one client.
 
     When there are too many, the client for which most are kept gives up the one that was not used for longest; it goes
@@ -119,7 +119,7 @@ class Loads:
 class WeightLease:
     """One session's use of the cache: the loads with its key, for its client."""
 
-    _cache: Loads
+    _cache: WeightCache
     _key: Key
     _client: str
     _owner: object
@@ -138,7 +138,7 @@ class WeightLease:
         self._cache.release(self._owner)
 
     def claim(self, check: Callable[[], None], waiting: Callable[[], None] = lambda: None) -> None:
-        """Wait until no other session of the client may be loading these weights; see `Loads.claim`."""
+        """Wait until no other session of the client may be loading these weights; see `WeightCache.claim`."""
         self._cache.claim((*self._key, self._client), self._owner, check, waiting)
 
     def release(self) -> None:

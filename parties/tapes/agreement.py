@@ -18,7 +18,7 @@ from mpc.tape import Bytes
 from parties.events import log
 from parties.tapes.header import TapeHeader
 from parties.tapes.store import OFFERED, Taken, TapeStore, describe
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import public
@@ -135,11 +135,11 @@ class TapeAgreement:
             raise WireError(f"{peer} lists {len(hello.tapes)} tapes, expected {OFFERED} or fewer")
         self._theirs[peer] = {check_id(tape, "tape", peer) for tape in hello.tapes}
 
-    def agree(self, peers: dict[int, Link]) -> Dealt:
+    def agree(self, peers: dict[int, PeerStream]) -> Dealt:
         """The tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
         return self._lead(peers) if 0 not in peers else self._follow(peers[0])
 
-    def _lead(self, peers: dict[int, Link]) -> Dealt:
+    def _lead(self, peers: dict[int, PeerStream]) -> Dealt:
         session = self._session
         session.step = "choosing a tape"
         common = [tape for tape in self._offers if all(tape in theirs for theirs in self._theirs.values())]
@@ -158,7 +158,7 @@ class TapeAgreement:
             link.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
         return self._dealt(taken, None if fresh else weights)
 
-    def _follow(self, leader: Link) -> Dealt:
+    def _follow(self, leader: PeerStream) -> Dealt:
         session = self._session
         session.step = f"waiting for {leader.peer} to choose a tape"
         choice = _receive(leader, "choice")
@@ -217,7 +217,7 @@ def check_source(role: str, from_files: bool, peer: str, hello: wire.Hello) -> N
         )
 
 
-def _receive(link: Link, kind: str) -> Any:
+def _receive(link: PeerStream, kind: str) -> Any:
     message = link.receive()
     if (found := message.WhichOneof("content")) != kind:
         raise WireError(f"{link.peer} sent '{found}' where '{kind}' of a tape was expected")

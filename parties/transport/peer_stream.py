@@ -26,8 +26,8 @@ from parties.transport.resumption import (
     LONGEST_PAUSE,
     SECRET_BYTES,
     TOLD_EVERY,
-    Kept,
     Route,
+    UnacknowledgedQueue,
     proof,
     request,
 )
@@ -41,7 +41,7 @@ OUTBOX_LIMIT = 16
 CONTROL = ("heartbeat", "end", "finish", "failure")  # messages that do not go to the inbox
 
 
-class Link:
+class PeerStream:
     """One stream to one peer, inside a session.
 
     peer: its name. outbox: messages for gRPC to send, None ends the stream. inbox: (link, message) pairs, message None
@@ -55,7 +55,7 @@ class Link:
         session: Session,
         peer: str,
         beat: Message | None,
-        inbox: SimpleQueue[tuple[Link, Message | None]] | None = None,
+        inbox: SimpleQueue[tuple[PeerStream, Message | None]] | None = None,
         window: float = 0.0,
         route: Route | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Link:
         self.window = window
         self.route = route
         self.outbox: SimpleQueue[Message | None] = SimpleQueue()
-        self.inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue() if inbox is None else inbox
+        self.inbox: SimpleQueue[tuple[PeerStream, Message | None]] = SimpleQueue() if inbox is None else inbox
         self.last_heard = time.monotonic()
         self.waiting_since: float | None = None
         self.room = INBOX_LIMIT
@@ -83,7 +83,7 @@ class Link:
         self.reason = ""  # why the peer cannot be reached, in words
         self.key: Callable[[], str] = lambda: ""  # fingerprint of the peer's, on the present connection
         self.secret = new_seed() if route is not None and window > 0 else b""
-        self._kept = Kept() if self.secret else None
+        self._kept = UnacknowledgedQueue() if self.secret else None
         self._heard = False
         self._down_since: float | None = None  # since when not a message came, over calls that came to nothing
         self._received = self._told = 0
@@ -95,7 +95,7 @@ class Link:
         session.add(self)
 
     def __repr__(self) -> str:
-        return f"Link({self.peer})"
+        return f"PeerStream({self.peer})"
 
     def move(self, session: Session) -> None:
         """Make the link, so far in a session of its own, part of `session`."""
@@ -242,7 +242,7 @@ class Link:
 
     def _number(self, message: Message) -> None:
         if self.route is None and self._received == 0 and len(getattr(message, "resume_secret", b"")) == SECRET_BYTES:
-            self.secret, self._kept = message.resume_secret, Kept()
+            self.secret, self._kept = message.resume_secret, UnacknowledgedQueue()
         self._received += 1
         if self._kept is not None and message.number != self._received:
             raise WireError(f"{self.peer} sent message {message.number} where message {self._received} was expected")
@@ -453,7 +453,7 @@ class Link:
             channel.close()
 
 
-def settle(links: list[Link]) -> None:
+def settle(links: list[PeerStream]) -> None:
     """Wait until the peers have all that was sent to them; a lost one has its window, a silent one its deadline."""
     for link in links:
         while not link.settled.wait(0.5):
@@ -461,7 +461,7 @@ def settle(links: list[Link]) -> None:
                 break
 
 
-def finish_calls(links: list[Link], seconds: float = 1.0) -> None:
+def finish_calls(links: list[PeerStream], seconds: float = 1.0) -> None:
     """Give streams a moment to end, then cancel those that have not ended."""
     limit = time.monotonic() + seconds
     for link in links:
@@ -471,7 +471,7 @@ def finish_calls(links: list[Link], seconds: float = 1.0) -> None:
         link.free()
 
 
-def stream_of(session: Session | None, resume: wire.Resume, caller: Link, server: str) -> Link:
+def stream_of(session: Session | None, resume: wire.Resume, caller: PeerStream, server: str) -> PeerStream:
     """The link that a resume is for. Raises typed errors that say no more than the caller may know."""
     unknown = PeerLost(
         server,
@@ -481,7 +481,7 @@ def stream_of(session: Session | None, resume: wire.Resume, caller: Link, server
     )
     if session is None:
         raise unknown
-    links: list[Link] = [
+    links: list[PeerStream] = [
         link for link in session.links if link.peer == caller.peer and link.kind is caller.kind and link.secret
     ]
     if not links or links[0].done.is_set():
@@ -494,7 +494,7 @@ def stream_of(session: Session | None, resume: wire.Resume, caller: Link, server
     return links[0]
 
 
-def call_again(link: Link, seconds: float) -> None:
+def call_again(link: PeerStream, seconds: float) -> None:
     """Dial until the link is connected or given up; then this thread reads the link. seconds: for one attempt."""
     pause = FIRST_PAUSE
     while link.wants_call():
@@ -517,7 +517,7 @@ def call_again(link: Link, seconds: float) -> None:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _attempt(link: Link, seconds: float) -> tuple[Iterator[Message], int] | None:
+def _attempt(link: PeerStream, seconds: float) -> tuple[Iterator[Message], int] | None:
     """One call: its incoming stream and its epoch, None without a connection. Raises what the peer refuses it with."""
     assert link.route is not None
     try:

@@ -36,7 +36,7 @@ SECRET_BYTES = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
-class Kept:
+class UnacknowledgedQueue:
     """Numbered messages that have been sent, until they are known to have arrived. Not safe for threads by itself."""
 
     def __init__(self) -> None:
