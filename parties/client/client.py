@@ -23,12 +23,11 @@ from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity
 from parties.transport.channel_pool import ChannelPool
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.wire.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, new_id, package_version
 from protocols.gumbel import check_temperature
+from protocols.options import OptionValue
 from protocols.range_findings import RangeFinding
-from protocols.registry import SUITES, suite_class
-
-DEFAULT_SUITE = "masked"
+from protocols.registry import DEFAULT_SUITE, SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Client:
         model: ModelReference | str | None = None,
         suite: str = DEFAULT_SUITE,
         fraction_bits: int | None = None,
-        options: dict[str, Option] | None = None,
+        options: dict[str, OptionValue] | None = None,
         policy: str = "full",
         decoding: Decoding = "greedy",
         temperature: float | None = None,
@@ -172,15 +171,15 @@ class Client:
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         plan.check(reference.architecture)
         _check_prompt(prompt_ids, reference.architecture)
-        suite_class(suite)
+        spec = reference.over_bounds(SuiteSpec(suite, fraction_bits, options))
         manifest = Manifest(
             protocol=PROTOCOL_VERSION,
             version=self.version,
             model=reference.id,
             architecture=architecture_hash(reference.architecture),
-            suite=suite,
-            fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
-            options=reference.options(suite, options),
+            suite=spec.name,
+            fraction_bits=spec.fraction_bits,
+            options=dict(spec.options),
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,

@@ -338,7 +338,7 @@ class ClientSession(Session):
         if not flags[0]:
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
-        return findings_in(opened, step, self.wanted.manifest.suite, self.wanted.manifest.options)
+        return findings_in(opened, step, self.wanted.manifest.spec.settings.bounds)
 
     def _choose_idly(self, value: Tensor) -> None:
         """After the answer: as much work as a choice takes, so that what is sent next comes no sooner."""

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from models.architecture import Architecture
 from models.generation import check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec
 
 PROTOCOL_VERSION = 4
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Option = bool | int | float | str | None
 
 
 def package_version() -> str:
@@ -63,7 +64,7 @@ class ProgramFacts(BaseModel):
     architecture: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     suite: Annotated[str, Field(max_length=64)]
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
-    options: Annotated[dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=32)]
+    options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Literal["greedy", "sample", "logits"]
@@ -79,6 +80,11 @@ class ProgramFacts(BaseModel):
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @property
+    def spec(self) -> SuiteSpec:
+        """The suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
+        return SuiteSpec(self.suite, self.fraction_bits, self.options)
 
 
 class Manifest(ProgramFacts):

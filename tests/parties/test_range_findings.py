@@ -20,7 +20,7 @@ from parties.client.client import GenerationResult
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
-from protocols.registry import SUITES
+from protocols.registry import SUITES, SuiteSpec
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -222,17 +222,18 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     plan = GenerationPlan(len(PROMPT), NEW)
     wanted = generate_plain(plain, PROMPT, plan)
     flagged(Flags(1, MARKS))
+    spec = SuiteSpec("flagged")
     found: list[RangeFinding] = []
-    assert generated(plain, PROMPT, plan, "flagged", 2, findings=found) == wanted[:1]
+    assert generated(plain, PROMPT, plan, spec, 2, findings=found) == wanted[:1]
     assert places(found) == FOUND
     with pytest.raises(RangeExceeded, match="attention scores of layer 0"):
-        generated(plain, PROMPT, plan, "flagged", 3)
+        generated(plain, PROMPT, plan, spec, 3)
     flagged(Flags(0, MARKS))
-    measured = on_shares(plain, PROMPT, "flagged", 2)
+    measured = on_shares(plain, PROMPT, spec, 2)
     assert measured.flags is not None
-    assert places(findings_in(measured.flags, 0, "flagged", {})) == FOUND
+    assert places(findings_in(measured.flags, 0, spec.settings.bounds)) == FOUND
     flagged(Flags(None))
-    assert generated(plain, PROMPT, plan, "flagged", 2) == wanted
+    assert generated(plain, PROMPT, plan, spec, 2) == wanted
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_bad_arguments_are_refused_before_anything_is_sent(
     ("arguments", "message"),
     [
         ({"suite": "plain", "fraction_bits": 16}, "suite 'plain' keeps nothing secret"),
-        ({"options": {"device": "cuda"}}, "'device' is not a suite option"),
+        ({"options": {"device": "cuda"}}, "suite 'crypten' has no option 'device'"),
         ({"options": {"no_such_option": 1}}, "suite 'crypten' .*no_such_option"),
         (
             {"fraction_bits": 9, "options": {"crypten_own": True}},
