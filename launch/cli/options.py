@@ -90,14 +90,10 @@ SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
 def check_suite(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
-    from protocols.registry import SUITES
+    """Return the name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
+    from protocols.registry import check_secure
 
-    secure = sorted(suite for suite in SUITES if suite != "plain")
-    if name not in secure:
-        why = "keeps nothing secret" if name == "plain" else "is unknown"
-        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
-    return name
+    return check_secure(name)
 
 
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:

@@ -18,17 +18,16 @@ from parties.client.model_reference import ModelReference, close_all, common_mod
 from parties.client.sampling import check_filters
 from parties.client.session import Adjust, ClientSession, FinishReason, Wanted
 from parties.config.role_config import RoleConfig
+from parties.errors import RangeExceeded
 from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity
 from parties.transport.channel_pool import ChannelPool
-from parties.transport.heartbeat import Pulse
-from parties.wire.error_codec import RangeExceeded
-from parties.wire.manifest import PROTOCOL_VERSION, Manifest, Option, architecture_hash, new_id, package_version
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, new_id, package_version
 from protocols.gumbel import check_temperature
+from protocols.options import OptionValue
 from protocols.range_findings import RangeFinding
-from protocols.registry import SUITES, suite_class
-
-DEFAULT_SUITE = "masked"
+from protocols.registry import DEFAULT_SUITE, SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Client:
         model: ModelReference | str | None = None,
         suite: str = DEFAULT_SUITE,
         fraction_bits: int | None = None,
-        options: dict[str, Option] | None = None,
+        options: dict[str, OptionValue] | None = None,
         policy: str = "full",
         decoding: Decoding = "greedy",
         temperature: float | None = None,
@@ -172,15 +171,15 @@ class Client:
         reference = model if isinstance(model, ModelReference) else self.find_model(model)
         plan.check(reference.architecture)
         _check_prompt(prompt_ids, reference.architecture)
-        suite_class(suite)
+        spec = reference.over_bounds(SuiteSpec(suite, fraction_bits, options))
         manifest = Manifest(
             protocol=PROTOCOL_VERSION,
             version=self.version,
             model=reference.id,
             architecture=architecture_hash(reference.architecture),
-            suite=suite,
-            fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
-            options=reference.options(suite, options),
+            suite=spec.name,
+            fraction_bits=spec.fraction_bits,
+            options=dict(spec.options),
             prompt_tokens=len(prompt_ids),
             new_tokens=new_tokens,
             decoding=decoding,
@@ -194,13 +193,15 @@ class Client:
         )
         cancellation = cancellation or Cancellation()
         with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
-            pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
+            heartbeats = HeartbeatMonitor(
+                self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
+            )
             try:
                 session = ClientSession(new_id(), self.config, wanted, on_token, on_progress)
                 cancellation.watch(session)
-                session.run(channels, pulse, lambda: self.identity)
+                session.run(channels, heartbeats, lambda: self.identity)
             finally:
-                pulse.stop()
+                heartbeats.stop()
         return GenerationResult(
             tokens=session.tokens,
             costs=session.costs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -16,8 +16,9 @@ from parties.identity.trust import parties_of
 from parties.transport.connection import connect
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_rpc
-from parties.wire.manifest import PROTOCOL_VERSION, Option, check_id
+from parties.wire.manifest import PROTOCOL_VERSION, check_id
 from parties.wire.model_ranges import Ranges, unpack_ranges
+from protocols.registry import SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class ModelReference:
     parties: tuple[str, ...]
     ranges: Ranges | None = field(default=None, hash=False)
 
-    def options(self, suite: str, given: Mapping[str, Option] | None = None) -> dict[str, Option]:
-        """A session's options: the owner's bounds for this suite, and over them what is given."""
-        return {**(self.ranges or {}).get(suite, {}), **(given or {})}
+    def over_bounds(self, suite: SuiteSpec) -> SuiteSpec:
+        """Return a suite over the owner's bounds for it: they hold where the suite itself says nothing."""
+        return suite.over((self.ranges or {}).get(suite.name, {}))
 
 
 def connect_all(

@@ -20,15 +20,15 @@ from models.stop_strings import TextUntil
 from models.tokenizer import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
-from parties.client.client import DEFAULT_SUITE, Client, GenerationResult
+from parties.client.client import Client, GenerationResult
 from parties.client.generation_options import Choices, read_options
 from parties.client.model_reference import ModelReference
 from parties.client.session import FinishReason
 from parties.config.role_config import RoleConfig, load_config
-from parties.wire.error_codec import Cancelled
-from parties.wire.manifest import Option
+from parties.errors import Cancelled
+from protocols.options import OptionValue
 from protocols.range_findings import RangeFinding
-from protocols.registry import SUITES
+from protocols.registry import DEFAULT_SUITE, check_secure
 
 Inputs = str | Sequence[int] | Tensor
 
@@ -94,13 +94,13 @@ class PrivateModel:
         *,
         suite: str = DEFAULT_SUITE,
         policy: str = "full",
-        options: Mapping[str, Option] | None = None,
+        options: Mapping[str, OptionValue] | None = None,
         allow_logits: bool = False,
     ) -> None:
         self.client = client
         self.reference = reference
         self.tokenizer = tokenizer
-        self.suite = _secure(suite)
+        self.suite = check_secure(suite)
         self.policy = policy
         self.options = dict(options or {})
         self.allow_logits = allow_logits
@@ -116,7 +116,7 @@ class PrivateModel:
         model: str | None = None,
         suite: str = DEFAULT_SUITE,
         policy: str = "full",
-        options: Mapping[str, Option] | None = None,
+        options: Mapping[str, OptionValue] | None = None,
         allow_logits: bool = False,
     ) -> PrivateModel:
         """Connect to the parties of a client's configuration.
@@ -126,7 +126,7 @@ class PrivateModel:
         which top_k, top_p and penalties need, and which every party's configuration must grant it. Raises
         `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
         """
-        _secure(suite)
+        check_secure(suite)
         client = Client(config if isinstance(config, RoleConfig) else load_config(config), keep_connections=True)
         try:
             folder = None if tokenizer is None else Path(tokenizer)
@@ -277,7 +277,7 @@ class PrivateModel:
             prompt.ids,
             choices.new_tokens,
             model=self.reference,
-            suite=self.suite if suite is None else _secure(suite),
+            suite=self.suite if suite is None else check_secure(suite),
             options=self.options,
             policy=self.policy if policy is None else policy,
             decoding=choices.decoding,
@@ -332,14 +332,6 @@ def _pieces(pieces: queue.SimpleQueue[str | BaseException | None], work: Any, ca
                 yield piece
     finally:
         cancellation.cancel()
-
-
-def _secure(suite: str) -> str:
-    secure = sorted(name for name in SUITES if name != "plain")
-    if suite not in secure:
-        why = "keeps nothing secret" if suite == "plain" else "is unknown"
-        raise ConfigurationError(f"suite '{suite}' {why}; choose one of: {', '.join(secure)}")
-    return suite
 
 
 def check_architecture(folder: Path, architecture: Architecture, reference: ModelReference) -> None:

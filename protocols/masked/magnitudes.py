@@ -7,9 +7,10 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocols.bounds import RANGES, Bounds
+from protocols.bounds import Bounds
 
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
 FULL = 64  # bits of the largest ring
@@ -19,7 +20,7 @@ SIMILARITY_ROOM = 2  # products with cluster representatives may be 2^2 times la
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """Public bounds at one place: |x| < 2^bound for every tensor of a kind, see `Declared`."""
+    """Public bounds at one place: |x| < 2^bound for every tensor of a kind, see `protocols.options.MaskedOptions`."""
 
     residual: int
     activation: int
@@ -32,38 +33,22 @@ class Magnitudes:
         """Differences of scores are read modulo 2^range_bits."""
         return self.score + 1
 
-
-class Declared:
-    """Public bounds by layer: a number, or text as `protocols.bounds` reads it.
-
-    residual: the norm of a row of the residual stream (one channel of a token can have thousands). activation: outputs of
-    linear layers. value: cached values. score: the spread of a row of attention scores is below 7/8 2^score. logits: as
-    activation where it is not given. Raises `RangeError` naming the option.
-    """
-
-    def __init__(self, **options: int | str | None) -> None:
-        if options.get("logits") is None:
-            options["logits"] = options["activation"]
-        self._bounds = {}
-        for name, about in RANGES.items():
-            value = options[name]
-            assert value is not None
-            self._bounds[name] = Bounds.parse(name, value, about.low, about.high)
-
-    def at(self, place: int) -> Magnitudes:
+    @staticmethod
+    def at(bounds: Mapping[str, Bounds], place: int) -> Magnitudes:
         """Return the bounds of a layer or of the head."""
-        return Magnitudes(**{name: bounds.at(place) for name, bounds in self._bounds.items()})
+        return Magnitudes(**{kind: of_kind.at(place) for kind, of_kind in bounds.items()})
 
 
 class PlaceBounds:
     """The declared bounds, and the place whose bounds are in force.
 
-    places: layers of the program, and the head. here: the bounds of the current place.
+    declared: of each kind, `BoundedOptions.bounds`. places: layers of the program, and the head. here: the bounds of the
+    current place.
     """
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: Mapping[str, Bounds]) -> None:
         self._declared = declared
-        self._first = declared.at(0)
+        self._first = Magnitudes.at(declared, 0)
         self.begin(1)
 
     def begin(self, places: int) -> None:
@@ -74,7 +59,7 @@ class PlaceBounds:
     def at(self, place: int) -> None:
         """Put the bounds of a place in force."""
         self.place = place
-        self.here = self._declared.at(place)
+        self.here = Magnitudes.at(self._declared, place)
 
     @property
     def linear_kind(self) -> tuple[str, int]:
@@ -86,7 +71,7 @@ class PlaceBounds:
     @property
     def stream(self) -> int:
         """Bound on the residual stream that is written here: it is read here and at the next place."""
-        return max(self.here.residual, self._declared.at(self.place + 1).residual)
+        return max(self.here.residual, self._declared["residual"].at(self.place + 1))
 
     @property
     def first_stream(self) -> int:

@@ -5,10 +5,11 @@ the form that it needs (`masked`), with as few ring bits as its public bounds al
 kept, so later operations on the same tensor (a cached key, say) cost nothing for it. Openings that wait at the same time
 leave in one message.
 
-Bounds. |x| < 2^bound is declared by `Declared` (public configuration, not data) for each kind of tensor and each layer;
-rings follow from them and an operation whose ring would be too small is an error at plan time. Values are checked where they
-are opened anyway (`ranges`): one outside its bound is flagged for the client, surely from 3/2 of the bound on, and right
-until then, so rings have one bit more than the bound; two bits more where a value is opened to be checked.
+Bounds. |x| < 2^bound is declared (`protocols.options.MaskedOptions`; public configuration, not data) for each kind of tensor
+and each layer; rings follow from them and an operation whose ring would be too small is an error at plan time. Values are
+checked where they are opened anyway (`ranges`): one outside its bound is flagged for the client, surely from 3/2 of the
+bound on, and right until then, so rings have one bit more than the bound; two bits more where a value is opened to be
+checked.
 
 Security: semi-honest, any parties - 1 compute parties may collude, the dealer with none. Leaks: to
 parties and dealer shapes only; to the client, beside its answer, which kinds left their bounds in which layers (`ranges`)
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor
 
 from mpc.channel import Channel
-from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.masked import (
@@ -41,17 +41,20 @@ from protocols.masked import (
 )
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM, WEIGHT_BITS, Declared, PlaceBounds
+from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
 __all__ = ["WEIGHT_BITS", "MaskedSuite"]
 
+USUAL = MaskedOptions()
+
 
 class MaskedSuite(Suite):
-    """One role's instance for one session. channel None: the dealer, or estimation. residual ... logits: see `Declared`.
+    """One role's instance for one session. channel None: the dealer, or estimation.
 
     A facade: each method is a function of a module beside this one, over `convert`, which knows the role, the bounds in
     force and how a value gets the form that an operation needs.
@@ -69,20 +72,12 @@ class MaskedSuite(Suite):
         parties: int,
         tape: Tape,
         channel: Channel | None,
-        fraction_bits: int = 14,
+        options: MaskedOptions = USUAL,
         device: torch.device | str = "cpu",
-        residual: int | str = 12,
-        activation: int | str = 8,
-        value: int | str = 6,
-        score: int | str = 7,
-        logits: int | str | None = None,
     ) -> None:
-        if not 8 <= fraction_bits <= 16:
-            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {fraction_bits}")
         self.context = Context(tape, channel, parties, device)
-        super().__init__(parties, fraction_bits, self.context.ledger, device)
-        declared = Declared(residual=residual, activation=activation, value=value, score=score, logits=logits)
-        self.convert = Conversion(self.context, fraction_bits, PlaceBounds(declared))
+        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
     def begin(self, places: int) -> None:
         super().begin(places)

@@ -43,7 +43,7 @@ from parties.wire.error_codec import from_failure, to_failure
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
 from parties.wire.model_ranges import unpack_ranges
 from parties.wire.shares import collect
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec
 from protocols.suite import RANGE_KINDS
 from tests.models import gguf_files
 
@@ -411,10 +411,7 @@ TARGETS: dict[str, Target] = {
 
 
 def _suite_options(data: bytes) -> None:
-    from mpc.tape import CountingTape
-
     options = json.loads(data)
     if isinstance(options, dict):
         for suite in ("masked", "crypten"):
-            named = {key: value for key, value in options.items() if key not in ("parties", "tape", "channel", "device")}
-            secure_suite(suite, parties=2, tape=CountingTape(), channel=None, device="cpu", **named)
+            SuiteSpec(suite, options=options)

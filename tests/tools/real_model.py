@@ -32,6 +32,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan
 from mpc.errors import MpcacheError
 from parties.client.client import Client
+from protocols.registry import SuiteSpec
 from tests.tools.in_process_logits import generate_with_logits
 
 LOGIT_ERROR = 0.05
@@ -131,7 +132,7 @@ def in_process(checkpoint: Checkpoint, tokens: int, suite: str, options: dict[st
 
     def run(ids: list[int]) -> tuple[list[int], tuple[list[int], Tensor] | None]:
         plan = GenerationPlan(len(ids), tokens)
-        chosen, logits = generate_with_logits(checkpoint, ids, plan, suite, parties, **options)
+        chosen, logits = generate_with_logits(checkpoint, ids, plan, SuiteSpec(suite, options=options), parties)
         return chosen, (chosen, logits)
 
     return run

@@ -98,7 +98,7 @@ NO_PROTOCOL = {
     "crypten": {
         "__init__.py": "no code",
         "own.py": "CrypTen's own functions, whose tuples only are ours",
-        "suite.py": "rounds of the gates above",
+        "suite.py": "the suite: its rounds are those of the gates above",
         "value.py": "values of the suite",
     },
 }

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpc.errors import ConfigurationError
-from parties.client.client import DEFAULT_SUITE
 from parties.files import write_file
-from parties.wire.manifest import Option
+from protocols.options import OptionValue
+from protocols.registry import DEFAULT_SUITE
 
 SHORTEST_KEY = 16
 KEY_FILE = "gateway-keys.txt"
@@ -27,7 +27,7 @@ class GatewaySettings:
 
     suite: str = DEFAULT_SUITE
     policy: str = "full"
-    options: dict[str, Option] = field(default_factory=dict)
+    options: dict[str, OptionValue] = field(default_factory=dict)
     allow_logits: bool = False
     fixed_length: bool = False
     default_temperature: float = 0.0

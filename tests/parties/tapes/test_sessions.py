@@ -21,6 +21,7 @@ from parties.program import DECODER, Program
 from parties.tapes.deal import deal
 from parties.transport.channel import GrpcChannel
 from protocols import gumbel
+from protocols.registry import SuiteSpec
 from tests.parties import tape_folders as tapes
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
@@ -70,7 +71,7 @@ def test_equal_to_plain_and_to_live(
         for server in deployment.servers.values():
             server.stop()
         out = tmp_path / "out"
-        deal(dealer, architecture, [5], 3, out, sessions=2, suite=suite)
+        deal(dealer, architecture, [5], 3, out, sessions=2, suite=SuiteSpec(suite))
         start(deployment, out)
         assert live[: len(wanted)] == wanted
         first = ask()
@@ -92,7 +93,16 @@ def test_equal_to_plain_and_to_live(
         monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
             warm = 3.0 if decoding == "sample" else None
-            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=suite, decoding=decoding, temperature=warm)  # type: ignore[arg-type]
+            deal(
+                dealer,
+                architecture,
+                [5],
+                3,
+                tmp_path / decoding,
+                suite=SuiteSpec(suite),
+                decoding=decoding,
+                temperature=warm,
+            )  # type: ignore[arg-type]
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")

@@ -38,7 +38,7 @@ class ModelIdReused:
             dealer = deployment.config("dealer", "dealer")
             architecture = read_architecture(secret)
             tapes = deployment.folder / "tapes"
-            deal(dealer, architecture, [len(PROMPT)], 2, tapes, sessions=2, suite="masked")
+            deal(dealer, architecture, [len(PROMPT)], 2, tapes, sessions=2)
             for name in deployment.names:
                 deployment.start_one(name, tapes=tapes / name)
             owner = deployment.config("model-owner", "owner")
