@@ -79,8 +79,8 @@ def main() -> int:
     plan = GenerationPlan(wanted.tokens, ANSWER_TOKENS)
     prompts = [encode(case.prompt) for case in evaluation_cases(wanted.tokens, wanted.prompts)]
     rows = [additive(token_indices(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
-    probe: Any = secure_suite(SuiteSpec(wanted.suite), parties=2, tape=_counting(), channel=None)
-    bits = int(getattr(probe, "weight_fraction_bits", 16))
+    probe = secure_suite(SuiteSpec(wanted.suite), parties=2, tape=_counting(), channel=None)
+    bits = probe.weight_fraction_bits
     encoded = {n: additive(fixed_point.encode(w, bits), wanted.parties) for n, w in checkpoint.weights.items()}
 
     def program(suite: Suite, party: int | None) -> list[tuple[list[OutputShare], OutputShare]]:

@@ -331,7 +331,7 @@ class _WeightShares:
 
     def share(self, name: str, party: int, suite: Suite, part: Part = None) -> Tensor:
         """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants. part: an index, None for all."""
-        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
+        wanted = suite.weight_fraction_bits
         shared = min(wanted, SHARED_BITS)
         with self._lock:
             key = f"{name} {part}"

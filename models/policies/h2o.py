@@ -63,14 +63,14 @@ class H2O(CachePolicy):
         kept = budget_tokens(self.budget, tokens)
         entry.state["kept"] = kept
         if kept >= tokens:
-            entry.state["scores"] = await suite.append(None, suite.with_bound(received, tokens * cache.group + 1), 1)
+            entry.state["scores"] = await suite.mask_for_cache(suite.with_bound(received, tokens * cache.group + 1))
             return
         recent = budget_tokens(self.recent, kept)
         bound = tokens * cache.group + 1
         older = tokens - recent
         scores = await keep_rows(suite, entry, received[:, :older], kept - recent, bound, 0, older, received)
         assert scores is not None
-        entry.state["scores"] = await suite.append(None, suite.with_bound(scores, bound), 1)
+        entry.state["scores"] = await suite.mask_for_cache(suite.with_bound(scores, bound))
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to the budget and the new token; then the lowest score goes."""
@@ -81,7 +81,7 @@ class H2O(CachePolicy):
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         out, received = await suite.attention_with_mass(q, k, v, None, everyone)
         old: Value = entry.state["scores"]
-        received = await suite.append(None, suite.with_bound(received, cache.group + 1), 1)
+        received = await suite.mask_for_cache(suite.with_bound(received, cache.group + 1))
         bound = (cache.seen + 1) * cache.group + 1
         scores = suite.with_bound(suite.concat([old, zeros(suite, old.shape[0], 1)], -1) + received, bound)
         kept = entry.state["kept"]

@@ -76,6 +76,6 @@ class Quest(CachePolicy):
         if shared is not None:
             return await attend_to(suite, entry, q, plan, shared)
         bounds = await similarities(suite, q, entry.state["pages"], 0, plan.candidates)
-        chosen = await suite.hold(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
+        chosen = await suite.mask_for_reuse(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
         remember(cache, layer, self.spec, plan, chosen)
         return await attend_to(suite, entry, q, plan, chosen)

@@ -278,7 +278,7 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
                 at = slice(tokens + step, tokens + step + 1)
                 await cache.append(s, layer, k[:, at], v[:, at])
                 await policy.after_append(s, cache, layer)
-                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
             await cache.settle()
             cache.seen += 1
             found = {n: entry.state["fine"].count for n, entry in enumerate(cache.layers) if "fine" in entry.state}

@@ -147,7 +147,7 @@ def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, spec: S
     draw = gumbel.gumbel
 
     def main(suite: Suite, party: int | None) -> list[OutputShare]:
-        more = getattr(suite, "weight_fraction_bits", SHARED_BITS) - SHARED_BITS
+        more = suite.weight_fraction_bits - SHARED_BITS
 
         def own(key: str) -> Tensor | None:
             return None if party is None else weights[key][party] << more
