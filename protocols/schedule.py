@@ -62,7 +62,7 @@ class _Spawn(Generic[T]):
 
 
 async def later(coroutine: Coroutine[Any, Any, T], background: bool = False) -> Future[T]:
-    """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it.
+    """Start a coroutine beside the current one; its requests overlap other rounds. Await the result to join it.
 
     background: nothing waits for it soon; its requests come last in a round, which so counts as one of the others'
     operations.

@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
 def less_than_together(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
     """Return `less_than` of several values, in the rounds of the widest.
 
-    From 32 bits on, range checks that wait (`protocols.crypten.ranges`) ride along.
+    From 32 bits on, range checks that wait (`protocols.crypten.ranges`) overlap these rounds.
     """
     for item in items:
         if item.bits not in WIDTHS or item.drop + item.bits > 64:

@@ -75,16 +75,16 @@ class FixedWeight:
 def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
     """Return x @ W for a fixed weight: [..., in] -> [..., out], in x's ring.
 
-    [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is computed ahead.
+    [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is precomputed.
     """
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
     term = c.deal(op, shape, bits, lambda: ring.matmul(_rows(x.lam), w.lam, bits).reshape(shape))
-    ahead = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
+    precomputed = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
-    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + ahead, bits, x.frac + w.frac)
+    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + precomputed, bits, x.frac + w.frac)
 
 
 def _rows(x: Tensor) -> Tensor:

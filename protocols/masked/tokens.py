@@ -99,13 +99,13 @@ async def look_up(c: Context, index: Shared, table: FixedWeight, bits: int) -> S
     size = table.shape[0]
     opened = await open_value(c, index.to_ring(index_bits(size)))
     cuts = list(blocks(index.shape[0], size))
-    messages, ahead = [], []
+    messages, precomputed = [], []
     for cut in cuts:
         message, rest = _block(c, Masked(opened.m[cut], opened.lam[cut], opened.bits, 0), table, bits)
         messages.append(message)
-        ahead.append(rest)
+        precomputed.append(rest)
     product = await RowProduct(messages, [cut.stop - cut.start for cut in cuts], table, bits)
-    return Shared(product + torch.cat(ahead) if c.evaluating else product, bits, table.frac)
+    return Shared(product + torch.cat(precomputed) if c.evaluating else product, bits, table.frac)
 
 
 def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[bytes, Tensor]:
@@ -114,5 +114,5 @@ def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[by
     lam = c.tape.random("open", tuple(rows.shape), bits)
     shape = (index.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(lam, table.lam, bits))
-    ahead = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
-    return (pack(rows.x + lam, bits) if c.evaluating else b""), ahead
+    precomputed = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
+    return (pack(rows.x + lam, bits) if c.evaluating else b""), precomputed

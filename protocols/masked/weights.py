@@ -1,4 +1,4 @@
-"""Weights made ready once for all their products: W + lam is opened, in blocks of rows, so that loading takes little more
+"""Weights masked once for all their products: W + lam is opened, in blocks of rows, so that loading takes little more
 memory than what is kept.
 
 Rounds: 1 for every `BLOCK_ENTRIES` elements, or part of them. Bytes to each other party: 8 an element. Offline: none but the
