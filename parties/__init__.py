@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, PermissionRefused, TapeError
-    from parties.client.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
-    from parties.wire.error_codec import Busy, RangeExceeded, WrongOutput
+    from parties.client.cancellation import Cancellation
+    from parties.client.private_model import PrivateModel, PrivateOutput
+    from parties.client.sampling_params import SamplingParams
+    from parties.wire.error_codec import Busy, Cancelled, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
+    from protocols.registry import SuiteSpec
 
 # gRPC's core writes every refused handshake to stderr; what a person needs to know of it is in our own errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _PLACES = {
-    **dict.fromkeys(("Cancellation", "Cancelled", "PrivateModel", "PrivateOutput"), "parties.client.private_model"),
+    "Cancellation": "parties.client.cancellation",
+    **dict.fromkeys(("PrivateModel", "PrivateOutput"), "parties.client.private_model"),
+    "SamplingParams": "parties.client.sampling_params",
     **dict.fromkeys(
         (
             "ConfigurationError",
@@ -32,8 +37,9 @@ _PLACES = {
         ),
         "mpc.errors",
     ),
-    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.wire.error_codec"),
+    **dict.fromkeys(("Busy", "Cancelled", "RangeExceeded", "WrongOutput"), "parties.wire.error_codec"),
     "RangeFinding": "protocols.range_findings",
+    "SuiteSpec": "protocols.registry",
 }
 
 __all__ = [
@@ -50,6 +56,8 @@ __all__ = [
     "PrivateOutput",
     "RangeExceeded",
     "RangeFinding",
+    "SamplingParams",
+    "SuiteSpec",
     "TapeError",
     "WrongOutput",
 ]
