@@ -657,9 +657,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the owner's bounds go over what the caller says",
-        "parties/client/model_reference.py",
-        "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
-        "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
+        "protocols/registry.py",
+        "{**bounds, **self.options}",
+        "{**self.options, **bounds}",
         ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
     ),
 )
