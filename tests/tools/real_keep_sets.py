@@ -16,10 +16,10 @@ import time
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from launch.cli.options import suite_options
-from launch.measure.fidelity import generated
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from launch.measure.quality.long_prompts import Frame
 from launch.measure.quality.long_tasks import TASKS
 from launch.measure.selection_trace import Decision, agreement, noting
@@ -62,13 +62,13 @@ def main() -> int:
     plan = GenerationPlan(len(ids), wanted.new, policy=wanted.policy)
     plan.check(checkpoint.architecture)
     decisions: list[Decision] = []
-    decided: list[torch.Tensor] = []
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
     options: dict[str, Any] = dict(suite_options(wanted.suite_option))
-    secure = generated(checkpoint, ids, plan, wanted.suite, wanted.parties, decided, **options)
-    found = agreement(decisions, decided)
+    roles = InProcessSuite(wanted.suite, wanted.parties, options)
+    run = generate_on_shares(checkpoint, ids, plan, roles, {"decisions"})
+    secure, found = run.checked(), agreement(decisions, run.decisions)
     print(
         f"{wanted.policy}, {len(ids)} tokens, {checkpoint.architecture.layers} layers: tokens {secure[: len(plain)]}, in "
         f"plaintext {plain}; {found.equal} of {found.compared} kept sets equal, the others within "

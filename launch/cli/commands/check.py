@@ -64,6 +64,7 @@ def run(
     import torch
 
     from launch.checkpoints.calibrating import calibration_for
+    from launch.local.in_process import InProcessSuite
     from launch.measure import fidelity
     from launch.measure.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
@@ -90,7 +91,8 @@ def run(
             difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
             del theirs
         work = shown(f"suite {suite}, {parties} parties")
-        measured = fidelity.on_shares(checkpoint, ids, suite, parties, work, device=device, **options)
+        roles = InProcessSuite(suite, parties, {"device": device, **options})
+        measured = fidelity.on_shares(checkpoint, ids, roles, work)
     assert reference.extremes is not None
     rows = fidelity.compare(reference, measured)
     over = excesses(suite, options, reference.extremes)
