@@ -19,7 +19,7 @@ from launch.predict.networks import NETWORKS
 from models.costs.tracing import STEP, Setting, trace_step
 from models.shapes import find_shape, with_positions
 from mpc.ledger import Cost, Ledger
-from tests import softmax_shift
+from tests.tools import softmax_shift
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 LENGTHS = (1024, 4096)

@@ -15,11 +15,10 @@ from launch.cli.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_device,
-    check_suite,
     suite_options,
 )
 from launch.local import supervision
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
@@ -133,8 +132,8 @@ def run(
 
 def _run_matrix(file: Path | None, changes: list[str], folder: Path | None, as_json: bool) -> None:
     from launch.measure.bench.cell import Matrix, changed, read_matrix
-    from launch.measure.bench.matrix import run_matrix
     from launch.measure.bench.results import ResultFolder
+    from launch.measure.matrix import run_matrix
     from mpc.errors import ConfigurationError
 
     if folder is None:

@@ -19,11 +19,10 @@ from launch.cli.options import (
     PartiesOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_device,
-    check_suite,
     read_prompt,
     suite_options,
 )
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    check_suite,
     make_wishes,
     tokenizer_option,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
 
@@ -50,8 +50,8 @@ def run(
     error says so; the next prompt is answered, and the exit code is 3 in the end.
     """
     from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.cli.answering import answer
     from launch.serve.roles import load_role
+    from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client

@@ -18,9 +18,9 @@ from launch.cli.options import (
     SuiteOptionsOption,
     TemperatureOption,
     agreed_choice,
-    check_suite,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:

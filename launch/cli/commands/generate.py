@@ -20,16 +20,15 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    check_device,
-    check_suite,
     make_wishes,
     read_prompt,
 )
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, print_json
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Answer, Wishes
+    from launch.terminal.answering import Answer, Wishes
     from models.checkpoint import Checkpoint
     from parties.config.role_config import RoleConfig
 
@@ -123,8 +122,8 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
 
 def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device: str, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import calibration_for
-    from launch.cli.answering import answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from parties.client.client import Client
 
@@ -157,7 +156,7 @@ def _ask_running(
     config: RoleConfig, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool
 ) -> Answer:
     from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.cli.answering import answer
+    from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client

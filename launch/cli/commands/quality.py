@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.cli.options import (
-    DEFAULT_SUITE,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    PartiesOption,
-    SuiteOption,
-    check_device,
-    check_suite,
-)
+from launch.cli.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:

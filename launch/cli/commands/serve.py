@@ -17,11 +17,11 @@ from launch.cli.options import (
     SuiteOptionsOption,
     SupervisedOption,
     TrustAuthorityOption,
-    check_suite,
     suite_options,
     tokenizer_option,
 )
 from launch.local import supervision
+from launch.local.checks import check_suite
 from launch.local.signals import Terminated
 from launch.terminal.console import err
 from mpc.errors import ConfigurationError
