@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.checkpoints.folders import Stage, file_digest, holds, make_folder, models_cache
+from launch.checkpoints.folders import file_digest, holds, make_folder, models_cache
+from launch.terminal.progress import Stage
 
 if TYPE_CHECKING:
     from models.gguf.conversion import GgufModel

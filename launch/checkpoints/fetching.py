@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.checkpoints.converting import write_folder
-from launch.checkpoints.folders import POLL_SECONDS, Stage, make_folder, models_cache
+from launch.checkpoints.folders import POLL_SECONDS, make_folder, models_cache
 from launch.terminal.console import byte_count
+from launch.terminal.progress import Stage
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 PIP_OPTIONS = (

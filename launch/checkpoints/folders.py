@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.terminal.console import byte_count
+from launch.terminal.progress import Stage
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem
 
 RECORD = "mpcache-source.json"
@@ -27,9 +28,6 @@ FORMAT = 1
 WORK_PREFIX = ".mpcache-work-"
 SPARE_BYTES = 64 << 20
 POLL_SECONDS = 0.2
-
-Stage = Callable[[str, int, int], None]
-"""progress(stage, done, total); total 0: not known."""
 
 
 def models_cache() -> Path:

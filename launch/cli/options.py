@@ -12,7 +12,7 @@ from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Wishes
+    from launch.terminal.answering import Wishes
     from models.generation import Decoding
 
 DEFAULT_SUITE = "masked"
@@ -89,13 +89,6 @@ FixedLengthOption = Annotated[
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
-def check_suite(name: str) -> str:
-    """Return the name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
-    from protocols.registry import check_secure
-
-    return check_secure(name)
-
-
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
     """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
     found: dict[str, SuiteOptionValue] = {}
@@ -132,7 +125,7 @@ def make_wishes(
     fixed_length: bool = False,
 ) -> Wishes:
     """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
-    from launch.cli.answering import Wishes
+    from launch.terminal.answering import Wishes
     from parties.client.client import check_decoding
 
     known = _decoding(decoding, temperature)
@@ -160,23 +153,6 @@ def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Deco
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)
     return known, agreed
-
-
-def check_device(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for a device that torch does not know or cannot use."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"device '{name}' is unknown; write cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigurationError(f"device '{name}' is not there ({count} CUDA devices); use --device cpu")
-    elif device.type != "cpu":
-        raise ConfigurationError(f"device '{name}' is not supported; write cpu, cuda or cuda:N")
-    return name
 
 
 def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:

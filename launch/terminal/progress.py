@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import (
@@ -16,8 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from launch.checkpoints.folders import Stage
 from launch.terminal.console import err
+
+Stage = Callable[[str, int, int], None]
+"""progress(stage, done, total); total 0: not known."""
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launch.measure.fidelity import generated, on_shares
+from launch.local.in_process import InProcessSuite
+from launch.measure.fidelity import on_shares
+from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
@@ -223,17 +225,18 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     wanted = generate_plain(plain, PROMPT, plan)
     flagged(Flags(1, MARKS))
     spec = SuiteSpec("flagged")
-    found: list[RangeFinding] = []
-    assert generated(plain, PROMPT, plan, spec, 2, findings=found) == wanted[:1]
-    assert places(found) == FOUND
+    two, three = InProcessSuite(spec, 2), InProcessSuite(spec, 3)
+    found = generate_on_shares(plain, PROMPT, plan, two)
+    assert found.tokens == wanted[:1]
+    assert places(found.findings) == FOUND
     with pytest.raises(RangeExceeded, match="attention scores of layer 0"):
-        generated(plain, PROMPT, plan, spec, 3)
+        generate_on_shares(plain, PROMPT, plan, three).checked()
     flagged(Flags(0, MARKS))
-    measured = on_shares(plain, PROMPT, spec, 2)
+    measured = on_shares(plain, PROMPT, two)
     assert measured.flags is not None
     assert places(findings_in(measured.flags, 0, spec.settings.bounds)) == FOUND
     flagged(Flags(None))
-    assert generated(plain, PROMPT, plan, spec, 2) == wanted
+    assert generate_on_shares(plain, PROMPT, plan, two).checked() == wanted
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from launch.cli.options import (
     SuiteOption,
     SuiteOptionsOption,
     agreed_choice,
-    check_suite,
     model_option,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:

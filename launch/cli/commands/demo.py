@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
+from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
@@ -74,8 +75,8 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
 
-    from launch.cli.answering import Wishes, answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import Wishes, answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from models.recall.documents import ANSWER_TOKENS

@@ -15,9 +15,9 @@ from launch.cli.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_suite,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.cli.options import check_suite
 from launch.lab.lab import Lab, roles_for
+from launch.local.checks import check_suite
 from launch.local.deployment import CLIENT, DEALER, LocalDeployment, local_deployment
 from launch.measure.bench.cell import LOCALHOST, Cell
 from launch.measure.bench.measure import WEIGHT_BYTES, bandwidth, network_share, spread

@@ -1,6 +1,6 @@
 """Plants one fault after the other in a copy of the tree and checks that the fast tests notice: a test of the tests.
 
-    python -m tests.planted_faults [--only TEXT] [--list]
+    python -m tests.tools.planted_faults [--only TEXT] [--list]
 
 Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
 error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COPIED = ("launch", "models", "mpc", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
 
