@@ -15,7 +15,7 @@ from launch.measure.fidelity import generated, on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
-from parties import PrivateModel, RangeExceeded, RangeFinding
+from mpcache import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
 from parties.transport.peer_stream import Link
 from parties.wire import wire_pb2 as wire
