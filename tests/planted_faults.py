@@ -493,7 +493,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what the prompt leaves over does not begin a cluster",
         "models/policies/mpcache.py",
-        'work["growing"] = append_buffer(suite, None, k[:, stop:], background)',
+        'work["growing"] = grown(suite, None, k[:, stop:], background)',
         'work["growing"] = append_buffer(suite, None, k[:, -1:], background)',
         ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
