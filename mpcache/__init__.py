@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     )
     from mpcache.catalogue import Policy, policies
     from mpcache.costs import GenerationCosts, estimate
-    from parties.client.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
-    from parties.wire.error_codec import Busy, RangeExceeded, WrongOutput
+    from parties.client.cancellation import Cancellation
+    from parties.client.private_model import PrivateModel, PrivateOutput
+    from parties.wire.error_codec import Busy, Cancelled, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
 
     __version__: str
@@ -47,8 +48,9 @@ _MODULES = {
     "models.costs.tracing": ("Setting", "StageCosts"),
     "mpcache.catalogue": ("Policy", "policies"),
     "mpcache.costs": ("GenerationCosts", "estimate"),
-    "parties.client.private_model": ("Cancellation", "Cancelled", "PrivateModel", "PrivateOutput"),
-    "parties.wire.error_codec": ("Busy", "RangeExceeded", "WrongOutput"),
+    "parties.client.cancellation": ("Cancellation",),
+    "parties.client.private_model": ("PrivateModel", "PrivateOutput"),
+    "parties.wire.error_codec": ("Busy", "Cancelled", "RangeExceeded", "WrongOutput"),
     "protocols.range_findings": ("RangeFinding",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
