@@ -83,6 +83,12 @@ class PrivateModel:
     When a value leaves its declared range on the way to a token, the answer ends before that token, and a result that
     cannot say so is none: `RangeExceeded` is raised, with the findings and what there is (`text`, `result`). Only
     `generate(return_dict_in_generate=True)` returns, with finish_reason "range".
+
+    >>> with PrivateModel.connect("client.yaml", tokenizer="assistant", model="assistant") as model:
+    ...     ids = model.generate("ab", max_new_tokens=4)
+    ...     answer = model.complete("ab", max_new_tokens=4)
+    >>> ids.shape[1] - len(model.tokenizer.encode("ab"))
+    4
     """
 
     def __init__(

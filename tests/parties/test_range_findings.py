@@ -17,7 +17,7 @@ from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
-from parties import PrivateModel, RangeExceeded, RangeFinding
+from mpcache import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("launch", "models", "mpc", "parties", "protocols", "tests")
+COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
 
 
@@ -675,7 +675,7 @@ def copy_tree(to: Path) -> None:
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for weights in (ROOT / "models").rglob("*.safetensors"):
         (to / weights.relative_to(ROOT)).symlink_to(weights)
-    for name in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         shutil.copy(ROOT / name, to / name)
     (to / "docs").symlink_to(ROOT / "docs")
 

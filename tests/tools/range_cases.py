@@ -109,7 +109,7 @@ class Answer:
         return {kind for kind, row in zip(RANGE_KINDS, self.flags, strict=True) if bool((row != 0).any())}
 
 
-def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, **options: Any) -> Answer:
+def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, spec: SuiteSpec, parties: int) -> Answer:
     """One session, all roles in this process."""
     a = checkpoint.architecture
     weights = WeightShares(checkpoint, parties)
@@ -131,7 +131,7 @@ def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: s
         return kept.shares
 
     with patch.object(gumbel, "gumbel", caught):  # the dealer's
-        outputs = InProcessSuite(SuiteSpec(name, options=options), parties).run(program)
+        outputs = InProcessSuite(spec, parties).run(program)
     flags = torch.zeros(len(RANGE_KINDS), a.layers + 1, dtype=torch.int64)
     values = []
     for shares in zip(*outputs, strict=True):
