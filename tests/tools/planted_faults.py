@@ -82,7 +82,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "output shares are not made fresh",
-        "protocols/masked/suite.py",
+        "protocols/masked/output.py",
         "share = ring.reduce(s.x + zero, s.bits)",
         "share = ring.reduce(s.x, s.bits)",
         (f"{SUITE}::test_output_shares_are_fresh",),
@@ -364,14 +364,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm's square in a ring without room",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
     Fault(
         "activation outputs lifted as if they were signed",
-        "protocols/masked/suite.py",
+        "protocols/masked/conversion.py",
         "offset = 1 << found.frac if x.positive else None",
         "offset = None",
         (f"{RANGES}::test_activations_are_right_wherever_they_are_not_flagged",),
@@ -399,7 +399,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm without its epsilon",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
         "epsilon = 1",
         (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
