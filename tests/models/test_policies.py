@@ -18,7 +18,7 @@ from models.checkpoint import load_checkpoint
 from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
-from models.policies.mpcache import MPCache
+from models.policies.mpcache import MPCache, MPCacheState
 from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
@@ -264,10 +264,10 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
     """Clusters of layers whose choice another layer makes are described neither after the prompt nor when they fill up."""
     layers, tokens = 5, 24
     policy = parse(text.format("mpcache") + "static=1,dynamic=0.4,fine=4,sinks=1,window=3")
-    cache = KVCache(tiny(layers=layers))
+    cache = KVCache(tiny(layers=layers), policy)
     case = Case(tiny(layers=layers), tokens, 6, seed=1)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         for layer in range(layers):
             await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
             await policy.after_prefill(s, cache, layer, None)
@@ -280,7 +280,8 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
                 await policy.attend(s, cache, layer, await s.prepare(q[step]))
             await cache.settle()
             cache.seen += 1
-            found = {n: entry.state["fine"].count for n, entry in enumerate(cache.layers) if "fine" in entry.state}
+            states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}
+            found = {n: state.described.fine.count for n, state in states.items() if state.described.fine is not None}
             assert found == dict.fromkeys(describing, (tokens + step) // 4)
         return [k]
 
@@ -319,16 +320,16 @@ def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: 
     policy = parse("mpcache:static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
     case = Case(tiny(), prompt, 13, seed=prompt)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
-        cache = KVCache(tiny())
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(tiny(), policy)
         await cache.append(s, 0, k[:, :prompt], v[:, :prompt])
         await policy.after_prefill(s, cache, 0, None)
         for token in range(prompt, prompt + case.steps):
             await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
             await policy.after_append(s, cache, 0)
             await cache.settle()
-        state = cache.layers[0].state
-        return [x for level in ("fine", "coarse") for x in (state[level].high, state[level].low)]
+        levels = cache.layers[0].state_of(MPCacheState).described
+        return [x for level in (levels.fine, levels.coarse) if level is not None for x in (level.high, level.low)]
 
     found = run_secure("masked", 2, program, case.inputs)
     for level, size in enumerate((4, 8)):
@@ -350,8 +351,8 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
 
     policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
-        cache = KVCache(case.architecture)
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(case.architecture, policy)
         out = []
         for layer in range(6):
             await cache.append(s, layer, k, v)
@@ -369,7 +370,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
 
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
-    shared = {"__init__", "clusters", "eviction", "registry", "selecting", "settings", "threshold", "wrappers"}
+    shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES)
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")

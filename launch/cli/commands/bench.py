@@ -79,7 +79,6 @@ def run(
     from launch.measure.bench.plan import BenchPlan
     from launch.measure.bench.run import run_bench
     from models.policies import parse
-    from models.policies.mpcache import MPCache
     from models.shapes import find_shape, with_layers, with_positions
     from mpc.errors import ConfigurationError
     from mpc.tape import CountingTape
@@ -91,7 +90,7 @@ def run(
         raise ConfigurationError("--out keeps the results of a matrix: give --config FILE, or --set KEY=VALUE")
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    if eviction and not isinstance(parse(policy), MPCache):
+    if eviction and not parse(policy).one_set_for_all_heads:
         raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
     if eviction and cached is None:
         raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")
