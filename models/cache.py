@@ -185,6 +185,11 @@ class CachePolicy(ABC):
         return False
 
     @property
+    def equal_layers(self) -> bool:
+        """Whether all layers that it serves cache equally many tokens, as a choice that they share needs."""
+        return True
+
+    @property
     def spec(self) -> str:
         """Return the text that `models.policies.parse` makes this policy of."""
         return self.name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, PermissionRefused, TapeError
     from parties.client.private_model import Cancellation, Cancelled, PrivateModel, PrivateOutput
-    from parties.wire.error_codec import Busy, RangeExceeded, WrongOutput
+    from parties.errors import Busy, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
 
 # gRPC's core writes every refused handshake to stderr; what a person needs to know of it is in our own errors.
@@ -32,7 +32,7 @@ _PLACES = {
         ),
         "mpc.errors",
     ),
-    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.wire.error_codec"),
+    **dict.fromkeys(("Busy", "RangeExceeded", "WrongOutput"), "parties.errors"),
     "RangeFinding": "protocols.range_findings",
 }
 

@@ -30,7 +30,7 @@ from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
 from mpc.tape import DealerTape, PartyTape, Tape
-from parties.wire.error_codec import RangeExceeded
+from parties.errors import RangeExceeded
 from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.registry import secure_suite
 from protocols.suite import OutputShare, Suite, Value

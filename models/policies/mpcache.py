@@ -187,6 +187,10 @@ class MPCache(CachePolicy):
         return "" if self.scoring == "attention" else f"scoring={self.scoring}"
 
     @property
+    def equal_layers(self) -> bool:
+        return self.scoring == "attention"
+
+    @property
     def two_levels(self) -> bool:
         """Whether coarse clusters are chosen first."""
         return self.levels == 2 or (self.levels == 0 and self.coarse > 0)

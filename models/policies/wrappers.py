@@ -41,6 +41,10 @@ class _Around(CachePolicy):
     def append_only(self) -> bool:
         return all(policy.append_only for policy in self.inside())
 
+    @property
+    def equal_layers(self) -> bool:
+        return all(policy.equal_layers for policy in self.inside())
+
     def new_state(self, place: Place) -> LayerState:
         return self.of(place.layer).new_state(place)
 
@@ -121,14 +125,21 @@ class SharedChoice(_Around):
         return f"shared:layers={self.layers},apart={self.apart}|{self.inner.spec}"
 
     def pattern(self) -> tuple[int, int]:
+        """As in `CachePolicy`: groups that share, from the first whole one on whose layers are all alike."""
         first, period = super().pattern()
-        return max(first, self.apart), math.lcm(period, self.layers)
+        groups = -(-max(0, first - self.apart) // self.layers)
+        return self.apart + groups * self.layers, math.lcm(period, self.layers)
 
     def of(self, layer: int) -> CachePolicy:
         return self.inner
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Refuse a model without a whole group of layers."""
+        """Refuse a model without a whole group of layers, and a policy whose layers cannot take one choice."""
+        if self.layers > 1 and not self.inner.equal_layers:
+            raise ConfigurationError(
+                f"policy {self.name}: layers of '{self.inner.spec}' keep different numbers of tokens and cannot take one "
+                "choice of clusters; leave out shared, or set layers=1"
+            )
         if architecture.layers < self.apart + self.layers:
             raise ConfigurationError(
                 f"policy {self.name}: layers = {self.layers} behind the first apart = {self.apart} needs "

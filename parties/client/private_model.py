@@ -25,7 +25,7 @@ from parties.client.generation_options import Choices, read_options
 from parties.client.model_reference import ModelReference
 from parties.client.session import FinishReason
 from parties.config.role_config import RoleConfig, load_config
-from parties.wire.error_codec import Cancelled
+from parties.errors import Cancelled
 from parties.wire.manifest import Option
 from protocols.range_findings import RangeFinding
 from protocols.registry import SUITES

@@ -21,17 +21,16 @@ from mpc.random import derive_seed, new_seed
 from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
 from parties.config.role_config import RoleConfig
 from parties.identity.trust import own_identity, parties_of
-from parties.party.store import WEIGHT_FRACTION_BITS
 from parties.transport.connection import key_of
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, finish_calls
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import PeerStream, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import farewell, from_rpc, to_failure
 from parties.wire.manifest import check_id, new_id, package_version
 from parties.wire.model_ranges import Ranges, pack_ranges
-from parties.wire.shares import BITS, corrections, pieces
+from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, corrections, pieces
 
 BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
 
@@ -74,18 +73,18 @@ def share_model(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
     )
     channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
-    pulse = Pulse(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
+    heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
     session = Session("", config.name)
     try:
         seeds = [new_seed() for _ in config.parties[1:]]
         for index in [len(channels) - 1, *range(len(channels) - 1)]:
             session.step = f"sharing the model with {config.party_names[index]}"
             peer = parties_of(config)[index]
-            link = Link(session, peer.name, BEAT)
+            link = PeerStream(session, peer.name, BEAT)
             link.key = partial(key_of, channels[index])
             call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
             link.start(call, call.cancel)
-            pulse.add(link)
+            heartbeats.add(link)
             last = index == len(seeds)
             link.send(wire.ModelMessage(header=_header(reference, fraction_bits, b"" if last else seeds[index])))
             if last:
@@ -102,7 +101,7 @@ def share_model(
     finally:
         session.end()
         finish_calls(session.links)
-        pulse.stop()
+        heartbeats.stop()
         close_all(channels)
     return reference
 
@@ -160,7 +159,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
 
 
 def _send_weights(
-    link: Link, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Callable[[str, int, int], None]
+    link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Callable[[str, int, int], None]
 ) -> None:
     shapes = checkpoint.architecture.weight_shapes()
     for done, (weight, shape) in enumerate(shapes.items()):

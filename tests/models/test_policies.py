@@ -19,6 +19,7 @@ from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
 from models.policies.mpcache import MPCache, MPCacheState
+from models.policies.quest import QuestState
 from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
@@ -183,12 +184,52 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
         ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
         ("h2o:budget=0.01", 100, "leaves none of them to heavy hitters"),
         ("shared:layers=4|quest", 100, "layers = 4 behind the first apart = 2 needs 6 layers, the model has 4"),
+        (
+            "shared:layers=2|mpcache:scoring=authors,sharing=1",
+            100,
+            "policy shared: layers of 'mpcache:sharing=1,scoring=authors' keep different numbers of tokens",
+        ),
         ("full@2-4;mpcache", 1000, "policy full@2-4: the model has layers 0 to 3"),
     ],
 )
 def test_what_does_not_fit_model_or_prompt_is_named(text: str, tokens: int, message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        parse(text).check(tiny(), tokens)
+        parse(text, plaintext=True).check(tiny(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "choosing"),
+    [
+        ("shared:layers=3,apart=1|quest:budget=0.4,page=4", [2, 4]),  # a group's first layer attends to everything
+        ("shared:layers=3,apart=0|full@3;quest:budget=0.4,page=4", [2, 4]),  # it is another policy's
+    ],
+)
+def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, choosing: list[int]) -> None:
+    """Quest's first two layers choose nothing, whatever group they are in."""
+    a = tiny(layers=6)
+    policy = parse(text)
+    policy.check(a, 40)
+    case = Case(a, tokens=40, steps=3, seed=4)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(a, policy)
+        for layer in range(a.layers):
+            await cache.append(s, layer, k[:, :40], v[:, :40])
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = 40
+        for step in range(case.steps):
+            for layer in range(a.layers):
+                await cache.append(s, layer, k[:, 40 + step : 41 + step], v[:, 40 + step : 41 + step])
+                await policy.after_append(s, cache, layer)
+                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+            cache.seen += 1
+        states = [entry.state for entry in cache.layers]
+        assert [
+            n for n, state in enumerate(states) if isinstance(state, QuestState) and state.choice is not None
+        ] == choosing
+        return [k]
+
+    run_plain(program, case.inputs)
 
 
 @pytest.mark.parametrize("text", [t for t in TEXTS if t != "full"])

@@ -17,7 +17,7 @@ from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
 from parties import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
 from protocols.registry import SUITES
@@ -82,9 +82,9 @@ def test_garbage_of_a_flagged_output_is_not_looked_at(two: Running, decoding: st
 def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **options: Any) -> tuple[Any, Any]:
     """What the client sends each party, in order, and why generation ended (or the error's code)."""
     out: dict[str, list[tuple[str, int]]] = {}
-    outgoing = Link.outgoing
+    outgoing = PeerStream.outgoing
 
-    def spy(self: Link) -> Iterator[Any]:
+    def spy(self: PeerStream) -> Iterator[Any]:
         for message in outgoing(self):
             kind = message.WhichOneof("content") if isinstance(message, wire.ClientMessage) else "heartbeat"
             if kind not in ("heartbeat", "open", "end"):
@@ -92,7 +92,7 @@ def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **opt
             yield message
 
     with monkeypatch.context() as patch:
-        patch.setattr(Link, "outgoing", spy)
+        patch.setattr(PeerStream, "outgoing", spy)
         try:
             return out, ask(running, decoding, **options)[0].finish_reason
         except MpcacheError as error:

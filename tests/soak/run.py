@@ -18,8 +18,8 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import MpcacheError, PeerError
 from parties.client.client import Client
+from parties.errors import Busy
 from parties.tapes.journal import Journal
-from parties.wire.error_codec import Busy
 from tests.soak.deployment import CLIENT, DEALER, MODEL, OWNER, PARTIES, ROLES, SoakDeployment, prepare, save_model
 from tests.soak.gauges import Gauge, read_idle
 from tests.soak.role import deal_tapes, share

@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
 }
 
 MASKED: dict[str, tuple[str, ...]] = {
-    "opening": ("context.py", "wires.py"),
+    "opening": ("context.py", "shares.py"),
     "output": ("suite.py",),
     "product": ("product.py",),
     "fixed_weight": ("product.py", "weights.py"),
@@ -85,13 +85,14 @@ NO_PROTOCOL = {
     "masked": {
         "__init__.py": "no code",
         "crypten_border.py": "a lift and an opening",
-        "growth.py": "memory of cached rows",
+        "append_buffer.py": "memory of cached rows",
         "selection.py": "policies and attention: rounds of the gates above",
-        "tensor.py": "values of the suite",
+        "values.py": "values of the suite",
     },
     "crypten": {
         "__init__.py": "no code",
         "own.py": "CrypTen's own functions, whose tuples only are ours",
+        "suite.py": "the suite: its rounds are those of the gates above",
         "value.py": "values of the suite",
     },
 }

@@ -55,7 +55,7 @@ def run(
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client
-    from parties.wire.error_codec import RangeExceeded
+    from parties.errors import RangeExceeded
 
     check_suite(suite)
     client = Client(load_role(config, "client", insecure_trust_authority))
