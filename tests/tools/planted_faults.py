@@ -472,8 +472,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last layer of a group decides what all of them keep",
         "models/policies/mpcache.py",
-        "total = received if before is None else suite.with_bound(before + received, most + 1)",
-        "total = received",
+        "suite.with_bound(state.votes + attention_mass, most + 1)",
+        "attention_mass",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
     Fault(
@@ -492,9 +492,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "what the prompt leaves over does not begin a cluster",
-        "models/policies/mpcache.py",
-        'work["growing"] = grown(suite, None, k[:, stop:], background)',
-        'work["growing"] = append_buffer(suite, None, k[:, -1:], background)',
+        "models/policies/levels.py",
+        "grown(suite, None, keys[:, stop:], background)",
+        "grown(suite, None, keys[:, -1:], background)",
         ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
     Fault(
@@ -520,14 +520,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a layer chooses by its own queries where it should take a choice",
-        "models/policies/selecting.py",
-        "return layer if layer < apart else layer - (layer - apart) % sharing",
-        "return layer",
+        "models/cache.py",
+        "start = layer - (layer - self.apart) % self.layers",
+        "start = layer",
         (f"{BY_HAND}::test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys",),
     ),
     Fault(
         "the coarse level keeps everything",
-        "models/policies/mpcache.py",
+        "models/policies/levels.py",
         "count = max(round(self.coarse_share * above), -(-plan.count // factor))",
         "count = above",
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
@@ -535,8 +535,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half)",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half - 1)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored
