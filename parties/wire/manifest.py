@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
-from models.generation import check_agreed_temperature
+from models.generation import GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
@@ -91,6 +91,27 @@ class Manifest(ProgramFacts):
     """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
 
     model: Identifier
+
+    @classmethod
+    def of(
+        cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
+    ) -> Manifest:
+        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights."""
+        return cls(
+            protocol=PROTOCOL_VERSION,
+            version=package_version(),
+            model=model,
+            architecture=architecture_hash(architecture),
+            suite=suite.name,
+            fraction_bits=suite.fraction_bits,
+            options=dict(suite.options),
+            prompt_tokens=plan.prompt_tokens,
+            new_tokens=plan.new_tokens,
+            decoding=plan.decoding,
+            temperature=plan.temperature,
+            policy=plan.policy,
+            parties=parties,
+        )
 
     def canonical(self) -> bytes:
         """Canonical JSON: keys sorted, no spaces."""
