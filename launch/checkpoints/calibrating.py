@@ -16,7 +16,7 @@ Bounds = Mapping[str, bool | int | float | str | None]
 
 
 def calibration_for(directory: Path, suite: str | None = None, options: Bounds | None = None) -> Calibration:
-    """The calibration beside a checkpoint, made where it is missing or stale.
+    """Return the calibration beside a checkpoint, made where it is missing or stale.
 
     suite, options: a line for every kind whose largest value on the calibration's text does not fit.
     """
@@ -40,7 +40,8 @@ def calibration_for(directory: Path, suite: str | None = None, options: Bounds |
 
 
 def warn_if_never_calibrated(reference: ModelReference) -> None:
-    """A shared model whose owner gave no bounds runs within the suite's usual ones, which may not hold its values."""
+    """Warn of a shared model whose owner gave no bounds: it runs within the suite's usual ones, which may not hold its
+    values."""
     if reference.ranges is None:
         err.print(
             f"{reference.name} was shared without a calibration: its values may leave the suite's usual bounds. Its owner "

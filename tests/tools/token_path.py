@@ -139,7 +139,7 @@ def trace(suite: str, policy: str, tokens: int) -> Tracer:
                 app([str(word) for word in words], standalone_mode=False)
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]  # typeshed forgets None
+            threading.setprofile(None)
             deployment.stop()
     return tracer
 

@@ -157,7 +157,7 @@ def _report(facts: dict[str, Any], verdict: Verdict, found: _Found, over: list[E
 
 
 def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
-    """The text's tokens; without a text, tokens spread over the vocabulary."""
+    """Return the text's tokens; without a text, tokens spread over the vocabulary."""
     if text is not None:
         return checkpoint.tokenizer.encode(text)
     a = checkpoint.architecture
@@ -179,7 +179,7 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
 
 
 def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
-    """The worst place of each kind against its bound."""
+    """Show the worst place of each kind against its bound."""
     from protocols.bounds import largest
     from protocols.ranges import bounds_in_force
 

@@ -109,7 +109,7 @@ def run(
 
 
 def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
-    """The answer and its costs, for programs."""
+    """Return the answer and its costs, for programs."""
     from launch.terminal.session_costs import costs_json
 
     return {
