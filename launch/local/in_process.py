@@ -50,7 +50,7 @@ class _Stream:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Nothing more comes, or nothing more is taken."""
+        """Say that nothing more comes, or that nothing more is taken."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()

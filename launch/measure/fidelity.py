@@ -56,12 +56,12 @@ class Measurement:
 
     @property
     def logits(self) -> Tensor:
-        """[T, V], float64."""
+        """Return the logits, float64 [T, V]."""
         return torch.cat([self.points[step, "logits"] for step in STEPS if (step, "logits") in self.points])
 
 
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
-    """The suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
+    """Run the suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
     token_indices(ids[:1], checkpoint.architecture.vocabulary)
     suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
@@ -134,7 +134,7 @@ class _Run:
         self.points[self._step, name] = share if before is None else _beside(before, share)
 
     def _load(self, prefix: str, part: Part = None) -> None:
-        """The weights with that prefix; part: these rows of a table, these columns of the head."""
+        """Load the weights with that prefix; part: these rows of a table, these columns of the head."""
         self._weights.clear()
         for name, whole in self._architecture.weight_shapes().items():
             if name.startswith(prefix):
@@ -143,7 +143,7 @@ class _Run:
 
     @torch.inference_mode()
     def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
-        """Prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
+        """Process prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
         suite, decoder, a = self._suite, self._decoder, self._architecture
         lengths = [len(part) for part in _parts(ids)]
         starts = [sum(lengths[:n]) for n in range(len(lengths))]
@@ -185,7 +185,7 @@ class _Run:
 
 
 def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
-    """Logits [T, V] of the package transformers, in float64."""
+    """Return the logits [T, V] of the package transformers, in float64."""
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -201,7 +201,7 @@ def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
 
 
 def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
-    """Errors at every probe point, in the order of the computation."""
+    """Return the errors at every probe point, in the order of the computation."""
     out = []
     for step in STEPS:
         for (its, name), wanted in reference.points.items():
@@ -217,11 +217,12 @@ def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
 
 
 def _parts(ids: Sequence[int]) -> list[list[int]]:
-    """What is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded token."""
+    """Return what is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded
+    token."""
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
 
 
 def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
-    """Two pieces of the same rows."""
+    """Return two pieces of the same rows."""
     assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
     return replace(left, share=torch.cat([left.share, right.share], -1))

@@ -24,7 +24,8 @@ Stage = Callable[[str, int, int], None]
 
 @contextmanager
 def stages(in_bytes: bool = False) -> Iterator[Stage]:
-    """`progress(stage, done, total)`: a line for the stage of the moment; total 0: how much is not known."""
+    """Give `progress(stage, done, total)`, which shows a line for the stage of the moment; total 0: how much is not
+    known."""
     count: ProgressColumn = DownloadColumn() if in_bytes else MofNCompleteColumn()
     bar = Progress(
         TextColumn("{task.description}"),

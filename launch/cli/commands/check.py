@@ -161,7 +161,7 @@ def _report(facts: dict[str, Any], verdict: Verdict, found: _Found, over: list[E
 
 
 def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
-    """The text's tokens; without a text, tokens spread over the vocabulary."""
+    """Return the text's tokens; without a text, tokens spread over the vocabulary."""
     if text is not None:
         return checkpoint.tokenizer.encode(text)
     a = checkpoint.architecture
@@ -183,7 +183,7 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
 
 
 def _show_ranges(spec: SuiteSpec, extremes: Extremes, over: list[Excess]) -> None:
-    """The worst place of each kind against its bound."""
+    """Show the worst place of each kind against its bound."""
     from protocols.bounds import largest
 
     table = Table(box=None, header_style="bold")

@@ -91,7 +91,7 @@ def run(
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
-    """What was dealt, for programs."""
+    """Return what was dealt, for programs."""
     return {
         "load": dealt.load,
         "prompts": list(dealt.prompts),

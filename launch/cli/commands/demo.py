@@ -70,7 +70,7 @@ def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[s
 
 
 def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, seed: int, lab: Lab | None) -> None:
-    """The shipped model answers a question about a document."""
+    """Let the shipped model answer a question about a document."""
     started = time.perf_counter()
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
@@ -113,7 +113,7 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
 
 
 def _lab(network: str | None, parties: int) -> Lab | None:
-    """The lab that is asked for, not made yet."""
+    """Return the lab that is asked for, not made yet."""
     if network is None:
         return None
     from launch.lab.lab import Lab, roles_for
@@ -123,7 +123,7 @@ def _lab(network: str | None, parties: int) -> Lab | None:
 
 @contextmanager
 def _inside(lab: Lab | None) -> Iterator[None]:
-    """This process is the lab's client."""
+    """Make this process the lab's client."""
     if lab is None:
         yield
         return

@@ -115,7 +115,7 @@ def run(
 
 
 def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
-    """Of the last token, or of the prompt where only one token is asked for."""
+    """Return that of the last token, or of the prompt where only one token is asked for."""
     from launch.predict.critical_path import critical_path
 
     return (
@@ -153,7 +153,7 @@ def _rates(text: str) -> Rates:
 
 
 def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = None) -> dict[str, Any]:
-    """One stage, or one part of it, as plain numbers."""
+    """Return one stage, or one part of it, as plain numbers."""
     from models.costs.tracing import StageCosts
 
     rounds, sent, offline = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
@@ -170,7 +170,7 @@ def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = 
 
 
 def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -> dict[str, Any]:
-    """Everything, for programs. "tokens" is all tokens after the first together."""
+    """Return everything, for programs. "tokens" is all tokens after the first together."""
     setting = found.setting
     stages = {"model load": found.load, "prefill": found.first, "tokens": found.further, "session": found.total}
 

@@ -157,7 +157,7 @@ def _run_sweep(model: Path, wishes: Wishes, folder: Path | None, as_json: bool) 
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas, each once. Raises `ConfigurationError`."""
+    """Return the numbers separated by commas, each once. Raises `ConfigurationError`."""
     from mpc.errors import ConfigurationError
 
     try:
@@ -170,7 +170,7 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """Positive whole numbers separated by commas, each once. Raises `ConfigurationError`."""
+    """Return the positive whole numbers separated by commas, each once. Raises `ConfigurationError`."""
     from mpc.errors import ConfigurationError
 
     parts = [part.strip() for part in text.split(",")]
@@ -197,13 +197,13 @@ def check_folder(folder: Path) -> None:
 
 
 def _settings(wishes: Wishes, policies: list[str], new_tokens: int) -> dict[str, Any]:
-    """Effective settings as JSON holds them."""
+    """Return the effective settings as JSON holds them."""
     found = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(wishes).items()}
     return {**found, "policies": policies, "new_tokens": new_tokens}
 
 
 def _write(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """results.json (never over an existing one), its tables, and the plots that there is something for."""
+    """Write results.json (never over an existing one), its tables, and the plots that there is something for."""
     from launch.measure.quality.page import page
     from launch.measure.quality.plots import plot_needle, plot_quality
     from mpc.errors import ConfigurationError

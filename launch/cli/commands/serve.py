@@ -226,7 +226,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
 
 
 def _wanted(items: list[str], default: Words) -> dict[str, Words]:
-    """Model name -> tokenizer, from NAME or NAME=FOLDER."""
+    """Return model name -> tokenizer, from NAME or NAME=FOLDER."""
     from launch.serve.gateway.catalogue import Words
 
     found: dict[str, Words] = {}
@@ -241,7 +241,8 @@ def _wanted(items: list[str], default: Words) -> dict[str, Words]:
 
 
 def _key_made(file: Path, key: str, terminal: bool) -> str:
-    """What is said of a new key. A service's standard error ends in a journal, which others may read: no key goes there."""
+    """Return what is said of a new key. A service's standard error ends in a journal, which others may read: no key goes
+    there."""
     return (
         f"key for requests, shown this once and kept in {file}: {key}" if terminal else f"key for requests: made, in {file}"
     )

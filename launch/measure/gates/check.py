@@ -99,7 +99,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within its bound (a result that is no number is not)."""
+        """Return whether the error is within its bound (a result that is no number is not)."""
         return self.error <= self.bound
 
 
@@ -161,7 +161,7 @@ def _opened(parts: Sequence[Sequence[OutputShare]]) -> list[Tensor]:
 
 
 def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
-    """A gate on shares of float inputs that lie on its grid, from masked values."""
+    """Run a gate on shares of float inputs that lie on its grid, from masked values."""
     # not `fixed_point.encode`, which refuses the ring's lowest value
     elements = [ring.reduce(torch.round(x * 2.0**gate.frac).to(torch.int64), gate.ring) for x in inputs]
     shares = [additive_shares(x, parties, gate.ring) for x in elements]
@@ -185,7 +185,7 @@ def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
 
 
 def run_function(function: Function, name: str, parties: int, inputs: Sequence[Tensor]) -> Found:
-    """A function on shares of float inputs, from sharings; weights are loaded before anything is counted."""
+    """Run a function on shares of float inputs, from sharings; weights are loaded before anything is counted."""
     shares = [encoded_shares(x, function.input_bits, parties) for x in inputs]
     weight_shares = [encoded_shares(w, INPUT_BITS, parties) for w in function.weights]
     masked_rings: list[int] = []
