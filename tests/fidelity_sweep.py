@@ -24,7 +24,7 @@ from models.generation import GenerationPlan, PlainModel, generate, token_indice
 from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
 from mpc import fixed_point, ring
 from mpc.random import Prg, new_seed
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 
@@ -79,7 +79,7 @@ def main() -> int:
     plan = GenerationPlan(wanted.tokens, ANSWER_TOKENS)
     prompts = [encode(case.prompt) for case in evaluation_cases(wanted.tokens, wanted.prompts)]
     rows = [additive(token_indices(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
-    probe: Any = secure_suite(wanted.suite, parties=2, tape=_counting(), channel=None)
+    probe: Any = secure_suite(SuiteSpec(wanted.suite), parties=2, tape=_counting(), channel=None)
     bits = int(getattr(probe, "weight_fraction_bits", 16))
     encoded = {n: additive(fixed_point.encode(w, bits), wanted.parties) for n, w in checkpoint.weights.items()}
 
@@ -100,7 +100,7 @@ def main() -> int:
         return found
 
     def suite_of(tape: Any, channel: Any) -> Suite:
-        return secure_suite(wanted.suite, parties=wanted.parties, tape=tape, channel=channel)
+        return secure_suite(SuiteSpec(wanted.suite), parties=wanted.parties, tape=tape, channel=channel)
 
     results, _ = run_in_process(
         wanted.parties, lambda c, t: program(suite_of(t, c), c.party), lambda t: program(suite_of(t, None), None)

@@ -615,14 +615,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the client stops early although the length is fixed",
         "parties/client/session.py",
-        "        if self.wanted.fixed_length:\n            return\n",
+        "        if self.request.params.fixed_length:\n            return\n",
         "",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a choice is sent only after the caller has seen the token",
         "parties/client/session.py",
-        "if self._answered or self.wanted.fixed_length:",
+        "if self._answered or self.request.params.fixed_length:",
         "if self._answered:",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),

@@ -12,7 +12,6 @@ from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Wishes
     from models.generation import Decoding
 
 DEFAULT_SUITE = "masked"
@@ -90,14 +89,10 @@ SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
 def check_suite(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
-    from protocols.registry import SUITES
+    """Return the name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
+    from protocols.registry import check_secure
 
-    secure = sorted(suite for suite in SUITES if suite != "plain")
-    if name not in secure:
-        why = "keeps nothing secret" if name == "plain" else "is unknown"
-        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
-    return name
+    return check_secure(name)
 
 
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
@@ -124,27 +119,8 @@ def _option_value(text: str) -> SuiteOptionValue:
     return text
 
 
-def make_wishes(
-    suite: str,
-    new_tokens: int,
-    decoding: str | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    options: list[str] | None = None,
-    policy: str = "full",
-    fixed_length: bool = False,
-) -> Wishes:
-    """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
-    from launch.cli.answering import Wishes
-    from parties.client.client import check_decoding
-
-    known = _decoding(decoding, temperature)
-    check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options), fixed_length)
-
-
-def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
+def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:
+    """Return the decoding that the options ask for. Raises `ConfigurationError` for an unknown one."""
     from models.generation import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
@@ -160,7 +136,7 @@ def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Deco
     """
     from models.generation import check_agreed_temperature
 
-    known = _decoding(decoding, temperature)
+    known = chosen_decoding(decoding, temperature)
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)
     return known, agreed

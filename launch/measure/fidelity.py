@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,7 @@ from mpc.ring import reduce
 from mpc.tape import DealerTape, PartyTape, Tape
 from parties.wire.error_codec import RangeExceeded
 from protocols.range_findings import RangeFinding, findings_in, open_flags
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 STEPS = ("prefill", "decode")
@@ -94,10 +94,10 @@ def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress 
 def on_shares(
     checkpoint: Checkpoint,
     ids: Sequence[int],
-    suite_name: str,
+    spec: SuiteSpec,
     parties: int,
     on_progress: Progress = lambda done, total: None,
-    **options: Any,
+    device: str = "cpu",
 ) -> Measurement:
     """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time.
 
@@ -122,7 +122,7 @@ def on_shares(
         return run
 
     def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
-        return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
+        return secure_suite(spec, parties=parties, tape=tape, channel=channel, device=device)
 
     outputs, _ = run_in_process(
         parties,
@@ -215,11 +215,11 @@ def generated(
     checkpoint: Checkpoint,
     ids: Sequence[int],
     plan: GenerationPlan,
-    suite_name: str,
+    spec: SuiteSpec,
     parties: int,
     decided: list[Tensor] | None = None,
     findings: list[RangeFinding] | None = None,
-    **options: Any,
+    device: str = "cpu",
 ) -> list[int]:
     """Tokens generated greedily on shares, with all parties and the dealer in this process.
 
@@ -243,10 +243,10 @@ def generated(
         return kept.shares, decisions
 
     def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], list[OutputShare]]:
-        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options), channel.party)
+        return program(secure_suite(spec, parties=parties, tape=tape, channel=channel, device=device), channel.party)
 
     def dealer(tape: DealerTape) -> None:
-        program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
+        program(secure_suite(spec, parties=parties, tape=tape, channel=None, device=device), None)
 
     outputs, _ = run_in_process(parties, party, dealer)
     tokens, decisions = zip(*outputs, strict=True)
@@ -254,7 +254,7 @@ def generated(
         decided += [_open(shares) for shares in zip(*decisions, strict=True)]
     opened: list[int] = []
     for step, shares in enumerate(zip(*tokens, strict=True)):
-        if found := _findings([share.flags for share in shares], step, suite_name, options):
+        if found := _findings([share.flags for share in shares], step, spec):
             if findings is None:
                 raise RangeExceeded(found)
             findings += found
@@ -368,12 +368,10 @@ def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
     return [*shares, rest]
 
 
-def _findings(
-    flags: Sequence[Tensor | None], step: int, suite_name: str, options: Mapping[str, Any]
-) -> tuple[RangeFinding, ...]:
+def _findings(flags: Sequence[Tensor | None], step: int, spec: SuiteSpec) -> tuple[RangeFinding, ...]:
     """What the parties' shares of an output's range flags say; nothing where the suite has none."""
     shares = [share for share in flags if share is not None]
-    return findings_in(open_flags(shares), step, suite_name, options) if shares else ()
+    return findings_in(open_flags(shares), step, spec.settings.bounds) if shares else ()
 
 
 def _open(shares: Sequence[OutputShare]) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from mpc.ledger import operation
 from mpc.tape import Tape
-from protocols.bounds import RANGES, Bounds, largest
+from protocols.bounds import Bounds, largest
 from protocols.masked import activation as activations
 from protocols.masked import output, product, ranges, ranking, selection, softmax, tokens
 from protocols.masked.append_buffer import append_buffer
@@ -45,8 +45,10 @@ from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift, open_cut, truncate, truncate_and_lift
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.masked.weights import fixed_weight
+from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
+USUAL = MaskedOptions()
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
 SCALE_BITS = 18  # fraction bits of 1/sum, and of 1/deviation at least
@@ -73,21 +75,10 @@ class Magnitudes:
 
 
 class Declared:
-    """Public bounds by layer: a number, or text as `protocols.bounds` reads it.
+    """Public bounds by layer, of each kind (`protocols.options.MaskedOptions`)."""
 
-    residual: the norm of a row of the residual stream (one channel of a token can have thousands). activation: outputs of
-    linear layers. value: cached values. score: the spread of a row of attention scores is below 7/8 2^score. logits: as
-    activation where it is not given. Raises `RangeError` naming the option.
-    """
-
-    def __init__(self, **options: int | str | None) -> None:
-        if options.get("logits") is None:
-            options["logits"] = options["activation"]
-        self._bounds = {}
-        for name, about in RANGES.items():
-            value = options[name]
-            assert value is not None
-            self._bounds[name] = Bounds.parse(name, value, about.low, about.high)
+    def __init__(self, bounds: Mapping[str, Bounds]) -> None:
+        self._bounds = bounds
 
     def at(self, place: int) -> Magnitudes:
         """The bounds of a layer or of the head."""
@@ -118,7 +109,7 @@ def _rsqrt_magnitude(norm: Norm) -> int:
 
 
 class MaskedSuite(Suite):
-    """One role's instance for one session. channel None: the dealer, or estimation. residual ... logits: see `Declared`."""
+    """One role's instance for one session. channel None: the dealer, or estimation."""
 
     name: ClassVar[str] = "masked"
     prepares: ClassVar[bool] = True
@@ -132,19 +123,12 @@ class MaskedSuite(Suite):
         parties: int,
         tape: Tape,
         channel: Channel | None,
-        fraction_bits: int = 14,
+        options: MaskedOptions = USUAL,
         device: torch.device | str = "cpu",
-        residual: int | str = 12,
-        activation: int | str = 8,
-        value: int | str = 6,
-        score: int | str = 7,
-        logits: int | str | None = None,
     ) -> None:
-        if not 8 <= fraction_bits <= 16:
-            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {fraction_bits}")
         self.context = Context(tape, channel, parties, device)
-        super().__init__(parties, fraction_bits, self.context.ledger, device)
-        self.declared = Declared(residual=residual, activation=activation, value=value, score=score, logits=logits)
+        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        self.declared = Declared(options.bounds)
         self.magnitudes = self.declared.at(0)
         self.ranges = RangeFlags(self.context, self.places)
 

@@ -24,7 +24,7 @@ from models.generation import GenerationPlan, generate
 from models.policies import parse
 from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import OutputShare
 from tests.models.test_decoder import saved
 from tests.models.test_policies import EVERYTHING
@@ -71,10 +71,10 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
         return kept.shares, seen, costs
 
     def party(channel: Any, tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=2, tape=tape, channel=channel), channel.party)
+        return program(secure_suite(SuiteSpec(suite_name), parties=2, tape=tape, channel=channel), channel.party)
 
     def dealer(tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=2, tape=tape, channel=None), None)
+        return program(secure_suite(SuiteSpec(suite_name), parties=2, tape=tape, channel=None), None)
 
     outputs, _ = run_in_process(2, party, dealer)
     tokens = [round(float(fidelity._open(shares).item())) for shares in zip(*(o[0] for o in outputs), strict=True)]

@@ -23,6 +23,7 @@ from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import tensor_of
+from protocols.registry import SuiteSpec
 from tests.models.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure
@@ -132,7 +133,7 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(len(ids), 4, policy=text)
     expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
-    measured = fidelity.generated(checkpoint, ids, plan, suite, parties)
+    measured = fidelity.generated(checkpoint, ids, plan, SuiteSpec(suite), parties)
     assert measured == expected
 
 

@@ -34,7 +34,7 @@ from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
 from protocols import gumbel
-from protocols.registry import SUITES, secure_suite
+from protocols.registry import SuiteSpec, secure_suite, secure_suites
 from protocols.suite import RANGE_KINDS, OutputShare, Suite
 from tests.tools import range_models
 
@@ -133,7 +133,7 @@ def _shares(x: Tensor, parties: int) -> list[Tensor]:
     return [*parts, x - sum(parts)]
 
 
-def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, **options: Any) -> Answer:
+def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, spec: SuiteSpec, parties: int) -> Answer:
     """One session, all roles in this process."""
     a = checkpoint.architecture
     weights = {key: _shares(encode(w, SHARED_BITS), parties) for key, w in checkpoint.weights.items()}
@@ -161,10 +161,8 @@ def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: s
     with patch.object(gumbel, "gumbel", caught):  # the dealer's
         outputs, _ = run_in_process(
             parties,
-            lambda channel, tape: main(
-                secure_suite(name, parties=parties, tape=tape, channel=channel, **options), channel.party
-            ),
-            lambda tape: main(secure_suite(name, parties=parties, tape=tape, channel=None, **options), None),
+            lambda channel, tape: main(secure_suite(spec, parties=parties, tape=tape, channel=channel), channel.party),
+            lambda tape: main(secure_suite(spec, parties=parties, tape=tape, channel=None), None),
         )
     flags = torch.zeros(len(RANGE_KINDS), a.layers + 1, dtype=torch.int64)
     opened = []
@@ -212,7 +210,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
         if suite == "masked" and (text := beyond_flags(checkpoint, options)) is not None:
             return "refused", 0.0, {text.split(" can ")[0]}  # as the model owner is, before the weights are shared
         try:
-            found = answer(checkpoint, ids, plan, suite, parties, **options)
+            found = answer(checkpoint, ids, plan, SuiteSpec(suite, options=options), parties)
         except RangeError as error:
             return f"refused ({str(error)[:60]})", 0.0, set()
     error = worst(model, ids, found)
@@ -224,7 +222,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="crypten", choices=[name for name in SUITES if name != "plain"])
+    parser.add_argument("--suite", default="crypten", choices=secure_suites())
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")

@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.shapes import with_layers
 from mpc.errors import CheckpointError
+from protocols.registry import SuiteSpec
 from protocols.suite import Suite
 
 
@@ -66,8 +67,8 @@ def main() -> int:
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
-    options: dict[str, Any] = dict(suite_options(wanted.suite_option))
-    secure = generated(checkpoint, ids, plan, wanted.suite, wanted.parties, decided, **options)
+    spec = SuiteSpec(wanted.suite, options=suite_options(wanted.suite_option))
+    secure = generated(checkpoint, ids, plan, spec, wanted.parties, decided)
     found = agreement(decisions, decided)
     print(
         f"{wanted.policy}, {len(ids)} tokens, {checkpoint.architecture.layers} layers: tokens {secure[: len(plain)]}, in "

@@ -36,6 +36,7 @@ from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
 from protocols.masked.values import MaskedTensor
 from protocols.masked.weights import fixed_weight
+from protocols.options import MaskedOptions
 from protocols.schedule import together
 from protocols.suite import Norm
 from tests.vectors.recording import Case, Input, Output, Program, Role, whole
@@ -49,7 +50,7 @@ def program(f: Function, inputs: Sequence[Input], opened: bool, options: Kinds) 
     """f(suite, *inputs, **arguments), its inputs as sharings or, with `opened`, as masked values."""
 
     def run(role: Role, shares: Sequence[Tensor] | None, arguments: Kinds) -> list[Output]:
-        suite = MaskedSuite(parties=role.parties, tape=role.tape, channel=role.channel, **options)
+        suite = MaskedSuite(parties=role.parties, tape=role.tape, channel=role.channel, options=MaskedOptions(**options))
         c = suite.context
         xs = [Shared(c.blank(g.x.shape) if shares is None else shares[i], g.bits, g.frac) for i, g in enumerate(inputs)]
 

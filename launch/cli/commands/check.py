@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from models.calibration.choice import Excess
     from models.calibration.extremes import Extremes
     from models.checkpoint import Checkpoint
+    from protocols.registry import SuiteSpec
 
 HF_TOLERANCE = 1e-4
 UNGUIDED_TOKENS = 32
@@ -68,13 +69,14 @@ def run(
     from launch.measure.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
     from models.checkpoint import load_checkpoint
+    from protocols.registry import SuiteSpec
 
     check_device(device)
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
     ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
     given = suite_options(suite_option)
-    options = {**calibration_for(model).suites.get(suite, {}), **given}
+    spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **given})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
     with err.status("") as status:
@@ -90,20 +92,21 @@ def run(
             difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
             del theirs
         work = shown(f"suite {suite}, {parties} parties")
-        measured = fidelity.on_shares(checkpoint, ids, suite, parties, work, device=device, **options)
+        measured = fidelity.on_shares(checkpoint, ids, spec, parties, work, device)
     assert reference.extremes is not None
     rows = fidelity.compare(reference, measured)
-    over = excesses(suite, options, reference.extremes)
+    over = excesses(suite, spec.options, reference.extremes)
     verdict = judge(reference, measured, rows, over, tolerance, difference)
     effect = LogitsEffect.of(reference, measured)
     if as_json:
-        run_facts = {"suite": suite, "options": options, "parties": parties, "tokens": len(ids), "tolerance": tolerance}
+        run_facts = {"suite": suite, "options": dict(spec.options), "parties": parties, "tokens": len(ids)}
+        run_facts["tolerance"] = tolerance
         print_json(
             _report(run_facts, verdict, reference, measured, rows, over, None if difference is None else difference[0])
         )
     else:
         _show(rows, tolerance)
-        _show_ranges(suite, options, reference.extremes, over)
+        _show_ranges(spec, reference.extremes, over)
         _show_effect(effect, difference, reference.token == measured.token)
         for problem in verdict.problems[1:]:
             out.print(Text(f"also: {problem}", style="red"), soft_wrap=True)
@@ -164,15 +167,14 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
     out.print(table)
 
 
-def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
+def _show_ranges(spec: SuiteSpec, extremes: Extremes, over: list[Excess]) -> None:
     """The worst place of each kind against its bound."""
     from protocols.bounds import largest
-    from protocols.ranges import bounds_in_force
 
     table = Table(box=None, header_style="bold")
     for column in ("kind", "largest value", "where", "bound there"):
         table.add_column(column, justify="left" if column in ("kind", "where") else "right")
-    bounds = bounds_in_force(suite, options)
+    bounds = spec.settings.bounds
     beyond = {excess.kind: excess.place for excess in over}
     for kind, values in extremes.kinds.items():
         place = beyond.get(kind, extremes.worst(kind)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ from launch.cli.options import (
     TopPOption,
     TrustAuthorityOption,
     check_suite,
-    make_wishes,
+    chosen_decoding,
+    suite_options,
     tokenizer_option,
 )
 from launch.terminal.console import RANGE_EXIT, err, out, show_error
@@ -55,7 +57,10 @@ def run(
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
     from parties.wire.error_codec import RangeExceeded
+    from protocols.registry import SuiteSpec
 
     check_suite(suite)
     client = Client(load_role(config, "client", insecure_trust_authority))
@@ -72,8 +77,11 @@ def run(
         out.print(table if held else "no model is held by all parties; let the model owner share one")
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
+    chosen = chosen_decoding(decoding, temperature)
+    params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     reference = client.find_model(name)
+    request = GenerationRequest((), params, spec, policy, reference)
     warn_if_never_calibrated(reference)
     interactive, number, code = sys.stdin.isatty(), 0, 0
     while True:
@@ -86,7 +94,7 @@ def run(
         line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             try:
-                given = answer(client, words, line.rstrip("\n"), reference, wishes)
+                given = answer(client, words, replace(request, prompt_ids=words.encode(line.rstrip("\n"))))
                 given.result.check_range(given.text)
             except RangeExceeded as error:
                 show_error(error)

@@ -120,17 +120,18 @@ def run(
     from launch.serve.roles import load_role
     from models.policies import parse
     from parties.client.client import Client
+    from protocols.registry import SuiteSpec
 
     parse(policy)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     if not keys and not insecure_no_key:
         keys, made = own_keys(config.parent / KEY_FILE)
         if made is not None:
             err.print(_key_made(config.parent / KEY_FILE, made, sys.stderr.isatty()), soft_wrap=True)
     settings = GatewaySettings(
-        suite=suite,
+        suite=spec,
         policy=policy,
-        options=suite_options(suite_option),
         allow_logits=allow_logits,
         fixed_length=fixed_length,
         default_temperature=default_temperature,

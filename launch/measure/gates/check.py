@@ -26,7 +26,7 @@ from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Shared
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.schedule import Scheduler
 from protocols.suite import OutputShare, Suite
 
@@ -230,13 +230,13 @@ def run_function(function: Function, name: str, parties: int, inputs: Sequence[T
             return _listed(await function.program(suite, *values, *held))
 
     def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], Cost, int]:
-        suite = secure_suite(name, parties=parties, tape=tape, channel=channel)
+        suite = secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=channel)
         values = suite.run(main(suite, channel.party))
         cost = suite.ledger.total(MEASURED)
         return [suite.output(v) for v in values], cost, suite.fraction_bits
 
     def dealer(tape: DealerTape) -> None:
-        suite = secure_suite(name, parties=parties, tape=tape, channel=None)
+        suite = secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=None)
         for value in suite.run(main(suite, None)):
             suite.output(value)
 

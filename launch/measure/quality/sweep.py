@@ -21,6 +21,7 @@ from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
 from mpc.errors import ConfigurationError, MpcacheError
+from protocols.registry import SuiteSpec
 
 Say = Callable[[str], None]
 
@@ -230,9 +231,8 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
             run = {**_head(one, length), "prompt": number, "equal": False, "error": None}
             run |= {"decisions": 0, "equal_decisions": 0, "gap": 0.0, "decisions_after": 0}
             try:
-                secure = generated(
-                    runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, decided, device=wishes.device
-                )
+                spec = SuiteSpec(wishes.suite)
+                secure = generated(runner.checkpoint, prompt.ids, plan, spec, wishes.parties, decided, device=wishes.device)
                 run["equal"] = secure[: len(plain)] == plain
                 if run["equal"]:  # after another token there is other work to decide about
                     found = same_decisions(decisions, decided)
