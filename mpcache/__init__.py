@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from mpcache.costs import GenerationCosts, estimate
     from parties.client.cancellation import Cancellation
     from parties.client.private_model import PrivateModel, PrivateOutput
+    from parties.client.sampling_params import SamplingParams
     from parties.errors import Busy, Cancelled, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
+    from protocols.registry import SuiteSpec
 
     __version__: str
 
@@ -50,8 +52,10 @@ _MODULES = {
     "mpcache.costs": ("GenerationCosts", "estimate"),
     "parties.client.cancellation": ("Cancellation",),
     "parties.client.private_model": ("PrivateModel", "PrivateOutput"),
+    "parties.client.sampling_params": ("SamplingParams",),
     "parties.errors": ("Busy", "Cancelled", "RangeExceeded", "WrongOutput"),
     "protocols.range_findings": ("RangeFinding",),
+    "protocols.registry": ("SuiteSpec",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -72,8 +76,10 @@ __all__ = [
     "PrivateOutput",
     "RangeExceeded",
     "RangeFinding",
+    "SamplingParams",
     "Setting",
     "StageCosts",
+    "SuiteSpec",
     "TapeError",
     "WrongOutput",
     "__version__",

@@ -44,6 +44,6 @@ def test_examples(name: str) -> None:
     assert runner.failures == 0, "".join(said)
 
 
-@pytest.mark.parametrize("name", ["PrivateModel", "estimate", "policies"])
+@pytest.mark.parametrize("name", ["PrivateModel", "SamplingParams", "estimate", "policies"])
 def test_public_entries_have_an_example(name: str) -> None:
     assert ">>>" in (inspect.getdoc(getattr(mpcache, name)) or "")

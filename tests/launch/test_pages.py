@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from launch.serve.gateway.settings import KEY_FILE, own_keys
-from mpcache import PrivateModel
+from mpcache import PrivateModel, SamplingParams
 from tests.launch.serve.gateway_harness import deployed, serving
 from tests.parties.conftest import checkpoint  # noqa: F401
 from tests.parties.letters import answer
@@ -58,7 +58,8 @@ def test_the_example_of_private_model(parts: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(parts[0])
     runner = doctest.DocTestRunner()
     said: list[str] = []
-    for test in doctest.DocTestFinder(recurse=False).find(PrivateModel, globs={"PrivateModel": PrivateModel}):
+    names = {"PrivateModel": PrivateModel, "SamplingParams": SamplingParams}
+    for test in doctest.DocTestFinder(recurse=False).find(PrivateModel, globs=names):
         runner.run(test, out=said.append)
     assert runner.tries > 0
     assert runner.failures == 0, "".join(said)

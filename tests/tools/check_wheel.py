@@ -2,8 +2,10 @@
 
 `python -m tests.tools.check_wheel` needs a package index, some gigabytes and minutes. Without CrypTen: `import mpcache` and
 its types, `mpcache doctor`, `check`, `demo` and `generate` by the suite masked; `--suite crypten` ends with the one command
-that installs it, and after that command it works. With `--extra` CrypTen comes by `mpcache[crypten]`, whose requirements
-pip resolves. `--newest` takes the newest versions that fit instead of those of constraints.txt.
+that installs it, and after that command it works. Versions are those of constraints.txt.
+
+With `--extra` CrypTen comes by `mpcache[crypten]`, whose requirements pip resolves; versions are the index's newest, since
+torchvision, one of the requirements, works with the index's own build of torch alone.
 """
 
 from __future__ import annotations
@@ -125,10 +127,9 @@ def install_crypten(environment: Environment) -> None:
 def main() -> None:
     """Build, install, run; the first thing that fails ends it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extra", action="store_true", help="install mpcache[crypten]")
-    parser.add_argument("--newest", action="store_true", help="the newest versions that fit")
+    parser.add_argument("--extra", action="store_true", help="install mpcache[crypten], newest versions")
     options = parser.parse_args()
-    constraints = [] if options.newest else ["-c", str(ROOT / "constraints.txt")]
+    constraints = [] if options.extra else ["-c", str(ROOT / "constraints.txt")]
     with tempfile.TemporaryDirectory(prefix="mpcache-wheel-") as temporary:
         folder = Path(temporary)
         wheel = build(folder)
