@@ -75,6 +75,12 @@ class PrivateModel:
 
     defaults: model, suite and policy of every call that does not say otherwise. folder: of the tokenizer, for the chat
     template. allow_logits: this client may learn logits.
+
+    >>> with PrivateModel.connect("client.yaml", tokenizer="assistant", model="assistant") as model:
+    ...     ids = model.generate("ab", max_new_tokens=4)
+    ...     answer = model.complete("ab", SamplingParams(4))
+    >>> ids.shape[1] - len(model.tokenizer.encode("ab"))
+    4
     """
 
     def __init__(

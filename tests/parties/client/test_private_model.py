@@ -20,7 +20,7 @@ from transformers import (
     TextStreamer,
 )
 
-from parties import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
+from mpcache import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
 from parties.client.generation_options import DEFAULT_NEW_TOKENS, read_options
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
