@@ -89,7 +89,7 @@ class Gateway:
 
     # ---- answers -----------------------------------------------------------------------------------------------------
     async def _body(self, request: Request) -> bytes:
-        """Read the request's body. A page of another origin cannot send JSON without asking first, which is never granted."""
+        """Read the request's body. A page of another origin cannot send JSON unless that is granted, which it never is."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise invalid("the body must be JSON: send 'Content-Type: application/json'", status=415)
         most = self.settings.max_body_bytes
