@@ -213,7 +213,7 @@ class PreparingTape(Tape):
             raise TapeError(
                 f"preprocessing: '{op}' depends on a mask that a preparing pass does not keep; set preprocessing: off"
             )
-        out: Tensor = self._put(_key(op, "ahead", shape), value)
+        out: Tensor = self._put(_key(op, "precomputed", shape), value)
         return out
 
 
@@ -261,7 +261,7 @@ class PreparedTape(Tape):
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
         """What the preparing pass computed."""
-        return self._take(_key(op, "ahead", shape))
+        return self._take(_key(op, "precomputed", shape))
 
 
 def _key(op: str, what: str, shape: Shape, *ring: object) -> Key:

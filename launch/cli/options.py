@@ -12,7 +12,6 @@ from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.terminal.answering import Wishes
     from models.generation import Decoding
 
 DEFAULT_SUITE = "masked"
@@ -113,27 +112,8 @@ def _option_value(text: str) -> SuiteOptionValue:
     return text
 
 
-def make_wishes(
-    suite: str,
-    new_tokens: int,
-    decoding: str | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    options: list[str] | None = None,
-    policy: str = "full",
-    fixed_length: bool = False,
-) -> Wishes:
-    """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
-    from launch.terminal.answering import Wishes
-    from parties.client.client import check_decoding
-
-    known = _decoding(decoding, temperature)
-    check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options), fixed_length)
-
-
-def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
+def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:
+    """Return the decoding that the options ask for. Raises `ConfigurationError` for an unknown one."""
     from models.generation import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
@@ -149,7 +129,7 @@ def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Deco
     """
     from models.generation import check_agreed_temperature
 
-    known = _decoding(decoding, temperature)
+    known = chosen_decoding(decoding, temperature)
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)
     return known, agreed

@@ -45,10 +45,13 @@ def show(
     when a token on shares differs from plaintext's.
     """
     from launch.local.deployment import local_deployment
-    from launch.terminal.answering import Wishes, answer
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     started = time.perf_counter()
     parts, seconds = check_memory(parties), FIRST_SECONDS + (new_tokens - 1) * TOKEN_SECONDS
@@ -70,8 +73,9 @@ def show(
         with stages() as progress:
             deployment.share_model(folder, MODEL, on_progress=progress)
         show_processes(deployment, MODEL, checkpoint.architecture.parameters())
-        wishes = Wishes(suite, new_tokens, policy=policy, options=real_suite_options(folder, suite))
-        given = answer(Client(deployment.client), checkpoint.tokenizer, PROMPT, MODEL, wishes, False, deployment.watched)
+        spec = SuiteSpec(suite, options=real_suite_options(folder, suite))
+        request = GenerationRequest(ids, SamplingParams(new_tokens), spec, policy, MODEL)
+        given = answer(Client(deployment.client), checkpoint.tokenizer, request, False, deployment.watched)
     out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
     out.print(Text.assemble("  ", PROMPT, (given.text.rstrip(), "bold")))
     with err.status("the same in plaintext"):

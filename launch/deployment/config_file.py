@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from launch.deployment.plan import Member, Plan
 from parties.config.role_config import RoleConfig
-from parties.roles import Role
+from parties.names import Role
 
 WIDTH = 100
 

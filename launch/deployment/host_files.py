@@ -9,7 +9,7 @@ import yaml
 from launch.deployment.plan import Member, Plan
 
 CRYPTEN = "crypten==0.4.1"
-PACKAGES = ("mpc", "parties", "protocols", "models", "launch")
+PACKAGES = ("mpcache", "mpc", "parties", "protocols", "models", "launch")
 SERVES = ("party", "dealer")
 
 
@@ -62,7 +62,7 @@ FROM python:3.12-slim
 # PyTorch for the CPU; for CUDA, say https://download.pytorch.org/whl/cu130 or the index of your version.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /source
-COPY --from=mpcache pyproject.toml constraints.txt README.md ./
+COPY --from=mpcache pyproject.toml constraints.txt README.md LICENSE ./
 {copies}
 RUN pip install --no-cache-dir -c constraints.txt --extra-index-url "$TORCH_INDEX" . \\
     && pip install --no-cache-dir --no-deps {CRYPTEN} \\

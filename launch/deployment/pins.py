@@ -12,7 +12,7 @@ import yaml
 from mpc.errors import ConfigurationError
 from parties.config.role_config import RoleConfig, load_config, read_config
 from parties.files import write_file
-from parties.identity.fingerprints import read_fingerprint
+from parties.names import read_fingerprint
 
 LISTS = ("parties", "clients", "model_owners")
 WORD = re.compile(r"\S+")

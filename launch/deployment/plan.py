@@ -9,8 +9,7 @@ from pathlib import PurePosixPath
 
 from mpc.errors import ConfigurationError
 from parties.config.role_config import PeerAddress, split_address
-from parties.identity.certificates import check_name
-from parties.roles import Role
+from parties.names import Role, check_name
 
 DEALER = "dealer"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")

@@ -11,13 +11,9 @@ def check_suite(name: str) -> str:
     >>> check_suite("masked")
     'masked'
     """
-    from protocols.registry import SUITES
+    from protocols.registry import check_secure
 
-    secure = sorted(suite for suite in SUITES if suite != "plain")
-    if name not in secure:
-        why = "keeps nothing secret" if name == "plain" else "is unknown"
-        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
-    return name
+    return check_secure(name)
 
 
 def check_device(name: str) -> str:

@@ -17,8 +17,8 @@ from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem
 from parties.config.role_config import load_config
-from parties.identity.certificates import AUTHORITY, create_deployment
-from parties.roles import Role
+from parties.identity.certificates import create_deployment
+from parties.names import AUTHORITY, Role
 from parties.wire.model_ranges import Ranges, pack_ranges
 
 T = TypeVar("T")

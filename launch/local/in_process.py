@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 from mpc.channel import Channel, MemoryChannel, memory_channels
 from mpc.errors import PeerError, TapeError
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Suite
 
 P = TypeVar("P")
@@ -119,23 +119,26 @@ def run_in_process(
 
 @dataclass(frozen=True)
 class InProcessSuite:
-    """A secure suite with all its roles in this process. parties: number of compute parties; options: the suite's own.
+    """A secure suite with all its roles in this process.
+
+    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on.
 
     >>> import torch
-    >>> pair = InProcessSuite("masked", parties=2)
+    >>> from protocols.registry import SuiteSpec
+    >>> pair = InProcessSuite(SuiteSpec("masked"), parties=2)
     >>> one = torch.ones(3, dtype=torch.int64)
     >>> outputs = pair.run(lambda suite, party: suite.output(suite.input((3,), None if party is None else one, 0)))
     >>> int(sum(output.share for output in outputs)[0])  # each party gave a share of 1
     2
     """
 
-    name: str
+    spec: SuiteSpec
     parties: int = 2
-    options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def make(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return one role's suite; channel: None for the dealer. Raises `ConfigurationError`."""
-        return secure_suite(self.name, parties=self.parties, tape=tape, channel=channel, **self.options)
+        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=channel, device=self.device)
 
     def run(self, program: Callable[[Suite, int | None], P]) -> list[P]:
         """Run program(suite, party) at every role, with party None at the dealer, and return the parties' results."""

@@ -19,7 +19,7 @@ from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
-from parties.wire.error_codec import RangeExceeded
+from parties.errors import RangeExceeded
 from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.suite import OutputShare, Suite, Value
 
@@ -86,4 +86,4 @@ def generate_on_shares(
 def _findings(shares: Sequence[OutputShare], step: int, roles: InProcessSuite) -> tuple[RangeFinding, ...]:
     """Return what the parties' shares of an output's range flags say; nothing where the suite has none."""
     flags = [share.flags for share in shares if share.flags is not None]
-    return findings_in(open_flags(flags), step, roles.name, roles.options) if flags else ()
+    return findings_in(open_flags(flags), step, roles.spec.settings.bounds) if flags else ()

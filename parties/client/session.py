@@ -24,15 +24,17 @@ from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
 from parties.client.sampling import choose
+from parties.client.sampling_params import SamplingParams
 from parties.config.role_config import RoleConfig
+from parties.errors import WrongOutput
 from parties.identity.certificates import Identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import route
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, Message, finish_calls
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import Message, PeerStream, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import WrongOutput, farewell, public, to_failure
+from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
 from parties.wire.shares import BITS, LEDGER_BYTES, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags
@@ -42,23 +44,16 @@ BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0
 
 FinishReason = Literal["stop", "length", "range"]
-Adjust = Callable[[Tensor, Sequence[int]], Tensor]  # (logits [V], all tokens so far) -> logits [V]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to generate. prompt: secret token ids. temperature: of the client's own choice from logits, None: the most likely
-    token. fixed_length: see `ClientSession`."""
+class AgreedRequest:
+    """A request with the manifest that all parties get for it. The prompt's token ids are secret."""
 
     manifest: Manifest
-    prompt: list[int] = field(repr=False)
     architecture: Architecture
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    stop_ids: frozenset[int]
-    adjust: Adjust | None = None
-    fixed_length: bool = False
+    prompt_ids: list[int] = field(repr=False)
+    params: SamplingParams
 
 
 @dataclass
@@ -93,13 +88,14 @@ class ClientSession(Session):
         self,
         id: str,
         config: RoleConfig,
-        wanted: Wanted,
+        request: AgreedRequest,
         on_token: Callable[[int], bool | None],
         on_progress: Callable[[str, int, int], None],
     ) -> None:
         super().__init__(id, config.name)
         self.config = config
-        self.wanted = wanted
+        self.request = request
+        self.stop_ids = request.params.ends(request.architecture.eos)
         self.tokens: list[int] = []
         self.costs: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
@@ -112,21 +108,21 @@ class ClientSession(Session):
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
-        self._inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue()
-        self._parties: list[Link] = []
-        self._incoming: dict[Link, _Incoming] = {}
-        self._opened: dict[int, dict[Link, tuple[wire.OutputHeader, Tensor]]] = {}
+        self._inbox: SimpleQueue[tuple[PeerStream, Message | None]] = SimpleQueue()
+        self._parties: list[PeerStream] = []
+        self._incoming: dict[PeerStream, _Incoming] = {}
+        self._opened: dict[int, dict[PeerStream, tuple[wire.OutputHeader, Tensor]]] = {}
         self._began = 0.0
 
     def all_logits(self) -> Tensor | None:
         """Logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
-        if self.wanted.manifest.decoding != "logits":
+        if self.request.manifest.decoding != "logits":
             return None
-        none = torch.empty(0, self.wanted.architecture.vocabulary, dtype=torch.float64)
+        none = torch.empty(0, self.request.architecture.vocabulary, dtype=torch.float64)
         return torch.stack(self._logits) if self._logits else none
 
     # ---- life ------------------------------------------------------------------------------------------------------
-    def run(self, channels: Sequence[grpc.Channel], pulse: Pulse, identity: Callable[[], Identity]) -> None:
+    def run(self, channels: Sequence[grpc.Channel], heartbeats: HeartbeatMonitor, identity: Callable[[], Identity]) -> None:
         """The whole session. identity(): with which to connect again after a connection was lost.
 
         Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
@@ -134,12 +130,12 @@ class ClientSession(Session):
         self._began = time.perf_counter()
         for peer, channel in zip(parties_of(self.config), channels, strict=True):
             again = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
-            link = Link(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
+            link = PeerStream(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
             self._parties.append(link)
             self._incoming[link] = _Incoming()
-            opening = wire.Open(session=self.id, manifest=self.wanted.manifest.canonical())
+            opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
             link.call(channel, wire.ClientMessage(open=opening))
-            pulse.add(link)
+            heartbeats.add(link)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
         try:
@@ -180,14 +176,14 @@ class ClientSession(Session):
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _upload(self) -> None:
         try:
-            prompt = self.wanted.prompt
+            prompt = self.request.prompt_ids
             self._share("prompt", 0, (len(prompt),), iter([torch.tensor(prompt)]))
         except Exception as error:
             self.fail(public(error, self.role))
 
     def _share_choice(self, step: int, token: int) -> None:
         """Decoding "logits": share the token that follows output `step`, if one more output is to come."""
-        if self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
+        if self.request.manifest.decoding == "logits" and step + 1 < self.request.manifest.new_tokens:
             self._share("token", step, (1,), iter([torch.tensor([token])]))
 
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
@@ -222,7 +218,7 @@ class ClientSession(Session):
             self._chunk(link, state, state.header, message.chunk.payload)
         elif kind == "chunk" and state.ledger_size:
             self._ledger_chunk(link, state, message.chunk.payload)
-        elif kind == "summary" and (self._over or state.step == self.wanted.manifest.new_tokens):
+        elif kind == "summary" and (self._over or state.step == self.request.manifest.new_tokens):
             state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
             if not 0 < state.ledger_size <= LEDGER_BYTES:
                 raise WireError(f"{link.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due")
@@ -231,16 +227,16 @@ class ClientSession(Session):
                 f"{link.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
             )
 
-    def _check_header(self, link: Link, state: _Incoming, header: wire.OutputHeader) -> None:
-        logits = self.wanted.manifest.decoding == "logits"
-        shape = (1, self.wanted.architecture.vocabulary) if logits else (1,)
+    def _check_header(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
+        logits = self.request.manifest.decoding == "logits"
+        shape = (1, self.request.architecture.vocabulary) if logits else (1,)
         if header.step != state.step or tuple(header.shape) != shape:
             raise WireError(
                 f"{link.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
                 f"{state.step} and shape {list(shape)}"
             )
-        if state.step >= self.wanted.manifest.new_tokens:
-            raise WireError(f"{link.peer} sent output {header.step}, {self.wanted.manifest.new_tokens} were asked for")
+        if state.step >= self.request.manifest.new_tokens:
+            raise WireError(f"{link.peer} sent output {header.step}, {self.request.manifest.new_tokens} were asked for")
         size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
         if header.size != size or header.fraction_bits >= header.bits:
             raise WireError(
@@ -257,9 +253,9 @@ class ClientSession(Session):
     @property
     def _flags_shape(self) -> tuple[int, int]:
         """Kinds and places (layers and head) of an output's range flags."""
-        return len(RANGE_KINDS), self.wanted.architecture.layers + 1
+        return len(RANGE_KINDS), self.request.architecture.layers + 1
 
-    def _chunk(self, link: Link, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
+    def _chunk(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
         if not payload or len(state.data) + len(payload) > header.size:
             rest = header.size - len(state.data)
             raise WireError(f"{link.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
@@ -273,7 +269,7 @@ class ClientSession(Session):
         if len(shares) == len(self._parties):
             self._open(header.step, shares)
 
-    def _ledger_chunk(self, link: Link, state: _Incoming, payload: bytes) -> None:
+    def _ledger_chunk(self, link: PeerStream, state: _Incoming, payload: bytes) -> None:
         rest = state.ledger_size - len(state.data)
         if not 0 < len(payload) <= rest:
             raise WireError(f"{link.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
@@ -282,7 +278,7 @@ class ClientSession(Session):
             self.costs[link.peer] = _ledger(state.data, link.peer)
             state.summary = True
 
-    def _open(self, step: int, shares: dict[Link, tuple[wire.OutputHeader, Tensor]]) -> None:
+    def _open(self, step: int, shares: dict[PeerStream, tuple[wire.OutputHeader, Tensor]]) -> None:
         """Add up the shares of one output, and go on as the class says."""
         del self._opened[step]
         headers = [(link.peer, shares[link][0]) for link in self._parties]
@@ -302,11 +298,11 @@ class ClientSession(Session):
         token = None if self._answered else self._token(step, value, [header.flags for _, header in headers])
         if self._over:
             return
-        if self._answered or self.wanted.fixed_length:  # when it is sent depends on nothing that the caller does
+        if self._answered or self.request.params.fixed_length:  # when it is sent depends on nothing that the caller does
             self._share_choice(step, token or 0)
         if token is not None and self._problem is None:
             self._accept(step, token)
-        elif token in self.wanted.stop_ids:
+        elif token in self.stop_ids:
             self._end(step, "stop")
 
     def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
@@ -316,19 +312,19 @@ class ClientSession(Session):
             self.seconds = time.perf_counter() - self._began
             self._end(step, "range")
             return None
-        if self.wanted.manifest.decoding == "logits":
+        if self.request.manifest.decoding == "logits":
             try:
                 token = self._choose(value[0])
             except ConfigurationError as error:
-                if not self.wanted.fixed_length:
+                if not self.request.params.fixed_length:
                     raise
                 self._problem, self._answered = error, True
                 return None
             self._logits.append(value[0])
             return token
         token = round(float(value[0]))
-        if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
-            self._problem = self._problem or WrongOutput(step, self.wanted.manifest.parties, self.tokens)
+        if not 0 <= token < self.request.architecture.vocabulary or float(value[0]) != token:
+            self._problem = self._problem or WrongOutput(step, self.request.manifest.parties, self.tokens)
             return None
         return token
 
@@ -337,24 +333,25 @@ class ClientSession(Session):
         if not flags[0]:
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
-        return findings_in(opened, step, self.wanted.manifest.suite, self.wanted.manifest.options)
+        return findings_in(opened, step, self.request.manifest.spec.settings.bounds)
 
     def _choose_idly(self, value: Tensor) -> None:
         """After the answer: as much work as a choice takes, so that what is sent next comes no sooner."""
-        if self.wanted.manifest.decoding == "logits":
+        if self.request.manifest.decoding == "logits":
             with suppress(Exception):
                 self._choose(value[0])
 
     def _choose(self, logits: Tensor) -> int:
         """The token that follows, from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
-        wanted = self.wanted
-        adjusted = logits if wanted.adjust is None else wanted.adjust(logits, [*wanted.prompt, *self.tokens])
+        params = self.request.params
+        tokens = [*self.request.prompt_ids, *self.tokens]
+        adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
         if not math.isfinite(float(adjusted.max())):
             raise ConfigurationError(
                 f"adjust (or a logits processor) returned logits for token {len(self.tokens) + 1} whose largest is "
                 f"{float(adjusted.max())}: it must leave at least one token to choose, and give no NaN"
             )
-        return choose(adjusted, wanted.temperature, wanted.top_k, wanted.top_p)
+        return choose(adjusted, params.temperature, params.top_k, params.top_p)
 
     def _accept(self, step: int, token: int) -> None:
         self.seconds = time.perf_counter() - self._began
@@ -362,9 +359,9 @@ class ClientSession(Session):
         self.token_seconds.append(self.seconds)
         self.step = f"token {step + 1}"
         more = self._on_token(token)
-        if more is False or token in self.wanted.stop_ids:
+        if more is False or token in self.stop_ids:
             self._end(step, "stop")
-        elif not self.wanted.fixed_length:
+        elif not self.request.params.fixed_length:
             self._share_choice(step, token)
 
     def _end(self, step: int, reason: FinishReason) -> None:
@@ -372,10 +369,10 @@ class ClientSession(Session):
         the length is not fixed."""
         self.finish_reason = reason
         self._answered = True
-        if self.wanted.fixed_length:
+        if self.request.params.fixed_length:
             return
         self._over = True
-        if step + 1 < self.wanted.manifest.new_tokens:
+        if step + 1 < self.request.manifest.new_tokens:
             for link in self._parties:
                 link.send(wire.ClientMessage(finish=wire.Finish()))
 

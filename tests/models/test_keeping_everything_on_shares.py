@@ -24,6 +24,7 @@ from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session
+from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare
 from tests.models.test_decoder import saved
 from tests.models.test_policies import EVERYTHING
@@ -67,7 +68,7 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
         }
         return kept.shares, seen, costs
 
-    outputs = InProcessSuite(suite_name, 2).run(program)
+    outputs = InProcessSuite(SuiteSpec(suite_name), 2).run(program)
     tokens = [round(float(opened(given).item())) for given in zip(*(o[0] for o in outputs), strict=True)]
     logits = [opened(given) for given in zip(*(o[1] for o in outputs), strict=True)]
     return tokens, logits, [o[2] for o in outputs]

@@ -84,7 +84,7 @@ def test_narrow_tables_are_congruent() -> None:
         (lambda t: t.dependent("a", (3, 2), None), "dependent"),
         (lambda t: t.table("a", (3, 2), None), "table"),
         (lambda t: t.common("a", (3, 2), None), "common"),
-        (lambda t: t.ahead("a", (3, 2), lambda: torch.zeros(3, 2)), "ahead"),
+        (lambda t: t.precompute("a", (3, 2), lambda: torch.zeros(3, 2)), "precomputed"),
     ],
 )
 def test_another_program_is_refused(take: Callable[[Tape], Any], words: str) -> None:

@@ -17,12 +17,12 @@ from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
-from parties import PrivateModel, RangeExceeded, RangeFinding
+from mpcache import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
-from protocols.registry import SUITES
+from protocols.registry import SUITES, SuiteSpec
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -39,7 +39,7 @@ FOUND = [("score", 0), ("activation", "head")]
 def ask(running: Running, decoding: Any, **options: Any) -> tuple[GenerationResult, list[int]]:
     seen: list[int] = []
     client = running.deployment.client()
-    result = client.generate(PROMPT, NEW, decoding=decoding, **{"stop_ids": (), "on_token": seen.append, **options})
+    result = client.ask(PROMPT, NEW, decoding=decoding, **{"stop_ids": (), "on_token": seen.append, **options})
     return result, seen
 
 
@@ -84,9 +84,9 @@ def test_garbage_of_a_flagged_output_is_not_looked_at(two: Running, decoding: st
 def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **options: Any) -> tuple[Any, Any]:
     """What the client sends each party, in order, and why generation ended (or the error's code)."""
     out: dict[str, list[tuple[str, int]]] = {}
-    outgoing = Link.outgoing
+    outgoing = PeerStream.outgoing
 
-    def spy(self: Link) -> Iterator[Any]:
+    def spy(self: PeerStream) -> Iterator[Any]:
         for message in outgoing(self):
             kind = message.WhichOneof("content") if isinstance(message, wire.ClientMessage) else "heartbeat"
             if kind not in ("heartbeat", "open", "end"):
@@ -94,7 +94,7 @@ def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **opt
             yield message
 
     with monkeypatch.context() as patch:
-        patch.setattr(Link, "outgoing", spy)
+        patch.setattr(PeerStream, "outgoing", spy)
         try:
             return out, ask(running, decoding, **options)[0].finish_reason
         except MpcacheError as error:
@@ -178,20 +178,20 @@ def test_real_program(parties: int, flagged: Callable[[Flags], None], tmp_path: 
         model = deployment.share(checkpoint)
         flagged(Flags(2, MARKS))
         options: dict[str, Any] = {"model": model, "suite": "flagged", "options": {"score": 8}}
-        result = deployment.client().generate(PROMPT, NEW, **options)
+        result = deployment.client().ask(PROMPT, NEW, **options)
         assert (result.tokens, result.finish_reason, places(result.findings)) == (wanted[:2], "range", FOUND)
         assert (result.findings[0].bound, result.findings[0].option) == (8, "score=9")
         if parties > 2:
             return
-        logits = deployment.client().generate(PROMPT, NEW, decoding="logits", **options)
+        logits = deployment.client().ask(PROMPT, NEW, decoding="logits", **options)
         assert logits.tokens == wanted[:2]
         assert logits.logits is not None
         reference = plain_logits(plain, [*PROMPT, wanted[0]])[-2:].double()
         assert torch.allclose(logits.logits, reference, atol=0.05)
-        sampled = deployment.client().generate(PROMPT, NEW, decoding="sample", temperature=1e-2, **options)
+        sampled = deployment.client().ask(PROMPT, NEW, decoding="sample", temperature=1e-2, **options)
         assert sampled.tokens == wanted[:2]
         flagged(Flags(None))
-        assert deployment.client().generate(PROMPT, NEW, **options).tokens == wanted
+        assert deployment.client().ask(PROMPT, NEW, **options).tokens == wanted
 
 
 def test_remedies_lead_to_the_answer(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_remedies_lead_to_the_answer(tmp_path: Path) -> None:
     with Deployment(tmp_path / "deployment", 2, deadline_seconds=20) as deployment:
         model = deployment.share(tmp_path / "loud")
         for _ in range(6):
-            result = deployment.client().generate(PROMPT, NEW, model=model, suite="masked", options=options)
+            result = deployment.client().ask(PROMPT, NEW, model=model, suite="masked", options=options)
             assert result.tokens == wanted[: len(result.tokens)]
             if result.finish_reason != "range":
                 break
@@ -224,7 +224,8 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     plan = GenerationPlan(len(PROMPT), NEW)
     wanted = generate_plain(plain, PROMPT, plan)
     flagged(Flags(1, MARKS))
-    two, three = InProcessSuite("flagged", 2), InProcessSuite("flagged", 3)
+    spec = SuiteSpec("flagged")
+    two, three = InProcessSuite(spec, 2), InProcessSuite(spec, 3)
     found = generate_on_shares(plain, PROMPT, plan, two)
     assert found.tokens == wanted[:1]
     assert places(found.findings) == FOUND
@@ -233,7 +234,7 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     flagged(Flags(0, MARKS))
     measured = on_shares(plain, PROMPT, two)
     assert measured.flags is not None
-    assert places(findings_in(measured.flags, 0, "flagged", {})) == FOUND
+    assert places(findings_in(measured.flags, 0, spec.settings.bounds)) == FOUND
     flagged(Flags(None))
     assert generate_on_shares(plain, PROMPT, plan, two).checked() == wanted
 

@@ -169,7 +169,7 @@ class Matrix:
 
     def _session(self, tokens: int) -> None:
         client = self.deployment.client(**self._near("client"))
-        result = client.generate(PROMPT, tokens, model=self.reference, fraction_bits=self._precision, stop_ids=())
+        result = client.ask(PROMPT, tokens, model=self.reference, fraction_bits=self._precision, stop_ids=())
         if result.tokens != expected(PROMPT, tokens, VOCABULARY):
             raise AssertionError("a session succeeded with wrong tokens")
 

@@ -21,6 +21,7 @@ from models.checkpoint import load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, generate, token_indices
 from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
+from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare, Suite, Value
 
 
@@ -60,7 +61,7 @@ def main() -> int:
             found.append((endpoint.shares, logits[0]))
         return found
 
-    results = InProcessSuite(wanted.suite, wanted.parties).run(program)
+    results = InProcessSuite(SuiteSpec(wanted.suite), wanted.parties).run(program)
     different, worst = 0, 0.0
     for k, ids in enumerate(prompts):
         tokens = [int(opened([r[k][0][step] for r in results]).item()) for step in range(ANSWER_TOKENS)]

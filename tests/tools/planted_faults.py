@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("launch", "models", "mpc", "parties", "protocols", "tests")
+COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
 
 
@@ -82,7 +82,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "output shares are not made fresh",
-        "protocols/masked/suite.py",
+        "protocols/masked/output.py",
         "share = ring.reduce(s.x + zero, s.bits)",
         "share = ring.reduce(s.x, s.bits)",
         (f"{SUITE}::test_output_shares_are_fresh",),
@@ -364,14 +364,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm's square in a ring without room",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
     Fault(
         "activation outputs lifted as if they were signed",
-        "protocols/masked/suite.py",
+        "protocols/masked/conversion.py",
         "offset = 1 << found.frac if x.positive else None",
         "offset = None",
         (f"{RANGES}::test_activations_are_right_wherever_they_are_not_flagged",),
@@ -399,7 +399,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm without its epsilon",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
         "epsilon = 1",
         (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
@@ -472,8 +472,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last layer of a group decides what all of them keep",
         "models/policies/mpcache.py",
-        "total = received if before is None else suite.with_bound(before + received, most + 1)",
-        "total = received",
+        "suite.with_bound(state.votes + attention_mass, most + 1)",
+        "attention_mass",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
     Fault(
@@ -492,9 +492,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "what the prompt leaves over does not begin a cluster",
-        "models/policies/mpcache.py",
-        'work["growing"] = append_buffer(suite, None, k[:, stop:], background)',
-        'work["growing"] = append_buffer(suite, None, k[:, -1:], background)',
+        "models/policies/levels.py",
+        "grown(suite, None, keys[:, stop:], background)",
+        "grown(suite, None, keys[:, -1:], background)",
         ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
     Fault(
@@ -520,14 +520,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a layer chooses by its own queries where it should take a choice",
-        "models/policies/selecting.py",
-        "return layer if layer < apart else layer - (layer - apart) % sharing",
-        "return layer",
+        "models/cache.py",
+        "start = layer - (layer - self.apart) % self.layers",
+        "start = layer",
         (f"{BY_HAND}::test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys",),
     ),
     Fault(
         "the coarse level keeps everything",
-        "models/policies/mpcache.py",
+        "models/policies/levels.py",
         "count = max(round(self.coarse_share * above), -(-plan.count // factor))",
         "count = above",
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
@@ -535,8 +535,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half)",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half - 1)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored
@@ -615,14 +615,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the client stops early although the length is fixed",
         "parties/client/session.py",
-        "        if self.wanted.fixed_length:\n            return\n",
+        "        if self.request.params.fixed_length:\n            return\n",
         "",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a choice is sent only after the caller has seen the token",
         "parties/client/session.py",
-        "if self._answered or self.wanted.fixed_length:",
+        "if self._answered or self.request.params.fixed_length:",
         "if self._answered:",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
@@ -675,7 +675,7 @@ def copy_tree(to: Path) -> None:
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for weights in (ROOT / "models").rglob("*.safetensors"):
         (to / weights.relative_to(ROOT)).symlink_to(weights)
-    for name in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         shutil.copy(ROOT / name, to / name)
     (to / "docs").symlink_to(ROOT / "docs")
 

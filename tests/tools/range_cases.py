@@ -33,7 +33,7 @@ from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc.errors import RangeError
 from protocols import gumbel
 from protocols.range_findings import open_flags
-from protocols.registry import SUITES
+from protocols.registry import SuiteSpec, secure_suites
 from protocols.suite import RANGE_KINDS, OutputShare, Suite
 from tests.tools import range_models
 
@@ -109,7 +109,7 @@ class Answer:
         return {kind for kind, row in zip(RANGE_KINDS, self.flags, strict=True) if bool((row != 0).any())}
 
 
-def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, **options: Any) -> Answer:
+def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, spec: SuiteSpec, parties: int) -> Answer:
     """One session, all roles in this process."""
     a = checkpoint.architecture
     weights = WeightShares(checkpoint, parties)
@@ -131,7 +131,7 @@ def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: s
         return kept.shares
 
     with patch.object(gumbel, "gumbel", caught):  # the dealer's
-        outputs = InProcessSuite(name, parties, options).run(program)
+        outputs = InProcessSuite(spec, parties).run(program)
     flags = torch.zeros(len(RANGE_KINDS), a.layers + 1, dtype=torch.int64)
     values = []
     for shares in zip(*outputs, strict=True):
@@ -174,7 +174,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
         if suite == "masked" and (text := beyond_flags(checkpoint, options)) is not None:
             return "refused", 0.0, {text.split(" can ")[0]}  # as the model owner is, before the weights are shared
         try:
-            found = answer(checkpoint, ids, plan, suite, parties, **options)
+            found = answer(checkpoint, ids, plan, SuiteSpec(suite, options=options), parties)
         except RangeError as error:
             return f"refused ({str(error)[:60]})", 0.0, set()
     error = worst(model, ids, found)
@@ -186,7 +186,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="crypten", choices=[name for name in SUITES if name != "plain"])
+    parser.add_argument("--suite", default="crypten", choices=secure_suites())
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")

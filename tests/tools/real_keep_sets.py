@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.shapes import with_layers
 from mpc.errors import CheckpointError
+from protocols.registry import SuiteSpec
 from protocols.suite import Suite
 
 
@@ -65,8 +66,8 @@ def main() -> int:
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
-    options: dict[str, Any] = dict(suite_options(wanted.suite_option))
-    roles = InProcessSuite(wanted.suite, wanted.parties, options)
+    spec = SuiteSpec(wanted.suite, options=suite_options(wanted.suite_option))
+    roles = InProcessSuite(spec, wanted.parties)
     run = generate_on_shares(checkpoint, ids, plan, roles, {"decisions"})
     secure, found = run.checked(), agreement(decisions, run.decisions)
     print(

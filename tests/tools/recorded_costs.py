@@ -27,7 +27,7 @@ from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.tape import DealerTape, PartyTape
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Suite
 from tests.models import random_checkpoints
 
@@ -126,8 +126,8 @@ def measured(setting: Settings) -> dict[str, Any]:
             suite.run(generate(suite, decoder, plan, mine, KeptShares(chosen=torch.zeros(1, dtype=torch.int64))))
 
     def made(tape: Any, channel: Any) -> Suite:
-        named = {"parties": setting["parties"], "tape": tape, "channel": channel, "fraction_bits": setting["fraction_bits"]}
-        return secure_suite(setting["suite"], **named, **setting["options"])
+        spec = SuiteSpec(setting["suite"], setting["fraction_bits"], setting["options"])
+        return secure_suite(spec, parties=setting["parties"], tape=tape, channel=channel)
 
     def party(channel: MemoryChannel, tape: PartyTape) -> list[int]:
         suite = made(tape, channel)

@@ -118,12 +118,11 @@ def run(
 def _check_step(cached: int | None, prefill: int | None, eviction: bool, policy: str) -> None:
     """Raise `ConfigurationError` for options that do not go together."""
     from models.policies import parse
-    from models.policies.mpcache import MPCache
     from mpc.errors import ConfigurationError
 
     if (cached is None) == (prefill is None):
         raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    if eviction and not isinstance(parse(policy), MPCache):
+    if eviction and not parse(policy).one_set_for_all_heads:
         raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
     if eviction and cached is None:
         raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")

@@ -60,7 +60,7 @@ def run(
             )
         return
     from parties.identity.certificates import create_deployment
-    from parties.roles import Role
+    from parties.names import Role
 
     if directory is None or not split(parties):
         missing = "--out" if directory is None else "--parties"
@@ -155,7 +155,7 @@ def sign(
     """
     from parties.identity.authority import name_in, sign_request
     from parties.identity.fingerprints import fingerprint_of
-    from parties.roles import ROLES
+    from parties.names import ROLES
 
     if len(requests) > 1 and (name or role or target):
         raise ConfigurationError("--name, --role and --out are for one request; give one")
@@ -178,7 +178,7 @@ def sign(
 def _given(marks: list[str], names: list[str]) -> dict[str, str]:
     """Return the fingerprints by name, from the option."""
     from launch.deployment.pins import read_pins
-    from parties.identity.fingerprints import read_fingerprint
+    from parties.names import read_fingerprint
 
     if len(marks) == len(names) == 1 and "=" not in marks[0]:
         with suppress(ValueError):
@@ -272,8 +272,9 @@ def revoke_key(
     """
     from parties.config.role_config import load_config
     from parties.identity.certificates import name_of, read_certificates
-    from parties.identity.fingerprints import fingerprint_of, read_fingerprint
+    from parties.identity.fingerprints import fingerprint_of
     from parties.identity.revocation import REVOKED, revoke
+    from parties.names import read_fingerprint
 
     settings = load_config(config)
     for item in items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from models.calibration.choice import Excess
     from models.calibration.extremes import Extremes
     from models.checkpoint import Checkpoint
+    from protocols.registry import SuiteSpec
 
 HF_TOLERANCE = 1e-4
 UNGUIDED_TOKENS = 32
@@ -73,24 +74,27 @@ def run(
     from launch.measure.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
     from models.checkpoint import load_checkpoint
+    from protocols.registry import SuiteSpec
 
     check_device(device)
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
     ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
-    options = {**calibration_for(model).suites.get(suite, {}), **suite_options(suite_option)}
+    given = suite_options(suite_option)
+    spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **given})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
-    roles = InProcessSuite(suite, parties, {"device": device, **options})
+    roles = InProcessSuite(spec, parties, device)
     found = _measure(checkpoint, ids, roles, model if hugging_face else None)
-    over = excesses(suite, options, found.extremes)
+    over = excesses(suite, spec.options, found.extremes)
     verdict = judge(found.reference, found.measured, found.rows, over, tolerance, found.difference)
     if as_json:
-        run_facts = {"suite": suite, "options": options, "parties": parties, "tokens": len(ids), "tolerance": tolerance}
+        run_facts = {"suite": suite, "options": dict(spec.options), "parties": parties, "tokens": len(ids)}
+        run_facts["tolerance"] = tolerance
         print_json(_report(run_facts, verdict, found, over))
     else:
         _show(found.rows, tolerance)
-        _show_ranges(suite, options, found.extremes, over)
+        _show_ranges(spec, found.extremes, over)
         effect = LogitsEffect.of(found.reference, found.measured)
         _show_effect(effect, found.difference, found.reference.token == found.measured.token)
         for problem in verdict.problems[1:]:
@@ -128,7 +132,7 @@ def _measure(checkpoint: Checkpoint, ids: list[int], roles: InProcessSuite, mode
             theirs = fidelity.hugging_face_logits(model, ids)
             difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
             del theirs
-        work = shown(f"suite {roles.name}, {roles.parties} parties")
+        work = shown(f"suite {roles.spec.name}, {roles.parties} parties")
         measured = fidelity.on_shares(checkpoint, ids, roles, work)
     assert reference.extremes is not None
     return _Found(reference, measured, reference.extremes, fidelity.compare(reference, measured), difference)
@@ -178,15 +182,14 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
     out.print(table)
 
 
-def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
+def _show_ranges(spec: SuiteSpec, extremes: Extremes, over: list[Excess]) -> None:
     """Show the worst place of each kind against its bound."""
     from protocols.bounds import largest
-    from protocols.ranges import bounds_in_force
 
     table = Table(box=None, header_style="bold")
     for column in ("kind", "largest value", "where", "bound there"):
         table.add_column(column, justify="left" if column in ("kind", "where") else "right")
-    bounds = bounds_in_force(suite, options)
+    bounds = spec.settings.bounds
     beyond = {excess.kind: excess.place for excess in over}
     for kind, values in extremes.kinds.items():
         place = beyond.get(kind, extremes.worst(kind)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    make_wishes,
+    chosen_decoding,
+    suite_options,
     tokenizer_option,
 )
 from launch.local.checks import check_suite
@@ -29,10 +31,9 @@ from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
 
 if TYPE_CHECKING:
-    from launch.terminal.answering import Wishes
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client
-    from parties.client.model_reference import ModelReference
+    from parties.client.request import GenerationRequest
 
 TokenizerOption = Annotated[Path | None, tokenizer_option()]
 ModelNameOption = Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")]
@@ -64,6 +65,9 @@ def run(
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     check_suite(suite)
     client = Client(load_role(config, "client", insecure_trust_authority))
@@ -71,10 +75,13 @@ def run(
         _list_models(client)
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
+    chosen = chosen_decoding(decoding, temperature)
+    params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     reference = client.find_model(name)
+    request = GenerationRequest((), params, spec, policy, reference)
     warn_if_never_calibrated(reference)
-    if not _answer_lines(client, words, reference, wishes):
+    if not _answer_lines(client, words, request):
         raise typer.Exit(RANGE_EXIT)
 
 
@@ -91,10 +98,10 @@ def _list_models(client: Client) -> None:
     out.print(table if held else "no model is held by all parties; let the model owner share one")
 
 
-def _answer_lines(client: Client, words: TextTokenizer, reference: ModelReference, wishes: Wishes) -> bool:
+def _answer_lines(client: Client, words: TextTokenizer, request: GenerationRequest) -> bool:
     """Answer each line of standard input. Return whether all values stayed in their ranges."""
     from launch.terminal.answering import answer
-    from parties.wire.error_codec import RangeExceeded
+    from parties.errors import RangeExceeded
 
     interactive, number, right = sys.stdin.isatty(), 0, True
     while True:
@@ -107,7 +114,7 @@ def _answer_lines(client: Client, words: TextTokenizer, reference: ModelReferenc
         line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             try:
-                given = answer(client, words, line.rstrip("\n"), reference, wishes)
+                given = answer(client, words, replace(request, prompt_ids=words.encode(line.rstrip("\n"))))
                 given.result.check_range(given.text)
             except RangeExceeded as error:
                 show_error(error)

@@ -76,13 +76,17 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
     _introduce(case, tokens)
 
     from launch.local.deployment import local_deployment
-    from launch.terminal.answering import Wishes, answer
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from models.recall.documents import ANSWER_TOKENS
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     checkpoint = load_checkpoint(directory)
+    ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
     plan.check(checkpoint.architecture)
     waiting = err.status("starting processes (temporary certificates, mutual TLS)")
@@ -94,11 +98,9 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
         out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
         if policy != "full":
             out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
-        wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
-        client = Client(deployment.client)
-        given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)
+        request = GenerationRequest(ids, SamplingParams(ANSWER_TOKENS), SuiteSpec(suite), policy, f"recall-{family}")
+        given = answer(Client(deployment.client), checkpoint.tokenizer, request, watched=deployment.watched)
     given.result.check_range(given.text)
-    ids = checkpoint.tokenizer.encode(case.prompt)
     plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens
     out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")

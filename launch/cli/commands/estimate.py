@@ -154,14 +154,13 @@ def _rates(text: str) -> Rates:
 
 def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = None) -> dict[str, Any]:
     """Return one stage, or one part of it, as plain numbers."""
+    from models.costs.tracing import StageCosts
+
     rounds, sent, offline = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
     latency, transfer = network.latency_seconds(rounds), network.transfer_seconds(sent)
     compute = rates.seconds(costs, part)
     return {
-        "rounds": round(rounds),
-        "online_bytes": round(sent),
-        "offline_bytes": round(offline),
-        "multiply_adds": round(costs.total("vector_products", part) + costs.total("matrix_products", part)),
+        **asdict(StageCosts.of(costs, part)),
         "latency_seconds": latency,
         "transfer_seconds": transfer,
         "compute_seconds": compute,

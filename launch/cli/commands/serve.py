@@ -120,14 +120,15 @@ def run(
     from launch.serve.roles import load_role
     from models.policies import parse
     from parties.client.client import Client
+    from protocols.registry import SuiteSpec
 
     parse(policy)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
-        suite=suite,
+        suite=spec,
         policy=policy,
         keys=keys if keys or insecure_no_key else _own_keys(config.parent),
-        options=suite_options(suite_option),
         allow_logits=allow_logits,
         fixed_length=fixed_length,
         default_temperature=default_temperature,

@@ -45,7 +45,7 @@ class BenchInputs:
         return out
 
     def cached(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return the cached keys, values or what tokens received from a prompt's queries, float32."""
+        """Return the cached keys, values or the attention mass of a prompt's queries, float32."""
         return self.normal(name, shape, DEVIATION * math.sqrt(self.architecture.width))
 
     def tokens(self, count: int, chosen: bool) -> Tensor:

@@ -26,6 +26,9 @@ from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from mpc.ledger import Cost
 from mpc.random import Prg, derive_seed
 from parties.client.client import Client, GenerationResult
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
+from protocols.registry import SuiteSpec
 
 MODEL = "benchmark"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -66,18 +69,11 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
         client = Client(deployment.client)
         reference = client.find_model(MODEL)
 
+        params = SamplingParams(cell.new_tokens, ignore_eos=True)
+        request = GenerationRequest(prompt, params, SuiteSpec(cell.suite, options=cell.options), cell.policy, reference)
+
         def session() -> GenerationResult:
-            result = deployment.watched(
-                lambda: client.generate(
-                    prompt,
-                    cell.new_tokens,
-                    model=reference,
-                    suite=cell.suite,
-                    options=dict(cell.options),
-                    policy=cell.policy,
-                    stop_ids=(),
-                )
-            )
+            result = deployment.watched(lambda: client.generate(request))
             result.check_range()
             return result
 

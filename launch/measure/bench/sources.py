@@ -27,7 +27,7 @@ class RealInputs:
         return self.inputs.weight(name, shape)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """Return the float keys, values or what tokens received."""
+        """Return the float keys, values or attention mass."""
         return self.inputs.cached(name, shape)
 
     def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor:
@@ -53,7 +53,7 @@ class SharedInputs:
         return self.inputs.share(name, value, shape, bits, self.party)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """Return this party's share of keys, values or what tokens received."""
+        """Return this party's share of keys, values or attention mass."""
         value = self.inputs.cached(name, shape) if self._last else None
         return self.inputs.share(name, value, shape, suite.fraction_bits, self.party)
 

@@ -31,12 +31,9 @@ from models.costs.program import (
     NoInputs,
     Source,
     by_parties,
-    copied,
     fill,
     fill_layer,
     load,
-    only_appends,
-    rewind,
     step,
 )
 from models.decoder import Decoder
@@ -95,7 +92,7 @@ class Segmented:
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
         self.suite.run(fill_layer(self.suite, self._decoder, cache, layer, self.plan.cached, self.source))
-        if only_appends(cache, self._decoder.policy):  # with room behind its rows, as a session's cache has after a token
+        if cache.append_only:  # with room behind its rows, as a session's cache has after a token
             k, v = entry.keys_and_values()
             entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
         if layer == self.architecture.layers - 1:
@@ -103,10 +100,10 @@ class Segmented:
         _give_back_memory()
 
     def _step(self, name: str) -> None:
-        after = copied(self._cache, self.architecture)
+        after = self._cache.copied()
         self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._tokens, name))
-        if only_appends(self._cache, self._decoder.policy):
-            rewind(self.suite, self._cache, after)
+        if self._cache.append_only:
+            self._cache.rewind(self.suite, after)
 
     def _output(self) -> OutputShare:
         with stage("logits"):

@@ -26,6 +26,7 @@ from mpc.ledger import Cost, stage
 from mpc.tape import DealerTape, PartyTape
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Shared
+from protocols.registry import SuiteSpec
 from protocols.schedule import Scheduler
 from protocols.suite import OutputShare, Suite
 
@@ -212,6 +213,6 @@ def run_function(function: Function, name: str, parties: int, inputs: Sequence[T
         cost = suite.ledger.total(MEASURED)
         return [suite.output(v) for v in values], cost, suite.fraction_bits
 
-    results = InProcessSuite(name, parties).run(role)
+    results = InProcessSuite(SuiteSpec(name), parties).run(role)
     outputs, ring_bits = _opened([r[0] for r in results]), masked_rings[0] if masked_rings else 64
     return Found(outputs, [r[1] for r in results], ring_bits, results[0][2])

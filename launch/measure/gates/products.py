@@ -78,7 +78,7 @@ def multiply(suite: str, parties: int, count: int, kind: str, seed: int = 1) -> 
         raise ConfigurationError(f"{count} products cannot be checked, give a positive number")
     if kind not in KINDS:
         raise ConfigurationError(f"products '{kind}' are unknown; known: {', '.join(KINDS)}")
-    frac = SUITES[suite][2]
+    frac = SUITES[suite].options.fraction_bits
     found = Products(kind, suite, parties)
     generator = torch.Generator().manual_seed(seed)
     for size in _sizes(count, BATCH):

@@ -20,6 +20,7 @@ from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
 from mpc.errors import ConfigurationError, MpcacheError
+from protocols.registry import SuiteSpec
 
 Say = Callable[[str], None]
 
@@ -216,7 +217,7 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
     A run that ends in an error is not equal.
     """
     length = min(job.prompts)
-    roles = InProcessSuite(wishes.suite, wishes.parties, {"device": wishes.device})
+    roles = InProcessSuite(SuiteSpec(wishes.suite), wishes.parties, wishes.device)
     runs = []
     for one in job.contenders:
         if one.problem(runner.architecture, length):

@@ -40,7 +40,7 @@ def renewed(folder: Path, days: float, **issue: Any) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that `live_identity` reads, in seconds."""
+    """The time that the certificate watcher reads, in seconds."""
     now = [1000.0]
     monkeypatch.setattr(certificate_watcher.time, "monotonic", lambda: now[0])
     return now
@@ -158,7 +158,7 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
 
     toy.before_round = stop_here
     results: list[list[int]] = []
-    session = threading.Thread(target=lambda: results.append(client.generate([3, 1], 3).tokens))
+    session = threading.Thread(target=lambda: results.append(client.ask([3, 1], 3).tokens))
     session.start()
     assert inside.wait(60)
     create_authority(tmp_path / "new", 10)
@@ -177,6 +177,6 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
     session.join(60)
     assert results == [expected([3, 1], 3, VOCABULARY)], "the session that ran is undisturbed"
     toy.before_round = lambda party, step, round: None
-    assert client.generate([3, 1], 2).tokens == expected([3, 1], 2, VOCABULARY), "everybody dials with the new ones"
+    assert client.ask([3, 1], 2).tokens == expected([3, 1], 2, VOCABULARY), "everybody dials with the new ones"
     with pytest.raises(PeerLost, match=r"the certificate of .* is refused"):
         connect(stale, deployment.peer("party0"), 5)

@@ -11,10 +11,10 @@ import pytest
 from models.checkpoint import read_architecture
 from models.costs.prediction import Prediction, Predictor
 from mpc.errors import ConfigurationError, PermissionRefused
+from parties.errors import Busy
 from parties.party.store import StoredModel
 from parties.server.cost_limits import ALLOWANCE_SECONDS, FORGOTTEN_SECONDS, REFILL, Allowances, Costs
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import Busy
 from parties.wire.manifest import Manifest, new_id
 from tests.parties import tape_folders as tapes
 from tests.parties.conftest import run
@@ -123,12 +123,12 @@ def test_the_dealer_counts_as_well(tmp_path: Path, checkpoint: Path, monkeypatch
     for running in run(tmp_path, checkpoint, 2, limits={"max_token_dealt_bytes": 1000}):  # type: ignore[arg-type]
         running.toy.elements = 10
         client = running.deployment.client()
-        assert client.generate([1, 2], 2, model="tiny", stop_ids=()).tokens == [3, 4]
+        assert client.ask([1, 2], 2, model="tiny", stop_ids=()).tokens == [3, 4]
         running.toy.elements = 300
         with pytest.raises(
             ConfigurationError, match=r"dealer has dealt 2,400 bytes for one token, it allows 1,000: .*'limits'"
         ):
-            client.generate([1, 2, 3], 2, model="tiny", stop_ids=())
+            client.ask([1, 2, 3], 2, model="tiny", stop_ids=())
 
 
 # ---- policies and options ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
+from protocols.options import CryptenOptions
 from protocols.suite import RANGE_KINDS, OutputShare, Value
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
@@ -72,9 +73,10 @@ def evaluate(
     **options: Any,
 ) -> Outcome:
     """program(suite, *inputs, **weights) returns a value or several; see `Outcome`."""
+    settings = CryptenOptions(fraction_bits=fraction_bits, **options)
     bits = fraction_bits if input_bits is None else input_bits
     shared = [split(encode(x, bits), parties) for x in inputs]
-    weight_bits = fraction_bits if options.get("crypten_own") else WEIGHT_BITS
+    weight_bits = fraction_bits if settings.crypten_own else WEIGHT_BITS
     fixed = {name: split(encode(w, weight_bits), parties) for name, w in (weights or {}).items()}
 
     def main(suite: CryptenSuite, party: int | None, runs: Program) -> tuple[list[OutputShare], Tensor | None]:
@@ -103,11 +105,11 @@ def evaluate(
         return outputs, suite.flags()
 
     def party_main(channel: Any, tape: PartyTape) -> tuple[list[OutputShare], Tensor | None, Ledger]:
-        suite = CryptenSuite(parties=parties, tape=tape, channel=channel, fraction_bits=fraction_bits, **options)
+        suite = CryptenSuite(parties=parties, tape=tape, channel=channel, options=settings)
         return *main(suite, channel.party, program), suite.ledger
 
     def dealer_main(tape: DealerTape) -> Ledger:
-        suite = CryptenSuite(parties=parties, tape=tape, channel=None, fraction_bits=fraction_bits, **options)
+        suite = CryptenSuite(parties=parties, tape=tape, channel=None, options=settings)
         main(suite, None, dealer_program or program)
         return suite.ledger
 

@@ -235,7 +235,7 @@ def test_output_shares_are_fresh() -> None:
 
     async def program(s: Any, party: int | None) -> Any:
         x = s.input((500,), None if party is None else shares[party], 14)
-        await s.masked(x, 14, 40)
+        await s.convert.masked(x, 14, 40)
         return [s.output(x).share for _ in range(2)]
 
     def at_party(channel: Any, tape: Any) -> Any:
