@@ -63,7 +63,7 @@ gates: setup
 	"$(BIN)/mpcache" gates --markdown docs/gates.md $(ARGS)
 
 policies: dev
-	"$(BIN)/python" -m tests.policy_page $(ARGS)
+	"$(BIN)/python" -m tests.tools.policy_page $(ARGS)
 
 bench: setup
 	"$(BIN)/mpcache" bench --config docs/bench/readme.yaml --out $(RESULTS) $(ARGS)

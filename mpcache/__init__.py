@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from parties.client.cancellation import Cancellation
     from parties.client.private_model import PrivateModel, PrivateOutput
     from parties.client.sampling_params import SamplingParams
-    from parties.wire.error_codec import Busy, Cancelled, RangeExceeded, WrongOutput
+    from parties.errors import Busy, Cancelled, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
     from protocols.registry import SuiteSpec
 
@@ -53,7 +53,7 @@ _MODULES = {
     "parties.client.cancellation": ("Cancellation",),
     "parties.client.private_model": ("PrivateModel", "PrivateOutput"),
     "parties.client.sampling_params": ("SamplingParams",),
-    "parties.wire.error_codec": ("Busy", "Cancelled", "RangeExceeded", "WrongOutput"),
+    "parties.errors": ("Busy", "Cancelled", "RangeExceeded", "WrongOutput"),
     "protocols.range_findings": ("RangeFinding",),
     "protocols.registry": ("SuiteSpec",),
 }

@@ -10,9 +10,15 @@ import json
 import logging
 
 from mpc.errors import MpcacheError
-from parties.wire.error_codec import clean, log
 
 DIGITS = 4
+LONGEST = 2000  # characters of a text that comes from a peer
+log = logging.getLogger("mpcache")
+
+
+def clean(text: str) -> str:
+    """A peer's text made fit for one line of a terminal or log."""
+    return "".join(c if c.isprintable() else " " for c in text[:LONGEST])
 
 
 def event(name: str, server: str, /, level: int = logging.INFO, **facts: object) -> None:

@@ -15,7 +15,7 @@ from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
 from mpc.tape import Tape
-from parties.wire.error_codec import log
+from parties.events import log
 from parties.wire.manifest import Manifest
 from protocols.registry import SUITES, secure_suite, suite_class
 from protocols.suite import Suite
@@ -60,9 +60,6 @@ def make_suite(manifest: Manifest, tape: Tape, channel: Channel | None, device: 
     return secure_suite(manifest.spec, parties=len(manifest.parties), tape=tape, channel=channel, device=device)
 
 
-DECODER = Program(_load, _run)
-
-
 def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     """Return the plan of a manifest, checked against the model and this installation.
 
@@ -74,3 +71,34 @@ def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     )
     plan.check(architecture)
     return plan
+
+
+DECODER = Program(_load, _run)
+
+
+@dataclass(frozen=True)
+class SessionProgram:
+    """A program with all that a session runs it on but the secrets; the same at every party and at the dealer."""
+
+    program: Program
+    manifest: Manifest
+    architecture: Architecture
+    plan: GenerationPlan
+    device: str
+
+    @classmethod
+    def of(cls, program: Program, manifest: Manifest, architecture: Architecture, device: str) -> SessionProgram:
+        """Return the program of a manifest. Raises `ConfigurationError` as `plan_of` does."""
+        return cls(program, manifest, architecture, plan_of(manifest, architecture), device)
+
+    def suite(self, tape: Tape, channel: Channel | None) -> Suite:
+        """Return the suite of the session, for a party or (channel None) for whom nothing is sent."""
+        return make_suite(self.manifest, tape, channel, self.device)
+
+    def load(self, suite: Suite, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
+        """Load the weights, from shares(name) at a party and from nothing at the dealer."""
+        return self.program.load(suite, self.architecture, shares)
+
+    def run(self, suite: Suite, weights: dict[str, Any], prompt: Tensor | None, endpoint: Endpoint) -> int:
+        """Generate; return the number of tokens. prompt: this party's share, None at the dealer."""
+        return self.program.run(suite, self.architecture, weights, self.plan, prompt, endpoint)

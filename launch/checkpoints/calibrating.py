@@ -38,7 +38,8 @@ def calibration_for(directory: Path, suite: SuiteSpec | None = None) -> Calibrat
 
 
 def warn_if_never_calibrated(reference: ModelReference) -> None:
-    """A shared model whose owner gave no bounds runs within the suite's usual ones, which may not hold its values."""
+    """Warn of a shared model whose owner gave no bounds: it runs within the suite's usual ones, which may not hold its
+    values."""
     if reference.ranges is None:
         err.print(
             f"{reference.name} was shared without a calibration: its values may leave the suite's usual bounds. Its owner "

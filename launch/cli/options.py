@@ -88,13 +88,6 @@ FixedLengthOption = Annotated[
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
-def check_suite(name: str) -> str:
-    """Return the name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
-    from protocols.registry import check_secure
-
-    return check_secure(name)
-
-
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
     """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
     found: dict[str, SuiteOptionValue] = {}
@@ -140,23 +133,6 @@ def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Deco
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)
     return known, agreed
-
-
-def check_device(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for a device that torch does not know or cannot use."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"device '{name}' is unknown; write cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigurationError(f"device '{name}' is not there ({count} CUDA devices); use --device cpu")
-    elif device.type != "cpu":
-        raise ConfigurationError(f"device '{name}' is not supported; write cpu, cuda or cuda:N")
-    return name
 
 
 def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:

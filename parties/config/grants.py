@@ -9,8 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from models.generation import Decoding
 from mpc.errors import MpcacheError
-from parties.identity.certificates import check_name
-from parties.identity.fingerprints import Fingerprints
+from parties.names import Fingerprints, check_name
 from protocols.registry import secure_suites
 
 COSTS = ("max_token_dealt_bytes", "max_token_sent_bytes", "max_dealt_bytes", "max_sent_bytes")

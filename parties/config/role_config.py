@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.config.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
 from parties.config.telemetry import Listener, Telemetry
-from parties.identity.certificates import check_name
-from parties.identity.fingerprints import Fingerprints
-from parties.roles import Role, in_words
+from parties.names import Fingerprints, Role, check_name, in_words
 
 LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
 # Roles that use a key; a key without one of these is for all of them.

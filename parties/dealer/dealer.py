@@ -20,20 +20,20 @@ from mpc.ledger import Ledger
 from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
+from parties.errors import SessionFinished
 from parties.events import event
-from parties.identity.certificates import check_name
-from parties.party.greeting import check_client
+from parties.names import check_name
 from parties.program import DECODER, Program, make_suite, plan_of
 from parties.server.admission import Ticket
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
 from parties.tapes.stream import TapeOutlet
-from parties.transport.peer_stream import Link, Message, settle
+from parties.transport.peer_stream import Message, PeerStream, settle
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
-from parties.wire.error_codec import SessionFinished, public
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, compare, new_id
+from parties.wire.error_codec import public
+from parties.wire.manifest import Manifest, architecture_hash, check_client, check_id, check_version, compare, new_id
 from protocols.suite import OutputShare
 
 TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
@@ -71,7 +71,7 @@ class DealerSession(ServedSession):
         """Wait for the parties and deal, in the background."""
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
-    def join(self, link: Link, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
+    def join(self, link: PeerStream, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
         """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
             compare(self._first, self.manifest, link.peer, manifest)
@@ -107,7 +107,7 @@ class DealerSession(ServedSession):
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
             key = (*self.manifest.load_key(), self.ticket.client)
-            self.server.loads.claim(key, self, self.check, lambda: None)
+            self.server.weight_cache.claim(key, self, self.check, lambda: None)
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
@@ -126,7 +126,7 @@ class DealerSession(ServedSession):
             for outlet in self._outlets.values():
                 outlet.close()
             for link in self.links:
-                self.server.pulse.remove(link)
+                self.server.heartbeats.remove(link)
                 link.close()
             self.server.release(self)
         self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
@@ -143,7 +143,7 @@ class DealerSession(ServedSession):
                 self._joined.wait(left)
 
     def _deal(self) -> None:
-        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.loads
+        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.weight_cache
         common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
         weights = loads.get(common[-1], key, self.ticket.client) if common else None
         load = common[-1] if weights is not None else new_id()
@@ -197,7 +197,7 @@ class DealerServer(RoleServer[DealerSession]):
         """Add the Dealer service."""
         services.add_DealerServicer_to_server(_Service(self), server)
 
-    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+    def open(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A party asks for its tape of a session; the first one opens the session."""
         if message.WhichOneof("content") != "open":
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
@@ -213,7 +213,7 @@ class DealerServer(RoleServer[DealerSession]):
         outlet.begin()
         return session, link.outgoing()
 
-    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+    def foresee(self, link: PeerStream, message: Message) -> Callable[[], None] | None:
         """What a session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None

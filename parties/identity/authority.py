@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mpc.errors import ConfigurationError
 from parties.files import read_file, write_file
-from parties.identity.certificates import AUTHORITY, MALFORMED, check_name, issue, name_of, read_certificates
-from parties.identity.fingerprints import fingerprint, fingerprint_of, read_fingerprint
-from parties.roles import Role, in_words
+from parties.identity.certificates import MALFORMED, issue, name_of, read_certificates
+from parties.identity.fingerprints import fingerprint, fingerprint_of
+from parties.names import AUTHORITY, Role, check_name, in_words, read_fingerprint
 
 RECORD = "deployment.yaml"
 ISSUED = "issued"

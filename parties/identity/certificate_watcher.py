@@ -16,10 +16,10 @@ from pathlib import Path
 from cryptography import x509
 
 from mpc.errors import ConfigurationError
-from parties.identity.certificates import AUTHORITY, Identity, check
+from parties.events import log
+from parties.identity.certificates import Identity, check
 from parties.identity.revocation import REVOKED, read_revoked
-from parties.roles import Role
-from parties.wire.error_codec import log
+from parties.names import AUTHORITY, Role
 
 LOOK_SECONDS = 5.0  # how often a server looks for new files when nobody connects
 SETTLE_SECONDS = 1.0  # how long new files may be unfit before it is logged: they come one after the other

@@ -2,14 +2,13 @@
 
 A folder holds `authority.crt` (and, only where identities are issued, `authority.key`) and per role `NAME.crt` and
 `NAME.key`. Keys are EC P-256, files of keys have mode 0600. An identity's name is its certificate's common name and its
-first DNS name, and it has one role (`parties.roles`). A certificate only introduces: who has the authority's key can make
-one of any name. Which key a name has is written in the peers' configurations (`parties.identity.trust`).
+first DNS name, and it has one role (`parties.identity.roles`). A certificate only introduces: who has the authority's key
+can make one of any name. Which key a name has is written in the peers' configurations (`parties.identity.trust`).
 `authority.crt` may hold several certificates, the old and the new one, while an authority is replaced.
 """
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +26,10 @@ from mpc.errors import ConfigurationError
 from parties.files import read_file, write_file
 from parties.identity.fingerprints import fingerprint_of
 from parties.identity.revocation import read_revoked
-from parties.roles import Role, in_words, role_of, uri_of
+from parties.identity.roles import role_of, uri_of
+from parties.names import AUTHORITY, Role, check_name, in_words
 
-NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 CLOCK_SKEW = timedelta(minutes=5)
-AUTHORITY = "authority"
-RESERVED = (AUTHORITY, "localhost")
 _REMEDY = (
     "make it with `mpcache certs`, ask for it with `mpcache certs request`, or copy it from where the deployment's "
     "certificates were made"
@@ -60,16 +57,6 @@ class Identity:
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, expires {self.expires:%Y-%m-%d})"
-
-
-def check_name(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` unless it can be a DNS label that is not reserved."""
-    if not NAME_PATTERN.fullmatch(name) or name in RESERVED:
-        raise ConfigurationError(
-            f"'{name}' cannot be an identity's name: use 1 to 63 lower-case letters, digits and inner hyphens, "
-            f"and none of {', '.join(RESERVED)}"
-        )
-    return name
 
 
 def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -7,17 +7,13 @@ certificate is renewed for the same key, and no authority can make another key t
 from __future__ import annotations
 
 import hashlib
-import re
-from typing import Annotated, Any
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BeforeValidator
 
 from mpc.errors import ConfigurationError
-
-DIGITS = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint(key: Any) -> str:
@@ -32,25 +28,3 @@ def fingerprint_of(certificate: x509.Certificate) -> str:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigurationError("the certificate is not for an elliptic-curve key")
     return fingerprint(key)
-
-
-def read_fingerprint(text: str) -> str:
-    """The fingerprint that a person wrote, with or without colons. Raises `ValueError` when it cannot be one."""
-    digits = text.strip().replace(":", "").lower()
-    if not DIGITS.fullmatch(digits):
-        raise ValueError(
-            f"'{text[:100]}' is no fingerprint of a key: it has 32 pairs of hexadecimal digits; `mpcache certs fingerprint` "
-            "prints it on the host of that role"
-        )
-    return bytes.fromhex(digits).hex(":")
-
-
-def _listed(value: Any) -> Any:
-    """One fingerprint or a list of them; none where nothing is written."""
-    items = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise ValueError("write one fingerprint, or a list of them")
-    return tuple(read_fingerprint(item) for item in items)
-
-
-Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_listed)]

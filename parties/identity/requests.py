@@ -17,10 +17,8 @@ from cryptography.x509.oid import NameOID
 from mpc.errors import ConfigurationError
 from parties.files import write_file
 from parties.identity.certificates import (
-    AUTHORITY,
     Identity,
     check_files,
-    check_name,
     check_role,
     issuer_of,
     pem_of_key,
@@ -28,7 +26,7 @@ from parties.identity.certificates import (
     read_key,
 )
 from parties.identity.fingerprints import fingerprint
-from parties.roles import Role
+from parties.names import AUTHORITY, Role, check_name
 
 REQUESTS = "requests"
 

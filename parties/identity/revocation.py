@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpc.errors import ConfigurationError
 from parties.files import read_file, write_file
-from parties.identity.fingerprints import read_fingerprint
+from parties.names import read_fingerprint
 
 REVOKED = "revoked.txt"
 HEAD = "# Fingerprints of keys that are trusted no more, one a line; read again whenever this file changes.\n"

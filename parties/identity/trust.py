@@ -24,11 +24,12 @@ from cryptography import x509
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config.grants import ClientGrant, OwnerGrant
 from parties.config.role_config import PeerAddress, RoleConfig
+from parties.events import clean, log
 from parties.identity.certificate_watcher import CertificateWatcher
-from parties.identity.certificates import AUTHORITY, MALFORMED, Identity, name_of
+from parties.identity.certificates import MALFORMED, Identity, name_of
 from parties.identity.fingerprints import fingerprint, fingerprint_of
-from parties.roles import Role, in_words, role_of
-from parties.wire.error_codec import clean, log
+from parties.identity.roles import role_of
+from parties.names import AUTHORITY, Role, in_words
 
 INSECURE = (
     "insecure_trust_authority is set: whoever has the authority's key can take a peer's place and read what it may read; "

@@ -23,17 +23,16 @@ from mpc.random import derive_seed, new_seed
 from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
 from parties.config.role_config import RoleConfig
 from parties.identity.trust import Peer, own_identity, parties_of
-from parties.party.store import WEIGHT_FRACTION_BITS
 from parties.transport.connection import key_of
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, finish_calls
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import PeerStream, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import farewell, from_rpc, to_failure
 from parties.wire.manifest import check_id, new_id, package_version
 from parties.wire.model_ranges import Ranges, pack_ranges
-from parties.wire.shares import BITS, corrections, pieces
+from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, corrections, pieces
 
 BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
 Progress = Callable[[str, int, int], None]
@@ -82,14 +81,14 @@ def share_model(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
     )
     channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
-    pulse = Pulse(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
+    heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
     session = Session("", config.name)
     try:
         seeds = [new_seed() for _ in config.parties[1:]]
         for index in [len(channels) - 1, *range(len(channels) - 1)]:
             session.step = f"sharing the model with {config.party_names[index]}"
             link = _store_call(session, parties_of(config)[index], channels[index])
-            pulse.add(link)
+            heartbeats.add(link)
             last = index == len(seeds)
             link.send(wire.ModelMessage(header=_header(reference, terms.fraction_bits, b"" if last else seeds[index])))
             if last:
@@ -104,7 +103,7 @@ def share_model(
     finally:
         session.end()
         finish_calls(session.links)
-        pulse.stop()
+        heartbeats.stop()
         close_all(channels)
     return reference
 
@@ -123,16 +122,16 @@ def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ran
     return ranges
 
 
-def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> Link:
+def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> PeerStream:
     """Begin to store a model at a party."""
-    link = Link(session, peer.name, BEAT)
+    link = PeerStream(session, peer.name, BEAT)
     link.key = partial(key_of, channel)
     call = services.ComputePartyStub(channel).StoreModel(link.outgoing())
     link.start(call, call.cancel)
     return link
 
 
-def _check_receipt(link: Link, reference: ModelReference) -> None:
+def _check_receipt(link: PeerStream, reference: ModelReference) -> None:
     """Wait for a party's receipt. Raises `WireError` unless it has stored all weights of this model."""
     receipt, weights = link.receive().receipt, len(reference.architecture.weight_shapes())
     if receipt.model != reference.id or receipt.weights != weights:
@@ -191,7 +190,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
     )
 
 
-def _send_weights(link: Link, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
+def _send_weights(link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
     shapes = checkpoint.architecture.weight_shapes()
     for done, (weight, shape) in enumerate(shapes.items()):
         on_progress("share model", done, len(shapes))

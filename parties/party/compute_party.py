@@ -15,19 +15,19 @@ from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
-from parties.party.session import PEER_BEAT, PartySession
-from parties.party.store import WEIGHT_FRACTION_BITS, Incoming, ModelStore, StoredModel
+from parties.party.session import PEER_BEAT, Admitted, PartySession, Stores
+from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import DECODER, Program, plan_of
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
-from parties.transport.peer_stream import INBOX_LIMIT, Link, Message
+from parties.transport.peer_stream import INBOX_LIMIT, Message, PeerStream
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
 from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, new_id
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
-from parties.wire.shares import BITS, collect
+from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
 CLIENT_BEAT = wire.PartyMessage(heartbeat=wire.Heartbeat())
 STORE_BEAT = wire.StoreMessage(heartbeat=wire.Heartbeat())
@@ -61,7 +61,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         services.add_ComputePartyServicer_to_server(_Service(self), server)
 
     # ---- sessions --------------------------------------------------------------------------------------------------
-    def open(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+    def open(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A client opens a session."""
         if message.WhichOneof("content") != "open":
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
@@ -70,7 +70,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.check_open()
         facts = self._checked(manifest, link.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
-        session = self.hold(ticket, lambda: PartySession(self, id, manifest, facts, ticket))
+        stores = Stores(self.store, self.tapes)
+        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket)))
         event(
             "session_opened",
             self.name,
@@ -86,7 +87,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         session.start(link)
         return session, link.outgoing()
 
-    def foresee(self, link: Link, message: Message) -> Callable[[], None] | None:
+    def foresee(self, link: PeerStream, message: Message) -> Callable[[], None] | None:
         """What a client's session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
@@ -116,7 +117,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.permissions.check_choices(manifest, client, facts)
         return facts
 
-    def exchange(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+    def exchange(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A peer joins a session."""
         if message.WhichOneof("content") != "hello":
             raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
@@ -130,7 +131,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         return session, link.outgoing()
 
     # ---- models ----------------------------------------------------------------------------------------------------
-    def receive_model(self, link: Link, message: Message) -> tuple[Session, Iterator[Message]]:
+    def receive_model(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A model owner sends this party's shares; answers with a receipt once they are on disk."""
         link.session.step, link.room = "storing a model", INBOX_LIMIT
         if message.WhichOneof("content") != "header":
@@ -144,10 +145,10 @@ class ComputePartyServer(RoleServer[PartySession]):
         """A model owner takes a model of its own away."""
         check_id(model, "model", owner)
         self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
-        self.loads.drop(model)
+        self.weight_cache.drop(model)
         event("model_removed", self.name, owner=owner, model=model)
 
-    def _store(self, link: Link, facts: StoredModel, seed: bytes) -> None:
+    def _store(self, link: PeerStream, facts: StoredModel, seed: bytes) -> None:
         session = link.session
         try:
             incoming = self.store.begin(facts)
@@ -207,7 +208,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             nonce=new_id(),
         )
 
-    def _store_weights(self, link: Link, incoming: Incoming, seed: bytes) -> int:
+    def _store_weights(self, link: PeerStream, incoming: Incoming, seed: bytes) -> int:
         shapes = incoming.facts.shapes()
         if incoming.facts.seeded:
             incoming.seed(seed)

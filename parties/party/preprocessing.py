@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from torch import Tensor
 from mpc.preprocessing import PreparedTape, PreparingTape, Stopped, Store
 from mpc.tape import PartyTape
 from parties.config.role_config import RoleConfig
-from parties.program import make_suite
+from parties.program import SessionProgram
 from parties.transport.channel import GrpcChannel
+from parties.transport.session import Session
 from protocols.suite import OutputShare, Suite
-
-if TYPE_CHECKING:
-    from parties.party.session import PartySession
 
 LIMIT_BYTES = 256 << 20  # a step of GPT-2 with 1 024 cached tokens takes 180 MB
 CORES = 4  # from so many on there is one to spare
@@ -40,8 +38,9 @@ def wanted(config: RoleConfig) -> bool:
 class Preprocessing:
     """The preparing pass of one session. It is the `Endpoint` of its program."""
 
-    def __init__(self, session: PartySession, tape: PartyTape, weights: dict[str, Any]) -> None:
+    def __init__(self, session: Session, program: SessionProgram, tape: PartyTape, weights: dict[str, Any]) -> None:
         self._session = session
+        self._program = program
         self._tape = tape
         self._weights = weights
         self._store = Store(LIMIT_BYTES, session.check)
@@ -51,8 +50,7 @@ class Preprocessing:
         """Begin to prepare; returns the suite of the online pass, whose ledger is the channel's."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread.start()
-        device = self._session.server.config.device
-        return make_suite(self._session.manifest, PreparedTape(self._store, channel.ledger, device), channel, device)
+        return self._program.suite(PreparedTape(self._store, channel.ledger, self._program.device), channel)
 
     def stop(self) -> None:
         """Nothing will be needed any more. Does not wait."""
@@ -63,12 +61,10 @@ class Preprocessing:
         self._thread.join(JOIN_SECONDS)
 
     def _main(self) -> None:
-        session = self._session
         try:
-            device = session.server.config.device
             with torch.no_grad():
-                suite = make_suite(session.manifest, PreparingTape(self._tape, self._store), None, device)
-                session.server.program.run(suite, session.architecture, self._weights, session.plan, None, self)
+                suite = self._program.suite(PreparingTape(self._tape, self._store), None)
+                self._program.run(suite, self._weights, None, self)
             self._store.finish()
         except Stopped:
             self._store.finish()

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import torch
@@ -18,57 +19,84 @@ from mpc.ledger import Ledger
 from mpc.packing import pack
 from mpc.ring import reduce
 from mpc.tape import PartyTape
+from parties.errors import SessionFinished
 from parties.identity.trust import Peer, dealer_of, parties_of
 from parties.party.greeting import Greetings
 from parties.party.preprocessing import Preprocessing, wanted
-from parties.party.store import StoredModel
-from parties.program import make_suite, plan_of
+from parties.party.store import ModelStore, StoredModel
+from parties.program import SessionProgram
 from parties.server.admission import Ticket
+from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
-from parties.tapes.agreement import Dealt, Source, TapeAgreement
+from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed
+from parties.tapes.store import TapeStore
 from parties.tapes.stream import tape_reader
 from parties.transport.channel import GrpcChannel
 from parties.transport.connection import connect, route
-from parties.transport.peer_stream import INBOX_LIMIT, Link, Message, finish_calls, settle
+from parties.transport.peer_stream import INBOX_LIMIT, Message, PeerStream, finish_calls, settle
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
-from parties.wire.error_codec import SessionFinished, public, to_failure
+from parties.wire.error_codec import public, to_failure
 from parties.wire.manifest import Manifest, check_id
 from parties.wire.shares import BITS, LEDGER_BYTES, chunked, collect, expand
 from protocols.suite import OutputShare, Suite
-
-if TYPE_CHECKING:
-    from parties.party.compute_party import ComputePartyServer
 
 PEER_BEAT = wire.PeerMessage(heartbeat=wire.Heartbeat())
 TAPE_BEAT = wire.TapeRequest(heartbeat=wire.Heartbeat())
 PROGRESS_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Stores:
+    """What a party keeps on disk: its shares of models, and tapes where it takes them from a folder."""
+
+    models: ModelStore
+    tapes: TapeStore | None
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A session that may be. session: its id; facts: of the model's shares; ticket: its place at this server."""
+
+    session: str
+    manifest: Manifest
+    facts: StoredModel
+    ticket: Ticket
+
+
 class PartySession(ServedSession):
     """A session of one client. It is the `Endpoint` of the generation program as well."""
 
-    def __init__(self, server: ComputePartyServer, id: str, manifest: Manifest, facts: StoredModel, ticket: Ticket) -> None:
+    def __init__(self, server: RoleServer[PartySession], stores: Stores, admitted: Admitted) -> None:
+        id, manifest, facts, ticket = admitted.session, admitted.manifest, admitted.facts, admitted.ticket
         super().__init__(id, server.name)
         self.server = server
+        self._store = stores.models
         self.ticket = ticket
         self.trace = server.traces.session(
             id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
         )
         self.manifest = manifest
         self.facts = facts
-        self.load_key = manifest.load_key(facts.nonce)
-        self.architecture = Architecture.from_json(facts.architecture)
-        self.plan = plan_of(manifest, self.architecture)
+        self._lease = server.weight_cache.lease(manifest.load_key(facts.nonce), ticket.client, self)
         config = server.config
+        self._program = SessionProgram.of(
+            server.program, manifest, Architecture.from_json(facts.architecture), config.device
+        )
         self._patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
-        self.tapes = TapeAgreement(server.tapes, self, self._patience) if server.tapes is not None else None
-        self._greetings = Greetings(self)
-        self.client: Link
+        self.tapes: TapeAgreement | None = None
+        if stores.tapes is not None:
+            need = TapeNeed(manifest, facts.nonce, self._lease)
+            self.tapes = TapeAgreement(stores.tapes, self, need, self.progress, self._patience)
+        hello = wire.Hello(
+            session=id, name=server.name, manifest=manifest.canonical(), client=ticket.client, storing=facts.nonce
+        )
+        self._greetings = Greetings(hello, manifest, self.tapes)
+        self.client: PeerStream
         self.ledger = Ledger()
         self.emitted = 0
-        self._peers: dict[int, Link] = {}
-        self._tape: Link | None = None
+        self._peers: dict[int, PeerStream] = {}
+        self._tape: PeerStream | None = None
         self._channels: list[grpc.Channel] = []
         self._attached = threading.Condition()
         self._placed = False  # this session has its place here and, at all parties that it dials, there
@@ -78,7 +106,7 @@ class PartySession(ServedSession):
         self._preprocessing: Preprocessing | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
-    def start(self, client: Link) -> None:
+    def start(self, client: PeerStream) -> None:
         """Begin, with the client's stream."""
         self.client = client
         client.move(self)
@@ -112,7 +140,7 @@ class PartySession(ServedSession):
             if self.tapes is not None:
                 self.tapes.release()
             for link in self.links:
-                self.server.pulse.remove(link)
+                self.server.heartbeats.remove(link)
             self.server.release(self)
         self._report(began)
 
@@ -173,7 +201,7 @@ class PartySession(ServedSession):
         self.client.close()
 
     # ---- connections -----------------------------------------------------------------------------------------------
-    def attach(self, link: Link, hello: wire.Hello) -> None:
+    def attach(self, link: PeerStream, hello: wire.Hello) -> None:
         """A peer of higher index has dialled. Raises `ManifestMismatch` (and ends this session) when it must not join."""
         names = self.manifest.parties
         try:
@@ -207,9 +235,9 @@ class PartySession(ServedSession):
         self._channels.append(channel)
         return channel
 
-    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> Link:
+    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> PeerStream:
         again = route(lambda: self.server.identity, peer, call)
-        return Link(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
+        return PeerStream(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
 
     def _connect_peers(self) -> None:
         own = self.server.config.index
@@ -221,7 +249,7 @@ class PartySession(ServedSession):
             with self._attached:
                 self._peers[index] = link
             link.call(channel, self._greetings.own())
-            self.server.pulse.add(link)
+            self.server.heartbeats.add(link)
             self.step = f"greeting {peer.name}"
             reply = link.receive(self.server.config.queue_seconds + self._patience)
             if reply.WhichOneof("content") != "hello":
@@ -229,16 +257,16 @@ class PartySession(ServedSession):
             self._greetings.heard(peer.name, reply.hello)
         self._take_place()
         self._wait_for_peers()
-        self._greetings.complete()
+        self._store.agree(self.facts, self._greetings.storings)
 
     def _take_place(self) -> None:
         """Wait for this session's turn here, then let the parties before and after it know. See
         `parties.server.admission`."""
-        own, key = self.server.config.index, (*self.load_key, self.ticket.client)
+        own = self.server.config.index
         self.trace.stage("queue")
         self.server.admission.wait(self.ticket, self.check, lambda ahead: self.progress(f"queued, {ahead} ahead", 0, 0))
         waiting = "waiting for another session to load the model"
-        self.server.loads.claim(key, self, self.check, lambda: self.progress(waiting, 0, 0))
+        self._lease.claim(self.check, lambda: self.progress(waiting, 0, 0))
         self._emitted_at = time.perf_counter()
         self.trace.stage("agree")
         self.client.room = INBOX_LIMIT  # so far next to nothing of what it sends was read
@@ -278,18 +306,18 @@ class PartySession(ServedSession):
             session=self.id,
             manifest=self.manifest.canonical(),
             architecture=self.facts.architecture,
-            loads=self.server.loads.ids(self.load_key),
+            loads=self._lease.ids(),
             client=self.ticket.client,
         )
         link.call(channel, wire.TapeRequest(open=opening))
-        self.server.pulse.add(link)
+        self.server.heartbeats.add(link)
         self.step = f"waiting for {dealer.name} to deal"
         message = link.receive(self.server.config.queue_seconds + self._patience)
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
         check_id(start.load, "load", dealer.name)
-        weights = None if start.fresh else self.server.loads.get(start.load, self.load_key, self.ticket.client)
+        weights = None if start.fresh else self._lease.get(start.load)
         if not start.fresh and weights is None:
             raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
         return Dealt(Source(start.seed, tape_reader(link)), start.load, weights)
@@ -310,28 +338,28 @@ class PartySession(ServedSession):
 
         tape, weights = tape_of(dealt.session), dealt.weights
         if weights is not None:
-            self.server.loads.release(self)
-        suite = make_suite(manifest, tape, channel, config.device)
+            self._lease.release()
+        suite = self._program.suite(tape, channel)
         if weights is None:
             self.trace.stage("load")
             self.server.metrics.get("mpcache_model_loads_total").inc()
             loading = suite
             if dealt.loading is not None:
-                loading = make_suite(manifest, tape_of(dealt.loading), channel, config.device)
+                loading = self._program.suite(tape_of(dealt.loading), channel)
             weights = self._load(loading, dealt.load)
         if suite.prepares and wanted(config):
-            self._preprocessing = Preprocessing(self, tape, weights)
+            self._preprocessing = Preprocessing(self, self._program, tape, weights)
             suite = self._preprocessing.start(channel)
         self.step = "receiving the prompt's shares"
         self.trace.stage("prompt")
         prompt = self._take("prompt", 0, (manifest.prompt_tokens,))
         self.step = "prefill"
         self.trace.stage("prefill")
-        self.server.program.run(suite, self.architecture, weights, self.plan, prompt, self)
+        self._program.run(suite, weights, prompt, self)
 
     def _load(self, suite: Suite, load: str) -> dict[str, object]:
         """Load the weights, for this session and later ones."""
-        total, done = len(self.architecture.weight_shapes()), 0
+        total, done = len(self._program.architecture.weight_shapes()), 0
         needed = int(getattr(suite, "weight_fraction_bits", self.facts.fraction_bits))
         more = needed - self.facts.fraction_bits
         if more < 0:
@@ -346,12 +374,11 @@ class PartySession(ServedSession):
             self.step = f"loading weight {name}"
             self.progress("model load", done, total)
             done += 1
-            return (self.server.store.share(self.facts, name) << more).to(self.server.config.device)
+            return (self._store.share(self.facts, name) << more).to(self.server.config.device)
 
-        weights = self.server.program.load(suite, self.architecture, share)
+        weights = self._program.load(suite, share)
         self.progress("model load", total, total)
-        self.server.loads.put(load, self.load_key, weights, self.ticket.client)
-        self.server.loads.release(self)
+        self._lease.put(load, weights)
         return weights
 
     def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:

@@ -31,15 +31,13 @@ from torch import Tensor
 from models.architecture import Architecture
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, ManifestMismatch, MpcacheError
 from mpc.random import SEED_BYTES, Prg, derive_seed
-from parties.disk import digest_of, sync_folder, write_new
-from parties.files import write_file
-from parties.wire.error_codec import log
+from parties.events import log
+from parties.files import digest_of, sync_folder, write_file, write_new
 from parties.wire.manifest import ID_PATTERN, Identifier, new_id
 from parties.wire.shares import BITS
 from protocols.ranges import checked_ranges
 
 TEMPORARY = ".incoming-"
-WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
-from parties.wire.error_codec import Busy
+from parties.errors import Busy
 
 Grant = Callable[[str], tuple[int, int]]
 

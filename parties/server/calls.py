@@ -21,8 +21,8 @@ from typing import Any
 import grpc
 
 from mpc.errors import MpcacheError
+from parties.errors import Busy
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import Busy
 
 PEER_FURTHER = 16
 ALL_CLIENTS = 1024

@@ -19,8 +19,8 @@ from models.costs.prediction import Prediction, PredictionTooLong, Predictor
 from models.costs.tracing import Setting
 from mpc.errors import ConfigurationError
 from parties.config.grants import COSTS
+from parties.errors import Busy
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import Busy
 from parties.wire.manifest import Manifest
 from protocols.gumbel import HIGHEST_TEMPERATURE
 

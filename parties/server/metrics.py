@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from mpc.errors import EnvironmentProblem
 from parties.config.telemetry import Listener
+from parties.names import Role
 from parties.wire.error_codec import CODES
 from protocols.registry import SUITES
-
-if TYPE_CHECKING:
-    from parties.server.server import RoleServer
 
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -88,23 +87,22 @@ METRICS = (
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in a registry of their own.
 
-    def __init__(self, server: RoleServer[Any]) -> None:
+    role: whose metrics. name, version: for `mpcache_info`. clients: names that may be labels. Gauges show nothing until they
+    `follow` what they measure.
+    """
+
+    def __init__(self, role: Role, name: str, version: str, clients: Iterable[str]) -> None:
         self.registry = CollectorRegistry()
         self._all: dict[str, Any] = {}
-        self._clients = {grant.name for grant in server.config.clients}
+        self._clients = frozenset(clients)
         self._http: Any = None
         for m in METRICS:
-            if server.role in m.roles:
-                name = m.name.removesuffix("_total") if m.kind is Counter else m.name
-                self._all[m.name] = m.kind(name, m.help, m.labels, registry=self.registry, **m.options)
-        self.get("mpcache_info", name=server.name, role=server.role, version=server.version).set(1)
-        self.follow("mpcache_serving", lambda: not server.draining)
-        for state in STATES:
-            self.follow("mpcache_sessions", lambda state=state: server.admission.count(state), state=state)
-        self.follow("mpcache_loaded_models", lambda: len(server.loads))
-        self.follow("mpcache_certificate_expiry_timestamp_seconds", lambda: server.identity.expires.timestamp())
+            if role in m.roles:
+                shown = m.name.removesuffix("_total") if m.kind is Counter else m.name
+                self._all[m.name] = m.kind(shown, m.help, m.labels, registry=self.registry, **m.options)
+        self.get("mpcache_info", name=name, role=role, version=version).set(1)
 
     def get(self, name: str, /, **labels: str) -> Any:
         """A metric of `METRICS`, with its labels. Values that are not known beforehand count as "other"."""
@@ -114,7 +112,7 @@ class Metrics:
             else (self._all[name])
         )
 
-    def follow(self, name: str, value: Any, /, **labels: str) -> None:
+    def follow(self, name: str, value: Callable[[], float], /, **labels: str) -> None:
         """A gauge that is asked for when somebody reads it."""
         self.get(name, **labels).set_function(value)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
 from models.policies import parse
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config.grants import ClientGrant, ModelGrant, fits
 from parties.config.role_config import RoleConfig
-from parties.party.store import StoredModel
 from parties.wire.manifest import Manifest
 from protocols.registry import SUITES
 
@@ -14,6 +16,25 @@ FURTHER_CALLS = 8  # descriptions, a probe, calls that are being resumed
 _ANYBODY = ClientGrant(name="anybody")  # no limits of its own
 _ANY_MODEL = ModelGrant(name="*")
 _UNSET = object()
+
+
+class OwnedModel(Protocol):
+    """What decides who may use a stored model: its id, its owner and his name for it, and his options by suite."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def owner(self) -> str: ...
+
+    @property
+    def ranges(self) -> Mapping[str, Mapping[str, int | str]] | None: ...
+
+
+M = TypeVar("M", bound=OwnedModel)
 
 
 class Permissions:
@@ -74,7 +95,7 @@ class Permissions:
             raise PermissionRefused(f"'{name}' may not {what} at {self._server}: it is not listed in its '{key}'")
 
     # ---- by what is asked for --------------------------------------------------------------------------------------
-    def visible(self, name: str, models: list[StoredModel]) -> list[StoredModel]:
+    def visible(self, name: str, models: list[M]) -> list[M]:
         """Those of `models` that `name` may know of: a client's and a model owner's own, all for a compute party."""
         if name in self._parties:
             return models
@@ -105,7 +126,7 @@ class Permissions:
                     f"{may} use suite '{manifest.suite}' at {self._server}; allowed: {', '.join(allowed) or 'none'}"
                 )
 
-    def check_choices(self, manifest: Manifest, client: str, found: StoredModel) -> None:
+    def check_choices(self, manifest: Manifest, client: str, found: OwnedModel) -> None:
         """Raise `PermissionRefused` for a policy or an option that the client, or anybody with this model, may not use.
 
         Options that the model's owner has given with it are always allowed, and so is the suite's usual precision; another
@@ -141,7 +162,7 @@ class Permissions:
                 f"clients: [{{name: {client}, decoding: [{wanted}]}}]"
             )
 
-    def model(self, manifest: Manifest, client: str, found: StoredModel | None) -> StoredModel:
+    def model(self, manifest: Manifest, client: str, found: M | None) -> M:
         """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
         if found is None or not fits(self._clients[client].models, found.name, found.model):
             raise ConfigurationError(
@@ -150,12 +171,12 @@ class Permissions:
             )
         return found
 
-    def check_model_name(self, owner: str, name: str, models: list[StoredModel]) -> None:
+    def check_model_name(self, owner: str, name: str, models: Sequence[OwnedModel]) -> None:
         """Raise `PermissionRefused` when the owner may not store under `name`, or somebody else's model has that name."""
         if not fits(self._owners[owner].models, name) or any(m.name == name and m.owner != owner for m in models):
             raise PermissionRefused(f"'{owner}' may not store a model of that name at {self._server}: choose another name")
 
-    def owned(self, owner: str, model: str, found: StoredModel | None) -> StoredModel:
+    def owned(self, owner: str, model: str, found: M | None) -> M:
         """`found` itself, to be removed. Raises one and the same `PermissionRefused` unless it is the owner's."""
         if found is None or found.owner != owner or not fits(self._owners[owner].models, found.name):
             raise PermissionRefused(f"'{owner}' has no model {model} at {self._server} that it may remove")

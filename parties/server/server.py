@@ -1,4 +1,4 @@
-"""What compute party and dealer have in common as servers: identity, sessions, pulse, typed refusals."""
+"""What compute party and dealer have in common as servers: identity, sessions, heartbeats, typed refusals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from queue import Empty
 from typing import Any, Generic, TypeVar
 
@@ -14,29 +15,29 @@ import grpc
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PeerSilent
 from parties.config.role_config import RoleConfig, split_address
+from parties.errors import Busy
 from parties.events import event, refused
 from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
+from parties.names import Role
 from parties.program import DECODER, Program, preload
-from parties.roles import Role
 from parties.server.admission import Admission, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
-from parties.server.metrics import Metrics
+from parties.server.metrics import STATES, Metrics
 from parties.server.permissions import Permissions
 from parties.server.sessions import ServedSession, Sessions
 from parties.server.traces import Traces
-from parties.server.weight_cache import Loads
+from parties.server.weight_cache import WeightCache
 from parties.status.probing import Prober
 from parties.status.settings import Settings
 from parties.transport.connection import abort_if_alive, start_server
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, Message
-from parties.transport.resumption import stream_of
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import Message, PeerStream, stream_of
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy, public
+from parties.wire.error_codec import public
 from parties.wire.manifest import PROTOCOL_VERSION, check_id, package_version
 
 BEATS = 5  # signs of life within a deadline
@@ -66,19 +67,29 @@ class RoleServer(ABC, Generic[S]):
         self.calls = Calls(config.name, self.permissions)
         self.costs = Costs(config.name, self.permissions, config.limits.max_prediction_seconds)
         self.admission = self.make_admission()
-        self.loads = Loads(config.limits.max_loads, self.permissions.loads())
+        self.weight_cache = WeightCache(config.limits.max_loads, self.permissions.loads())
         self.draining = False
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(config.role, config.name, self.version, (grant.name for grant in config.clients))
+        self._follow_gauges()
         self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
-        self.pulse: Pulse
+        self.heartbeats: HeartbeatMonitor
         self._open = 0  # streams
         self._idle = threading.Condition()
         self._holding = threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    def _follow_gauges(self) -> None:
+        """Let the metrics' gauges show what this server is doing."""
+        follow = self.metrics.follow
+        follow("mpcache_serving", lambda: not self.draining)
+        for state in STATES:
+            follow("mpcache_sessions", partial(self.admission.count, state), state=state)
+        follow("mpcache_loaded_models", lambda: len(self.weight_cache))
+        follow("mpcache_certificate_expiry_timestamp_seconds", lambda: self.identity.expires.timestamp())
 
     @property
     def identity(self) -> Identity:
@@ -162,19 +173,21 @@ class RoleServer(ABC, Generic[S]):
     def release(self, session: S) -> None:
         """A session is over: its place is free."""
         self.sessions.remove(session)
-        self.loads.release(session)
+        self.weight_cache.release(session)
         self.admission.leave(session.ticket)
 
     def wake(self) -> None:
         """A session has failed: let its thread see that, wherever it waits."""
         self.admission.wake()
-        self.loads.wake()
+        self.weight_cache.wake()
 
     def start(self) -> None:
         """Listen and serve in the background."""
         assert self.config.listen is not None
         preload()
-        self.pulse = Pulse(self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked)
+        self.heartbeats = HeartbeatMonitor(
+            self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
+        )
         try:
             if self.config.metrics is not None:
                 self.metrics_address = self.metrics.listen(self.config.metrics)
@@ -189,7 +202,7 @@ class RoleServer(ABC, Generic[S]):
             )
         except BaseException:
             self._close_monitoring()
-            self.pulse.stop()
+            self.heartbeats.stop()
             raise
         self.credentials.watch()
         host, _ = split_address(self.config.listen, listening=True)
@@ -248,7 +261,7 @@ class RoleServer(ABC, Generic[S]):
             time.sleep(0.01)
         self._server.stop(grace).wait(grace + 1)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self.pulse.stop()
+        self.heartbeats.stop()
         self.credentials.stop()
         self._close_monitoring()
         self._server = None
@@ -290,8 +303,8 @@ class RoleServer(ABC, Generic[S]):
         context: Any,
         beat: Message | None,
         authorise: Callable[[str], None],
-        accept: Callable[[Link, Message], tuple[Session, Iterator[Message]]],
-        foresee: Callable[[Link, Message], Callable[[], None] | None] = lambda link, message: None,
+        accept: Callable[[PeerStream, Message], tuple[Session, Iterator[Message]]],
+        foresee: Callable[[PeerStream, Message], Callable[[], None] | None] = lambda link, message: None,
     ) -> Iterator[Message]:
         """The responses of one streaming call.
 
@@ -300,7 +313,7 @@ class RoleServer(ABC, Generic[S]):
         what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
         session fails, the call ends with its error as typed status.
         """
-        link: Link | None = None
+        link: PeerStream | None = None
         session: Session | None = None
         error: MpcacheError | None = None
         name = "unknown"
@@ -311,12 +324,12 @@ class RoleServer(ABC, Generic[S]):
             found = self.trust.caller(context)
             name = found.name
             authorise(name)
-            link = Link(Session("", self.name), name, beat, window=self.config.resume_seconds)
+            link = PeerStream(Session("", self.name), name, beat, window=self.config.resume_seconds)
             link.key = lambda: found.fingerprint
             link.room = 1  # until it is accepted
             context.add_callback(link.over)
             link.start(requests, context.cancel)
-            self.pulse.add(link)
+            self.heartbeats.add(link)
             message = self._first(link)
             if message.WhichOneof("content") == "resume":
                 link, epoch, outgoing = self._resume(link, message.resume, requests, context)
@@ -335,7 +348,7 @@ class RoleServer(ABC, Generic[S]):
             error = public(problem, self.name)
         finally:
             if link is not None and link.epoch == epoch and not link.may_return():
-                self.pulse.remove(link)
+                self.heartbeats.remove(link)
                 link.closed = True
             with self._idle:
                 self._open -= 1
@@ -345,7 +358,7 @@ class RoleServer(ABC, Generic[S]):
                 self._refused(name, call_of(authorise), error)
             abort_if_alive(context, error)
 
-    def _first(self, link: Link) -> Message:
+    def _first(self, link: PeerStream) -> Message:
         """A stream's first message. Raises `PeerSilent` when it does not come in time."""
         seconds = self.config.first_message_seconds
         try:
@@ -354,7 +367,7 @@ class RoleServer(ABC, Generic[S]):
             reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {self.name})"
             raise PeerSilent(link.peer, "opening a call", reason) from None
 
-    def _meanwhile(self, link: Link, work: Callable[[], None]) -> Iterator[Message]:
+    def _meanwhile(self, link: PeerStream, work: Callable[[], None]) -> Iterator[Message]:
         """Signs of life until work() is done. Raises what it raises, or the call's error."""
         with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
             running = pool.submit(work)
@@ -365,14 +378,14 @@ class RoleServer(ABC, Generic[S]):
         running.result()
 
     def _resume(
-        self, link: Link, resume: wire.Resume, requests: Iterator[Message], context: Any
-    ) -> tuple[Link, int, Iterator[Message]]:
+        self, link: PeerStream, resume: wire.Resume, requests: Iterator[Message], context: Any
+    ) -> tuple[PeerStream, int, Iterator[Message]]:
         """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
         id = check_id(resume.session, "session", link.peer)
         found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
         found.key = link.key
         outgoing = found.resumed(resume, requests, context.cancel)
-        self.pulse.remove(link)
+        self.heartbeats.remove(link)
         link.closed = True
         if not context.add_callback(lambda: found.over(resume.epoch)):
             found.over(resume.epoch)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 Key = tuple[str, ...]
 
 
-class Loads:
+class WeightCache:
     """The loads of one server, at most `limit` of them, at most `own` for one client.
 
     When there are too many, the client for which most are kept gives up the one that was not used for longest; it goes
@@ -85,6 +86,10 @@ class Loads:
             for load in [load for load, (key, _) in self._held.items() if key[0] == model]:
                 self._forget(load)
 
+    def lease(self, key: Key, client: str, owner: object) -> WeightLease:
+        """Return a session's use of the cache. owner: the session, which holds its claim."""
+        return WeightLease(self, key, client, owner)
+
     # ---- one session at a time loads -----------------------------------------------------------------------------------
     def claim(self, key: Key, owner: object, check: Callable[[], None], waiting: Callable[[], None]) -> None:
         """Wait until nobody else may be loading this key. check() may raise to give up; waiting() is told of a wait."""
@@ -108,3 +113,34 @@ class Loads:
         """Let everybody who waits look whether to give up."""
         with self._changed:
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class WeightLease:
+    """One session's use of the cache: the loads with its key, for its client."""
+
+    _cache: WeightCache
+    _key: Key
+    _client: str
+    _owner: object
+
+    def ids(self) -> list[str]:
+        """Return the ids of the loads that are held, the latest used last."""
+        return self._cache.ids(self._key)
+
+    def get(self, load: str) -> dict[str, Any] | None:
+        """Return the weights of a load, None when it is not held (any more)."""
+        return self._cache.get(load, self._key, self._client)
+
+    def put(self, load: str, weights: dict[str, Any]) -> None:
+        """Keep the weights of a load that is complete, and let the client's next session claim."""
+        self._cache.put(load, self._key, weights, self._client)
+        self._cache.release(self._owner)
+
+    def claim(self, check: Callable[[], None], waiting: Callable[[], None] = lambda: None) -> None:
+        """Wait until no other session of the client may be loading these weights; see `WeightCache.claim`."""
+        self._cache.claim((*self._key, self._client), self._owner, check, waiting)
+
+    def release(self) -> None:
+        """Let the client's next session claim."""
+        self._cache.release(self._owner)

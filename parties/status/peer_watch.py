@@ -6,17 +6,18 @@ import threading
 from collections.abc import Callable
 
 from parties.config.role_config import RoleConfig
+from parties.events import log
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
 from parties.status.status import PeerStatus, ask_one, asked
-from parties.wire.error_codec import log, public
+from parties.wire.error_codec import public
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 8.0
 GROWTH = 1.5
 
 
-class Arrivals:
+class PeerWatch:
     """Looks for the peers of `config`, with growing pauses, until all are there or `stop`. Logs each change.
 
     identity(): the server's own of the moment.
@@ -27,7 +28,7 @@ class Arrivals:
         self._identity = identity
         self._pause = first_pause
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="peer watch", daemon=True)
 
     def start(self) -> None:
         """Begin to look."""
@@ -37,7 +38,7 @@ class Arrivals:
         """Stop looking; a look that is under way may take some seconds more."""
         self._stop.set()
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> PeerWatch:
         self.start()
         return self
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpc.errors import MpcacheError, WireError
+from parties.errors import Busy
 from parties.events import refused
 from parties.identity.trust import Trust
 from parties.transport.connection import abort_if_alive
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy, public
+from parties.wire.error_codec import public
 
 PROBE_BYTES = 16 << 20
 PROBE_MESSAGES = 1024

@@ -19,16 +19,17 @@ import grpc
 
 from mpc.errors import ConfigurationError, MpcacheError, PermissionRefused
 from parties.config.role_config import RoleConfig
+from parties.events import clean
 from parties.identity.certificate_watcher import ends_soon
 from parties.identity.certificates import Identity
 from parties.identity.trust import INSECURE, Peer, dealer_of, parties_of
-from parties.roles import Role
+from parties.names import Role
 from parties.status.probing import PIECE_BYTES, PROBE_BYTES
 from parties.status.settings import Settings
 from parties.transport.connection import Unreachable, look, open_channel, probe
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
-from parties.wire.error_codec import clean, from_rpc
+from parties.wire.error_codec import from_rpc
 from parties.wire.manifest import PROTOCOL_VERSION, package_version
 
 ANSWER_SECONDS = 5.0

@@ -11,19 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mpc.errors import ManifestMismatch, TapeError, WireError
 from mpc.tape import Bytes
+from parties.events import log
 from parties.tapes.header import TapeHeader
 from parties.tapes.store import OFFERED, Taken, TapeStore, describe
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
+from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import log, public
-from parties.wire.manifest import check_id
-
-if TYPE_CHECKING:
-    from parties.party.session import PartySession
+from parties.wire.error_codec import public
+from parties.wire.manifest import Manifest, check_id
 
 LOOK_SECONDS = 0.5
 Read = Callable[[int], Bytes]
@@ -51,16 +50,44 @@ class Dealt:
     loading: Source | None = None
 
 
+class HeldWeights(Protocol):
+    """The loads of weights that a party holds for a session (`parties.server.weight_cache.WeightLease`)."""
+
+    def ids(self) -> list[str]: ...
+
+    def get(self, load: str) -> Weights | None: ...
+
+
+@dataclass(frozen=True)
+class TapeNeed:
+    """What a session needs its tape for. storing: nonce of the shares' storing (`parties.party.store`). weights: the loads
+    that this party holds."""
+
+    manifest: Manifest
+    storing: str
+    weights: HeldWeights
+
+
 class TapeAgreement:
     """One party's part in the agreement.
 
-    patience: seconds to wait for a tape to be put into the folder, 0: `TapeError` at once when there is none that serves.
+    progress(stage, done, total) tells the client. patience: seconds to wait for a tape to be put into the folder, 0:
+    `TapeError` at once when there is none that serves.
     """
 
-    def __init__(self, store: TapeStore, session: PartySession, patience: float = 0.0) -> None:
+    def __init__(
+        self,
+        store: TapeStore,
+        session: Session,
+        need: TapeNeed,
+        progress: Callable[[str, int, int], None],
+        patience: float = 0.0,
+    ) -> None:
         self._store = store
         self._session = session
-        self._held = session.server.loads.ids(session.load_key)
+        self._need = need
+        self._held = need.weights.ids()
+        self._progress = progress
         self._patience = patience
         self._offers: dict[str, TapeHeader] = {}
         self._ready = threading.Event()
@@ -70,7 +97,7 @@ class TapeAgreement:
         self._taken: Taken | None = None
 
     def _look(self) -> None:
-        self._offers = self._store.offers(self._session.manifest, self._session.facts.nonce, self._held)
+        self._offers = self._store.offers(self._need.manifest, self._need.storing, self._held)
         self._ready.set()
 
     def wait(self) -> None:
@@ -84,7 +111,7 @@ class TapeAgreement:
             except TapeError as error:
                 if time.monotonic() >= limit:
                     raise TapeError(f"{error} (waited {self._patience:g} s)") from None
-                self._session.progress(f"waiting for a tape: {error}", 0, 0)
+                self._progress(f"waiting for a tape: {error}", 0, 0)
                 self._ready.wait(LOOK_SECONDS)
 
     def look_again(self) -> None:
@@ -108,11 +135,11 @@ class TapeAgreement:
             raise WireError(f"{peer} lists {len(hello.tapes)} tapes, expected {OFFERED} or fewer")
         self._theirs[peer] = {check_id(tape, "tape", peer) for tape in hello.tapes}
 
-    def agree(self, peers: dict[int, Link]) -> Dealt:
+    def agree(self, peers: dict[int, PeerStream]) -> Dealt:
         """The tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
         return self._lead(peers) if 0 not in peers else self._follow(peers[0])
 
-    def _lead(self, peers: dict[int, Link]) -> Dealt:
+    def _lead(self, peers: dict[int, PeerStream]) -> Dealt:
         session = self._session
         session.step = "choosing a tape"
         common = [tape for tape in self._offers if all(tape in theirs for theirs in self._theirs.values())]
@@ -122,7 +149,7 @@ class TapeAgreement:
         choice = wire.TapeChoice(tape=taken.header.tape, digest=taken.header.common())
         for link in peers.values():
             link.send(wire.PeerMessage(choice=choice))
-        weights = self._weights(taken)
+        weights = self._need.weights.get(taken.header.load)
         session.step = f"waiting for the others to take tape {taken.header.tape}"
         fresh = weights is None
         for link in peers.values():
@@ -131,7 +158,7 @@ class TapeAgreement:
             link.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
         return self._dealt(taken, None if fresh else weights)
 
-    def _follow(self, leader: Link) -> Dealt:
+    def _follow(self, leader: PeerStream) -> Dealt:
         session = self._session
         session.step = f"waiting for {leader.peer} to choose a tape"
         choice = _receive(leader, "choice")
@@ -143,7 +170,7 @@ class TapeAgreement:
                 f"{leader.peer} and {session.role} have different tapes of id {tape}: copy all folders of one deal again"
             )
         taken = self._take([tape])
-        weights = self._weights(taken)
+        weights = self._need.weights.get(taken.header.load)
         leader.send(wire.PeerMessage(taken=wire.TapeTaken(held=weights is not None)))
         session.step = f"waiting for all parties to take tape {tape}"
         if _receive(leader, "go").fresh:
@@ -164,11 +191,8 @@ class TapeAgreement:
 
     def _take(self, tapes: list[str]) -> Taken:
         wanted = [(self._offers[tape].load, tape) for tape in tapes]
-        self._taken = self._store.take(wanted, self._session.id, self._session.facts.nonce)
+        self._taken = self._store.take(wanted, self._session.id, self._need.storing)
         return self._taken
-
-    def _weights(self, taken: Taken) -> Weights | None:
-        return self._session.server.loads.get(taken.header.load, self._session.load_key, self._session.ticket.client)
 
     def _dealt(self, taken: Taken, weights: Weights | None) -> Dealt:
         session, load = (Source(tape.seed, tape.read) for tape in (taken.session, taken.load))
@@ -193,7 +217,7 @@ def check_source(role: str, from_files: bool, peer: str, hello: wire.Hello) -> N
         )
 
 
-def _receive(link: Link, kind: str) -> Any:
+def _receive(link: PeerStream, kind: str) -> Any:
     message = link.receive()
     if (found := message.WhichOneof("content")) != kind:
         raise WireError(f"{link.peer} sent '{found}' where '{kind}' of a tape was expected")

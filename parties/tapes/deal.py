@@ -23,7 +23,7 @@ from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
-from parties.disk import sync_folder
+from parties.files import sync_folder
 from parties.identity.certificates import Identity, check
 from parties.program import DECODER, Program, make_suite, plan_of
 from parties.tapes.file import TapeWriter

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from mpc.errors import EnvironmentProblem, PermissionRefused, TapeError
 from mpc.random import SEED_BYTES, derive_seed
 from mpc.tape import Bytes, chunks
-from parties.disk import create, sync_folder, write_all, write_new
+from parties.files import create, sync_folder, write_all, write_new
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
 from parties.tapes.header import TapeHeader, seal, unseal

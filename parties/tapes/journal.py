@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpc.errors import EnvironmentProblem, TapeError
-from parties.disk import sync_folder, write_all
-from parties.wire.error_codec import log
+from parties.events import log
+from parties.files import sync_folder, write_all
 
 LOCK_SECONDS = 10.0
 _RECORD = re.compile(rb"(take|bind) ([0-9a-f]{32}) ([0-9a-f]{32}) ([0-9]{12}) ([0-9a-f]{64})\n")

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpc.errors import EnvironmentProblem, MpcacheError, TapeError
+from parties.events import log
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
 from parties.tapes.file import OpenTape, TapeFile, destroy
 from parties.tapes.header import TapeHeader
 from parties.tapes.journal import Journal, Records
-from parties.wire.error_codec import log
 from parties.wire.manifest import ID_PATTERN, Manifest, ProgramFacts
 
 OFFERED = 4096  # most tapes that are named in a greeting

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from mpc.errors import MpcacheError, WireError
 from mpc.tape import Bytes, chunks
-from parties.transport.connection import CHUNK_BYTES
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
+from parties.wire.shares import CHUNK_BYTES
 
 BUFFER_BYTES = 16 << 20
 WORTHWHILE = 1 << 16
@@ -23,7 +23,7 @@ class TapeOutlet:
     which small entries may gather.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: PeerStream) -> None:
         self.link = link
         self._buffer = bytearray()
         self._changed = threading.Condition()
@@ -92,7 +92,7 @@ class TapeOutlet:
         return piece
 
 
-def tape_reader(link: Link) -> Callable[[int], Bytes]:
+def tape_reader(link: PeerStream) -> Callable[[int], Bytes]:
     """`read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
 
     def stream() -> Iterator[bytes]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from mpc.channel import Channel
 from mpc.errors import WireError
 from mpc.ledger import Ledger
-from parties.transport.connection import CHUNK_BYTES
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
+from parties.wire.shares import CHUNK_BYTES
 
 
 class GrpcChannel(Channel):
@@ -19,7 +19,9 @@ class GrpcChannel(Channel):
     the whole message, which must be the one that the receiver's program expects. Messages without a byte are not sent.
     """
 
-    def __init__(self, party: int, names: Sequence[str], links: Mapping[int, Link], ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, party: int, names: Sequence[str], links: Mapping[int, PeerStream], ledger: Ledger | None = None
+    ) -> None:
         super().__init__(party, names, ledger)
         self._links = dict(links)
         self.sent_bytes = dict.fromkeys(links, 0)  # payload, by peer

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 2.0
 
 
 @dataclass(eq=False)
-class _Kept:
+class _PooledChannel:
     """One channel. users: sessions that run over it; retired: close it when the last one has ended."""
 
     channel: grpc.Channel
@@ -38,7 +38,7 @@ class ChannelPool:
         self.config = config
         self._identity = identity
         self._lock = threading.Lock()
-        self._kept: dict[str, _Kept] = {}
+        self._pooled: dict[str, _PooledChannel] = {}
         self._closed = False
 
     @contextmanager
@@ -50,13 +50,14 @@ class ChannelPool:
         Raises `PeerLost` with the reason for the first party that cannot be reached, `PermissionRefused` for one whose key
         was revoked.
         """
-        taken: list[_Kept] = []
+        taken: list[_PooledChannel] = []
         peers = parties_of(self.config)
         try:
             for peer in peers:
                 taken.append(self._take(peer) or self._replacement(peer, waiting, check))
             pings = [
-                kept.channel.unary_unary(PING).future(b"", wait_for_ready=False, timeout=ANSWER_SECONDS) for kept in taken
+                pooled.channel.unary_unary(PING).future(b"", wait_for_ready=False, timeout=ANSWER_SECONDS)
+                for pooled in taken
             ]
             for place, (peer, ping) in enumerate(zip(peers, pings, strict=True)):
                 if not _answered(ping):
@@ -64,57 +65,57 @@ class ChannelPool:
                     fresh = self._replacement(peer, waiting, check)
                     self._give_back(taken[place])
                     taken[place] = fresh
-            yield [kept.channel for kept in taken]
+            yield [pooled.channel for pooled in taken]
         finally:
-            for kept in taken:
-                self._give_back(kept)
+            for pooled in taken:
+                self._give_back(pooled)
 
     def close(self) -> None:
         """Close the channels, those in use when their sessions have ended."""
         with self._lock:
             self._closed = True
-            for kept in self._kept.values():
-                self._retire(kept)
-            self._kept.clear()
+            for pooled in self._pooled.values():
+                self._retire(pooled)
+            self._pooled.clear()
 
-    def _take(self, peer: Peer) -> _Kept | None:
+    def _take(self, peer: Peer) -> _PooledChannel | None:
         """The channel that is there, None without one, or where its key was revoked since."""
         identity = self._identity()
         known(identity, peer)
         with self._lock:
-            kept = self._kept.get(peer.name)
-            if kept is not None and key_of(kept.channel) in identity.revoked:
+            pooled = self._pooled.get(peer.name)
+            if pooled is not None and key_of(pooled.channel) in identity.revoked:
                 return None
-            if kept is not None:
-                kept.users += 1
-            return kept
+            if pooled is not None:
+                pooled.users += 1
+            return pooled
 
-    def _replacement(self, peer: Peer, waiting: Callable[[str], None], check: Callable[[], None]) -> _Kept:
+    def _replacement(self, peer: Peer, waiting: Callable[[str], None], check: Callable[[], None]) -> _PooledChannel:
         channel = connect(self._identity(), peer, self.config.connect_seconds, check, waiting)
         with self._lock:
-            before = self._kept.get(peer.name)
+            before = self._pooled.get(peer.name)
             fresh = self._keep(peer, channel)
             if before is not None:
                 self._retire(before)
             fresh.users += 1
             return fresh
 
-    def _keep(self, peer: Peer, channel: grpc.Channel) -> _Kept:
-        kept = _Kept(channel, retired=self._closed)
+    def _keep(self, peer: Peer, channel: grpc.Channel) -> _PooledChannel:
+        pooled = _PooledChannel(channel, retired=self._closed)
         if not self._closed:
-            self._kept[peer.name] = kept
-        return kept
+            self._pooled[peer.name] = pooled
+        return pooled
 
-    def _give_back(self, kept: _Kept) -> None:
+    def _give_back(self, pooled: _PooledChannel) -> None:
         with self._lock:
-            kept.users -= 1
-            if kept.retired and not kept.users:
-                kept.channel.close()
+            pooled.users -= 1
+            if pooled.retired and not pooled.users:
+                pooled.channel.close()
 
-    def _retire(self, kept: _Kept) -> None:
-        kept.retired = True
-        if not kept.users:
-            kept.channel.close()
+    def _retire(self, pooled: _PooledChannel) -> None:
+        pooled.retired = True
+        if not pooled.users:
+            pooled.channel.close()
 
 
 def _answered(ping: grpc.Future) -> bool:

@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives import serialization
 
 from mpc.errors import EnvironmentProblem, MpcacheError, PeerLost, PermissionRefused
 from parties.config.role_config import split_address
+from parties.events import clean
 from parties.identity.certificate_watcher import CertificateWatcher
 from parties.identity.certificates import MALFORMED, Identity
 from parties.identity.trust import Peer, shown
 from parties.transport.resumption import Route
-from parties.wire.error_codec import abort, clean
+from parties.wire.error_codec import abort
+from parties.wire.shares import CHUNK_BYTES
 
-CHUNK_BYTES = 1 << 20
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 
 from mpc.errors import PeerSilent, PermissionRefused
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire.error_codec import public
 
 
-class Pulse:
+class HeartbeatMonitor:
     """The thread that beats for every link of a process and notices links that do not.
 
     deadline: seconds of silence after which a peer is given up; step_seconds: the same for a live peer on which a step
@@ -33,19 +33,19 @@ class Pulse:
         self.step_seconds = step_seconds
         self._revoked = revoked
         self.interval = min(2.0, deadline / 8)
-        self._links: set[Link] = set()
+        self._links: set[PeerStream] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         self._thread.start()
 
-    def add(self, link: Link) -> None:
+    def add(self, link: PeerStream) -> None:
         """Start to beat for a link and to listen for its peer."""
         link.last_heard = time.monotonic()
         with self._lock:
             self._links.add(link)
 
-    def remove(self, link: Link) -> None:
+    def remove(self, link: PeerStream) -> None:
         """Leave a link alone."""
         with self._lock:
             self._links.discard(link)
@@ -75,7 +75,7 @@ class Pulse:
                 except Exception as error:
                     link.session.fail(public(error, link.session.role))
 
-    def _tend(self, link: Link, now: float) -> None:
+    def _tend(self, link: PeerStream, now: float) -> None:
         link.beats()
         if link.done.is_set():
             return

@@ -7,6 +7,7 @@ ever polls. `parties.transport.heartbeat` sends heartbeats and ends the session 
 
 from __future__ import annotations
 
+import hmac
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,24 @@ from typing import Any
 
 import grpc
 
-from mpc.errors import MpcacheError, PeerLost, PeerSilent, WireError
+from mpc.errors import MpcacheError, PeerLost, PeerSilent, PermissionRefused, WireError
 from mpc.random import new_seed
-from parties.events import event
-from parties.transport.resumption import KEPT_LIMIT, SECRET_BYTES, TOLD_EVERY, Kept, Route, call_again, request
+from parties.errors import Busy
+from parties.events import clean, event, log
+from parties.transport.resumption import (
+    FIRST_PAUSE,
+    KEPT_LIMIT,
+    LONGEST_PAUSE,
+    SECRET_BYTES,
+    TOLD_EVERY,
+    Route,
+    UnacknowledgedQueue,
+    proof,
+    request,
+)
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import from_failure, from_rpc, log, said_why
+from parties.wire.error_codec import from_failure, from_rpc, public, said_why
 
 Message = Any
 INBOX_LIMIT = 64  # messages of at most 1 MiB that may wait unread before the reader stops reading
@@ -29,7 +41,7 @@ OUTBOX_LIMIT = 16
 CONTROL = ("heartbeat", "end", "finish", "failure")  # messages that do not go to the inbox
 
 
-class Link:
+class PeerStream:
     """One stream to one peer, inside a session.
 
     peer: its name. outbox: messages for gRPC to send, None ends the stream. inbox: (link, message) pairs, message None
@@ -43,7 +55,7 @@ class Link:
         session: Session,
         peer: str,
         beat: Message | None,
-        inbox: SimpleQueue[tuple[Link, Message | None]] | None = None,
+        inbox: SimpleQueue[tuple[PeerStream, Message | None]] | None = None,
         window: float = 0.0,
         route: Route | None = None,
     ) -> None:
@@ -54,7 +66,7 @@ class Link:
         self.window = window
         self.route = route
         self.outbox: SimpleQueue[Message | None] = SimpleQueue()
-        self.inbox: SimpleQueue[tuple[Link, Message | None]] = SimpleQueue() if inbox is None else inbox
+        self.inbox: SimpleQueue[tuple[PeerStream, Message | None]] = SimpleQueue() if inbox is None else inbox
         self.last_heard = time.monotonic()
         self.waiting_since: float | None = None
         self.room = INBOX_LIMIT
@@ -71,7 +83,7 @@ class Link:
         self.reason = ""  # why the peer cannot be reached, in words
         self.key: Callable[[], str] = lambda: ""  # fingerprint of the peer's, on the present connection
         self.secret = new_seed() if route is not None and window > 0 else b""
-        self._kept = Kept() if self.secret else None
+        self._kept = UnacknowledgedQueue() if self.secret else None
         self._heard = False
         self._down_since: float | None = None  # since when not a message came, over calls that came to nothing
         self._received = self._told = 0
@@ -83,7 +95,7 @@ class Link:
         session.add(self)
 
     def __repr__(self) -> str:
-        return f"Link({self.peer})"
+        return f"PeerStream({self.peer})"
 
     def move(self, session: Session) -> None:
         """Make the link, so far in a session of its own, part of `session`."""
@@ -230,7 +242,7 @@ class Link:
 
     def _number(self, message: Message) -> None:
         if self.route is None and self._received == 0 and len(getattr(message, "resume_secret", b"")) == SECRET_BYTES:
-            self.secret, self._kept = message.resume_secret, Kept()
+            self.secret, self._kept = message.resume_secret, UnacknowledgedQueue()
         self._received += 1
         if self._kept is not None and message.number != self._received:
             raise WireError(f"{self.peer} sent message {message.number} where message {self._received} was expected")
@@ -441,7 +453,7 @@ class Link:
             channel.close()
 
 
-def settle(links: list[Link]) -> None:
+def settle(links: list[PeerStream]) -> None:
     """Wait until the peers have all that was sent to them; a lost one has its window, a silent one its deadline."""
     for link in links:
         while not link.settled.wait(0.5):
@@ -449,7 +461,7 @@ def settle(links: list[Link]) -> None:
                 break
 
 
-def finish_calls(links: list[Link], seconds: float = 1.0) -> None:
+def finish_calls(links: list[PeerStream], seconds: float = 1.0) -> None:
     """Give streams a moment to end, then cancel those that have not ended."""
     limit = time.monotonic() + seconds
     for link in links:
@@ -457,3 +469,90 @@ def finish_calls(links: list[Link], seconds: float = 1.0) -> None:
             link.cancel()
             log.debug("cancelled the stream to %s", link.peer)
         link.free()
+
+
+def stream_of(session: Session | None, resume: wire.Resume, caller: PeerStream, server: str) -> PeerStream:
+    """The link that a resume is for. Raises typed errors that say no more than the caller may know."""
+    unknown = PeerLost(
+        server,
+        "resuming",
+        f"holds no stream of session {clean(resume.session[:64])} with {caller.peer}: it was started anew since, or the "
+        "session is over; ask again",
+    )
+    if session is None:
+        raise unknown
+    links: list[PeerStream] = [
+        link for link in session.links if link.peer == caller.peer and link.kind is caller.kind and link.secret
+    ]
+    if not links or links[0].done.is_set():
+        raise unknown
+    if session.error is not None and not session.finished:
+        raise session.error
+    expected = proof(links[0].secret, session.id, resume.epoch, resume.received)
+    if not hmac.compare_digest(expected, resume.proof):
+        raise PermissionRefused(f"{caller.peer} may not resume session {session.id} at {server}: its proof is wrong")
+    return links[0]
+
+
+def call_again(link: PeerStream, seconds: float) -> None:
+    """Dial until the link is connected or given up; then this thread reads the link. seconds: for one attempt."""
+    pause = FIRST_PAUSE
+    while link.wants_call():
+        try:
+            found = _attempt(link, seconds)
+        except MpcacheError as error:
+            link.fail(error)
+            return
+        except Exception as error:
+            link.fail(public(error, link.session.role))
+            return
+        if found is not None:
+            event("connection_resumed", link.session.role, session=link.session.id, peer=link.peer, call=found[1])
+            link.read(*found)
+            return
+        if pause >= LONGEST_PAUSE / 2:
+            assert link.route is not None
+            link.reason = link.route.why()
+        link.done.wait(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _attempt(link: PeerStream, seconds: float) -> tuple[Iterator[Message], int] | None:
+    """One call: its incoming stream and its epoch, None without a connection. Raises what the peer refuses it with."""
+    assert link.route is not None
+    try:
+        channel = link.route.channel()
+    except PeerLost:
+        return None
+    queue: SimpleQueue[Message | None] = SimpleQueue()
+    epoch, message = link.next_request()
+    queue.put(message)
+    call = link.route.call(channel)(iter(queue.get, None))
+    timer = threading.Timer(seconds, call.cancel)
+    timer.daemon = True
+    timer.start()
+    began = time.monotonic()
+    try:
+        answer = next(call)
+        if answer.WhichOneof("content") != "resumed":
+            raise WireError(f"{link.peer} sent '{answer.WhichOneof('content')}' where 'resumed' was expected")
+        if link.connected(epoch, answer.resumed.received, queue, call.cancel, channel):
+            return call, epoch
+        raise StopIteration
+    except (grpc.RpcError, StopIteration) as error:
+        queue.put(None)
+        call.cancel()
+        channel.close()
+        if isinstance(error, grpc.RpcError) and said_why(error):
+            problem = from_rpc(error, link.peer, link.session.step)
+            if not isinstance(problem, Busy):
+                raise problem from None
+        log.debug("no connection to %s after %.1f s", link.peer, time.monotonic() - began)
+        return None
+    except BaseException:
+        queue.put(None)
+        call.cancel()
+        channel.close()
+        raise
+    finally:
+        timer.cancel()

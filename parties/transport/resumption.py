@@ -19,24 +19,15 @@ an epoch greater than all before: a replay, or the slower one of two calls, is r
 from __future__ import annotations
 
 import hmac
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
-from mpc.errors import MpcacheError, PeerLost, PermissionRefused, WireError
-from parties.events import event
+from mpc.errors import WireError
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy, clean, from_rpc, log, public, said_why
-
-if TYPE_CHECKING:
-    from parties.transport.peer_stream import Link
-    from parties.transport.session import Session
 
 Message = Any
 TOLD_EVERY = 32  # messages after which their arrival is told
@@ -45,7 +36,7 @@ SECRET_BYTES = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
-class Kept:
+class UnacknowledgedQueue:
     """Numbered messages that have been sent, until they are known to have arrived. Not safe for threads by itself."""
 
     def __init__(self) -> None:
@@ -101,88 +92,3 @@ def proof(secret: bytes, session: str, epoch: int, received: int) -> bytes:
 def request(secret: bytes, session: str, epoch: int, received: int) -> wire.Resume:
     """A resume message."""
     return wire.Resume(session=session, epoch=epoch, received=received, proof=proof(secret, session, epoch, received))
-
-
-def stream_of(session: Session | None, resume: wire.Resume, caller: Link, server: str) -> Link:
-    """The link that a resume is for. Raises typed errors that say no more than the caller may know."""
-    unknown = PeerLost(
-        server,
-        "resuming",
-        f"holds no stream of session {clean(resume.session[:64])} with {caller.peer}: it was started anew since, or the "
-        "session is over; ask again",
-    )
-    if session is None:
-        raise unknown
-    links = [link for link in session.links if link.peer == caller.peer and link.kind is caller.kind and link.secret]
-    if not links or links[0].done.is_set():
-        raise unknown
-    if session.error is not None and not session.finished:
-        raise session.error
-    expected = proof(links[0].secret, session.id, resume.epoch, resume.received)
-    if not hmac.compare_digest(expected, resume.proof):
-        raise PermissionRefused(f"{caller.peer} may not resume session {session.id} at {server}: its proof is wrong")
-    return links[0]
-
-
-def call_again(link: Link, seconds: float) -> None:
-    """Dial until the link is connected or given up; then this thread reads the link. seconds: for one attempt."""
-    pause = FIRST_PAUSE
-    while link.wants_call():
-        try:
-            found = _attempt(link, seconds)
-        except MpcacheError as error:
-            link.fail(error)
-            return
-        except Exception as error:
-            link.fail(public(error, link.session.role))
-            return
-        if found is not None:
-            event("connection_resumed", link.session.role, session=link.session.id, peer=link.peer, call=found[1])
-            link.read(*found)
-            return
-        if pause >= LONGEST_PAUSE / 2:
-            assert link.route is not None
-            link.reason = link.route.why()
-        link.done.wait(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _attempt(link: Link, seconds: float) -> tuple[Iterator[Message], int] | None:
-    """One call: its incoming stream and its epoch, None without a connection. Raises what the peer refuses it with."""
-    assert link.route is not None
-    try:
-        channel = link.route.channel()
-    except PeerLost:
-        return None
-    queue: SimpleQueue[Message | None] = SimpleQueue()
-    epoch, message = link.next_request()
-    queue.put(message)
-    call = link.route.call(channel)(iter(queue.get, None))
-    timer = threading.Timer(seconds, call.cancel)
-    timer.daemon = True
-    timer.start()
-    began = time.monotonic()
-    try:
-        answer = next(call)
-        if answer.WhichOneof("content") != "resumed":
-            raise WireError(f"{link.peer} sent '{answer.WhichOneof('content')}' where 'resumed' was expected")
-        if link.connected(epoch, answer.resumed.received, queue, call.cancel, channel):
-            return call, epoch
-        raise StopIteration
-    except (grpc.RpcError, StopIteration) as error:
-        queue.put(None)
-        call.cancel()
-        channel.close()
-        if isinstance(error, grpc.RpcError) and said_why(error):
-            problem = from_rpc(error, link.peer, link.session.step)
-            if not isinstance(problem, Busy):
-                raise problem from None
-        log.debug("no connection to %s after %.1f s", link.peer, time.monotonic() - began)
-        return None
-    except BaseException:
-        queue.put(None)
-        call.cancel()
-        channel.close()
-        raise
-    finally:
-        timer.cancel()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from mpc.errors import MpcacheError
-from parties.wire.error_codec import SessionFinished
+from parties.errors import SessionFinished
 
-if TYPE_CHECKING:
-    from parties.transport.peer_stream import Link
+
+class Wakeable(Protocol):
+    """A stream of a session, as the session knows it."""
+
+    def wake(self) -> None:
+        """Let whoever waits at the stream look at the session's error."""
 
 
 class Session:
@@ -19,7 +23,7 @@ class Session:
         self.id = id
         self.role = role
         self.step = "opening the session"
-        self.links: list[Link] = []
+        self.links: list[Any] = []
         self._lock = threading.Lock()
         self._error: MpcacheError | None = None
         self._ended = threading.Event()
@@ -62,7 +66,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def add(self, link: Link) -> None:
+    def add(self, link: Wakeable) -> None:
         """Make a link part of the session."""
         with self._lock:
             self.links.append(link)

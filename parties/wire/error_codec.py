@@ -6,86 +6,18 @@ because its message might quote data.
 
 from __future__ import annotations
 
-import logging
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mpc import errors
+from parties.errors import Busy, Cancelled, InternalError, SessionFinished
+from parties.events import LONGEST, clean, log
 from parties.wire import wire_pb2 as wire
-from protocols.range_findings import RangeFinding, summary
-
-if TYPE_CHECKING:
-    from parties.client.client import GenerationResult
 
 METADATA_KEY = "mpcache-failure-bin"
-LONGEST = 2000
-log = logging.getLogger("mpcache")
-
-
-class Busy(errors.MpcacheError):
-    """A server has as many sessions as it may; ask again later."""
-
-    code = "busy"
-
-
-class InternalError(errors.MpcacheError):
-    """Something went wrong that is not a user's mistake; the details are in that role's log."""
-
-    code = "internal"
-
-
-class SessionFinished(errors.MpcacheError):
-    """Not a failure: the client has what it wanted and ended the session in good order."""
-
-    code = "finished"
-
-
-class Cancelled(errors.MpcacheError):
-    """The caller gave the generation up."""
-
-    code = "cancelled"
-
-
-class RangeExceeded(errors.MpcacheError):
-    """A value left its declared range on the way to a token, so the answer ends before that token.
-
-    findings: what left its range, in the order of the computation. text: the answer so far, right up to precision; None
-    where no text was asked for. result: the generation with its tokens so far; None outside a session. All of it, the
-    message included, is the client's: this error is made where the session's outputs are opened, and crosses no wire.
-    """
-
-    code = "range-exceeded"
-
-    def __init__(
-        self, findings: Sequence[RangeFinding], text: str | None = None, result: GenerationResult | None = None
-    ) -> None:
-        super().__init__(summary(findings))
-        self.findings = tuple(findings)
-        self.text = text
-        self.result = result
-
-
-class WrongOutput(errors.MpcacheError):
-    """The parties' shares of an output did not add up to a token of the vocabulary: one of them has sent a wrong one.
-
-    Raised when the session is over, which goes on as after any other token: no party is told. tokens: of the outputs before
-    it, secret. This error is the client's and crosses no wire.
-    """
-
-    code = "wrong-output"
-
-    def __init__(self, step: int, parties: Sequence[str], tokens: Sequence[int]) -> None:
-        super().__init__(
-            f"the shares of output {step} do not add up to a token of the vocabulary: one of {', '.join(parties)} has sent "
-            "a wrong share, and tokens before it may be wrong as well; the session went on as after any other token, to "
-            "tell them nothing; do not use the answer, do not ask again, and ask the parties' operators"
-        )
-        self.step = step
-        self.tokens = tuple(tokens)
 
 
 _PLAIN: dict[str, type[errors.MpcacheError]] = {
@@ -147,11 +79,6 @@ def from_failure(failure: wire.Failure, reporter: str) -> errors.MpcacheError:
     if failure.code in _PEER:
         return _PEER[failure.code](clean(failure.peer), clean(failure.step), clean(failure.reason))
     return _PLAIN.get(failure.code, InternalError)(clean(failure.message) or f"{reporter} failed without a message")
-
-
-def clean(text: str) -> str:
-    """A peer's text made fit for one line of a terminal or log."""
-    return "".join(c if c.isprintable() else " " for c in text[:LONGEST])
 
 
 def said_why(error: Exception) -> bool:

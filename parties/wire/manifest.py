@@ -170,6 +170,15 @@ def compare(first: str, mine: Manifest, second: str, other: Manifest) -> None:
     )
 
 
+def check_client(session: str, first: str, mine: str, second: str, other: str) -> None:
+    """Raise `ManifestMismatch`, naming both holders and both clients, unless the session is one client's at both."""
+    if mine != other:
+        raise ManifestMismatch(
+            f"session {session} is of client '{mine[:64]}' at {first} and of client '{other[:64]}' at {second}: a session "
+            "is one client's at all parties; open a new one"
+        )
+
+
 def check_version(manifest: Manifest, sender: str, own: str, own_name: str) -> None:
     """Raise `ManifestMismatch` when the sender runs another version of this package."""
     if manifest.version != own:

@@ -16,9 +16,10 @@ from torch import Tensor
 from mpc.errors import WireError
 from mpc.packing import pack, packed_size, unpack
 from mpc.random import SEED_BYTES, Prg
-from parties.transport.connection import CHUNK_BYTES
 
 BITS = 64
+CHUNK_BYTES = 1 << 20  # most payload bytes of one message
+WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with
 LEDGER_BYTES = 16 << 20
 
 

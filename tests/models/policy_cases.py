@@ -49,19 +49,19 @@ class Case:
         self.k = grid(*shape, span=6, step=step, generator=g)
         self.v = grid(*shape, span=6, step=step, generator=g)
         self.q = grid(steps, a.kv_heads, a.group, a.head_channels, span=4, step=step, generator=g)
-        self.received = torch.randint(0, 9, (a.kv_heads, tokens), generator=g).double() * 0.125
+        self.mass = torch.randint(0, 9, (a.kv_heads, tokens), generator=g).double() * 0.125
 
     @property
     def inputs(self) -> list[Tensor]:
         """What the program takes."""
-        return [self.k, self.v, self.q, self.received]
+        return [self.k, self.v, self.q, self.mass]
 
-    async def run(self, policy: CachePolicy, s: Suite, k: Value, v: Value, q: Value, received: Value) -> Any:
+    async def run(self, policy: CachePolicy, s: Suite, k: Value, v: Value, q: Value, mass: Value) -> Any:
         """All steps' attention [steps, G, R, C], then the keys and values that are left [G, S, C]."""
-        cache = KVCache(self.architecture)
+        cache = KVCache(self.architecture, policy)
         n = self.tokens
         await cache.append(s, 0, k[:, :n], v[:, :n])
-        given = received if policy.observed_queries(n, 0) else None
+        given = mass if policy.observed_queries(n, 0) else None
         await policy.after_prefill(s, cache, 0, given)
         cache.seen = n
         outputs = []

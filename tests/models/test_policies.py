@@ -12,13 +12,15 @@ import torch
 
 import models.policies
 import models.recall
-from launch.measure import fidelity
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.policies import POLICIES, parse
-from models.policies.mpcache import MPCache
+from models.policies.mpcache import MPCache, MPCacheState
+from models.policies.quest import QuestState
 from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
@@ -133,7 +135,7 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(len(ids), 4, policy=text)
     expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
-    measured = fidelity.generated(checkpoint, ids, plan, SuiteSpec(suite), parties)
+    measured = generate_on_shares(checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite), parties)).checked()
     assert measured == expected
 
 
@@ -184,12 +186,52 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
         ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
         ("h2o:budget=0.01", 100, "leaves none of them to heavy hitters"),
         ("shared:layers=4|quest", 100, "layers = 4 behind the first apart = 2 needs 6 layers, the model has 4"),
+        (
+            "shared:layers=2|mpcache:scoring=authors,sharing=1",
+            100,
+            "policy shared: layers of 'mpcache:sharing=1,scoring=authors' keep different numbers of tokens",
+        ),
         ("full@2-4;mpcache", 1000, "policy full@2-4: the model has layers 0 to 3"),
     ],
 )
 def test_what_does_not_fit_model_or_prompt_is_named(text: str, tokens: int, message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        parse(text).check(tiny(), tokens)
+        parse(text, plaintext=True).check(tiny(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "choosing"),
+    [
+        ("shared:layers=3,apart=1|quest:budget=0.4,page=4", [2, 4]),  # a group's first layer attends to everything
+        ("shared:layers=3,apart=0|full@3;quest:budget=0.4,page=4", [2, 4]),  # it is another policy's
+    ],
+)
+def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, choosing: list[int]) -> None:
+    """Quest's first two layers choose nothing, whatever group they are in."""
+    a = tiny(layers=6)
+    policy = parse(text)
+    policy.check(a, 40)
+    case = Case(a, tokens=40, steps=3, seed=4)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(a, policy)
+        for layer in range(a.layers):
+            await cache.append(s, layer, k[:, :40], v[:, :40])
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = 40
+        for step in range(case.steps):
+            for layer in range(a.layers):
+                await cache.append(s, layer, k[:, 40 + step : 41 + step], v[:, 40 + step : 41 + step])
+                await policy.after_append(s, cache, layer)
+                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+            cache.seen += 1
+        states = [entry.state for entry in cache.layers]
+        assert [
+            n for n, state in enumerate(states) if isinstance(state, QuestState) and state.choice is not None
+        ] == choosing
+        return [k]
+
+    run_plain(program, case.inputs)
 
 
 @pytest.mark.parametrize("text", [t for t in TEXTS if t != "full"])
@@ -265,10 +307,10 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
     """Clusters of layers whose choice another layer makes are described neither after the prompt nor when they fill up."""
     layers, tokens = 5, 24
     policy = parse(text.format("mpcache") + "static=1,dynamic=0.4,fine=4,sinks=1,window=3")
-    cache = KVCache(tiny(layers=layers))
+    cache = KVCache(tiny(layers=layers), policy)
     case = Case(tiny(layers=layers), tokens, 6, seed=1)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         for layer in range(layers):
             await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
             await policy.after_prefill(s, cache, layer, None)
@@ -281,7 +323,8 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
                 await policy.attend(s, cache, layer, await s.prepare(q[step]))
             await cache.settle()
             cache.seen += 1
-            found = {n: entry.state["fine"].count for n, entry in enumerate(cache.layers) if "fine" in entry.state}
+            states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}
+            found = {n: state.described.fine.count for n, state in states.items() if state.described.fine is not None}
             assert found == dict.fromkeys(describing, (tokens + step) // 4)
         return [k]
 
@@ -320,16 +363,16 @@ def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: 
     policy = parse("mpcache:static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
     case = Case(tiny(), prompt, 13, seed=prompt)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
-        cache = KVCache(tiny())
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(tiny(), policy)
         await cache.append(s, 0, k[:, :prompt], v[:, :prompt])
         await policy.after_prefill(s, cache, 0, None)
         for token in range(prompt, prompt + case.steps):
             await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
             await policy.after_append(s, cache, 0)
             await cache.settle()
-        state = cache.layers[0].state
-        return [x for level in ("fine", "coarse") for x in (state[level].high, state[level].low)]
+        levels = cache.layers[0].state_of(MPCacheState).described
+        return [x for level in (levels.fine, levels.coarse) if level is not None for x in (level.high, level.low)]
 
     found = run_secure("masked", 2, program, case.inputs)
     for level, size in enumerate((4, 8)):
@@ -351,8 +394,8 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
 
     policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
-        cache = KVCache(case.architecture)
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(case.architecture, policy)
         out = []
         for layer in range(6):
             await cache.append(s, layer, k, v)
@@ -370,7 +413,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
 
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
-    shared = {"__init__", "clusters", "eviction", "registry", "selecting", "settings", "threshold", "wrappers"}
+    shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES)
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")

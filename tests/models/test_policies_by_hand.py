@@ -57,7 +57,7 @@ def test_mpcache(case: Case, alpha: float | None) -> None:
     sinks, window, fine, static, dynamic = 3, 5, 4, 0.75, 0.5
     kind = "linear=false" if alpha is None else f"alpha={alpha}"
     text = f"mpcache:static={static},dynamic={dynamic},fine={fine},levels=1,sinks={sinks},window={window},sharing=1,{kind}"
-    importance = case.received.sum(0)[sinks : TOKENS - window].tolist()
+    importance = case.mass.sum(0)[sinks : TOKENS - window].tolist()
     stays = first_largest(importance, round(static * TOKENS) - sinks - window)
     rows = [*range(sinks), *sorted(sinks + i for i in stays), *range(TOKENS - window, TOKENS)]
     for step, found in enumerate(outputs(text, case)):
@@ -92,7 +92,7 @@ def test_h2o(case: Case) -> None:
     recent = round(0.5 * kept)
     found = outputs("h2o:budget=0.5", case)
     for group in range(2):
-        scores = {t: float(case.received[group, t]) for t in range(TOKENS)}
+        scores = {t: float(case.mass[group, t]) for t in range(TOKENS)}
         older = first_largest([scores[t] for t in range(TOKENS - recent)], kept - recent)
         heavy, last = sorted(older), list(range(TOKENS - recent, TOKENS))
         for step in range(STEPS):
@@ -108,7 +108,7 @@ def test_h2o(case: Case) -> None:
 
 
 def test_tova(case: Case) -> None:
-    rows = first_largest(case.received.sum(0).tolist(), round(0.5 * TOKENS))
+    rows = first_largest(case.mass.sum(0).tolist(), round(0.5 * TOKENS))
     for step, found in enumerate(outputs("tova:budget=0.5", case)):
         rows.append(TOKENS + step)
         total = torch.zeros(len(rows), dtype=torch.float64)
@@ -132,8 +132,8 @@ def test_which_layers_choose() -> None:
 
     policy = Watched(static=1, dynamic=0.4, fine=4, coarse=8, sinks=4, window=4, apart=2, sharing=2)
 
-    async def program(s: Any, k: Any, v: Any, q: Any, received: Any) -> Any:
-        cache = KVCache(case.architecture)
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(case.architecture, policy)
         for layer in range(7):
             await cache.append(s, layer, k, v)
             await policy.after_prefill(s, cache, layer, None)

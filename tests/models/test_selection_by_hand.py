@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.cache import KVCache
+from models.cache import KVCache, Stage
 from models.generation import PlainModel, token_indices
 from models.policies import parse
 from models.policies.mpcache import MPCache
@@ -47,7 +47,7 @@ def attend(q: Array, keys: Array, values: Array) -> Array:
 def test_snapkv_votes_are_pooled_over_neighbours(kernel: int, seed: int) -> None:
     window, budget = 6, 0.4
     case = Case(tiny(heads=4, groups=2), TOKENS, STEPS, seed)
-    k, v, q, received = (array(x) for x in case.inputs)
+    k, v, q, mass = (array(x) for x in case.inputs)
 
     async def program(s: Any, *values: Any) -> Any:
         return await case.run(parse(f"snapkv:budget={budget},window={window},kernel={kernel}"), s, *values)
@@ -57,7 +57,7 @@ def test_snapkv_votes_are_pooled_over_neighbours(kernel: int, seed: int) -> None
         votes = []
         for token in range(TOKENS - window):
             near = [n for n in range(token - kernel // 2, token + kernel // 2 + 1) if 0 <= n < TOKENS - window]
-            votes.append(sum(received[group, n] for n in near))
+            votes.append(sum(mass[group, n] for n in near))
         rows = sorted(largest(votes, round(budget * TOKENS) - window)) + list(range(TOKENS - window, TOKENS))
         assert np.array_equal(left_k[group], k[group, [*rows, *range(TOKENS, TOKENS + STEPS)]])
         for step in range(STEPS):
@@ -128,10 +128,10 @@ class Definition:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_two_levels_with_sinks_window_and_a_growing_cluster(static: float, seed: int) -> None:
     case = Case(tiny(heads=6, groups=2), TOKENS, STEPS, seed)
-    k, v, q, received = (array(x) for x in case.inputs)
+    k, v, q, mass = (array(x) for x in case.inputs)
     rows = list(range(TOKENS))
     if static < 1:  # what all heads together receive decides; sinks and window stay
-        total = received.mean(0)
+        total = mass.mean(0)
         inner = range(Definition.sinks, TOKENS - Definition.window)
         best = largest(total[inner.start : inner.stop], round(static * TOKENS) - Definition.sinks - Definition.window)
         rows = sorted({*rows[: inner.start], *rows[inner.stop :], *(inner.start + i for i in best)})
@@ -167,7 +167,7 @@ def test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys() -> No
     policy = parse(f"mpcache:static=1,sharing=2,apart=2,{hand[0].text}")
 
     async def program(s: Any, *values: Any) -> Any:
-        cache = KVCache(cases[0].architecture)
+        cache = KVCache(cases[0].architecture, policy)
         given = [values[3 * n : 3 * n + 3] for n in range(layers)]
         for layer, (k, v, _) in enumerate(given):
             await cache.append(s, layer, k[:, :TOKENS], v[:, :TOKENS])
@@ -214,8 +214,9 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     seen: dict[int, Array] = {}
 
     class Watched(type(policy)):  # type: ignore[misc]
-        async def after_prefill(self, suite: Any, cache: KVCache, layer: int, received: Any) -> None:
-            seen[layer] = array(tensor_of(received))
+        def prompt_stages(self, suite: Any, cache: KVCache, layer: int, attention_mass: Any) -> list[Stage]:
+            seen[layer] = array(tensor_of(attention_mass))
+            return []
 
     watched = Watched(**vars(policy))
     plain = PlainModel(checkpoint, torch.float64, policy=watched)
@@ -228,11 +229,11 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     observed = 3 if isinstance(policy, SnapKV) else round(0.2 * len(ids))
     groups, group = plain.architecture.kv_heads, plain.architecture.group
     assert len(seen) == plain.architecture.layers
-    for layer, received in seen.items():
+    for layer, mass in seen.items():
         weights = array(attentions[layer][0])  # [H, T, T]
         for g in range(groups):
             heads = weights[g * group : (g + 1) * group, len(ids) - observed :]
-            np.testing.assert_allclose(received[g], heads.sum((0, 1)), atol=1e-6)
+            np.testing.assert_allclose(mass[g], heads.sum((0, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -244,12 +245,12 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     ],
 )
 def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_layers: list[list[int]]) -> None:
-    """Behind `apart` layers, all layers of a group keep what received most in them together; others decide alone."""
+    """Behind `apart` layers, all layers of a group keep what mass most in them together; others decide alone."""
     groups, channels, tokens = 2, 4, 40
     rng = torch.Generator().manual_seed(3)
     policy = parse(text.format("mpcache:static=0.5,dynamic=1,sinks=2,window=3,sharing=2,apart=1"))
-    cache = KVCache(tiny(heads=4, groups=groups, layers=5))
-    received = [torch.rand(groups, tokens, generator=rng) for _ in range(5)]
+    cache = KVCache(tiny(heads=4, groups=groups, layers=5), policy)
+    mass = [torch.rand(groups, tokens, generator=rng) for _ in range(5)]
 
     async def program(s: Any, *values: Any) -> Any:
         for layer in range(5):
@@ -259,9 +260,9 @@ def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_la
             await policy.after_prefill(s, cache, layer, values[layer])
         return [cache.layers[layer].keys_and_values()[0][:, :, :1] for layer in range(5)]
 
-    kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, received)]
+    kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, mass)]
     for members in groups_of_layers:
-        importance = sum(array(received[n]).sum(0) for n in members)[2:-3]
+        importance = sum(array(mass[n]).sum(0) for n in members)[2:-3]
         wanted = sorted(n + 2 for n in largest(importance, 15))
         for layer in members:
             assert kept[layer] == [0, 1, *wanted, 37, 38, 39]

@@ -21,9 +21,9 @@ from parties.dealer.dealer import DealerServer
 from parties.identity.certificates import check, create_deployment, create_identity
 from parties.identity.trust import Peer, peers_of
 from parties.model_owner.model_owner import share_model
+from parties.names import Role
 from parties.party.compute_party import ComputePartyServer
 from parties.program import DECODER, Program
-from parties.roles import Role
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols import gumbel
 from tests.parties.conftest import VOCABULARY
@@ -38,15 +38,15 @@ def plain(checkpoint: Path) -> Checkpoint:
 
 def test_greedy_equals_plain(deployment: Deployment, plain: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, int] = {}
-    outgoing = Link.outgoing
+    outgoing = PeerStream.outgoing
 
-    def count(self: Link) -> Iterator[Any]:
+    def count(self: PeerStream) -> Iterator[Any]:
         for message in outgoing(self):
             if isinstance(message, wire.PeerMessage) and message.WhichOneof("content") == "frame":
                 sent[self.session.role] = sent.get(self.session.role, 0) + len(message.frame.payload)
             yield message
 
-    monkeypatch.setattr(Link, "outgoing", count)
+    monkeypatch.setattr(PeerStream, "outgoing", count)
     for _ in range(2):  # the second session uses the first one's masked weights
         sent.clear()
         result = deployment.client().ask(PROMPT, 3, stop_ids=())

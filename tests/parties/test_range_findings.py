@@ -11,13 +11,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launch.measure.fidelity import generated, on_shares
+from launch.local.in_process import InProcessSuite
+from launch.measure.fidelity import on_shares
+from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
 from mpcache import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
 from protocols.registry import SUITES, SuiteSpec
@@ -82,9 +84,9 @@ def test_garbage_of_a_flagged_output_is_not_looked_at(two: Running, decoding: st
 def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **options: Any) -> tuple[Any, Any]:
     """What the client sends each party, in order, and why generation ended (or the error's code)."""
     out: dict[str, list[tuple[str, int]]] = {}
-    outgoing = Link.outgoing
+    outgoing = PeerStream.outgoing
 
-    def spy(self: Link) -> Iterator[Any]:
+    def spy(self: PeerStream) -> Iterator[Any]:
         for message in outgoing(self):
             kind = message.WhichOneof("content") if isinstance(message, wire.ClientMessage) else "heartbeat"
             if kind not in ("heartbeat", "open", "end"):
@@ -92,7 +94,7 @@ def sent(running: Running, monkeypatch: pytest.MonkeyPatch, decoding: str, **opt
             yield message
 
     with monkeypatch.context() as patch:
-        patch.setattr(Link, "outgoing", spy)
+        patch.setattr(PeerStream, "outgoing", spy)
         try:
             return out, ask(running, decoding, **options)[0].finish_reason
         except MpcacheError as error:
@@ -223,17 +225,18 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     wanted = generate_plain(plain, PROMPT, plan)
     flagged(Flags(1, MARKS))
     spec = SuiteSpec("flagged")
-    found: list[RangeFinding] = []
-    assert generated(plain, PROMPT, plan, spec, 2, findings=found) == wanted[:1]
-    assert places(found) == FOUND
+    two, three = InProcessSuite(spec, 2), InProcessSuite(spec, 3)
+    found = generate_on_shares(plain, PROMPT, plan, two)
+    assert found.tokens == wanted[:1]
+    assert places(found.findings) == FOUND
     with pytest.raises(RangeExceeded, match="attention scores of layer 0"):
-        generated(plain, PROMPT, plan, spec, 3)
+        generate_on_shares(plain, PROMPT, plan, three).checked()
     flagged(Flags(0, MARKS))
-    measured = on_shares(plain, PROMPT, spec, 2)
+    measured = on_shares(plain, PROMPT, two)
     assert measured.flags is not None
     assert places(findings_in(measured.flags, 0, spec.settings.bounds)) == FOUND
     flagged(Flags(None))
-    assert generated(plain, PROMPT, plan, spec, 2) == wanted
+    assert generate_on_shares(plain, PROMPT, plan, two).checked() == wanted
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

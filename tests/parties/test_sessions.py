@@ -15,12 +15,12 @@ import torch
 from mpc.errors import ConfigurationError, PermissionRefused
 from mpc.ledger import Ledger
 from parties.client.model_reference import ModelReference
+from parties.errors import Busy
 from parties.identity.certificates import create_identity
 from parties.party import session as party_session
 from parties.party.store import ModelStore
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import Busy
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -63,7 +63,7 @@ def test_loads_are_reused_and_not_shared_between_settings(two: Running) -> None:
     for bits, loads in ((16, 1), (16, 1), (17, 2), (16, 2)):
         client.ask(PROMPT, 1, fraction_bits=bits, options={"crypten_own": False})
         assert two.toy.loads - before == loads
-    held = two.deployment.servers["party1"].loads  # type: ignore[union-attr]
+    held = two.deployment.servers["party1"].weight_cache  # type: ignore[union-attr]
     held._held.clear()
     client.ask(PROMPT, 1, options={"crypten_own": False})
     assert two.toy.loads - before == 3
@@ -123,14 +123,14 @@ def test_logits(two: Running) -> None:
 
 def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
-    send = Link.send_bulk
+    send = PeerStream.send_bulk
 
-    def spy(self: Link, message: Any) -> None:
+    def spy(self: PeerStream, message: Any) -> None:
         if isinstance(message, wire.ClientMessage):
             sent.append(message.chunk.payload)
         send(self, message)
 
-    monkeypatch.setattr(Link, "send_bulk", spy)
+    monkeypatch.setattr(PeerStream, "send_bulk", spy)
     for _ in range(20):
         two.deployment.client().ask([1] * 30, 1)
     assert [len(part) for part in sent] == [30 * 8] * 20
@@ -164,10 +164,10 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
 def test_bad_arguments_are_refused_before_anything_is_sent(
     two: Running, prompt: list[int], arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(self: Link, *_: Any) -> None:
+    def unreachable(self: PeerStream, *_: Any) -> None:
         raise AssertionError("sent something")
 
-    monkeypatch.setattr(Link, "send", unreachable)
+    monkeypatch.setattr(PeerStream, "send", unreachable)
     with pytest.raises(ConfigurationError, match=message):
         two.deployment.client().ask(prompt, **{"max_tokens": 2, **arguments})
 
@@ -254,15 +254,15 @@ def test_nothing_secret_is_logged(two: Running, caplog: pytest.LogCaptureFixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[int]]:
     """Payload bytes of every frame given to gRPC, by (sender, receiver)."""
     counts: dict[tuple[str, str], list[int]] = {}
-    outgoing = Link.outgoing
+    outgoing = PeerStream.outgoing
 
-    def spy(self: Link) -> Iterator[Any]:
+    def spy(self: PeerStream) -> Iterator[Any]:
         for message in outgoing(self):
             if isinstance(message, wire.PeerMessage) and message.WhichOneof("content") == "frame":
                 counts.setdefault((self.session.role, self.peer), []).append(len(message.frame.payload))
             yield message
 
-    monkeypatch.setattr(Link, "outgoing", spy)
+    monkeypatch.setattr(PeerStream, "outgoing", spy)
     return counts
 
 
@@ -324,7 +324,7 @@ def test_nothing_leaks(two: Running) -> None:
     while (after := in_use())[0] > before[0] + 1 or after[1] > before[1] + 2:
         assert time.monotonic() < limit, f"threads and files: {before} before, {after} after"
         time.sleep(0.1)
-    while any(server.pulse._links for server in two.deployment.servers.values()):
+    while any(server.heartbeats._links for server in two.deployment.servers.values()):
         assert time.monotonic() < limit, "a link is still watched"
         time.sleep(0.02)
 

@@ -18,7 +18,7 @@ from launch.lab.lab import Lab
 from launch.lab.removal import namespace
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import create_deployment
-from parties.roles import Role
+from parties.names import Role
 from tests.parties.deployment import with_fingerprints
 from tests.soak.role import as_role, serve
 

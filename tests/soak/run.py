@@ -20,8 +20,8 @@ from mpc.errors import MpcacheError, PeerError
 from parties.client.client import Client
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
+from parties.errors import Busy
 from parties.tapes.journal import Journal
-from parties.wire.error_codec import Busy
 from protocols.registry import SuiteSpec
 from tests.soak.deployment import CLIENT, DEALER, MODEL, OWNER, PARTIES, ROLES, SoakDeployment, prepare, save_model
 from tests.soak.gauges import Gauge, read_idle

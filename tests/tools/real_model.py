@@ -26,6 +26,8 @@ from launch.checkpoints.fetching import fetch
 from launch.cli.options import suite_options
 from launch.demo.real import MODEL, check_memory, real_suite_options
 from launch.local.deployment import local_deployment
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from launch.terminal.console import err, out, show_error
 from launch.terminal.progress import stages
 from models.checkpoint import Checkpoint, load_checkpoint
@@ -35,7 +37,6 @@ from parties.client.client import Client
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 from protocols.registry import SuiteSpec
-from tests.tools.in_process_logits import generate_with_logits
 
 LOGIT_ERROR = 0.05
 PROMPTS = (
@@ -135,8 +136,11 @@ def in_process(checkpoint: Checkpoint, tokens: int, suite: str, options: dict[st
 
     def run(ids: list[int]) -> tuple[list[int], tuple[list[int], Tensor] | None]:
         plan = GenerationPlan(len(ids), tokens)
-        chosen, logits = generate_with_logits(checkpoint, ids, plan, SuiteSpec(suite, options=options), parties)
-        return chosen, (chosen, logits)
+        found = generate_on_shares(
+            checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite, options=options), parties), {"logits"}
+        )
+        assert found.logits is not None
+        return found.tokens, (found.tokens, found.logits[: len(found.tokens)])
 
     return run
 

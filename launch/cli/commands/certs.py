@@ -60,7 +60,7 @@ def run(
             )
         return
     from parties.identity.certificates import create_deployment
-    from parties.roles import Role
+    from parties.names import Role
 
     if directory is None or not split(parties):
         missing = "--out" if directory is None else "--parties"
@@ -155,7 +155,7 @@ def sign(
     """
     from parties.identity.authority import name_in, sign_request
     from parties.identity.fingerprints import fingerprint_of
-    from parties.roles import ROLES
+    from parties.names import ROLES
 
     if len(requests) > 1 and (name or role or target):
         raise ConfigurationError("--name, --role and --out are for one request; give one")
@@ -176,9 +176,9 @@ def sign(
 
 
 def _given(marks: list[str], names: list[str]) -> dict[str, str]:
-    """Fingerprints by name, from the option."""
+    """Return the fingerprints by name, from the option."""
     from launch.deployment.pins import read_pins
-    from parties.identity.fingerprints import read_fingerprint
+    from parties.names import read_fingerprint
 
     if len(marks) == len(names) == 1 and "=" not in marks[0]:
         with suppress(ValueError):
@@ -190,7 +190,7 @@ def _given(marks: list[str], names: list[str]) -> dict[str, str]:
 
 
 def _asked(request: Path, name: str) -> str:
-    """The fingerprint that a person types. The request's own is not shown before: it would be copied from there."""
+    """Ask a person for the fingerprint. The request's own is not shown before: it would be copied from there."""
     if not sys.stdin.isatty():
         raise ConfigurationError(
             f"{request} is signed only with the fingerprint that `mpcache certs fingerprint` shows on the host of {name}: "
@@ -272,8 +272,9 @@ def revoke_key(
     """
     from parties.config.role_config import load_config
     from parties.identity.certificates import name_of, read_certificates
-    from parties.identity.fingerprints import fingerprint_of, read_fingerprint
+    from parties.identity.fingerprints import fingerprint_of
     from parties.identity.revocation import REVOKED, revoke
+    from parties.names import read_fingerprint
 
     settings = load_config(config)
     for item in items:
@@ -292,7 +293,7 @@ def revoke_key(
 
 
 def _writing(folder: Path, work: Callable[[], T]) -> T:
-    """The result of `work`; trouble with files is an error of the user's."""
+    """Return the result of `work`; trouble with files is an error of the user's."""
     try:
         return work()
     except OSError as error:
@@ -309,5 +310,5 @@ def _tell(name: str, config: Path, file: Path, mark: str) -> None:
 
 
 def split(values: list[str] | None) -> list[str]:
-    """Items of a list whose parts may hold several, separated by commas."""
+    """Return the items of a list whose parts may hold several, separated by commas."""
     return [item.strip() for value in values or [] for item in value.split(",") if item.strip()]

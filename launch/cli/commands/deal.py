@@ -17,10 +17,10 @@ from launch.cli.options import (
     SuiteOption,
     SuiteOptionsOption,
     agreed_choice,
-    check_suite,
     model_option,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
-    """What was dealt, for programs."""
+    """Return what was dealt, for programs."""
     return {
         "load": dealt.load,
         "prompts": list(dealt.prompts),

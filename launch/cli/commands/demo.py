@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
+from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
@@ -69,13 +70,13 @@ def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[s
 
 
 def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, seed: int, lab: Lab | None) -> None:
-    """The shipped model answers a question about a document."""
+    """Let the shipped model answer a question about a document."""
     started = time.perf_counter()
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
 
-    from launch.cli.answering import answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from models.recall.documents import ANSWER_TOKENS
@@ -112,7 +113,7 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
 
 
 def _lab(network: str | None, parties: int) -> Lab | None:
-    """The lab that is asked for, not made yet."""
+    """Return the lab that is asked for, not made yet."""
     if network is None:
         return None
     from launch.lab.lab import Lab, roles_for
@@ -122,7 +123,7 @@ def _lab(network: str | None, parties: int) -> Lab | None:
 
 @contextmanager
 def _inside(lab: Lab | None) -> Iterator[None]:
-    """This process is the lab's client."""
+    """Make this process the lab's client."""
     if lab is None:
         yield
         return

@@ -21,21 +21,39 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    check_device,
-    check_suite,
     chosen_decoding,
     read_prompt,
     suite_options,
 )
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, print_json
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Answer
+    from launch.terminal.answering import Answer
     from models.architecture import Architecture
     from models.tokenizer import TextTokenizer
     from parties.client.request import GenerationRequest
     from parties.config.role_config import RoleConfig
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", help="The prompt. Other users of this machine may see it; --prompt-file keeps it private."),
+]
+PromptFileOption = Annotated[Path | None, typer.Option("--prompt-file", help="File with the prompt; - for standard input.")]
+StartedPartiesOption = Annotated[
+    int | None, typer.Option("--parties", min=2, max=16, help="Compute parties to start; 2 by default.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")]
+StartedDeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")
+]
+ClientConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A client's configuration: ask these parties instead of starting some.")
+]
+SharedNameOption = Annotated[
+    str | None, typer.Option("--name", help="With --config: the shared model's name or id; default: the folder's name.")
+]
 
 
 @dataclass(frozen=True)
@@ -48,32 +66,21 @@ class _Started:
 
 def run(
     model: ModelOption,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help="The prompt. Other users of this machine may see it; --prompt-file keeps it private."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="File with the prompt; - for standard input.")
-    ] = None,
+    prompt: PromptOption = None,
+    prompt_file: PromptFileOption = None,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
-    parties: Annotated[
-        int | None, typer.Option("--parties", min=2, max=16, help="Compute parties to start; 2 by default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 32,
+    parties: StartedPartiesOption = None,
+    max_new_tokens: MaxNewTokensOption = 32,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
     suite_option: SuiteOptionsOption = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A client's configuration: ask these parties instead of starting some.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="With --config: the shared model's name or id; default: the folder's name.")
-    ] = None,
+    device: StartedDeviceOption = None,
+    config: ClientConfigOption = None,
+    name: SharedNameOption = None,
     insecure_trust_authority: TrustAuthorityOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,8 +149,8 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
 
 def _ask_local(directory: Path, text: str, request: GenerationRequest, started: _Started, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import calibration_for
-    from launch.cli.answering import answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from parties.client.client import Client
 
@@ -173,7 +180,7 @@ def _of_prompt(
 
 def _ask_running(config: RoleConfig, directory: Path, text: str, request: GenerationRequest, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.cli.answering import answer
+    from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
     from models.tokenizer import TextTokenizer
     from parties.client.client import Client

@@ -22,14 +22,15 @@ from mpc.tape import chunks
 from parties.identity.certificates import Identity, check, read_certificates
 from parties.identity.fingerprints import fingerprint_of
 from parties.identity.trust import Peer, Trust
-from parties.roles import Role
-from parties.transport.connection import CHUNK_BYTES, abort_if_alive, connect, start_server
-from parties.transport.heartbeat import Pulse
-from parties.transport.peer_stream import Link, finish_calls
+from parties.names import Role
+from parties.transport.connection import abort_if_alive, connect, start_server
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.peer_stream import PeerStream, finish_calls
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import from_rpc
+from parties.wire.shares import CHUNK_BYTES
 
 CONNECT_SECONDS = 300.0
 SILENT_SECONDS = 300.0  # an overloaded machine is no failure
@@ -48,7 +49,7 @@ def publish_address(folder: Path, name: str, host: str, port: int) -> None:
 
 
 def address_of(folder: Path, name: str) -> str:
-    """Where `name` listens, waiting until it does. Raises `PeerLost` after five minutes."""
+    """Return where `name` listens, waiting until it does. Raises `PeerLost` after five minutes."""
     path, limit = folder / f"{name}.address", time.monotonic() + CONNECT_SECONDS
     while not path.exists():
         if time.monotonic() > limit:
@@ -58,7 +59,7 @@ def address_of(folder: Path, name: str) -> str:
 
 
 def peers(folder: Path, names: list[str], dealer: str) -> dict[str, Peer]:
-    """Everybody of a run, with the keys that were made for it."""
+    """Return everybody of a run, with the keys that were made for it."""
 
     def known(name: str, role: Role) -> Peer:
         certificate = read_certificates(folder / CERTIFICATES / f"{name}.crt")[0]
@@ -78,10 +79,10 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         self.session = Session("benchmark", names[index])
         self._peers = peers(folder, names, DEALER)
         self._trust = Trust(self._peers, lambda: self.identity)
-        self.links: dict[int, Link] = {}
+        self.links: dict[int, PeerStream] = {}
         self._channels: list[grpc.Channel] = []
         self._joined = threading.Condition()
-        self._pulse = Pulse(SILENT_SECONDS, STEP_SECONDS)
+        self._heartbeats = HeartbeatMonitor(SILENT_SECONDS, STEP_SECONDS)
         add = services.add_ComputePartyServicer_to_server
         self._server, self._threads, port = start_server(
             self.identity, f"{host}:0", lambda server: add(self, server), 2 * len(names)
@@ -104,12 +105,12 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         self.session.end()
         for link in self.links.values():
             link.close()
-            self._pulse.remove(link)
+            self._heartbeats.remove(link)
         if kind is None:
             finish_calls(list(self.links.values()), seconds=10.0)
         for channel in self._channels:
             channel.close()
-        self._pulse.stop()
+        self._heartbeats.stop()
         self._server.stop(0.2).wait(2)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -118,15 +119,15 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         reached = replace(self._peers[name], address=address_of(self.folder, name))
         channel = connect(self.identity, reached, CONNECT_SECONDS, self.session.check)
         self._channels.append(channel)
-        link = Link(self.session, name, BEAT)
+        link = PeerStream(self.session, name, BEAT)
         call = services.ComputePartyStub(channel).Exchange(link.outgoing())
         link.start(call, call.cancel)
-        self._pulse.add(link)
+        self._heartbeats.add(link)
         with self._joined:
             self.links[peer] = link
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        """A party of higher index dials."""
+        """Let a party of higher index dial."""
         try:
             name = self._trust.caller(context).name
             index = self.names.index(name) if name in self.names else -1
@@ -134,10 +135,10 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
                 raise PermissionRefused(f"'{name}' is no party of a higher index that is not connected yet")
         except MpcacheError as error:
             abort_if_alive(context, error)
-        link = Link(self.session, name, BEAT)
+        link = PeerStream(self.session, name, BEAT)
         context.add_callback(link.over)
         link.start(requests, context.cancel)
-        self._pulse.add(link)
+        self._heartbeats.add(link)
         with self._joined:
             self.links[index] = link
             self._joined.notify_all()
@@ -183,7 +184,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
             self._pieces[segment, name] = bytearray()
 
     def end(self) -> None:
-        """The current segment is complete."""
+        """Say that the current segment is complete."""
         with self._changed:
             self._complete = self._current
             self._left = set(self.parties)
@@ -196,7 +197,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
                 self._changed.wait()
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        """One segment for one party; `session` of the opening message is its number."""
+        """Send one segment to one party; `session` of the opening message is its number."""
         try:
             name, opening = self._trust.caller(context).name, next(requests).open.session
             if name not in self._seeds or not opening.isdecimal():

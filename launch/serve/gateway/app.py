@@ -24,7 +24,8 @@ from launch.serve.gateway.parameters import ChatParameters, CompletionParameters
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.client import Client
-from parties.wire.error_codec import log, public
+from parties.events import log
+from parties.wire.error_codec import public
 
 BEAT_SECONDS = 10.0  # a stream says something this often, so that nobody between takes it for dead
 GONE_STATUS = 499  # nobody reads it; for the log

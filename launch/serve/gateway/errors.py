@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from mpc.errors import MpcacheError, PeerError, PeerSilent
-from parties.wire.error_codec import WrongOutput
+from parties.errors import WrongOutput
 
 RETRY_SECONDS = 1
 _INVALID, _SERVER, _BUSY = "invalid_request_error", "server_error", "rate_limit_error"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mpc.errors import ConfigurationError, PermissionRefused
+from parties.errors import WrongOutput
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import WrongOutput
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
 from tests.parties.test_range_findings import MARKS, sent

@@ -40,7 +40,7 @@ def renewed(folder: Path, days: float, **issue: Any) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that `live_identity` reads, in seconds."""
+    """The time that the certificate watcher reads, in seconds."""
     now = [1000.0]
     monkeypatch.setattr(certificate_watcher.time, "monotonic", lambda: now[0])
     return now

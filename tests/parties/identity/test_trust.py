@@ -21,10 +21,11 @@ from parties.config.role_config import make_config
 from parties.files import write_file
 from parties.identity.certificate_watcher import CertificateWatcher
 from parties.identity.certificates import check, create_identity, issue, read_certificates, read_key
-from parties.identity.fingerprints import fingerprint_of, read_fingerprint
+from parties.identity.fingerprints import fingerprint_of
 from parties.identity.revocation import read_revoked, revoke
+from parties.identity.roles import role_of, uri_of
 from parties.identity.trust import Peer, own_identity, parties_of
-from parties.roles import role_of, uri_of
+from parties.names import read_fingerprint
 from parties.status.status import ask
 from parties.transport import connection
 from parties.transport.channel_pool import ChannelPool

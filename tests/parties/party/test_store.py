@@ -25,7 +25,7 @@ from parties.model_owner import model_owner
 from parties.model_owner.model_owner import SharingTerms, share_model
 from parties.party.compute_party import ComputePartyServer
 from parties.party.store import ModelStore, StoredModel
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.manifest import new_id
 from parties.wire.shares import collect, corrections, expand, pieces
@@ -87,14 +87,14 @@ def test_interrupted_and_wrong_uploads(two: Running, checkpoint: Path, monkeypat
     before = {s.root: len(s.models()) for s in stores(two.deployment)}
 
     def changed(change: object) -> None:
-        send = Link.send
+        send = PeerStream.send
 
-        def replaced(self: Link, message: object) -> None:
+        def replaced(self: PeerStream, message: object) -> None:
             if isinstance(message, wire.ModelMessage):
                 change(message)  # type: ignore[operator]
             send(self, message)
 
-        monkeypatch.setattr(Link, "send", replaced)
+        monkeypatch.setattr(PeerStream, "send", replaced)
 
     def rename(message: wire.ModelMessage) -> None:
         if message.weight.name == "head.weight":

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from mpc.errors import PeerLost
+from parties.errors import Busy
 from parties.server.admission import Admission, Ticket
-from parties.server.weight_cache import Loads
-from parties.wire.error_codec import Busy
+from parties.server.weight_cache import WeightCache
 
 
 def places(slots: int, queued: int = 100, own: tuple[int, int] = (100, 100), seconds: float = 60) -> Admission:
@@ -137,7 +137,7 @@ def test_a_session_that_fails_stops_waiting() -> None:
 def test_no_lock_up(slots: tuple[int, ...]) -> None:
     """Sessions of many clients arrive in another order at every server, take places in the order of servers, and claim."""
     servers = [places(count) for count in slots]
-    loads = [Loads(2) for _ in slots]
+    loads = [WeightCache(2) for _ in slots]
     sessions, done, most = 40, [], [0] * len(slots)
     places_taken = [0] * len(slots)
     lock = threading.Lock()

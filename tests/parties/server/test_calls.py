@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from parties.errors import Busy
 from parties.server.calls import ALL_CLIENTS, Calls
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import Busy
 from tests.parties.deployment import Deployment
 
 

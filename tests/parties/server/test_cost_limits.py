@@ -11,10 +11,10 @@ import pytest
 from models.checkpoint import read_architecture
 from models.costs.prediction import Prediction, Predictor
 from mpc.errors import ConfigurationError, PermissionRefused
+from parties.errors import Busy
 from parties.party.store import StoredModel
 from parties.server.cost_limits import ALLOWANCE_SECONDS, FORGOTTEN_SECONDS, REFILL, Allowances, Costs
 from parties.server.permissions import Permissions
-from parties.wire.error_codec import Busy
 from parties.wire.manifest import Manifest, new_id
 from tests.parties import tape_folders as tapes
 from tests.parties.conftest import run

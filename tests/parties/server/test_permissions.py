@@ -198,7 +198,7 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
     for name in running.names:
         server: Any = running.servers[name]
         assert not (server.store.root / model.id).exists()
-        assert not any(key[0] in (model.id, later.id) for key, _ in server.loads._held.values())
+        assert not any(key[0] in (model.id, later.id) for key, _ in server.weight_cache._held.values())
 
 
 def test_parts_of_different_storings_do_not_mix(granted: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from mpc.errors import MpcacheError, PeerLost
 from parties.client.model_reference import ModelReference
+from parties.errors import Busy
 from parties.party.session import PartySession
 from parties.program import Program
-from parties.wire.error_codec import Busy
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
 from tests.parties.test_faults import idle

@@ -17,7 +17,7 @@ from mpc.errors import ConfigurationError, PermissionRefused, WireError
 from parties.identity.certificates import check, create_deployment, create_identity
 from parties.identity.trust import Trust
 from parties.status import probing
-from parties.status.peer_watch import Arrivals
+from parties.status.peer_watch import PeerWatch
 from parties.status.settings import Settings
 from parties.status.status import PeerStatus, ask
 from parties.transport.connection import open_channel
@@ -249,8 +249,8 @@ def test_waiting_for_peers_in_any_order(tmp_path: Path, caplog: pytest.LogCaptur
     deployment = Deployment(tmp_path, 2, Toy().program)
     try:
         server = deployment.start_one("party0")
-        arrivals = Arrivals(server.config, lambda: server.identity, first_pause=0.1)
-        arrivals.start()
+        watch = PeerWatch(server.config, lambda: server.identity, first_pause=0.1)
+        watch.start()
         address = deployment.addresses[1]
         wait_for(caplog, f"party0: waiting for party1: nothing listens at {address}: start party1", 3)
         deployment.start_one("party1")
@@ -260,8 +260,8 @@ def test_waiting_for_peers_in_any_order(tmp_path: Path, caplog: pytest.LogCaptur
         deployment.start_one("dealer")
         wait_for(caplog, "party0: all peers are there")
         assert caplog.text.count("party1 is there") == 1
-        arrivals._thread.join(10)
-        assert not arrivals._thread.is_alive()
+        watch._thread.join(10)
+        assert not watch._thread.is_alive()
     finally:
         deployment.stop()
 
@@ -269,10 +269,10 @@ def test_waiting_for_peers_in_any_order(tmp_path: Path, caplog: pytest.LogCaptur
 def test_waiting_ends_at_once(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, 2, Toy().program)
     identity = check(deployment.certificates, "party0")
-    with Arrivals(deployment.config("party", "party0"), lambda: identity, first_pause=1000) as arrivals:
+    with PeerWatch(deployment.config("party", "party0"), lambda: identity, first_pause=1000) as watch:
         pass
-    arrivals._thread.join(20)
-    assert not arrivals._thread.is_alive()
+    watch._thread.join(20)
+    assert not watch._thread.is_alive()
 
 
 def wait_for(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from mpc.errors import ConfigurationError, PeerLost
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client
+from parties.errors import Cancelled
 from parties.transport.session import Session
-from parties.wire.error_codec import Cancelled
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.relay import Relay
 from tests.parties.test_faults import idle, works

@@ -18,8 +18,8 @@ import parties.transport.resumption
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, PermissionRefused, WireError
 from parties.client.client import GenerationResult
 from parties.tapes.stream import TapeOutlet
-from parties.transport.peer_stream import Link
-from parties.transport.resumption import Kept, Route, request
+from parties.transport.peer_stream import PeerStream
+from parties.transport.resumption import Route, UnacknowledgedQueue, request
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -148,7 +148,7 @@ def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.M
                 sent[id(self)].append((item.number, item.SerializeToString()))
             return item
 
-    def go_on(self: Link, epoch: int, received: int, queue: Any, cancel: Any) -> None:
+    def go_on(self: PeerStream, epoch: int, received: int, queue: Any, cancel: Any) -> None:
         keep.extend([queue, self.outbox])
         stream[id(queue)] = stream.get(id(self.outbox), id(self.outbox))
         original_go_on(self, epoch, received, queue, cancel)
@@ -157,7 +157,7 @@ def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.M
         dealt[self.link.peer] += data
         original_append(self, data)
 
-    def reader(link: Link) -> Callable[[int], Any]:
+    def reader(link: PeerStream) -> Callable[[int], Any]:
         read = original_reader(link)
 
         def reading(count: int) -> Any:
@@ -167,11 +167,10 @@ def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.M
 
         return reading
 
-    original_go_on, original_append = Link._go_on, TapeOutlet.append
+    original_go_on, original_append = PeerStream._go_on, TapeOutlet.append
     original_reader = parties.party.session.tape_reader
     monkeypatch.setattr(parties.transport.peer_stream, "SimpleQueue", Recorded)
-    monkeypatch.setattr(parties.transport.resumption, "SimpleQueue", Recorded)
-    monkeypatch.setattr(Link, "_go_on", go_on)
+    monkeypatch.setattr(PeerStream, "_go_on", go_on)
     monkeypatch.setattr(TapeOutlet, "append", append)
     monkeypatch.setattr(parties.party.session, "tape_reader", reader)
 
@@ -256,7 +255,7 @@ def test_refused_resumes_harm_nobody(two: Running) -> None:
         if token != sum(PROMPT) + 1:
             return
         (session,) = two.deployment.servers["party0"].sessions.all()
-        link: Link = session.client  # type: ignore[union-attr]
+        link: PeerStream = session.client  # type: ignore[union-attr]
         secret, id = link.secret, session.id
         stale = request(secret, id, 0, 1)
         other = request(bytes(32), id, 9, 1)
@@ -302,9 +301,9 @@ def test_a_session_that_is_over_is_not_resumed(two: Running) -> None:
 # ---- a link by itself --------------------------------------------------------------------------------------------------
 
 
-def accepting() -> Link:
+def accepting() -> PeerStream:
     """An accepting link that has received its opening and sent three messages."""
-    link = Link(Session("5" * 32, "party0"), "client", wire.PartyMessage(heartbeat=wire.Heartbeat()), window=5)
+    link = PeerStream(Session("5" * 32, "party0"), "client", wire.PartyMessage(heartbeat=wire.Heartbeat()), window=5)
     link.read(iter([wire.ClientMessage(open=wire.Open(), number=1, resume_secret=bytes(range(32)))]), 0)
     assert link.lost, "a stream that ends without its last message was lost"
     for stage in "abc":
@@ -344,7 +343,7 @@ def test_what_was_said_to_have_arrived_stays_true(monkeypatch: pytest.MonkeyPatc
     route = parties.transport.resumption.Route(
         lambda: None, lambda channel: lambda outgoing: iter(()), lambda: "", lambda channel: ""
     )  # type: ignore
-    link = Link(Session("5" * 32, "client"), "party0", wire.ClientMessage(heartbeat=wire.Heartbeat()), None, 5, route)
+    link = PeerStream(Session("5" * 32, "client"), "party0", wire.ClientMessage(heartbeat=wire.Heartbeat()), None, 5, route)
     link.read(iter([wire.PartyMessage(progress=wire.Progress(stage="a"), number=1)]), 0)
     assert link.lost
     _, asked = link.next_request()
@@ -374,7 +373,7 @@ def test_arrivals_that_cannot_be() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    kept = Kept()
+    kept = UnacknowledgedQueue()
     for i in range(1000):
         kept.add(wire.PartyMessage())
         if i % 10 == 9:
@@ -421,7 +420,7 @@ def test_silent_peer_keeps_its_error() -> None:
 def test_a_peer_that_never_spoke_has_all_of_the_deadline() -> None:
     """There is nothing to resume after half of it, and it may still answer, or say why it does not."""
     route = Route(lambda: pytest.fail("dialled"), lambda channel: pytest.fail("called"), lambda: "", lambda channel: "")
-    link = Link(Session(new_id(), "party1"), "party0", wire.PeerMessage(heartbeat=wire.Heartbeat()), None, 5, route)
+    link = PeerStream(Session(new_id(), "party1"), "party0", wire.PeerMessage(heartbeat=wire.Heartbeat()), None, 5, route)
     link.silent(5)
     assert link.session.error is None
     assert not link.lost

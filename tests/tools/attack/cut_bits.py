@@ -68,7 +68,7 @@ class _View:
             if not suite.context.first:
                 return await released(suite, x)
             excess = x.frac - KEPT_BITS
-            self.own.append(_low(suite.as_tensor(x).as_shared().x, excess))
+            self.own.append(_low(suite.convert.tensor(x).as_shared().x, excess))
             found: list[Tensor] = []
             suite.context.observer = lambda m, bits: found.append(_low(m, excess)) if m.numel() == VOCABULARY else None
             try:

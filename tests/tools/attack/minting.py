@@ -11,7 +11,7 @@ from pathlib import Path
 
 from parties.config.role_config import split_address
 from parties.identity.certificates import Identity, check, create_identity
-from parties.roles import Role
+from parties.names import Role
 from tests.parties.deployment import Deployment
 
 OWNERS_KEY = "it has the authority's key and certificates of every name, but no key of a role"

@@ -38,4 +38,4 @@ class OptionSets:
 
 def _held(deployment: Deployment) -> list[set[str]]:
     """Ids of the loads that each server keeps."""
-    return [set(server.loads._held) for server in deployment.servers.values()]
+    return [set(server.weight_cache._held) for server in deployment.servers.values()]

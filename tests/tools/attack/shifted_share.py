@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+from parties.errors import WrongOutput
 from parties.party.session import PartySession
-from parties.transport.peer_stream import Link
+from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import WrongOutput
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
@@ -61,14 +61,14 @@ class ShiftedOutputShare:
 def _recorded() -> Iterator[Sent]:
     """What clients send each party, in order, as it is queued: kinds and sizes, but for signs of life."""
     sent: Sent = {}
-    put = Link._put
+    put = PeerStream._put
 
-    def spy(self: Link, message: Any) -> None:
+    def spy(self: PeerStream, message: Any) -> None:
         if isinstance(message, wire.ClientMessage):
             sent.setdefault(self.peer, []).append((str(message.WhichOneof("content")), message.ByteSize()))
         put(self, message)
 
-    with patch.object(Link, "_put", spy):
+    with patch.object(PeerStream, "_put", spy):
         yield sent
 
 

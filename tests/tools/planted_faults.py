@@ -1,6 +1,6 @@
 """Plants one fault after the other in a copy of the tree and checks that the fast tests notice: a test of the tests.
 
-    python -m tests.planted_faults [--only TEXT] [--list]
+    python -m tests.tools.planted_faults [--only TEXT] [--list]
 
 Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
 error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
 
@@ -82,7 +82,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "output shares are not made fresh",
-        "protocols/masked/suite.py",
+        "protocols/masked/output.py",
         "share = ring.reduce(s.x + zero, s.bits)",
         "share = ring.reduce(s.x, s.bits)",
         (f"{SUITE}::test_output_shares_are_fresh",),
@@ -364,14 +364,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm's square in a ring without room",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
     Fault(
         "activation outputs lifted as if they were signed",
-        "protocols/masked/suite.py",
+        "protocols/masked/conversion.py",
         "offset = 1 << found.frac if x.positive else None",
         "offset = None",
         (f"{RANGES}::test_activations_are_right_wherever_they_are_not_flagged",),
@@ -399,7 +399,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm without its epsilon",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
         "epsilon = 1",
         (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
@@ -472,8 +472,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last layer of a group decides what all of them keep",
         "models/policies/mpcache.py",
-        "total = received if before is None else suite.with_bound(before + received, most + 1)",
-        "total = received",
+        "suite.with_bound(state.votes + attention_mass, most + 1)",
+        "attention_mass",
         (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
     ),
     Fault(
@@ -492,9 +492,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "what the prompt leaves over does not begin a cluster",
-        "models/policies/mpcache.py",
-        'work["growing"] = grown(suite, None, k[:, stop:], background)',
-        'work["growing"] = append_buffer(suite, None, k[:, -1:], background)',
+        "models/policies/levels.py",
+        "grown(suite, None, keys[:, stop:], background)",
+        "grown(suite, None, keys[:, -1:], background)",
         ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
     Fault(
@@ -520,14 +520,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a layer chooses by its own queries where it should take a choice",
-        "models/policies/selecting.py",
-        "return layer if layer < apart else layer - (layer - apart) % sharing",
-        "return layer",
+        "models/cache.py",
+        "start = layer - (layer - self.apart) % self.layers",
+        "start = layer",
         (f"{BY_HAND}::test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys",),
     ),
     Fault(
         "the coarse level keeps everything",
-        "models/policies/mpcache.py",
+        "models/policies/levels.py",
         "count = max(round(self.coarse_share * above), -(-plan.count // factor))",
         "count = above",
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
@@ -535,8 +535,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half)",
-        "votes = pooled(suite, received[:, : tokens - self.window], half, half - 1)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored
@@ -657,9 +657,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the owner's bounds go over what the caller says",
-        "parties/client/model_reference.py",
-        "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
-        "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
+        "protocols/registry.py",
+        "{**bounds, **self.options}",
+        "{**self.options, **bounds}",
         ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
     ),
 )

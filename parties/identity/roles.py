@@ -1,26 +1,13 @@
-"""What a name may be in a deployment, and how its certificate says so.
-
-A certificate holds exactly one role, as the URI `mpcache:role:ROLE` among its alternative names. One name has one role, and
-one key has one name: whoever were party and dealer, or party and client, would see what no single role may see.
-"""
+"""How a certificate says the role of its name: exactly one, as the URI `mpcache:role:ROLE` among its alternative names."""
 
 from __future__ import annotations
-
-from typing import Literal, get_args
 
 from cryptography import x509
 
 from mpc.errors import ConfigurationError
+from parties.names import ROLES, Role
 
-Role = Literal["party", "dealer", "client", "model-owner"]
-ROLES: tuple[Role, ...] = get_args(Role)
 PREFIX = "mpcache:role:"
-ARTICLES = {"party": "compute party", "model-owner": "model owner"}
-
-
-def in_words(role: Role) -> str:
-    """As a person says it: "a compute party"."""
-    return f"a {ARTICLES.get(role, role)}"
 
 
 def uri_of(role: Role) -> x509.UniformResourceIdentifier:
