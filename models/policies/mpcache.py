@@ -343,7 +343,7 @@ class MPCache(CachePolicy):
         if chosen is None:
             chosen = await self._choose(suite, entry, q, plan)
             if gathering != "scores":
-                chosen = await suite.hold(chosen)
+                chosen = await suite.mask_for_reuse(chosen)
             state.choice = Choice(plan, cache.seen, chosen)
         if gathering == "scores":
             return await attend_by_bias(suite, entry, q, plan, chosen)

@@ -360,7 +360,7 @@ class PartySession(ServedSession):
     def _load(self, suite: Suite, load: str) -> dict[str, object]:
         """Load the weights, for this session and later ones."""
         total, done = len(self._program.architecture.weight_shapes()), 0
-        needed = int(getattr(suite, "weight_fraction_bits", self.facts.fraction_bits))
+        needed = suite.weight_fraction_bits
         more = needed - self.facts.fraction_bits
         if more < 0:
             raise ConfigurationError(

@@ -22,7 +22,7 @@ from protocols.bounds import largest
 from protocols.masked import product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL
+from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
@@ -31,11 +31,17 @@ from protocols.suite import Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 NUMERATOR_BITS = 28  # fraction bits of numerators at most
+SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
 
 def score_bits(convert: Conversion) -> int:
     """Return the ring of a score with twice the fraction bits: its difference to another one can be checked."""
     return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
+
+
+def query_bits(convert: Conversion) -> int:
+    """Return the ring of a query: its scores and the sums of its similarities fit."""
+    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
 
 
 def spare_bits(convert: Conversion, rows: gate.Rows) -> int:
@@ -71,6 +77,16 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
     out = product.multiply(convert.context, p, spread)
     return convert.new(out.map(lambda t: rows.put(t).reshape(x.shape)), 1)
+
+
+async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
+    """Return queries [G, R T, C], masked in the ring of their scores while keys and values are masked for the cache; a
+    single token's in one that serves similarities too. 1 round, ring bits per element."""
+    t = convert.tensor(q)
+    with operation("scores"):
+        bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
+        await convert.masked(t, convert.fraction_bits, bits)
+    return t
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ def _buffer(x: MaskedTensor, masked: Masked, dim: int) -> AppendBuffer:
     return rows if rows is not None and rows.value is masked and rows.dim == dim else append_buffer(masked, dim)
 
 
-async def cached(convert: Conversion, new: Value, kind: str | None = None) -> MaskedTensor:
-    """Return keys or values masked for the cache, in the full ring. kind: whose bound is checked, see `Suite.append`."""
+async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = None) -> MaskedTensor:
+    """Return keys or values masked for the cache, in the full ring. kind: whose bound is checked, see
+    `Suite.mask_for_cache`."""
     x, c, f = convert.tensor(new), convert.context, convert.fraction_bits
     with operation("cache"):
         x.masked = await convert.masked(x, f, FULL)
@@ -43,7 +44,7 @@ async def cached(convert: Conversion, new: Value, kind: str | None = None) -> Ma
 
 async def append(convert: Conversion, cache: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
     """Return the cache with `new` appended along `dim`: new rows are masked and written behind the old ones."""
-    x = await cached(convert, new, kind)
+    x = await mask_for_cache(convert, new, kind)
     old, masked = convert.tensor(cache), x.masked
     assert masked is not None
     if old.masked is None or (old.masked.frac, old.masked.bits) != (masked.frac, FULL):

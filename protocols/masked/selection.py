@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mpc.ledger import operation
 from protocols.masked import compaction, product, ranking, threshold, top_k
+from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.conversion import Conversion
@@ -25,13 +26,7 @@ from protocols.suite import Value
 
 PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
 RANKED_BITS = 30  # ring of what is ranked
-SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 DIGIT_BITS = 6
-
-
-def query_bits(convert: Conversion) -> int:
-    """Return the ring of a query: its scores and the sums of its similarities fit."""
-    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
 
 
 # ---- similarities ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from mpc.channel import Channel
-from mpc.ledger import operation
 from mpc.tape import Tape
 from protocols.masked import (
     arithmetic,
@@ -227,18 +226,13 @@ class MaskedSuite(Suite):
         return await selection.compact(self.convert, keep, rows, k)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
-    async def prepare(self, x: Value) -> Value:
-        """Queries [H, T, C], masked in the ring of their scores while keys and values are made ready for the cache; a single
-        token's in one that serves similarities too."""
-        t = self.convert.tensor(x)
-        with operation("scores"):
-            bits = selection.query_bits(self.convert) if x.shape[1] == 1 else attention.score_bits(self.convert)
-            await self.convert.masked(t, self.fraction_bits, bits)
-        return t
+    async def mask_queries(self, q: Value) -> MaskedTensor:
+        return await attention.mask_queries(self.convert, q)
 
-    async def append(self, cached: Value | None, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
-        if cached is None:
-            return await cache.cached(self.convert, new, kind)
+    async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
+        return await cache.mask_for_cache(self.convert, new, kind)
+
+    async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)
 
     async def replace(self, rows: Value, place: Value, new: Value) -> MaskedTensor:

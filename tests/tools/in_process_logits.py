@@ -58,7 +58,7 @@ class _Weights:
 
     def share(self, name: str, party: int, suite: Suite) -> Tensor:
         """int64 in Z_2^64, with the fraction bits that the suite wants."""
-        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
+        wanted = suite.weight_fraction_bits
         bits = min(wanted, SHARED_BITS)
         with self._lock:
             if name not in self._made:

@@ -165,7 +165,7 @@ def test_values_in_and_out(suite: PlainSuite) -> None:
     assert share.fraction_bits == 0
     assert tensor_of(suite.public(2.5, (2, 2))).tolist() == [[2.5, 2.5], [2.5, 2.5]]
     assert torch.equal(run(suite, suite.weight("w", (2, 3), x)), x)
-    assert run(suite, suite.append(None, PlainValue(x), 0)).shape == (2, 3)
+    assert run(suite, suite.mask_for_cache(PlainValue(x))).shape == (2, 3)
     assert run(suite, suite.append(PlainValue(x), PlainValue(x[:1]), 0)).shape == (3, 3)
 
 
