@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from launch.terminal.console import err
 from models.generation import Decoding
-from models.tokenizer import TextTokenizer
+from models.tokenizer.text import TextTokenizer
 from parties.client.client import Client, GenerationResult
 from parties.client.model_reference import ModelReference
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.chat_template import ChatTemplate, TurnEnd
 from models.checkpoint import read_architecture
-from models.stop_strings import TextUntil
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate, TurnEnd
+from models.tokenizer.stop_strings import TextUntil
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
 from parties.client.client import DEFAULT_SUITE, Client, GenerationResult

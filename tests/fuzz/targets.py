@@ -45,7 +45,7 @@ from parties.wire.model_ranges import unpack_ranges
 from parties.wire.shares import collect
 from protocols.registry import secure_suite
 from protocols.suite import RANGE_KINDS
-from tests.models import gguf_files
+from tests.models.gguf import gguf_files
 
 SHAPE = SHAPES["tiny"]
 

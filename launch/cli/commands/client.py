@@ -53,7 +53,7 @@ def run(
     from launch.cli.answering import answer
     from launch.serve.roles import load_role
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.errors import RangeExceeded
 

@@ -159,7 +159,7 @@ def _ask_running(
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.cli.answering import answer
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
 
     client = Client(config)

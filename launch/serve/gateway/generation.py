@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.settings import GatewaySettings
 from models.generation import Decoding
-from models.stop_strings import TextUntil
+from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult

@@ -7,8 +7,8 @@ from launch.serve.gateway.errors import ApiError, invalid
 from launch.serve.gateway.generation import Question
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters
 from launch.serve.gateway.settings import GatewaySettings
-from models.chat_template import TurnEnd
 from models.generation import Decoding, GenerationPlan
+from models.tokenizer.chat_template import TurnEnd
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 

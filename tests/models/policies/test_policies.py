@@ -24,7 +24,7 @@ from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import tensor_of
-from tests.models.policy_cases import Case, tiny
+from tests.models.policies.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure
 
