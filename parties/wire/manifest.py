@@ -12,15 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
-from models.generation import check_agreed_temperature
+from models.generation import GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec
 
 PROTOCOL_VERSION = 4
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Option = bool | int | float | str | None
 
 
 def package_version() -> str:
@@ -63,7 +64,7 @@ class ProgramFacts(BaseModel):
     architecture: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     suite: Annotated[str, Field(max_length=64)]
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
-    options: Annotated[dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=32)]
+    options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Literal["greedy", "sample", "logits"]
@@ -80,11 +81,37 @@ class ProgramFacts(BaseModel):
             raise ValueError(str(error)) from None
         return value
 
+    @property
+    def spec(self) -> SuiteSpec:
+        """The suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
+        return SuiteSpec(self.suite, self.fraction_bits, self.options)
+
 
 class Manifest(ProgramFacts):
     """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
 
     model: Identifier
+
+    @classmethod
+    def of(
+        cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
+    ) -> Manifest:
+        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights."""
+        return cls(
+            protocol=PROTOCOL_VERSION,
+            version=package_version(),
+            model=model,
+            architecture=architecture_hash(architecture),
+            suite=suite.name,
+            fraction_bits=suite.fraction_bits,
+            options=dict(suite.options),
+            prompt_tokens=plan.prompt_tokens,
+            new_tokens=plan.new_tokens,
+            decoding=plan.decoding,
+            temperature=plan.temperature,
+            policy=plan.policy,
+            parties=parties,
+        )
 
     def canonical(self) -> bytes:
         """Canonical JSON: keys sorted, no spaces."""

@@ -63,8 +63,8 @@ __all__ = ["WEIGHT_BITS", "CryptenSuite"]
 class CryptenSuite(CryptenBase):
     """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
 
-    fraction_bits: of activations, 8 to 20; weights have 20 (CrypTen's own way: as activations). residual ... logits: see
-    the module's table; CrypTen's own way takes and ignores them, and has no flags. ledger: by default the channel's (else
+    options: the bounds are those of the module's table. Weights have 20 fraction bits (CrypTen's own way: as activations);
+    CrypTen's own way has no flags. ledger: by default the channel's (else
     the tape's). Operations that do not depend on each other run one after the other: CrypTen's protocols
     cannot interleave.
     """

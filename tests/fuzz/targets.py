@@ -29,7 +29,8 @@ from mpc.ledger import Ledger
 from mpc.packing import pack, unpack, unpack_words
 from mpc.random import SEED_BYTES
 from mpc.tape import DealerTape, PartyTape, chunks
-from parties.client.session import ClientSession, Wanted, _Incoming
+from parties.client.sampling_params import SamplingParams
+from parties.client.session import AgreedRequest, ClientSession, _Incoming
 from parties.config.role_config import load_config, make_config
 from parties.identity.certificates import check, create_deployment
 from parties.identity.trust import Peer
@@ -43,7 +44,7 @@ from parties.wire.error_codec import from_failure, to_failure
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, check_id, new_id, package_version
 from parties.wire.model_ranges import unpack_ranges
 from parties.wire.shares import collect
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec
 from protocols.suite import RANGE_KINDS
 from tests.models.gguf import gguf_files
 
@@ -178,8 +179,8 @@ def _frames(data: bytes) -> None:
 def _outputs(data: bytes) -> None:
     """Messages to a client, in turn from each of two parties: outputs with their range flags, progress, the summary."""
     config = make_config(yaml.safe_load(_configurations()[1]))
-    wanted = Wanted(_manifest(new_tokens=3), [1], SHAPE, None, None, None, frozenset())
-    session = ClientSession(new_id(), config, wanted, lambda token: None, lambda stage, done, total: None)
+    request = AgreedRequest(_manifest(new_tokens=3), SHAPE, [1], SamplingParams(3))
+    session = ClientSession(new_id(), config, request, lambda token: None, lambda stage, done, total: None)
     links: list[Any] = [_Party(name) for name in ("party0", "party1")]
     for link in links:
         session._parties.append(link)
@@ -411,10 +412,7 @@ TARGETS: dict[str, Target] = {
 
 
 def _suite_options(data: bytes) -> None:
-    from mpc.tape import CountingTape
-
     options = json.loads(data)
     if isinstance(options, dict):
         for suite in ("masked", "crypten"):
-            named = {key: value for key, value in options.items() if key not in ("parties", "tape", "channel", "device")}
-            secure_suite(suite, parties=2, tape=CountingTape(), channel=None, device="cpu", **named)
+            SuiteSpec(suite, options=options)

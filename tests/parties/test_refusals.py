@@ -113,7 +113,7 @@ def test_wrong_identity_behind_an_address(two: Running) -> None:
     parties = two.deployment.values("client", "client")["parties"]
     swapped = [{"name": "party0", "address": parties[1]["address"]}, {"name": "party1", "address": parties[0]["address"]}]
     with pytest.raises(PeerLost, match="is 'party1', not 'party0': correct address or name in the configuration"):
-        two.deployment.client(parties=swapped).generate(PROMPT, 1)
+        two.deployment.client(parties=swapped).ask(PROMPT, 1)
 
 
 def test_missing_client_certificate(two: Running) -> None:
@@ -254,7 +254,7 @@ def test_other_version(two: Running) -> None:
     for server in [*two.deployment.servers.values()]:
         before, server.version = server.version, "9.9.9"
         with pytest.raises(ManifestMismatch, match=f"runs version {before}', {server.name} runs version 9.9.9: install|'"):
-            two.deployment.client().generate(PROMPT, 2)
+            two.deployment.client().ask(PROMPT, 2)
         server.version = before
         idle(two.deployment)
     assert dealer.version == before
@@ -317,7 +317,7 @@ def test_manifest_form(two: Running) -> None:
 
 def test_session_ids_are_used_once(two: Running) -> None:
     client = two.deployment.client()
-    done = client.generate(PROMPT, 1).session
+    done = client.ask(PROMPT, 1).session
     idle(two.deployment)
     opening = wire.Open(session=done, manifest=manifest(two).canonical())
     for error in generate_raw(two, [opening] * 2):

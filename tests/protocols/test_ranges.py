@@ -180,7 +180,7 @@ def test_the_residual_stream_up_to_its_bound_and_beyond(rows: int, residual: int
 
 
 async def normed_plain(s: Any, h: Any, w: Any) -> Any:
-    h.magnitude = s.magnitudes.residual + 2
+    h.magnitude = s.convert.bounds.here.residual + 2
     (y,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(w)])
     return y
 
@@ -289,7 +289,7 @@ def test_no_false_flag_in_many_values_up_to_the_limit() -> None:
     async def gate(c: Any, s: Any) -> Any:
         m = await c.opening(s)
         ranges = RangeFlags(c, 1)
-        ranges.check("activation", 0, Masked(m.m, m.lam, m.bits, 14), 256.0)
+        ranges.check("activation", Masked(m.m, m.lam, m.bits, 14), 256.0)
         words = ranges.take()
         if c.evaluating:
             found.append(words)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from mpc.fixed_point import decode, encode
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
 from mpc.tape import DealerTape, PartyTape
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import OutputShare, Suite, Value
 
 SHARED_BITS = 16
@@ -82,7 +81,7 @@ def _opened(shares: Sequence[OutputShare]) -> Tensor:
 
 
 def generate_with_logits(
-    checkpoint: Checkpoint, ids: Sequence[int], plan: GenerationPlan, suite_name: str, parties: int, **options: Any
+    checkpoint: Checkpoint, ids: Sequence[int], plan: GenerationPlan, spec: SuiteSpec, parties: int
 ) -> tuple[list[int], Tensor]:
     """All tokens of the plan by the secure arg-max, and float64 logits [tokens, V]."""
     architecture = checkpoint.architecture
@@ -106,11 +105,11 @@ def generate_with_logits(
         return endpoint.shares, logits
 
     def party(channel: MemoryChannel, tape: PartyTape) -> Outputs:
-        suite = secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
+        suite = secure_suite(spec, parties=parties, tape=tape, channel=channel)
         return program(suite, channel.party)
 
     def dealer(tape: DealerTape) -> None:
-        program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
+        program(secure_suite(spec, parties=parties, tape=tape, channel=None), None)
 
     outputs, _ = run_in_process(parties, party, dealer)
     tokens = [round(_opened(shares).item()) for shares in zip(*(tokens for tokens, _ in outputs), strict=True)]

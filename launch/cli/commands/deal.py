@@ -17,10 +17,10 @@ from launch.cli.options import (
     SuiteOption,
     SuiteOptionsOption,
     agreed_choice,
-    check_suite,
     model_option,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run(
     from models.calibration.record import read_record
     from models.checkpoint import read_architecture
     from parties.tapes.deal import deal
+    from protocols.registry import SuiteSpec
 
     check_suite(suite)
     chosen, agreed = agreed_choice(decoding, temperature)
@@ -68,6 +69,7 @@ def run(
     architecture = read_architecture(model)
     record = read_record(model)
     bounds = {} if record is None else record.suites.get(suite, {})
+    spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:
         dealt = deal(
             settings,
@@ -76,8 +78,7 @@ def run(
             tokens,
             directory,
             sessions=sessions,
-            suite=suite,
-            options={**bounds, **suite_options(suite_option)},
+            suite=spec,
             decoding=chosen,
             temperature=agreed,
             policy=policy,
@@ -90,7 +91,7 @@ def run(
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
-    """What was dealt, for programs."""
+    """Return what was dealt, for programs."""
     return {
         "load": dealt.load,
         "prompts": list(dealt.prompts),

@@ -114,7 +114,7 @@ Program = Segmented | EvictionProgram
 
 
 def program_of(plan: BenchPlan, suite: Suite, source: Source) -> Program:
-    """A role's program: a step of the decoder, or an eviction."""
+    """Return a role's program: a step of the decoder, or an eviction."""
     return EvictionProgram(plan, suite, source) if plan.eviction else Segmented(plan, suite, source)
 
 
@@ -142,7 +142,7 @@ class Timer:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return the most memory that this process has held."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -154,7 +154,7 @@ def peak_bytes() -> int:
 
 
 def run_party(folder: Path, index: int) -> None:
-    """A compute party: writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
+    """Run a compute party: it writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
@@ -232,7 +232,7 @@ def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
 def preparation(
     program: Program, tape: PartyTape, store: Store, channel: Channel
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
+    """Return the segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
     plan, weights = program.plan, program.weights
     ahead = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
     ahead.go_on(ahead.suite, weights)
@@ -243,7 +243,7 @@ def preparation(
 
 
 def run_dealer(folder: Path) -> None:
-    """The dealer: deals a segment when the parties ask for it; writes `dealer.json`."""
+    """Run the dealer: it deals a segment when the parties ask for it and writes `dealer.json`."""
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     seeds = [new_seed() for _ in plan.names]

@@ -14,11 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from launch.serve.gateway import questions
+from launch.serve.gateway import requests
 from launch.serve.gateway.bodies import Shape, error_event, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, busy, from_error, invalid
-from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Question, Text
+from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Text, TextRequest
 from launch.serve.gateway.guard import HEALTH, Guard
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.serve.gateway.settings import GatewaySettings
@@ -71,16 +71,16 @@ class Gateway:
     async def _completions(self, request: Request) -> Response:
         parameters = parse(CompletionParameters, await self._body(request))
         served = await self._served(parameters.model)
-        question = await asyncio.to_thread(questions.completion, parameters, served, self.settings)
+        asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Shape(False, parameters.model, parameters.include_usage)
-        return await self._answer(request, question, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, bool(parameters.stream))
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request))
         served = await self._served(parameters.model)
-        question = await asyncio.to_thread(questions.chat, parameters, served, self.settings)
+        asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = Shape(True, parameters.model, parameters.include_usage)
-        return await self._answer(request, question, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, bool(parameters.stream))
 
     async def _served(self, name: str) -> Served:
         """The model; the parties are asked only for one that is not known here. Raises `ApiError` 404."""
@@ -108,10 +108,10 @@ class Gateway:
             raise invalid(f"the body did not arrive within {self.settings.body_seconds:g} s", status=408) from None
         return bytes(data)
 
-    async def _answer(self, request: Request, question: Question, shape: Shape, stream: bool) -> Response:
+    async def _answer(self, request: Request, asked: TextRequest, shape: Shape, stream: bool) -> Response:
         if self.running >= self.settings.max_concurrent:
             raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
-        generation = Generation(self.client, self.settings, question, self._ended)
+        generation = Generation(self.client, asked, self._ended)
         generation.start()
         self.running += 1  # before the event loop can call _ended
         watcher = asyncio.create_task(_watch(request.receive, generation))
@@ -204,11 +204,12 @@ class _Exchange:
 
     def _record(self, status: int, done: Done | None, problem: str = "") -> None:
         """One line of log; of the request only its lengths, which the parties know too."""
-        question = self._generation.question
+        asked = self._generation.asked
+        prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
         seconds = time.perf_counter() - self._generation.began
-        tokens = f"{len(question.ids)} + {len(done.result.tokens) if done else 0} of {question.new_tokens} tokens"
+        tokens = f"{prompt} + {len(done.result.tokens) if done else 0} of {most} tokens"
         session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
-        model = question.served.reference.id
+        model = asked.served.reference.id
         log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
 
 

@@ -15,8 +15,7 @@ from models.tokenizer.chat_template import ChatTemplate
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.client.client import Client
-from parties.client.model_reference import ModelReference
-from parties.client.private_model import check_architecture
+from parties.client.model_reference import ModelReference, check_architecture
 
 REFRESH_SECONDS = 10.0
 FAILURE_SECONDS = 2.0

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpc.errors import ConfigurationError
-from parties.client.client import DEFAULT_SUITE
 from parties.files import write_file
-from parties.wire.manifest import Option
+from protocols.registry import USUAL, SuiteSpec
 
 SHORTEST_KEY = 16
 KEY_FILE = "gateway-keys.txt"
@@ -25,9 +24,8 @@ class GatewaySettings:
     client may learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows,
     so that they do not learn the answer's length."""
 
-    suite: str = DEFAULT_SUITE
+    suite: SuiteSpec = USUAL
     policy: str = "full"
-    options: dict[str, Option] = field(default_factory=dict)
     allow_logits: bool = False
     fixed_length: bool = False
     default_temperature: float = 0.0

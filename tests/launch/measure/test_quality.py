@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.measure.generation import GeneratedOnShares
 from launch.measure.quality import metrics, sweep
 from launch.measure.quality.budgets import contenders, with_budget
 from launch.measure.quality.longbench import load_tasks, prompt_of
@@ -290,16 +292,16 @@ def test_tokens_on_shares_are_those_of_plaintext(command: Command) -> None:
 
 def test_another_kept_set_on_shares_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same tokens: the first head keeps another token, and what follows is about other caches."""
-    real = sweep.generated
+    real = sweep.generate_on_shares
 
-    def planted(*given: Any, **options: Any) -> list[int]:
-        tokens = real(*given, **options)
-        marks = given[5][0]
+    def planted(*given: Any) -> GeneratedOnShares:
+        run = real(*given)
+        marks = run.decisions[0]
         kept, left = marks[0].nonzero()[0], (marks[0] == 0).nonzero()[0]
         marks[0, kept], marks[0, left] = 0, 1
-        return tokens
+        return run
 
-    monkeypatch.setattr(sweep, "generated", planted)
+    monkeypatch.setattr(sweep, "generate_on_shares", planted)
     asked = ["--policy", "h2o:budget=0.5", "--lengths", "24", "--questions", "1", "--spot-check", "1"]
     found = command("quality", "--model", RECALL, *asked)
     assert found.code == 0
@@ -325,13 +327,14 @@ def test_agreement_by_hand() -> None:
 
 
 def test_a_different_token_on_shares_fails(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = sweep.generated
+    real = sweep.generate_on_shares
 
-    def planted(*given: Any, **options: Any) -> list[int]:
-        first, *rest = real(*given, **options)
-        return [first ^ 1, *rest]
+    def planted(*given: Any) -> GeneratedOnShares:
+        run = real(*given)
+        first, *rest = run.tokens
+        return replace(run, tokens=[first ^ 1, *rest])
 
-    monkeypatch.setattr(sweep, "generated", planted)
+    monkeypatch.setattr(sweep, "generate_on_shares", planted)
     found = command(
         "quality", "--model", RECALL, "--policy", "full", "--lengths", "20", "--questions", "1", "--spot-check", "1"
     )
@@ -370,10 +373,10 @@ def test_text_and_longbench_command(command: Command, text_model: Path, tmp_path
 
 
 def test_an_error_on_shares_is_not_equal(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*given: Any, **options: Any) -> list[int]:
+    def failing(*given: Any) -> GeneratedOnShares:
         raise RangeError("too large")
 
-    monkeypatch.setattr(sweep, "generated", failing)
+    monkeypatch.setattr(sweep, "generate_on_shares", failing)
     asked = ["--policy", "full", "--lengths", "20", "--questions", "1", "--spot-check", "1"]
     found = command("quality", "--model", RECALL, *asked)
     assert found.code == 1

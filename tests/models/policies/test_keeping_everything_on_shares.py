@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.local import in_process
-from launch.local.in_process import run_in_process
-from launch.measure import fidelity
+from launch.local import in_process, shares
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate
+from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare
 from tests.models.policies.test_policies import EVERYTHING
 from tests.models.test_decoder import saved
@@ -35,7 +35,7 @@ WRAPPED = ["full@0;mpcache:static=1,dynamic=1,sharing=1", "shared:layers=2,apart
 
 def reseed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same seeds in every run: of parties' tapes, of the inputs' shares, and of what a CrypTen session draws."""
-    for module in (in_process, fidelity):
+    for module in (in_process, shares):
         numbers = itertools.count()
         drawn = lambda numbers=numbers, name=module.__name__: derive_seed(bytes(32), name, next(numbers))  # noqa: E731
         monkeypatch.setattr(module, "new_seed", drawn)
@@ -45,24 +45,22 @@ def reseed(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> tuple[list[int], list[Tensor], list[Any]]:
     """(tokens, logits at every step, every party's costs) of a generation on shares."""
     architecture = checkpoint.architecture
-    weights = fidelity._WeightShares(checkpoint, 2)
-    prompts = fidelity._share(fidelity.token_indices(ids, architecture.vocabulary), 0, 2)
+    weights = WeightShares(checkpoint, 2)
+    prompts = additive_shares(token_indices(ids, architecture.vocabulary), 2)
 
-    def program(suite: Any, index: int | None) -> Any:
+    def program(suite: Any, party: int | None) -> Any:
         seen: list[OutputShare] = []
-        loaded = suite.run(
-            load_weights(suite, architecture, lambda n: None if index is None else weights.share(n, index, suite))
-        )
+        loaded = suite.run(load_weights(suite, architecture, lambda name: weights.share(suite, name, party)))
 
         def probe(name: str, value: Any) -> None:
             if name == "logits":
                 seen.append(suite.output(value))
 
         decoder = Decoder(suite, architecture, loaded, parse(text), probe)
-        kept = fidelity._Kept()
+        kept = KeptShares()
         plan = GenerationPlan(len(ids), NEW, policy=text)
         with torch.inference_mode():
-            suite.run(generate(suite, decoder, plan, None if index is None else prompts[index], kept))
+            suite.run(generate(suite, decoder, plan, None if party is None else prompts[party], kept))
         costs = {
             key: (c.rounds, c.bytes_sent, c.offline_bytes)
             for key, c in suite.ledger.costs.items()
@@ -70,15 +68,9 @@ def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> t
         }
         return kept.shares, seen, costs
 
-    def party(channel: Any, tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=2, tape=tape, channel=channel), channel.party)
-
-    def dealer(tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=2, tape=tape, channel=None), None)
-
-    outputs, _ = run_in_process(2, party, dealer)
-    tokens = [round(float(fidelity._open(shares).item())) for shares in zip(*(o[0] for o in outputs), strict=True)]
-    logits = [fidelity._open(shares) for shares in zip(*(o[1] for o in outputs), strict=True)]
+    outputs = InProcessSuite(SuiteSpec(suite_name), 2).run(program)
+    tokens = [round(float(opened(given).item())) for given in zip(*(o[0] for o in outputs), strict=True)]
+    logits = [opened(given) for given in zip(*(o[1] for o in outputs), strict=True)]
     return tokens, logits, [o[2] for o in outputs]
 
 

@@ -12,7 +12,8 @@ import torch
 
 import models.policies
 import models.recall
-from launch.measure import fidelity
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.costs.tracing import STEP, Setting, trace_session
@@ -24,6 +25,7 @@ from models.policies.registry import WRAPPERS
 from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import tensor_of
+from protocols.registry import SuiteSpec
 from tests.models.policies.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure
@@ -133,7 +135,7 @@ def test_whole_generation_on_shares(suite: str, parties: int) -> None:
     ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(len(ids), 4, policy=text)
     expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
-    measured = fidelity.generated(checkpoint, ids, plan, suite, parties)
+    measured = generate_on_shares(checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite), parties)).checked()
     assert measured == expected
 
 

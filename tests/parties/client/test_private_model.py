@@ -20,7 +20,7 @@ from transformers import (
     TextStreamer,
 )
 
-from parties import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
+from mpcache import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
 from parties.client.generation_options import DEFAULT_NEW_TOKENS, read_options
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
@@ -208,10 +208,10 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 def test_options_that_change_nothing() -> None:
     neutral = {"num_beams": 1, "use_cache": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "temperature": 1.0}
     found = read_options({**neutral, "pad_token_id": 3, "output_scores": False, "guidance_scale": None}, 3, False)
-    assert (found.decoding, found.temperature, found.adjust) == ("greedy", None, None)
-    sample = read_options({"do_sample": True, "temperature": 0.3}, 3, False)
+    assert (found.params.decoding, found.params.temperature, found.params.adjust) == ("greedy", None, None)
+    sample = read_options({"do_sample": True, "temperature": 0.3}, 3, False).params
     assert (sample.decoding, sample.temperature) == ("sample", 0.3)
-    filtered = read_options({"do_sample": True, "top_k": 4, "top_p": 0.9}, 3, True)
+    filtered = read_options({"do_sample": True, "top_k": 4, "top_p": 0.9}, 3, True).params
     assert (filtered.decoding, filtered.temperature, filtered.top_k, filtered.top_p) == ("logits", 1.0, 4, 0.9)
 
 

@@ -62,9 +62,9 @@ def test_the_owners_bounds_are_options_of_every_session(two: Running, checkpoint
     monkeypatch.setattr(client_module, "Manifest", noting)
     for options in ({}, {"score": 9}):
         with pytest.raises(Noted):
-            client.generate([1, 2], 1, model=reference, suite="masked", options=options)
+            client.ask([1, 2], 1, model=reference, suite="masked", options=options)
     with pytest.raises(Noted):
-        client.generate([1, 2], 1, model=replace(reference, ranges=None), suite="masked")
+        client.ask([1, 2], 1, model=replace(reference, ranges=None), suite="masked")
     assert [m["options"] for m in manifests] == [RANGES["masked"], RANGES["masked"] | {"score": 9}, {}]
 
 
@@ -95,7 +95,7 @@ def test_a_session_runs_with_the_calibrated_bounds(real: Deployment, checkpoint:
     reference = client.find_model("calibrated")
     assert reference.ranges == json.loads(json.dumps(found.suites))
     assert reference.ranges["masked"] == {"residual": 8}
-    assert client.generate(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
+    assert client.ask(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
 
 
 def test_bounds_by_layer_end_to_end(real: Deployment, checkpoint: Path, wanted: list[int]) -> None:
@@ -105,6 +105,6 @@ def test_bounds_by_layer_end_to_end(real: Deployment, checkpoint: Path, wanted: 
     client = real.client()
     reference = client.find_model("by layer")
     assert reference.ranges == by_layer
-    assert client.generate(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
+    assert client.ask(PROMPT, 2, model=reference, suite="masked", stop_ids=()).tokens[: len(wanted)] == wanted
     with pytest.raises(RangeError, match="score = 11"):
-        client.generate(PROMPT, 2, model=reference, suite="masked", options={"score": 11})
+        client.ask(PROMPT, 2, model=reference, suite="masked", options={"score": 11})

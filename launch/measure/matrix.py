@@ -33,9 +33,9 @@ def measure(cell: Cell, place: dict[str, Any]) -> dict[str, Any]:
 
         return measure_session(cell, rate)
     if cell.measure == "peer":
-        from launch.measure.baselines.run import measure_peer
+        from launch.measure.baselines.run import measure_baseline
 
-        return measure_peer(cell)
+        return measure_baseline(cell)
     if cell.measure == "estimate":
         return measure_estimate(cell)
     return measure_step(cell, rate)
@@ -46,9 +46,9 @@ def check(cell: Cell) -> None:
     if cell.measure in ("token", "prompt", "estimate"):
         bench_plan(cell)
     elif cell.measure == "peer":
-        from launch.measure.baselines.run import check_peer
+        from launch.measure.baselines.run import check_baseline
 
-        check_peer(cell)
+        check_baseline(cell)
     else:
         from launch.measure.bench.sessions import check_session
 

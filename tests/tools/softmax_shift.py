@@ -1,6 +1,6 @@
 """Where may a softmax's shift come from? The candidates compared on shares, over scores that are hard. A command:
 
-    python -m tests.softmax_shift [--parties 2]
+    python -m tests.tools.softmax_shift [--parties 2]
 
 Keys of 64 channels lie in clusters of 16 or 32; a selection takes 4 of 16 clusters, by MPCache's linearised similarity or by
 the true upper bound. For each source of the shift: how far it is above (+) or below (-) the largest score attended to, and

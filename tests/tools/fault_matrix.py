@@ -1,4 +1,4 @@
-"""Every fault of every role in every phase: `python -m tests.fault_matrix` prints what a person sees, as a table.
+"""Every fault of every role in every phase: `python -m tests.tools.fault_matrix` prints what a person sees, as a table.
 
 All roles run in this process, each line between two of them goes through a relay. A killed role is one whose connections end
 and whose address refuses; a paused or cut off one says nothing and its connections stay; a restarted one knows nothing of
@@ -169,7 +169,7 @@ class Matrix:
 
     def _session(self, tokens: int) -> None:
         client = self.deployment.client(**self._near("client"))
-        result = client.generate(PROMPT, tokens, model=self.reference, fraction_bits=self._precision, stop_ids=())
+        result = client.ask(PROMPT, tokens, model=self.reference, fraction_bits=self._precision, stop_ids=())
         if result.tokens != expected(PROMPT, tokens, VOCABULARY):
             raise AssertionError("a session succeeded with wrong tokens")
 

@@ -1,6 +1,6 @@
 """The generated tables of docs/policies.md. A command, since some take a minute (`make policies`):
 
-    python -m tests.policy_page [--check] [shift] [crypten]
+    python -m tests.tools.policy_page [--check] [shift] [crypten]
 
 Without names all tables are made. --check: print what differs and exit with 1, and write nothing.
 """
@@ -19,9 +19,9 @@ from launch.predict.networks import NETWORKS
 from models.costs.tracing import STEP, Setting, trace_step
 from models.shapes import find_shape, with_positions
 from mpc.ledger import Cost, Ledger
-from tests import softmax_shift
+from tests.tools import softmax_shift
 
-PAGE = Path(__file__).parents[1] / "docs" / "policies.md"
+PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 LENGTHS = (1024, 4096)
 POLICIES = {
     "default": "mpcache",

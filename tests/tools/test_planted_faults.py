@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.planted_faults import FAULTS, ROOT, Fault
+from tests.tools.planted_faults import FAULTS, ROOT, Fault
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -1,7 +1,7 @@
 """Secure keep-sets against plaintext ones on inputs that are exact in fixed point, ties included. A command, since it is
 slow:
 
-    python -m tests.keep_sets --cases 1000 [--suite masked] [--parties 2]
+    python -m tests.tools.keep_sets --cases 1000 [--suite masked] [--parties 2]
 
 A case is one decision: which tokens a head (or a layer) keeps, drops or attends to. Inputs are multiples of 1/4 from few
 values, so that many are equal. Both sides must leave the very same keys and values and give the same attention.

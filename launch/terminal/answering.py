@@ -6,32 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from launch.terminal.console import err
-from models.generation import Decoding
 from models.tokenizer.text import TextTokenizer
 from parties.client.client import Client, GenerationResult
-from parties.client.model_reference import ModelReference
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """How to answer. temperature, top_k, top_p, fixed_length: see `Client.generate`."""
-
-    suite: str
-    new_tokens: int
-    decoding: Decoding = "greedy"
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    policy: str = "full"
-    options: dict[str, bool | int | float | str | None] = field(default_factory=dict)
-    fixed_length: bool = False
+from parties.client.request import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -113,32 +94,12 @@ class _View:
 def answer(
     client: Client,
     tokenizer: TextTokenizer,
-    prompt: str,
-    model: ModelReference | str | None,
-    wishes: Wishes,
+    request: GenerationRequest,
     streaming: bool = True,
     watched: Callable[[Callable[[], GenerationResult]], GenerationResult] = lambda work: work(),
 ) -> Answer:
     """Ask the parties. streaming: write text to standard output as it comes; watched: runs the call to the parties."""
-    ids = tokenizer.encode(prompt)
+    ids = list(request.prompt_ids)
     with _View(tokenizer, ids, streaming) as view:
-
-        def work() -> GenerationResult:
-            return client.generate(
-                ids,
-                wishes.new_tokens,
-                model=model,
-                suite=wishes.suite,
-                options=wishes.options,
-                policy=wishes.policy,
-                decoding=wishes.decoding,
-                temperature=wishes.temperature,
-                top_k=wishes.top_k,
-                top_p=wishes.top_p,
-                fixed_length=wishes.fixed_length,
-                on_token=view.token,
-                on_progress=view.progress,
-            )
-
-        result = watched(work)
+        result = watched(lambda: client.generate(request, on_token=view.token, on_progress=view.progress))
     return Answer(view.finish(), len(ids), result, view.times)

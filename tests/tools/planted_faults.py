@@ -1,6 +1,6 @@
 """Plants one fault after the other in a copy of the tree and checks that the fast tests notice: a test of the tests.
 
-    python -m tests.planted_faults [--only TEXT] [--list]
+    python -m tests.tools.planted_faults [--only TEXT] [--list]
 
 Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
 error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-COPIED = ("launch", "models", "mpc", "parties", "protocols", "tests")
+ROOT = Path(__file__).parents[2]
+COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
 TIMEOUT_SECONDS = 240
 
 
@@ -82,7 +82,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "output shares are not made fresh",
-        "protocols/masked/suite.py",
+        "protocols/masked/output.py",
         "share = ring.reduce(s.x + zero, s.bits)",
         "share = ring.reduce(s.x, s.bits)",
         (f"{SUITE}::test_output_shares_are_fresh",),
@@ -364,14 +364,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm's square in a ring without room",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
     Fault(
         "activation outputs lifted as if they were signed",
-        "protocols/masked/suite.py",
+        "protocols/masked/conversion.py",
         "offset = 1 << found.frac if x.positive else None",
         "offset = None",
         (f"{RANGES}::test_activations_are_right_wherever_they_are_not_flagged",),
@@ -399,7 +399,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a norm without its epsilon",
-        "protocols/masked/suite.py",
+        "protocols/masked/normalisation.py",
         "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
         "epsilon = 1",
         (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
@@ -615,14 +615,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the client stops early although the length is fixed",
         "parties/client/session.py",
-        "        if self.wanted.fixed_length:\n            return\n",
+        "        if self.request.params.fixed_length:\n            return\n",
         "",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a choice is sent only after the caller has seen the token",
         "parties/client/session.py",
-        "if self._answered or self.wanted.fixed_length:",
+        "if self._answered or self.request.params.fixed_length:",
         "if self._answered:",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
@@ -675,7 +675,7 @@ def copy_tree(to: Path) -> None:
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for weights in (ROOT / "models").rglob("*.safetensors"):
         (to / weights.relative_to(ROOT)).symlink_to(weights)
-    for name in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         shutil.copy(ROOT / name, to / name)
     (to / "docs").symlink_to(ROOT / "docs")
 

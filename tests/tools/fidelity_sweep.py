@@ -1,6 +1,6 @@
 """Generated tokens and logits on shares against plaintext, over many held-out prompts of a shipped model.
 
-    python -m tests.fidelity_sweep --family gpt2 --suite crypten --parties 3 --prompts 50 --tokens 128
+    python -m tests.tools.fidelity_sweep --family gpt2 --suite crypten --parties 3 --prompts 50 --tokens 128
 
 All parties run as threads of this process. Prints one line a prompt that differs, and a summary; exit code 1 when a token
 differs or a logit is further than the tolerance from float64.
@@ -11,54 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import models.recall
-from launch.local.in_process import run_in_process
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.checkpoint import load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, generate, token_indices
 from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
-from mpc import fixed_point, ring
-from mpc.random import Prg, new_seed
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare, Suite, Value
-
-
-def additive(x: Tensor, parties: int) -> list[Tensor]:
-    """Additive shares of int64 ring elements in Z_2^64."""
-    prg = Prg(new_seed())
-    parts = [prg.ring(x.shape) for _ in range(parties - 1)]
-    rest = x.clone()
-    for part in parts:
-        rest -= part
-    return [*parts, rest]
-
-
-def opened(shares: list[OutputShare]) -> Tensor:
-    """The value of all parties' output shares."""
-    total = torch.zeros_like(shares[0].share)
-    for s in shares:
-        total = total + s.share
-    return fixed_point.decode(ring.reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)
-
-
-class _Collect:
-    def __init__(self) -> None:
-        self.shares: list[OutputShare] = []
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        self.shares.append(share)
-        return True
-
-    def next_token(self, step: int) -> None:
-        return None
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
 
 
 def main() -> int:
@@ -78,13 +42,11 @@ def main() -> int:
     plain = PlainModel(checkpoint, torch.float64)
     plan = GenerationPlan(wanted.tokens, ANSWER_TOKENS)
     prompts = [encode(case.prompt) for case in evaluation_cases(wanted.tokens, wanted.prompts)]
-    rows = [additive(token_indices(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
-    probe: Any = secure_suite(wanted.suite, parties=2, tape=_counting(), channel=None)
-    bits = int(getattr(probe, "weight_fraction_bits", 16))
-    encoded = {n: additive(fixed_point.encode(w, bits), wanted.parties) for n, w in checkpoint.weights.items()}
+    rows = [additive_shares(token_indices(ids, architecture.vocabulary), wanted.parties) for ids in prompts]
+    held = WeightShares(checkpoint, wanted.parties)
 
     def program(suite: Suite, party: int | None) -> list[tuple[list[OutputShare], OutputShare]]:
-        weights = suite.run(load_weights(suite, architecture, lambda n: None if party is None else encoded[n][party]))
+        weights = suite.run(load_weights(suite, architecture, lambda name: held.share(suite, name, party)))
         found = []
         for shares in rows:
             logits: list[OutputShare] = []
@@ -93,18 +55,13 @@ def main() -> int:
                 if name == "logits" and not logits:
                     logits.append(suite.output(value))
 
-            endpoint: Any = _Collect()
+            endpoint = KeptShares()
             decoder = Decoder(suite, architecture, weights, probe=keep)
             suite.run(generate(suite, decoder, plan, None if party is None else shares[party], endpoint))
             found.append((endpoint.shares, logits[0]))
         return found
 
-    def suite_of(tape: Any, channel: Any) -> Suite:
-        return secure_suite(wanted.suite, parties=wanted.parties, tape=tape, channel=channel)
-
-    results, _ = run_in_process(
-        wanted.parties, lambda c, t: program(suite_of(t, c), c.party), lambda t: program(suite_of(t, None), None)
-    )
+    results = InProcessSuite(SuiteSpec(wanted.suite), wanted.parties).run(program)
     different, worst = 0, 0.0
     for k, ids in enumerate(prompts):
         tokens = [int(opened([r[k][0][step] for r in results]).item()) for step in range(ANSWER_TOKENS)]
@@ -120,12 +77,6 @@ def main() -> int:
         f"(tolerance {wanted.tolerance})"
     )
     return int(different > 0 or worst > wanted.tolerance)
-
-
-def _counting() -> Any:
-    from mpc.tape import CountingTape
-
-    return CountingTape()
 
 
 if __name__ == "__main__":

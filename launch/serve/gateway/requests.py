@@ -1,29 +1,46 @@
-"""From a request's parameters to what the parties are asked: prompt ids, lengths and the way to choose tokens."""
+"""From an HTTP request's parameters to what the parties are asked: prompt ids, lengths and the way to choose tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.errors import ApiError, invalid
-from launch.serve.gateway.generation import Question
+from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters
 from launch.serve.gateway.settings import GatewaySettings
-from models.generation import Decoding, GenerationPlan
 from models.tokenizer.chat_template import TurnEnd
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 
-def completion(parameters: CompletionParameters, served: Served, settings: GatewaySettings) -> Question:
-    """What /v1/completions asks for. Raises `ApiError` and `ConfigurationError`."""
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt from one parameter of a request. tokens: the most to generate where the request does not say. end: of the
+    assistant's turn. context, echo: what the answer's text continues, and begins with."""
+
+    ids: list[int] = field(repr=False)
+    param: str
+    tokens: int
+    end: TurnEnd = field(default_factory=TurnEnd)
+    context: list[int] = field(default_factory=list, repr=False)
+    echo: str = field(default="", repr=False)
+
+
+def completion(parameters: CompletionParameters, served: Served, settings: GatewaySettings) -> TextRequest:
+    """Return what /v1/completions asks for. Raises `ApiError` and `ConfigurationError`."""
     prompt = parameters.one_prompt()
     words = served.words.tokenizer
     ids = words.encode(prompt) if isinstance(prompt, str) else list(prompt)
     echo = "" if not parameters.echo else prompt if isinstance(prompt, str) else words.decode(ids)
-    return _question(parameters, served, settings, ids, "prompt", COMPLETION_TOKENS, echo, TurnEnd(), ids)
+    return _request(parameters, served, settings, _Prompt(ids, "prompt", COMPLETION_TOKENS, context=ids, echo=echo))
 
 
-def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> Question:
-    """What /v1/chat/completions asks for. Raises `ApiError` and `ConfigurationError`."""
+def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> TextRequest:
+    """Return what /v1/chat/completions asks for. Raises `ApiError` and `ConfigurationError`."""
     words = served.words
     if words.template is None:
         reason = words.no_template.partition(": ")[2] or words.no_template
@@ -31,21 +48,20 @@ def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) 
     text = words.template.render([message.plain() for message in parameters.messages])
     ids = words.tokenizer.encode(text, special=False)
     end = words.template.turn_end
-    return _question(parameters, served, settings, ids, "messages", settings.default_max_tokens, "", end, [])
+    return _request(parameters, served, settings, _Prompt(ids, "messages", settings.default_max_tokens, end))
 
 
-def _question(
-    parameters: Parameters,
-    served: Served,
-    settings: GatewaySettings,
-    ids: list[int],
-    param: str,
-    default_tokens: int,
-    echo: str,
-    end: TurnEnd,
-    context: list[int],
-) -> Question:
+def _request(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> TextRequest:
+    params = _params(parameters, settings, _most_tokens(parameters, served, prompt), prompt.end)
+    request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference)
+    request.plan().check(served.reference.architecture)
+    return TextRequest(served, request, prompt.context, prompt.echo)
+
+
+def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int:
+    """Return the most tokens to generate. Raises `ApiError` for a prompt that the model cannot take, or one too long."""
     architecture = served.reference.architecture
+    ids, param = prompt.ids, prompt.param
     if not ids:
         raise invalid("the prompt is empty; give at least one token", param, "invalid_value")
     if not all(0 <= token < architecture.vocabulary for token in ids):
@@ -62,17 +78,16 @@ def _question(
             param,
             "context_length_exceeded",
         )
-    new_tokens = min(default_tokens, room) if asked is None else asked
-    decoding, temperature, top_k, top_p = _choice(parameters, settings)
-    agreed = temperature if decoding == "sample" else None
-    GenerationPlan(len(ids), new_tokens, decoding, settings.policy, agreed).check(architecture)
-    ends = frozenset((*architecture.eos, *end.ids, *(parameters.stop_token_ids or ())))
-    stops = [*parameters.stops, *end.texts]
-    return Question(served, ids, new_tokens, decoding, temperature, top_k, top_p, stops, ends, context, echo)
+    return min(prompt.tokens, room) if asked is None else asked
 
 
-def _choice(parameters: Parameters, settings: GatewaySettings) -> tuple[Decoding, float | None, int | None, float | None]:
-    """decoding, temperature, top_k, top_p."""
+def _params(parameters: Parameters, settings: GatewaySettings, max_tokens: int, end: TurnEnd) -> SamplingParams:
+    common: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stop": (*parameters.stops, *end.texts),
+        "stop_token_ids": (*end.ids, *(parameters.stop_token_ids or ())),
+        "fixed_length": settings.fixed_length,
+    }
     top_k = parameters.top_k if parameters.top_k is not None and parameters.top_k > 0 else None
     top_p = parameters.top_p if parameters.top_p is not None and parameters.top_p < 1 else None
     temperature = parameters.temperature
@@ -81,7 +96,7 @@ def _choice(parameters: Parameters, settings: GatewaySettings) -> tuple[Decoding
         if temperature == 0 and (top_k is not None or top_p is not None):
             temperature = 1.0  # who filters wants a sample
     if temperature == 0 or top_k == 1 or top_p == 0:
-        return "greedy", None, None, None
+        return SamplingParams(**common)
     if parameters.seed is not None:
         raise invalid(
             "seed is not supported for a sample: its noise comes from an operating system's generator and is used once; "
@@ -90,10 +105,10 @@ def _choice(parameters: Parameters, settings: GatewaySettings) -> tuple[Decoding
             "unsupported_parameter",
         )
     if top_k is None and top_p is None:
-        return "sample", temperature, None, None
+        return SamplingParams(**common, decoding="sample", temperature=temperature)
     if not settings.allow_logits:
         raise _needs_logits("top_k" if top_p is None else "top_p")
-    return "logits", temperature, top_k, top_p
+    return SamplingParams(**common, decoding="logits", temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 def _needs_logits(param: str) -> ApiError:
