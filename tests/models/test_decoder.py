@@ -31,7 +31,7 @@ def feed(plain: PlainModel, ids: list[int]) -> Value:
 
 
 def centred(name: str, states: torch.Tensor) -> torch.Tensor:
-    """GPT-2's residual stream is kept without its mean (models.folding); the others' as it is."""
+    """GPT-2's residual stream is kept without its mean (models.families.folding); the others' as it is."""
     return states - states.mean(-1, keepdim=True) if name.startswith("gpt2") else states
 
 

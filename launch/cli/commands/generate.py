@@ -32,7 +32,7 @@ from mpc.errors import ConfigurationError
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer
     from models.architecture import Architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.request import GenerationRequest
     from parties.config.role_config import RoleConfig
 
@@ -190,7 +190,7 @@ def _ask_running(config: RoleConfig, directory: Path, text: str, request: Genera
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.model_reference import ModelReference
 
