@@ -196,13 +196,6 @@ FAULTS: tuple[Fault, ...] = (
         "[(k, mono) for k, mono in borrow]",
         (f"{GATES}::test_less_than_zero",),
     ),
-    Fault(
-        "clamp's limits swapped",
-        "protocols/masked/clamp.py",
-        "add(above.times(below_high))",
-        "add(above.times(above_low))",
-        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
-    ),
     # ---- lookups, polynomials, activations
     Fault(
         "a one-hot vector is turned the wrong way",
