@@ -53,6 +53,27 @@ class Costs(dict[Key, float]):
         return list(dict.fromkeys(where for where, _, _ in self))
 
 
+@dataclass(frozen=True)
+class StageCosts:
+    """One stage's costs for a party, in whole numbers.
+
+    online_bytes: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
+    multiply_adds: of ring matrix products.
+    """
+
+    rounds: int
+    online_bytes: int
+    offline_bytes: int
+    multiply_adds: int
+
+    @classmethod
+    def of(cls, costs: Costs, part: str | None = None) -> StageCosts:
+        """Return the sums over one part of the model, or over all."""
+        rounds, sent, dealt = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
+        products = costs.total("vector_products", part) + costs.total("matrix_products", part)
+        return cls(round(rounds), round(sent), round(dealt), round(products))
+
+
 class _Tape(CountingTape):
     """Counts, and remembers the largest entry of each operation, in elements."""
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local import in_process
+from launch.local.in_process import run_in_process
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.run import counts
@@ -24,8 +26,6 @@ from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingT
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
 from protocols.suite import OutputShare
-from tests import parties_in_process
-from tests.parties_in_process import run_parties
 
 LIMIT = 1 << 12
 Program = Callable[[Tape], list[Tensor]]
@@ -172,7 +172,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
     plan = BenchPlan(architecture=architecture.to_json(), suite="masked", cached=9, repeat=2, parties=parties)
     inputs = BenchInputs(architecture, plan.seed, parties)
     seeds = iter([new_seed() for _ in range(parties)] * 2)
-    monkeypatch.setattr(parties_in_process, "new_seed", lambda: next(seeds))
+    monkeypatch.setattr(in_process, "new_seed", lambda: next(seeds))
 
     def party(channel: Any, tape: PartyTape, ahead: bool) -> tuple[OutputShare, Ledger]:
         work = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, channel.party))
@@ -194,7 +194,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
             for _, run in Segmented(plan, plan.make_suite(tape, None), NoInputs()).segments():
                 run()
 
-    direct, prepared = (run_parties(parties, lambda c, t, a=a: party(c, t, a), dealer)[0] for a in (False, True))
+    direct, prepared = (run_in_process(parties, lambda c, t, a=a: party(c, t, a), dealer)[0] for a in (False, True))
     for (share, ledger), (other, other_ledger) in zip(direct, prepared, strict=True):
         assert torch.equal(share.share, other.share)
         assert counts(ledger, "") == counts(other_ledger, "")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import ring
 from mpc.fixed_point import decode
 from mpc.ledger import Ledger
@@ -17,7 +18,6 @@ from protocols import gumbel
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Linear, Norm, OutputShare, Suite, Value
-from tests.parties_in_process import run_parties
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import additive, run_masked
 from tests.protocols.suite_harness import SECURE
@@ -48,7 +48,7 @@ def outputs(name: str, parties: int, program: Program, words: Tensor, bits: int)
     def at_party(channel: Any, tape: Any) -> OutputShare:
         return main(secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=channel), channel.party)
 
-    found, _ = run_parties(
+    found, _ = run_in_process(
         parties, at_party, lambda tape: main(secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=None), None)
     )
     estimate = CountingTape()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.fixed_point import decode, encode
 from mpc.ring import reduce
 from protocols.masked.suite import MaskedSuite
-from tests.parties_in_process import run_parties
 from tests.protocols.gate_harness import chi_square, chi_square_limit
 from tests.protocols.masked.harness import additive
 
@@ -64,7 +64,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
         return suite.output(suite.run(program(suite, None)))
 
     monkeypatch.setattr(MemoryChannel, "send", counted)
-    results, _ = run_parties(parties, at_party, at_dealer)
+    results, _ = run_in_process(parties, at_party, at_dealer)
     total = sum(r[0].share for r in results)
     first = results[0][0]
     chosen = decode(reduce(total, first.bits), first.fraction_bits, first.bits)

@@ -69,7 +69,8 @@ def run(
 
 
 def extremes_table(found: Calibration, details: bool = False) -> Table:
-    """Largest values by layer, as they are in plaintext: of each kind, and with `details` what is recorded beside them."""
+    """Return the largest values by layer, as they are in plaintext: of each kind, and with `details` what is recorded beside
+    them."""
     extremes = found.extremes
     table = Table(box=None, header_style="bold")
     table.add_column("layer", justify="right")

@@ -103,7 +103,7 @@ def _piecewise() -> list[Gate]:
         half, _ = activation.SHAPES[kind]
 
         async def program(c: Context, x: Masked, kind: str = kind) -> Shared:
-            """P(x) + [x >= 0] x, the bracket with P's borrow."""
+            """Return P(x) + [x >= 0] x, the bracket with P's borrow."""
             p = activation.evaluate_curve(c, x, kind, x.bits)
             negative = await comparison.less_than_zero(c, truncation.truncate(c, x, x.frac))
             return p.add(c.shared(x).add(negative.times(x).negate()).shift_left(p.frac - x.frac))
@@ -155,7 +155,7 @@ def _lookup() -> list[Gate]:
 
 
 def _ranked(columns: int, frac: int, limit: float) -> Callable[[int], Sequence[Tensor]]:
-    """Rows of random values, of both ends, of ties, of equal values, of ascending ones."""
+    """Return rows of random values, of both ends, of ties, of equal values, of ascending ones."""
 
     def points(count: int) -> list[Tensor]:
         rows = max(count // columns - 5, 1)
@@ -262,7 +262,7 @@ def _rows() -> list[Gate]:
         return out
 
     def judge_shuffle(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Whole rows, each once: the first column names a row, the others must follow from it."""
+        """Judge whole rows, each once: the first column names a row, the others must follow from it."""
         first = found[0][..., :1]
         whole = first + count * torch.arange(columns)
         error = torch.cat(
@@ -306,6 +306,6 @@ def _rows() -> list[Gate]:
 
 
 def masked_gates() -> list[Gate]:
-    """All of them, in the order of the table."""
+    """Return all gates, in the order of the table."""
     parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _rows)
     return [gate for part in parts for gate in part()]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
@@ -16,7 +17,6 @@ from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
 from protocols.options import CryptenOptions
 from protocols.suite import RANGE_KINDS, OutputShare, Value
-from tests.parties_in_process import run_parties
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -113,7 +113,7 @@ def evaluate(
         main(suite, None, dealer_program or program)
         return suite.ledger
 
-    results, dealer = run_parties(parties, party_main, dealer_main)
+    results, dealer = run_in_process(parties, party_main, dealer_main)
     shares = [r[0] for r in results]
     totals = []
     for parts in zip(*shares, strict=True):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, TapeError
 from mpc.fixed_point import decode, encode
@@ -27,7 +28,6 @@ from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.options import CryptenOptions
 from protocols.registry import SuiteSpec, secure_suite, suite_class
 from protocols.suite import Linear, Norm, Value
-from tests.parties_in_process import run_parties
 from tests.protocols.crypten.programs import Outcome, decoded, evaluate, split
 
 crypten = require_crypten()
@@ -331,7 +331,7 @@ def test_weights_outlive_their_session(parties: int) -> None:
         def dealer_main(tape: DealerTape) -> Any:
             return main(CryptenSuite(parties=parties, tape=tape, channel=None), None)
 
-        return run_parties(parties, party_main, dealer_main)[0]
+        return run_in_process(parties, party_main, dealer_main)[0]
 
     run(True)
     for _ in range(2):

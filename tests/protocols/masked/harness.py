@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import fixed_point, ring
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
@@ -15,7 +16,6 @@ from mpc.tape import CountingTape
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
 from protocols.options import MaskedOptions
 from protocols.suite import Value
-from tests.parties_in_process import run_parties
 
 Program = Callable[..., Awaitable[Any]]
 
@@ -69,7 +69,7 @@ def run_masked(
         suite.run(main(suite, None))
         return suite.ledger
 
-    results, dealer = run_parties(parties, at_party, at_dealer)
+    results, dealer = run_in_process(parties, at_party, at_dealer)
     estimator = MaskedSuite(parties=parties, tape=CountingTape(), channel=None, options=MaskedOptions(**options))
     estimator.run(main(estimator, None))
     counted = results[-1][1].total()

@@ -39,7 +39,7 @@ class CutBitsOfOutputs:
         with Deployment(folder) as deployment, patch.object(MaskedSuite, "released", view.watch(MaskedSuite.released)):
             model = deployment.share(_checkpoint(folder / "model"))
             for _ in range(SESSIONS):
-                result = deployment.client().generate(PROMPT, 1, model=model, suite="masked", decoding="logits", stop_ids=())
+                result = deployment.client().ask(PROMPT, 1, model=model, suite="masked", decoding="logits", stop_ids=())
                 assert result.logits is not None
                 view.logits.append(result.logits[0])
         scores = {

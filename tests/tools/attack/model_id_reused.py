@@ -43,11 +43,11 @@ class ModelIdReused:
                 deployment.start_one(name, tapes=tapes / name)
             owner = deployment.config("model-owner", "owner")
             model = share_model(owner, secret, "secret")
-            deployment.client().generate(PROMPT, 2, model=model, suite="masked", stop_ids=())
+            deployment.client().ask(PROMPT, 2, model=model, suite="masked", stop_ids=())
             remove_models(owner, [model.id])
             _steal_id(deployment, model.id, _known(secret, deployment.folder / "known"))
             try:
-                deployment.client(ADVERSARY).generate(PROMPT, 2, model=model, suite="masked", stop_ids=())
+                deployment.client(ADVERSARY).ask(PROMPT, 2, model=model, suite="masked", stop_ids=())
             except MpcacheError as error:
                 caught = "another storing" in str(error)
                 return Verdict(caught, str(error), "the masks of a load are for one storing of one model")
