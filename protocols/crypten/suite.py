@@ -57,8 +57,6 @@ from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.suite import Activation, Linear, Norm, Value
 
-__all__ = ["WEIGHT_BITS", "CryptenSuite"]
-
 
 class CryptenSuite(CryptenLinear):
     """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).

@@ -48,8 +48,6 @@ from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
-__all__ = ["WEIGHT_BITS", "MaskedSuite"]
-
 USUAL = MaskedOptions()
 
 

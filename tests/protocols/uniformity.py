@@ -33,7 +33,8 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
-from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
+from protocols.masked.magnitudes import WEIGHT_BITS
+from protocols.masked.suite import MaskedSuite
 from protocols.suite import OutputShare
 from tests.protocols.masked.harness import additive
 
