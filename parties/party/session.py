@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import torch
@@ -33,7 +31,8 @@ from parties.tapes.store import TapeStore
 from parties.tapes.stream import tape_reader
 from parties.transport.channel import GrpcChannel
 from parties.transport.connection import connect, route
-from parties.transport.peer_stream import INBOX_LIMIT, Message, PeerStream, finish_calls, settle
+from parties.transport.opening import dialled
+from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public, to_failure
@@ -129,9 +128,9 @@ class PartySession(ServedSession):
                 self._summarise(time.perf_counter() - began)
             self._farewell()
             if self.error is None or self.finished:
-                settle(self.links)
+                self.settle()
             self.end()
-            finish_calls([link for link in self.links if link is not self.client])
+            self.finish_calls(but=(self.client,))
             for channel in self._channels:
                 channel.close()
         finally:
@@ -139,8 +138,8 @@ class PartySession(ServedSession):
                 self._preprocessing.join()
             if self.tapes is not None:
                 self.tapes.release()
-            for link in self.links:
-                self.server.heartbeats.remove(link)
+            for stream in self.streams:
+                self.server.heartbeats.remove(stream)
             self.server.release(self)
         self._report(began)
 
@@ -188,11 +187,11 @@ class PartySession(ServedSession):
         error = self.error
         finish = wire.Finish() if self.finished else None
         failure = to_failure(error) if error is not None and finish is None else None
-        for link in [*self._peers.values()]:
+        for stream in [*self._peers.values()]:
             if finish is not None:
-                link.close(wire.PeerMessage(finish=finish))
+                stream.close(wire.PeerMessage(finish=finish))
             else:
-                link.close(wire.PeerMessage(failure=failure) if failure is not None else None)
+                stream.close(wire.PeerMessage(failure=failure) if failure is not None else None)
         if self._tape is not None:
             if finish is not None:
                 self._tape.close(wire.TapeRequest(finish=finish))
@@ -201,25 +200,25 @@ class PartySession(ServedSession):
         self.client.close()
 
     # ---- connections -----------------------------------------------------------------------------------------------
-    def attach(self, link: PeerStream, hello: wire.Hello) -> None:
+    def attach(self, stream: PeerStream, hello: wire.Hello) -> None:
         """A peer of higher index has dialled. Raises `ManifestMismatch` (and ends this session) when it must not join."""
         names = self.manifest.parties
         try:
-            index = names.index(link.peer) if link.peer in names else -1
-            self._greetings.heard(link.peer, hello)
+            index = names.index(stream.peer) if stream.peer in names else -1
+            self._greetings.heard(stream.peer, hello)
             if index <= self.server.config.index:
-                raise WireError(f"{link.peer} introduced itself as party {index}; higher indices dial lower ones")
+                raise WireError(f"{stream.peer} introduced itself as party {index}; higher indices dial lower ones")
         except MpcacheError as error:
             self.fail(error)
             raise
-        link.move(self)
-        link.room = INBOX_LIMIT
+        stream.move(self)
+        stream.make_room(INBOX_LIMIT)
         with self._attached:
             if index in self._peers:
-                raise WireError(f"{link.peer} dialled twice in one session")
-            self._peers[index] = link
+                raise WireError(f"{stream.peer} dialled twice in one session")
+            self._peers[index] = stream
             if self._placed:
-                link.send(self._greetings.own())
+                stream.send(self._greetings.own())
             self._attached.notify_all()
 
     def _dial(self, peer: Peer, patience: float = 0.0) -> grpc.Channel:
@@ -235,23 +234,20 @@ class PartySession(ServedSession):
         self._channels.append(channel)
         return channel
 
-    def _link(self, peer: Peer, beat: Message, call: Callable[[grpc.Channel], Any]) -> PeerStream:
-        again = route(lambda: self.server.identity, peer, call)
-        return PeerStream(self, peer.name, beat, window=self.server.config.resume_seconds, route=again)
-
     def _connect_peers(self) -> None:
         own = self.server.config.index
         self.trace.stage("connect")
         for index in range(own):
             peer = parties_of(self.server.config)[index]
             channel = self._dial(peer)
-            link = self._link(peer, PEER_BEAT, lambda channel: services.ComputePartyStub(channel).Exchange)
+            way = route(lambda: self.server.identity, peer, lambda channel: services.ComputePartyStub(channel).Exchange)
+            stream = dialled(self, way, self.server.config.resume_seconds, PEER_BEAT)
             with self._attached:
-                self._peers[index] = link
-            link.call(channel, self._greetings.own())
-            self.server.heartbeats.add(link)
+                self._peers[index] = stream
+            stream.dial(way, channel, self._greetings.own())
+            self.server.heartbeats.add(stream)
             self.step = f"greeting {peer.name}"
-            reply = link.receive(self.server.config.queue_seconds + self._patience)
+            reply = stream.receive(self.server.config.queue_seconds + self._patience)
             if reply.WhichOneof("content") != "hello":
                 raise WireError(f"{peer.name} did not answer a greeting with its own")
             self._greetings.heard(peer.name, reply.hello)
@@ -269,13 +265,13 @@ class PartySession(ServedSession):
         self._lease.claim(self.check, lambda: self.progress(waiting, 0, 0))
         self._emitted_at = time.perf_counter()
         self.trace.stage("agree")
-        self.client.room = INBOX_LIMIT  # so far next to nothing of what it sends was read
+        self.client.make_room(INBOX_LIMIT)  # so far next to nothing of what it sends was read
         if self.tapes is not None and own == 0:
             self.tapes.look_again()
         with self._attached:
             self._placed = True
-            for index, link in self._peers.items():
-                link.send(self._greetings.own() if index > own else wire.PeerMessage(ready=wire.Ready()))
+            for index, stream in self._peers.items():
+                stream.send(self._greetings.own() if index > own else wire.PeerMessage(ready=wire.Ready()))
 
     def _wait_for_peers(self) -> None:
         own = self.server.config.index
@@ -290,18 +286,19 @@ class PartySession(ServedSession):
                     raise PeerLost(missing[0], "connecting", f"did not connect to {self.role} within {seconds:g} s")
                 self._attached.wait(left)
         for index in range(own + 1, len(self.manifest.parties)):
-            link = self._peers[index]
-            self.progress(f"waiting for {link.peer}", 0, 0)
-            message = link.receive(self.server.config.queue_seconds + self._patience)
+            stream = self._peers[index]
+            self.progress(f"waiting for {stream.peer}", 0, 0)
+            message = stream.receive(self.server.config.queue_seconds + self._patience)
             if message.WhichOneof("content") != "ready":
-                raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
+                raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
 
     def _streamed(self) -> Dealt:
         """What the running dealer deals for this session."""
         dealer = dealer_of(self.server.config)
         assert dealer is not None
         channel = self._dial(dealer, self._patience)
-        link = self._tape = self._link(dealer, TAPE_BEAT, lambda channel: services.DealerStub(channel).Tape)
+        way = route(lambda: self.server.identity, dealer, lambda channel: services.DealerStub(channel).Tape)
+        stream = self._tape = dialled(self, way, self.server.config.resume_seconds, TAPE_BEAT)
         opening = wire.TapeOpen(
             session=self.id,
             manifest=self.manifest.canonical(),
@@ -309,10 +306,10 @@ class PartySession(ServedSession):
             loads=self._lease.ids(),
             client=self.ticket.client,
         )
-        link.call(channel, wire.TapeRequest(open=opening))
-        self.server.heartbeats.add(link)
+        stream.dial(way, channel, wire.TapeRequest(open=opening))
+        self.server.heartbeats.add(stream)
         self.step = f"waiting for {dealer.name} to deal"
-        message = link.receive(self.server.config.queue_seconds + self._patience)
+        message = stream.receive(self.server.config.queue_seconds + self._patience)
         if message.WhichOneof("content") != "start":
             raise WireError(f"{dealer.name} did not start the tape with a seed")
         start = message.start
@@ -320,7 +317,7 @@ class PartySession(ServedSession):
         weights = None if start.fresh else self._lease.get(start.load)
         if not start.fresh and weights is None:
             raise WireError(f"the dealer wants load {start.load}, which {self.role} does not hold (any more)")
-        return Dealt(Source(start.seed, tape_reader(link)), start.load, weights)
+        return Dealt(Source(start.seed, tape_reader(stream)), start.load, weights)
 
     # ---- the program -------------------------------------------------------------------------------------------------
     def _compute(self) -> None:

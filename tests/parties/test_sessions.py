@@ -324,7 +324,7 @@ def test_nothing_leaks(two: Running) -> None:
     while (after := in_use())[0] > before[0] + 1 or after[1] > before[1] + 2:
         assert time.monotonic() < limit, f"threads and files: {before} before, {after} after"
         time.sleep(0.1)
-    while any(server.heartbeats._links for server in two.deployment.servers.values()):
+    while any(server.heartbeats._streams for server in two.deployment.servers.values()):
         assert time.monotonic() < limit, "a link is still watched"
         time.sleep(0.02)
 

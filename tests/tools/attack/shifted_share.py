@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from parties.errors import WrongOutput
 from parties.party.session import PartySession
-from parties.transport.peer_stream import PeerStream
+from parties.transport.resumable_stream import ResumableStream
 from parties.wire import wire_pb2 as wire
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
@@ -61,14 +61,14 @@ class ShiftedOutputShare:
 def _recorded() -> Iterator[Sent]:
     """What clients send each party, in order, as it is queued: kinds and sizes, but for signs of life."""
     sent: Sent = {}
-    put = PeerStream._put
+    put = ResumableStream._put
 
-    def spy(self: PeerStream, message: Any) -> None:
+    def spy(self: ResumableStream, message: Any) -> None:
         if isinstance(message, wire.ClientMessage):
             sent.setdefault(self.peer, []).append((str(message.WhichOneof("content")), message.ByteSize()))
         put(self, message)
 
-    with patch.object(PeerStream, "_put", spy):
+    with patch.object(ResumableStream, "_put", spy):
         yield sent
 
 
