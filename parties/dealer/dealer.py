@@ -23,7 +23,7 @@ from parties.config.role_config import RoleConfig
 from parties.errors import SessionFinished
 from parties.events import event
 from parties.names import check_name
-from parties.program import DECODER, Program, make_suite, plan_of
+from parties.program import DECODER, Program, SessionProgram, plan_of
 from parties.server.admission import Ticket
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
@@ -60,8 +60,8 @@ class DealerSession(ServedSession):
             id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
         )
         self.manifest = manifest
-        self.architecture = architecture
-        self.plan = plan_of(manifest, architecture)
+        self._program = SessionProgram.of(server.program, manifest, architecture, server.config.device)
+        self._lease = server.weight_cache.lease(manifest.load_key(), ticket.client, self)
         self._first = first
         self.ledger = Ledger()
         self._dealt = 0  # bytes up to the last token
@@ -108,8 +108,7 @@ class DealerSession(ServedSession):
             self.step = "waiting for its turn"
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
-            key = (*self.manifest.load_key(), self.ticket.client)
-            self.server.weight_cache.claim(key, self, self.check, lambda: None)
+            self._lease.claim(self.check)
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
@@ -145,26 +144,25 @@ class DealerSession(ServedSession):
                 self._joined.wait(left)
 
     def _deal(self) -> None:
-        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.weight_cache
-        common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
-        weights = loads.get(common[-1], key, self.ticket.client) if common else None
+        names = self.manifest.parties
+        common = [load for load in self._lease.ids() if all(load in self._loads[name] for name in names)]
+        weights = self._lease.get(common[-1]) if common else None
         load = common[-1] if weights is not None else new_id()
         seeds = [new_seed() for _ in names]
         outlets = [self._outlets[name] for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
             outlet.stream.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
-        device = self.server.config.device
-        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, device)
-        suite = make_suite(self.manifest, tape, None, device)
+        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
+        suite = self._program.suite(tape, None)
         if weights is None:
             self.step = "dealing for the model's weights"
             self.server.metrics.get("mpcache_model_loads_total").inc()
-            weights = self.server.program.load(suite, self.architecture, lambda name: None)
-            loads.put(load, key, weights, self.ticket.client)
-        loads.release(self)
+            weights = self._program.load(suite, lambda name: None)
+            self._lease.put(load, weights)
+        self._lease.release()
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
-        self.server.program.run(suite, self.architecture, weights, self.plan, None, self)
+        self._program.run(suite, weights, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:

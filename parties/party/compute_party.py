@@ -15,7 +15,8 @@ from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
-from parties.party.session import PEER_BEAT, Admitted, PartySession, Stores
+from parties.party.rendezvous import PEER_BEAT
+from parties.party.session import Admitted, PartySession, Stores
 from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import DECODER, Program, plan_of
 from parties.server.incoming import StreamCall
@@ -73,7 +74,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         facts = self._checked(manifest, stream.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer)
         stores = Stores(self.store, self.tapes)
-        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket)))
+        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket, stream)))
         event(
             "session_opened",
             self.name,
@@ -86,7 +87,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             decoding=manifest.decoding,
             place=ticket.state,
         )
-        session.start(stream)
+        session.start()
         return session, stream.outgoing()
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:

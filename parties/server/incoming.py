@@ -149,6 +149,8 @@ class IncomingCalls:
         finally:
             if stream is not None and stream.leave_call(epoch):
                 self._heartbeats.remove(stream)
+            if stream is not None and session is None:
+                stream.session.end()  # nobody will read what the caller still sends: let the reader see the call's end
         if error is not None:
             if session is None or not session.id:
                 self._refusals.report(name, call_of(call.authorise), error)

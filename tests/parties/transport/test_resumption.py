@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import parties.party.session
+import parties.party.rendezvous
 import parties.transport.peer_stream
 import parties.transport.resumable_stream
 from mpc.errors import MpcacheError, PeerLost, PeerSilent, PermissionRefused, WireError
@@ -171,12 +171,12 @@ def test_nothing_is_made_or_masked_twice(relayed: Relayed, monkeypatch: pytest.M
         return reading
 
     original_go_on, original_append = ResumableStream._go_on, TapeOutlet.append
-    original_reader = parties.party.session.tape_reader
+    original_reader = parties.party.rendezvous.tape_reader
     monkeypatch.setattr(parties.transport.peer_stream, "SimpleQueue", Recorded)
     monkeypatch.setattr(parties.transport.resumable_stream, "SimpleQueue", Recorded)
     monkeypatch.setattr(ResumableStream, "_go_on", go_on)
     monkeypatch.setattr(TapeOutlet, "append", append)
-    monkeypatch.setattr(parties.party.session, "tape_reader", reader)
+    monkeypatch.setattr(parties.party.rendezvous, "tape_reader", reader)
 
     def act() -> None:
         for _ in range(3):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from parties.errors import WrongOutput
-from parties.party.session import PartySession
+from parties.party.client_endpoint import ClientEndpoint
 from parties.transport.resumable_stream import ResumableStream
 from parties.wire import wire_pb2 as wire
 from tests.parties.conftest import VOCABULARY, make_checkpoint
@@ -34,7 +34,7 @@ class ShiftedOutputShare:
             model = deployment.share(make_checkpoint(folder / "model"))
 
             def ask(shift: int) -> tuple[Sent, list[int], str]:
-                with _recorded() as sent, patch.object(PartySession, "emit", _shifting(shift)):
+                with _recorded() as sent, patch.object(ClientEndpoint, "emit", _shifting(shift)):
                     try:
                         result = deployment.client().generate(
                             PROMPT, NEW, model=model, suite="masked", stop_ids=stop, fixed_length=True
@@ -74,10 +74,10 @@ def _recorded() -> Iterator[Sent]:
 
 def _shifting(shift: int) -> Callable[..., bool]:
     """An `emit` at party 1 that adds to its share of the second token."""
-    emit = PartySession.emit
+    emit = ClientEndpoint.emit
 
-    def shifted(self: PartySession, step: int, share: Any) -> bool:
-        if step == 1 and self.role == "party1":
+    def shifted(self: ClientEndpoint, step: int, share: Any) -> bool:
+        if step == 1 and self.session.role == "party1":
             share = replace(share, share=share.share + shift)
         return emit(self, step, share)
 
