@@ -6,8 +6,8 @@ additive sharing of it. Masked -> Shared is local; Shared -> Masked is an openin
 
 The same objects live at all roles. At a party m is a public tensor and lam its share of the mask; at the dealer m is a shape
 tensor (it never learns it) and lam the whole mask; in cost estimation both are shape tensors. A Shared tensor is a share at
-a party and a ghost elsewhere (`mpc.shape_tensor`). A party that prepares (`mpc.preprocessing`) holds shape tensors for m,
-and its own lam.
+a party and a shape tensor elsewhere (`mpc.shape_tensor`). A party that prepares (`mpc.preprocessing`) holds shape tensors
+for m, and its own lam.
 
 Which words stand for an element: m and lam are canonical, 0 <= m < 2^bits (for 64 bits the word itself). A share is any
 int64 that is congruent to it modulo 2^bits: sums and products wrap harmlessly, so it is cut once, where it is packed.

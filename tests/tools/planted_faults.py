@@ -621,9 +621,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a client sends what it likes behind its prompt",
-        "parties/party/session.py",
-        'if self.manifest.decoding != "logits" and (kind := self.client.unasked()):',
-        'if self.manifest.decoding == "" and (kind := self.client.unasked()):',
+        "parties/party/client_endpoint.py",
+        'if decoding != "logits" and (kind := self.stream.unasked()):',
+        'if decoding == "" and (kind := self.stream.unasked()):',
         (f"{OUTPUTS}::test_an_attack_is_caught",),
     ),
     # ---- calibration

@@ -25,7 +25,7 @@ from parties.identity.trust import Peer, Trust
 from parties.names import Role
 from parties.transport.connection import abort_if_alive, connect, start_server
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.transport.peer_stream import PeerStream, finish_calls
+from parties.transport.peer_stream import PeerStream
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -107,7 +107,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
             link.close()
             self._heartbeats.remove(link)
         if kind is None:
-            finish_calls(list(self.links.values()), seconds=10.0)
+            self.session.finish_calls(10.0)
         for channel in self._channels:
             channel.close()
         self._heartbeats.stop()
@@ -136,7 +136,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         except MpcacheError as error:
             abort_if_alive(context, error)
         link = PeerStream(self.session, name, BEAT)
-        context.add_callback(link.over)
+        context.add_callback(link.call_over)
         link.start(requests, context.cancel)
         self._heartbeats.add(link)
         with self._joined:
