@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from launch.terminal.console import err
-from models.tokenizer import TextTokenizer
+from models.tokenizer.text import TextTokenizer
 from parties.client.client import Client, GenerationResult
 from parties.client.request import GenerationRequest
 

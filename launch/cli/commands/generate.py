@@ -32,7 +32,7 @@ from mpc.errors import ConfigurationError
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer
     from models.architecture import Architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.request import GenerationRequest
     from parties.config.role_config import RoleConfig
 
@@ -109,14 +109,18 @@ def run(
         answer = _ask_running(settings, model, text, replace(request, model=name), not as_json)
     else:
         answer = _ask_local(model, text, request, _Started(parties or 2, check_device(device or "cpu")), not as_json)
+    _show(answer, request, as_json)
+    answer.result.check_range(answer.text)
+
+
+def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
+    """Print what the answer took, or all of it as JSON: its text was shown as it came."""
     if as_json:
         print_json(answer_json(answer, request))
     elif (first := answer.result.first_token_seconds) is not None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
-        err.print(
-            f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens, suite {suite}: first after {first:.2f} s{each}"
-        )
-    answer.result.check_range(answer.text)
+        tokens = f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens"
+        err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
 
 
 def _check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
@@ -186,7 +190,7 @@ def _ask_running(config: RoleConfig, directory: Path, text: str, request: Genera
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.model_reference import ModelReference
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
 from models.architecture import Architecture
-from models.chat_template import ChatTemplate
 from models.checkpoint import read_architecture
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.client.client import Client
 from parties.client.model_reference import ModelReference, check_architecture
