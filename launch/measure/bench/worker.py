@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.local.memory import peak_memory
 from launch.measure.bench.eviction import EvictionProgram
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import DEALER, BenchPlan
@@ -141,18 +140,6 @@ class Timer:
         self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - own
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has held."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def run_party(folder: Path, index: int) -> None:
     """Run a compute party: it writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
     plan = BenchPlan.read(folder)
@@ -206,7 +193,7 @@ def run_party(folder: Path, index: int) -> None:
         "prepare_cpu_seconds": timers["preparation"].cpu,
         "prepared_bytes": most,
         "spans": spans,
-        "peak_rss_bytes": peak_bytes(),
+        "peak_rss_bytes": peak_memory(),
         "bits": output.bits,
         "fraction_bits": output.fraction_bits,
     }
@@ -257,5 +244,5 @@ def run_dealer(folder: Path) -> None:
                 work()
             tapes.end()
         tapes.wait_until_fetched()
-    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_bytes()}
+    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_memory()}
     (folder / f"{DEALER}.json").write_text(json.dumps(report), encoding="utf-8")
