@@ -47,7 +47,7 @@ from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
 from protocols.suite import OutputShare, Suite, Value
 
-BESIDE_BYTES = 256 << 20
+BACKGROUND_BYTES = 256 << 20
 
 
 class Segmented:
@@ -162,9 +162,9 @@ def run_party(folder: Path, index: int) -> None:
             if number == 1 and plan.preprocessing and program.suite.prepares:
                 store = Store()
                 preparing = preparation(program, tape, store, channel)
-            beside: threading.Thread | None = None
+            background: threading.Thread | None = None
             if preparing is not None and name == CACHE:
-                beside = prepare_beside(next(preparing)[1], store)
+                background = prepare_in_background(next(preparing)[1], store)
             elif preparing is not None:
                 with timers["preparation"].of(name):
                     next(preparing)[1]()
@@ -176,8 +176,8 @@ def run_party(folder: Path, index: int) -> None:
                 output = work()
             if line is not None:
                 spans = [astuple(span) for span in line.spans]
-            if beside is not None:
-                beside.join()
+            if background is not None:
+                background.join()
                 store.limit = None
             if preparing is not None and len(store):
                 raise TapeError(f"segment '{name}' did not use all that was prepared for it: {len(store)} entries are left")
@@ -200,9 +200,9 @@ def run_party(folder: Path, index: int) -> None:
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
+def prepare_in_background(work: Callable[[], Any], store: Store) -> threading.Thread:
     """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
-    store.limit = BESIDE_BYTES
+    store.limit = BACKGROUND_BYTES
 
     def run() -> None:
         try:
@@ -221,10 +221,10 @@ def preparation(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Return the segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
     plan, weights = program.plan, program.weights
-    ahead = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
-    ahead.go_on(ahead.suite, weights)
+    preparing = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    preparing.go_on(preparing.suite, weights)
     program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
-    segments = ahead.segments()
+    segments = preparing.segments()
     next(segments)  # the weights
     return segments
 
