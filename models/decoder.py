@@ -57,8 +57,7 @@ class Decoder:
     """A model in a session.
 
     weights: from `load_weights`. policy: what the cache keeps, everything by default. probe: sees intermediate values; in
-    suites that compute on shares it must be given to all parties and the dealer alike. streamed: weights come and go; each
-    is looked up when its part (`embedded`, `layer`, `head`) runs, and whoever puts it there has checked it.
+    suites that compute on shares it must be given to all parties and the dealer alike.
     """
 
     def __init__(
@@ -68,21 +67,23 @@ class Decoder:
         weights: Mapping[str, Value],
         policy: CachePolicy | None = None,
         probe: Probe | None = None,
-        streamed: bool = False,
     ) -> None:
-        for name, shape in () if streamed else architecture.weight_shapes().items():
-            if name not in weights:
-                raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
-            if tuple(weights[name].shape) != shape:
-                raise ConfigurationError(
-                    f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
-                )
+        self._check_weights(architecture, weights)
         self.suite = suite
         suite.begin(architecture.layers + 1)
         self.architecture = architecture
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
         self._probe: Probe = probe if probe is not None else lambda name, value: None
+
+    def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
+        for name, shape in architecture.weight_shapes().items():
+            if name not in weights:
+                raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
+            if tuple(weights[name].shape) != shape:
+                raise ConfigurationError(
+                    f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
+                )
 
     def _linear(self, name: str) -> Linear:
         return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
@@ -105,23 +106,22 @@ class Decoder:
         self,
         inputs: Value,
         cache: KVCache,
-        position: int,
         last_only: bool = False,
         progress: Callable[[int, int], None] | None = None,
         whole: bool = False,
     ) -> Value:
-        """Logits of the next token after each of the tokens, or after the last one only.
+        """Return the logits of the next token after each of the tokens, or after the last one only.
 
-        inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits, as
-        an arg-max leaves them. cache: holds everything before `position`, grows by T tokens. A batch of
-        several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
-        cache policy selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut,
-        see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
+        inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits,
+        as an arg-max leaves them. cache: holds what was processed before, grows by T tokens. A batch of several tokens
+        (or the first token) is a prompt batch: public causal mask. A single later token attends to what the cache policy
+        selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut, see
+        `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
-        a = self.architecture
-        tokens = self._checked(inputs, cache, position)
+        a, position = self.architecture, cache.seen
+        tokens = self._checked(inputs, position)
         angles = self.angles(position, tokens, max(cache.prompt_tokens, position + tokens))
         h = await self.embedded(inputs, position)
         for layer in range(a.layers):
@@ -165,14 +165,12 @@ class Decoder:
         self._probe("logits", logits)
         return logits
 
-    def _checked(self, inputs: Value, cache: KVCache, position: int) -> int:
+    def _checked(self, inputs: Value, position: int) -> int:
         """T, after checking public shapes and positions."""
         a = self.architecture
         if inputs.shape[:1] == (0,) or tuple(inputs.shape[1:]) not in ((), (a.vocabulary,)):
             raise ConfigurationError(f"inputs must be [tokens] or [tokens, {a.vocabulary}], got {list(inputs.shape)}")
         tokens = inputs.shape[0]
-        if position != cache.seen:
-            raise ConfigurationError(f"position = {position}, but the cache has seen {cache.seen} tokens")
         if position + tokens > a.positions:
             raise ConfigurationError(
                 f"token {position + tokens} does not fit the model's {a.positions} positions; shorten prompt or answer"
@@ -279,6 +277,14 @@ class Decoder:
             gate, up = await suite.norm_linear(h, a.norm, [layer.gate, layer.up])
             active = await suite.gated_activation(gate, up, a.activation)
         return await suite.linear(active, layer.down, h)
+
+
+class StreamedDecoder(Decoder):
+    """A decoder whose weights come and go: each is looked up when its part (`embedded`, `layer`, `head`) runs, and whoever
+    puts it there has checked it."""
+
+    def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
+        pass
 
 
 def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:

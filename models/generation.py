@@ -134,7 +134,7 @@ async def generate(
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
             if chosen is not None:
-                logits = await decoder.forward(chosen, cache, plan.prompt_tokens + step - 1, True, whole=released)
+                logits = await decoder.forward(chosen, cache, True, whole=released)
             chosen, share = await choice(suite, logits, plan.decoding, plan.temperature)
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
@@ -170,7 +170,7 @@ async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: En
         def progress(done: int, total: int, n: int = n) -> None:
             endpoint.progress("prefill", n * total + done, len(starts) * total)
 
-        logits = await decoder.forward(prompt[start : start + chunk], cache, start, True, progress, whole)
+        logits = await decoder.forward(prompt[start : start + chunk], cache, True, progress, whole)
     assert logits is not None
     return logits
 
@@ -217,7 +217,7 @@ class PlainModel:
         decoder = self.decoder(probe)
         vocabulary = self.architecture.vocabulary
         prompt = self.suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
-        value = self.suite.run(decoder.forward(prompt, decoder.new_cache(), 0, False))
+        value = self.suite.run(decoder.forward(prompt, decoder.new_cache()))
         return self.suite.output(value).share
 
     @torch.inference_mode()
@@ -260,16 +260,10 @@ class _Collector:
 
 
 def generate_plain(
-    checkpoint: Checkpoint,
-    prompt_ids: Sequence[int],
-    plan: GenerationPlan,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    policy: CachePolicy | None = None,
-    noise: Callable[[Sequence[int]], Tensor] = gumbel,
+    checkpoint: Checkpoint, prompt_ids: Sequence[int], plan: GenerationPlan, dtype: torch.dtype = torch.float32
 ) -> list[int]:
-    """Generated token ids in plaintext; see `PlainModel`."""
-    return PlainModel(checkpoint, dtype, device, policy, noise).generate(prompt_ids, plan)
+    """Return the token ids that are generated in plaintext; see `PlainModel`."""
+    return PlainModel(checkpoint, dtype).generate(prompt_ids, plan)
 
 
 def plain_logits(

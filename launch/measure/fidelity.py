@@ -19,7 +19,7 @@ from launch.local.shares import Part, WeightShares, additive_shares, opened
 from models.architecture import Architecture
 from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder
+from models.decoder import StreamedDecoder
 from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from protocols.range_findings import open_flags
@@ -126,7 +126,7 @@ class _Run:
         self._suite, self._architecture, self._own, self._used = suite, architecture, own, used
         self._weights: dict[str, Value] = {}
         self._step = STEPS[0]
-        self._decoder = Decoder(suite, architecture, self._weights, probe=self._probe, streamed=True)
+        self._decoder = StreamedDecoder(suite, architecture, self._weights, probe=self._probe)
 
     def _probe(self, name: str, value: Value) -> None:
         share = self._suite.output(value)

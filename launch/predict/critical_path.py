@@ -7,7 +7,7 @@ that the scheduler makes are the critical path. They are listened to while the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.architecture import Architecture
@@ -94,7 +94,8 @@ def critical_path(architecture: Architecture, setting: Setting, cached: int, tok
     """
     reduced, setting, repeats = alike(architecture, setting)
     heard: Heard = []
-    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, prepare=lambda suite: _listen(suite, heard))
+    setting = replace(setting, prepare=lambda suite: _listen(suite, heard))
+    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
     layer = len(repeats) // 2
     prefix = f"{STEP}/layer {layer}/"
     mine = [parts for parts in heard if parts and parts[0][0].startswith(prefix)]

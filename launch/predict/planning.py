@@ -17,7 +17,7 @@ from launch.predict.eviction_costs import after_prompt, importance
 from launch.predict.measured import Measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, Network
 from models.architecture import Architecture
-from models.costs.program import NoInputs, fill, load, step
+from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.costs.tracing import STEP, Setting
 from models.decoder import Decoder
 from models.policies import parse
@@ -66,10 +66,10 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int, token
         weights = suite.run(load(suite, architecture, NoInputs()))
         decoder = Decoder(suite, architecture, weights, parse(setting.policy))
         suite.ledger.costs.clear()
-        cache = suite.run(fill(suite, decoder, prompt, NoInputs()))
+        cache = suite.run(fill(decoder, prompt, NoInputs()))
         suite.ledger.costs.clear()
         for _ in range(tokens):
-            suite.run(step(suite, decoder, cache, 1, None, STEP))
+            suite.run(step(decoder, cache, StepPlan(), None, STEP))
     return suite.ledger
 
 
@@ -125,11 +125,18 @@ def pays_after(once: float, saved: float) -> float:
     return 0.0 if once <= 0 and saved >= 0 else once / saved if saved > 0 else float("inf")
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt and of its answer; public."""
+
+    prompt: int
+    new: int
+
+
 def make_plan(
     architecture: Architecture,
     setting: Setting,
-    prompt: int,
-    new: int,
+    lengths: Lengths,
     network: Network,
     measured: Measurements | None = None,
 ) -> Plan:
@@ -137,6 +144,7 @@ def make_plan(
 
     measured: seconds of what parties compute, for the policies that it names.
     """
+    prompt = lengths.prompt
     ways = parse(setting.policy).alternatives(prompt, setting.make()[0])
     if not ways:
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
@@ -161,4 +169,4 @@ def make_plan(
             choices.append(Choice(changed.spec, what, Cost(), Cost(), str(error)))
     if all(c.problem for c in choices):
         raise ConfigurationError(f"no alternative fits: {choices[0].problem}")
-    return Plan(prompt, new, network, full, choices)
+    return Plan(prompt, lengths.new, network, full, choices)

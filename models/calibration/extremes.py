@@ -15,7 +15,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder
+from models.decoder import StreamedDecoder
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
@@ -143,7 +143,7 @@ class StreamedModel:
     ) -> None:
         """Push all sequences through the model; what comes of it goes to `note` and to what the suite notes."""
         a, suite = self.architecture, self.suite
-        decoder = Decoder(suite, a, self._weights, streamed=True, probe=self._probe(note))
+        decoder = StreamedDecoder(suite, a, self._weights, probe=self._probe(note))
         self._noted: dict[str, list[Tensor]] = {}
         caches = [decoder.new_cache() for _ in sequences]
         streams = self._embedded(sequences)

@@ -217,23 +217,21 @@ class Estimate:
         return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
 
 
-def estimate(
-    architecture: Architecture, setting: Setting, prompt: int, new: int, all_layers: bool = False, every_length: bool = False
-) -> Estimate:
-    """A prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
+def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False) -> Estimate:
+    """Return the costs of a prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
-    all_layers: trace every layer and head; every_length: trace every token. Both give the same counts, slowly. Raises
-    `ConfigurationError` when the model has fewer positions or for an unknown suite or policy.
+    exhaustive: trace every layer, head and token; the same counts, slowly. Raises `ConfigurationError` when the model has
+    fewer positions or for an unknown suite or policy.
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature).check(architecture)
     start = time.perf_counter()
     with torch.inference_mode():
-        tracer = Tracer(architecture, setting, all_layers)
+        tracer = Tracer(architecture, setting, exhaustive)
         load_costs = trace_load(architecture, setting)
         if setting.policy != "full":
             tracer.follow(prompt, new)
         first = tracer.step(0, prompt)
-        if every_length or setting.policy != "full":
+        if exhaustive or setting.policy != "full":
             further = _sum(tracer.step(n).costs for n in range(prompt, prompt + new - 1))
         else:
             further = tracer.tokens(prompt, prompt + new - 2)

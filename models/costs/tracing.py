@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.costs.program import NoInputs, fill, load, step
+from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.decoder import LOAD, Decoder
 from models.generation import Decoding
 from models.policies import parse
@@ -179,7 +179,10 @@ class _Products:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a trace depends on beside the model and the lengths. check(): called at every tape entry, may raise to end it."""
+    """What a trace depends on beside the model and the lengths.
+
+    check(): called at every tape entry, may raise to end the trace. prepare(suite): called with each suite that is made.
+    """
 
     suite: str
     parties: int = 2
@@ -188,6 +191,7 @@ class Setting:
     decoding: Decoding = "greedy"
     temperature: float | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     @property
     def spec(self) -> SuiteSpec:
@@ -195,9 +199,15 @@ class Setting:
         return SuiteSpec(self.suite, options=self.options)
 
     def make(self) -> tuple[Suite, _Tape]:
-        """A suite that counts."""
+        """Return a suite that counts, and its tape."""
         tape = _Tape(self.check)
-        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=None), tape
+        suite = secure_suite(self.spec, parties=self.parties, tape=tape, channel=None)
+        self.prepare(suite)
+        return suite, tape
+
+    def step(self, tokens: int = 1) -> StepPlan:
+        """Return a step of so many tokens."""
+        return StepPlan(tokens, self.decoding, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -236,30 +246,20 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
-def trace_step(
-    architecture: Architecture,
-    setting: Setting,
-    cached: int,
-    tokens: int = 1,
-    agreed: bool = True,
-    prepare: Callable[[Suite], None] = lambda suite: None,
-) -> Trace:
-    """Every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
+def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, agreed: bool = True) -> Trace:
+    """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step. prepare: called with the
-    suite before anything runs.
+    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
     """
     suite, tape = setting.make()
-    prepare(suite)
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
-    counting = cast(Suite, products)
-    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
-    cache = suite.run(fill(counting, decoder, cached, NoInputs(), agreed))
+    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
+    cache = suite.run(fill(decoder, cached, NoInputs(), agreed))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
+    suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
@@ -269,15 +269,14 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
-    counting = cast(Suite, products)
-    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
+    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
     cache.prompt_tokens = prompt
     for tokens in (prompt, *[1] * (new - 1)):
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
-        suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
+        suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 

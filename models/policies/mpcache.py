@@ -337,17 +337,17 @@ class MPCache(CachePolicy):
         state = entry.state_of(MPCacheState)
         plan = self.layout(cache.seen, entry.length, state.described.sizes)
         if self.dynamic == 1 or plan.everything:
-            return await attend_to(suite, entry, q, plan, None)
+            return await super().attend(suite, cache, layer, q)
         gathering = self.gathers(suite)
-        chosen = taken(cache, layer, plan)
-        if chosen is None:
+        choice = taken(cache, layer, plan)
+        if choice is None:
             chosen = await self._choose(suite, entry, q, plan)
             if gathering != "scores":
                 chosen = await suite.hold(chosen)
-            state.choice = Choice(plan, cache.seen, chosen)
+            choice = state.choice = Choice(plan, cache.seen, chosen)
         if gathering == "scores":
-            return await attend_by_bias(suite, entry, q, plan, chosen)
-        return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
+            return await attend_by_bias(suite, entry, q, choice)
+        return await attend_to(suite, entry, q, choice, gathering == "rows")
 
     def gathers(self, suite: Suite) -> str:
         """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""

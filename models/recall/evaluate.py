@@ -35,10 +35,10 @@ def encode_cases(tokenizer: Tokenizer, cases: list[docs.Case]) -> tuple[torch.Te
 
 @torch.no_grad()
 def measure(
-    model: Any, tokenizer: Tokenizer, length: int, questions: int, seed: int, generate: bool = False
+    model: Any, tokenizer: Tokenizer, length: int, cases: list[docs.Case], generate: bool = False
 ) -> dict[str, float]:
-    """Shares of held-out questions answered right at one prompt length: digits, and digits with <eos> after them."""
-    cases = docs.evaluation_cases(length, questions, seed)
+    """Return shares of questions answered right at one prompt length: digits, and digits with <eos> after them."""
+    questions = len(cases)
     rows = max(1, 8192 // length)
     right: list[torch.Tensor] = []
     margins: list[torch.Tensor] = []
@@ -154,7 +154,7 @@ def main() -> None:
     rows = []
     print(f"{'tokens':>7} {'questions':>10} {'exact':>8} {'with eos':>9} {'1st digit':>10}")
     for length in args.lengths:
-        row = measure(model, tokenizer, length, args.questions, args.seed, args.generate)
+        row = measure(model, tokenizer, length, docs.evaluation_cases(length, args.questions, args.seed), args.generate)
         rows.append(row)
         shares = f"{row['exact']:8.4f} {row['exact_with_eos']:9.4f} {row['first_digit']:10.4f}"
         print(f"{length:7d} {args.questions:10d} {shares}", flush=True)

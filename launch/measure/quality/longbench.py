@@ -85,24 +85,22 @@ def check_template(template: str) -> str:
     return template
 
 
-def prompt_of(
-    checkpoint: Checkpoint, task: Task, template: str, new_tokens: int, cut: bool, where: str = "--longbench"
-) -> list[int]:
-    """Token ids. cut: what does not fit the model is taken out of the middle, as LongBench's code does; otherwise it is a
-    `ConfigurationError`."""
+def prompt_of(checkpoint: Checkpoint, task: Task, template: str, new_tokens: int, cut: bool) -> list[int]:
+    """Return a prompt's token ids. cut: what does not fit the model is taken out of the middle, as LongBench's code does;
+    otherwise it is a `ConfigurationError`."""
     values = {"context": task.context, "input": task.input}
     text = re.sub(r"\{(context|input)\}", lambda found: values[found[1]], template)
     ids = checkpoint.tokenizer.encode(text)
     room = checkpoint.architecture.positions - new_tokens + 1
     if not ids:
-        raise ConfigurationError(f"{where}, line {task.line}: its prompt has no token; fill context or input")
+        raise ConfigurationError(f"--longbench, line {task.line}: its prompt has no token; fill context or input")
     if room < 2:
-        raise ConfigurationError(f"{where}: {new_tokens} new tokens leave no room for a prompt; lower --new")
+        raise ConfigurationError(f"--longbench: {new_tokens} new tokens leave no room for a prompt; lower --new")
     if len(ids) <= room:
         return ids
     if not cut:
         raise ConfigurationError(
-            f"{where}, line {task.line}: a prompt of {len(ids)} tokens and {new_tokens} new ones do not fit the model's "
+            f"--longbench, line {task.line}: a prompt of {len(ids)} tokens and {new_tokens} new ones do not fit the model's "
             f"{checkpoint.architecture.positions} positions; use --cut-prompts to leave out their middle, or lower --new"
         )
     half = room // 2

@@ -101,7 +101,7 @@ class PrefilledModel:
         queries: list[Tensor] = []
         self.suite.noted = queries
         try:
-            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), 0, True, progress))
+            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), True, progress))
         finally:
             self.suite.noted = None
         return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
@@ -135,7 +135,7 @@ class PrefilledModel:
         return self.suite.indices(len(ids), torch.tensor(list(ids)), self.architecture.vocabulary)
 
     def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
-        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, cache.seen, True)))
+        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, True)))
 
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
         """A decoder, and the cache that the policy leaves of the prompt."""

@@ -72,7 +72,7 @@ class Runner:
         bounds = [*range(0, prompt_tokens, chunk), *range(prompt_tokens, len(ids) + 1)]
         found: list[Tensor] = []
         for start, stop in pairwise(bounds):
-            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, start, True))
+            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, True))
             share: OutputShare = suite.output(logits)
             if stop >= prompt_tokens:
                 found.append(share.share)
