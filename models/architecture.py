@@ -35,7 +35,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _reason(title: str, error: ValidationError) -> str:
-    """The first problem in words: the argument, its value, what is wrong."""
+    """Return the first problem in words: the argument, its value, what is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -135,7 +135,7 @@ class Architecture(_Public):
     @field_validator("norm", mode="before")
     @classmethod
     def _norm(cls, value: Any) -> Norm:
-        """From JSON too; the record of the suites' interface checks nothing itself."""
+        """Read a norm from JSON, too; the record of the suites' interface checks nothing itself."""
         norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
         if not isinstance(norm, Norm):
             raise ValueError("'kind' and 'epsilon' are needed")
@@ -161,15 +161,15 @@ class Architecture(_Public):
 
     @property
     def group(self) -> int:
-        """R: query heads per key/value head."""
+        """Return R, the query heads per key/value head."""
         return self.heads // self.kv_heads
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of a layer, None for full attention."""
+        """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the canonical weights, in the order in which they are shared and loaded."""
+        """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
@@ -202,12 +202,13 @@ class Architecture(_Public):
         return total
 
     def to_json(self) -> str:
-        """Canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
+        """Return canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
-        """The inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of range."""
+        """Return the inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of
+        range."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -232,8 +232,8 @@ class CachePolicy(ABC):
             await work()
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """Work after one decoded token's key and value were appended (at the end of S). What only later tokens need is
-        started with `KVCache.run_in_background`."""
+        """Do the work after one decoded token's key and value were appended (at the end of S). What only later tokens
+        need is started with `KVCache.run_in_background`."""
         return None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:

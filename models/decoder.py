@@ -33,7 +33,7 @@ LOAD = "model load"
 
 
 async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
-    """Every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
+    """Return every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
     one ready takes several times its size for a moment.
 
     shares(name): this party's share of that weight (float tensor for `plain`, None at the dealer and in `estimate`). The
@@ -99,7 +99,7 @@ class Decoder:
         )
 
     def new_cache(self) -> KVCache:
-        """An empty cache for a session."""
+        """Return an empty cache for a session."""
         return KVCache(self.architecture, self.policy)
 
     async def forward(
@@ -132,7 +132,7 @@ class Decoder:
         return await self.head(h, cache, whole)
 
     async def embedded(self, inputs: Value, position: int) -> Value:
-        """The residual stream before the first layer, [T, D]. inputs: as in `forward`."""
+        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
@@ -144,7 +144,7 @@ class Decoder:
         return h
 
     async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
-        """The residual stream after a layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        """Run a layer on the residual stream: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite = self.suite
         suite.at(layer)
         with suite.ledger.timed(f"layer {layer}/attention"):
@@ -156,7 +156,7 @@ class Decoder:
         return h
 
     async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
-        """Logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""
+        """Return the logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""
         suite = self.suite
         suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
@@ -166,7 +166,7 @@ class Decoder:
         return logits
 
     def _checked(self, inputs: Value, position: int) -> int:
-        """T, after checking public shapes and positions."""
+        """Return T, after checking public shapes and positions."""
         a = self.architecture
         if inputs.shape[:1] == (0,) or tuple(inputs.shape[1:]) not in ((), (a.vocabulary,)):
             raise ConfigurationError(f"inputs must be [tokens] or [tokens, {a.vocabulary}], got {list(inputs.shape)}")
@@ -178,7 +178,8 @@ class Decoder:
         return tokens
 
     def angles(self, position: int, tokens: int, length: int) -> Angles | None:
-        """Public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its prompt."""
+        """Return the public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its
+        prompt."""
         a = self.architecture
         if a.rotary is None:
             return None
@@ -187,7 +188,7 @@ class Decoder:
         return cos.to(device), sin.to(device)
 
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
-        """Hidden state after the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        """Run the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, a, weights, policy = self.suite, self.architecture, self._weights_of(layer), self.policy
         tokens = h.shape[0]
         prompt = tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens
@@ -219,7 +220,8 @@ class Decoder:
     async def _prompt_attention(
         self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
     ) -> tuple[Value, Value | None]:
-        """Attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last `observed`."""
+        """Return the attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last
+        `observed`."""
         group, device = self.architecture.group, self.suite.public_device
         mask = causal_mask(rows, k.shape[1], window, device)
         if mask is not None:
@@ -243,7 +245,8 @@ class Decoder:
             entry.attention_mass = mass
 
     async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
-        """Queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H + 2G) C]."""
+        """Return the queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H
+        + 2G) C]."""
         suite, a = self.suite, self.architecture
         tokens, channels = fused.shape[0], a.head_channels
         split = fused.reshape(tokens, a.heads + 2 * a.kv_heads, channels).permute(1, 0, 2)
@@ -258,17 +261,17 @@ class Decoder:
         return q, k, v
 
     def _stacked(self, q: Value) -> Value:
-        """[H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
+        """Turn [H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
         a = self.architecture
         return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
 
     def _merged(self, attended: Value, rows: int) -> Value:
-        """[G, R n, C] -> [n, H C]."""
+        """Turn [G, R n, C] -> [n, H C]."""
         a = self.architecture
         return attended.reshape(a.heads, rows, a.head_channels).permute(1, 0, 2).reshape(rows, a.heads * a.head_channels)
 
     async def _mlp(self, h: Value, layer: _Layer) -> Value:
-        """Hidden state after the feed-forward sub-layer: [T, D] -> [T, D]."""
+        """Run the feed-forward sub-layer: [T, D] -> [T, D]."""
         suite, a = self.suite, self.architecture
         if layer.gate is None:
             (up,) = await suite.norm_linear(h, a.norm, [layer.up])
@@ -288,7 +291,7 @@ class StreamedDecoder(Decoder):
 
 
 def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
     if rows == 1 and (window is None or cached <= window):
         return None
     query = torch.arange(cached - rows, cached, device=device)[:, None]

@@ -38,7 +38,7 @@ class Round:
 
     @property
     def bytes_sent(self) -> int:
-        """By one party, to all others."""
+        """Return the bytes that one party sends to all others."""
         return sum(share.bytes_sent for share in self.shares)
 
 
@@ -87,7 +87,7 @@ def _merged(parts: list[tuple[str, str, int]], prefix: str) -> tuple[Share, ...]
 
 
 def critical_path(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1) -> CriticalPath:
-    """Of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
+    """Return the rounds of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
 
     A round is the layer's when the ledger books it there: on its first opening. Raises `ConfigurationError` for a suite
     whose operations cannot share rounds.

@@ -40,18 +40,18 @@ class Choice:
     computing_once: float | None = None
 
     def seconds(self, network: Network, measured: bool = False) -> float:
-        """Of one token: delays and transfer. measured: what parties compute, too."""
+        """Return the seconds of one token: delays and transfer. measured: what parties compute, too."""
         wire = network.latency_seconds(self.token.rounds) + network.transfer_seconds(self.token.bytes_sent)
         return wire + (self.computing or 0.0 if measured else 0.0)
 
     def once_seconds(self, network: Network, measured: bool = False) -> float:
-        """Of the work after the prompt, beyond the full cache's."""
+        """Return the seconds of the work after the prompt, beyond the full cache's."""
         wire = network.latency_seconds(self.once.rounds) + network.transfer_seconds(self.once.bytes_sent)
         return wire + (self.computing_once or 0.0 if measured else 0.0)
 
 
 def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> tuple[Cost, Cost]:
-    """(one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
+    """Return (one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
 
     known: see `after_prompt`.
     """
@@ -60,7 +60,8 @@ def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost
 
 
 def trace_token(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> Ledger:
-    """Costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens` together."""
+    """Return the costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens`
+    together."""
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
@@ -91,21 +92,23 @@ class Plan:
 
     @property
     def comparable(self) -> list[Choice]:
-        """Alternatives that can be used; those that were measured, if any."""
+        """Return the alternatives that can be used; those that were measured, if any."""
         return [c for c in self.choices if not c.problem and (c.computing is not None or not self.measured)]
 
     @property
     def best(self) -> Choice:
-        """Least seconds online for the tokens asked for, of those that can be compared; the full cache if it is faster."""
+        """Return the choice with the least seconds online for the tokens asked for, of those that can be compared; the
+        full cache if it is faster."""
         return min([*self.comparable, self.full], key=self.total_seconds)
 
     def total_seconds(self, choice: Choice) -> float:
-        """Of all new tokens after the first, and of the work after the prompt."""
+        """Return the seconds of all new tokens after the first, and of the work after the prompt."""
         once = choice.once_seconds(self.network, self.measured)
         return once + (self.new - 1) * choice.seconds(self.network, self.measured)
 
     def pays_after(self, choice: Choice, network: Network | None = None, measured: bool = False) -> float:
-        """Tokens after the first until the work after the prompt is paid for by faster tokens; infinity where it never is.
+        """Return the tokens after the first until the work after the prompt is paid for by faster tokens; infinity where
+        it never is.
 
         network: the plan's by default. measured: with what parties compute, where that was measured.
         """
@@ -114,14 +117,14 @@ class Plan:
         return pays_after(choice.once_seconds(network, measured), saved)
 
     def pays_by_network(self, choice: Choice) -> dict[str, float]:
-        """The same on every known network and on the plan's; with computing where it was measured."""
+        """Return the same on every known network and on the plan's; with computing where it was measured."""
         networks = {LOCALHOST.name: LOCALHOST, **NETWORKS, self.network.name: self.network}
         measured = choice.computing is not None and self.full.computing is not None
         return {name: self.pays_after(choice, network, measured) for name, network in networks.items()}
 
 
 def pays_after(once: float, saved: float) -> float:
-    """How many times `saved` it takes to make up for `once`."""
+    """Return how many times `saved` it takes to make up for `once`."""
     return 0.0 if once <= 0 and saved >= 0 else once / saved if saved > 0 else float("inf")
 
 

@@ -46,7 +46,7 @@ class Extremes:
     tokens: int = 0
 
     def worst(self, kind: str) -> tuple[float, int]:
-        """The largest value of a kind, and where."""
+        """Return the largest value of a kind, and where."""
         values = self.kinds[kind]
         place = max(range(len(values)), key=values.__getitem__)
         return values[place], place
@@ -63,12 +63,12 @@ class WatchingSuite(PlainSuite):
         self.details["smallest norm"] = [float("inf")] * places
 
     def note(self, name: str, x: Tensor) -> None:
-        """|x| at the place of the moment."""
+        """Note |x| at the place of the moment."""
         known = self.kinds if name in self.kinds else self.details
         known[name][self.place] = max(known[name][self.place], float(x.abs().max()))
 
     def note_stream(self, h: Value) -> None:
-        """Norms of the rows of a residual stream [T, D]."""
+        """Note the norms of the rows of a residual stream [T, D]."""
         norms = tensor_of(h).norm(dim=-1)
         self.note("residual", norms)
         smallest = self.details["smallest norm"]
@@ -110,7 +110,7 @@ class WatchingSuite(PlainSuite):
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:
-    """Names of a layer's canonical weights."""
+    """Return the names of a layer's canonical weights."""
     return [name for name in checkpoint.architecture.weight_shapes() if name.startswith(f"layers.{layer}.")]
 
 
@@ -179,7 +179,7 @@ class StreamedModel:
         self._noted.clear()
 
     def _embedded(self, sequences: Sequence[Sequence[int]]) -> list[Value]:
-        """Rows of the token table, and of the positions'."""
+        """Return the rows of the token table, and of the positions'."""
         a = self.architecture
         self.suite.at(0)
         table = self.checkpoint.weights["embedding.tokens"]
@@ -198,7 +198,8 @@ class StreamedModel:
 def measure(
     checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], on_progress: Progress = lambda done, total: None
 ) -> Extremes:
-    """Extremes of a checkpoint (loaded as float32) on token sequences, each no longer than the model's positions."""
+    """Return the extremes of a checkpoint (loaded as float32) on token sequences, each no longer than the model's
+    positions."""
     a = checkpoint.architecture
     for ids in sequences:
         if not ids or len(ids) > a.positions or not all(0 <= token < a.vocabulary for token in ids):
@@ -212,5 +213,5 @@ def measure(
 
 
 def as_json(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Four digits are enough for people and for a margin of one bit."""
+    """Return them with four digits, which are enough for people and for a margin of one bit."""
     return {name: [float(f"{x:.4g}") if x != float("inf") else 0.0 for x in places] for name, places in values.items()}

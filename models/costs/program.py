@@ -43,17 +43,17 @@ class NoInputs:
     """The dealer's and the estimate's source."""
 
     def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
-        """Nothing."""
+        pass
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
-        """Nothing."""
+        pass
 
     def tokens(self, suite: Suite, count: int, chosen: bool) -> None:
-        """Nothing."""
+        pass
 
 
 async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
-    """All weights, as a session loads them."""
+    """Load all weights, as a session does."""
     shapes = architecture.weight_shapes()
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
@@ -107,7 +107,7 @@ class StepPlan:
 async def step(
     decoder: Decoder, cache: KVCache, plan: StepPlan, given: Tensor | None, name: str
 ) -> tuple[Value, OutputShare]:
-    """Return logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index.
+    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index.
 
     given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
     parts as in `Decoder.forward`, what follows from logits under "choice".

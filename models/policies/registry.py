@@ -32,7 +32,7 @@ MAX_LENGTH = 400
 
 
 def parse(text: str, plaintext: bool = False) -> CachePolicy:
-    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
+    """Return the policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
 
     plaintext: settings that cannot be computed on shares are allowed; the policy is for the suite `plain` then.
     """

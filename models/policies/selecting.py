@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def stop(self) -> int:
-        """Behind the last cluster's last token."""
+        """Return the place behind the last cluster's last token."""
         return self.start + self.candidates * self.size
 
     @property
@@ -37,12 +37,12 @@ class Layout:
 
 
 def full_clusters(tokens: int, size: int, sinks: int, recent: int) -> int:
-    """Clusters of `tokens` cached tokens, from behind the sinks on, that end before the `recent` last tokens."""
+    """Return clusters of `tokens` cached tokens, from behind the sinks on, that end before the `recent` last tokens."""
     return max(0, tokens - sinks - recent) // size
 
 
 def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layout:
-    """Clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them."""
+    """Return clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them."""
     candidates = full_clusters(tokens, size, sinks, recent)
     always = tokens - candidates * size
     return Layout(size, min(sinks, tokens), candidates, max(1, (budget - always) // size))
@@ -128,8 +128,8 @@ def taken(cache: KVCache, layer: int, plan: Layout) -> Choice | None:
 
 
 def widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
-    """From coarse clusters [G, n, N] to the fine ones inside [G, n factor + rest, N factor + rest]; `rest` more at the
-    end."""
+    """Turn a choice of coarse clusters [G, n, N] into that of the fine ones inside [G, n factor + rest, N factor + rest];
+    `rest` more at the end."""
     groups, count, clusters = chosen.shape
     eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
     shape = (groups, count, factor, clusters, factor)

@@ -32,12 +32,13 @@ class Task:
 
     @property
     def new_tokens(self) -> int:
-        """LongBench's answer length."""
+        """Return LongBench's answer length."""
         return DATA_SETS[self.dataset][1]
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """All lines. Raises `ConfigurationError` naming file, line and what is wrong, `EnvironmentProblem` for a package."""
+    """Return all lines. Raises `ConfigurationError` naming file, line and what is wrong, `EnvironmentProblem` for a
+    package."""
     text = read_text_file(path, "--longbench")
     tasks = [_task(f"--longbench {path}, line {n}", n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not tasks:
@@ -78,7 +79,8 @@ def _strings(where: str, name: str, found: Any) -> tuple[str, ...]:
 
 
 def check_template(template: str) -> str:
-    """The template itself. Raises `ConfigurationError` unless it holds {context} or {input}, and nothing else in braces."""
+    """Return the template itself. Raises `ConfigurationError` unless it holds {context} or {input}, and nothing else in
+    braces."""
     names = re.findall(r"\{(\w*)\}", template)
     if not names or not set(names) <= {"context", "input"}:
         raise ConfigurationError(f"--template {template!r}: needs {{context}} and {{input}}, and no other name in braces")
@@ -108,5 +110,5 @@ def prompt_of(checkpoint: Checkpoint, task: Task, template: str, new_tokens: int
 
 
 def datasets_of(tasks: Sequence[Task]) -> list[str]:
-    """Names in order of appearance."""
+    """Return the names in order of appearance."""
     return list(dict.fromkeys(task.dataset for task in tasks))

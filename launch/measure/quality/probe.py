@@ -33,7 +33,7 @@ class Attended:
     counts: Tensor
 
     def places(self, tokens: int) -> Tensor:
-        """Bool [G, R, tokens]: which tokens are attended to."""
+        """Return a bool [G, R, tokens]: which tokens are attended to."""
         groups, heads, _ = self.counts.shape
         places = torch.zeros(groups, heads, tokens, device=self.counts.device)
         index = self.numbers[:, None, :].expand_as(self.counts)
@@ -55,19 +55,18 @@ class WatchingSuite(PlainSuite):
         self.last = Attended(numbers, whole if counts is None else counts.to(numbers.device).expand(shape))
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
-        """Noted: all keys, or those that the public mask leaves."""
+        """Note all keys, or those that the public mask leaves."""
         self._note(q, k, mask)
         return await super().attention(q, k, v, mask)
 
     async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
-        """Noted as `attention`."""
         self._note(q, k, mask)
         return await super().attention_with_mass(q, k, v, mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        """Noted: the keys whose scores are not lowered by `PENALTY`."""
+        """Note the keys whose scores are not lowered by `PENALTY`."""
         self._note(q, k, tensor_of(bias) > -PENALTY / 2)
         return await super().biased_attention(q, k, v, bias)
 
@@ -125,7 +124,7 @@ class Watch(CachePolicy):
         await self.inner.after_append(suite, cache, layer)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """The full cache's attention; what the inner policy attends to is noted."""
+        """Return the full cache's attention, and note what the inner policy attends to."""
         assert isinstance(suite, WatchingSuite)
         assert isinstance(cache, WatchedCache)
         query = tensor_of(q)
@@ -149,7 +148,7 @@ class Watch(CachePolicy):
 
 
 def _numbered(x: Tensor, first: int | None) -> PlainValue:
-    """x [G, S, C] with one more channel: numbers from `first` on, or zero."""
+    """Return x [G, S, C] with one more channel: numbers from `first` on, or zero."""
     groups, tokens, _ = x.shape
     start = 0 if first is None else first
     numbers = torch.arange(start, start + tokens, device=x.device, dtype=x.dtype) * (first is not None)

@@ -38,21 +38,22 @@ class Runner:
         self.model = PlainModel(checkpoint, torch.float32, device)
 
     def answer(self, ids: Sequence[int], policy: str, new_tokens: int, decided: list[Decision] | None = None) -> list[int]:
-        """Greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what the policy
-        decides."""
+        """Return greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what
+        the policy decides."""
         plan = GenerationPlan(len(ids), new_tokens, "greedy", policy)
         suite = None if decided is None else cast(Suite, noting(self.model.suite, decided))
         return self.model.generate(ids, plan, suite=suite)
 
     def losses(self, ids: Sequence[int], prompt_tokens: int, policy: str) -> list[float]:
-        """-ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""
+        """Return -ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""
         decoder = self.model.decoder(None, parse(policy))
         rows = self._forced(decoder, decoder.new_cache(), ids[:-1], prompt_tokens)
         targets = torch.tensor(list(ids[prompt_tokens:]), device=rows.device)
         return [float(x) for x in torch.nn.functional.cross_entropy(rows.double(), targets, reduction="none")]
 
     def watch(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
-        """What the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one token)."""
+        """Return what the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one
+        token)."""
         if len(answer) < 2:
             return None
         watch = Watch(parse(policy))
@@ -64,7 +65,7 @@ class Runner:
 
     @torch.inference_mode()
     def _forced(self, decoder: Decoder, cache: KVCache, ids: Sequence[int], prompt_tokens: int) -> Tensor:
-        """Logits [n, V] after the prompt and after each further token that is given."""
+        """Return the logits [n, V] after the prompt and after each further token that is given."""
         suite, vocabulary = decoder.suite, self.architecture.vocabulary
         indices = suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         cache.prompt_tokens = prompt_tokens

@@ -109,7 +109,7 @@ def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
 
 
 def measure(checkpoint: Checkpoint, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """All results as plain numbers: "rows", "needle", "longbench", "spot_check". say: told what is going on."""
+    """Return all results as plain numbers: "rows", "needle", "longbench", "spot_check". say: told what is going on."""
     runner = Runner(checkpoint, wishes.device)
     rows = []
     for length, asked in job.prompts.items():
@@ -156,14 +156,14 @@ def _row(runner: Runner, job: Job, one: Contender, length: int, full: list[list[
 
 
 def agreement(full: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Shares of equal tokens, place by place over the longer of two answers, and of fully equal answers."""
+    """Return the shares of equal tokens, place by place over the longer of two answers, and of fully equal answers."""
     equal = sum(a == b for x, y in zip(full, answers, strict=True) for a, b in zip(x, y, strict=False))
     places = sum(max(len(x), len(y)) for x, y in zip(full, answers, strict=True))
     return equal / places, _mean([x == y for x, y in zip(full, answers, strict=True)])
 
 
 def recall(asked: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> float:
-    """Share of all questions that are answered right."""
+    """Return the share of all questions that are answered right."""
     right = sum(prompt.right(given) for prompt, given in zip(asked, answers, strict=True))
     return right / sum(prompt.questions for prompt in asked)
 
@@ -211,8 +211,8 @@ def _longbench(runner: Runner, job: Job, say: Say) -> list[dict[str, Any]]:
 
 
 def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """Prompts of the smallest length on shares, with every policy: tokens, and what policies decide. What lies behind an end
-    of text is not compared, nor decisions where tokens differ.
+    """Run prompts of the smallest length on shares, with every policy: tokens, and what policies decide. What lies behind
+    an end of text is not compared, nor decisions where tokens differ.
 
     A run that ends in an error is not equal.
     """
@@ -255,5 +255,5 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
 
 
 def effective_policies(job: Job) -> list[str]:
-    """All policies in their canonical text."""
+    """Return all policies in their canonical text."""
     return [parse(one.policy).spec for one in job.contenders]

@@ -80,12 +80,12 @@ class TaskSweep:
 
     @cached_property
     def model(self) -> PrefilledModel:
-        """Loaded when the first prompt needs it."""
+        """Return the model, which is loaded when the first prompt needs it."""
         return PrefilledModel(self.checkpoint, self.wishes.device)
 
     @cached_property
     def model_digest(self) -> str:
-        """Of the checkpoint's files."""
+        """Return the digest of the checkpoint's files."""
         whole = hashlib.sha256()
         for path in sorted(self.checkpoint.directory.iterdir()):
             if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model") and path.is_file():
@@ -94,12 +94,12 @@ class TaskSweep:
         return whole.hexdigest()
 
     def places(self) -> list[Place]:
-        """All prompts, short ones first."""
+        """Return all prompts, short ones first."""
         wishes = self.wishes
         return [Place(t, length, n) for length in wishes.lengths for t in wishes.tasks for n in range(wishes.prompts)]
 
     def run(self) -> dict[str, Any]:
-        """All results: "answers", one by prompt and policy, and "costs", one by policy and length."""
+        """Return all results: "answers", one by prompt and policy, and "costs", one by policy and length."""
         wishes = self.wishes
         places = self.places()
         total = len(places) * len(wishes.contenders)
@@ -112,7 +112,7 @@ class TaskSweep:
 
     # ---- one prompt ------------------------------------------------------------------------------------------------
     def setting(self, place: Place) -> dict[str, Any]:
-        """All that a prompt's tokens and a model's answer depend on, but for the policy."""
+        """Return all that a prompt's tokens and a model's answer depend on, but for the policy."""
         wishes = self.wishes
         found = {"version": VERSION, "model": self.model_digest, **vars(place), "form": wishes.form, "seed": wishes.seed}
         if place.task == TEXT:
@@ -138,7 +138,7 @@ class TaskSweep:
         return rows
 
     def _prompt(self, place: Place) -> tuple[list[int], Asked | None]:
-        """Token ids, and what is asked; of a text the prompt and what follows it."""
+        """Return token ids, and what is asked; of a text the prompt and what follows it."""
         wishes = self.wishes
         if place.task == TEXT:
             last = len(wishes.text) - place.length - FOLLOWING
@@ -169,7 +169,7 @@ class TaskSweep:
         return None if self.folder is None else self.folder / f"{name}.json"
 
     def _read(self, setting: dict[str, Any]) -> dict[str, Any]:
-        """Answers by policy. Raises `ConfigurationError` for a file that is not one of these."""
+        """Return the answers by policy. Raises `ConfigurationError` for a file that is not one of these."""
         path = self._path(setting)
         if path is None or not path.exists():
             return {}
@@ -182,7 +182,7 @@ class TaskSweep:
         raise ConfigurationError(f"--out: {path} is not what an earlier start has written; move it away")
 
     def _write(self, setting: dict[str, Any], answers: dict[str, Any]) -> None:
-        """All of it or nothing: written beside and renamed."""
+        """Write all of it or nothing: beside, then renamed."""
         path = self._path(setting)
         if path is None:
             return
@@ -192,7 +192,8 @@ class TaskSweep:
 
     # ---- costs -----------------------------------------------------------------------------------------------------
     def _cost(self, one: Contender, length: int) -> dict[str, Any]:
-        """Of the token behind a prompt, on shares, as `mpcache estimate` counts: rounds, bytes sent and dealt."""
+        """Return the costs of the token behind a prompt, on shares, as `mpcache estimate` counts: rounds, bytes sent and
+        dealt."""
         setting = Setting(self.wishes.suite, self.wishes.parties, one.policy)
         row: dict[str, Any] = {"policy": one.policy, "length": length, "rounds": None, "sent": None, "dealt": None}
         self.tell(f"{length} tokens, cost on shares: {one.policy}", self._done, self._done)
@@ -206,7 +207,7 @@ class TaskSweep:
 
 
 def rows_of(found: dict[str, Any], wishes: TaskWishes) -> list[dict[str, Any]]:
-    """One row a policy and length: sums of scores by task, perplexity, costs."""
+    """Return one row a policy and length: sums of scores by task, perplexity, costs."""
     rows = []
     for length in wishes.lengths:
         for one in wishes.contenders:
