@@ -109,6 +109,12 @@ class Architecture(_Public):
     a bias once the last norm's offset is folded into it. eos: ids that end a generation.
 
     Raises `ConfigurationError` naming the argument and its value.
+
+    >>> from models.shapes import SHAPES
+    >>> SHAPES["gpt2"].weight_shapes()["layers.0.attention.qkv.weight"]
+    (768, 2304)
+    >>> Architecture.from_json(SHAPES["gpt2"].to_json()) == SHAPES["gpt2"]
+    True
     """
 
     family: Annotated[str, Field(min_length=1, max_length=64)]

@@ -52,7 +52,11 @@ State = TypeVar("State", bound=LayerState)
 
 @dataclass(frozen=True)
 class Sharing:
-    """Groups of `layers` adjacent layers share, behind the first `apart` ones, which stand alone. Public."""
+    """Groups of `layers` adjacent layers share, behind the first `apart` ones, which stand alone. Public.
+
+    >>> [list(Sharing(layers=2, apart=1).group(layer)) for layer in range(4)]
+    [[0], [1, 2], [1, 2], [3, 4]]
+    """
 
     layers: int = 1
     apart: int = 0

@@ -291,7 +291,12 @@ class StreamedDecoder(Decoder):
 
 
 def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
+
+    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
+    tensor([[0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    """
     if rows == 1 and (window is None or cached <= window):
         return None
     query = torch.arange(cached - rows, cached, device=device)[:, None]

@@ -178,7 +178,11 @@ async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: En
 
 
 def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
-    """Return a prompt's indices, int64 [T]. Raises `ConfigurationError` naming the place, not the (secret) token."""
+    """Return a prompt's indices, int64 [T]. Raises `ConfigurationError` naming the place, not the (secret) token.
+
+    >>> token_indices([3, 1], vocabulary=5)
+    tensor([3, 1])
+    """
     if not ids:
         raise ConfigurationError("the prompt is empty; give at least one token")
     for place, token in enumerate(ids):

@@ -31,6 +31,9 @@ def frequencies(rotary: Rotary, channels: int, length: int = 1) -> Tensor:
     """Return the angle per position for each pair of channels, float32 [C / 2].
 
     length: tokens of the sequence so far, which scaling "dynamic" alone depends on.
+
+    >>> frequencies(Rotary(theta=10_000.0), channels=4)
+    tensor([1.0000, 0.0100])
     """
     pairs = range(channels // 2)
     with localcontext() as context:

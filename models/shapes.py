@@ -73,6 +73,9 @@ def find_shape(name: str) -> Architecture:
     """Return the architecture of a name in `SHAPES`, of a checkpoint directory, of a config.json or of a GGUF file.
 
     Raises `ConfigurationError` for what is none of them, `CheckpointError` for a file whose model is not supported.
+
+    >>> find_shape("llama-2-7b").layers, with_layers(find_shape("llama-2-7b"), 2).layers
+    (32, 2)
     """
     if name in SHAPES:
         return SHAPES[name]

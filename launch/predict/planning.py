@@ -124,7 +124,11 @@ class Plan:
 
 
 def pays_after(once: float, saved: float) -> float:
-    """Return how many times `saved` it takes to make up for `once`."""
+    """Return how many times `saved` it takes to make up for `once`.
+
+    >>> pays_after(once=10.0, saved=0.5), pays_after(once=10.0, saved=-0.5)
+    (20.0, inf)
+    """
     return 0.0 if once <= 0 and saved >= 0 else once / saved if saved > 0 else float("inf")
 
 

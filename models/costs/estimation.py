@@ -222,6 +222,11 @@ def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int
 
     exhaustive: trace every layer, head and token; the same counts, slowly. Raises `ConfigurationError` when the model has
     fewer positions or for an unknown suite or policy.
+
+    >>> from models.shapes import SHAPES
+    >>> found = estimate(SHAPES["tiny"], Setting("masked"), prompt=8, new=2)
+    >>> found.exact and found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
+    True
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature).check(architecture)
     start = time.perf_counter()

@@ -42,7 +42,11 @@ def full_clusters(tokens: int, size: int, sinks: int, recent: int) -> int:
 
 
 def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layout:
-    """Return clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them."""
+    """Return the clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them.
+
+    >>> layout(tokens=50, size=8, sinks=4, recent=4, budget=30)
+    Layout(size=8, start=4, candidates=5, count=2)
+    """
     candidates = full_clusters(tokens, size, sinks, recent)
     always = tokens - candidates * size
     return Layout(size, min(sinks, tokens), candidates, max(1, (budget - always) // size))

@@ -31,7 +31,11 @@ def yes_or_no(policy: str, name: str, value: Any) -> None:
 
 
 def budget_tokens(share: float, tokens: int) -> int:
-    """Return the public number of tokens that a share of `tokens` stands for: rounded, at least 1."""
+    """Return the public number of tokens that a share of `tokens` stands for: rounded, at least 1.
+
+    >>> budget_tokens(0.1, 1024), budget_tokens(0.1, 3)
+    (102, 1)
+    """
     return max(1, min(tokens, round(share * tokens)))
 
 

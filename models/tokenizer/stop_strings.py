@@ -12,6 +12,15 @@ class TextUntil:
 
     Stop strings are looked for in the text with its special tokens, as transformers does, though these are not part of the
     answer. Text that may be the beginning of a stop string is held back until it is clear that it is none.
+
+    >>> from models.tokenizer.text import TextStream
+    >>> class Letters(TextStream):
+    ...     def __init__(self): pass
+    ...     def push(self, token): return chr(token)
+    ...     def hidden(self, token): return ""
+    >>> answer = TextUntil(Letters(), ["cd"])
+    >>> [answer.push(ord(letter)) for letter in "abcedcdx"], answer.stopped
+    (['a', 'b', '', 'ce', 'd', '', '', ''], True)
     """
 
     def __init__(self, stream: TextStream, stops: Sequence[str] = ()) -> None:
