@@ -129,7 +129,7 @@ class KVCache:
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]
-        entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1, "value"))
+        entry.k, entry.v = await suite.together(_appended(suite, entry.k, k), _appended(suite, entry.v, v, "value"))
 
     async def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""
@@ -244,3 +244,8 @@ class CachePolicy(ABC):
         """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
         k, v = cache.layers[layer].keys_and_values()
         return await suite.attention(q, k, v, None)
+
+
+async def _appended(suite: Suite, cache: Value | None, new: Value, kind: str | None = None) -> Value:
+    """Return the tokens [G, S, C] of a cache with new ones behind them, all masked for the products to come."""
+    return await (suite.mask_for_cache(new, kind) if cache is None else suite.append(cache, new, 1, kind))

@@ -199,7 +199,7 @@ class Decoder:
         wanted = max(rows, observed)
         (fused,) = await suite.norm_linear(h, a.norm, [weights.qkv])
         q, k, v = await self._heads(fused, angles, wanted)
-        q, _ = await suite.together(suite.prepare(q), cache.append(suite, layer, k, v))
+        q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
         residual = h[tokens - rows :]
         if not prompt:
             cache.trim(layer)

@@ -68,7 +68,7 @@ class WeightShares:
         """
         if party is None:
             return None
-        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
+        wanted = suite.weight_fraction_bits
         shared = min(wanted, SHARED_BITS)
         with self._lock:
             key = f"{name} {part}"

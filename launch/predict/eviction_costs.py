@@ -74,7 +74,7 @@ def _input(suite: Suite, *shape: int) -> Value:
 
 async def _cached(suite: Suite, a: Architecture, tokens: int) -> tuple[Value, Value]:
     """Return keys and values as a cache holds them; not counted."""
-    k, v = [await suite.append(None, _input(suite, a.kv_heads, tokens, a.head_channels), 1) for _ in range(2)]
+    k, v = [await suite.mask_for_cache(_input(suite, a.kv_heads, tokens, a.head_channels)) for _ in range(2)]
     suite.ledger.costs.clear()
     return k, v
 
@@ -90,7 +90,7 @@ def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cos
         entry.k, entry.v = await _cached(suite, a, prompt)
         mass: Value | None = None
         if observed:
-            q = await suite.prepare(_input(suite, a.kv_heads, a.group * observed, a.head_channels))
+            q = await suite.mask_queries(_input(suite, a.kv_heads, a.group * observed, a.head_channels))
             everyone = torch.ones(q.shape[1], dtype=torch.bool)
             _, mass = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
         suite.ledger.costs.clear()
@@ -107,7 +107,7 @@ def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observ
     async def program(suite: Suite) -> None:
         k, v = await _cached(suite, a, prompt)
         suite.at(0)
-        q = await suite.prepare(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
+        q = await suite.mask_queries(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
         mask = causal_mask(rows, prompt, None, torch.device("cpu")) if masked else None
         if mask is not None:
             mask = mask.repeat(a.group, 1)

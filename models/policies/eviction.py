@@ -80,7 +80,7 @@ class Eviction:
 
     async def _mask(self) -> None:
         suite, start, stop = self.suite, self.kept.start, self.kept.stop
-        masked = list(await suite.together(*(suite.append(None, x, 1) for x in self._moved[: 2 * len(self.entries)])))
+        masked = list(await suite.together(*(suite.mask_for_cache(x) for x in self._moved[: 2 * len(self.entries)])))
         for n, entry in enumerate(self.entries):
             k, v = entry.keys_and_values()
             pairs = zip((k, v), masked[2 * n : 2 * n + 2], strict=True)

@@ -76,7 +76,7 @@ class H2O(CachePolicy):
 
         async def remember() -> None:
             assert eviction.extra is not None
-            state.scores = await suite.append(None, suite.with_bound(eviction.extra, bound), 1)
+            state.scores = await suite.mask_for_cache(suite.with_bound(eviction.extra, bound))
 
         return [*eviction.stages(), ("scores", remember)]
 
@@ -90,7 +90,7 @@ class H2O(CachePolicy):
         assert state.scores is not None
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
-        mass = await suite.append(None, suite.with_bound(mass, cache.group + 1), 1)
+        mass = await suite.mask_for_cache(suite.with_bound(mass, cache.group + 1))
         bound = (cache.seen + 1) * cache.group + 1
         before = suite.concat([state.scores, zeros(suite, state.scores.shape[0], 1)], -1)
         scores = suite.with_bound(before + mass, bound)

@@ -344,7 +344,7 @@ class MPCache(CachePolicy):
         if choice is None:
             chosen = await self._choose(suite, entry, q, plan)
             if gathering != "scores":
-                chosen = await suite.hold(chosen)
+                chosen = await suite.mask_for_reuse(chosen)
             choice = state.choice = Choice(plan, cache.seen, chosen)
         if gathering == "scores":
             return await attend_by_bias(suite, entry, q, choice)

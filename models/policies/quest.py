@@ -90,6 +90,8 @@ class Quest(CachePolicy):
             state = entry.state_of(QuestState)
             assert state.pages is not None
             bounds = await similarities(suite, q, state.pages, 0, plan.candidates)
-            chosen = await suite.hold(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
+            chosen = await suite.mask_for_reuse(
+                await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1]))
+            )
             choice = state.choice = Choice(plan, cache.seen, chosen)
         return await attend_to(suite, entry, q, choice)

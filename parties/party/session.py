@@ -347,7 +347,7 @@ class PartySession(ServedSession):
             if dealt.loading is not None:
                 loading = self._program.suite(tape_of(dealt.loading), channel)
             weights = self._load(loading, dealt.load)
-        if suite.prepares and wanted(config):
+        if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights)
             suite = self._preprocessing.start(channel)
         self.step = "receiving the prompt's shares"
@@ -360,7 +360,7 @@ class PartySession(ServedSession):
     def _load(self, suite: Suite, load: str) -> dict[str, object]:
         """Load the weights, for this session and later ones."""
         total, done = len(self._program.architecture.weight_shapes()), 0
-        needed = int(getattr(suite, "weight_fraction_bits", self.facts.fraction_bits))
+        needed = suite.weight_fraction_bits
         more = needed - self.facts.fraction_bits
         if more < 0:
             raise ConfigurationError(

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.bounds import largest
 from protocols.masked import product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL
+from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
@@ -31,6 +32,7 @@ from protocols.suite import Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 NUMERATOR_BITS = 28  # fraction bits of numerators at most
+SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
 
 def score_bits(convert: Conversion) -> int:
@@ -38,10 +40,15 @@ def score_bits(convert: Conversion) -> int:
     return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
 
 
+def query_bits(convert: Conversion) -> int:
+    """Return the ring of a query: its scores and the sums of its similarities fit."""
+    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+
+
 def spare_bits(convert: Conversion, rows: gate.Rows) -> int:
     """Return the fraction bits that numerators may have in the largest ring, so that their sum times the values fits."""
     peak = convert.fraction_bits + gate.PEAK_BITS + convert.bounds.here.value
-    return FULL - 3 - peak - max(rows.longest, 1).bit_length()
+    return RING_BITS - 3 - peak - max(rows.longest, 1).bit_length()
 
 
 def _flag_scores(convert: Conversion, difference: Masked) -> None:
@@ -65,12 +72,22 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     t = convert.tensor(x)
     t.magnitude = min(t.magnitude, range_bits)
     s = await convert.masked(t, f, f + range_bits + 2)
-    frac = min(NUMERATOR_BITS - 2, FULL - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
-    p, inverse = await _numerators(convert, s, rows, frac, FULL)
-    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, FULL)
+    frac = min(NUMERATOR_BITS - 2, RING_BITS - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
+    p, inverse = await _numerators(convert, s, rows, frac, RING_BITS)
+    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, RING_BITS)
     spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
     out = product.multiply(convert.context, p, spread)
     return convert.new(out.map(lambda t: rows.put(t).reshape(x.shape)), 1)
+
+
+async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
+    """Return queries [G, R T, C], masked in the ring of their scores while keys and values are masked for the cache; a
+    single token's in one that serves similarities too. 1 round, ring bits per element."""
+    t = convert.tensor(q)
+    with operation("scores"):
+        bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
+        await convert.masked(t, convert.fraction_bits, bits)
+    return t
 
 
 @dataclass(frozen=True)
@@ -167,14 +184,14 @@ async def attention(
 
     async def cached() -> Masked:
         with operation("values"):
-            return await convert.masked(values, convert.fraction_bits, FULL)
+            return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
     s, mv = await together(_scores(convert, q, k, bias), cached())
     frac = min(NUMERATOR_BITS, spare_bits(convert, rows))
-    widths = Widths(frac, FULL, scaled_bits(convert))
+    widths = Widths(frac, RING_BITS, scaled_bits(convert))
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = FULL - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
-        widths = Widths(min(frac, most), FULL, FULL)
+        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
+        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
     out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
     if observed is None:
         return out, None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mpc.channel import Channel
-from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from mpc.tape import Tape
 from protocols.masked import (
     arithmetic,
@@ -41,7 +41,7 @@ from protocols.masked import (
 )
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
+from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -61,7 +61,7 @@ class MaskedSuite(Suite):
     """
 
     name: ClassVar[str] = "masked"
-    prepares: ClassVar[bool] = True
+    preprocesses: ClassVar[bool] = True
     overlaps_rounds: ClassVar[bool] = True
     flag_bytes: ClassVar[int] = 8 * len(RANGE_KINDS)
     weight_fraction_bits = WEIGHT_BITS
@@ -104,13 +104,13 @@ class MaskedSuite(Suite):
         magnitude = 1 if fraction_bits == 0 else self.convert.bounds.here.activation
         if bound is not None:
             magnitude = math.ceil(math.log2(bound))
-        return self.convert.new(Shared(x, FULL, fraction_bits), magnitude)
+        return self.convert.new(Shared(x, RING_BITS, fraction_bits), magnitude)
 
     def indices(self, count: int, share: Tensor | None, size: int) -> MaskedTensor:
         """Places from this party's share in Z_2^64, of which the bits of an index count."""
         x = share.to(self.device) if share is not None else self.context.blank((count,))
         bits = index_bits(size)
-        return self.convert.new(Shared(x, FULL, 0).to_ring(bits), bits)
+        return self.convert.new(Shared(x, RING_BITS, 0).to_ring(bits), bits)
 
     def output(self, x: Value) -> OutputShare:
         return output.output(self.convert, x)
@@ -227,18 +227,13 @@ class MaskedSuite(Suite):
         return await selection.compact(self.convert, keep, rows, k)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
-    async def prepare(self, x: Value) -> Value:
-        """Queries [H, T, C], masked in the ring of their scores while keys and values are made ready for the cache; a single
-        token's in one that serves similarities too."""
-        t = self.convert.tensor(x)
-        with operation("scores"):
-            bits = selection.query_bits(self.convert) if x.shape[1] == 1 else attention.score_bits(self.convert)
-            await self.convert.masked(t, self.fraction_bits, bits)
-        return t
+    async def mask_queries(self, q: Value) -> MaskedTensor:
+        return await attention.mask_queries(self.convert, q)
 
-    async def append(self, cached: Value | None, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
-        if cached is None:
-            return await cache.cached(self.convert, new, kind)
+    async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
+        return await cache.mask_for_cache(self.convert, new, kind)
+
+    async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)
 
     async def replace(self, rows: Value, place: Value, new: Value) -> MaskedTensor:

@@ -43,7 +43,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
         mine = [
             suite.input(x.shape, None if party is None else s[party], 14) for x, s in zip((q, middle), shares, strict=True)
         ]
-        query, keys = await suite.together(suite.prepare(mine[0]), suite.append(None, mine[1], 1))  # as a step has them
+        query, keys = await suite.together(suite.mask_queries(mine[0]), suite.mask_for_cache(mine[1]))  # as a step has them
         if party == 0:
             sent[0].clear()
         suite.ledger.costs.clear()

@@ -133,7 +133,7 @@ def _reachable(graph: Graph, start: str) -> set[str]:
 
 def drawing(graph: Graph) -> str:
     """A Mermaid flow chart of a graph without circles, arrows that a longer way implies left out."""
-    lines = ["```mermaid", "flowchart BT"]
+    lines = ["```mermaid", "flowchart TD"]
     for name in sorted(graph):
         lines.append(f"    {name}[{name}]")
     for name in sorted(graph):

@@ -196,13 +196,6 @@ FAULTS: tuple[Fault, ...] = (
         "[(k, mono) for k, mono in borrow]",
         (f"{GATES}::test_less_than_zero",),
     ),
-    Fault(
-        "clamp's limits swapped",
-        "protocols/masked/clamp.py",
-        "add(above.times(below_high))",
-        "add(above.times(above_low))",
-        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
-    ),
     # ---- lookups, polynomials, activations
     Fault(
         "a one-hot vector is turned the wrong way",
@@ -657,9 +650,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the owner's bounds go over what the caller says",
-        "parties/client/model_reference.py",
-        "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
-        "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
+        "protocols/registry.py",
+        "{**bounds, **self.options}",
+        "{**self.options, **bounds}",
         ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
     ),
 )

@@ -191,7 +191,7 @@ def process(
     folder: Annotated[Path, typer.Option("--folder")],
     name: Annotated[str, typer.Option("--name")],
 ) -> None:
-    """Run one process of a benchmark; started by `mpcache bench`."""
+    """One process of a benchmark; started by `mpcache bench`."""
     supervision.end_with_parent()
     from launch.measure.bench.plan import DEALER, BenchPlan
     from launch.measure.bench.worker import run_dealer, run_party

@@ -26,15 +26,18 @@ from launch.terminal.console import byte_count, err, out, print_json
 if TYPE_CHECKING:
     from parties.tapes.deal import Deal
 
+ConfigurationOnlyOption = Annotated[
+    Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
+]
+PromptLengthsOption = Annotated[
+    list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
+]
+
 
 def run(
     config: ConfigOption,
-    model: Annotated[
-        Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
-    ],
-    prompt: Annotated[
-        list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
-    ],
+    model: ConfigurationOnlyOption,
+    prompt: PromptLengthsOption,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most new tokens of a session; it may generate fewer.")],
     directory: Annotated[Path, typer.Option("--out", help="Folder to write to; new or empty.")],
     sessions: Annotated[int, typer.Option("--sessions", min=1, help="Sessions to deal for, per prompt length.")] = 1,
@@ -65,9 +68,7 @@ def run(
 
     check_suite(suite)
     chosen, agreed = agreed_choice(decoding, temperature)
-    settings = load_role(config, "dealer")
-    architecture = read_architecture(model)
-    record = read_record(model)
+    settings, architecture, record = load_role(config, "dealer"), read_architecture(model), read_record(model)
     bounds = {} if record is None else record.suites.get(suite, {})
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:

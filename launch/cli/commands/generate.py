@@ -94,15 +94,7 @@ def run(
     text = read_prompt(prompt, prompt_file)
     assert text is not None
     check_suite(suite)
-    if config is not None:
-        for option, value in (("--parties", parties), ("--device", device)):
-            if value is not None:
-                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
-    elif insecure_trust_authority:
-        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
-    elif name is not None:
-        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-
+    _check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
@@ -117,14 +109,30 @@ def run(
         answer = _ask_running(settings, model, text, replace(request, model=name), not as_json)
     else:
         answer = _ask_local(model, text, request, _Started(parties or 2, check_device(device or "cpu")), not as_json)
+    _show(answer, request, as_json)
+    answer.result.check_range(answer.text)
+
+
+def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
+    """Print what the answer took, or all of it as JSON: its text was shown as it came."""
     if as_json:
         print_json(answer_json(answer, request))
     elif (first := answer.result.first_token_seconds) is not None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
-        err.print(
-            f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens, suite {suite}: first after {first:.2f} s{each}"
-        )
-    answer.result.check_range(answer.text)
+        tokens = f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens"
+        err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
+
+
+def _check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
+    """Raise `ConfigurationError` for options that go with running parties alone, or with started ones alone."""
+    if config is not None:
+        for option, value in of_started.items():
+            if value is not None:
+                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
+    elif trust_authority:
+        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
+    elif name is not None:
+        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
 
 
 def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:

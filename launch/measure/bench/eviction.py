@@ -80,7 +80,7 @@ class EvictionProgram:
             suite.output(self._input("agreement", 1))
             shape = (a.kv_heads, tokens, a.head_channels)
             k, v = self._input("keys", *shape), self._input("values", *shape)
-            self.keys, self.values = await suite.together(suite.append(None, k, 1), suite.append(None, v, 1))
+            self.keys, self.values = await suite.together(suite.mask_for_cache(k), suite.mask_for_cache(v))
             if self.observed:
                 self.queries = self._input("queries", a.kv_heads, a.group * self.observed, a.head_channels)
                 self.mass = self._input("attention mass", a.kv_heads, tokens)
@@ -96,7 +96,7 @@ class EvictionProgram:
         """Compute the attention of the last queries of the prompt, each to the tokens before it and itself."""
         suite, rows = self.suite, self.observed
         assert self.queries is not None
-        q = await suite.prepare(self.queries[:])  # a value of its own: what is masked once would be free the next time
+        q = await suite.mask_queries(self.queries[:])  # a value of its own: what is masked once would be free the next time
         mask = causal_mask(rows, self.plan.cached, None, suite.public_device)
         if mask is not None:
             mask = mask.repeat(self.architecture.group, 1)

@@ -49,8 +49,7 @@ class SharedInputs:
     def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
         """Return this party's share of a weight."""
         value = self.inputs.weight(name, shape) if self._last else None
-        bits: int = suite.weight_fraction_bits  # type: ignore[attr-defined]
-        return self.inputs.share(name, value, shape, bits, self.party)
+        return self.inputs.share(name, value, shape, suite.weight_fraction_bits, self.party)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
         """Return this party's share of keys, values or attention mass."""

@@ -43,7 +43,7 @@ from mpc import timeline
 from mpc.channel import Channel
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
-from mpc.preprocessing import PreparedTape, PreparingTape, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
@@ -173,8 +173,8 @@ def run_party(folder: Path, index: int) -> None:
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
-            if number == 1 and plan.preprocessing and program.suite.prepares:
-                store = Store()
+            if number == 1 and plan.preprocessing and program.suite.preprocesses:
+                store = PrecomputedValues()
                 preparing = preparation(program, tape, store, channel)
             beside: threading.Thread | None = None
             if preparing is not None and name == CACHE:
@@ -214,7 +214,7 @@ def run_party(folder: Path, index: int) -> None:
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
+def prepare_beside(work: Callable[[], Any], store: PrecomputedValues) -> threading.Thread:
     """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
     store.limit = BESIDE_BYTES
 
@@ -231,13 +231,14 @@ def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
 
 
 def preparation(
-    program: Program, tape: PartyTape, store: Store, channel: Channel
+    program: Program, tape: PartyTape, store: PrecomputedValues, channel: Channel
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Return the segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
+    """Return the segments after the weights of a preprocessing pass; `program` takes what they leave in `store` from now
+    on."""
     plan, weights = program.plan, program.weights
-    ahead = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    ahead = program_of(plan, plan.make_suite(PreprocessingTape(tape, store), None), NoInputs())
     ahead.go_on(ahead.suite, weights)
-    program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
+    program.go_on(plan.make_suite(PrecomputedTape(store, channel.ledger, plan.device), channel), weights)
     segments = ahead.segments()
     next(segments)  # the weights
     return segments

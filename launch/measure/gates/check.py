@@ -193,8 +193,7 @@ def run_function(function: Function, name: str, parties: int, inputs: Sequence[T
     def own_weight(suite: Suite, k: int, index: int | None) -> Tensor | None:
         if index is None:
             return None
-        bits: int = getattr(suite, "weight_fraction_bits", INPUT_BITS)
-        return weight_shares[k][index] << (bits - INPUT_BITS)
+        return weight_shares[k][index] << (suite.weight_fraction_bits - INPUT_BITS)
 
     async def main(suite: Suite, index: int | None) -> list[Any]:
         values = [

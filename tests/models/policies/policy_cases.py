@@ -68,7 +68,7 @@ class Case:
         for step in range(self.steps):
             await cache.append(s, 0, k[:, n + step : n + step + 1], v[:, n + step : n + step + 1])
             await policy.after_append(s, cache, 0)
-            outputs.append(await policy.attend(s, cache, 0, await s.prepare(q[step])))
+            outputs.append(await policy.attend(s, cache, 0, await s.mask_queries(q[step])))
             await cache.settle()
             cache.seen += 1
         left = cache.layers[0].keys_and_values()

@@ -223,7 +223,7 @@ def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, ch
             for layer in range(a.layers):
                 await cache.append(s, layer, k[:, 40 + step : 41 + step], v[:, 40 + step : 41 + step])
                 await policy.after_append(s, cache, layer)
-                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
             cache.seen += 1
         states = [entry.state for entry in cache.layers]
         assert [
@@ -320,7 +320,7 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
                 at = slice(tokens + step, tokens + step + 1)
                 await cache.append(s, layer, k[:, at], v[:, at])
                 await policy.after_append(s, cache, layer)
-                await policy.attend(s, cache, layer, await s.prepare(q[step]))
+                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
             await cache.settle()
             cache.seen += 1
             states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}

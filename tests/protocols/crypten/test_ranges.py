@@ -50,12 +50,12 @@ async def _factor(s: Any, v: Any) -> Value:
 
 
 async def _cached(s: Any, v: Any) -> Value:
-    await s.append(None, v, 0)
+    await s.mask_for_cache(v)
     return await _compared(s, v)
 
 
 async def _query(s: Any, v: Any) -> Value:
-    await s.prepare(v)
+    await s.mask_queries(v)
     return await _compared(s, v)
 
 

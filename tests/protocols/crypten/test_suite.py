@@ -64,7 +64,7 @@ async def layer(s: Any, one_hot: Any, table: Any, qkv: Any, out: Any, up: Any, b
     (mixed,) = await s.norm_linear(h, Norm("layer", 1e-5), [Linear(qkv)])
     mixed = mixed.reshape(TOKENS, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
     q = await s.scale(await s.rotate(mixed[0], ANGLES.cos(), ANGLES.sin()), 1 / math.sqrt(WIDTH // HEADS))
-    k = await s.append(None, await s.rotate(mixed[1], ANGLES.cos(), ANGLES.sin()), 1)
+    k = await s.mask_for_cache(await s.rotate(mixed[1], ANGLES.cos(), ANGLES.sin()))
     attended = await s.attention(q, k, mixed[2], MASK)
     h = await s.linear(attended.permute(1, 0, 2).reshape(TOKENS, WIDTH), Linear(out), h)
     (z,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(up, bias)])
@@ -252,7 +252,7 @@ async def _many_openings(s: Any, x: Any) -> list[Value]:
         await s.rsqrt_moment(x, Norm("layer", 1e-5)),
         await s.matmul(x, x.transpose(0, 1)),
         await s.gated_activation(x, x, "silu"),
-        await s.matmul(await s.prepare(x), (await s.append(None, x, 0)).transpose(0, 1)),
+        await s.matmul(await s.mask_queries(x), (await s.mask_for_cache(x)).transpose(0, 1)),
     ]
 
 
