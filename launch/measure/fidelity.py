@@ -17,7 +17,7 @@ from torch import Tensor
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import Part, WeightShares, additive_shares, opened
 from models.architecture import Architecture
-from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
+from models.calibration.extremes import Extremes, Progress, RecordingSuite, StreamedModel
 from models.checkpoint import Checkpoint
 from models.decoder import StreamedDecoder
 from models.generation import token_indices
@@ -63,7 +63,7 @@ class Measurement:
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
     """Run the suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
     token_indices(ids[:1], checkpoint.architecture.vocabulary)
-    suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
+    suite = RecordingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
     note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
     StreamedModel(checkpoint, suite).run([list(ids)], note, on_progress)

@@ -52,7 +52,7 @@ class Extremes:
         return values[place], place
 
 
-class WatchingSuite(PlainSuite):
+class RecordingSuite(PlainSuite):
     """The suite `plain`, which notes extremes of what passes. places: number of layers and one."""
 
     def __init__(self, places: int, dtype: torch.dtype = torch.float32) -> None:
@@ -154,7 +154,7 @@ class StreamedModel:
             for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
                 angles = decoder.angles(0, h.shape[0], h.shape[0])
                 streams[n] = suite.run(decoder.layer(h, cache, layer, angles, h.shape[0]))
-                if isinstance(suite, WatchingSuite):
+                if isinstance(suite, RecordingSuite):
                     suite.note_stream(streams[n])
                 cache.layers[layer].k = cache.layers[layer].v = None
             self._tell(note)
@@ -190,7 +190,7 @@ class StreamedModel:
             positions = self.checkpoint.weights["embedding.positions"]
             largest = largest + positions.norm(dim=-1).max()
             rows = [x + positions[: x.shape[0]] for x in rows]
-        if isinstance(self.suite, WatchingSuite):
+        if isinstance(self.suite, RecordingSuite):
             self.suite.note(TABLE, largest)
         return [PlainValue(x.to(self.suite.device, self.suite.dtype)) for x in rows]
 
@@ -207,7 +207,7 @@ def measure(
                 f"a calibration sequence of {len(ids)} tokens does not fit the model's {a.positions} positions and "
                 f"{a.vocabulary} tokens; tokenizer and model must belong together"
             )
-    suite = WatchingSuite(a.layers + 1)
+    suite = RecordingSuite(a.layers + 1)
     StreamedModel(checkpoint, suite).run(sequences, on_progress=on_progress)
     return Extremes(suite.kinds, suite.details, sum(len(ids) for ids in sequences))
 

@@ -1,6 +1,6 @@
 """What a policy attends to, and how much of the full cache's attention that is.
 
-The run that is watched is the full cache's: at every step and layer the policy is asked, with the full cache's own query,
+The run that is probed is the full cache's: at every step and layer the policy is asked, with the full cache's own query,
 what it attends to; then the full cache's attention is what the layer goes on with. So all policies are asked at the same
 queries and after the same tokens, and a share is a share of the same probabilities.
 
@@ -40,14 +40,14 @@ class Attended:
         return places.scatter_add_(2, index, self.counts.to(places.dtype)) > 0
 
 
-class WatchingSuite(PlainSuite):
+class ProbingSuite(PlainSuite):
     """The suite `plain`; `last` is what the latest attention over numbered keys attended to."""
 
     last: Attended | None = None
-    watching = False
+    probing = False
 
     def _note(self, q: Value, k: Value, counts: Tensor | None) -> None:
-        if not self.watching:
+        if not self.probing:
             return
         numbers = tensor_of(k)[..., -1].round().to(torch.int64)
         shape = (*q.shape[:2], numbers.shape[1])
@@ -71,7 +71,7 @@ class WatchingSuite(PlainSuite):
         return await super().biased_attention(q, k, v, bias)
 
 
-class WatchedCache(KVCache):
+class ProbedCache(KVCache):
     """Beside what the policy keeps, each layer's keys and values of all tokens, from its first prompt batch's end on."""
 
     def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
@@ -88,7 +88,7 @@ class WatchedCache(KVCache):
 
 
 @dataclass
-class Watch(CachePolicy):
+class AttentionProbe(CachePolicy):
     """Asks `inner` what it attends to, goes on with the full cache's attention.
 
     mass: by layer the attention kept, one mean over heads a step; attended, kept: tokens attended to (mean over heads) and
@@ -99,7 +99,7 @@ class Watch(CachePolicy):
     mass: dict[int, list[float]] = field(default_factory=dict)
     attended: list[float] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    name: ClassVar[str] = "watch"
+    name: ClassVar[str] = "probe"
 
     def __post_init__(self) -> None:
         self.prefill_chunk = self.inner.prefill_chunk
@@ -112,7 +112,7 @@ class Watch(CachePolicy):
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """Number the cached tokens, then as the inner policy."""
-        assert isinstance(cache, WatchedCache)
+        assert isinstance(cache, ProbedCache)
         entry = cache.layers[layer]
         keys, values = map(tensor_of, entry.keys_and_values())
         cache.whole[layer] = keys, values
@@ -125,14 +125,14 @@ class Watch(CachePolicy):
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Return the full cache's attention, and note what the inner policy attends to."""
-        assert isinstance(suite, WatchingSuite)
-        assert isinstance(cache, WatchedCache)
+        assert isinstance(suite, ProbingSuite)
+        assert isinstance(cache, ProbedCache)
         query = tensor_of(q)
         keys, values = cache.whole[layer]
         self.kept.append(cache.layers[layer].length)
-        suite.last, suite.watching = None, True
+        suite.last, suite.probing = None, True
         await self.inner.attend(suite, cache, layer, PlainValue(functional.pad(query, (0, 1))))
-        suite.watching = False
+        suite.probing = False
         assert suite.last is not None
         places = suite.last.places(cache.seen + 1)
         scores = query @ keys.transpose(1, 2)

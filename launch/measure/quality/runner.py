@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from launch.measure.quality.probe import Watch, WatchedCache, WatchingSuite
+from launch.measure.quality.probe import AttentionProbe, ProbedCache, ProbingSuite
 from launch.measure.selection_trace import Decision, noting
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
@@ -51,17 +51,17 @@ class Runner:
         targets = torch.tensor(list(ids[prompt_tokens:]), device=rows.device)
         return [float(x) for x in torch.nn.functional.cross_entropy(rows.double(), targets, reduction="none")]
 
-    def watch(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
+    def probe(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
         """Return what the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one
         token)."""
         if len(answer) < 2:
             return None
-        watch = Watch(parse(policy))
-        suite = WatchingSuite(self.model.suite.dtype, self.model.suite.device)
-        decoder = Decoder(suite, self.architecture, self.model.weights, watch)
-        self._forced(decoder, WatchedCache(self.architecture, watch), [*ids, *answer[:-1]], len(ids))
-        mass = tuple(sum(watch.mass[n]) / len(watch.mass[n]) for n in range(self.architecture.layers))
-        return Kept(mass, sum(watch.attended) / len(watch.attended), sum(watch.kept) / len(watch.kept))
+        probe = AttentionProbe(parse(policy))
+        suite = ProbingSuite(self.model.suite.dtype, self.model.suite.device)
+        decoder = Decoder(suite, self.architecture, self.model.weights, probe)
+        self._forced(decoder, ProbedCache(self.architecture, probe), [*ids, *answer[:-1]], len(ids))
+        mass = tuple(sum(probe.mass[n]) / len(probe.mass[n]) for n in range(self.architecture.layers))
+        return Kept(mass, sum(probe.attended) / len(probe.attended), sum(probe.kept) / len(probe.kept))
 
     @torch.inference_mode()
     def _forced(self, decoder: Decoder, cache: KVCache, ids: Sequence[int], prompt_tokens: int) -> Tensor:
