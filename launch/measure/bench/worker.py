@@ -29,6 +29,7 @@ from models.costs.program import (
     WARM_UP,
     NoInputs,
     Source,
+    StepPlan,
     by_parties,
     fill,
     fill_layer,
@@ -85,12 +86,12 @@ class Segmented:
         self._decoder = Decoder(suite, self.architecture, weights, parse(self.plan.policy))
 
     def _new_cache(self) -> None:
-        self._cache = self.suite.run(fill(self.suite, self._decoder, 0, self.source))
+        self._cache = self.suite.run(fill(self._decoder, 0, self.source))
         self._tokens = self.source.tokens(self.suite, self.plan.tokens, by_parties(self.plan.cached, self.plan.tokens))
 
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
-        self.suite.run(fill_layer(self.suite, self._decoder, cache, layer, self.plan.cached, self.source))
+        self.suite.run(fill_layer(self._decoder, cache, layer, self.plan.cached, self.source))
         if cache.append_only:  # with room behind its rows, as a session's cache has after a token
             k, v = entry.keys_and_values()
             entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
@@ -100,7 +101,7 @@ class Segmented:
 
     def _step(self, name: str) -> None:
         after = self._cache.copied()
-        self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._tokens, name))
+        self.logits, _ = self.suite.run(step(self._decoder, after, StepPlan(self.plan.tokens), self._tokens, name))
         if self._cache.append_only:
             self._cache.rewind(self.suite, after)
 

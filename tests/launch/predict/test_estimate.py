@@ -107,7 +107,7 @@ def test_alike_layers_are_multiplied(suite: str) -> None:
     reduced, _, repeats = alike(model, Setting(suite))
     assert (reduced.windows, repeats) == ((None, 5, None, 7, None), [1, 3, 1, 1, 1])
     short = estimate(model, Setting(suite), 9, 2)
-    same(short, estimate(model, Setting(suite), 9, 2, all_layers=True))
+    same(short, estimate(model, Setting(suite), 9, 2, exhaustive=True))
     assert short.last_layer["attention", "softmax sum" if suite == "masked" else "softmax", "rounds"] > 0
 
 
@@ -115,7 +115,7 @@ def test_one_and_two_layers() -> None:
     for layers in (1, 2):
         model = llama(layers)
         assert alike(model, Setting("masked"))[2] == [1] * layers
-        same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, all_layers=True))
+        same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, exhaustive=True))
 
 
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
@@ -125,7 +125,7 @@ def test_heads_of_a_long_prompt_are_multiplied(
 ) -> None:
     monkeypatch.setattr(estimation, "LONG_PROMPT", 0)
     model = llama(2, kv_heads, group)
-    quick, full = (estimate(model, Setting(suite), 13, 1, all_layers=every) for every in (False, True))
+    quick, full = (estimate(model, Setting(suite), 13, 1, exhaustive=every) for every in (False, True))
     assert full.exact
     assert not quick.exact
     assert set(quick.first) == set(full.first)
@@ -140,7 +140,7 @@ def test_tokens_are_interpolated_to_the_byte(monkeypatch: pytest.MonkeyPatch, su
     monkeypatch.setattr(estimation, "EACH", 8)
     model = llama(windows=(37,)) if suite == "crypten" else llama()
     quick = estimate(model, Setting(suite), 20, 60)
-    full = estimate(model, Setting(suite), 20, 60, every_length=True)
+    full = estimate(model, Setting(suite), 20, 60, exhaustive=True)
     same(quick, full)
     assert quick.lengths_traced < full.lengths_traced == 60
 
