@@ -131,7 +131,7 @@ class _Run:
     def _probe(self, name: str, value: Value) -> None:
         share = self._suite.output(value)
         before = self.points.get((self._step, name))  # pieces of logits
-        self.points[self._step, name] = share if before is None else _beside(before, share)
+        self.points[self._step, name] = share if before is None else _side_by_side(before, share)
 
     def _load(self, prefix: str, part: Part = None) -> None:
         """Load the weights with that prefix; part: these rows of a table, these columns of the head."""
@@ -222,7 +222,7 @@ def _parts(ids: Sequence[int]) -> list[list[int]]:
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
 
 
-def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
-    """Return two pieces of the same rows."""
+def _side_by_side(left: OutputShare, right: OutputShare) -> OutputShare:
+    """Return two pieces of the same rows as one."""
     assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
     return replace(left, share=torch.cat([left.share, right.share], -1))

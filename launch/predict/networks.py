@@ -45,7 +45,11 @@ LOCALHOST = Network("localhost", 0.1e-3, 20e9, waking=0.0)
 
 def find_network(text: str) -> Network:
     """Return the network of a name in `NETWORKS`, or of "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError` for
-    anything else."""
+    anything else.
+
+    >>> find_network("10,1000").latency_seconds(rounds=100)  # 10 ms there and back, 0.3 ms to wake up in each round
+    0.53
+    """
     if text in NETWORKS:
         return NETWORKS[text]
     numbers = text.split(",")

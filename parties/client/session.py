@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import grpc
@@ -31,7 +30,9 @@ from parties.identity.certificates import Identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import route
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.transport.peer_stream import Message, PeerStream, finish_calls
+from parties.transport.opening import dialled
+from parties.transport.peer_stream import PeerStream
+from parties.transport.queues import Inbox
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import farewell, public, to_failure
@@ -108,7 +109,7 @@ class ClientSession(Session):
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
-        self._inbox: SimpleQueue[tuple[PeerStream, Message | None]] = SimpleQueue()
+        self._inbox: Inbox[PeerStream] = Inbox()
         self._parties: list[PeerStream] = []
         self._incoming: dict[PeerStream, _Incoming] = {}
         self._opened: dict[int, dict[PeerStream, tuple[wire.OutputHeader, Tensor]]] = {}
@@ -129,12 +130,12 @@ class ClientSession(Session):
         """
         self._began = time.perf_counter()
         for peer, channel in zip(parties_of(self.config), channels, strict=True):
-            again = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
-            link = PeerStream(self, peer.name, BEAT, self._inbox, self.config.resume_seconds, again)
+            way = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
+            link = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(link)
             self._incoming[link] = _Incoming()
             opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
-            link.call(channel, wire.ClientMessage(open=opening))
+            link.dial(way, channel, wire.ClientMessage(open=opening))
             heartbeats.add(link)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
@@ -153,7 +154,7 @@ class ClientSession(Session):
             raise problem from None
         finally:
             self.end()
-            finish_calls(self._parties)
+            self.finish_calls()
         if self._problem is not None:
             raise self._problem
 
@@ -163,7 +164,7 @@ class ClientSession(Session):
             return self.error
         limit = time.monotonic() + min(GRACE_SECONDS, self.config.deadline_seconds / 2)
         for link in self._parties:
-            link.done.wait(max(0.0, limit - time.monotonic()))
+            link.wait_until_over(max(0.0, limit - time.monotonic()))
         found: list[MpcacheError] = [link.error for link in self._parties if link.error is not None]
         if self.error is not None:
             found.append(self.error)

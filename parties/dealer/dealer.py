@@ -23,12 +23,14 @@ from parties.config.role_config import RoleConfig
 from parties.errors import SessionFinished
 from parties.events import event
 from parties.names import check_name
-from parties.program import DECODER, Program, make_suite, plan_of
+from parties.program import DECODER, Program, SessionProgram, plan_of
 from parties.server.admission import Ticket
+from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
 from parties.tapes.stream import TapeOutlet
-from parties.transport.peer_stream import Message, PeerStream, settle
+from parties.transport.peer_stream import PeerStream
+from parties.transport.queues import Message
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -58,8 +60,8 @@ class DealerSession(ServedSession):
             id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
         )
         self.manifest = manifest
-        self.architecture = architecture
-        self.plan = plan_of(manifest, architecture)
+        self._program = SessionProgram.of(server.program, manifest, architecture, server.config.device)
+        self._lease = server.weight_cache.lease(manifest.load_key(), ticket.client, self)
         self._first = first
         self.ledger = Ledger()
         self._dealt = 0  # bytes up to the last token
@@ -71,21 +73,21 @@ class DealerSession(ServedSession):
         """Wait for the parties and deal, in the background."""
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
-    def join(self, link: PeerStream, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
+    def join(self, stream: PeerStream, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
         """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
-            compare(self._first, self.manifest, link.peer, manifest)
-            check_client(self.id, self._first, self.ticket.client, link.peer, client)
-            if link.peer not in self.manifest.parties or link.peer in self._outlets:
-                raise WireError(f"{link.peer} is not a party of session {self.id}, or asked for its tape twice")
+            compare(self._first, self.manifest, stream.peer, manifest)
+            check_client(self.id, self._first, self.ticket.client, stream.peer, client)
+            if stream.peer not in self.manifest.parties or stream.peer in self._outlets:
+                raise WireError(f"{stream.peer} is not a party of session {self.id}, or asked for its tape twice")
         except MpcacheError as error:
             self.fail(error)
             raise
-        link.move(self)
-        outlet = TapeOutlet(link)
+        stream.move(self)
+        outlet = TapeOutlet(stream)
         with self._joined:
-            self._outlets[link.peer] = outlet
-            self._loads[link.peer] = loads
+            self._outlets[stream.peer] = outlet
+            self._loads[stream.peer] = loads
             self._joined.notify_all()
         return outlet
 
@@ -106,8 +108,7 @@ class DealerSession(ServedSession):
             self.step = "waiting for its turn"
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
-            key = (*self.manifest.load_key(), self.ticket.client)
-            self.server.weight_cache.claim(key, self, self.check, lambda: None)
+            self._lease.claim(self.check)
             self.trace.stage("deal")
             with torch.no_grad():
                 self._deal()
@@ -116,7 +117,7 @@ class DealerSession(ServedSession):
                 outlet.close()
             for outlet in self._outlets.values():
                 outlet.drained()
-            settle([outlet.link for outlet in self._outlets.values()])
+            self.settle()
         except SessionFinished:
             pass
         except Exception as error:
@@ -125,9 +126,9 @@ class DealerSession(ServedSession):
             self.end()
             for outlet in self._outlets.values():
                 outlet.close()
-            for link in self.links:
-                self.server.heartbeats.remove(link)
-                link.close()
+            for stream in self.streams:
+                self.server.heartbeats.remove(stream)
+                stream.close()
             self.server.release(self)
         self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
 
@@ -143,26 +144,25 @@ class DealerSession(ServedSession):
                 self._joined.wait(left)
 
     def _deal(self) -> None:
-        names, key, loads = self.manifest.parties, self.manifest.load_key(), self.server.weight_cache
-        common = [load for load in loads.ids(key) if all(load in self._loads[name] for name in names)]
-        weights = loads.get(common[-1], key, self.ticket.client) if common else None
+        names = self.manifest.parties
+        common = [load for load in self._lease.ids() if all(load in self._loads[name] for name in names)]
+        weights = self._lease.get(common[-1]) if common else None
         load = common[-1] if weights is not None else new_id()
         seeds = [new_seed() for _ in names]
         outlets = [self._outlets[name] for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
-            outlet.link.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
-        device = self.server.config.device
-        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, device)
-        suite = make_suite(self.manifest, tape, None, device)
+            outlet.stream.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
+        tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)
+        suite = self._program.suite(tape, None)
         if weights is None:
             self.step = "dealing for the model's weights"
             self.server.metrics.get("mpcache_model_loads_total").inc()
-            weights = self.server.program.load(suite, self.architecture, lambda name: None)
-            loads.put(load, key, weights, self.ticket.client)
-        loads.release(self)
+            weights = self._program.load(suite, lambda name: None)
+            self._lease.put(load, weights)
+        self._lease.release()
         self._dealt = self.ledger.total().offline_bytes
         self.step = "dealing"
-        self.server.program.run(suite, self.architecture, weights, self.plan, None, self)
+        self._program.run(suite, weights, None, self)
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
@@ -197,29 +197,29 @@ class DealerServer(RoleServer[DealerSession]):
         """Add the Dealer service."""
         services.add_DealerServicer_to_server(_Service(self), server)
 
-    def open(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
+    def open(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A party asks for its tape of a session; the first one opens the session."""
         if message.WhichOneof("content") != "open":
-            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+            raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
         opening = message.open
-        id = check_id(opening.session, "session", link.peer)
-        manifest = Manifest.parse(opening.manifest, link.peer)
-        loads = [check_id(load, "load", link.peer) for load in opening.loads]
+        id = check_id(opening.session, "session", stream.peer)
+        manifest = Manifest.parse(opening.manifest, stream.peer)
+        loads = [check_id(load, "load", stream.peer) for load in opening.loads]
         with self._opening:
             session = self.sessions.wait_for(id, 0)
             if session is None:
-                session = self._new(id, manifest, opening.architecture, link.peer, opening.client)
-        outlet = session.join(link, manifest, opening.client, loads)
+                session = self._new(id, manifest, opening.architecture, stream.peer, opening.client)
+        outlet = session.join(stream, manifest, opening.client, loads)
         outlet.begin()
-        return session, link.outgoing()
+        return session, stream.outgoing()
 
-    def foresee(self, link: PeerStream, message: Message) -> Callable[[], None] | None:
+    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
         """What a session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
         opening = message.open
-        manifest = Manifest.parse(opening.manifest, link.peer)
-        architecture = self._allowed(manifest, opening.architecture, link.peer, opening.client)
+        manifest = Manifest.parse(opening.manifest, stream.peer)
+        architecture = self._allowed(manifest, opening.architecture, stream.peer, opening.client)
         if self.costs.known(manifest, architecture):
             return None
         return lambda: self.costs.check(manifest, architecture, opening.client)
@@ -261,7 +261,7 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
         self._dealer = dealer
 
     def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
-        self._dealer.admit_call(context, self._dealer.permissions.may_ask)
+        self._dealer.incoming.admit(context, self._dealer.permissions.may_ask)
         return self._dealer.describe([])
 
     def Probe(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
@@ -269,4 +269,6 @@ class _Service(services.DealerServicer):  # type: ignore[misc]
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         dealer = self._dealer
-        return dealer.serve(requests, context, TAPE_BEAT, dealer.permissions.may_have_tape, dealer.open, dealer.foresee)
+        return dealer.incoming.serve(
+            requests, context, StreamCall(TAPE_BEAT, dealer.permissions.may_have_tape, dealer.open, dealer.foresee)
+        )

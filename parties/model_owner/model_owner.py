@@ -25,7 +25,7 @@ from parties.config.role_config import RoleConfig
 from parties.identity.trust import Peer, own_identity, parties_of
 from parties.transport.connection import key_of
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.transport.peer_stream import PeerStream, finish_calls
+from parties.transport.peer_stream import PeerStream
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -97,12 +97,12 @@ def share_model(
             link.close()
     except BaseException as error:
         failure = to_failure(farewell(error, config.name, session.step))
-        for link in session.links:
-            link.close(wire.ModelMessage(failure=failure))
+        for stream in session.streams:
+            stream.close(wire.ModelMessage(failure=failure))
         raise
     finally:
         session.end()
-        finish_calls(session.links)
+        session.finish_calls()
         heartbeats.stop()
         close_all(channels)
     return reference

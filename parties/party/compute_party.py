@@ -15,12 +15,15 @@ from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
-from parties.party.session import PEER_BEAT, Admitted, PartySession, Stores
+from parties.party.rendezvous import PEER_BEAT
+from parties.party.session import Admitted, PartySession, Stores
 from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import DECODER, Program, plan_of
+from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
-from parties.transport.peer_stream import INBOX_LIMIT, Message, PeerStream
+from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
+from parties.transport.queues import Message
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
@@ -61,22 +64,22 @@ class ComputePartyServer(RoleServer[PartySession]):
         services.add_ComputePartyServicer_to_server(_Service(self), server)
 
     # ---- sessions --------------------------------------------------------------------------------------------------
-    def open(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
+    def open(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A client opens a session."""
         if message.WhichOneof("content") != "open":
-            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
-        id = check_id(message.open.session, "session", link.peer)
-        manifest = Manifest.parse(message.open.manifest, link.peer)
+            raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
+        id = check_id(message.open.session, "session", stream.peer)
+        manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
-        facts = self._checked(manifest, link.peer)
-        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(link.peer)
+        facts = self._checked(manifest, stream.peer)
+        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer)
         stores = Stores(self.store, self.tapes)
-        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket)))
+        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket, stream)))
         event(
             "session_opened",
             self.name,
             session=id,
-            client=link.peer,
+            client=stream.peer,
             model=facts.model,
             suite=manifest.suite,
             prompt_tokens=manifest.prompt_tokens,
@@ -84,19 +87,19 @@ class ComputePartyServer(RoleServer[PartySession]):
             decoding=manifest.decoding,
             place=ticket.state,
         )
-        session.start(link)
-        return session, link.outgoing()
+        session.start()
+        return session, stream.outgoing()
 
-    def foresee(self, link: PeerStream, message: Message) -> Callable[[], None] | None:
+    def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
         """What a client's session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
-        manifest = Manifest.parse(message.open.manifest, link.peer)
+        manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
-        architecture = Architecture.from_json(self._allowed(manifest, link.peer).architecture)
+        architecture = Architecture.from_json(self._allowed(manifest, stream.peer).architecture)
         if self.costs.known(manifest, architecture):
             return None
-        return lambda: self.costs.check(manifest, architecture, link.peer)
+        return lambda: self.costs.check(manifest, architecture, stream.peer)
 
     def _checked(self, manifest: Manifest, client: str) -> StoredModel:
         """The model of a session that may be. Raises a typed error for one that may not."""
@@ -117,29 +120,30 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.permissions.check_choices(manifest, client, facts)
         return facts
 
-    def exchange(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
+    def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A peer joins a session."""
         if message.WhichOneof("content") != "hello":
-            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
-        id = check_id(message.hello.session, "session", link.peer)
+            raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
+        id = check_id(message.hello.session, "session", stream.peer)
         patience = 0.0 if self.draining else self.config.deadline_seconds * 0.8
-        session = self.sessions.wait_for(id, patience, link.session.check)
+        session = self.sessions.wait_for(id, patience, stream.session.check)
         if session is None:
             self.check_open()
-            raise WireError(f"{link.peer} wants to join session {id}, which no client has open at {self.name}")
-        session.attach(link, message.hello)
-        return session, link.outgoing()
+            raise WireError(f"{stream.peer} wants to join session {id}, which no client has open at {self.name}")
+        session.attach(stream, message.hello)
+        return session, stream.outgoing()
 
     # ---- models ----------------------------------------------------------------------------------------------------
-    def receive_model(self, link: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
+    def receive_model(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
         """A model owner sends this party's shares; answers with a receipt once they are on disk."""
-        link.session.step, link.room = "storing a model", INBOX_LIMIT
+        stream.session.step = "storing a model"
+        stream.make_room(INBOX_LIMIT)
         if message.WhichOneof("content") != "header":
-            raise WireError(f"{link.peer} sent '{message.WhichOneof('content')}' where 'header' was expected")
+            raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'header' was expected")
         self.check_open()
-        facts, seed = self._facts(message.header, link.peer), message.header.seed
-        threading.Thread(target=self._store, args=(link, facts, seed), name="store model", daemon=True).start()
-        return link.session, link.outgoing()
+        facts, seed = self._facts(message.header, stream.peer), message.header.seed
+        threading.Thread(target=self._store, args=(stream, facts, seed), name="store model", daemon=True).start()
+        return stream.session, stream.outgoing()
 
     def remove_model(self, owner: str, model: str) -> None:
         """A model owner takes a model of its own away."""
@@ -148,12 +152,12 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.weight_cache.drop(model)
         event("model_removed", self.name, owner=owner, model=model)
 
-    def _store(self, link: PeerStream, facts: StoredModel, seed: bytes) -> None:
-        session = link.session
+    def _store(self, stream: PeerStream, facts: StoredModel, seed: bytes) -> None:
+        session = stream.session
         try:
             incoming = self.store.begin(facts)
             try:
-                count = self._store_weights(link, incoming, seed)
+                count = self._store_weights(stream, incoming, seed)
                 name = self.permissions.check_model_name  # again: others were stored meanwhile
                 self.store.complete(incoming, lambda models: name(facts.owner, facts.name, models))
             except BaseException:
@@ -161,14 +165,14 @@ class ComputePartyServer(RoleServer[PartySession]):
                 raise
             session.end()
             event("model_stored", self.name, owner=facts.owner, model=facts.model, name=facts.name, weights=count)
-            link.send(wire.StoreMessage(receipt=wire.ModelReceipt(model=facts.model, weights=count)))
+            stream.send(wire.StoreMessage(receipt=wire.ModelReceipt(model=facts.model, weights=count)))
         except OSError as error:
             reason = (error.strerror or "error").lower()
             session.fail(EnvironmentProblem(f"{self.name} cannot store the model ({reason}): free its disk space"))
         except Exception as error:
             session.fail(public(error, self.name))
         finally:
-            link.close()
+            stream.close()
 
     def _facts(self, header: wire.ModelHeader, owner: str) -> StoredModel:
         check_id(header.model, "model", owner)
@@ -208,20 +212,20 @@ class ComputePartyServer(RoleServer[PartySession]):
             nonce=new_id(),
         )
 
-    def _store_weights(self, link: PeerStream, incoming: Incoming, seed: bytes) -> int:
+    def _store_weights(self, stream: PeerStream, incoming: Incoming, seed: bytes) -> int:
         shapes = incoming.facts.shapes()
         if incoming.facts.seeded:
             incoming.seed(seed)
             return len(shapes)
         for name, shape in shapes.items():
-            message = link.receive()
+            message = stream.receive()
             kind, weight = message.WhichOneof("content"), message.weight
             if kind != "weight" or weight.name != name or tuple(weight.shape) != shape:
                 raise WireError(
-                    f"{link.peer} sent {kind} '{weight.name[:64]}' {list(weight.shape)[:8]} where weight '{name}' "
+                    f"{stream.peer} sent {kind} '{weight.name[:64]}' {list(weight.shape)[:8]} where weight '{name}' "
                     f"{list(shape)} was expected"
                 )
-            incoming.weight(collect(f"weight '{name}'", shape, BITS, weight.size, link.peer, link.receive))
+            incoming.weight(collect(f"weight '{name}'", shape, BITS, weight.size, stream.peer, stream.receive))
         return len(shapes)
 
 
@@ -231,7 +235,7 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
 
     def Describe(self, request: wire.DescribeRequest, context: Any) -> wire.Description:
         party = self._party
-        name = party.admit_call(context, party.permissions.may_ask)
+        name = party.incoming.admit(context, party.permissions.may_ask)
         held = [
             wire.HeldModel(
                 model=m.model,
@@ -250,15 +254,21 @@ class _Service(services.ComputePartyServicer):  # type: ignore[misc]
 
     def Generate(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         party = self._party
-        return party.serve(requests, context, CLIENT_BEAT, party.permissions.may_generate, party.open, party.foresee)
+        return party.incoming.serve(
+            requests, context, StreamCall(CLIENT_BEAT, party.permissions.may_generate, party.open, party.foresee)
+        )
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, PEER_BEAT, self._party.permissions.may_exchange, self._party.exchange)
+        party = self._party
+        return party.incoming.serve(requests, context, StreamCall(PEER_BEAT, party.permissions.may_exchange, party.exchange))
 
     def StoreModel(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        return self._party.serve(requests, context, STORE_BEAT, self._party.permissions.may_store, self._party.receive_model)
+        party = self._party
+        return party.incoming.serve(
+            requests, context, StreamCall(STORE_BEAT, party.permissions.may_store, party.receive_model)
+        )
 
     def RemoveModel(self, request: wire.RemoveRequest, context: Any) -> wire.RemoveReceipt:
         party = self._party
-        party.admit_call(context, party.permissions.may_store, lambda name: party.remove_model(name, request.model))
+        party.incoming.admit(context, party.permissions.may_store, lambda name: party.remove_model(name, request.model))
         return wire.RemoveReceipt(model=request.model)

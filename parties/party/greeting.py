@@ -15,14 +15,15 @@ from parties.wire.manifest import Manifest, check_client, check_id, compare
 class Greetings:
     """The greetings of one session at one party.
 
-    opening: this party's own greeting, but for its tapes. tapes: of a party that takes them from a folder. `storings` holds
-    what every party has said of its storing of the model, this one included.
+    opening: this party's own greeting, but for its tapes. tapes: of a party that takes them from a folder, as `from_files`
+    says. `storings` holds what every party has said of its storing of the model, this one included.
     """
 
     def __init__(self, opening: wire.Hello, manifest: Manifest, tapes: TapeAgreement | None) -> None:
         self._opening = opening
         self._manifest = manifest
         self._tapes = tapes
+        self.from_files = tapes is not None
         self.storings = {opening.name: opening.storing}
 
     def own(self) -> wire.PeerMessage:
@@ -41,6 +42,6 @@ class Greetings:
         compare(own.name, self._manifest, peer, Manifest.parse(hello.manifest, peer))
         check_client(own.session, own.name, own.client, peer, hello.client)
         self.storings[peer] = check_id(hello.storing, "storing", peer)
-        check_source(own.name, self._tapes is not None, peer, hello)
+        check_source(own.name, self.from_files, peer, hello)
         if self._tapes is not None:
             self._tapes.heard(peer, hello)

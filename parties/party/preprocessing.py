@@ -57,7 +57,7 @@ class Preprocessing:
         self._store.stop()
 
     def join(self) -> None:
-        """Wait until the thread has ended; after `stop`, when the session's links are closed."""
+        """Wait until the thread has ended; after `stop`, when the session's streams are closed."""
         self._thread.join(JOIN_SECONDS)
 
     def _main(self) -> None:

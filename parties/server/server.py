@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from queue import Empty
 from typing import Any, Generic, TypeVar
 
 import grpc
 
-from mpc.errors import ConfigurationError, MpcacheError, PeerLost, PeerSilent
+from mpc.errors import ConfigurationError, PeerLost
 from parties.config.role_config import RoleConfig, split_address
 from parties.errors import Busy
-from parties.events import event, refused
+from parties.events import event
 from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
 from parties.names import Role
@@ -25,6 +24,7 @@ from parties.server.admission import Admission, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
+from parties.server.incoming import IncomingCalls, Refusals
 from parties.server.metrics import STATES, Metrics
 from parties.server.permissions import Permissions
 from parties.server.sessions import ServedSession, Sessions
@@ -32,15 +32,11 @@ from parties.server.traces import Traces
 from parties.server.weight_cache import WeightCache
 from parties.status.probing import Prober
 from parties.status.settings import Settings
-from parties.transport.connection import abort_if_alive, start_server
+from parties.transport.connection import start_server
 from parties.transport.heartbeat import HeartbeatMonitor
-from parties.transport.peer_stream import Message, PeerStream, stream_of
-from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import public
-from parties.wire.manifest import PROTOCOL_VERSION, check_id, package_version
+from parties.wire.manifest import PROTOCOL_VERSION, package_version
 
-BEATS = 5  # signs of life within a deadline
 S = TypeVar("S", bound=ServedSession)
 
 
@@ -72,12 +68,12 @@ class RoleServer(ABC, Generic[S]):
         self.traces = Traces(config.telemetry, config.name, config.role, self.version)
         self.metrics = Metrics(config.role, config.name, self.version, (grant.name for grant in config.clients))
         self._follow_gauges()
-        self.health = Health([self.service], lambda context: self.admit_call(context, self.permissions.may_ask))
+        self.heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: self.identity.revoked)
+        self._refusals = Refusals(config.name, self.sessions, self.metrics)
+        self.incoming = IncomingCalls(config, self.trust, self.sessions, self.heartbeats, self._refusals)
+        self.health = Health([self.service], lambda context: self.incoming.admit(context, self.permissions.may_ask))
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
-        self.heartbeats: HeartbeatMonitor
-        self._open = 0  # streams
-        self._idle = threading.Condition()
         self._holding = threading.Lock()
         self._server: grpc.Server | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -185,18 +181,13 @@ class RoleServer(ABC, Generic[S]):
         """Listen and serve in the background."""
         assert self.config.listen is not None
         preload()
-        self.heartbeats = HeartbeatMonitor(
-            self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
-        )
         try:
             if self.config.metrics is not None:
                 self.metrics_address = self.metrics.listen(self.config.metrics)
             if self.config.health_port is not None:
                 self.health_address = self.health.listen(self.config.health_port)
             seconds = self.config.first_message_seconds
-            guard = Guard(
-                self.calls, self.permissions, seconds, lambda context: self.trust.caller(context).name, self._refuse
-            )
+            guard = Guard(self.calls, self.permissions, seconds, self.incoming.caller, self._refusals.refuse)
             self._server, self._threads, port = start_server(
                 self.credentials, self.config.listen, self._register_all, self.calls.threads, WAITING, guard
             )
@@ -245,8 +236,7 @@ class RoleServer(ABC, Generic[S]):
         for session in self.sessions.all():
             if session.ticket.state != "running":
                 session.fail(PeerLost(self.name, session.step, "is shutting down"))
-        with self._idle:
-            return self._idle.wait_for(lambda: self._open == 0, seconds)
+        return self.incoming.wait_until_idle(seconds)
 
     def stop(self, grace: float = 1.0) -> None:
         """End all sessions with an error that says so, and free port and threads."""
@@ -267,130 +257,6 @@ class RoleServer(ABC, Generic[S]):
         self._server = None
         event("stopped", self.name)
 
-    def admit_call(
-        self, context: Any, authorise: Callable[[str], None], act: Callable[[str], None] = lambda name: None
-    ) -> str:
-        """The caller's name, after act(name); ends the call with a typed status, and logs it, when one of both raises."""
-        name = "unknown"
-        try:
-            name = self.trust.caller(context).name
-            authorise(name)
-            act(name)
-        except Exception as problem:
-            error = public(problem, self.name)
-            self._refused(name, call_of(authorise), error)
-            abort_if_alive(context, error)
-            raise error from None
-        return name
-
-    def _caller(self, context: Any) -> str:
-        return self.trust.caller(context).name
-
-    def _refuse(self, context: Any, name: str, call: str, error: MpcacheError) -> None:
-        """End a call that is not admitted."""
-        self._refused(name, call, error)
-        abort_if_alive(context, error)
-
-    def _refused(self, name: str, call: str, error: MpcacheError) -> None:
-        """Log a call that came to nothing, unless some session's end says the same."""
-        if not self.sessions.ended_by(error):
-            refused(self.name, name, call, error)
-            self.metrics.get("mpcache_calls_refused_total", call=call, code=error.code).inc()
-
-    def serve(
-        self,
-        requests: Iterator[Message],
-        context: Any,
-        beat: Message | None,
-        authorise: Callable[[str], None],
-        accept: Callable[[PeerStream, Message], tuple[Session, Iterator[Message]]],
-        foresee: Callable[[PeerStream, Message], Callable[[], None] | None] = lambda link, message: None,
-    ) -> Iterator[Message]:
-        """The responses of one streaming call.
-
-        authorise(caller's name) may refuse; foresee(link, first message) returns what is to be done before, while the caller
-        is sent signs of life; accept(link, first message) puts the link into a session and returns that and
-        what is to be sent. A first message that asks to resume puts the call to a link that is there, instead. When the
-        session fails, the call ends with its error as typed status.
-        """
-        link: PeerStream | None = None
-        session: Session | None = None
-        error: MpcacheError | None = None
-        name = "unknown"
-        epoch = 0
-        with self._idle:
-            self._open += 1
-        try:
-            found = self.trust.caller(context)
-            name = found.name
-            authorise(name)
-            link = PeerStream(Session("", self.name), name, beat, window=self.config.resume_seconds)
-            link.key = lambda: found.fingerprint
-            link.room = 1  # until it is accepted
-            context.add_callback(link.over)
-            link.start(requests, context.cancel)
-            self.heartbeats.add(link)
-            message = self._first(link)
-            if message.WhichOneof("content") == "resume":
-                link, epoch, outgoing = self._resume(link, message.resume, requests, context)
-                session = link.session
-            else:
-                if (work := foresee(link, message)) is not None:
-                    yield from self._meanwhile(link, work)
-                session, outgoing = accept(link, message)
-                link.beats()  # from here on the caller knows that the stream is open
-            yield from outgoing
-            if not session.finished:
-                error = session.error
-        except MpcacheError as problem:
-            error = problem
-        except Exception as problem:
-            error = public(problem, self.name)
-        finally:
-            if link is not None and link.epoch == epoch and not link.may_return():
-                self.heartbeats.remove(link)
-                link.closed = True
-            with self._idle:
-                self._open -= 1
-                self._idle.notify_all()
-        if error is not None:
-            if session is None or not session.id:
-                self._refused(name, call_of(authorise), error)
-            abort_if_alive(context, error)
-
-    def _first(self, link: PeerStream) -> Message:
-        """A stream's first message. Raises `PeerSilent` when it does not come in time."""
-        seconds = self.config.first_message_seconds
-        try:
-            return link.receive(timeout=seconds)
-        except Empty:
-            reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {self.name})"
-            raise PeerSilent(link.peer, "opening a call", reason) from None
-
-    def _meanwhile(self, link: PeerStream, work: Callable[[], None]) -> Iterator[Message]:
-        """Signs of life until work() is done. Raises what it raises, or the call's error."""
-        with ThreadPoolExecutor(1, thread_name_prefix="foresee") as pool:
-            running = pool.submit(work)
-            while not wait([running], self.config.deadline_seconds / BEATS).done:
-                link.session.check()
-                if link.beat is not None:
-                    yield link.beat
-        running.result()
-
-    def _resume(
-        self, link: PeerStream, resume: wire.Resume, requests: Iterator[Message], context: Any
-    ) -> tuple[PeerStream, int, Iterator[Message]]:
-        """The link that goes on in this call, the call's epoch, and what is to be sent. `link` was only the call's own."""
-        id = check_id(resume.session, "session", link.peer)
-        found = stream_of(self.sessions.wait_for(id, 0), resume, link, self.name)
-        found.key = link.key
-        outgoing = found.resumed(resume, requests, context.cancel)
-        self.heartbeats.remove(link)
-        link.closed = True
-        if not context.add_callback(lambda: found.over(resume.epoch)):
-            found.over(resume.epoch)
-        return found, resume.epoch, outgoing
-
     def describe(self, models: list[wire.HeldModel]) -> wire.Description:
         """Who this is."""
         return wire.Description(
@@ -408,8 +274,3 @@ class RoleServer(ABC, Generic[S]):
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
-
-
-def call_of(authorise: Callable[[str], None]) -> str:
-    """The name of a call in logs and metrics."""
-    return authorise.__name__.removeprefix("may_")

@@ -147,15 +147,15 @@ class TapeAgreement:
             raise self._nothing_in_common()
         taken = self._take(common)
         choice = wire.TapeChoice(tape=taken.header.tape, digest=taken.header.common())
-        for link in peers.values():
-            link.send(wire.PeerMessage(choice=choice))
+        for stream in peers.values():
+            stream.send(wire.PeerMessage(choice=choice))
         weights = self._need.weights.get(taken.header.load)
         session.step = f"waiting for the others to take tape {taken.header.tape}"
         fresh = weights is None
-        for link in peers.values():
-            fresh |= not _receive(link, "taken").held
-        for link in peers.values():
-            link.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
+        for stream in peers.values():
+            fresh |= not _receive(stream, "taken").held
+        for stream in peers.values():
+            stream.send(wire.PeerMessage(go=wire.TapeGo(fresh=fresh)))
         return self._dealt(taken, None if fresh else weights)
 
     def _follow(self, leader: PeerStream) -> Dealt:
@@ -217,8 +217,8 @@ def check_source(role: str, from_files: bool, peer: str, hello: wire.Hello) -> N
         )
 
 
-def _receive(link: PeerStream, kind: str) -> Any:
-    message = link.receive()
+def _receive(stream: PeerStream, kind: str) -> Any:
+    message = stream.receive()
     if (found := message.WhichOneof("content")) != kind:
-        raise WireError(f"{link.peer} sent '{found}' where '{kind}' of a tape was expected")
+        raise WireError(f"{stream.peer} sent '{found}' where '{kind}' of a tape was expected")
     return getattr(message, kind)

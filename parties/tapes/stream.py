@@ -17,14 +17,14 @@ LINGER = 0.002
 
 
 class TapeOutlet:
-    """One party's tape at the dealer, between the program that writes and the link that sends.
+    """One party's tape at the dealer, between the program that writes and the stream that sends.
 
     Holds about 16 MiB: a dealer that runs ahead waits. What is there is sent by a thread of its own, after at most 2 ms in
     which small entries may gather.
     """
 
-    def __init__(self, link: PeerStream) -> None:
-        self.link = link
+    def __init__(self, stream: PeerStream) -> None:
+        self.stream = stream
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._closed = False
@@ -32,11 +32,11 @@ class TapeOutlet:
 
     def begin(self) -> None:
         """Start to send."""
-        threading.Thread(target=self._run, name=f"tape {self.link.peer}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"tape {self.stream.peer}", daemon=True).start()
 
     def append(self, data: bytes) -> None:
         """Write tape; waits while the buffer is full. Raises the session's error."""
-        session = self.link.session
+        session = self.stream.session
         session.check()
         with self._changed:
             while len(self._buffer) >= BUFFER_BYTES:
@@ -54,7 +54,7 @@ class TapeOutlet:
             self._changed.notify_all()
 
     def drained(self) -> None:
-        """Wait until everything was handed to the link, or the session failed."""
+        """Wait until everything was handed to the stream, or the session failed."""
         with self._changed:
             while not self._over:
                 self._changed.wait(1.0)
@@ -67,17 +67,17 @@ class TapeOutlet:
     def _run(self) -> None:
         try:
             while (piece := self._take()) is not None:
-                self.link.send_bulk(wire.TapeMessage(chunk=wire.Chunk(payload=piece)))
+                self.stream.send_bulk(wire.TapeMessage(chunk=wire.Chunk(payload=piece)))
         except MpcacheError:
             pass  # the session's: whoever is in it knows
         finally:
-            self.link.close()
+            self.stream.close()
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
 
     def _take(self) -> bytes | None:
-        session = self.link.session
+        session = self.stream.session
         with self._changed:
             while not self._buffer and not self._closed and session.error is None:
                 self._changed.wait()
@@ -92,14 +92,14 @@ class TapeOutlet:
         return piece
 
 
-def tape_reader(link: PeerStream) -> Callable[[int], Bytes]:
+def tape_reader(stream: PeerStream) -> Callable[[int], Bytes]:
     """`read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
 
-    def stream() -> Iterator[bytes]:
-        while (message := link.receive_or_end()) is not None:
+    def payloads() -> Iterator[bytes]:
+        while (message := stream.receive_or_end()) is not None:
             kind = message.WhichOneof("content")
             if kind != "chunk" or not message.chunk.payload:
-                raise WireError(f"{link.peer} sent '{kind}' where a chunk of the tape was expected")
+                raise WireError(f"{stream.peer} sent '{kind}' where a chunk of the tape was expected")
             yield message.chunk.payload
 
-    return chunks(stream())
+    return chunks(payloads())

@@ -13,30 +13,30 @@ from parties.wire.shares import CHUNK_BYTES
 
 
 class GrpcChannel(Channel):
-    """One party's links to all others, within one session.
+    """One party's streams to all others, within one session.
 
-    links: peer index -> link whose greeting is over. Frames are numbered in each direction; a frame declares the size of
+    streams: peer index -> stream whose greeting is over. Frames are numbered in each direction; a frame declares the size of
     the whole message, which must be the one that the receiver's program expects. Messages without a byte are not sent.
     """
 
     def __init__(
-        self, party: int, names: Sequence[str], links: Mapping[int, PeerStream], ledger: Ledger | None = None
+        self, party: int, names: Sequence[str], streams: Mapping[int, PeerStream], ledger: Ledger | None = None
     ) -> None:
         super().__init__(party, names, ledger)
-        self._links = dict(links)
-        self.sent_bytes = dict.fromkeys(links, 0)  # payload, by peer
-        self.received_bytes = dict.fromkeys(links, 0)
-        self._sent = dict.fromkeys(links, 0)
-        self._received = dict.fromkeys(links, 0)
+        self._streams = dict(streams)
+        self.sent_bytes = dict.fromkeys(streams, 0)  # payload, by peer
+        self.received_bytes = dict.fromkeys(streams, 0)
+        self._sent = dict.fromkeys(streams, 0)
+        self._received = dict.fromkeys(streams, 0)
 
     def send(self, peer: int, payload: bytes) -> None:
         """Queue one message for `peer`."""
-        link, size = self._links[peer], len(payload)
-        link.wait_for_room()
+        stream, size = self._streams[peer], len(payload)
+        stream.wait_for_room()
         sequence = self._sent[peer]
         for start in range(0, size, CHUNK_BYTES):
             piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]
-            link.send(wire.PeerMessage(frame=wire.Frame(sequence=sequence, size=size, payload=piece)))
+            stream.send(wire.PeerMessage(frame=wire.Frame(sequence=sequence, size=size, payload=piece)))
             sequence += 1
         self._sent[peer] = sequence
         self.sent_bytes[peer] += size
@@ -55,7 +55,7 @@ class GrpcChannel(Channel):
         return b"".join(pieces)
 
     def _frame(self, peer: int, size: int, got: int) -> bytes:
-        message = self._links[peer].receive()
+        message = self._streams[peer].receive()
         name, kind = self.names[peer], message.WhichOneof("content")
         if kind != "frame":
             raise WireError(f"{name} sent '{kind}' where a frame was expected")

@@ -224,6 +224,7 @@ def route(
 ) -> Route:
     """How a stream to `peer` is dialled, and dialled again with the identity that is current then."""
     return Route(
+        peer.name,
         lambda: open_channel(identity(), peer),
         call,
         lambda: str(probe(identity(), peer)),

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 
 from mpc.errors import PeerSilent, PermissionRefused
-from parties.transport.peer_stream import PeerStream
+from parties.transport.peer_stream import PeerStream, Receiving
 from parties.wire.error_codec import public
 
 
 class HeartbeatMonitor:
-    """The thread that beats for every link of a process and notices links that do not.
+    """A thread that beats for every stream of a process and notices the peers that do not.
 
     deadline: seconds of silence after which a peer is given up; step_seconds: the same for a live peer on which a step
     waits. revoked(): fingerprints of keys that are trusted no more; sessions with a peer that has one of them end.
@@ -33,60 +33,56 @@ class HeartbeatMonitor:
         self.step_seconds = step_seconds
         self._revoked = revoked
         self.interval = min(2.0, deadline / 8)
-        self._links: set[PeerStream] = set()
+        self._streams: set[PeerStream] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first stream on
 
-    def add(self, link: PeerStream) -> None:
-        """Start to beat for a link and to listen for its peer."""
-        link.last_heard = time.monotonic()
+    def add(self, stream: PeerStream) -> None:
+        """Start to beat for a stream and to listen for its peer."""
+        stream.last_heard = time.monotonic()
         with self._lock:
-            self._links.add(link)
+            self._streams.add(stream)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+                self._thread.start()
 
-    def remove(self, link: PeerStream) -> None:
-        """Leave a link alone."""
+    def remove(self, stream: object) -> None:
+        """Leave a stream alone."""
         with self._lock:
-            self._links.discard(link)
+            self._streams = {one for one in self._streams if one is not stream}
 
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._thread.join(5)
+        if self._thread is not None:
+            self._thread.join(5)
 
     def _run(self) -> None:
         before = time.monotonic()
         while not self._stop.wait(self.interval):
             now = time.monotonic()
             with self._lock:
-                links = list(self._links)
+                streams = list(self._streams)
             if now - before > 3 * self.interval:  # this process itself was paused: do not blame the peers
-                for link in links:
-                    link.last_heard = now
-                    link.limit += now - before
+                for stream in streams:
+                    stream.excuse(now, now - before)
             before, revoked = now, self._revoked()
-            for link in links:
+            for stream in streams:
+                session = stream.session
                 try:
-                    if link.key() in revoked:
-                        reason = f"the key of '{link.peer}' was revoked at {link.session.role}"
-                        link.session.fail(PermissionRefused(reason))
-                    self._tend(link, now)
+                    if stream.key() in revoked:
+                        session.fail(PermissionRefused(f"the key of '{stream.peer}' was revoked at {session.role}"))
+                    self._tend(stream, now)
                 except Exception as error:
-                    link.session.fail(public(error, link.session.role))
+                    session.fail(public(error, session.role))
 
-    def _tend(self, link: PeerStream, now: float) -> None:
-        link.beats()
-        if link.done.is_set():
+    def _tend(self, stream: PeerStream, now: float) -> None:
+        stream.beat()
+        if stream.receiving is Receiving.OVER:
             return
-        since, step, silent = link.waiting_since, link.session.step, now - link.last_heard
-        if link.lost:
-            if now > link.limit:
-                link.stay_away()
-        elif not link.stalled and silent > self.deadline:
-            link.fail(PeerSilent(link.peer, step, f"sent nothing for {self.deadline:g} s"))
-        elif not link.stalled and silent > self.deadline / 2 and link.may_return():
-            link.silent(self.deadline)
+        since, step = stream.waiting_since, stream.session.step
+        stream.check_silence(now, self.deadline)
         if since is not None and now - since > self.step_seconds:
             reason = f"is alive, but sent nothing of this step for {self.step_seconds:g} s"
-            link.session.fail(PeerSilent(link.peer, step, reason))
+            stream.session.fail(PeerSilent(stream.peer, step, reason))

@@ -1,8 +1,9 @@
 """A stream that outlives its connection: what is kept, who may go on with it, and why no randomness is used twice.
 
-A link that may be resumed numbers its messages from 1 in each direction. The sender keeps every message until the other side
-says that it has arrived; heartbeats say so, at the latest after `TOLD_EVERY` messages. When the connection is lost, the
-dialling side calls again with back-off, and both say how many messages they have received: the kept rest is sent again.
+A stream that may be resumed (`parties.transport.resumable_stream`) numbers its messages from 1 in each direction. The sender
+keeps every message until the other side says that it has arrived; heartbeats say so, at the latest after `TOLD_EVERY`
+messages. When the connection is lost, the dialling side calls again with back-off, and both say how many messages they have
+received: the kept rest is sent again.
 
 Why this is safe. A message is made once, by the program's one run, and is never changed after it was sent: what is sent
 again is the same object, so the same bytes. Nothing is computed again and the tape is read on where it was: a mask still
@@ -19,64 +20,31 @@ an epoch greater than all before: a replay, or the slower one of two calls, is r
 from __future__ import annotations
 
 import hmac
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from mpc.errors import WireError
+from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 
-Message = Any
 TOLD_EVERY = 32  # messages after which their arrival is told
-KEPT_LIMIT = 256  # messages of at most 1 MiB that may be kept before the next round waits
+UNACKNOWLEDGED_LIMIT = 256  # messages of at most 1 MiB that may be kept before the next round waits
 SECRET_BYTES = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
-class UnacknowledgedQueue:
-    """Numbered messages that have been sent, until they are known to have arrived. Not safe for threads by itself."""
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.arrived = 0
-        self._messages: deque[Message] = deque()
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def add(self, message: Message) -> None:
-        """Number a message and keep it. From here on it must not be changed."""
-        self.sent += 1
-        message.number = self.sent
-        self._messages.append(message)
-
-    def told(self, received: int, peer: str) -> None:
-        """The other side has received so many. Raises `WireError` for more than were sent."""
-        if received > self.sent:
-            raise WireError(f"{peer} says that it has received message {received}, but {self.sent} were sent")
-        while self.arrived < received:
-            self._messages.popleft()
-            self.arrived += 1
-
-    def rest(self, received: int, peer: str) -> list[Message]:
-        """What must be sent again to a side that has received so many. Raises `WireError` for what cannot be."""
-        if received < self.arrived:
-            raise WireError(f"{peer} says that it has received message {received}, but it said {self.arrived} before")
-        self.told(received, peer)
-        return list(self._messages)
-
-
 @dataclass(frozen=True)
 class Route:
-    """How the dialling side reaches its peer again.
+    """How the dialling side reaches its peer, and reaches it again.
 
-    channel(): a new channel, nothing waited for; raises `PeerLost` without one. call(channel): the streaming call on it.
-    why(): in words, why the peer cannot be reached now. key(channel): fingerprint of the key that the channel is made with.
+    peer: its name. channel(): a new channel, nothing waited for; raises `PeerLost` without one. call(channel): the streaming
+    call on it. why(): in words, why the peer cannot be reached now. key(channel): fingerprint of the key that the channel is
+    made with.
     """
 
+    peer: str
     channel: Callable[[], grpc.Channel]
     call: Callable[[grpc.Channel], Callable[[Iterator[Message]], Any]]
     why: Callable[[], str]
@@ -84,11 +52,11 @@ class Route:
 
 
 def proof(secret: bytes, session: str, epoch: int, received: int) -> bytes:
-    """What shows that a resume comes from who opened the stream. secret: 256 bits, known to both sides."""
+    """Return what shows that a resume comes from who opened the stream. secret: 256 bits, known to both sides."""
     text = f"mpcache resume {session} {epoch} {received}"
     return hmac.digest(secret, text.encode(), "sha256")
 
 
 def request(secret: bytes, session: str, epoch: int, received: int) -> wire.Resume:
-    """A resume message."""
+    """Return a resume message."""
     return wire.Resume(session=session, epoch=epoch, received=received, proof=proof(secret, session, epoch, received))

@@ -295,7 +295,7 @@ def frame(sequence: int, size: int, payload: bytes) -> wire.PeerMessage:
 def test_wrong_frames(
     two: Running, monkeypatch: pytest.MonkeyPatch, message: Callable[[int], wire.PeerMessage], error: str
 ) -> None:
-    party1_sends(monkeypatch, lambda channel, peer, payload: channel._links[peer].send(message(len(payload))))
+    party1_sends(monkeypatch, lambda channel, peer, payload: channel._streams[peer].send(message(len(payload))))
     fails(two, MpcacheError, error)
     monkeypatch.undo()
     works(two.deployment)

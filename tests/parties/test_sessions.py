@@ -17,7 +17,7 @@ from mpc.ledger import Ledger
 from parties.client.model_reference import ModelReference
 from parties.errors import Busy
 from parties.identity.certificates import create_identity
-from parties.party import session as party_session
+from parties.party import client_endpoint
 from parties.party.store import ModelStore
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
@@ -324,8 +324,11 @@ def test_nothing_leaks(two: Running) -> None:
     while (after := in_use())[0] > before[0] + 1 or after[1] > before[1] + 2:
         assert time.monotonic() < limit, f"threads and files: {before} before, {after} after"
         time.sleep(0.1)
-    while any(server.heartbeats._links for server in two.deployment.servers.values()):
-        assert time.monotonic() < limit, "a link is still watched"
+    while any(server.heartbeats._streams for server in two.deployment.servers.values()):
+        assert time.monotonic() < limit, "a stream is still watched"
+        time.sleep(0.02)
+    while reading := [thread for thread in threading.enumerate() if thread.name.startswith("read ")]:
+        assert time.monotonic() < limit, f"streams that are over are still read: {reading}"
         time.sleep(0.02)
 
 
@@ -334,6 +337,6 @@ def test_long_ledgers_arrive(two: Running, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Ledger, "to_json", lambda self: {**to_json(self), "stages": {str(i): {} for i in range(200_000)}})
     result = two.deployment.client().ask(PROMPT, 1)
     assert all(len(cost["stages"]) == 200_000 for cost in result.costs.values())
-    monkeypatch.setattr(party_session, "LEDGER_BYTES", 1000)
+    monkeypatch.setattr(client_endpoint, "LEDGER_BYTES", 1000)
     result = two.deployment.client().ask(PROMPT, 1)
     assert all(cost["stages"] == {} and cost["total"]["rounds"] > 0 for cost in result.costs.values())

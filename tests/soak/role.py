@@ -21,7 +21,7 @@ from models.checkpoint import read_architecture
 from parties.config.role_config import load_config
 from parties.dealer.dealer import DealerServer
 from parties.model_owner.model_owner import share_model
-from parties.party import session as party_session
+from parties.party import rendezvous
 from parties.party.compute_party import ComputePartyServer
 from parties.program import preload
 from parties.tapes import agreement as tape_agreement
@@ -41,7 +41,7 @@ def note_tapes(path: Path) -> None:
                 os.write(handle, f"{kind} {name}\n".encode())
         return dealt
 
-    for module in (party_session, tape_agreement):
+    for module in (rendezvous, tape_agreement):
         module.Dealt = noting  # type: ignore[attr-defined]
 
 

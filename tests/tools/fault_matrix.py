@@ -120,8 +120,8 @@ class Matrix:
                 line.cut()
             for session in gone:
                 session._error = PeerLost(role, "test", "is gone")
-                for link in list(session.links):
-                    link.wake()
+                for stream in list(session.streams):
+                    stream.wake()
                 session.on_fail()
 
     def repair(self, fault: str, role: str) -> None:

@@ -343,14 +343,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "suite crypten: a coarse copy of a row that forgets where its mask wraps",
-        "protocols/crypten/norm.py",
+        "protocols/crypten/normalisation.py",
         "((coarse * top - mixed) * wrapped - coarse * high * 2)",
         "(coarse * high * -2)",
         ("tests/protocols/crypten/test_functions.py::test_moments",),
     ),
     Fault(
         "suite crypten: 1 / deviation with too few bits for large rows",
-        "protocols/crypten/norm.py",
+        "protocols/crypten/normalisation.py",
         "INVERSE_BITS = 16",
         "INVERSE_BITS = 6",
         ("tests/protocols/crypten/test_functions.py::test_moments",),
@@ -564,7 +564,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a channel whose key was revoked is lent",
         "parties/transport/channel_pool.py",
-        "if kept is not None and key_of(kept.channel) in identity.revoked:",
+        "if pooled is not None and key_of(pooled.channel) in identity.revoked:",
         "if False:",
         ("tests/parties/identity/test_trust.py",),
     ),
@@ -621,9 +621,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a client sends what it likes behind its prompt",
-        "parties/party/session.py",
-        'if self.manifest.decoding != "logits" and (kind := self.client.unasked()):',
-        'if self.manifest.decoding == "" and (kind := self.client.unasked()):',
+        "parties/party/client_endpoint.py",
+        'if decoding != "logits" and (kind := self.stream.unasked()):',
+        'if decoding == "" and (kind := self.stream.unasked()):',
         (f"{OUTPUTS}::test_an_attack_is_caught",),
     ),
     # ---- calibration

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
+from launch.local.shares import KeptShares
 from launch.predict.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
 from models.costs import estimation
@@ -21,7 +22,7 @@ from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
-from protocols.suite import Norm, OutputShare
+from protocols.suite import Norm
 from tests.launch.conftest import Command
 
 WINDOWS = (None, 5, 5, None, 7, 5, None)
@@ -47,19 +48,6 @@ def llama(layers: int = 1, kv_heads: int = 1, group: int = 1, windows: tuple[int
     )
 
 
-class Silent:
-    """Ends nothing, shows nothing."""
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        return True
-
-    def next_token(self, step: int) -> None:
-        return None
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-
 def same(a: Estimate, b: Estimate) -> None:
     """Equal counts everywhere."""
     assert a.load == b.load
@@ -74,7 +62,7 @@ def generated(architecture: Architecture, setting: Setting, prompt: int, new: in
     suite.ledger.costs.clear()
     with torch.inference_mode():
         plan = GenerationPlan(prompt, new, setting.decoding, temperature=setting.temperature)
-        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, Silent()))
+        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, KeptShares()))
     total = suite.ledger.total()
     return total.rounds, total.bytes_sent, total.offline_bytes
 

@@ -19,7 +19,7 @@ from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.serve.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
 from mpc.errors import ConfigurationError
-from parties.party.session import PartySession
+from parties.party.client_endpoint import ClientEndpoint
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
 from tests.launch.serve.gateway_harness import Running, deployed, serving, wait_until
@@ -222,13 +222,13 @@ def test_busy(gateway: Running) -> None:
 
 def test_nobody_asks_again_after_wrong_shares(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A party that shifts its share of an output must not learn from a second session that the token left the vocabulary."""
-    emit, sessions = PartySession.emit, set()
+    emit, sessions = ClientEndpoint.emit, set()
 
-    def shifted(self: PartySession, step: int, share: OutputShare) -> bool:
-        sessions.add(self.id)
-        return emit(self, step, replace(share, share=share.share + (VOCABULARY if self.role == "party1" else 0)))
+    def shifted(self: ClientEndpoint, step: int, share: OutputShare) -> bool:
+        sessions.add(self.session.id)
+        return emit(self, step, replace(share, share=share.share + (VOCABULARY if self.session.role == "party1" else 0)))
 
-    monkeypatch.setattr(PartySession, "emit", shifted)
+    monkeypatch.setattr(ClientEndpoint, "emit", shifted)
     with pytest.raises(openai.APIStatusError, match="do not add up to a token") as caught:
         gateway.openai(api_key=KEY, max_retries=3).completions.create(model="tiny", prompt="ab", max_tokens=2)
     assert (caught.value.status_code, caught.value.code) == (424, "wrong_output")

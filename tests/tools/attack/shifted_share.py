@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from parties.errors import WrongOutput
-from parties.party.session import PartySession
-from parties.transport.peer_stream import PeerStream
+from parties.party.client_endpoint import ClientEndpoint
+from parties.transport.resumable_stream import ResumableStream
 from parties.wire import wire_pb2 as wire
 from tests.parties.conftest import VOCABULARY, make_checkpoint
 from tests.parties.deployment import Deployment
@@ -34,7 +34,7 @@ class ShiftedOutputShare:
             model = deployment.share(make_checkpoint(folder / "model"))
 
             def ask(shift: int) -> tuple[Sent, list[int], str]:
-                with _recorded() as sent, patch.object(PartySession, "emit", _shifting(shift)):
+                with _recorded() as sent, patch.object(ClientEndpoint, "emit", _shifting(shift)):
                     try:
                         result = deployment.client().ask(
                             PROMPT, NEW, model=model, suite="masked", stop_ids=stop, fixed_length=True
@@ -61,23 +61,23 @@ class ShiftedOutputShare:
 def _recorded() -> Iterator[Sent]:
     """What clients send each party, in order, as it is queued: kinds and sizes, but for signs of life."""
     sent: Sent = {}
-    put = PeerStream._put
+    put = ResumableStream._put
 
-    def spy(self: PeerStream, message: Any) -> None:
+    def spy(self: ResumableStream, message: Any) -> None:
         if isinstance(message, wire.ClientMessage):
             sent.setdefault(self.peer, []).append((str(message.WhichOneof("content")), message.ByteSize()))
         put(self, message)
 
-    with patch.object(PeerStream, "_put", spy):
+    with patch.object(ResumableStream, "_put", spy):
         yield sent
 
 
 def _shifting(shift: int) -> Callable[..., bool]:
     """An `emit` at party 1 that adds to its share of the second token."""
-    emit = PartySession.emit
+    emit = ClientEndpoint.emit
 
-    def shifted(self: PartySession, step: int, share: Any) -> bool:
-        if step == 1 and self.role == "party1":
+    def shifted(self: ClientEndpoint, step: int, share: Any) -> bool:
+        if step == 1 and self.session.role == "party1":
             share = replace(share, share=share.share + shift)
         return emit(self, step, share)
 

@@ -1,0 +1,122 @@
+"""The client's side of a session at a compute party: shares of the prompt and of its choices in, output shares out."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from torch import Tensor
+
+from mpc.errors import WireError
+from mpc.ledger import Ledger
+from mpc.packing import pack
+from mpc.ring import reduce
+from parties.config.role_config import RoleConfig
+from parties.server.metrics import Metrics
+from parties.server.sessions import ServedSession
+from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
+from parties.wire import wire_pb2 as wire
+from parties.wire.shares import BITS, LEDGER_BYTES, chunked, collect, expand
+from protocols.suite import OutputShare
+
+PROGRESS_SECONDS = 0.05
+
+
+class ClientEndpoint:
+    """One session's client, as the party's program sees it: the `Endpoint` of the generation program.
+
+    stream: the client's. emitted: outputs so far.
+    """
+
+    def __init__(self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics) -> None:
+        self.stream = stream
+        self.emitted = 0
+        self.session = session
+        self._manifest = session.manifest
+        self._last = config.index == len(session.manifest.parties) - 1
+        self._device = config.device
+        self._metrics = metrics
+        self._progress_at = 0.0
+        self._emitted_at = 0.0
+
+    def begin(self) -> None:
+        """The session has its place: from here on outputs are timed, and all that the client sends is read."""
+        self._emitted_at = time.perf_counter()
+        self.stream.make_room(INBOX_LIMIT)  # so far next to nothing of what it sends was read
+
+    # ---- shares in -------------------------------------------------------------------------------------------------
+    def prompt(self) -> Tensor:
+        """Wait for the prompt; return this party's share of its token ids, int64 [T] in Z_2^64. Secret."""
+        self.session.step = "receiving the prompt's shares"
+        return self._take("prompt", 0, (self._manifest.prompt_tokens,))
+
+    def next_token(self, step: int) -> Tensor:
+        """Wait for the client's choice; return this party's share of its index, int64 [1] in Z_2^64. Secret."""
+        self.session.step = f"waiting for the client's token {step}"
+        return self._take("token", step, (1,))
+
+    def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Return this party's int64 share of what the client sends next, which must be `name` of `step` and `shape`."""
+        stream, sender = self.stream, self.stream.peer
+        message = stream.receive()
+        if message.WhichOneof("content") != "share":
+            raise WireError(f"{sender} sent '{message.WhichOneof('content')}' where the share '{name}' was expected")
+        header = message.share
+        found = (header.name, header.step, tuple(header.shape), header.bits)
+        if found != (name, step, shape, BITS):
+            raise WireError(
+                f"{sender} sent share '{header.name[:32]}' of step {header.step}, shape {list(header.shape)[:8]} in "
+                f"Z_2^{header.bits}, expected '{name}' of step {step}, shape {list(shape)} in Z_2^{BITS}"
+            )
+        if not self._last:
+            return expand(header.seed, shape, sender).to(self._device)
+        return collect(f"share '{name}'", shape, BITS, header.size, sender, stream.receive).to(self._device)
+
+    # ---- shares out ------------------------------------------------------------------------------------------------
+    def emit(self, step: int, share: OutputShare) -> bool:
+        """Send this party's share of a token or of logits to the client, with its share of the range flags."""
+        self.session.check()
+        decoding = self._manifest.decoding
+        if decoding != "logits" and (kind := self.stream.unasked()):
+            raise WireError(
+                f"{self.stream.peer} sent '{kind}' after its prompt, where decoding '{decoding}' asks for nothing"
+            )
+        data = pack(reduce(share.share, share.bits), share.bits)
+        header = wire.OutputHeader(
+            step=step,
+            shape=list(share.share.shape),
+            bits=share.bits,
+            fraction_bits=share.fraction_bits,
+            size=len(data),
+            flags=b"" if share.flags is None else pack(share.flags, BITS),
+        )
+        self.stream.send(wire.PartyMessage(output=header))
+        for piece in chunked(data):
+            self.stream.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self.emitted = step + 1
+        now, metric = time.perf_counter(), "mpcache_token_seconds" if step else "mpcache_first_token_seconds"
+        self._metrics.get(metric, suite=self._manifest.suite).observe(now - self._emitted_at)
+        self._metrics.get("mpcache_tokens_total", client=self.stream.peer).inc()
+        self._emitted_at = now
+        if step == 0:
+            self.session.trace.stage("decode")
+        return True
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell the client how far the session is."""
+        self.session.step = f"{stage} {done} of {total}" if total else stage
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_SECONDS or done == total:
+            self._progress_at = now
+            self.stream.send(wire.PartyMessage(progress=wire.Progress(stage=stage, done=done, total=total)))
+
+    def summarise(self, ledger: Ledger, seconds: float) -> None:
+        """Tell the client what the session cost; only totals per operation where the stages would be too many."""
+        costs = ledger.to_json()
+        data = json.dumps(costs).encode()
+        if len(data) > LEDGER_BYTES:
+            data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()
+        summary = wire.Summary(steps=self.emitted, seconds=seconds, ledger_size=len(data))
+        self.stream.send(wire.PartyMessage(summary=summary))
+        for piece in chunked(data):
+            self.stream.send(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))

@@ -1,0 +1,199 @@
+"""How a session's parties meet: peers and dealer connected, greetings exchanged, places taken.
+
+A party dials the parties of lower index, greets each and waits for its greeting, which comes once that party has its place
+(`parties.server.admission`). Then it takes its own place, answers the greetings of the parties of higher index, which dial
+it, and tells those that it has dialled that it is ready.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from mpc.errors import MpcacheError, PeerLost, WireError
+from parties.config.role_config import RoleConfig
+from parties.identity.certificates import Identity
+from parties.identity.trust import Peer, dealer_of, parties_of
+from parties.party.greeting import Greetings
+from parties.tapes.agreement import Dealt, HeldWeights, Source
+from parties.tapes.stream import tape_reader
+from parties.transport.connection import connect, route
+from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.opening import dialled
+from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
+from parties.transport.queues import Message
+from parties.transport.session import Session
+from parties.wire import wire_pb2 as wire
+from parties.wire import wire_pb2_grpc as services
+from parties.wire.error_codec import to_failure
+from parties.wire.manifest import check_id
+
+PEER_BEAT = wire.PeerMessage(heartbeat=wire.Heartbeat())
+TAPE_BEAT = wire.TapeRequest(heartbeat=wire.Heartbeat())
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a party reaches others. identity(): its own of the moment. patience: seconds that a peer may take on top of the
+    usual, since it may wait for a tape."""
+
+    config: RoleConfig
+    identity: Callable[[], Identity]
+    heartbeats: HeartbeatMonitor
+    patience: float
+
+
+class Rendezvous:
+    """The streams of one session to the other parties and to the dealer. progress(stage, done, total) tells the client."""
+
+    def __init__(
+        self, session: Session, network: Network, greetings: Greetings, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self._session = session
+        self._network = network
+        self._config = network.config
+        self._greetings = greetings
+        self._progress = progress
+        self._patience = network.config.queue_seconds + network.patience  # for a peer's answer, beyond a step's
+        self._peers: dict[int, PeerStream] = {}  # by index
+        self._tape: PeerStream | None = None
+        self._channels: list[grpc.Channel] = []
+        self._attached = threading.Condition()  # guards peers and placed
+        self._placed = False  # this session has its place here and, at all parties that it dials, there
+
+    # ---- the other parties -----------------------------------------------------------------------------------------
+    def attach(self, stream: PeerStream, hello: wire.Hello) -> None:
+        """Let a peer of higher index, which has dialled, join. Raises `ManifestMismatch` (and ends the session) when it must
+        not."""
+        names = self._config.party_names
+        try:
+            index = names.index(stream.peer) if stream.peer in names else -1
+            self._greetings.heard(stream.peer, hello)
+            if index <= self._config.index:
+                raise WireError(f"{stream.peer} introduced itself as party {index}; higher indices dial lower ones")
+        except MpcacheError as error:
+            self._session.fail(error)
+            raise
+        stream.move(self._session)
+        stream.make_room(INBOX_LIMIT)
+        with self._attached:
+            if index in self._peers:
+                raise WireError(f"{stream.peer} dialled twice in one session")
+            self._peers[index] = stream
+            if self._placed:
+                stream.send(self._greetings.own())
+            self._attached.notify_all()
+
+    def meet(self, take_place: Callable[[], None]) -> dict[int, PeerStream]:
+        """Connect with all other parties; return their streams by index. take_place() waits for this session's turn here."""
+        for peer in parties_of(self._config)[: self._config.index]:
+            self._greet(peer)
+        take_place()
+        own = self._config.index
+        with self._attached:
+            self._placed = True
+            for index, stream in self._peers.items():
+                stream.send(self._greetings.own() if index > own else wire.PeerMessage(ready=wire.Ready()))
+        self._wait_until_attached()
+        self._wait_until_ready()
+        return self._peers
+
+    def _greet(self, peer: Peer) -> None:
+        """Dial a party of lower index and exchange greetings, which takes until it has its place."""
+        channel = self._connect(peer)
+        way = route(self._network.identity, peer, lambda channel: services.ComputePartyStub(channel).Exchange)
+        stream = dialled(self._session, way, self._config.resume_seconds, PEER_BEAT)
+        with self._attached:
+            self._peers[self._config.party_names.index(peer.name)] = stream
+        stream.dial(way, channel, self._greetings.own())
+        self._network.heartbeats.add(stream)
+        self._session.step = f"greeting {peer.name}"
+        reply = stream.receive(self._patience)
+        if reply.WhichOneof("content") != "hello":
+            raise WireError(f"{peer.name} did not answer a greeting with its own")
+        self._greetings.heard(peer.name, reply.hello)
+
+    def _connect(self, peer: Peer, patience: float = 0.0) -> grpc.Channel:
+        self._session.step = f"connecting to {peer.name}"
+        channel = connect(
+            self._network.identity(),
+            peer,
+            max(self._config.connect_seconds, patience),
+            self._session.check,
+            lambda reason: self._progress(f"waiting for {reason}", 0, 0),
+        )
+        self._channels.append(channel)
+        return channel
+
+    def _wait_until_attached(self) -> None:
+        own, names, session = self._config.index, self._config.party_names, self._session
+        seconds = self._config.connect_seconds + (self._network.patience if self._greetings.from_files else 0.0)
+        limit = time.monotonic() + seconds
+        with self._attached:
+            while missing := [n for i, n in enumerate(names) if i != own and i not in self._peers]:
+                session.check()
+                session.step = f"waiting for {', '.join(missing)} to connect"
+                if (left := limit - time.monotonic()) <= 0:
+                    raise PeerLost(missing[0], "connecting", f"did not connect to {session.role} within {seconds:g} s")
+                self._attached.wait(left)
+
+    def _wait_until_ready(self) -> None:
+        for index in range(self._config.index + 1, len(self._config.parties)):
+            stream = self._peers[index]
+            self._progress(f"waiting for {stream.peer}", 0, 0)
+            message = stream.receive(self._patience)
+            if message.WhichOneof("content") != "ready":
+                raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
+
+    # ---- the dealer ------------------------------------------------------------------------------------------------
+    def dealt(self, opening: wire.TapeOpen, weights: HeldWeights) -> Dealt:
+        """Ask the running dealer for this session's tape; return what it deals. weights: the loads that are held here."""
+        dealer = dealer_of(self._config)
+        assert dealer is not None
+        channel = self._connect(dealer, self._network.patience)
+        way = route(self._network.identity, dealer, lambda channel: services.DealerStub(channel).Tape)
+        stream = self._tape = dialled(self._session, way, self._config.resume_seconds, TAPE_BEAT)
+        stream.dial(way, channel, wire.TapeRequest(open=opening))
+        self._network.heartbeats.add(stream)
+        self._session.step = f"waiting for {dealer.name} to deal"
+        message = stream.receive(self._patience)
+        if message.WhichOneof("content") != "start":
+            raise WireError(f"{dealer.name} did not start the tape with a seed")
+        start = message.start
+        check_id(start.load, "load", dealer.name)
+        held = None if start.fresh else weights.get(start.load)
+        if not start.fresh and held is None:
+            raise WireError(f"the dealer wants load {start.load}, which {self._session.role} does not hold (any more)")
+        return Dealt(Source(start.seed, tape_reader(stream)), start.load, held)
+
+    # ---- ending ----------------------------------------------------------------------------------------------------
+    def wake(self) -> None:
+        """Let whoever waits for a peer to dial look at the session's error."""
+        with self._attached:
+            self._attached.notify_all()
+
+    def farewell(self) -> None:
+        """Tell peers and dealer how the session ended, and send no more."""
+        said: dict[str, Any] = {}
+        if self._session.finished:
+            said = {"finish": wire.Finish()}
+        elif (error := self._session.error) is not None:
+            said = {"failure": to_failure(error)}
+
+        def last(kind: type) -> Message | None:
+            return kind(**said) if said else None
+
+        for stream in [*self._peers.values()]:
+            stream.close(last(wire.PeerMessage))
+        if self._tape is not None:
+            self._tape.close(last(wire.TapeRequest))
+
+    def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels:
+            channel.close()

@@ -1,0 +1,62 @@
+"""How a session loads a model's weights: shares from the party's store, masked once with the load's part of the tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mpc.errors import ConfigurationError
+from parties.party.store import ModelStore, StoredModel
+from parties.program import SessionProgram
+from parties.server.weight_cache import WeightLease
+from parties.transport.session import Session
+from protocols.suite import Suite
+
+
+class WeightLoader:
+    """Loads the weights of one session, for itself and for later ones. progress(stage, done, total) tells the client."""
+
+    def __init__(
+        self,
+        session: Session,
+        store: ModelStore,
+        facts: StoredModel,
+        program: SessionProgram,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._session = session
+        self._store = store
+        self._facts = facts
+        self._program = program
+        self._progress = progress
+
+    def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
+        """Load the weights and keep them under the load's id.
+
+        Raises `ConfigurationError` where the suite needs fewer fraction bits than the model was shared with, what the store
+        raises, and the session's error.
+        """
+        facts = self._facts
+        total, done = len(self._program.architecture.weight_shapes()), 0
+        needed = suite.weight_fraction_bits
+        more = needed - facts.fraction_bits
+        if more < 0:
+            raise ConfigurationError(
+                f"suite '{suite.name}' needs weights with {needed} fraction bits, model {facts.name} was shared "
+                f"with {facts.fraction_bits}: use more fraction bits, or share the model with fewer"
+            )
+
+        def share(name: str) -> Tensor:
+            nonlocal done
+            self._session.check()
+            self._session.step = f"loading weight {name}"
+            self._progress("model load", done, total)
+            done += 1
+            return (self._store.share(facts, name) << more).to(self._program.device)
+
+        weights = self._program.load(suite, share)
+        self._progress("model load", total, total)
+        lease.put(load, weights)
+        return weights
