@@ -1,4 +1,5 @@
-# make setup   virtual environment in $(VENV) with everything, at the tested versions
+# make setup   virtual environment in $(VENV) with the package, at the tested versions
+# make dev     the same with what tests and checks need; `make test`, `make check`, ... do this themselves
 # make demo    four processes answer a question about a private document (ARGS= goes to `mpcache demo`)
 # make test    all tests in two processes (WORKERS=0: in one; ARGS= goes to pytest)
 # make check   lint, format, strict types, generated files
@@ -16,9 +17,13 @@ WORKERS ?= 2
 RESULTS ?= results
 CRYPTEN := crypten==0.4.1
 BIN := $(abspath $(VENV))/bin
+PIP := "$(BIN)/python" -m pip install --disable-pip-version-check --quiet
+# A plain path entry, so that a folder named mpcache in which a program starts does not hide the package.
+EDITABLE := -c constraints.txt --config-settings editable_mode=compat -e
 STAMP := $(VENV)/.mpcache-installed
+DEV_STAMP := $(VENV)/.mpcache-dev-installed
 
-.PHONY: setup demo test check reference gates policies bench clean
+.PHONY: setup dev demo test check reference gates policies bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -28,31 +33,37 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed; name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $$($(PYTHON) --version) has no module venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
-	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --no-deps $(CRYPTEN)
+	$(PIP) $(EDITABLE) .
+	$(PIP) --no-deps $(CRYPTEN)
+	@touch "$@"
+
+dev: $(DEV_STAMP)
+
+$(DEV_STAMP): $(STAMP)
+	$(PIP) --no-warn-conflicts $(EDITABLE) '.[dev]'
 	@touch "$@"
 
 demo: setup
 	@"$(BIN)/mpcache" demo $(ARGS)
 
-test: setup
+test: dev
 	"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: setup
+check: dev
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy --strict
 	"$(BIN)/python" -m parties.wire.generate_stubs --check
 	@"$(BIN)/typer" launch.cli.main utils docs --name mpcache | diff -B docs/commands.md - || { echo "docs/commands.md is out of date; run \`make reference\`" >&2; exit 1; }
 
-reference: setup
+reference: dev
 	"$(BIN)/typer" launch.cli.main utils docs --name mpcache --output docs/commands.md
 
 gates: setup
 	"$(BIN)/mpcache" gates --markdown docs/gates.md $(ARGS)
 
-policies: setup
-	"$(BIN)/python" -m tests.policy_page $(ARGS)
+policies: dev
+	"$(BIN)/python" -m tests.tools.policy_page $(ARGS)
 
 bench: setup
 	"$(BIN)/mpcache" bench --config docs/bench/readme.yaml --out $(RESULTS) $(ARGS)

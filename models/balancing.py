@@ -26,7 +26,6 @@ s above 1 the weight's error dominates before and none does after, so small valu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,18 +39,6 @@ LARGEST_EXPONENT = 20
 
 Read = Callable[[str], Tensor]
 """Reads one canonical weight, not balanced, as float64."""
-
-
-@dataclass(frozen=True)
-class LayerFactors:
-    """Exponents of a layer's powers of two, int64: what the first weight of a pair is divided by, the second multiplied.
-
-    keys, values: [G, C]. up: [F], None without a gate.
-    """
-
-    keys: Tensor
-    values: Tensor
-    up: Tensor | None
 
 
 class Balance:

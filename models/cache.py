@@ -3,15 +3,15 @@
 A *policy* is written once against the suite interface and runs on every suite. The decoder calls it at three points; a
 policy overrides those that it needs:
 
-* `after_prefill`: once a layer, after the prompt's attention; may shrink the layer's cache. It is given what every cached
-  token has received from the prompt's last queries, as many as `observed_queries` asked for;
+* `prompt_stages`: once a layer, after the prompt's attention; may shrink the layer's cache. It is given the attention mass
+  of every cached token: what the prompt's last queries gave it, as many as `observed_queries` asked for. `after_prefill`
+  runs these stages;
 * `after_append`: once a layer and token, when the token's key and value have joined the cache;
-* `attend`: once a layer and token, the attention of that token. By default it asks `select` for the keys and values (and
-  a public mask) and attends to them.
+* `attend`: once a layer and token, the attention of that token; by default to all that is cached.
 
-What a policy keeps between calls it puts into `LayerCache.state` (one layer) or `KVCache.state` (shared by layers); a
-policy object itself is configuration and serves any number of sessions. Which tokens are kept or selected is secret; how
-many is public. `docs/policies.md` says how to add one.
+What a policy keeps between calls is a `LayerState` of its own, made by `CachePolicy.new_state` for every layer of every
+session; a policy object itself is configuration and serves any number of sessions. What layers share lies in the state of
+one of them. Which tokens are kept or selected is secret; how many is public. `docs/policies.md` says how to add one.
 
 Rotary positions are applied before a key is cached, so rows can move without any book-keeping of positions.
 
@@ -20,10 +20,11 @@ Axis names as in `protocols.suite`: G key/value heads, R query heads per key/val
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar, final
 
 from torch import Tensor
 
@@ -34,57 +35,99 @@ from protocols.suite import Suite, Value
 Stage = tuple[str, Callable[[], Awaitable[None]]]
 """A step of what a policy does after the prompt: its name and its work."""
 
+SettingValue = bool | int | float | str
+"""A setting of a policy, as its text gives it."""
 
-async def run_stages(stages: Sequence[Stage]) -> None:
-    """One after the other."""
-    for _, work in stages:
-        await work()
+
+@dataclass
+class LayerState:
+    """What a policy keeps of one layer between calls; nothing, where it does not derive a dataclass from this one.
+
+    A policy assigns new values to the fields and never changes a value in place, so a copy of a cache may share them.
+    """
+
+
+State = TypeVar("State", bound=LayerState)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Groups of `layers` adjacent layers share, behind the first `apart` ones, which stand alone. Public."""
+
+    layers: int = 1
+    apart: int = 0
+
+    def group(self, layer: int) -> range:
+        """Return the numbers of the layers in a layer's group."""
+        if layer < self.apart:
+            return range(layer, layer + 1)
+        start = layer - (layer - self.apart) % self.layers
+        return range(start, start + self.layers)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The layer that a policy's state is made for. served: all layers of that policy, in order. sharing: groups of layers
+    that take one choice, where a wrapper sets them in place of the policy's own. All public."""
+
+    layer: int
+    served: tuple[int, ...]
+    sharing: Sharing | None = None
 
 
 @dataclass
 class LayerCache:
-    """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt. window: see `Architecture`."""
+    """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt.
+
+    window: see `Architecture`. state: the policy's. attention_mass [G, S]: what the batches so far of an unfinished prompt
+    gave to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
+    cannot be computed on shares.
+    """
 
     window: int | None = None
+    state: LayerState = field(default_factory=LayerState)
     k: Value | None = None
     v: Value | None = None
-    state: dict[str, Any] = field(default_factory=dict)
+    attention_mass: Value | None = None
+    prompt_queries: Tensor | None = None
 
     @property
     def length(self) -> int:
-        """S: cached tokens. Public."""
+        """Return S, the number of cached tokens; public."""
         return 0 if self.k is None else self.k.shape[1]
 
     def keys_and_values(self) -> tuple[Value, Value]:
-        """Both, once something is cached."""
+        """Return both, once something is cached."""
         if self.k is None or self.v is None:
             raise RuntimeError("the cache of this layer is empty: a policy was asked before the prompt was processed")
         return self.k, self.v
 
+    def state_of(self, kind: type[State]) -> State:
+        """Return the policy's state, which is of this kind."""
+        if not isinstance(self.state, kind):
+            raise RuntimeError(f"the cache was made for another policy: it holds {type(self.state).__name__}")
+        return self.state
+
 
 class KVCache:
     """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
-    that comes in several batches, 0 otherwise. All public."""
+    that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows. All public."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
+        every = tuple(range(architecture.layers))
         self.group = architecture.group
         self.prompt_tokens = 0
-        self.layers = [LayerCache(architecture.window(n)) for n in range(architecture.layers)]
-        self.state: dict[str, Any] = {}
+        self.layers = [LayerCache(architecture.window(n), policy.new_state(Place(n, every))) for n in every]
+        self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
-        self._started: list[Future[Any]] = []
-
-    def policy_of(self, layer: int, text: str) -> str:
-        """The text of a layer's policy, which is `text` unless a wrapper gives layers policies of their own."""
-        texts: Sequence[str] | None = self.state.get("policies")
-        return text if texts is None else texts[layer]
+        self._started: list[Future[None]] = []
 
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]
-        entry.k, entry.v = await suite.together(suite.append(entry.k, k, 1), suite.append(entry.v, v, 1, "value"))
+        entry.k, entry.v = await suite.together(_appended(suite, entry.k, k), _appended(suite, entry.v, v, "value"))
 
-    async def run_in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    async def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""
         self._started.append(await later(work, background=True))
 
@@ -100,23 +143,55 @@ class KVCache:
             k, v = entry.keys_and_values()
             entry.k, entry.v = k[:, -entry.window :], v[:, -entry.window :]
 
+    def copied(self) -> Self:
+        """Return a cache that may grow without this one changing, between two tokens; values are shared."""
+        out = copy.copy(self)
+        out.layers = [replace(entry, state=copy.copy(entry.state)) for entry in self.layers]
+        out._started = []
+        return out
+
+    def rewind(self, suite: Suite, after: KVCache) -> None:
+        """Take back what a step appended to `after`, a copy of this cache, where the cache is `append_only`.
+
+        So the next step writes its rows where these lie, as in a session, and does not copy the cache to append to it.
+        """
+        for old, new in zip(self.layers, after.layers, strict=True):
+            if old.length:
+                k, v = new.keys_and_values()
+                old.k, old.v = suite.keep_first(k, old.length, 1), suite.keep_first(v, old.length, 1)
+
 
 class CachePolicy(ABC):
     """What is kept after the prompt and what a new token attends to. prefill_chunk: tokens of a prompt batch, None for
     all. presets: named settings, which stand for themselves in a policy's text (`models.policies.registry`)."""
 
     name: ClassVar[str]
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {}
     prefill_chunk: int | None = None
 
     @property
     def plaintext_only(self) -> str:
-        """The setting, as text, that cannot be computed on shares; empty where there is none."""
+        """Return the setting, as text, that cannot be computed on shares; empty where there is none."""
         return ""
 
     @property
+    def append_only(self) -> bool:
+        """Whether a decoded token changes a layer's keys and values by appending its own alone."""
+        return False
+
+    @property
+    def one_set_for_all_heads(self) -> bool:
+        """Whether what stays after the prompt is, in its order, one set of tokens for all heads of a layer."""
+        return False
+
+    @property
+    def equal_layers(self) -> bool:
+        """Whether all layers that it serves cache equally many tokens, as a choice that they share needs."""
+        return True
+
+    @property
     def spec(self) -> str:
-        """The text that `models.policies.parse` makes this policy of."""
+        """Return the text that `models.policies.parse` makes this policy of."""
         return self.name
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
@@ -124,41 +199,49 @@ class CachePolicy(ABC):
         return None
 
     def pattern(self) -> tuple[int, int]:
-        """(first, period): behind the first layers, groups of `period` layers are alike but for the model's own differences.
-        Counting costs traces one group for all that are alike."""
+        """Return (first, period): behind the first layers, groups of `period` layers are alike but for the model's own
+        differences. Counting costs traces one group for all that are alike."""
         return 0, 1
 
+    def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
+        """Return (description, policy) of each way to do the same at other costs after such a prompt, this one's among
+        them; none where there is one way only. `mpcache plan` compares them."""
+        return []
+
+    def new_state(self, place: Place) -> LayerState:
+        """Return what this policy keeps of a layer, as it is before the prompt."""
+        return LayerState()
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """How many of the last queries of a prompt of `tokens` tokens `after_prefill` wants to know the attention of."""
+        """Return how many of the last queries of a prompt of `tokens` tokens give the attention mass for `prompt_stages`."""
         return 0
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """After a prompt. received: attention that each cached token got from the last n queries, summed over them and the
-        R heads, [G, S]; n = min(observed_queries(T), T), None for n = 0."""
-        return None
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
+        done at once.
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
-        """`after_prefill` in steps that can be measured one by one, in order."""
+        attention_mass: attention that each cached token got from the last n queries, summed over them and the R heads,
+        secret [G, S]; n = min(observed_queries(T), T), None for n = 0.
+        """
+        return []
 
-        async def whole() -> None:
-            await self.after_prefill(suite, cache, layer, received)
-
-        return [("after the prompt", whole)]
+    @final
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> None:
+        """Run `prompt_stages`."""
+        for _, work in self.prompt_stages(suite, cache, layer, attention_mass):
+            await work()
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """After one decoded token's key and value were appended (at the end of S). What only later tokens need is started
-        with `KVCache.run_in_background`."""
+        """Work after one decoded token's key and value were appended (at the end of S). What only later tokens need is
+        started with `KVCache.run_in_background`."""
         return None
 
-    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
-        """Keys and values [G, S', C] for the token with queries q [G, R, C], and a public mask [G or 1, R or 1, S'].
-
-        All that is cached, if a policy does not say otherwise.
-        """
-        k, v = cache.layers[layer].keys_and_values()
-        return k, v, None
-
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Attention of one token: q [G, R, C] -> [G, R, C]."""
-        k, v, mask = await self.select(suite, cache, layer, q)
-        return await suite.attention(q, k, v, mask)
+        """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
+        k, v = cache.layers[layer].keys_and_values()
+        return await suite.attention(q, k, v, None)
+
+
+async def _appended(suite: Suite, cache: Value | None, new: Value, kind: str | None = None) -> Value:
+    """Return the tokens [G, S, C] of a cache with new ones behind them, all masked for the products to come."""
+    return await (suite.mask_for_cache(new, kind) if cache is None else suite.append(cache, new, 1, kind))

@@ -99,7 +99,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for a session."""
-        return KVCache(self.architecture)
+        return KVCache(self.architecture, self.policy)
 
     async def forward(
         self,
@@ -200,7 +200,7 @@ class Decoder:
         wanted = max(rows, observed)
         (fused,) = await suite.norm_linear(h, a.norm, [weights.qkv])
         q, k, v = await self._heads(fused, angles, wanted)
-        q, _ = await suite.together(suite.prepare(q), cache.append(suite, layer, k, v))
+        q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
         residual = h[tokens - rows :]
         if not prompt:
             cache.trim(layer)
@@ -208,11 +208,11 @@ class Decoder:
             attended = await policy.attend(suite, cache, layer, self._stacked(q))
             return await suite.linear(self._merged(attended, 1), weights.out, residual)
         keys, values = cache.layers[layer].keys_and_values()
-        attended, received = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
+        attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
         merged = self._merged(attended, wanted)[wanted - rows :]
         out, _ = await suite.together(
             suite.linear(merged, weights.out, residual),
-            self._after_batch(cache, layer, received, whole == cache.seen + tokens),
+            self._after_batch(cache, layer, mass, whole == cache.seen + tokens),
         )
         cache.trim(layer)
         h_out: Value = out
@@ -221,7 +221,7 @@ class Decoder:
     async def _prompt_attention(
         self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
     ) -> tuple[Value, Value | None]:
-        """Attention of a prompt's last `rows` queries [H, rows, C], and what tokens receive from the last `observed`."""
+        """Attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last `observed`."""
         group, device = self.architecture.group, self.suite.public_device
         mask = causal_mask(rows, k.shape[1], window, device)
         if mask is not None:
@@ -231,18 +231,18 @@ class Decoder:
         last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
         return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
 
-    async def _after_batch(self, cache: KVCache, layer: int, received: Value | None, last: bool) -> None:
-        """Add up what tokens received over a prompt's batches; the policy is told after the last one."""
+    async def _after_batch(self, cache: KVCache, layer: int, mass: Value | None, last: bool) -> None:
+        """Add up attention masses [G, S] over a prompt's batches; the policy is told after the last one."""
         entry = cache.layers[layer]
-        before: Value | None = entry.state.pop("received", None)
-        if before is not None and received is not None:
+        before, entry.attention_mass = entry.attention_mass, None
+        if before is not None and mass is not None:
             added = entry.length - before.shape[1]
             zeros = self.suite.public(torch.zeros(1), (before.shape[0], added))
-            received = received + (self.suite.concat([before, zeros], 1) if added else before)
+            mass = mass + (self.suite.concat([before, zeros], 1) if added else before)
         if last:
-            await self.policy.after_prefill(self.suite, cache, layer, received)
-        elif received is not None:
-            entry.state["received"] = received
+            await self.policy.after_prefill(self.suite, cache, layer, mass)
+        else:
+            entry.attention_mass = mass
 
     async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
         """Queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H + 2G) C]."""

@@ -29,7 +29,8 @@ Decoding = Literal["greedy", "sample", "logits"]
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What is public about a generation. Raises `ConfigurationError` naming the argument and its value.
+    """What is public about a generation: what all parties agree on. Raises `ConfigurationError` naming the argument and its
+    value.
 
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
     "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
@@ -44,12 +45,9 @@ class GenerationPlan:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "new_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
-        if self.decoding not in get_args(Decoding):
-            raise ConfigurationError(f"decoding = {self.decoding!r}; known: {', '.join(get_args(Decoding))}")
+        check_positive("prompt_tokens", self.prompt_tokens)
+        check_positive("new_tokens", self.new_tokens)
+        check_decoding(self.decoding)
         check_agreed_temperature(self.decoding, self.temperature)
         parse(self.policy)
 
@@ -65,6 +63,18 @@ class GenerationPlan:
                 f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
                 f"the model has {have}; {remedy}"
             )
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise `ConfigurationError`, naming the argument, unless the value is a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_decoding(decoding: str) -> None:
+    """Raise `ConfigurationError` for an unknown decoding."""
+    if decoding not in get_args(Decoding):
+        raise ConfigurationError(f"decoding = {decoding!r}; known: {', '.join(get_args(Decoding))}")
 
 
 def check_agreed_temperature(decoding: str, temperature: float | None) -> None:

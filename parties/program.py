@@ -13,14 +13,12 @@ from models.decoder import Decoder, load_weights
 from models.generation import Endpoint, GenerationPlan, generate
 from models.policies import parse
 from mpc.channel import Channel
-from mpc.errors import ConfigurationError, MpcacheError
+from mpc.errors import MpcacheError
 from mpc.tape import Tape
 from parties.events import log
 from parties.wire.manifest import Manifest
 from protocols.registry import SUITES, secure_suite, suite_class
 from protocols.suite import Suite
-
-RESERVED_OPTIONS = ("parties", "tape", "channel", "ledger", "fraction_bits", "device", "name", "self")
 
 
 @dataclass(frozen=True)
@@ -58,33 +56,16 @@ def preload() -> None:
 
 
 def make_suite(manifest: Manifest, tape: Tape, channel: Channel | None, device: str) -> Suite:
-    """The suite of a manifest, for a party or (channel None) the dealer. Raises `ConfigurationError`."""
-    try:
-        return secure_suite(
-            manifest.suite,
-            parties=len(manifest.parties),
-            tape=tape,
-            channel=channel,
-            fraction_bits=manifest.fraction_bits,
-            device=device,
-            **manifest.options,
-        )
-    except TypeError:
-        raise ConfigurationError(
-            f"suite '{manifest.suite}' does not take all of the options {', '.join(sorted(manifest.options)) or '(none)'}"
-        ) from None
+    """Return the suite of a manifest, for a party or (channel None) the dealer."""
+    return secure_suite(manifest.spec, parties=len(manifest.parties), tape=tape, channel=channel, device=device)
 
 
 def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
-    """The plan of a manifest, checked against the model and this installation. Raises `ConfigurationError`."""
-    if manifest.suite == "plain":
-        raise ConfigurationError("suite 'plain' keeps nothing secret and cannot be run among parties")
-    if manifest.suite not in SUITES:
-        raise ConfigurationError(f"unknown suite '{manifest.suite}'; known: {', '.join(sorted(SUITES))}")
-    suite_class(manifest.suite)
-    for option in manifest.options:
-        if option in RESERVED_OPTIONS:
-            raise ConfigurationError(f"'{option}' is not a suite option: the parties set it themselves")
+    """Return the plan of a manifest, checked against the model and this installation.
+
+    Raises `ConfigurationError`, and `RangeError` for a bound that the suite does not have.
+    """
+    suite_class(manifest.spec.name)
     plan = GenerationPlan(
         manifest.prompt_tokens, manifest.new_tokens, manifest.decoding, manifest.policy, manifest.temperature
     )

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from protocols.bounds import RANGES, Bounds, largest
-from protocols.ranges import bounds_in_force
 from protocols.suite import RANGE_KINDS
 
 Place = int | Literal["head"]
@@ -89,12 +88,10 @@ def open_flags(shares: Sequence[Tensor]) -> Tensor:
     return reduce(lambda a, b: a ^ b, shares)
 
 
-def findings_in(
-    flags: Tensor, step: int, suite: str, options: Mapping[str, bool | int | float | str | None]
-) -> tuple[RangeFinding, ...]:
-    """What opened flags [kinds, places] say, in the order of the computation: by layer, the head last. A clean output has
-    none. suite, options: the session's, for the bounds in force."""
-    places, declared = flags.shape[1], bounds_in_force(suite, options)
+def findings_in(flags: Tensor, step: int, declared: Mapping[str, Bounds]) -> tuple[RangeFinding, ...]:
+    """Return what opened flags [kinds, places] say, in the order of the computation: by layer, the head last. A clean output
+    has none. declared: the bounds in force, by kind."""
+    places = flags.shape[1]
     found: list[RangeFinding] = []
     for place, kind in (flags.T != 0).nonzero().tolist():
         name = RANGE_KINDS[kind]

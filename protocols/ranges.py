@@ -1,19 +1,17 @@
 """The kinds of values that have public bounds, and what each suite lets an owner declare.
 
 A bound is an option of the suite with the kind's name: log2 of the bound, for all layers or by layer (`protocols.bounds`).
-What holds for every kind is here; which of the options a suite has, its constructor says.
+What holds for every kind is here; which of the options a suite has, its options say (`protocols.options`).
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 
 from mpc.errors import ConfigurationError, RangeError
 from protocols.bounds import RANGES, Bounds, largest
-from protocols.registry import SUITES, suite_class
-from protocols.suite import RANGE_KINDS
+from protocols.registry import SUITES
 
 MARGIN = 2.0
 """What calibration leaves between the largest value that it has seen and the bound, as a factor: one bit."""
@@ -23,7 +21,7 @@ SURE = 14.0
 
 
 def least_bound(kind: str, extreme: float) -> int:
-    """The smallest bound that values up to `extreme` stay below; not limited to what a suite allows."""
+    """Return the smallest bound that values up to `extreme` stay below; it is not limited to what a suite allows."""
     if not math.isfinite(extreme):
         raise RangeError(f"{kind}: the largest value is {extreme}")
     bound = RANGES[kind].low
@@ -32,30 +30,8 @@ def least_bound(kind: str, extreme: float) -> int:
     return bound
 
 
-def declared_kinds(suite: str) -> tuple[str, ...]:
-    """The kinds whose bounds are options of a suite."""
-    if suite == "plain":
-        return ()
-    known = inspect.signature(suite_class(suite).__init__).parameters
-    return tuple(kind for kind in RANGE_KINDS if kind in known)
-
-
-def bounds_in_force(suite: str, options: Mapping[str, object]) -> dict[str, Bounds]:
-    """The bounds of every kind that a suite lets declare, from its options. Raises `RangeError`."""
-    found: dict[str, Bounds] = {}
-    for kind in declared_kinds(suite):
-        value = options.get(kind)
-        if value is None and kind == "logits":
-            value = options.get("activation")
-        given = RANGES[kind].usual if value is None else value
-        if not isinstance(given, int | str):
-            raise RangeError(f"{kind} = {given!r} must be a whole number or runs by layer such as '8*4 10'")
-        found[kind] = Bounds.parse(kind, given, RANGES[kind].low, RANGES[kind].high)
-    return found
-
-
 def checked_ranges(suites: object, source: str) -> dict[str, dict[str, int | str]]:
-    """{suite: {kind: bound}} as it should be: from a file or another role, that is from anybody.
+    """Return {suite: {kind: bound}} from a file or another role, that is from anybody, if it is as it should be.
 
     Raises `ConfigurationError` naming the source and what is wrong in it.
     """
@@ -63,7 +39,7 @@ def checked_ranges(suites: object, source: str) -> dict[str, dict[str, int | str
         raise ConfigurationError(f"{source}: bounds by suite are needed, such as {{'masked': {{'score': 8}}}}")
     found: dict[str, dict[str, int | str]] = {}
     for suite, options in suites.items():
-        if suite not in SUITES or suite == "plain":
+        if suite not in SUITES or not SUITES[suite].options.kinds:
             raise ConfigurationError(f"{source}: bounds for the suite {_brief(suite)}, which keeps none here")
         found[suite] = {}
         for kind, value in options.items():

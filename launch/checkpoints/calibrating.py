@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,13 @@ from launch.terminal.console import err
 if TYPE_CHECKING:
     from models.calibration.record import Calibration
     from parties.client.model_reference import ModelReference
+    from protocols.registry import SuiteSpec
 
-Bounds = Mapping[str, bool | int | float | str | None]
 
+def calibration_for(directory: Path, suite: SuiteSpec | None = None) -> Calibration:
+    """Return the calibration beside a checkpoint, which is made where it is missing or stale.
 
-def calibration_for(directory: Path, suite: str | None = None, options: Bounds | None = None) -> Calibration:
-    """The calibration beside a checkpoint, made where it is missing or stale.
-
-    suite, options: a line for every kind whose largest value on the calibration's text does not fit.
+    suite: a line is written for every kind whose largest value on the calibration's text does not fit its bounds.
     """
     from models.calibration.record import FILE, calibrated
 
@@ -34,13 +32,14 @@ def calibration_for(directory: Path, suite: str | None = None, options: Bounds |
             f"Calibrated on {found.extremes.tokens} tokens of a built-in text ({FILE}: {why}); {where}.", soft_wrap=True
         )
     if suite is not None:
-        for excess in found.excesses(suite, dict(options or {})):
+        for excess in found.excesses(suite.name, suite.options):
             err.print(f"Out of range: {excess.text}", style="yellow", soft_wrap=True)
     return found
 
 
 def warn_if_never_calibrated(reference: ModelReference) -> None:
-    """A shared model whose owner gave no bounds runs within the suite's usual ones, which may not hold its values."""
+    """Warn of a shared model whose owner gave no bounds: it runs within the suite's usual ones, which may not hold its
+    values."""
     if reference.ranges is None:
         err.print(
             f"{reference.name} was shared without a calibration: its values may leave the suite's usual bounds. Its owner "

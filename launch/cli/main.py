@@ -1,4 +1,4 @@
-"""The command `mpcache`. Each sub-command is one file in `launch/commands`, registered by one line here."""
+"""The command `mpcache`. Each sub-command is one file in `launch/cli/commands`, registered by one line here."""
 
 from __future__ import annotations
 

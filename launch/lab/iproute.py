@@ -17,7 +17,7 @@ _PROBE = f"mpcache-probe-{os.getpid()}"
 
 
 def run(*words: object) -> str:
-    """Standard output of a command. Raises `EnvironmentProblem` with what it said."""
+    """Return the standard output of a command. Raises `EnvironmentProblem` with what it said."""
     command = [str(word) for word in words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL)
@@ -32,7 +32,7 @@ def run(*words: object) -> str:
 
 
 def works(*words: object) -> bool:
-    """Whether a command succeeds."""
+    """Return whether a command succeeds."""
     try:
         run(*words)
     except EnvironmentProblem:
@@ -41,23 +41,24 @@ def works(*words: object) -> bool:
 
 
 def namespaces() -> list[str]:
-    """All named network namespaces."""
+    """Return all named network namespaces."""
     return [line.split()[0] for line in run("ip", "netns", "list").splitlines() if line.strip()]
 
 
 def set_sysctl(namespace: str, values: dict[str, str]) -> None:
-    """Kernel settings of a namespace."""
+    """Set kernel settings of a namespace."""
     lines = [f"echo '{value}' > /proc/sys/{key.replace('.', '/')}" for key, value in values.items()]
     run("ip", "netns", "exec", namespace, "sh", "-ec", "\n".join(lines))
 
 
 def inside(namespace: str, command: Sequence[object]) -> list[str]:
-    """The command line that runs `command` in a namespace, as the same process."""
+    """Return the command line that runs `command` in a namespace, as the same process."""
     return ["ip", "netns", "exec", namespace, *(str(word) for word in command)]
 
 
 def problem() -> str | None:
-    """Why there can be no lab here, with the remedy; None when there can. Makes and removes one namespace to find out."""
+    """Return why there can be no lab here, with the remedy; None when there can. Makes and removes one namespace to find
+    out."""
     if sys.platform != "linux":
         return f"network namespaces need Linux, this is {sys.platform}: use a Linux machine or virtual machine"
     for tool in ("ip", "tc"):
@@ -80,7 +81,7 @@ def problem() -> str | None:
 
 
 def has_netem() -> bool:
-    """Whether the kernel can delay packets by itself."""
+    """Return whether the kernel can delay packets by itself."""
     try:
         run("ip", "netns", "add", _PROBE)
         return works("tc", "-n", _PROBE, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
@@ -89,5 +90,5 @@ def has_netem() -> bool:
 
 
 def has_tun() -> bool:
-    """Whether packets can be taken to user space."""
+    """Return whether packets can be taken to user space."""
     return os.access(TUN_DEVICE, os.R_OK | os.W_OK)

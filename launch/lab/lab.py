@@ -48,7 +48,7 @@ class LabState:
     delay: str
 
     def to_json(self) -> dict[str, Any]:
-        """For files and `--json`."""
+        """Return it for files and `--json`."""
         network = {
             "profile": self.network.name,
             "round_trip_ms": self.network.round_trip * 1e3,
@@ -60,7 +60,7 @@ class LabState:
 
 
 def read_state(name: str) -> LabState:
-    """Of a lab that is up. Raises `ConfigurationError` when there is none of this name."""
+    """Return the state of a lab that is up. Raises `ConfigurationError` when there is none of this name."""
     try:
         values = json.loads(state_file(name).read_text(encoding="utf-8"))
         return LabState(name, Network(**values["network"]), values["addresses"], values["delay"])
@@ -70,7 +70,7 @@ def read_state(name: str) -> LabState:
 
 
 def roles_for(parties: int) -> list[str]:
-    """Roles of a deployment with so many compute parties."""
+    """Return the roles of a deployment with so many compute parties."""
     return ["client", "model-owner", "dealer", *(f"party{i}" for i in range(parties))]
 
 
@@ -95,7 +95,7 @@ class Lab:
         self.addresses = {role: f"10.77.0.{FIRST_ADDRESS + i}" for i, role in enumerate(self.roles)}
         self.processes: list[subprocess.Popen[bytes]] = []
         self._wanted = delay
-        self._keeper: subprocess.Popen[str] | None = None
+        self._daemon: subprocess.Popen[str] | None = None
 
     # ---- life --------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Lab:
@@ -125,25 +125,25 @@ class Lab:
         """End its processes and remove it. Nothing happens when it is gone already."""
         remove(self.name)
         everyone: list[subprocess.Popen[Any]] = [*self.processes]
-        if self._keeper is not None:
-            everyone.append(self._keeper)
+        if self._daemon is not None:
+            everyone.append(self._daemon)
         for process in everyone:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-        self.processes, self._keeper = [], None
+        self.processes, self._daemon = [], None
 
     @classmethod
     def attach(cls, name: str) -> Lab:
-        """A lab that another process made. Raises `ConfigurationError` when there is none."""
+        """Return a lab that another process made. Raises `ConfigurationError` when there is none."""
         state = read_state(name)
         return cls(state.network, list(state.addresses), name)
 
     # ---- use ---------------------------------------------------------------------------------------------------------
     def command(self, role: str, command: Sequence[object]) -> list[str]:
-        """The command line that runs `command` as `role`."""
+        """Return the command line that runs `command` as `role`."""
         if role not in self.addresses:
             raise ConfigurationError(f"role '{role}' is not in lab '{self.name}': {', '.join(self.roles)}")
         return iproute.inside(namespace(self.name, role), command)
@@ -158,7 +158,7 @@ class Lab:
 
     @contextmanager
     def inside(self, role: str) -> Iterator[None]:
-        """This thread, and those that it starts, are in the role's namespace: what they open connects from there.
+        """Put this thread, and those that it starts, into the role's namespace: what they open connects from there.
 
         For a process that has not connected anywhere yet: threads of libraries that run already stay where they are.
         """
@@ -185,7 +185,7 @@ class Lab:
             forwarding[f"net.ipv4.conf.{where}.rp_filter"] = "0"
             forwarding[f"net.ipv4.conf.{where}.send_redirects"] = "0"
         iproute.set_sysctl(hub, forwarding)
-        self._start_keeper(delay, owned, shape)
+        self._start_daemon(delay, owned, shape)
         if delay == "relay":
             iproute.run("ip", "-n", hub, "link", "set", DEVICE, "txqueuelen", 10000, "up")
         for number, role in enumerate(self.roles):
@@ -234,7 +234,7 @@ class Lab:
         window = f"4096 131072 {max(6 << 20, min(shape.window, 1 << 30))}"
         iproute.set_sysctl(own, {"net.ipv4.tcp_rmem": window, "net.ipv4.tcp_wmem": window})
 
-    def _start_keeper(self, delay: str, owned: bool, shape: Shape) -> None:
+    def _start_daemon(self, delay: str, owned: bool, shape: Shape) -> None:
         command = [sys.executable, "-P", "-m", "launch.lab.daemon", self.name]
         command += ["--counts", str(state_file(self.name, ".counts"))]
         if owned:
@@ -243,7 +243,7 @@ class Lab:
             room = shape.held(len(self.roles))
             command += ["--relay", str(self.network.round_trip / 2), str(self.network.loss), str(room)]
         with state_file(self.name, ".log").open("wb") as log:
-            self._keeper = subprocess.Popen(
+            self._daemon = subprocess.Popen(
                 iproute.inside(namespace(self.name, HUB), command),
                 stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -253,8 +253,8 @@ class Lab:
                 cwd="/",
                 env=module_environment(),
             )
-        assert self._keeper.stdout is not None
-        if not self._keeper.stdout.readline().startswith(READY):
+        assert self._daemon.stdout is not None
+        if not self._daemon.stdout.readline().startswith(READY):
             said = state_file(self.name, ".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise EnvironmentProblem(f"the lab's relay did not start: {said[-1] if said else 'it printed no error'}")
 
@@ -268,7 +268,7 @@ class Lab:
 
 
 def module_environment() -> dict[str, str]:
-    """For a child whose folder is not ours: where this package is."""
+    """Return the environment of a child whose folder is not ours: where this package is."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}

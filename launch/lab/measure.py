@@ -34,7 +34,7 @@ class Link:
 
 
 def measure(lab: Lab, dialer: str, listener: str, seconds: float = 3.0) -> Link:
-    """From one role to another. Raises `EnvironmentProblem` when they cannot talk."""
+    """Measure from one role to another. Raises `EnvironmentProblem` when they cannot talk."""
     me = [sys.executable, "-P", "-m", "launch.lab.measure"]
     options: dict[str, Any] = {"environment": module_environment(), "stdout": subprocess.PIPE}
     server = lab.start(listener, [*me, "listen"], **options)
@@ -71,7 +71,7 @@ def _listen() -> None:
 
 
 def _count(line: socket.socket) -> float:
-    """Bits a second that arrive, without the first quarter of the time."""
+    """Return the bits a second that arrive, without the first quarter of the time."""
     buffer, marks, total = bytearray(1 << 20), [], 0
     while count := line.recv_into(buffer):
         total += count

@@ -62,7 +62,7 @@ class DelayLine:
         self._waiting: deque[tuple[float, bytes]] = deque()
 
     def put(self, packet: bytes, now: float) -> None:
-        """A packet came at `now`."""
+        """Take in a packet that came at `now`."""
         if self.loss and self._chance() < self.loss:
             self.counts.lost += 1
         elif self.held + len(packet) > self.room:
@@ -72,11 +72,11 @@ class DelayLine:
             self._waiting.append((now + self.delay, packet))
 
     def wait(self, now: float) -> float | None:
-        """Seconds until a packet is due; None when there is none."""
+        """Return the seconds until a packet is due; None when there is none."""
         return max(0.0, self._waiting[0][0] - now) if self._waiting else None
 
     def take(self, now: float) -> bytes | None:
-        """The next packet that is due at `now`."""
+        """Give out the next packet that is due at `now`."""
         if not self._waiting or self._waiting[0][0] > now:
             return None
         due, packet = self._waiting.popleft()
@@ -91,7 +91,7 @@ class DelayLine:
 
 
 def open_device() -> int:
-    """A new TUN device in this process's namespace; it is gone when the descriptor is closed."""
+    """Open a new TUN device in this process's namespace; it is gone when the descriptor is closed."""
     try:
         handle = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.ioctl(handle, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))

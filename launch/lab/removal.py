@@ -22,30 +22,30 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
 def check_name(option: str, name: str) -> str:
-    """The name itself. Raises `ConfigurationError` unless it is fit for a namespace's name."""
+    """Return the name itself. Raises `ConfigurationError` unless it is fit for a namespace's name."""
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"{option} '{name}': write 1 to 32 lower-case letters, digits and hyphens")
     return name
 
 
 def namespace(lab: str, role: str) -> str:
-    """The namespace of a role of a lab."""
+    """Return the namespace of a role of a lab."""
     return f"{PREFIX}.{lab}.{role}"
 
 
 def state_file(lab: str, suffix: str = ".json") -> Path:
-    """Where a lab's facts are kept while it is up."""
+    """Return where a lab's facts are kept while it is up."""
     return STATE / f"{lab}{suffix}"
 
 
 def roles_up(lab: str) -> list[str]:
-    """Roles (and the hub) of a lab that have a namespace."""
+    """Return the roles (and the hub) of a lab that have a namespace."""
     before = namespace(lab, "")
     return [name.removeprefix(before) for name in iproute.namespaces() if name.startswith(before)]
 
 
 def labs() -> list[str]:
-    """Names of all labs of which anything is there."""
+    """Return the names of all labs of which anything is there."""
     found = {path.stem for path in STATE.glob("*.json")}
     for name in iproute.namespaces():
         parts = name.split(".")
@@ -95,7 +95,7 @@ def _end_processes(names: list[str]) -> None:
 
 
 def processes(name: str) -> list[int]:
-    """Processes in a namespace; none when it is gone."""
+    """Return the processes in a namespace; none when it is gone."""
     try:
         wanted = os.stat(f"/run/netns/{name}")
     except OSError:

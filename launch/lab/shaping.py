@@ -18,7 +18,7 @@ MOST_ROUND_TRIP = 10.0
 
 
 def check_shapeable(network: Network) -> Network:
-    """The network itself. Raises `ConfigurationError` for numbers that links cannot be given."""
+    """Return the network itself. Raises `ConfigurationError` for numbers that links cannot be given."""
     if not LEAST_RATE <= network.bandwidth <= MOST_RATE:
         raise ConfigurationError(
             f"--rate {network.bandwidth / 1e6:g}: a link of the lab has {LEAST_RATE / 1e6:g} to {MOST_RATE / 1e6:g} Mbit/s"
@@ -56,15 +56,16 @@ class Shape:
         return int(4 * self.network.bandwidth / 8 * (self.network.round_trip + BUFFER_SECONDS))
 
     def bucket(self) -> list[object]:
-        """Arguments of `tc` for the bandwidth of one direction of a link."""
+        """Return the arguments of `tc` for the bandwidth of one direction of a link."""
         return ["tbf", "rate", f"{int(self.network.bandwidth)}bit", "burst", self.burst, "limit", self.buffer]
 
     def netem(self) -> list[object]:
-        """Arguments of `tc` for the delay of one direction, and for loss."""
+        """Return the arguments of `tc` for the delay of one direction, and for loss."""
         delay = f"{self.network.round_trip / 2 * 1e6:.0f}us"
         loss = ["loss", f"{self.network.loss * 100:g}%"] if self.network.loss else []
         return ["netem", "delay", delay, *loss, "limit", 2 * self.buffer // FRAME + 1000]
 
     def held(self, roles: int) -> int:
-        """Bytes that a relay of `roles` roles may hold: what all links together bring while a packet waits, twice that."""
+        """Return the bytes that a relay of `roles` roles may hold: what all links together bring while a packet waits, twice
+        that."""
         return int(2 * roles * self.network.bandwidth / 8 * self.network.round_trip / 2) + (4 << 20)

@@ -6,14 +6,13 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
-from launch.lab.lab import Lab
 from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem
@@ -31,15 +30,30 @@ LAB_PORT = 7000
 PORT_TAKEN = "cannot listen at"
 
 
+class Hosts(Protocol):
+    """Where roles run that do not run on this machine as it is: a lab's network namespaces."""
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Return every role's address."""
+
+    def command(self, role: str, command: Sequence[object]) -> list[str]:
+        """Return the command line that runs `command` as `role`."""
+
+
 def party_name(index: int) -> str:
-    """Name of a local compute party."""
+    """Return the name of a local compute party.
+
+    >>> party_name(0)
+    'party0'
+    """
     return f"party{index}"
 
 
 class LocalDeployment:
     """Running compute parties and dealer. Made by `local_deployment`."""
 
-    def __init__(self, processes: Processes, folder: Path, children: list[Child], lab: Lab | None = None) -> None:
+    def __init__(self, processes: Processes, folder: Path, children: list[Child], lab: Hosts | None = None) -> None:
         self.children = children
         self.lab = lab
         self.folder = folder
@@ -64,15 +78,15 @@ class LocalDeployment:
         self._processes.wait_done(owner, on_progress)
 
     def watched(self, work: Callable[[], T]) -> T:
-        """Result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
+        """Return the result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
         return self._processes.watched(work)
 
 
 @contextmanager
-def local_deployment(parties: int = 2, device: str = "cpu", lab: Lab | None = None) -> Iterator[LocalDeployment]:
-    """Compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
+def local_deployment(parties: int = 2, device: str = "cpu", lab: Hosts | None = None) -> Iterator[LocalDeployment]:
+    """Run compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
 
-    lab: runs each role in its namespace of that lab, which has all roles; the caller is in the client's.
+    lab: where each role runs, by default on this machine as it is; it has all roles, and the caller is the client's.
 
     On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
     mode 0700) is removed. Should this process be killed outright, its children do that.
@@ -95,12 +109,12 @@ def local_deployment(parties: int = 2, device: str = "cpu", lab: Lab | None = No
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _before(lab: Lab | None, role: str) -> list[str]:
+def _before(lab: Hosts | None, role: str) -> list[str]:
     return lab.command(role, []) if lab is not None else []
 
 
 def _start(
-    processes: Processes, folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+    processes: Processes, folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Hosts | None
 ) -> list[Child]:
     """Start all servers; a port that another program took in the meantime leads to new ports."""
     for attempt in range(ATTEMPTS):
@@ -124,14 +138,14 @@ def _start(
 
 
 def _environment(parties: int) -> dict[str, str]:
-    """Cores are divided among the parties and the dealer, unless the user says how many threads each may use."""
+    """Divide cores among the parties and the dealer, unless the user says how many threads each may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // (parties + 1)))
     return {key: os.environ.get(key, threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nothing listens at now."""
+    """Return different ports that nothing listens at now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -142,14 +156,14 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _addresses(names: list[str], lab: Lab | None) -> dict[str, str]:
+def _addresses(names: list[str], lab: Hosts | None) -> dict[str, str]:
     if lab is not None:  # nothing else listens there
         return {name: f"{lab.addresses[name]}:{LAB_PORT}" for name in names}
     return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
 
 
 def _write_configurations(
-    folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Lab | None
+    folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Hosts | None
 ) -> None:
     addresses = _addresses([*names, DEALER], lab)
 

@@ -10,21 +10,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from mpc.channel import MemoryChannel, memory_channels
+from mpc.channel import Channel, MemoryChannel, memory_channels
 from mpc.errors import PeerError, TapeError
 from mpc.random import new_seed
-from mpc.tape import DealerTape, PartyTape, chunks
+from mpc.tape import DealerTape, PartyTape, Tape, chunks
+from protocols.registry import SuiteSpec, secure_suite
+from protocols.suite import Suite
 
 P = TypeVar("P")
 D = TypeVar("D")
 
 TAPE_SECONDS = 600.0
-AHEAD_BYTES = 1 << 28  # what the dealer may have dealt a party before it is taken
+UNREAD_BYTES = 1 << 28  # what the dealer may have dealt a party before the party reads it
 
 
-class _NobodyTakes(TapeError):
+class _TapeNotTaken(TapeError):
     """A party that failed takes no more of its tape: never the reason, always its consequence."""
 
 
@@ -38,16 +41,16 @@ class _Stream:
         self._changed = threading.Condition()
 
     def put(self, piece: bytes) -> None:
-        """Wait for room. Raises `_NobodyTakes` when nobody takes anything any more."""
+        """Wait for room. Raises `_TapeNotTaken` when nobody takes anything any more."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ended or self._waiting < AHEAD_BYTES, TAPE_SECONDS) or self._ended:
-                raise _NobodyTakes("a party takes no more of its tape")
+            if not self._changed.wait_for(lambda: self._ended or self._waiting < UNREAD_BYTES, TAPE_SECONDS) or self._ended:
+                raise _TapeNotTaken("a party takes no more of its tape")
             self._pieces.append(piece)
             self._waiting += len(piece)
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Nothing more comes, or nothing more is taken."""
+        """Say that nothing more comes, or that nothing more is taken."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -110,5 +113,38 @@ def run_in_process(
     for thread in threads:
         thread.join()
     if errors:
-        raise next((error for error in errors if not isinstance(error, PeerError | _NobodyTakes)), errors[0])
+        raise next((error for error in errors if not isinstance(error, PeerError | _TapeNotTaken)), errors[0])
     return [results[i] for i in range(parties)], dealt[0]
+
+
+@dataclass(frozen=True)
+class InProcessSuite:
+    """A secure suite with all its roles in this process.
+
+    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on.
+
+    >>> import torch
+    >>> from protocols.registry import SuiteSpec
+    >>> pair = InProcessSuite(SuiteSpec("masked"), parties=2)
+    >>> one = torch.ones(3, dtype=torch.int64)
+    >>> outputs = pair.run(lambda suite, party: suite.output(suite.input((3,), None if party is None else one, 0)))
+    >>> int(sum(output.share for output in outputs)[0])  # each party gave a share of 1
+    2
+    """
+
+    spec: SuiteSpec
+    parties: int = 2
+    device: str = "cpu"
+
+    def make(self, tape: Tape, channel: Channel | None) -> Suite:
+        """Return one role's suite; channel: None for the dealer. Raises `ConfigurationError`."""
+        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=channel, device=self.device)
+
+    def run(self, program: Callable[[Suite, int | None], P]) -> list[P]:
+        """Run program(suite, party) at every role, with party None at the dealer, and return the parties' results."""
+        outputs, _ = run_in_process(
+            self.parties,
+            lambda channel, tape: program(self.make(tape, channel), channel.party),
+            lambda tape: program(self.make(tape, None), None),
+        )
+        return outputs

@@ -13,7 +13,8 @@ _GROUPS = (
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, by the kernel's own estimate and a container's limit; None: not known."""
+    """Return the bytes that can be had without swapping, by the kernel's own estimate and a container's limit; None: not
+    known."""
     found = [value for value in (_machine(), *(_group(*files) for files in _GROUPS)) if value is not None]
     return min(found) if found else None
 

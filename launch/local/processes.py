@@ -93,18 +93,18 @@ class Child:
                     print(f"{self.name}: {line}", end="", file=sys.stderr, flush=True)
 
     def exit_code(self) -> int | None:
-        """The exit code, None while it runs."""
+        """Return the exit code, None while it runs."""
         return self._process.poll()
 
     def last_error(self) -> str:
-        """Its last `error [...]` line, else its last line on standard error."""
+        """Return its last `error [...]` line, else its last line on standard error."""
         for reader in self._readers:
             reader.join(timeout=1)
         lines = list(self._lines)
         return next((line for line in reversed(lines) if line.startswith("error [")), lines[-1] if lines else "")
 
     def ended(self) -> ProcessEnded | None:
-        """The error to raise when it has ended; None while it runs."""
+        """Return the error to raise when it has ended; None while it runs."""
         code = self.exit_code()
         return None if code is None else ProcessEnded(self.name, code, self.last_error())
 

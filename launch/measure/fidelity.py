@@ -7,39 +7,26 @@ file.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from launch.local.in_process import run_in_process
-from launch.measure.selection_trace import noting_shares
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import Part, WeightShares, additive_shares, opened
 from models.architecture import Architecture
 from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, load_weights
-from models.generation import GenerationPlan, generate, token_indices
-from models.policies import parse
-from mpc.channel import MemoryChannel
+from models.decoder import Decoder
+from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem
-from mpc.fixed_point import decode, encode
-from mpc.random import Prg, new_seed
-from mpc.ring import reduce
-from mpc.tape import DealerTape, PartyTape, Tape
-from parties.errors import RangeExceeded
-from protocols.range_findings import RangeFinding, findings_in, open_flags
-from protocols.registry import secure_suite
+from protocols.range_findings import open_flags
 from protocols.suite import OutputShare, Suite, Value
 
 STEPS = ("prefill", "decode")
 HEAD_COLUMNS = 1 << 14
-Part = tuple[Any, ...] | None
-SHARED_BITS = 16
-"""Fraction bits that a model owner shares weights with by default; a suite that wants more gets zeros appended."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +56,12 @@ class Measurement:
 
     @property
     def logits(self) -> Tensor:
-        """[T, V], float64."""
+        """Return the logits, float64 [T, V]."""
         return torch.cat([self.points[step, "logits"] for step in STEPS if (step, "logits") in self.points])
 
 
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
-    """The suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
+    """Run the suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
     token_indices(ids[:1], checkpoint.architecture.vocabulary)
     suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
@@ -94,51 +81,37 @@ def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress 
 def on_shares(
     checkpoint: Checkpoint,
     ids: Sequence[int],
-    suite_name: str,
-    parties: int,
+    roles: InProcessSuite,
     on_progress: Progress = lambda done, total: None,
-    **options: Any,
 ) -> Measurement:
-    """The same on shares, with all parties and the dealer in this process; of the weights there is one layer at a time.
+    """Measure the same on shares, with all roles in this process; of the weights there is one layer at a time.
 
     The token table is cut to the rows that are asked for (the others are multiplied by 0 exactly), the head computed in
     pieces of columns, each behind the final norm: as many shares, masks and digits as they have would not fit otherwise.
     """
     architecture = checkpoint.architecture
-    if parties < 2:
-        raise ConfigurationError(f"parties = {parties}: at least 2 compute parties are needed")
-    weights = _WeightShares(checkpoint, parties)
+    if roles.parties < 2:
+        raise ConfigurationError(f"parties = {roles.parties}: at least 2 compute parties are needed")
+    weights = WeightShares(checkpoint, roles.parties)
     used = sorted(set(ids))
     token_indices(ids, architecture.vocabulary)
-    prompts = [_share(token_indices([used.index(i) for i in part], len(used)), 0, parties) for part in _parts(ids)]
+    indices = [token_indices([used.index(i) for i in part], len(used)) for part in _parts(ids)]
+    prompts = [additive_shares(part, roles.parties) for part in indices]
 
     def program(suite: Suite, index: int | None) -> _Run:
-        def own(name: str, part: Part) -> Tensor | None:
-            return None if index is None else weights.share(name, index, suite, part)
-
-        run = _Run(suite, architecture, own, used)
+        run = _Run(suite, architecture, lambda name, part: weights.share(suite, name, index, part), used)
         rows = [None if index is None else shares[index] for shares in prompts]
         run.all(ids, rows, on_progress if index == 0 else lambda done, total: None)
         return run
 
-    def suite(tape: Tape, channel: MemoryChannel | None) -> Suite:
-        return secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options)
-
-    outputs, _ = run_in_process(
-        parties,
-        lambda channel, tape: program(suite(tape, channel), channel.party),
-        lambda tape: program(suite(tape, None), None),
-    )
+    outputs = roles.run(program)
     found = Measurement()
     for key in outputs[0].points:
-        found.points[key] = _open([run.points[key] for run in outputs])
+        found.points[key] = opened([run.points[key] for run in outputs])
     shares = [run.token for run in outputs if run.token is not None]
-    found.token = round(float(_open(shares).item()))
+    found.token = round(float(opened(shares).item()))
     flags = [share.flags for share in shares if share.flags is not None]
-    if flags:
-        found.flags = torch.zeros_like(flags[0])
-        for words in flags:
-            found.flags = found.flags ^ words
+    found.flags = open_flags(flags) if flags else None
     return found
 
 
@@ -161,7 +134,7 @@ class _Run:
         self.points[self._step, name] = share if before is None else _beside(before, share)
 
     def _load(self, prefix: str, part: Part = None) -> None:
-        """The weights with that prefix; part: these rows of a table, these columns of the head."""
+        """Load the weights with that prefix; part: these rows of a table, these columns of the head."""
         self._weights.clear()
         for name, whole in self._architecture.weight_shapes().items():
             if name.startswith(prefix):
@@ -170,7 +143,7 @@ class _Run:
 
     @torch.inference_mode()
     def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
-        """Prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
+        """Process prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
         suite, decoder, a = self._suite, self._decoder, self._architecture
         lengths = [len(part) for part in _parts(ids)]
         starts = [sum(lengths[:n]) for n in range(len(lengths))]
@@ -211,78 +184,8 @@ class _Run:
         self.token = replace(suite.output((one_hot * indices).sum(-1)), flags=suite.flags())
 
 
-def generated(
-    checkpoint: Checkpoint,
-    ids: Sequence[int],
-    plan: GenerationPlan,
-    suite_name: str,
-    parties: int,
-    decided: list[Tensor] | None = None,
-    findings: list[RangeFinding] | None = None,
-    **options: Any,
-) -> list[int]:
-    """Tokens generated greedily on shares, with all parties and the dealer in this process.
-
-    decided: a list that gets what the policy kept in every decision, see `launch.measure.selection_trace`. findings: a list
-    that gets what left its range on the way to the first token that is not returned for that reason; without one that raises
-    `RangeExceeded`.
-    """
-    architecture = checkpoint.architecture
-    weights = _WeightShares(checkpoint, parties)
-    prompts = _share(token_indices(ids, architecture.vocabulary), 0, parties)
-
-    def program(suite: Suite, index: int | None) -> tuple[list[OutputShare], list[OutputShare]]:
-        loaded = suite.run(
-            load_weights(suite, architecture, lambda n: None if index is None else weights.share(n, index, suite))
-        )
-        kept, decisions = _Kept(), list[OutputShare]()
-        noting = suite if decided is None else cast(Suite, noting_shares(suite, decisions))
-        decoder = Decoder(noting, architecture, loaded, parse(plan.policy))
-        with torch.inference_mode():
-            suite.run(generate(noting, decoder, plan, None if index is None else prompts[index], kept))
-        return kept.shares, decisions
-
-    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], list[OutputShare]]:
-        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel, **options), channel.party)
-
-    def dealer(tape: DealerTape) -> None:
-        program(secure_suite(suite_name, parties=parties, tape=tape, channel=None, **options), None)
-
-    outputs, _ = run_in_process(parties, party, dealer)
-    tokens, decisions = zip(*outputs, strict=True)
-    if decided is not None:
-        decided += [_open(shares) for shares in zip(*decisions, strict=True)]
-    opened: list[int] = []
-    for step, shares in enumerate(zip(*tokens, strict=True)):
-        if found := _findings([share.flags for share in shares], step, suite_name, options):
-            if findings is None:
-                raise RangeExceeded(found)
-            findings += found
-            break
-        opened.append(round(float(_open(shares).item())))
-    return opened
-
-
-class _Kept:
-    """An endpoint that keeps every token's share."""
-
-    def __init__(self) -> None:
-        self.shares: list[OutputShare] = []
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        """Go on."""
-        self.shares.append(share)
-        return True
-
-    def next_token(self, step: int) -> None:
-        """Not asked for."""
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Not shown."""
-
-
 def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
-    """Logits [T, V] of the package transformers, in float64."""
+    """Return the logits [T, V] of the package transformers, in float64."""
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -298,7 +201,7 @@ def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
 
 
 def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
-    """Errors at every probe point, in the order of the computation."""
+    """Return the errors at every probe point, in the order of the computation."""
     out = []
     for step in STEPS:
         for (its, name), wanted in reference.points.items():
@@ -314,70 +217,12 @@ def compare(reference: Measurement, measured: Measurement) -> list[ProbeError]:
 
 
 def _parts(ids: Sequence[int]) -> list[list[int]]:
-    """What is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded token."""
+    """Return what is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded
+    token."""
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
 
 
-class _WeightShares:
-    """Shares of the weights, each made when the first party asks for it, as real parties would hold them, and kept until the
-    last one has."""
-
-    def __init__(self, checkpoint: Checkpoint, parties: int) -> None:
-        self._checkpoint = checkpoint
-        self._parties = parties
-        self._made: dict[str, dict[int, Tensor]] = {}
-        self._whole: tuple[str, Tensor] | None = None
-        self._lock = threading.Lock()
-
-    def share(self, name: str, party: int, suite: Suite, part: Part = None) -> Tensor:
-        """A party's share: int64 in Z_2^64, with the fraction bits that the suite wants. part: an index, None for all."""
-        wanted: int = getattr(suite, "weight_fraction_bits", SHARED_BITS)
-        shared = min(wanted, SHARED_BITS)
-        with self._lock:
-            key = f"{name} {part}"
-            if key not in self._made:
-                self._made[key] = dict(enumerate(_share(self._values(name, part), shared, self._parties)))
-            share = self._made[key].pop(party)
-            if not self._made[key]:
-                del self._made[key]
-        return share << (wanted - shared) if wanted > shared else share
-
-    def _values(self, name: str, part: Part) -> Tensor:
-        """All of a weight, or a part; the whole of one that comes in parts is kept until the next weight."""
-        if part is None:
-            self._whole = None
-            return self._checkpoint.weights[name]
-        if self._whole is None or self._whole[0] != name:
-            self._whole = None
-            self._whole = (name, self._checkpoint.weights[name])
-        return self._whole[1][part]
-
-
 def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
-    """Two pieces of the same rows."""
+    """Return two pieces of the same rows."""
     assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
     return replace(left, share=torch.cat([left.share, right.share], -1))
-
-
-def _share(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
-    """Additive shares in Z_2^64."""
-    rest = encode(x, fraction_bits).clone()
-    shares = [Prg(new_seed()).ring(x.shape) for _ in range(parties - 1)]
-    for share in shares:
-        rest -= share
-    return [*shares, rest]
-
-
-def _findings(
-    flags: Sequence[Tensor | None], step: int, suite_name: str, options: Mapping[str, Any]
-) -> tuple[RangeFinding, ...]:
-    """What the parties' shares of an output's range flags say; nothing where the suite has none."""
-    shares = [share for share in flags if share is not None]
-    return findings_in(open_flags(shares), step, suite_name, options) if shares else ()
-
-
-def _open(shares: Sequence[OutputShare]) -> Tensor:
-    total = torch.zeros_like(shares[0].share)
-    for share in shares:
-        total += share.share
-    return decode(reduce(total, shares[0].bits), shares[0].fraction_bits, shares[0].bits)

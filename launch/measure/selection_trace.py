@@ -41,35 +41,32 @@ class Deciding:
         return getattr(self._suite, name)
 
     async def top_k(self, x: Value, k: int, bound: float) -> Value:
-        """As the suite's; the order among the kept is not noted."""
+        """Pass on; the order among the kept is not noted."""
         found = await self._suite.top_k(x, k, bound)
         self._note(x, found.sum(-2))
         return found
 
     async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
-        """As the suite's."""
         found = await self._suite.keep_largest(x, k, bound)
         self._note(x, found)
         return found
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
-        """As the suite's."""
         self._dropped()
         return await self._suite.compact(keep, rows, k)
 
     async def replace(self, rows: Value, place: Value, new: Value) -> Value:
-        """As the suite's."""
         self._dropped()
         return await self._suite.replace(rows, place, new)
 
 
 def noting_shares(suite: Suite, shares: list[OutputShare]) -> Deciding:
-    """A party's or the dealer's suite; what it decides is appended to `shares`."""
+    """Return a party's or the dealer's suite that appends what it decides to `shares`."""
     return Deciding(suite, lambda _, kept: shares.append(suite.output(kept)))
 
 
 def noting(suite: Suite, decisions: list[Decision]) -> Deciding:
-    """A suite `plain`."""
+    """Return a suite `plain` that appends what it decides to `decisions`."""
 
     def dropped() -> None:
         decisions[-1].drops = True

@@ -28,14 +28,14 @@ class LogitsEffect:
 
     @staticmethod
     def of(reference: Measurement, measured: Measurement) -> LogitsEffect:
-        """From two runs."""
+        """Return it from two runs."""
         error = (reference.logits - measured.logits).abs().max().item()
         best = torch.topk(reference.logits[-1], 2).values
         return LogitsEffect(error, error / reference.logits.abs().max().item(), float(best[0] - best[1]))
 
     @property
     def tie(self) -> bool:
-        """Whether errors of this size may exchange the two most likely tokens."""
+        """Return whether errors of this size may exchange the two most likely tokens."""
         return self.gap <= 2 * self.largest + ARGMAX_STEP
 
 
@@ -48,12 +48,12 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Nothing is wrong."""
+        """Return whether nothing is wrong."""
         return not self.problems
 
     @property
     def line(self) -> str:
-        """The verdict in one line."""
+        """Return the verdict in one line."""
         if self.right:
             return f"right: {self.summary}"
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
@@ -100,7 +100,7 @@ def judge(
 
 
 def flagged(measured: Measurement, reference: Measurement | None = None) -> list[str]:
-    """The range flags in words. reference: tells rows that are too large from rows that are too small."""
+    """Return the range flags in words. reference: tells rows that are too large from rows that are too small."""
     if measured.flags is None:
         return []
     kinds, places = measured.flags.shape

@@ -1,6 +1,6 @@
 """What a policy costs once, after a prompt, beyond the full cache: predicted on tensors without content.
 
-Per layer: what it takes to know the attention that tokens receive, then the policy's own stages. All layers but the last
+Per layer: what it takes to know the attention mass of tokens, then the policy's own stages. All layers but the last
 compute the attention of all queries anyway; the last one, whose first token needs one query only, computes the observed
 ones besides, which is most of it. Bytes are what parties count; rounds are at most these, since a session runs the stages
 beside other work.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from models.architecture import Architecture
-from models.cache import KVCache, run_stages
+from models.cache import KVCache
 from models.costs.tracing import Setting
 from models.decoder import causal_mask
 from models.policies import parse
@@ -26,7 +26,7 @@ MANY_SCORES = 1 << 25  # of all heads from which on one and two of them are trac
 
 
 def combined(*terms: tuple[float, Cost]) -> Cost:
-    """Sum of factors times costs."""
+    """Return the sum of factors times costs."""
     out = Cost()
     for field in fields(Cost):
         value = sum(factor * getattr(cost, field.name) for factor, cost in terms)
@@ -35,7 +35,7 @@ def combined(*terms: tuple[float, Cost]) -> Cost:
 
 
 def after_prompt(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> Cost:
-    """Of all layers together, beyond the full cache, for MPCache and whatever evicts alike in all layers.
+    """Return the costs of all layers together, beyond the full cache, for whatever evicts alike in all layers.
 
     known: what `importance` says, where it is known already.
     """
@@ -46,7 +46,7 @@ def after_prompt(architecture: Architecture, setting: Setting, prompt: int, know
 
 
 def importance(architecture: Architecture, setting: Setting, prompt: int) -> Cost:
-    """Of knowing what tokens receive from a prompt's last queries, in all layers, beyond the full cache."""
+    """Return what it costs to know the attention mass of a prompt's last queries, in all layers, beyond the full cache."""
     observed = min(prompt, parse(setting.policy).observed_queries(prompt, 0))
     if not observed:
         return Cost()
@@ -74,27 +74,28 @@ def _input(suite: Suite, *shape: int) -> Value:
 
 async def _cached(suite: Suite, a: Architecture, tokens: int) -> tuple[Value, Value]:
     """Keys and values as a cache holds them; not counted."""
-    k, v = [await suite.append(None, _input(suite, a.kv_heads, tokens, a.head_channels), 1) for _ in range(2)]
+    k, v = [await suite.mask_for_cache(_input(suite, a.kv_heads, tokens, a.head_channels)) for _ in range(2)]
     suite.ledger.costs.clear()
     return k, v
 
 
 def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
     """The policy's own stages."""
+    policy = parse(setting.policy)
 
     async def program(suite: Suite) -> None:
-        cache = KVCache(a)
+        cache = KVCache(a, policy)
         cache.prompt_tokens = prompt
         entry = cache.layers[0]
         entry.k, entry.v = await _cached(suite, a, prompt)
-        received: Value | None = None
+        mass: Value | None = None
         if observed:
-            q = await suite.prepare(_input(suite, a.kv_heads, a.group * observed, a.head_channels))
+            q = await suite.mask_queries(_input(suite, a.kv_heads, a.group * observed, a.head_channels))
             everyone = torch.ones(q.shape[1], dtype=torch.bool)
-            _, received = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
+            _, mass = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
         suite.ledger.costs.clear()
         suite.at(0)
-        await run_stages(parse(setting.policy).prompt_stages(suite, cache, 0, received))
+        await policy.after_prefill(suite, cache, 0, mass)
 
     return _run(setting, program)
 
@@ -106,7 +107,7 @@ def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observ
     async def program(suite: Suite) -> None:
         k, v = await _cached(suite, a, prompt)
         suite.at(0)
-        q = await suite.prepare(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
+        q = await suite.mask_queries(_input(suite, a.kv_heads, a.group * rows, a.head_channels))
         mask = causal_mask(rows, prompt, None, torch.device("cpu")) if masked else None
         if mask is not None:
             mask = mask.repeat(a.group, 1)

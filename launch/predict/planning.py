@@ -21,11 +21,8 @@ from models.costs.program import NoInputs, fill, load, step
 from models.costs.tracing import STEP, Setting
 from models.decoder import Decoder
 from models.policies import parse
-from models.policies.mpcache import GATHERINGS, MPCache
-from models.policies.settings import budget_tokens
 from mpc.errors import ConfigurationError, MpcacheError
 from mpc.ledger import Cost, Ledger
-from protocols.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -74,31 +71,6 @@ def trace_token(architecture: Architecture, setting: Setting, prompt: int, token
         for _ in range(tokens):
             suite.run(step(suite, decoder, cache, 1, None, STEP))
     return suite.ledger
-
-
-def alternatives(policy: MPCache, prompt: int, suite: Suite) -> list[tuple[str, MPCache]]:
-    """(cluster sizes and gathering, policy) of all ways to do it after a prompt of `prompt` tokens.
-
-    A policy that leaves the gathering to the suite stays as it is where that is the alternative.
-    """
-    sizes = policy.sizes(budget_tokens(policy.static, prompt))
-    fine, wide = sizes.fine, sizes.coarse if policy.two_levels else 2 * sizes.fine
-    one = {"levels": 0, "coarse": 0}
-    shapes: list[tuple[str, dict[str, int]]] = [
-        (f"{fine}", one if not policy.fine else {"fine": fine, **one}),
-        (f"{wide}", {"fine": wide, **one}),
-        (f"{wide}/{fine}", {"levels": 0, "fine": fine, "coarse": wide}),
-    ]
-    out = []
-    for what, changes in shapes:
-        for gathering in GATHERINGS:
-            if gathering == "scores" and changes["coarse"]:
-                continue
-            changed = dataclasses.replace(policy, gathering=gathering, **changes)  # type: ignore[arg-type]
-            left_open = dataclasses.replace(changed, gathering="auto")
-            own = policy.gathering == "auto" and left_open.gathers(suite) == gathering
-            out.append((f"{what} {gathering}", left_open if own else changed))
-    return out
 
 
 @dataclass(frozen=True)
@@ -161,12 +133,12 @@ def make_plan(
     network: Network,
     measured: Measurements | None = None,
 ) -> Plan:
-    """Price all alternatives of the setting's MPCache policy. Raises `ConfigurationError` for another policy.
+    """Price all alternatives of the setting's policy. Raises `ConfigurationError` for a policy that has none.
 
     measured: seconds of what parties compute, for the policies that it names.
     """
-    policy = parse(setting.policy)
-    if not isinstance(policy, MPCache):
+    ways = parse(setting.policy).alternatives(prompt, setting.make()[0])
+    if not ways:
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
     known = measured or Measurements()
     knowing = importance(architecture, setting, prompt)  # the same for all alternatives
@@ -178,7 +150,7 @@ def make_plan(
         computing_once=0.0,
     )
     choices = []
-    for what, changed in alternatives(policy, prompt, setting.make()[0]):
+    for what, changed in ways:
         try:
             changed.check(architecture, prompt)
             token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)

@@ -30,13 +30,13 @@ td:first-child, td:nth-child(2) { text-align: left } img { max-width: 100%; marg
 
 
 def all_tables(rows: Sequence[Row]) -> list[Table]:
-    """Every table that these rows allow."""
+    """Return every table that these rows allow."""
     found = [*token_tables(rows), ratio_table(rows), exponent_table(rows), network_table(rows), peer_table(rows)]
     return [*(table for table in found if table is not None), where_table(rows)]
 
 
 def markdown(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
-    """The page; pictures are referred to by file name."""
+    """Return the page; pictures are referred to by file name."""
     parts = [f"# {title}"]
     parts += [f"## {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in tables]
     parts += [f"![{name}]({name}.png)" for name in plots]
@@ -44,7 +44,7 @@ def markdown(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) ->
 
 
 def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
-    """The page with its pictures inside it."""
+    """Return the page with its pictures inside it."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for table in tables:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
@@ -64,7 +64,7 @@ def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -
 
 
 def write_report(rows: Sequence[Row], out: Path, title: str, tables: Sequence[Table] | None = None) -> list[Path]:
-    """report.md, report.html and the plots in `out`. An earlier report there is replaced, nothing else is."""
+    """Write report.md, report.html and the plots into `out`. An earlier report there is replaced, nothing else is."""
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"--out {out} is a file; give a folder for the report")
     out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ PROFILES = ("lan", "wan")
 
 
 def paper_tables(rows: Sequence[Row]) -> list[Table]:
-    """A table of latency and one of communication a model, in the paper's form."""
+    """Return a table of latency and one of communication a model, in the paper's form."""
     out = []
     for (model, parties), found in groups(counted(rows)).items():
         pairs = [

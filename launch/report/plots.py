@@ -36,7 +36,8 @@ def _png(figure: Any) -> bytes:
 
 
 def against_length(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Bytes and seconds of a token against length, a picture a model, a line a suite and policy. Open markers: predicted."""
+    """Plot bytes and seconds of a token against length, a picture a model, a line a suite and policy. Open markers:
+    predicted."""
     out = {}
     for (model, parties), found in groups(counted(rows)).items():
         lines = {label: line for label, line in by_label(found).items() if len({r.cell.prompt for r in line}) > 1}
@@ -76,7 +77,8 @@ def against_length(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def stacked_parts(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Where a token's bytes and seconds go, a bar a suite and policy, at each model's longest length that was measured."""
+    """Plot where a token's bytes and seconds go, a bar a suite and policy, at each model's longest length that was
+    measured."""
     out = {}
     for (model, parties), found in groups([r for r in tokens(rows) if not r.predicted]).items():
         longest = max(r.cell.prompt for r in found)
@@ -111,7 +113,7 @@ def stacked_parts(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def network_bars(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Seconds of a token on localhost (measured), LAN, WAN and mobile (predicted), a group a suite and policy."""
+    """Plot seconds of a token on localhost (measured), LAN, WAN and mobile (predicted), a group a suite and policy."""
     out = {}
     for (model, parties), found in groups([r for r in tokens(rows) if r.seconds is not None]).items():
         longest = max(r.cell.prompt for r in found)
@@ -141,7 +143,7 @@ def network_bars(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def offline_online(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Dealt bytes against bytes between parties, one point a suite, policy and length."""
+    """Plot dealt bytes against bytes between parties, one point a suite, policy and length."""
     out = {}
     for (model, parties), found in groups(counted(rows)).items():
         figure, (panel,) = _figure(1, 5.0)
@@ -169,6 +171,6 @@ def offline_online(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def all_plots(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Every plot that these rows allow: file name without ending -> PNG."""
+    """Return every plot that these rows allow: file name without ending -> PNG."""
     found = {**against_length(rows), **stacked_parts(rows), **network_bars(rows), **offline_online(rows)}
     return {"".join(c if c.isalnum() or c in "-_." else "_" for c in name): png for name, png in found.items()}

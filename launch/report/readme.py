@@ -39,7 +39,7 @@ def _by_length(rows: Sequence[Row], columns: Sequence[tuple[str, dict[str, objec
 
 
 def suites(rows: Sequence[Row]) -> str:
-    """Rounds and bytes per layer of the full cache, by suite."""
+    """Return the rounds and bytes per layer of the full cache, by suite."""
     columns: list[tuple[str, dict[str, object]]] = [
         (f"`{suite}`", {"suite": suite, "policy": FULL, "options": {}}) for suite in ("masked", "crypten")
     ]
@@ -47,7 +47,7 @@ def suites(rows: Sequence[Row]) -> str:
 
 
 def policies(rows: Sequence[Row]) -> str:
-    """Rounds and bytes per layer of the suite masked, by policy."""
+    """Return the rounds and bytes per layer of the suite masked, by policy."""
     found = [r for r in counted(rows) if r.model == GPT2 and r.cell.suite == "masked"]
     names = [FULL, *dict.fromkeys(r.cell.policy for r in found if r.cell.policy != FULL)]
     columns: list[tuple[str, dict[str, object]]] = [
@@ -57,7 +57,7 @@ def policies(rows: Sequence[Row]) -> str:
 
 
 def seconds(rows: Sequence[Row]) -> str:
-    """Measured seconds of one token of GPT-2 base."""
+    """Return the measured seconds of one token of GPT-2 base."""
     found = [r for r in tokens(rows) if r.model == GPT2 and r.seconds is not None]
     lines = []
     for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
@@ -76,7 +76,7 @@ def seconds(rows: Sequence[Row]) -> str:
 
 
 def prompts(rows: Sequence[Row]) -> str:
-    """Measured costs of a prompt of GPT-2 base, up to its first token."""
+    """Return the measured costs of a prompt of GPT-2 base, up to its first token."""
     lines = []
     for row in sorted((r for r in rows if r.cell.measure == "prompt" and r.model == GPT2), key=lambda r: r.cell.prompt):
         lines.append(
@@ -96,7 +96,7 @@ def prompts(rows: Sequence[Row]) -> str:
 
 
 def growth(rows: Sequence[Row]) -> str:
-    """The fitted exponent of each policy's bytes."""
+    """Return the fitted exponent of each policy's bytes."""
     lines = [
         (label, f"{first} to {last}", f"{b:.2f}")
         for model, label, first, last, b in exponents(rows)
@@ -106,7 +106,7 @@ def growth(rows: Sequence[Row]) -> str:
 
 
 def against_full(rows: Sequence[Row]) -> str:
-    """Ratios to the full cache."""
+    """Return the ratios to the full cache."""
     lines = [
         (
             r.row.label,
@@ -123,19 +123,19 @@ def against_full(rows: Sequence[Row]) -> str:
 
 
 def peers(rows: Sequence[Row]) -> str:
-    """Other systems beside this one."""
+    """Return other systems beside this one."""
     table = peer_table(rows)
     return "" if table is None else table.markdown()
 
 
 def networks(rows: Sequence[Row]) -> str:
-    """Shaped networks beside the prediction."""
+    """Return shaped networks beside the prediction."""
     table = network_table(rows)
     return "" if table is None else table.markdown()
 
 
 def paper(rows: Sequence[Row]) -> str:
-    """The paper's tables, with headings."""
+    """Return the paper's tables, with headings."""
     return "\n\n".join(f"### {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in paper_tables(rows))
 
 
@@ -153,7 +153,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 
 def filled(text: str, rows: Sequence[Row]) -> str:
-    """The text with every block made again. Raises `ConfigurationError` for a block of an unknown name."""
+    """Return the text with every block made again. Raises `ConfigurationError` for a block of an unknown name."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]

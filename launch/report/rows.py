@@ -23,55 +23,55 @@ class Row:
 
     @property
     def predicted(self) -> bool:
-        """Counted on tensors without content instead of on the wire."""
+        """Return whether it was counted on tensors without content instead of on the wire."""
         return bool(self.measured.get("predicted", False))
 
     @property
     def rounds(self) -> float:
-        """Rounds (for a peer: send actions)."""
+        """Return the rounds (for a peer: send actions)."""
         return float(self.measured["rounds"])
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes of the party that sends most."""
+        """Return the bytes of the party that sends most."""
         return float(max(self.measured["bytes_sent"].values()))
 
     @property
     def offline_bytes(self) -> float:
-        """Dealt bytes of the party that receives most."""
+        """Return dealt bytes of the party that receives most."""
         return float(max(self.measured["offline_bytes"].values()))
 
     @property
     def seconds(self) -> float | None:
-        """Median."""
+        """Return the median of the seconds."""
         found = self.measured.get("seconds")
         return None if found is None else float(found["median"])
 
     @property
     def cpu_seconds(self) -> float | None:
-        """Median of the party that used most."""
+        """Return the median of the party that used most."""
         found = self.measured.get("cpu_seconds")
         return None if found is None else float(found["median"])
 
     @property
     def label(self) -> str:
-        """Suite and policy."""
+        """Return suite and policy."""
         suite = f"{self.cell.suite}, its own way" if self.cell.options.get("crypten_own") else self.cell.suite
         return suite if self.cell.policy == FULL else f"{suite}, {self.cell.policy}"
 
     @property
     def model(self) -> str:
-        """Model and, where not all of them ran, the number of layers."""
+        """Return model and, where not all of them ran, the number of layers."""
         return self.cell.model if self.cell.layers is None else f"{self.cell.model} ({self.cell.layers} layers)"
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
-    """Rows in the order of the records."""
+    """Return rows in the order of the records."""
     return [Row(r["cell"], r["measured"], r["environment"], r["file"]) for r in records]
 
 
 def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """Rows whose cell has these values; a list means any of them."""
+    """Return rows whose cell has these values; a list means any of them."""
 
     def fits(row: Row) -> bool:
         for name, value in wanted.items():
@@ -84,15 +84,15 @@ def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
 
 
 def tokens(rows: Sequence[Row]) -> list[Row]:
-    """Rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was measured over
-    as many tokens."""
+    """Return rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was
+    measured over as many tokens."""
     measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST]
     have = {(*_setting(r), r.cell.new_tokens) for r in measured}
     return [*measured, *(r for r in rows if r.predicted and (*_setting(r), r.cell.new_tokens) not in have)]
 
 
 def counted(rows: Sequence[Row]) -> list[Row]:
-    """Of `tokens`, one a setting: the mean over most tokens, since a token now and then costs more than the others."""
+    """Return of `tokens` one a setting: the mean over most tokens, since a token now and then costs more than the others."""
     best: dict[tuple[Any, ...], Row] = {}
     for row in tokens(rows):
         other = best.get(_setting(row))
@@ -102,7 +102,7 @@ def counted(rows: Sequence[Row]) -> list[Row]:
 
 
 def timed(rows: Sequence[Row], row: Row) -> Row | None:
-    """The measured row with this row's setting."""
+    """Return the measured row with this row's setting."""
     found = (r for r in tokens(rows) if r.seconds is not None and _setting(r) == _setting(row))
     return next(found, None)
 
@@ -112,7 +112,7 @@ def _setting(row: Row) -> tuple[Any, ...]:
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
-    """By model and number of parties, in order of appearance."""
+    """Group by model and number of parties, in order of appearance."""
     out: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         out.setdefault((row.model, row.cell.parties), []).append(row)
@@ -120,7 +120,7 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
 
 
 def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """By suite and policy, each sorted by length."""
+    """Group by suite and policy, each sorted by length."""
     out: dict[str, list[Row]] = {}
     for row in rows:
         out.setdefault(row.label, []).append(row)

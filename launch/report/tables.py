@@ -23,24 +23,34 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """GitHub's table syntax, without the title."""
+        """Return it in GitHub's table syntax, without the title.
+
+        >>> print(Table("tokens", "one decoded token", ("policy", "rounds"), (("full", "75"),)).markdown())
+        | policy | rounds |
+        | --- | --- |
+        | full | 75 |
+        """
         lines = [self.header, tuple("---" for _ in self.header), *self.rows]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def seconds_text(value: float | None) -> str:
-    """Three digits; "-" where nothing was measured."""
+    """Return three digits; "-" where nothing was measured.
+
+    >>> seconds_text(0.10583), seconds_text(None)
+    ('0.106', '-')
+    """
     return "-" if value is None else f"{value:.3g}"
 
 
 def how(row: Row) -> str:
-    """Measured or predicted, and the number of tokens that it is the mean of."""
+    """Say whether it was measured or predicted, and of how many tokens it is the mean."""
     of = f", mean of {row.cell.new_tokens}" if row.cell.new_tokens > 1 else ""
     return f"{'predicted' if row.predicted else 'measured'}{of}"
 
 
 def token_tables(rows: Sequence[Row]) -> list[Table]:
-    """One decoded token: a table a model, a row a suite, policy and length."""
+    """Tabulate one decoded token: a table a model, a row a suite, policy and length."""
     out = []
     for (model, parties), found in groups(tokens(rows)).items():
         lines = []
@@ -85,7 +95,7 @@ class Ratio:
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
-    """Every policy that has a full cache of the same suite, model and length beside it."""
+    """Return every policy that has a full cache of the same suite, model and length beside it."""
     out = []
     for found in groups(counted(rows)).values():
         for row in sorted(found, key=lambda r: (r.cell.suite, r.cell.policy, r.cell.prompt)):
@@ -112,7 +122,7 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
 
 
 def ratio_table(rows: Sequence[Row]) -> Table | None:
-    """The paper's form: how many times less latency and communication than the full cache, per length."""
+    """Tabulate in the paper's form how many times less latency and communication than the full cache, per length."""
     found = ratios(rows)
     if not found:
         return None
@@ -140,7 +150,11 @@ def ratio_table(rows: Sequence[Row]) -> Table | None:
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float | None:
-    """b of y = a x^b by least squares on logarithms; None for fewer than two lengths."""
+    """Return b of y = a x^b by least squares on logarithms; None for fewer than two lengths.
+
+    >>> round(exponent([(1024, 3.0), (2048, 12.0)]), 6)
+    2.0
+    """
     logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and y > 0]
     if len({x for x, _ in logs}) < 2:
         return None
@@ -149,7 +163,7 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def exponents(rows: Sequence[Row], shortest: int = 1024) -> list[tuple[str, str, int, int, float]]:
-    """(model, suite and policy, first length, last length, fitted exponent of a token's bytes in length)."""
+    """Return (model, suite and policy, first length, last length, fitted exponent of a token's bytes in length)."""
     out = []
     for (model, _), found in groups(counted(rows)).items():
         for label, line in by_label(found).items():
@@ -161,7 +175,7 @@ def exponents(rows: Sequence[Row], shortest: int = 1024) -> list[tuple[str, str,
 
 
 def exponent_table(rows: Sequence[Row]) -> Table | None:
-    """How a token's bytes grow with the prompt's length."""
+    """Tabulate how a token's bytes grow with the prompt's length."""
     found = exponents(rows)
     if not found:
         return None
@@ -174,7 +188,7 @@ def exponent_table(rows: Sequence[Row]) -> Table | None:
 
 
 def network_table(rows: Sequence[Row]) -> Table | None:
-    """Shaped runs beside the model's prediction."""
+    """Tabulate shaped runs beside the model's prediction."""
     found = comparisons(rows)
     if not found:
         return None
@@ -200,7 +214,8 @@ def network_table(rows: Sequence[Row]) -> Table | None:
 
 
 def peer_table(rows: Sequence[Row]) -> Table | None:
-    """Other systems and this one: same shape, same machine, same run; each divided by this one's with fewest bytes."""
+    """Tabulate other systems and this one: same shape, same machine, same run; each divided by this one's with fewest
+    bytes."""
     lines = []
     for peer in (r for r in rows if r.cell.measure == "peer" and r.cell.network == LOCALHOST):
         own = [r for r in pick(counted(rows), prompt=peer.cell.prompt) if r.model == peer.model]
@@ -238,14 +253,14 @@ def _beside(rows: Sequence[Row], row: Row, ran: Row, base: Row, base_ran: Row) -
 
 
 def on_network(rows: Sequence[Row], row: Row, network: str) -> tuple[float | None, bool]:
-    """Seconds of a row's cell on a network, and whether they were measured there."""
+    """Return the seconds of a row's cell on a network, and whether they were measured there."""
     wanted = row.cell.model_copy(update={"network": network}).key
     shaped = next((r.seconds for r in rows if r.cell.key == wanted and r.seconds is not None), None)
     return (predicted_seconds(row, NETWORKS[network]), False) if shaped is None else (shaped, True)
 
 
 def where_table(rows: Sequence[Row]) -> Table:
-    """What was measured where: hardware, versions, revision."""
+    """Tabulate what was measured where: hardware, versions, revision."""
     found: dict[tuple[str, ...], int] = {}
     for row in rows:
         e = row.environment

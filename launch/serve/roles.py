@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from launch.cli.options import check_device
 from launch.local import supervision
+from launch.local.checks import check_device
 from launch.local.signals import Terminated
 from launch.terminal import logs
 from launch.terminal.console import err
@@ -35,7 +35,7 @@ class Server(Protocol):
 
 
 def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
-    """The configuration of `path`, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
+    """Read a role's configuration, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
     it is another role's."""
     config = load_config(path)
     if config.role != role:

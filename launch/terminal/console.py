@@ -28,9 +28,13 @@ class Settings:
 
 
 def error_line(error: BaseException) -> str:
-    """`error [code]: message` on one line.
+    """Return `error [code]: message` on one line.
 
     An exception that is not one of ours may carry a value in its message, so only its type and place are given.
+
+    >>> from mpc.errors import ConfigurationError
+    >>> error_line(ConfigurationError("the prompt is empty"))
+    'error [configuration]: the prompt is empty'
     """
     if isinstance(error, MpcacheError):
         return f"error [{error.code}]: {' '.join(str(error).split())}"
@@ -42,7 +46,7 @@ def error_line(error: BaseException) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """With which code a command ends that raised this error."""
+    """Return with which code a command ends that raised this error."""
     return _EXITS.get(error.code, ERROR_EXIT) if isinstance(error, MpcacheError) else ERROR_EXIT
 
 
@@ -54,20 +58,24 @@ def show_error(error: BaseException) -> None:
 
 
 def replace_what_cannot_be_written() -> None:
-    """From now on a character that standard output's encoding lacks is written as "?": an answer is worth more than that."""
+    """Write "?" from now on for a character that standard output's encoding lacks: an answer is worth more than that."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
+    """Print exactly one JSON object, on one line of standard output; with escapes where that is not UTF-8."""
     plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     sys.stdout.write(json.dumps(value, ensure_ascii=plain, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def byte_count(count: float) -> str:
-    """Bytes for a person: 1 KB is 1000 bytes."""
+    """Return the bytes for a person: 1 KB is 1000 bytes.
+
+    >>> byte_count(780), byte_count(8_420_000)
+    ('780 B', '8.42 MB')
+    """
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"

@@ -15,7 +15,6 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a record: time (UTC), level, message; of an event its name, its server and its facts as well."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

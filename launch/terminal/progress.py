@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import (
@@ -16,13 +16,16 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from launch.checkpoints.folders import Stage
 from launch.terminal.console import err
+
+Stage = Callable[[str, int, int], None]
+"""progress(stage, done, total); total 0: not known."""
 
 
 @contextmanager
 def stages(in_bytes: bool = False) -> Iterator[Stage]:
-    """`progress(stage, done, total)`: a line for the stage of the moment; total 0: how much is not known."""
+    """Give `progress(stage, done, total)`, which shows a line for the stage of the moment; total 0: how much is not
+    known."""
     count: ProgressColumn = DownloadColumn() if in_bytes else MofNCompleteColumn()
     bar = Progress(
         TextColumn("{task.description}"),

@@ -36,7 +36,7 @@ class StageCost:
                 mine[party] = mine.get(party, 0) + value
 
     def divided(self, count: int) -> StageCost:
-        """The mean over `count` repetitions."""
+        """Return the mean over `count` repetitions."""
         n = max(1, count)
         return StageCost(
             self.rounds / n,
@@ -47,7 +47,11 @@ class StageCost:
 
 
 def _place(stage: str) -> tuple[str, str]:
-    """Stage and part of a ledger's stage name: ("prefill", "attention") of "prefill/layer 3/attention"."""
+    """Return stage and part of a ledger's stage name: ("prefill", "attention") of "prefill/layer 3/attention".
+
+    >>> _place("prefill/layer 3/attention"), _place("token 2")
+    (('prefill', 'attention'), ('tokens', 'token choice'))
+    """
     top, _, rest = stage.partition("/")
     if top == "token 0":
         return PREFILL, CHOICE
@@ -57,7 +61,7 @@ def _place(stage: str) -> tuple[str, str]:
 
 
 def costs_by_stage(ledgers: Ledgers) -> dict[tuple[str, str], StageCost]:
-    """Sums by (stage, part); part "" is the whole stage. The stage "tokens" is all tokens after the first."""
+    """Return the sums by (stage, part); part "" is the whole stage. The stage "tokens" is all tokens after the first."""
     out: dict[tuple[str, str], StageCost] = {}
     for party, ledger in sorted(ledgers.items()):
         mine: dict[tuple[str, str], StageCost] = {}
@@ -79,7 +83,7 @@ def costs_by_stage(ledgers: Ledgers) -> dict[tuple[str, str], StageCost]:
 
 
 def _seconds(timed: Mapping[str, float]) -> Iterator[tuple[tuple[str, str], float]]:
-    """Seconds for (stage, part); what a token took beyond its timed parts is the choice."""
+    """Return the seconds for (stage, part); what a token took beyond its timed parts is the choice."""
     for name, seconds in timed.items():
         stage, part = _place(name)
         yield (stage, part), seconds
@@ -90,13 +94,13 @@ def _seconds(timed: Mapping[str, float]) -> Iterator[tuple[tuple[str, str], floa
 
 
 def further_tokens(ledgers: Ledgers) -> int:
-    """Number of tokens after the first."""
+    """Return the number of tokens after the first."""
     names = {name.partition("/")[0] for ledger in ledgers.values() for name in ledger["stages"]}
     return sum(name.startswith("token ") and name != "token 0" for name in names)
 
 
 def costs_json(ledgers: Ledgers) -> dict[str, Any]:
-    """Totals by party, and by stage; "tokens" is all tokens after the first together."""
+    """Return the totals by party, and by stage; "tokens" is all tokens after the first together."""
     by_stage = costs_by_stage(ledgers)
     return {
         "parties": {party: dict(ledgers[party]["total"]) for party in sorted(ledgers)},
@@ -106,7 +110,7 @@ def costs_json(ledgers: Ledgers) -> dict[str, Any]:
 
 
 def cost_tables(ledgers: Ledgers) -> list[Table]:
-    """Rounds, seconds, bytes sent and offline bytes, a row per stage and part.
+    """Tabulate rounds, seconds, bytes sent and offline bytes, a row per stage and part.
 
     The row of further tokens is the mean over them; the model is loaded in the first session with it only. For more than
     two parties the columns show the party with the most bytes, and a second table each party's total.

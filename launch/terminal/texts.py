@@ -12,7 +12,12 @@ _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """The text of some bytes. Raises `ConfigurationError` naming `where` they come from and the byte that is wrong."""
+    """Return the text of some bytes. Raises `ConfigurationError` naming `where` they come from and the byte that is
+    wrong.
+
+    >>> decode_text(b"two\\r\\nlines", "standard input")
+    'two\\nlines'
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -25,7 +30,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def read_text_file(path: Path, option: str) -> str:
-    """A file's text. Raises `ConfigurationError` naming the option and the file."""
+    """Return a file's text. Raises `ConfigurationError` naming the option and the file."""
     try:
         data = path.read_bytes()
     except OSError as error:

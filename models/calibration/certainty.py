@@ -13,17 +13,19 @@ from collections.abc import Iterator, Mapping
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
 from protocols.bounds import RANGES, Bounds
-from protocols.ranges import SURE, bounds_in_force, least_bound
+from protocols.options import OptionValue
+from protocols.ranges import SURE, least_bound
+from protocols.registry import SuiteSpec
 
 SUITE = "masked"  # the rings of `crypten` are wider than any of these values
 
 
-def beyond_flags(checkpoint: Checkpoint, options: Mapping[str, object]) -> str | None:
+def beyond_flags(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> str | None:
     """What bounds (options of the suite `masked`) leave unseen of a model's weights, in words; None where flags are certain.
 
     Reads every weight once, one layer's input weights at a time.
     """
-    bounds = bounds_in_force(SUITE, options)
+    bounds = SuiteSpec(SUITE, options=options).settings.bounds
     for kind, place, reach in _reaches(checkpoint):
         if (text := _unseen(kind, place, reach, bounds[kind], checkpoint.architecture.layers)) is not None:
             return text

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from models.calibration.extremes import PROVABLE, TABLE, Extremes
 from protocols.bounds import RANGES, Bounds, largest
-from protocols.ranges import MARGIN, SURE, bounds_in_force, declared_kinds, least_bound
+from protocols.options import OptionValue
+from protocols.ranges import MARGIN, SURE, least_bound
+from protocols.registry import SUITES, SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
     than the kind's floor, and such that what no prompt can exceed is flagged for certain where it exceeds the bound; kinds
     that need nothing but the usual bound are left out."""
     options: dict[str, int | str] = {}
-    for kind in declared_kinds(suite):
+    for kind in SUITES[suite].options.kinds:
         about = RANGES[kind]
         needed = [MARGIN * x for x in extremes.kinds[kind]]
         if kind in ("activation", "logits"):
@@ -57,11 +59,11 @@ def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
     return options
 
 
-def excesses(suite: str, options: Mapping[str, object], extremes: Extremes, margin: float = 1.0) -> list[Excess]:
+def excesses(suite: str, options: Mapping[str, OptionValue], extremes: Extremes, margin: float = 1.0) -> list[Excess]:
     """What, times `margin`, does not fit the bounds in force: the worst place of each kind, with the option that would hold
     it (and a margin of one bit where the suite has it)."""
     found: list[Excess] = []
-    for kind, bounds in bounds_in_force(suite, options).items():
+    for kind, bounds in SuiteSpec(suite, options=options).settings.bounds.items():
         values = extremes.kinds[kind]
         shares = [margin * x / largest(kind, bounds.at(n)) for n, x in enumerate(values)]
         over = {n: share for n, share in enumerate(shares) if share >= 1}

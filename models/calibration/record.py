@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,8 +25,9 @@ from models.calibration.sequences import read_text, sequences, text_digest
 from models.checkpoint import Checkpoint, load_checkpoint
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGES
+from protocols.options import OptionValue
 from protocols.ranges import checked_ranges
-from protocols.registry import SUITES
+from protocols.registry import secure_suites
 
 FILE = "mpcache.json"
 MOST_BYTES = 1 << 22
@@ -62,7 +63,7 @@ class Calibration:
     file: Path | None
     state: Literal["found", "made", "stale"]
 
-    def excesses(self, suite: str, options: dict[str, object] | None = None) -> list[Excess]:
+    def excesses(self, suite: str, options: Mapping[str, OptionValue] | None = None) -> list[Excess]:
         """What does not fit the bounds that `options` over the chosen ones declare."""
         return excesses(suite, {**self.suites.get(suite, {}), **(options or {})}, self.extremes)
 
@@ -130,7 +131,7 @@ def make(
     checkpoint: Checkpoint = load_checkpoint(directory, torch.float32)
     words = read_text(text)
     extremes = measure(checkpoint, sequences(checkpoint, words), on_progress)
-    suites = {suite: options for suite in SUITES if (options := chosen(suite, extremes)) or suite != "plain"}
+    suites = {suite: chosen(suite, extremes) for suite in secure_suites()}
     digest = model_digest(directory)
     from importlib.metadata import version
 

@@ -30,7 +30,6 @@ from mpc import ring
 from mpc.errors import ConfigurationError
 from mpc.ledger import NO_OPERATION
 from protocols.bounds import Bounds
-from protocols.ranges import bounds_in_force
 from protocols.registry import suite_class
 
 LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
@@ -52,7 +51,7 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     """
     count = architecture.layers
     first, period = parse(setting.policy).pattern()
-    bounds = bounds_in_force(setting.suite, setting.options)
+    bounds = setting.spec.settings.bounds
 
     def bounds_at(n: int) -> tuple[int, ...]:
         return tuple(b.at(place) for b in bounds.values() for place in (n, n + 1))

@@ -8,17 +8,14 @@ output share of its index.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
+from models.cache import KVCache
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, choice
-from models.policies.full import FullCache
-from models.policies.mpcache import MPCache
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -63,8 +60,8 @@ async def load(suite: Suite, architecture: Architecture, source: Source) -> dict
 async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
     """A cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
 
-    A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with what tokens
-    received from `source`. agree: do here what parties do once a session, when they first hand out a share.
+    A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with the attention
+    mass that `source` has. agree: do here what parties do once a session, when they first hand out a share.
     """
     cache = decoder.new_cache()
     if agree:
@@ -90,33 +87,11 @@ async def fill_layer(suite: Suite, decoder: Decoder, cache: KVCache, layer: int,
         kept = cached if entry.window is None else min(cached, entry.window)
         shape = (a.kv_heads, kept, a.head_channels)
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
-        received: Value | None = None
+        mass: Value | None = None
         if policy.observed_queries(kept, layer):
-            received = value(f"layer {layer} received", (a.kv_heads, kept))
-        await policy.after_prefill(suite, cache, layer, received)
+            mass = value(f"layer {layer} attention mass", (a.kv_heads, kept))
+        await policy.after_prefill(suite, cache, layer, mass)
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
-
-
-def copied(cache: KVCache, architecture: Architecture) -> KVCache:
-    """A cache that may grow without the first one changing; values are shared."""
-    out = KVCache(architecture)
-    out.layers = [replace(layer, state=dict(layer.state)) for layer in cache.layers]
-    out.state, out.seen = dict(cache.state), cache.seen
-    return out
-
-
-def only_appends(cache: KVCache, policy: CachePolicy) -> bool:
-    """Whether a step changes a layer's keys and values by appending to them alone, so that `rewind` undoes it."""
-    return type(policy) in (FullCache, MPCache) and all(layer.window is None for layer in cache.layers)
-
-
-def rewind(suite: Suite, cache: KVCache, after: KVCache) -> None:
-    """Take back what a step appended to `after`, a copy of `cache`. So the next step writes its rows where these lie, as in
-    a session, and does not copy the cache to append to it."""
-    for old, new in zip(cache.layers, after.layers, strict=True):
-        if old.length:
-            k, v = new.keys_and_values()
-            old.k, old.v = suite.keep_first(k, old.length, 1), suite.keep_first(v, old.length, 1)
 
 
 async def step(

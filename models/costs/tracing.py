@@ -18,10 +18,10 @@ from models.costs.program import NoInputs, fill, load, step
 from models.decoder import LOAD, Decoder
 from models.generation import Decoding
 from models.policies import parse
-from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
-from protocols.registry import secure_suite
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Linear, Suite, Value
 
 STEP = "step"
@@ -31,16 +31,7 @@ FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.rin
 RING_PRODUCTS = {"masked": 2, "crypten": 2}
 
 FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
-Option = bool | int | float | str | None
 Key = tuple[str, str, str]  # part of the model, operation, field
-
-
-def checked_options(options: Mapping[str, Option]) -> dict[str, Any]:
-    """The suite's options. Raises `ConfigurationError` for what other arguments decide; suites check the rest."""
-    for name in ("parties", "tape", "channel", "device"):
-        if name in options:
-            raise ConfigurationError(f"'{name}' is not a suite option: it follows from the other arguments")
-    return dict(options)
 
 
 class Costs(dict[Key, float]):
@@ -60,6 +51,27 @@ class Costs(dict[Key, float]):
     def parts(self) -> list[str]:
         """Parts in order of appearance."""
         return list(dict.fromkeys(where for where, _, _ in self))
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """One stage's costs for a party, in whole numbers.
+
+    online_bytes: sent to the other parties; offline_bytes: received from the dealer, by the party that gets corrections;
+    multiply_adds: of ring matrix products.
+    """
+
+    rounds: int
+    online_bytes: int
+    offline_bytes: int
+    multiply_adds: int
+
+    @classmethod
+    def of(cls, costs: Costs, part: str | None = None) -> StageCosts:
+        """Return the sums over one part of the model, or over all."""
+        rounds, sent, dealt = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
+        products = costs.total("vector_products", part) + costs.total("matrix_products", part)
+        return cls(round(rounds), round(sent), round(dealt), round(products))
 
 
 class _Tape(CountingTape):
@@ -172,16 +184,20 @@ class Setting:
     suite: str
     parties: int = 2
     policy: str = "full"
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     decoding: Decoding = "greedy"
     temperature: float | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
+    @property
+    def spec(self) -> SuiteSpec:
+        """The suite. Raises `ConfigurationError`, `RangeError`."""
+        return SuiteSpec(self.suite, options=self.options)
+
     def make(self) -> tuple[Suite, _Tape]:
         """A suite that counts."""
         tape = _Tape(self.check)
-        options = checked_options(self.options)
-        return secure_suite(self.suite, parties=self.parties, tape=tape, channel=None, **options), tape
+        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=None), tape
 
 
 @dataclass(frozen=True)

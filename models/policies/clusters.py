@@ -37,10 +37,10 @@ class Clusters:
 
 async def _ready(suite: Suite, high: Value, low: Value, alpha: float | None) -> tuple[Value, ...]:
     if alpha is None:
-        both = await suite.together(suite.append(None, high + low, 1), suite.append(None, high - low, 1))
+        both = await suite.together(suite.mask_for_cache(high + low), suite.mask_for_cache(high - low))
         return both[0], both[1]
     upper, lower = await suite.together(suite.scale(high, alpha), suite.scale(low, 1.0 - alpha))
-    return (await suite.append(None, upper + lower, 1),)
+    return (await suite.mask_for_cache(upper + lower),)
 
 
 async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, background: bool = False) -> Clusters:

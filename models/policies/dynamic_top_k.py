@@ -32,15 +32,17 @@ class DynamicTopK(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """No sliding windows."""
         no_windows(self.name, architecture, prompt_tokens)
 
+    @property
+    def append_only(self) -> bool:
+        return True
+
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Scores, top-k, attention."""
+        """Attend to the tokens with the highest scores."""
         k, v = cache.layers[layer].keys_and_values()
         groups, tokens = k.shape[0], k.shape[1]
         count = budget_tokens(self.budget, cache.seen + 1)

@@ -16,3 +16,7 @@ class FullCache(CachePolicy):
     """Keep everything, attend to everything (to the sliding window, where a layer has one)."""
 
     name: ClassVar[str] = "full"
+
+    @property
+    def append_only(self) -> bool:
+        return True

@@ -15,11 +15,19 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
-from models.policies.eviction import drop_least, keep_rows, zeros
+from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
+from models.policies.eviction import Eviction, Kept, Scores, drop_least, zeros
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
+
+
+@dataclass
+class H2OState(LayerState):
+    """kept: public number of tokens that stay. scores [G, S], secret: attention that each cached token has got so far."""
+
+    kept: int = 0
+    scores: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,10 @@ class H2O(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """The budget must hold a heavy hitter and a recent token."""
+        """Refuse a budget that does not hold a heavy hitter and a recent token."""
         no_windows(self.name, architecture, prompt_tokens)
         kept = budget_tokens(self.budget, prompt_tokens)
         if kept < prompt_tokens and kept - budget_tokens(self.recent, kept) < 1:
@@ -50,27 +57,28 @@ class H2O(CachePolicy):
                 "leaves none of them to heavy hitters; raise budget or lower recent"
             )
 
+    def new_state(self, place: Place) -> H2OState:
+        return H2OState()
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """All."""
         return tokens if self.budget < 1 else 0
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Keep the heaviest of what is not recent, and the recent ones."""
-        if received is None:
-            return
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        if attention_mass is None:
+            return []
         entry = cache.layers[layer]
-        tokens = entry.length
-        kept = budget_tokens(self.budget, tokens)
-        entry.state["kept"] = kept
-        if kept >= tokens:
-            entry.state["scores"] = await suite.append(None, suite.with_bound(received, tokens * cache.group + 1), 1)
-            return
-        recent = budget_tokens(self.recent, kept)
-        bound = tokens * cache.group + 1
-        older = tokens - recent
-        scores = await keep_rows(suite, entry, received[:, :older], kept - recent, bound, 0, older, received)
-        assert scores is not None
-        entry.state["scores"] = await suite.append(None, suite.with_bound(scores, bound), 1)
+        state, tokens = entry.state_of(H2OState), entry.length
+        state.kept = budget_tokens(self.budget, tokens)
+        recent = budget_tokens(self.recent, state.kept)
+        bound, older = tokens * cache.group + 1, tokens - recent
+        scores, kept = Scores(attention_mass[:, :older], bound), Kept(0, older, state.kept - recent)
+        eviction = Eviction(suite, [entry], scores, kept, extra=attention_mass)
+
+        async def remember() -> None:
+            assert eviction.extra is not None
+            state.scores = await suite.mask_for_cache(suite.with_bound(eviction.extra, bound))
+
+        return [*eviction.stages(), ("scores", remember)]
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to the budget and the new token; then the lowest score goes."""
@@ -78,15 +86,16 @@ class H2O(CachePolicy):
         k, v = entry.keys_and_values()
         if self.budget == 1:
             return await suite.attention(q, k, v, None)
+        state = entry.state_of(H2OState)
+        assert state.scores is not None
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
-        out, received = await suite.attention_with_mass(q, k, v, None, everyone)
-        old: Value = entry.state["scores"]
-        received = await suite.append(None, suite.with_bound(received, cache.group + 1), 1)
+        out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
+        mass = await suite.mask_for_cache(suite.with_bound(mass, cache.group + 1))
         bound = (cache.seen + 1) * cache.group + 1
-        scores = suite.with_bound(suite.concat([old, zeros(suite, old.shape[0], 1)], -1) + received, bound)
-        kept = entry.state["kept"]
-        if entry.length > kept:
-            heavy = kept - budget_tokens(self.recent, kept)
-            scores = suite.with_bound(await drop_least(suite, entry, scores, bound, 0, heavy), bound)
-        entry.state["scores"] = scores
+        before = suite.concat([state.scores, zeros(suite, state.scores.shape[0], 1)], -1)
+        scores = suite.with_bound(before + mass, bound)
+        if entry.length > state.kept:
+            heavy = state.kept - budget_tokens(self.recent, state.kept)
+            scores = suite.with_bound(await drop_least(suite, entry, Scores(scores, bound), heavy), bound)
+        state.scores = scores
         return out

@@ -28,34 +28,23 @@ Leaks: to parties and dealer these numbers (docs/security.md, "Policies").
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerCache, Stage, run_stages
-from models.policies.clusters import (
-    Clusters,
-    Growing,
-    completed,
-    describe,
-    extended,
-    grown,
-    merged,
-    similarities,
-    similarity_limit,
-)
-from models.policies.eviction import Eviction
+from models.cache import CachePolicy, KVCache, LayerCache, Place, SettingValue, Sharing, Stage
+from models.policies.eviction import Eviction, Kept, Scores
+from models.policies.levels import Choosing, Describing, Levels, Sizes
 from models.policies.selecting import (
+    Choice,
+    ChoosingState,
     Layout,
     attend_by_bias,
     attend_to,
-    chooses,
-    full_clusters,
+    chooser_of,
     layout,
-    remember,
-    reuse,
-    widened,
+    taken,
 )
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from models.policies.threshold import keep_important
@@ -66,12 +55,21 @@ MOST_SHARING = 4
 GATHERINGS = ("products", "rows", "scores")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Public: tokens of a cluster on the two levels."""
+@dataclass
+class MPCacheState(ChoosingState):
+    """members: layers that keep the same tokens, this one among them. votes [G, S], secret: at the first of them, the
+    attention mass of those so far, until the last one is through. levels: clusters, once the prompt is processed."""
 
-    fine: int
-    coarse: int
+    members: tuple[int, ...] = ()
+    votes: Value | None = None
+    levels: Levels | None = None
+
+    @property
+    def described(self) -> Levels:
+        """Return the clusters, once the prompt is processed."""
+        if self.levels is None:
+            raise RuntimeError("clusters were asked for before the prompt was processed")
+        return self.levels
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class MPCache(CachePolicy):
     scoring: str = "attention"
     threshold: float = 1e-4
     name: ClassVar[str] = "mpcache"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {
         "few-queries": {"observed": 32.0, "following": 8, "fine": 7, "gathering": "auto"},
         "paper": {
             "static": 0.4,
@@ -181,13 +179,16 @@ class MPCache(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     @property
     def plaintext_only(self) -> str:
-        """What the authors' scoring keeps is no public number."""
+        """Return the authors' scoring: what it keeps is no public number."""
         return "" if self.scoring == "attention" else f"scoring={self.scoring}"
+
+    @property
+    def equal_layers(self) -> bool:
+        return self.scoring == "attention"
 
     @property
     def two_levels(self) -> bool:
@@ -195,7 +196,7 @@ class MPCache(CachePolicy):
         return self.levels == 2 or (self.levels == 0 and self.coarse > 0)
 
     def sizes(self, kept: int) -> Sizes:
-        """Public sizes of clusters for a cache of `kept` tokens after the prompt.
+        """Return public sizes of clusters for a cache of `kept` tokens after the prompt.
 
         Where it is not given, fine is the multiple of 8 from sqrt(0.6 kept) on: the clusters are at most 1.7 times as many
         as a cluster has tokens, which balances the bytes of their ranking and of attending to the chosen ones.
@@ -204,11 +205,10 @@ class MPCache(CachePolicy):
         return Sizes(fine, self.coarse or 2 * fine)
 
     def pattern(self) -> tuple[int, int]:
-        """Behind the layers that choose alone, groups share a choice."""
         return self.apart, self.sharing
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Budgets must hold sinks and window. A prompt too short for a choice is attended to as a whole."""
+        """Refuse budgets that do not hold sinks and window. A prompt too short for a choice is attended to as a whole."""
         no_windows(self.name, architecture, prompt_tokens)
         if self.sharing > 1 and architecture.layers < self.apart + self.sharing:
             raise ConfigurationError(
@@ -229,184 +229,133 @@ class MPCache(CachePolicy):
                 f"sinks = {self.sinks} and window = {self.window}; raise dynamic or lower them"
             )
 
+    @property
+    def append_only(self) -> bool:
+        return True
+
+    @property
+    def one_set_for_all_heads(self) -> bool:
+        return True
+
+    def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
+        """As in `CachePolicy`: cluster sizes and gathering. Where a gathering is what "auto" means, "auto" stays."""
+        sizes = self.sizes(budget_tokens(self.static, prompt_tokens))
+        fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
+        one = replace(self, levels=0, coarse=0)
+        shapes = [
+            (f"{fine}", one if not self.fine else replace(one, fine=fine)),
+            (f"{wide}", replace(one, fine=wide)),
+            (f"{wide}/{fine}", replace(self, levels=0, fine=fine, coarse=wide, gathering="auto")),
+        ]
+        out: list[tuple[str, CachePolicy]] = []
+        for what, shape in shapes:
+            for gathering in GATHERINGS:
+                if gathering == "scores" and shape.coarse:
+                    continue
+                left_open = replace(shape, gathering="auto")
+                own = self.gathering == "auto" and left_open.gathers(suite) == gathering
+                out.append((f"{what} {gathering}", left_open if own else replace(shape, gathering=gathering)))
+        return out
+
+    def new_state(self, place: Place) -> MPCacheState:
+        own = Sharing(self.sharing, self.apart)
+        members = tuple(n for n in own.group(place.layer) if n in place.served)
+        return MPCacheState(chooser_of(place, own), members=members)
+
     # ---- after the prompt ------------------------------------------------------------------------------------------
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """The last share of them; none without static eviction."""
         if self.static == 1:
             return 0
         return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Static eviction, once; then the clusters of what stayed are described."""
-        await run_stages(self.prompt_stages(suite, cache, layer, received))
-
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """The eviction's steps, and the clusters' description; both wait for the last layer of a group that shares."""
-        members = self._members(cache, layer)
+        members = cache.layers[layer].state_of(MPCacheState).members
         entries = [cache.layers[n] for n in members]
         tokens = entries[0].length
         stays = budget_tokens(self.static, tokens)
         stages: list[Stage] = []
         if self.scoring == "authors" and self.static < 1:
-            queries = cache.state["queries"][layer]
-            keep_important(entries[0], queries[:, :, tokens - self.observed_queries(tokens, layer) :], self.threshold)
-        elif received is not None and stays < tokens:
-            before: Value | None = cache.state.pop(self._votes(members), None)
-            known = members.index(layer) + 1
-            most = self.observed_queries(tokens, layer) * cache.group * known  # each layer's queries give 1 each
-            total = received if before is None else suite.with_bound(before + received, most + 1)
+            keep_important(entries[0], self.observed_queries(tokens, layer), self.threshold)
+        elif attention_mass is not None and stays < tokens:
+            most = self.observed_queries(tokens, layer) * cache.group  # each of a layer's queries gives 1
+            total = self._votes(suite, entries[0], attention_mass, most * (members.index(layer) + 1))
             if layer != members[-1]:
-                cache.state[self._votes(members)] = total
                 return []
             start, stop = self.sinks, tokens - self.window
-            bound = most * received.shape[0] + 1
-            kept = stays - self.sinks - self.window
-            importance = total.sum(0, keepdim=True)[:, start:stop]
-            stages += Eviction(suite, entries, importance, kept, bound, start, stop, following=self.following).stages()
+            bound = most * len(members) * attention_mass.shape[0] + 1
+            scores = Scores(total.sum(0, keepdim=True)[:, start:stop], bound, self.following)
+            kept = Kept(start, stop, stays - self.sinks - self.window)
+            stages += Eviction(suite, entries, scores, kept).stages()
         elif layer != members[-1]:
             return []
 
         async def clusters() -> None:
+            states = [entry.state_of(MPCacheState) for entry in entries]
             sizes = self.sizes(entries[0].length)
-            for entry in entries:
-                entry.state["sizes"] = sizes
-            choosing = [entry for n, entry in zip(members, entries, strict=True) if self._chooses(cache, n)]
-            await suite.together(*(self._describe(suite, entry) for entry in choosing))
+            for state in states:
+                state.levels, state.votes = Levels(sizes), None
+            choosing = [n for n, state in zip(members, states, strict=True) if state.chooser == n]
+            await suite.together(*(self._describe(suite, cache.layers[n]) for n in choosing))
 
         return [*stages, ("clusters", clusters)]
 
-    def _members(self, cache: KVCache, layer: int) -> list[int]:
-        """Layers of this policy that keep the same tokens as `layer`, itself among them."""
-        first = self._leader(layer)
-        group = range(first, min(first + (self.sharing if first >= self.apart else 1), len(cache.layers)))
-        return [n for n in group if n == layer or cache.policy_of(n, self.spec) == self.spec]
-
-    def _votes(self, members: list[int]) -> str:
-        """Where the attention that tokens received in earlier layers of a group waits."""
-        return f"votes of layer {members[0]} on, {self.spec}"
+    def _votes(self, suite: Suite, first: LayerCache, attention_mass: Value, most: int) -> Value:
+        """Add a layer's attention mass to that of the layers before it in its group; at most `most` a token, of all."""
+        state = first.state_of(MPCacheState)
+        state.votes = attention_mass if state.votes is None else suite.with_bound(state.votes + attention_mass, most + 1)
+        return state.votes
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """The token joins the description of its cluster, beside the rest of its work if there is a window."""
-        if not self._chooses(cache, layer):
+        entry = cache.layers[layer]
+        if entry.state_of(MPCacheState).chooser != layer:
             return
-        work = self._describe(suite, cache.layers[layer], self.window > 0)
+        work = self._describe(suite, entry, self.window > 0)
         if self.window == 0:  # this token chooses among it already
             await work
         else:
             await cache.run_in_background(work)
 
-    def _leader(self, layer: int) -> int:
-        """The layer whose choices this one takes, itself where it chooses alone."""
-        return layer if layer < self.apart else layer - (layer - self.apart) % self.sharing
-
-    def _chooses(self, cache: KVCache, layer: int) -> bool:
-        return chooses(cache, layer, self.spec, self.sharing, self.apart)
-
-    @property
-    def _alpha(self) -> float | None:
-        return self.alpha if self.linear else None
-
     async def _describe(self, suite: Suite, entry: LayerCache, background: bool = False) -> None:
-        """Describe what is not described yet: clusters that are full, and the begun one where extremes are kept up. The
-        first begins behind the sinks."""
+        """Describe what is not described yet."""
         if self.dynamic == 1:
             return
-        sizes: Sizes = entry.state["sizes"]
-        old: Clusters | None = entry.state.get("fine")
-        growing: Growing | None = entry.state.pop("growing", None)
-        known = old.count if old is not None else 0
-        k, _ = entry.keys_and_values()
-        if growing is not None:
-            growing = await grown(suite, growing, k[:, self.sinks + known * sizes.fine + growing.tokens :], background)
-            if growing.tokens < sizes.fine:
-                entry.state["growing"] = growing
-                return
-            new = await completed(suite, growing, self._alpha)
-        else:
-            ready = full_clusters(entry.length, sizes.fine, self.sinks, 0)
-            start, stop = (self.sinks + n * sizes.fine for n in (known, ready))
-            work: dict[str, Coroutine[Any, Any, Any]] = {}
-            if ready > known:
-                work["new"] = describe(suite, k[:, start:stop], sizes.fine, self._alpha, background)
-            if entry.length > stop and self._keeps_up(suite):
-                work["growing"] = grown(suite, None, k[:, stop:], background)
-            done = dict(zip(work, await suite.together(*work.values()), strict=True))
-            if "growing" in done:
-                entry.state["growing"] = done["growing"]
-            if ready == known:
-                return
-            new = done["new"]
-        entry.state["fine"] = await extended(suite, old, new)
-        await self._describe_coarse(suite, entry, background)
-
-    async def _describe_coarse(self, suite: Suite, entry: LayerCache, background: bool) -> None:
-        """Describe clusters of `coarse` tokens whose fine ones are all described."""
-        if not self.two_levels:
-            return
-        sizes: Sizes = entry.state["sizes"]
-        factor = sizes.coarse // sizes.fine
-        fine: Clusters = entry.state["fine"]
-        above: Clusters | None = entry.state.get("coarse")
-        done = (above.count if above is not None else 0) * factor
-        full = fine.count // factor * factor
-        if full > done:
-            part = Clusters(fine.high[:, done:full], fine.low[:, done:full], ())
-            entry.state["coarse"] = await extended(suite, above, await merged(suite, part, factor, self._alpha, background))
-
-    def _keeps_up(self, suite: Suite) -> bool:
-        """Whether every token updates the extremes of its cluster, in rounds that there are anyway."""
-        return suite.overlaps_rounds and self.window > 0
+        state, (keys, _) = entry.state_of(MPCacheState), entry.keys_and_values()
+        how = Describing(self.sinks, self.alpha if self.linear else None, self.two_levels, keeps_up=self.window > 0)
+        state.levels = await how.described(suite, state.described, keys, background)
 
     # ---- each token ------------------------------------------------------------------------------------------------
     def layout(self, seen: int, cached: int, sizes: Sizes) -> Layout:
-        """What a token attends to when `seen` tokens were processed before it and `cached` are cached with it; public."""
+        """Return what a token attends to when `seen` tokens were processed before it and `cached` are cached with it;
+        public."""
         return layout(cached, sizes.fine, self.sinks, self.window, budget_tokens(self.dynamic, seen + 1))
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Choose clusters, or take the choice of the layer before; attend to them and to what always counts."""
         entry = cache.layers[layer]
-        plan = self.layout(cache.seen, entry.length, entry.state["sizes"])
+        state = entry.state_of(MPCacheState)
+        plan = self.layout(cache.seen, entry.length, state.described.sizes)
         if self.dynamic == 1 or plan.everything:
             return await attend_to(suite, entry, q, plan, None)
         gathering = self.gathers(suite)
-        chosen = reuse(cache, layer, self.spec, self.sharing, self.apart, plan)
+        chosen = taken(cache, layer, plan)
         if chosen is None:
             chosen = await self._choose(suite, entry, q, plan)
             if gathering != "scores":
-                chosen = await suite.hold(chosen)
-            remember(cache, layer, self.spec, plan, chosen)
+                chosen = await suite.mask_for_reuse(chosen)
+            state.choice = Choice(plan, cache.seen, chosen)
         if gathering == "scores":
             return await attend_by_bias(suite, entry, q, plan, chosen)
         return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
 
     def gathers(self, suite: Suite) -> str:
-        """How attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
+        """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
         if self.gathering != "auto":
             return self.gathering
         return "scores" if suite.overlaps_rounds and not self.two_levels else "products"
 
     async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
         """One-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
-        fine: Clusters = entry.state["fine"]
-        limit = similarity_limit(suite, q.shape[1]) * (1 if self.linear else 2)
-        coarse: Clusters | None = entry.state.get("coarse")
-        sizes: Sizes = entry.state["sizes"]
-        factor = sizes.coarse // sizes.fine
-        above = min(coarse.count, plan.candidates // factor) if coarse is not None else 0
-        count = max(round(self.coarse_share * above), -(-plan.count // factor))
-        if coarse is None or count >= above:
-            near = await similarities(suite, q, fine, 0, plan.candidates)
-            choose = suite.keep_largest if self.gathers(suite) == "scores" else suite.top_k
-            return await choose(near, plan.count, limit)
-        near, wide = await suite.together(
-            similarities(suite, q, fine, 0, plan.candidates), similarities(suite, q, coarse, 0, above)
-        )
-        groups = q.shape[0]
-        first = await suite.top_k(wide, count, limit)  # [G, count, above]
-        inside = suite.with_bound(near[:, : above * factor].reshape(groups, above, factor), limit)
-        offered = (await suite.choose(first, inside)).reshape(groups, count * factor)
-        table = widened(suite, first, factor, plan.candidates - above * factor)
-        if plan.candidates > above * factor:
-            offered = suite.concat([offered, near[:, above * factor :]], -1)
-        second = await suite.top_k(suite.with_bound(offered, limit), plan.count, limit)
-        return await suite.choose(second, table)
+        how = Choosing(self.coarse_share, self.linear, marks=self.gathers(suite) == "scores")
+        return await how.chosen(suite, q, entry.state_of(MPCacheState).described, plan)

@@ -12,11 +12,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
-from models.policies.clusters import describe, extended, similarities, similarity_limit
-from models.policies.selecting import attend_to, chooses, layout, remember, reuse
+from models.cache import CachePolicy, KVCache, Place, Sharing, Stage
+from models.policies.clusters import Clusters, describe, extended, similarities, similarity_limit
+from models.policies.selecting import Choice, ChoosingState, attend_to, chooser_of, layout, taken
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from protocols.suite import Suite, Value
+
+
+@dataclass
+class QuestState(ChoosingState):
+    """pages: descriptions of the full ones, at layers that choose."""
+
+    pages: Clusters | None = None
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,26 @@ class Quest(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """No sliding windows."""
         no_windows(self.name, architecture, prompt_tokens)
 
     def pattern(self) -> tuple[int, int]:
-        """The first layers attend to everything."""
         return self.skip, 1
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Describe the full pages."""
-        await self._describe(suite, cache, layer)
+    @property
+    def append_only(self) -> bool:
+        return True
+
+    def new_state(self, place: Place) -> QuestState:
+        return QuestState(chooser_of(place, Sharing(), self.skip))
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        async def describe_pages() -> None:
+            await self._describe(suite, cache, layer)
+
+        return [("pages", describe_pages)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """Describe a page that is full now."""
@@ -56,26 +69,29 @@ class Quest(CachePolicy):
 
     async def _describe(self, suite: Suite, cache: KVCache, layer: int) -> None:
         entry = cache.layers[layer]
-        if layer < self.skip or self.budget == 1 or not chooses(cache, layer, self.spec, 1, 0):
+        state = entry.state_of(QuestState)
+        if layer < self.skip or self.budget == 1 or state.chooser != layer:
             return
-        old = entry.state.get("pages")
-        known = old.count * self.page if old is not None else 0
+        known = state.pages.count * self.page if state.pages is not None else 0
         full = entry.length // self.page * self.page
         if full > known:
             k, _ = entry.keys_and_values()
             new = await describe(suite, k[:, known:full], self.page, None)
-            entry.state["pages"] = await extended(suite, old, new)
+            state.pages = await extended(suite, state.pages, new)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Bounds, top-k, attention to the chosen pages and the unfilled one."""
+        """Attend to the pages with the highest bounds, or to those that another layer chose, and to the unfilled one."""
         entry = cache.layers[layer]
         plan = layout(entry.length, self.page, 0, 0, budget_tokens(self.budget, cache.seen + 1))
         if layer < self.skip or plan.everything:
             return await attend_to(suite, entry, q, plan, None)
-        shared = reuse(cache, layer, self.spec, 1, 0, plan)
-        if shared is not None:
-            return await attend_to(suite, entry, q, plan, shared)
-        bounds = await similarities(suite, q, entry.state["pages"], 0, plan.candidates)
-        chosen = await suite.hold(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
-        remember(cache, layer, self.spec, plan, chosen)
+        chosen = taken(cache, layer, plan)
+        if chosen is None:
+            state = entry.state_of(QuestState)
+            assert state.pages is not None
+            bounds = await similarities(suite, q, state.pages, 0, plan.candidates)
+            chosen = await suite.mask_for_reuse(
+                await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1]))
+            )
+            state.choice = Choice(plan, cache.seen, chosen)
         return await attend_to(suite, entry, q, plan, chosen)

@@ -1,6 +1,6 @@
 """What selecting policies share: a step chooses clusters in secret and attends to them and to what always counts.
 
-`chosen` is a one-hot matrix; layers may share it (`reuse`), which spares the others' ranking and its opening.
+`chosen` is a one-hot matrix; layers may share it (`taken`), which spares the others' ranking and its opening.
 
 Leaks: to parties and dealer a `Layout`, which follows from lengths; not what is chosen (docs/security.md, "Policies").
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.cache import KVCache, LayerCache
+from models.cache import KVCache, LayerCache, LayerState, Place, Sharing
 from protocols.suite import Suite, Value
 
 
@@ -89,36 +89,41 @@ async def attend_to(
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
 
 
-def _group_start(cache: KVCache, layer: int, sharing: int, apart: int) -> int:
-    """First layer of the group that shares a choice. A wrapper (`SharedChoice`) overrides sharing and apart."""
-    sharing, apart = cache.state.get("sharing", (sharing, apart))
-    return layer if layer < apart else layer - (layer - apart) % sharing
+@dataclass(frozen=True)
+class Choice:
+    """What one token has chosen in a layer: of which clusters and after how many tokens, both public, and `chosen`."""
+
+    layout: Layout
+    seen: int
+    chosen: Value
 
 
-def chooses(cache: KVCache, layer: int, owner: str, sharing: int, apart: int) -> bool:
-    """Whether this layer chooses, rather than take the choice of a layer before it in its group.
+@dataclass
+class ChoosingState(LayerState):
+    """chooser: the layer whose choice this one takes, its own number where it chooses. choice: the latest one made here."""
 
-    owner: the policy's text.
+    chooser: int
+    choice: Choice | None = None
+
+
+def chooser_of(place: Place, own: Sharing, first: int = 0) -> int:
+    """Return the layer whose choice a layer takes: the first one in its group that the same policy serves.
+
+    own: the policy's groups, where no wrapper sets others. first: layers before it choose nothing.
     """
-    start = _group_start(cache, layer, sharing, apart)
-    return all(cache.policy_of(n, owner) != owner for n in range(start, layer))
+    group = (place.sharing or own).group(place.layer)
+    return min(n for n in place.served if n in group and (n >= first or n == place.layer))
 
 
-def reuse(cache: KVCache, layer: int, owner: str, sharing: int, apart: int, plan: Layout) -> Value | None:
-    """The choice of the layer that this one shares with, if it does and if that one chose among as many clusters.
-
-    owner: the policy's text.
-    """
-    chooser, known, value = cache.state.get(f"choice of {owner}", (-1, None, None))
-    if chooser < _group_start(cache, layer, sharing, apart) or chooser >= layer or known != (plan, cache.seen):
+def taken(cache: KVCache, layer: int, plan: Layout) -> Value | None:
+    """Return the choice that a layer takes from another one; None where it chooses itself."""
+    chooser = cache.layers[layer].state_of(ChoosingState).chooser
+    if chooser == layer:
         return None
-    chosen: Value = value
-    return chosen
-
-
-def remember(cache: KVCache, layer: int, owner: str, plan: Layout, chosen: Value) -> None:
-    """Keep a layer's choice for the layers that share it."""
-    cache.state[f"choice of {owner}"] = (layer, (plan, cache.seen), chosen)
+    choice = cache.layers[chooser].state_of(ChoosingState).choice
+    if choice is None or (choice.layout, choice.seen) != (plan, cache.seen):
+        raise RuntimeError(f"layer {layer} takes the choice of layer {chooser}, which made none among the same clusters")
+    return choice.chosen
 
 
 def widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
-from models.policies.eviction import keep_rows, pooled
+from models.cache import CachePolicy, KVCache, Stage
+from models.policies.eviction import Eviction, Kept, Scores, pooled
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -39,11 +39,10 @@ class SnapKV(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """The budget must hold the window and one voted token."""
+        """Refuse a budget that does not hold the window and one voted token."""
         no_windows(self.name, architecture, prompt_tokens)
         kept = budget_tokens(self.budget, prompt_tokens)
         if kept <= self.window and kept < prompt_tokens:
@@ -52,18 +51,19 @@ class SnapKV(CachePolicy):
                 f"window = {self.window} and a voted one; raise budget or lower window"
             )
 
+    @property
+    def append_only(self) -> bool:
+        return True
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """The window's."""
         return self.window if self.budget < 1 else 0
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Keep the voted tokens and the window."""
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         entry = cache.layers[layer]
-        tokens = entry.length
-        kept = budget_tokens(self.budget, tokens)
-        if received is None or kept >= tokens:
-            return
-        half = self.kernel // 2
-        votes = pooled(suite, received[:, : tokens - self.window], half, half)
-        bound = self.window * cache.group + 1
-        await keep_rows(suite, entry, votes, kept - self.window, bound, 0, tokens - self.window)
+        kept = budget_tokens(self.budget, entry.length)
+        if attention_mass is None or kept >= entry.length:
+            return []
+        half, older = self.kernel // 2, entry.length - self.window
+        votes = pooled(suite, attention_mass[:, :older], half, half)
+        scores = Scores(votes, self.window * cache.group + 1)
+        return Eviction(suite, [entry], scores, Kept(0, older, kept - self.window)).stages()

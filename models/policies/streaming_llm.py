@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Stage
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
+
+
+@dataclass
+class StreamingState(LayerState):
+    """kept: public number of tokens that stay."""
+
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,10 @@ class StreamingLLM(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """The budget must hold the sinks and one recent token."""
+        """Refuse a budget that does not hold the sinks and one recent token."""
         no_windows(self.name, architecture, prompt_tokens)
         kept = budget_tokens(self.budget, prompt_tokens)
         if kept <= self.sinks and kept < prompt_tokens:
@@ -46,20 +52,24 @@ class StreamingLLM(CachePolicy):
                 f"sinks = {self.sinks} and a recent one; raise budget or lower sinks"
             )
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Keep sinks and window."""
+    def new_state(self, place: Place) -> StreamingState:
+        return StreamingState()
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         entry = cache.layers[layer]
-        kept = budget_tokens(self.budget, entry.length)
-        entry.state["kept"] = kept
-        self._cut(suite, cache, layer)
+        entry.state_of(StreamingState).kept = budget_tokens(self.budget, entry.length)
+
+        async def cut() -> None:
+            self._cut(suite, entry)
+
+        return [("sinks and window", cut)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """The oldest of the window goes."""
-        self._cut(suite, cache, layer)
+        """The oldest token of the window goes."""
+        self._cut(suite, cache.layers[layer])
 
-    def _cut(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        entry = cache.layers[layer]
-        kept = entry.state["kept"]
+    def _cut(self, suite: Suite, entry: LayerCache) -> None:
+        kept = entry.state_of(StreamingState).kept
         if self.budget == 1 or entry.length <= kept:
             return
         k, v = entry.keys_and_values()

@@ -24,13 +24,15 @@ from protocols.plain.suite import PlainValue, tensor_of
 
 
 def important(queries: Tensor, keys: Tensor, threshold: float) -> Tensor:
-    """Bool [S]: tokens that stay. queries [G, R, n, C], divided by sqrt(C) already; keys [G, S, C]."""
+    """Return which tokens stay, bool [S]. queries [G, R, n, C], divided by sqrt(C) already; keys [G, S, C]."""
     scores = queries @ keys[:, None].transpose(-1, -2) * math.sqrt(queries.shape[-1])  # [G, R, n, S]
     return (torch.softmax(scores, -1).mean((0, 1)) >= threshold).any(0)
 
 
-def keep_important(entry: LayerCache, queries: Tensor, threshold: float) -> None:
-    """Drop a layer's other tokens."""
+def keep_important(entry: LayerCache, observed: int, threshold: float) -> None:
+    """Drop a layer's other tokens, by the prompt's last `observed` queries."""
+    if entry.prompt_queries is None:
+        raise RuntimeError("scoring=authors needs the prompt's queries, which `mpcache quality --tasks` notes")
     k, v = map(tensor_of, entry.keys_and_values())
-    stay = important(queries, k, threshold)
+    stay = important(entry.prompt_queries[:, :, entry.length - observed :], k, threshold)
     entry.k, entry.v = PlainValue(k[:, stay]), PlainValue(v[:, stay])

@@ -15,10 +15,17 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
-from models.policies.eviction import drop_least, keep_rows
+from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
+from models.policies.eviction import Eviction, Kept, Scores, drop_least
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from protocols.suite import Suite, Value
+
+
+@dataclass
+class TOVAState(LayerState):
+    """kept: public number of tokens that stay."""
+
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,37 +40,40 @@ class TOVA(CachePolicy):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return text_of(self)
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """No sliding windows."""
         no_windows(self.name, architecture, prompt_tokens)
 
+    @property
+    def one_set_for_all_heads(self) -> bool:
+        return True
+
+    def new_state(self, place: Place) -> TOVAState:
+        return TOVAState()
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """The last one's."""
         return 1 if self.budget < 1 else 0
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Keep what the last query attends to most."""
-        if received is None:
-            return
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        if attention_mass is None:
+            return []
         entry = cache.layers[layer]
-        tokens = entry.length
-        kept = entry.state["kept"] = budget_tokens(self.budget, tokens)
-        if kept < tokens:
-            heads = received.shape[0] * cache.group
-            await keep_rows(suite, entry, received.sum(0, keepdim=True), kept, heads + 1, 0, tokens)
+        state, tokens = entry.state_of(TOVAState), entry.length
+        state.kept = budget_tokens(self.budget, tokens)
+        bound = attention_mass.shape[0] * cache.group + 1
+        scores = Scores(attention_mass.sum(0, keepdim=True), bound)
+        return Eviction(suite, [entry], scores, Kept(0, tokens, state.kept)).stages()
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to everything; then the least attended goes."""
         entry = cache.layers[layer]
         k, v = entry.keys_and_values()
-        if self.budget == 1 or entry.length <= entry.state["kept"]:
+        if self.budget == 1 or entry.length <= entry.state_of(TOVAState).kept:
             return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
-        out, received = await suite.attention_with_mass(q, k, v, None, everyone)
+        out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         bound = q.shape[0] * q.shape[1] + 1
-        scores = suite.with_bound(received.sum(0, keepdim=True), bound)
-        await drop_least(suite, entry, scores, bound, 0, entry.length - 1)
+        scores = suite.with_bound(mass.sum(0, keepdim=True), bound)
+        await drop_least(suite, entry, Scores(scores, bound), entry.length - 1)
         return out

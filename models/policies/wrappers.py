@@ -7,61 +7,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, Stage
+from models.cache import CachePolicy, KVCache, LayerState, Place, Sharing, Stage
 from models.policies.settings import whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 
 class _Around(CachePolicy):
-    """Asks the policy of a layer for everything."""
+    """A policy that asks the policy of a layer for everything."""
 
     def of(self, layer: int) -> CachePolicy:
-        """The policy of a layer."""
+        """Return the policy of a layer."""
         raise NotImplementedError
 
     def inside(self) -> Sequence[CachePolicy]:
-        """The policies that it is around."""
+        """Return the policies that it is around."""
         return [self.of(0)]
 
     @property
     def plaintext_only(self) -> str:
-        """The first one's setting that has one."""
+        """Return the setting of the first policy that has one."""
         return next(filter(None, (policy.plaintext_only for policy in self.inside())), "")
 
     def pattern(self) -> tuple[int, int]:
-        """That of all policies together."""
         found = [policy.pattern() for policy in self.inside()]
         return max(first for first, _ in found), math.lcm(*(period for _, period in found))
 
+    @property
+    def append_only(self) -> bool:
+        return all(policy.append_only for policy in self.inside())
+
+    @property
+    def equal_layers(self) -> bool:
+        return all(policy.equal_layers for policy in self.inside())
+
+    def new_state(self, place: Place) -> LayerState:
+        return self.of(place.layer).new_state(place)
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """As the layer's policy."""
         return self.of(layer).observed_queries(tokens, layer)
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """As the layer's policy."""
-        await self.of(layer).after_prefill(suite, cache, layer, received)
-
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
-        """As the layer's policy."""
-        return self.of(layer).prompt_stages(suite, cache, layer, received)
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        return self.of(layer).prompt_stages(suite, cache, layer, attention_mass)
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """As the layer's policy."""
         await self.of(layer).after_append(suite, cache, layer)
 
-    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
-        """As the layer's policy."""
-        return await self.of(layer).select(suite, cache, layer, q)
-
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """As the layer's policy."""
         return await self.of(layer).attend(suite, cache, layer, q)
 
 
@@ -78,34 +74,27 @@ class PerLayer(_Around):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return ";".join([*(f"{p.spec}@{a}-{b}" if a != b else f"{p.spec}@{a}" for a, b, p in self.rules), self.rest.spec])
 
     def inside(self) -> Sequence[CachePolicy]:
-        """All of them."""
         return [*(policy for _, _, policy in self.rules), self.rest]
 
     def pattern(self) -> tuple[int, int]:
-        """Layers that rules name stand for themselves."""
+        """As in `CachePolicy`; layers that rules name stand for themselves."""
         first, period = super().pattern()
         return max([first, *(last + 1 for _, last, _ in self.rules)]), period
 
     def of(self, layer: int) -> CachePolicy:
-        """The first rule's that names the layer."""
+        """Return the policy of the first rule that names the layer."""
         return next((p for first, last, p in self.rules if first <= layer <= last), self.rest)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
-        """As the layer's policy, which may ask which layers it serves."""
-        cache.state["policies"] = [self.of(n).spec for n in range(len(cache.layers))]
-        return super().prompt_stages(suite, cache, layer, received)
-
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """As the layer's policy, which may ask which layers it serves."""
-        cache.state["policies"] = [self.of(n).spec for n in range(len(cache.layers))]
-        await super().after_prefill(suite, cache, layer, received)
+    def new_state(self, place: Place) -> LayerState:
+        """The layer's policy's, which serves the layers of equal policies alone."""
+        policy = self.of(place.layer)
+        return policy.new_state(replace(place, served=tuple(n for n in place.served if self.of(n).spec == policy.spec)))
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """All of them, and that the named layers exist."""
+        """Check all policies, and that the layers that rules name exist."""
         for first, last, policy in self.rules:
             if not 0 <= first <= last < architecture.layers:
                 raise ConfigurationError(
@@ -133,20 +122,24 @@ class SharedChoice(_Around):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return f"shared:layers={self.layers},apart={self.apart}|{self.inner.spec}"
 
     def pattern(self) -> tuple[int, int]:
-        """The inner policy's, and the groups that share."""
+        """As in `CachePolicy`: groups that share, from the first whole one on whose layers are all alike."""
         first, period = super().pattern()
-        return max(first, self.apart), math.lcm(period, self.layers)
+        groups = -(-max(0, first - self.apart) // self.layers)
+        return self.apart + groups * self.layers, math.lcm(period, self.layers)
 
     def of(self, layer: int) -> CachePolicy:
-        """The only one."""
         return self.inner
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """The model must have a whole group of layers."""
+        """Refuse a model without a whole group of layers, and a policy whose layers cannot take one choice."""
+        if self.layers > 1 and not self.inner.equal_layers:
+            raise ConfigurationError(
+                f"policy {self.name}: layers of '{self.inner.spec}' keep different numbers of tokens and cannot take one "
+                "choice of clusters; leave out shared, or set layers=1"
+            )
         if architecture.layers < self.apart + self.layers:
             raise ConfigurationError(
                 f"policy {self.name}: layers = {self.layers} behind the first apart = {self.apart} needs "
@@ -154,15 +147,8 @@ class SharedChoice(_Around):
             )
         self.inner.check(architecture, prompt_tokens)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> list[Stage]:
-        """The inner policy's, which may ask which layers choose."""
-        cache.state["sharing"] = (self.layers, self.apart)
-        return self.inner.prompt_stages(suite, cache, layer, received)
-
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """The inner policy's, which may ask which layers choose."""
-        cache.state["sharing"] = (self.layers, self.apart)
-        await self.inner.after_prefill(suite, cache, layer, received)
+    def new_state(self, place: Place) -> LayerState:
+        return self.inner.new_state(replace(place, sharing=Sharing(self.layers, self.apart)))
 
 
 @dataclass(frozen=True)
@@ -186,13 +172,10 @@ class ChunkedPrefill(_Around):
 
     @property
     def spec(self) -> str:
-        """Text form."""
         return f"chunked:tokens={self.tokens}|{self.inner.spec}"
 
     def of(self, layer: int) -> CachePolicy:
-        """The only one."""
         return self.inner
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """As the inner policy."""
         self.inner.check(architecture, prompt_tokens)

@@ -6,15 +6,15 @@ What needs logits (filters, penalties, processors) works only where this client 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.generation import Decoding
+from models.tokenizer.chat_template import TurnEnd
 from mpc.errors import ConfigurationError
-from parties.client.session import Adjust
+from parties.client.sampling_params import Adjust, SamplingParams
 
 DEFAULT_NEW_TOKENS = 20  # as transformers
 _SHARED = "stays shared among the parties; nobody sees it"
@@ -60,27 +60,67 @@ _IGNORED = ("pad_token_id", "bos_token_id", "tokenizer", "return_dict_in_generat
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the options say, in `Client.generate`'s terms. stop_ids None: the model's end-of-text tokens;
-    more_stop_ids: further ones."""
+class GenerationOptions:
+    """What the options say. criteria: transformers' stopping criteria. output_logits: whether the result has logits."""
 
-    new_tokens: int
-    decoding: Decoding
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    stop_ids: list[int] | None
-    more_stop_ids: list[int]
-    stop_strings: list[str] = field(repr=False)
-    adjust: Adjust | None
-    criteria: Sequence[Callable[..., Any]]
-    output_logits: bool
-    fixed_length: bool
+    params: SamplingParams
+    criteria: Sequence[Callable[..., Any]] = ()
+    output_logits: bool = False
+
+    def at_turn_end(self, end: TurnEnd) -> GenerationOptions:
+        """Return the options for an answer that also ends where a chat template ends the assistant's turn.
+
+        Who says which tokens end an answer (`eos_token_id`, `ignore_eos`) means these and no others.
+        """
+        params = self.params
+        if params.ignore_eos:
+            return self
+        stop, tokens = (*params.stop, *end.texts), (*params.stop_token_ids, *end.ids)
+        return replace(self, params=replace(params, stop=stop, stop_token_ids=tokens))
 
 
-def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: bool) -> Choices:
-    """Choices of `generate(**options)`. Raises `ConfigurationError` naming the option, its value and the remedy."""
+def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: bool) -> GenerationOptions:
+    """Return what `generate(**options)` asks for. Raises `ConfigurationError` naming the option, its value and the remedy.
+
+    >>> read_options({"max_new_tokens": 8, "do_sample": True, "temperature": 0.5}, 3, allow_logits=False).params.decoding
+    'sample'
+    >>> read_options({"num_beams": 4}, 3, allow_logits=False)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    mpc.errors.ConfigurationError: num_beams = 4 cannot work on shares: ...
+    """
     given = {name: value for name, value in options.items() if value is not None and not name.startswith("_")}
+    _refuse(given)
+    logits = {name: given[name] for name in _LOGITS if name in given and not _neutral(given[name], _LOGITS[name])}
+    if logits and not allow_logits:
+        raise needs_logits(", ".join(logits))
+    sample = bool(given.get("do_sample", False))
+    temperature = float(given["temperature"]) if "temperature" in given else None
+    if not sample and (temperature not in (None, 1.0) or {"top_k", "top_p"} & set(logits)):
+        raise ConfigurationError("temperature, top_k and top_p need do_sample=True; without it the likeliest token is taken")
+    eos = _ids(given.get("eos_token_id"))
+    params = SamplingParams(
+        max_tokens=_new_tokens(given, prompt_tokens),
+        decoding="logits" if logits else "sample" if sample else "greedy",
+        temperature=(1.0 if temperature is None else temperature) if sample else None,
+        top_k=logits.get("top_k"),
+        top_p=logits.get("top_p"),
+        stop=_strings(given.get("stop_strings")),
+        stop_token_ids=(*(eos or ()), *(_ids(given.get("stop_token_ids")) or ())),
+        ignore_eos=eos is not None,
+        adjust=_adjust(logits),
+        fixed_length=bool(given.get("fixed_length", False)),
+    )
+    return GenerationOptions(params, list(given.get("stopping_criteria", [])), bool(given.get("output_logits", False)))
+
+
+def needs_logits(what: str) -> ConfigurationError:
+    """Return the error of what needs logits where this client was not allowed to learn them."""
+    return ConfigurationError(
+        f"{what}: needs the logits at this client; connect with allow_logits=True if it may learn them"
+    )
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in REFUSED:
             neutral, reason = REFUSED[name]
@@ -90,30 +130,6 @@ def read_options(options: Mapping[str, Any], prompt_tokens: int, allow_logits: b
             raise ConfigurationError(
                 f"'{name}' is not an option of private generation; known: {', '.join(sorted((*_USED, *_LOGITS)))}"
             )
-    logits = {name: given[name] for name in _LOGITS if name in given and not _neutral(given[name], _LOGITS[name])}
-    if logits and not allow_logits:
-        raise ConfigurationError(
-            f"{', '.join(logits)}: needs the logits at this client; connect with allow_logits=True if it may learn them"
-        )
-    sample = bool(given.get("do_sample", False))
-    temperature = float(given["temperature"]) if "temperature" in given else None
-    if not sample and (temperature not in (None, 1.0) or {"top_k", "top_p"} & set(logits)):
-        raise ConfigurationError("temperature, top_k and top_p need do_sample=True; without it the likeliest token is taken")
-    decoding: Decoding = "logits" if logits else "sample" if sample else "greedy"
-    return Choices(
-        new_tokens=_new_tokens(given, prompt_tokens),
-        decoding=decoding,
-        temperature=(1.0 if temperature is None else temperature) if sample else None,
-        top_k=logits.get("top_k"),
-        top_p=logits.get("top_p"),
-        stop_ids=_ids(given.get("eos_token_id")),
-        more_stop_ids=_ids(given.get("stop_token_ids")) or [],
-        stop_strings=_strings(given.get("stop_strings")),
-        adjust=_adjust(logits),
-        criteria=list(given.get("stopping_criteria", [])),
-        output_logits=bool(given.get("output_logits", False)),
-        fixed_length=bool(given.get("fixed_length", False)),
-    )
 
 
 def _neutral(value: Any, values: tuple[Any, ...]) -> bool:
@@ -145,17 +161,17 @@ def _ids(value: Any) -> list[int] | None:
     return [int(value)] if isinstance(value, int) else [int(token) for token in value]
 
 
-def _strings(value: Any) -> list[str]:
+def _strings(value: Any) -> tuple[str, ...]:
     if value is None:
-        return []
-    found = [value] if isinstance(value, str) else list(value)
+        return ()
+    found = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(text, str) and text for text in found):
         raise ConfigurationError("stop_strings: needs a text, or a list of texts that are not empty")
     return found
 
 
 def _adjust(logits: Mapping[str, Any]) -> Adjust | None:
-    """transformers' own processors, in the order in which its `generate` applies them."""
+    """Return transformers' own processors, in the order in which its `generate` applies them."""
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as processors
 

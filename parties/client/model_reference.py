@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 
 import parties.wire.wire_pb2_grpc as services
 from models.architecture import Architecture
-from mpc.errors import ManifestMismatch
+from mpc.errors import ConfigurationError, ManifestMismatch
 from parties.config.role_config import RoleConfig
 from parties.identity.certificates import Identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import connect
 from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_rpc
-from parties.wire.manifest import PROTOCOL_VERSION, Option, check_id
+from parties.wire.manifest import PROTOCOL_VERSION, check_id
 from parties.wire.model_ranges import Ranges, unpack_ranges
+from protocols.registry import SuiteSpec
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,18 @@ class ModelReference:
     parties: tuple[str, ...]
     ranges: Ranges | None = field(default=None, hash=False)
 
-    def options(self, suite: str, given: Mapping[str, Option] | None = None) -> dict[str, Option]:
-        """A session's options: the owner's bounds for this suite, and over them what is given."""
-        return {**(self.ranges or {}).get(suite, {}), **(given or {})}
+    def over_bounds(self, suite: SuiteSpec) -> SuiteSpec:
+        """Return a suite over the owner's bounds for it: they hold where the suite itself says nothing."""
+        return suite.over((self.ranges or {}).get(suite.name, {}))
+
+
+def check_architecture(folder: Path, architecture: Architecture, reference: ModelReference) -> None:
+    """Raise `ConfigurationError` unless the folder's config.json describes the shared model."""
+    if reference.architecture != architecture:
+        raise ConfigurationError(
+            f"{folder} describes another architecture than the shared model '{reference.name}'; "
+            "give the folder whose config.json and tokenizer belong to it"
+        )
 
 
 def connect_all(
@@ -46,7 +57,7 @@ def connect_all(
     waiting: Callable[[str], None] = lambda reason: None,
     check: Callable[[], None] = lambda: None,
 ) -> list[grpc.Channel]:
-    """Connected channels to all compute parties in order. Raises `PeerLost` with the reason for the first that fails."""
+    """Return channels to all compute parties, in order. Raises `PeerLost` with the reason for the first that fails."""
     channels: list[grpc.Channel] = []
     try:
         for peer in parties_of(config):
@@ -58,13 +69,13 @@ def connect_all(
 
 
 def close_all(channels: list[grpc.Channel]) -> None:
-    """Close channels."""
+    """Close all channels."""
     for channel in channels:
         channel.close()
 
 
 def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.Description]:
-    """What every party says of itself. Raises `ManifestMismatch` when one speaks another protocol version."""
+    """Return what every party says of itself. Raises `ManifestMismatch` when one speaks another protocol version."""
     found = []
     for peer, channel in zip(config.parties, channels, strict=True):
         try:
@@ -81,7 +92,7 @@ def describe_all(config: RoleConfig, channels: list[grpc.Channel]) -> list[wire.
 
 
 def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
-    """The models that all parties hold, with equal architectures and bounds."""
+    """Return the models that all parties hold, with equal architectures and bounds."""
     held = [{m.model: m for m in said.models} for said in descriptions]
     out = []
     for model, first in held[0].items():

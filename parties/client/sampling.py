@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpc.errors import ConfigurationError
 from mpc.random import Prg
 from protocols.gumbel import gumbel
-
-
-def check_filters(top_k: int | None, top_p: float | None) -> None:
-    """Raise `ConfigurationError` unless top_k >= 1 and 0 < top_p <= 1, where given."""
-    if top_k is not None and top_k < 1:
-        raise ConfigurationError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigurationError(f"top_p must be above 0 and at most 1, got {top_p:g}")
 
 
 def choose(
@@ -25,7 +16,7 @@ def choose(
     top_p: float | None = None,
     prg: Prg | None = None,
 ) -> int:
-    """A token from logits [V]: the most likely one without a temperature, else a sample.
+    """Return a token from logits [V]: the most likely one without a temperature, else a sample.
 
     top_k keeps the k largest logits; top_p the fewest most likely tokens whose probabilities reach p.
     """

@@ -23,6 +23,7 @@ from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
 from parties.client.sampling import choose
+from parties.client.sampling_params import SamplingParams
 from parties.config.role_config import RoleConfig
 from parties.errors import WrongOutput
 from parties.identity.certificates import Identity
@@ -44,23 +45,16 @@ BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0
 
 FinishReason = Literal["stop", "length", "range"]
-Adjust = Callable[[Tensor, Sequence[int]], Tensor]  # (logits [V], all tokens so far) -> logits [V]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to generate. prompt: secret token ids. temperature: of the client's own choice from logits, None: the most likely
-    token. fixed_length: see `ClientSession`."""
+class AgreedRequest:
+    """A request with the manifest that all parties get for it. The prompt's token ids are secret."""
 
     manifest: Manifest
-    prompt: list[int] = field(repr=False)
     architecture: Architecture
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    stop_ids: frozenset[int]
-    adjust: Adjust | None = None
-    fixed_length: bool = False
+    prompt_ids: list[int] = field(repr=False)
+    params: SamplingParams
 
 
 @dataclass
@@ -95,13 +89,14 @@ class ClientSession(Session):
         self,
         id: str,
         config: RoleConfig,
-        wanted: Wanted,
+        request: AgreedRequest,
         on_token: Callable[[int], bool | None],
         on_progress: Callable[[str, int, int], None],
     ) -> None:
         super().__init__(id, config.name)
         self.config = config
-        self.wanted = wanted
+        self.request = request
+        self.stop_ids = request.params.ends(request.architecture.eos)
         self.tokens: list[int] = []
         self.costs: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
@@ -121,15 +116,15 @@ class ClientSession(Session):
         self._began = 0.0
 
     def all_logits(self) -> Tensor | None:
-        """Logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
-        if self.wanted.manifest.decoding != "logits":
+        """Return logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
+        if self.request.manifest.decoding != "logits":
             return None
-        none = torch.empty(0, self.wanted.architecture.vocabulary, dtype=torch.float64)
+        none = torch.empty(0, self.request.architecture.vocabulary, dtype=torch.float64)
         return torch.stack(self._logits) if self._logits else none
 
     # ---- life ------------------------------------------------------------------------------------------------------
     def run(self, channels: Sequence[grpc.Channel], heartbeats: HeartbeatMonitor, identity: Callable[[], Identity]) -> None:
-        """The whole session. identity(): with which to connect again after a connection was lost.
+        """Run the whole session. identity(): with which to connect again after a connection was lost.
 
         Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
         """
@@ -139,7 +134,7 @@ class ClientSession(Session):
             link = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(link)
             self._incoming[link] = _Incoming()
-            opening = wire.Open(session=self.id, manifest=self.wanted.manifest.canonical())
+            opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
             link.dial(way, channel, wire.ClientMessage(open=opening))
             heartbeats.add(link)
         self.step = "sending the prompt's shares"
@@ -164,7 +159,7 @@ class ClientSession(Session):
             raise self._problem
 
     def _explain(self) -> BaseException:
-        """The most telling of what the parties report, after a moment for their reports to arrive."""
+        """Return the most telling of what the parties report, after a moment for their reports to arrive."""
         if self.error is not None and not isinstance(self.error, PeerError):
             return self.error
         limit = time.monotonic() + min(GRACE_SECONDS, self.config.deadline_seconds / 2)
@@ -182,14 +177,14 @@ class ClientSession(Session):
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _upload(self) -> None:
         try:
-            prompt = self.wanted.prompt
+            prompt = self.request.prompt_ids
             self._share("prompt", 0, (len(prompt),), iter([torch.tensor(prompt)]))
         except Exception as error:
             self.fail(public(error, self.role))
 
     def _share_choice(self, step: int, token: int) -> None:
-        """Decoding "logits": share the token that follows output `step`, if one more output is to come."""
-        if self.wanted.manifest.decoding == "logits" and step + 1 < self.wanted.manifest.new_tokens:
+        """Share, in decoding "logits", the token that follows output `step`, if one more output is to come."""
+        if self.request.manifest.decoding == "logits" and step + 1 < self.request.manifest.new_tokens:
             self._share("token", step, (1,), iter([torch.tensor([token])]))
 
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
@@ -224,7 +219,7 @@ class ClientSession(Session):
             self._chunk(link, state, state.header, message.chunk.payload)
         elif kind == "chunk" and state.ledger_size:
             self._ledger_chunk(link, state, message.chunk.payload)
-        elif kind == "summary" and (self._over or state.step == self.wanted.manifest.new_tokens):
+        elif kind == "summary" and (self._over or state.step == self.request.manifest.new_tokens):
             state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
             if not 0 < state.ledger_size <= LEDGER_BYTES:
                 raise WireError(f"{link.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due")
@@ -234,15 +229,15 @@ class ClientSession(Session):
             )
 
     def _check_header(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
-        logits = self.wanted.manifest.decoding == "logits"
-        shape = (1, self.wanted.architecture.vocabulary) if logits else (1,)
+        logits = self.request.manifest.decoding == "logits"
+        shape = (1, self.request.architecture.vocabulary) if logits else (1,)
         if header.step != state.step or tuple(header.shape) != shape:
             raise WireError(
                 f"{link.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
                 f"{state.step} and shape {list(shape)}"
             )
-        if state.step >= self.wanted.manifest.new_tokens:
-            raise WireError(f"{link.peer} sent output {header.step}, {self.wanted.manifest.new_tokens} were asked for")
+        if state.step >= self.request.manifest.new_tokens:
+            raise WireError(f"{link.peer} sent output {header.step}, {self.request.manifest.new_tokens} were asked for")
         size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
         if header.size != size or header.fraction_bits >= header.bits:
             raise WireError(
@@ -259,7 +254,7 @@ class ClientSession(Session):
     @property
     def _flags_shape(self) -> tuple[int, int]:
         """Kinds and places (layers and head) of an output's range flags."""
-        return len(RANGE_KINDS), self.wanted.architecture.layers + 1
+        return len(RANGE_KINDS), self.request.architecture.layers + 1
 
     def _chunk(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
         if not payload or len(state.data) + len(payload) > header.size:
@@ -304,59 +299,60 @@ class ClientSession(Session):
         token = None if self._answered else self._token(step, value, [header.flags for _, header in headers])
         if self._over:
             return
-        if self._answered or self.wanted.fixed_length:  # when it is sent depends on nothing that the caller does
+        if self._answered or self.request.params.fixed_length:  # when it is sent depends on nothing that the caller does
             self._share_choice(step, token or 0)
         if token is not None and self._problem is None:
             self._accept(step, token)
-        elif token in self.wanted.stop_ids:
+        elif token in self.stop_ids:
             self._end(step, "stop")
 
     def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
-        """The token of an opened output [1] (or of logits [1, V]); None where it ends the answer, which is then ended."""
+        """Return the token of an opened output [1] (or of logits [1, V]); None where the answer ends before it."""
         if findings := self._left_range(step, flags):
             self.findings = findings
             self.seconds = time.perf_counter() - self._began
             self._end(step, "range")
             return None
-        if self.wanted.manifest.decoding == "logits":
+        if self.request.manifest.decoding == "logits":
             try:
                 token = self._choose(value[0])
             except ConfigurationError as error:
-                if not self.wanted.fixed_length:
+                if not self.request.params.fixed_length:
                     raise
                 self._problem, self._answered = error, True
                 return None
             self._logits.append(value[0])
             return token
         token = round(float(value[0]))
-        if not 0 <= token < self.wanted.architecture.vocabulary or float(value[0]) != token:
-            self._problem = self._problem or WrongOutput(step, self.wanted.manifest.parties, self.tokens)
+        if not 0 <= token < self.request.architecture.vocabulary or float(value[0]) != token:
+            self._problem = self._problem or WrongOutput(step, self.request.manifest.parties, self.tokens)
             return None
         return token
 
     def _left_range(self, step: int, flags: Sequence[bytes]) -> tuple[RangeFinding, ...]:
-        """What left its range on the way to an output, from all parties' shares of its flags."""
+        """Return what left its range on the way to an output, from all parties' shares of its flags."""
         if not flags[0]:
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
-        return findings_in(opened, step, self.wanted.manifest.suite, self.wanted.manifest.options)
+        return findings_in(opened, step, self.request.manifest.spec.settings.bounds)
 
     def _choose_idly(self, value: Tensor) -> None:
-        """After the answer: as much work as a choice takes, so that what is sent next comes no sooner."""
-        if self.wanted.manifest.decoding == "logits":
+        """Work, after the answer, as much as a choice takes, so that what is sent next comes no sooner."""
+        if self.request.manifest.decoding == "logits":
             with suppress(Exception):
                 self._choose(value[0])
 
     def _choose(self, logits: Tensor) -> int:
-        """The token that follows, from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
-        wanted = self.wanted
-        adjusted = logits if wanted.adjust is None else wanted.adjust(logits, [*wanted.prompt, *self.tokens])
+        """Choose a token from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
+        params = self.request.params
+        tokens = [*self.request.prompt_ids, *self.tokens]
+        adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
         if not math.isfinite(float(adjusted.max())):
             raise ConfigurationError(
                 f"adjust (or a logits processor) returned logits for token {len(self.tokens) + 1} whose largest is "
                 f"{float(adjusted.max())}: it must leave at least one token to choose, and give no NaN"
             )
-        return choose(adjusted, wanted.temperature, wanted.top_k, wanted.top_p)
+        return choose(adjusted, params.temperature, params.top_k, params.top_p)
 
     def _accept(self, step: int, token: int) -> None:
         self.seconds = time.perf_counter() - self._began
@@ -364,20 +360,20 @@ class ClientSession(Session):
         self.token_seconds.append(self.seconds)
         self.step = f"token {step + 1}"
         more = self._on_token(token)
-        if more is False or token in self.wanted.stop_ids:
+        if more is False or token in self.stop_ids:
             self._end(step, "stop")
-        elif not self.wanted.fixed_length:
+        elif not self.request.params.fixed_length:
             self._share_choice(step, token)
 
     def _end(self, step: int, reason: FinishReason) -> None:
-        """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on and
-        the length is not fixed."""
+        """End the answer with this output. Whatever the reason, the parties are told the same, if they would go on and the
+        length is not fixed."""
         self.finish_reason = reason
         self._answered = True
-        if self.wanted.fixed_length:
+        if self.request.params.fixed_length:
             return
         self._over = True
-        if step + 1 < self.wanted.manifest.new_tokens:
+        if step + 1 < self.request.manifest.new_tokens:
             for link in self._parties:
                 link.send(wire.ClientMessage(finish=wire.Finish()))
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.names import Fingerprints, check_name
-from protocols.registry import SUITES
+from protocols.registry import secure_suites
 
 COSTS = ("max_token_dealt_bytes", "max_token_sent_bytes", "max_dealt_bytes", "max_sent_bytes")
 
@@ -25,7 +25,7 @@ def checked_name(name: str) -> str:
 
 def checked_suites(names: list[str] | None) -> list[str] | None:
     """The names themselves. Raises `ValueError` for one that is no secure suite."""
-    known = sorted(name for name in SUITES if name != "plain")
+    known = secure_suites()
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"unknown suite '{unknown[0]}'; known: {', '.join(known)}")
     return names

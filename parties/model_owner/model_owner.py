@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import torch
@@ -20,7 +22,7 @@ from mpc.packing import packed_size
 from mpc.random import derive_seed, new_seed
 from parties.client.model_reference import ModelReference, close_all, connect_all, describe_all
 from parties.config.role_config import RoleConfig
-from parties.identity.trust import own_identity, parties_of
+from parties.identity.trust import Peer, own_identity, parties_of
 from parties.transport.connection import key_of
 from parties.transport.heartbeat import HeartbeatMonitor
 from parties.transport.peer_stream import PeerStream
@@ -33,41 +35,47 @@ from parties.wire.model_ranges import Ranges, pack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, corrections, pieces
 
 BEAT = wire.ModelMessage(heartbeat=wire.Heartbeat())
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SharingTerms:
+    """How a checkpoint is shared. Raises `ConfigurationError` for fraction bits that parties do not store.
+
+    ranges: public bounds by suite, which clients use unless they say otherwise; None: none; "calibration": those of the
+    calibration beside the checkpoint, if there is one that fits it.
+    """
+
+    fraction_bits: int = 16
+    ranges: Ranges | Literal["calibration"] | None = "calibration"
+
+    def __post_init__(self) -> None:
+        low, high = WEIGHT_FRACTION_BITS
+        if not low <= self.fraction_bits <= high:
+            raise ConfigurationError(f"fraction_bits must be between {low} and {high}, got {self.fraction_bits}")
+
+
+USUAL_TERMS = SharingTerms()
 
 
 def share_model(
     config: RoleConfig,
     checkpoint_directory: Path | str,
     name: str | None = None,
-    fraction_bits: int = 16,
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    ranges: Ranges | None = None,
-    calibrated: bool = True,
+    terms: SharingTerms = USUAL_TERMS,
+    on_progress: Progress = lambda stage, done, total: None,
 ) -> ModelReference:
     """Share a checkpoint's weights, each as round(w 2^fraction_bits) in Z_2^64, among all parties of `config`.
 
     All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
     is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
 
-    ranges: public bounds by suite, which clients use unless they say otherwise; by default those of the calibration beside
-    the checkpoint, if there is one that fits it and `calibrated`.
-
-    Raises `CheckpointError`, `RangeError` (a weight that is not finite; without bounds, weights whose values the usual ones
-    could not flag for certain), `PeerError`, or what a party refuses it with.
+    name: by default the folder's. Raises `CheckpointError`, `RangeError` (a weight that is not finite; without bounds,
+    weights whose values the usual ones could not flag for certain), `PeerError`, or what a party refuses it with.
     """
-    low, high = WEIGHT_FRACTION_BITS
-    if not low <= fraction_bits <= high:
-        raise ConfigurationError(f"fraction_bits must be between {low} and {high}, got {fraction_bits}")
     directory = Path(checkpoint_directory)
     checkpoint = load_checkpoint(directory)
-    shapes = checkpoint.architecture.weight_shapes()
-    if ranges is None and calibrated:
-        found = find(directory, checkpoint.architecture)
-        ranges = None if found is None else found.suites
-    if ranges is None and (text := beyond_flags(checkpoint, {})) is not None:
-        raise RangeError(
-            f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
-        )
+    ranges = _ranges(directory, checkpoint, terms)
     credentials = own_identity(config)
     reference = ModelReference(
         new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
@@ -79,19 +87,13 @@ def share_model(
         seeds = [new_seed() for _ in config.parties[1:]]
         for index in [len(channels) - 1, *range(len(channels) - 1)]:
             session.step = f"sharing the model with {config.party_names[index]}"
-            peer = parties_of(config)[index]
-            link = PeerStream(session, peer.name, BEAT)
-            link.key = partial(key_of, channels[index])
-            call = services.ComputePartyStub(channels[index]).StoreModel(link.outgoing())
-            link.start(call, call.cancel)
+            link = _store_call(session, parties_of(config)[index], channels[index])
             heartbeats.add(link)
             last = index == len(seeds)
-            link.send(wire.ModelMessage(header=_header(reference, fraction_bits, b"" if last else seeds[index])))
+            link.send(wire.ModelMessage(header=_header(reference, terms.fraction_bits, b"" if last else seeds[index])))
             if last:
-                _send_weights(link, checkpoint, seeds, fraction_bits, on_progress)
-            receipt = link.receive().receipt
-            if receipt.model != reference.id or receipt.weights != len(shapes):
-                raise WireError(f"{link.peer} stored {receipt.weights} weights, expected {len(shapes)}")
+                _send_weights(link, checkpoint, seeds, terms.fraction_bits, on_progress)
+            _check_receipt(link, reference)
             link.close()
     except BaseException as error:
         failure = to_failure(farewell(error, config.name, session.step))
@@ -106,8 +108,38 @@ def share_model(
     return reference
 
 
+def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ranges | None:
+    """Return the bounds to publish. Raises `RangeError` where without any the usual ones leave weights unseen."""
+    if terms.ranges == "calibration":
+        found = find(directory, checkpoint.architecture)
+        ranges: Ranges | None = None if found is None else found.suites
+    else:
+        ranges = terms.ranges
+    if ranges is None and (text := beyond_flags(checkpoint, {})) is not None:
+        raise RangeError(
+            f"{directory}: {text}; without a calibration nobody would see it: `mpcache calibrate --model` first"
+        )
+    return ranges
+
+
+def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> PeerStream:
+    """Begin to store a model at a party."""
+    link = PeerStream(session, peer.name, BEAT)
+    link.key = partial(key_of, channel)
+    call = services.ComputePartyStub(channel).StoreModel(link.outgoing())
+    link.start(call, call.cancel)
+    return link
+
+
+def _check_receipt(link: PeerStream, reference: ModelReference) -> None:
+    """Wait for a party's receipt. Raises `WireError` unless it has stored all weights of this model."""
+    receipt, weights = link.receive().receipt, len(reference.architecture.weight_shapes())
+    if receipt.model != reference.id or receipt.weights != weights:
+        raise WireError(f"{link.peer} stored {receipt.weights} weights, expected {weights}")
+
+
 def owned_models(config: RoleConfig, name: str) -> dict[str, list[str]]:
-    """Ids of this model owner's models of that name, each with the parties that hold it. Raises `PeerError`."""
+    """Return ids of this model owner's models of that name, each with the parties that hold it. Raises `PeerError`."""
     with _connected(config) as channels:
         return _held(config, channels, name)
 
@@ -158,9 +190,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
     )
 
 
-def _send_weights(
-    link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Callable[[str, int, int], None]
-) -> None:
+def _send_weights(link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
     shapes = checkpoint.architecture.weight_shapes()
     for done, (weight, shape) in enumerate(shapes.items()):
         on_progress("share model", done, len(shapes))
@@ -176,7 +206,7 @@ def _send_weights(
 
 
 def _encoded(name: str, values: Tensor, fraction_bits: int) -> Iterator[Tensor]:
-    """Fixed-point pieces of a weight."""
+    """Yield fixed-point pieces of a weight. Raises `RangeError` naming it for a value that is not finite."""
     for piece in pieces(values.to(torch.float64)):
         try:
             yield encode(piece, fraction_bits)

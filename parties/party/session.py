@@ -165,7 +165,7 @@ class PartySession(ServedSession):
             loading = suite if dealt.loading is None else self._program.suite(self._tape(dealt.loading), channel)
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
-        if suite.prepares and wanted(config):
+        if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights)
             suite = self._preprocessing.start(channel)
         self.trace.stage("prompt")

@@ -40,7 +40,7 @@ class WeightLoader:
         """
         facts = self._facts
         total, done = len(self._program.architecture.weight_shapes()), 0
-        needed = int(getattr(suite, "weight_fraction_bits", facts.fraction_bits))
+        needed = suite.weight_fraction_bits
         more = needed - facts.fraction_bits
         if more < 0:
             raise ConfigurationError(

@@ -136,7 +136,7 @@ class Permissions:
         model = next((entry for entry in self._models if fits([entry.name], found.name, found.model)), _ANY_MODEL)
         own = (found.ranges or {}).get(manifest.suite, {})
         options = [f"{name}={value}" for name, value in manifest.options.items() if own.get(name, _UNSET) != value]
-        if manifest.fraction_bits != SUITES[manifest.suite][2]:
+        if manifest.fraction_bits != SUITES[manifest.suite].options.fraction_bits:
             options.append(f"fraction_bits={manifest.fraction_bits}")
         texts = (manifest.policy, parse(manifest.policy).spec)
         for entry, whom in ((grant, f"'{client}' may not"), (model, f"nobody may, with model '{found.name}',")):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.generation import Decoding, GenerationPlan, check_agreed_temperature
+from models.generation import Decoding, GenerationPlan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.random import new_seed
 from mpc.tape import DealerTape
@@ -27,16 +27,8 @@ from parties.files import sync_folder
 from parties.identity.certificates import Identity, check
 from parties.program import DECODER, Program, make_suite, plan_of
 from parties.tapes.file import TapeWriter
-from parties.wire.manifest import (
-    PROTOCOL_VERSION,
-    Manifest,
-    Option,
-    ProgramFacts,
-    architecture_hash,
-    new_id,
-    package_version,
-)
-from protocols.registry import SUITES, suite_class
+from parties.wire.manifest import Manifest, ProgramFacts, new_id
+from protocols.registry import USUAL, SuiteSpec
 from protocols.suite import OutputShare, Suite
 
 MOST_SESSIONS = 1000
@@ -65,9 +57,7 @@ def deal(
     out: Path,
     *,
     sessions: int = 1,
-    suite: str = "masked",
-    fraction_bits: int | None = None,
-    options: dict[str, Option] | None = None,
+    suite: SuiteSpec = USUAL,
     decoding: Decoding = "greedy",
     temperature: float | None = None,
     policy: str = "full",
@@ -88,27 +78,9 @@ def deal(
         raise ConfigurationError(f"--prompt: give each prompt length once, got {', '.join(map(str, prompts)) or 'none'}")
     if not 1 <= sessions * len(prompts) <= MOST_SESSIONS:
         raise ConfigurationError(f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {sessions} x {len(prompts)}")
-    suite_class(suite)
-    check_agreed_temperature(decoding, temperature)
-    load = new_id()
-    manifests = [
-        Manifest(
-            protocol=PROTOCOL_VERSION,
-            version=package_version(),
-            model=load,  # which one is decided when the load is used
-            architecture=architecture_hash(architecture),
-            suite=suite,
-            fraction_bits=SUITES[suite][2] if fraction_bits is None else fraction_bits,
-            options=dict(options or {}),
-            prompt_tokens=prompt,
-            new_tokens=new_tokens,
-            decoding=decoding,
-            temperature=temperature,
-            policy=policy,
-            parties=config.party_names,
-        )
-        for prompt in prompts
-    ]
+    load = new_id()  # stands for the model: which one is decided when the load is used
+    asked = [GenerationPlan(prompt, new_tokens, decoding, policy, temperature) for prompt in prompts]
+    manifests = [Manifest.of(load, architecture, suite, plan, config.party_names) for plan in asked]
     plans = [plan_of(manifest, architecture) for manifest in manifests]
     identity = check(config.certificates, config.name, config.role)
     with _folder(out) as folder, torch.no_grad():

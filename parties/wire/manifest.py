@@ -12,24 +12,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
-from models.generation import check_agreed_temperature
+from models.generation import GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec
 
 PROTOCOL_VERSION = 4
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Option = bool | int | float | str | None
 
 
 def package_version() -> str:
-    """Version of the installed distribution."""
+    """Return the version of the installed distribution."""
     return version("mpcache")
 
 
 def new_id() -> str:
-    """A random 128-bit identifier, hexadecimal, of a session, a model or a load.
+    """Return a random 128-bit identifier, hexadecimal, of a session, a model or a load.
 
     A model's id is random and not a hash of its weights: a hash would let anybody test whether the secret model is some
     checkpoint that he knows.
@@ -38,14 +39,14 @@ def new_id() -> str:
 
 
 def check_id(text: str, what: str, sender: str) -> str:
-    """The id itself; raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
+    """Return the id itself. Raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
     if not ID_PATTERN.fullmatch(text):
         raise WireError(f"{sender} sent a {what} id of {len(text)} characters, expected 32 hexadecimal digits")
     return text
 
 
 def architecture_hash(architecture: Architecture) -> str:
-    """SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of an architecture's canonical JSON."""
     return hashlib.sha256(architecture.to_json().encode()).hexdigest()
 
 
@@ -63,7 +64,7 @@ class ProgramFacts(BaseModel):
     architecture: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     suite: Annotated[str, Field(max_length=64)]
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
-    options: Annotated[dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=32)]
+    options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Literal["greedy", "sample", "logits"]
@@ -80,23 +81,49 @@ class ProgramFacts(BaseModel):
             raise ValueError(str(error)) from None
         return value
 
+    @property
+    def spec(self) -> SuiteSpec:
+        """The suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
+        return SuiteSpec(self.suite, self.fraction_bits, self.options)
+
 
 class Manifest(ProgramFacts):
     """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights."""
 
     model: Identifier
 
+    @classmethod
+    def of(
+        cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
+    ) -> Manifest:
+        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights."""
+        return cls(
+            protocol=PROTOCOL_VERSION,
+            version=package_version(),
+            model=model,
+            architecture=architecture_hash(architecture),
+            suite=suite.name,
+            fraction_bits=suite.fraction_bits,
+            options=dict(suite.options),
+            prompt_tokens=plan.prompt_tokens,
+            new_tokens=plan.new_tokens,
+            decoding=plan.decoding,
+            temperature=plan.temperature,
+            policy=plan.policy,
+            parties=parties,
+        )
+
     def canonical(self) -> bytes:
-        """Canonical JSON: keys sorted, no spaces."""
+        """Return canonical JSON: keys sorted, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
+        """Return the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     @classmethod
     def parse(cls, data: bytes, sender: str) -> Manifest:
-        """From canonical JSON; raises `WireError` or, for another protocol version, `ManifestMismatch`."""
+        """Read canonical JSON. Raises `WireError` or, for another protocol version, `ManifestMismatch`."""
         if len(data) > MANIFEST_BYTES:
             raise WireError(f"{sender} sent a manifest of {len(data)} bytes, at most {MANIFEST_BYTES} are expected")
         try:
@@ -122,7 +149,7 @@ class Manifest(ProgramFacts):
         return manifest
 
     def load_key(self, storing: str = "") -> tuple[str, ...]:
-        """What must be equal for masked weights of an earlier session to serve again.
+        """Return what must be equal for masked weights of an earlier session to serve again.
 
         storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none.
         """

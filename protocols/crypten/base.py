@@ -16,9 +16,8 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ledger import Ledger, current, operation
+from mpc.ledger import NO_OPERATION, Ledger, current, operation
 from mpc.tape import Tape
-from protocols.bounds import Bounds
 from protocols.crypten import arithmetic, fixed, output
 from protocols.crypten.binding.library import CryptenSession, open_session, use
 from protocols.crypten.own import CryptenOwn
@@ -26,12 +25,12 @@ from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.gumbel import scaled_gumbel
 from protocols.masked.tokens import blocks
+from protocols.options import CryptenOptions
 from protocols.suite import Linear, OutputShare, Suite, Value
 
-MIN_FRACTION_BITS, MAX_FRACTION_BITS = 8, 20
+USUAL = CryptenOptions()
 CONSTANT_BITS = 24
 MAX_CONSTANT_BITS = 30
-NO_OPERATION = "other"
 WEIGHT_BITS = 20
 
 
@@ -47,38 +46,23 @@ class CryptenBase(Suite):
         parties: int,
         tape: Tape | None,
         channel: Channel | None,
-        fraction_bits: int = 16,
+        options: CryptenOptions = USUAL,
         device: torch.device | str = "cpu",
-        crypten_own: bool = False,
-        residual: int | str = 12,
-        score: int | str = 7,
-        value: int | str = 6,
-        activation: int | str = 8,
-        logits: int | str | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        if not MIN_FRACTION_BITS <= fraction_bits <= MAX_FRACTION_BITS:
-            raise ConfigurationError(
-                f"fraction_bits must be between {MIN_FRACTION_BITS} and {MAX_FRACTION_BITS}, got {fraction_bits}"
-            )
-        self.bounds = {
-            "residual": Bounds.parse("residual", residual, 4, 18),
-            "score": Bounds.parse("score", score, 5, 10),
-            "value": Bounds.parse("value", value, 2, 12),
-            "activation": Bounds.parse("activation", activation, 3, 12),
-            "logits": Bounds.parse("logits", activation if logits is None else logits, 3, 12),
-        }
+        self.bounds = options.bounds
+        crypten_own = options.crypten_own
         self.session: CryptenSession = open_session(
             parties=parties,
             tape=tape,
             channel=channel,
             ledger=ledger,
             device=device,
-            precision=fraction_bits,
+            precision=options.fraction_bits,
             shape_only=not crypten_own,
         )
-        super().__init__(parties, fraction_bits, self.session.ledger, self.session.device)
-        self.weight_fraction_bits = fraction_bits if crypten_own else WEIGHT_BITS
+        super().__init__(parties, options.fraction_bits, self.session.ledger, self.session.device)
+        self.weight_fraction_bits = options.fraction_bits if crypten_own else WEIGHT_BITS
         self.crypten_own = crypten_own
         self._own = CryptenOwn(self.session) if crypten_own else None
         self._ranges = Ranges(self.session)

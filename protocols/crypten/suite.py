@@ -63,8 +63,8 @@ __all__ = ["WEIGHT_BITS", "CryptenSuite"]
 class CryptenSuite(CryptenBase):
     """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
 
-    fraction_bits: of activations, 8 to 20; weights have 20 (CrypTen's own way: as activations). residual ... logits: see
-    the module's table; CrypTen's own way takes and ignores them, and has no flags. ledger: by default the channel's (else
+    options: the bounds are those of the module's table. Weights have 20 fraction bits (CrypTen's own way: as activations);
+    CrypTen's own way has no flags. ledger: by default the channel's (else
     the tape's). Operations that do not depend on each other run one after the other: CrypTen's protocols
     cannot interleave.
     """
@@ -158,29 +158,27 @@ class CryptenSuite(CryptenBase):
             return self._value(maximum.argmax(self.session, x.share), 0)
 
     # ---- the cache -------------------------------------------------------------------------------------------------
-    async def prepare(self, x: Value) -> Value:
-        """Queries, masked once for all their products with cached keys: 1 round, 8 bytes per element."""
+    async def mask_queries(self, q: Value) -> Value:
+        """As in `Suite`: 1 round, 8 bytes per element."""
         if self._own is not None:
-            return x
+            return q
         with operation("scores"):
-            return fixed.keep(self.session, self._standard(x), "activation", query_limit(x.shape[-1]))
+            return fixed.keep(self.session, self._standard(q), "activation", query_limit(q.shape[-1]))
 
-    async def append(self, cache: Value | None, new: Value, dim: int, kind: str | None = None) -> Value:
-        """Cached values are masked once, when they join: 1 round, 8 bytes per element of `new`.
+    async def mask_for_cache(self, new: Value, kind: str | None = None) -> Value:
+        """As in `Suite`: 1 round, 8 bytes per element.
 
         Keys are watched, since scores must stay below 2^30; values are right whatever a linear layer can hold.
         """
         x = own_value(new)
-        if self._own is not None:
-            return x if cache is None else self.concat([cache, x], dim)
+        if self._own is not None or isinstance(x, CryptenWeight):
+            return x
         with operation("cache"):
-            if not isinstance(x, CryptenWeight):
-                watched = "value" if kind is None and not x.bounded else None
-                x = fixed.keep(self.session, self._standard(x), watched, KEY_LIMIT)
-        return x if cache is None else self.concat([cache, x], dim)
+            watched = "value" if kind is None and not x.bounded else None
+            return fixed.keep(self.session, self._standard(x), watched, KEY_LIMIT)
 
-    async def hold(self, chosen: Value) -> Value:
-        """A choice, masked once for all layers that use it: 1 round, 8 bytes per element."""
+    async def mask_for_reuse(self, chosen: Value) -> Value:
+        """As in `Suite`: 1 round, 8 bytes per element."""
         x = own_value(chosen)
         if self._own is not None or isinstance(x, CryptenWeight):
             return x
@@ -197,7 +195,7 @@ class CryptenSuite(CryptenBase):
         """Attention to secretly chosen clusters by products of three factors, of which none has the cache's size."""
         if self._own is not None:
             return await super().selected_attention(q, chosen, k, v, always)
-        s, held, x = self.session, await self.hold(chosen), own_value(q)
+        s, held, x = self.session, await self.mask_for_reuse(chosen), own_value(q)
         assert isinstance(held, CryptenWeight)
         groups, rows, count, size = q.shape[0], q.shape[1], chosen.shape[1], k.shape[2]
         with operation("scores"):

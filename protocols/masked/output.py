@@ -26,26 +26,43 @@ Leaks: nothing; the client learns what its decoding gives (docs/security.md, "Ou
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+import torch
 
 from mpc import ring
 from mpc.ledger import operation
 from protocols import gumbel
 from protocols.masked.context import open_value, require
+from protocols.masked.conversion import Conversion
 from protocols.masked.shares import Masked
 from protocols.masked.truncation import floor, truncate
 from protocols.masked.values import MaskedTensor
-
-if TYPE_CHECKING:
-    from protocols.masked.suite import MaskedSuite
+from protocols.suite import OutputShare, Value
 
 CHOICE_BITS = 10  # fraction bits with which scores are compared
 
 
-async def released(suite: MaskedSuite, x: MaskedTensor) -> MaskedTensor:
-    """x with at most `suite.fraction_bits` fraction bits by an exact floor, Shared; see the module. A watched x is
-    checked."""
-    c, excess = suite.context, max(0, x.frac - suite.fraction_bits)
+def output(convert: Conversion, x: Value) -> OutputShare:
+    """Return this party's share plus a dealt sharing of zero: the sum says nothing but x. Local."""
+    c, s = convert.context, convert.tensor(x).as_shared()
+    zero = c.deal("zero", s.shape, s.bits, lambda: torch.zeros(s.shape, dtype=torch.int64))
+    share = ring.reduce(s.x + zero, s.bits) if c.evaluating else s.x
+    return OutputShare(share, s.bits, s.frac)
+
+
+async def rounded(convert: Conversion, x: Value, room: int = 4) -> MaskedTensor:
+    """Return x with `fraction_bits` fraction bits: a product still carries those of both factors; they are cut."""
+    t = convert.tensor(x)
+    f = min(t.frac, convert.fraction_bits)
+    with operation("round"):
+        return convert.new(await convert.masked(t, f, f + t.magnitude + room), t.magnitude)
+
+
+async def released(convert: Conversion, value: Value) -> MaskedTensor:
+    """Return a value with at most `fraction_bits` fraction bits by an exact floor, Shared; see the module. A watched value
+    is checked. 2 rounds, 1 where it is masked already."""
+    c, x = convert.context, convert.tensor(value)
+    excess = max(0, x.frac - convert.fraction_bits)
     with operation("release"):
         found = x.masked
         if found is None:
@@ -55,19 +72,21 @@ async def released(suite: MaskedSuite, x: MaskedTensor) -> MaskedTensor:
             found = await open_value(c, shared.to_ring(bits))
         cut = truncate(c, found, excess)
         if x.watched is not None:
-            suite.flag(x.watched, cut, 2.0 ** (x.magnitude - 1))
+            convert.ranges.check(x.watched, cut, 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True
-        return suite.new(await floor(c, found, cut), x.magnitude)
+        return convert.new(await floor(c, found, cut), x.magnitude)
 
 
-async def perturbed(suite: MaskedSuite, x: MaskedTensor, temperature: float) -> MaskedTensor:
-    """x plus fresh dealt noise times `temperature`, masked; see the module."""
-    frac = min(CHOICE_BITS, suite.fraction_bits)
+async def perturbed(convert: Conversion, value: Value, temperature: float) -> MaskedTensor:
+    """Return a value plus fresh dealt noise times `temperature`, masked as the arg-max needs it: what is opened here it then
+    need not open; see the module."""
+    c, x = convert.context, convert.tensor(value)
+    frac = min(CHOICE_BITS, convert.fraction_bits)
     most = x.reach + gumbel.LARGEST * temperature + 2.0**-8  # and what rounding adds
-    scored = MaskedTensor(suite, math.ceil(math.log2(most)), most=most)
+    scored = MaskedTensor(c, math.ceil(math.log2(most)), most=most)
     with operation("sample"):
-        scores = await suite.masked(x, frac, scored.reach_bits(frac)[1])
-        noise = suite.context.deal(
+        scores = await convert.masked(x, frac, scored.reach_bits(frac)[1])
+        noise = c.deal(
             "gumbel",
             scores.shape,
             scores.bits,

@@ -37,17 +37,19 @@ SEED_WORDS = 4
 
 
 class RangeFlags:
-    """A role's flags of one session: [kinds, places] words since they were last taken."""
+    """A role's flags of one session: [kinds, places] words since they were last taken. place: what is checked belongs to
+    it."""
 
     def __init__(self, c: Context, places: int) -> None:
+        self.place = 0
         self._c = c
         self._shape = (len(RANGE_KINDS), places)
         self._words = torch.zeros(self._shape, dtype=torch.int64)
         self._coefficients: Prg | None = None
         self._seeded = False
 
-    def check(self, kind: str, place: int, x: Masked, limit: float, signed: bool = True, width: int = DIGIT) -> None:
-        """Flag `kind` at `place` unless |x| (signed; else x, read from 0 on) is within `limit` in real units; local."""
+    def check(self, kind: str, x: Masked, limit: float, signed: bool = True, width: int = DIGIT) -> None:
+        """Flag `kind` here unless |x| (signed; else x, read from 0 on) is within `limit` in real units; local."""
         c = self._c
         require(5 <= width < x.bits, "range flags", f"a digit of {width} bits in a ring of {x.bits}")
         low = x.bits - width
@@ -61,14 +63,14 @@ class RangeFlags:
 
         dealt = c.deal_xor("range table", (*x.shape, words), table, min(size, 64))
         self._seed()
-        if not c.evaluating or c.tape.preparing:
+        if not c.evaluating or c.tape.preprocessing:
             return
         digit = (x.m >> low) & (size - 1)
         word = dealt[..., 0] if words == 1 else dealt.gather(-1, (digit >> 6)[..., None])[..., 0]
         assert self._coefficients is not None
         weights = self._coefficients.ring(tuple(x.shape), 64, x.m.device)
         found = weights & -((word >> (digit & 63)) & 1)
-        self._words[RANGE_KINDS.index(kind), place] ^= int(_fold(found))
+        self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
 
     def _seed(self) -> None:
         """Once an output: the seed of the coefficients, the same at all parties, unknown to clients."""
@@ -78,7 +80,7 @@ class RangeFlags:
         c = self._c
         value = (lambda: Prg(new_seed()).ring((SEED_WORDS,))) if c.tape.dealing else None
         seed = c.tape.common("range coefficients", (SEED_WORDS,), value)
-        if c.evaluating and not c.tape.preparing:
+        if c.evaluating and not c.tape.preprocessing:
             self._coefficients = Prg(seed.cpu().numpy().tobytes())
 
     def take(self) -> Tensor:

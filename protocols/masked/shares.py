@@ -57,6 +57,10 @@ class Shared:
         """The same value with `count` more fraction bits; local and exact."""
         return self if count == 0 else Shared(self.x << count, self.bits, self.frac + count)
 
+    def with_frac(self, frac: int) -> Shared:
+        """Return the same ring elements, read with other fraction bits."""
+        return Shared(self.x, self.bits, frac)
+
     def add(self, other: Shared) -> Shared:
         """Sum of two sharings with the same fraction bits, in the smaller ring."""
         if other.frac != self.frac:
@@ -116,6 +120,10 @@ class Masked:
         if bits == self.bits:
             return self
         return Masked(ring.reduce(self.m, bits), lambda: ring.reduce(self.lam, bits), bits, self.frac)
+
+    def with_frac(self, frac: int) -> Masked:
+        """Return the same ring elements, read with other fraction bits."""
+        return Masked(self.m, lambda: self.lam, self.bits, frac)
 
     def add(self, other: Masked) -> Masked:
         """Sum; the mask of the sum is the sum of the masks."""

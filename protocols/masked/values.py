@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,9 @@ from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from protocols.masked import product
 from protocols.masked.append_buffer import AppendBuffer
+from protocols.masked.context import Context
 from protocols.masked.shares import Masked, Shared
 from protocols.suite import Value
-
-if TYPE_CHECKING:
-    from protocols.masked.suite import MaskedSuite
-
-FULL = 64
 
 
 @dataclass
@@ -31,7 +27,7 @@ class MaskedTensor(Value):
     that is known more closely. positive: x > -1.
     """
 
-    suite: MaskedSuite
+    context: Context
     magnitude: int
     shared: Shared | None = None
     masked: Masked | None = None
@@ -74,12 +70,12 @@ class MaskedTensor(Value):
         """A sharing of it; local."""
         if self.shared is None:
             assert self.masked is not None
-            self.shared = self.suite.context.shared(self.masked)
+            self.shared = self.context.shared(self.masked)
         return self.shared
 
     def _map(self, f: Any, grow: int = 0) -> MaskedTensor:
         return MaskedTensor(
-            self.suite,
+            self.context,
             self.magnitude + grow,
             None if self.shared is None else self.shared.map(f),
             None if self.masked is None else self.masked.map(f),
@@ -98,18 +94,18 @@ class MaskedTensor(Value):
         assert isinstance(other, MaskedTensor)
         grow = max(self.magnitude, other.magnitude) + 1
         if self.masked is not None and other.masked is not None and self.masked.frac == other.masked.frac:
-            return MaskedTensor(self.suite, grow, masked=self.masked.add(other.masked))
+            return MaskedTensor(self.context, grow, masked=self.masked.add(other.masked))
         a, b = self.as_shared(), other.as_shared()
         frac = max(a.frac, b.frac)
         a, b = a.shift_left(frac - a.frac), b.shift_left(frac - b.frac)
-        return MaskedTensor(self.suite, grow, a.add(b))
+        return MaskedTensor(self.context, grow, a.add(b))
 
     def _add_public(self, other: Tensor | float) -> MaskedTensor:
         form = self.form
-        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.suite.device)
+        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.context.device)
         masked = None if self.masked is None else self.masked.add_public(value)
-        shared = None if self.masked is not None else self.suite.context.add_public(self.as_shared(), value)
-        return MaskedTensor(self.suite, self.magnitude + 1, shared, masked)
+        shared = None if self.masked is not None else self.context.add_public(self.as_shared(), value)
+        return MaskedTensor(self.context, self.magnitude + 1, shared, masked)
 
     def __sub__(self, other: Value | Tensor | float) -> MaskedTensor:
         if isinstance(other, MaskedWeight):
@@ -133,7 +129,7 @@ class MaskedTensor(Value):
 
     def of_rows(self, rows: AppendBuffer) -> MaskedTensor:
         """Other rows of the same cache."""
-        return MaskedTensor(self.suite, self.magnitude, masked=rows.value, rows=rows)
+        return MaskedTensor(self.context, self.magnitude, masked=rows.value, rows=rows)
 
     def _part(self, index: Any) -> AppendBuffer | None:
         """The rows that `index` names, where it names consecutive rows of a cache and nothing else."""
@@ -167,15 +163,15 @@ class MaskedTensor(Value):
 class MaskedWeight(Value):
     """A fixed secret. Independent of the session: later suites of the same role in this process may use it."""
 
-    def __init__(self, suite: MaskedSuite, weight: product.FixedWeight, magnitude: int) -> None:
-        self.suite = suite
+    def __init__(self, context: Context, weight: product.FixedWeight, magnitude: int) -> None:
+        self.context = context
         self.weight = weight
         self.magnitude = magnitude
 
-    def tensor(self, suite: MaskedSuite | None = None) -> MaskedTensor:
+    def tensor(self, context: Context | None = None) -> MaskedTensor:
         """The weight as an ordinary value (a sharing)."""
         share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
-        return MaskedTensor(suite or self.suite, self.magnitude, share)
+        return MaskedTensor(context or self.context, self.magnitude, share)
 
     @property
     def shape(self) -> torch.Size:

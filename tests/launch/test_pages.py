@@ -1,7 +1,8 @@
-"""The examples of docs/python.md and docs/gateway.md, run as they stand."""
+"""The examples of docs/python.md, docs/gateway.md and `PrivateModel`, run as they stand."""
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from launch.serve.gateway.settings import KEY_FILE, own_keys
+from mpcache import PrivateModel, SamplingParams
 from tests.launch.serve.gateway_harness import deployed, serving
 from tests.parties.conftest import checkpoint  # noqa: F401
 from tests.parties.letters import answer
@@ -46,10 +48,21 @@ def test_python(parts: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for block in blocks("python.md", "python"):
         exec(compile(block, "docs/python.md", "exec"), names)
     said = capsys.readouterr().out
-    assert said.startswith(answer("ab", 8) + "\n" + answer("ab", 4) + "\n" + answer("ab", 8))
+    assert said.startswith("\n".join(answer("ab", tokens) for tokens in (8, 4, 4, 8)))
     assert names["answer"] == answer("ab", 8)
     assert "num_beams = 4 cannot work on shares: beam search compares scores of sequences" in said
     names["model"].close()
+
+
+def test_the_example_of_private_model(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(parts[0])
+    runner = doctest.DocTestRunner()
+    said: list[str] = []
+    names = {"PrivateModel": PrivateModel, "SamplingParams": SamplingParams}
+    for test in doctest.DocTestFinder(recurse=False).find(PrivateModel, globs=names):
+        runner.run(test, out=said.append)
+    assert runner.tries > 0
+    assert runner.failures == 0, "".join(said)
 
 
 def test_gateway(parts: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
-from protocols.plain.suite import PlainSuite, Recorder, tensor_of
+from protocols.plain.suite import PlainSuite, tensor_of
 from protocols.suite import Suite, Value
 from tests.models import random_checkpoints as checkpoints
+from tests.tools.recorder import Recorder
 
 
 def saved(name: str, directory: Path) -> tuple[Any, Checkpoint, list[int]]:
@@ -31,7 +32,7 @@ def feed(plain: PlainModel, ids: list[int]) -> Value:
 
 
 def centred(name: str, states: torch.Tensor) -> torch.Tensor:
-    """GPT-2's residual stream is kept without its mean (models.folding); the others' as it is."""
+    """GPT-2's residual stream is kept without its mean (models.families.folding); the others' as it is."""
     return states - states.mean(-1, keepdim=True) if name.startswith("gpt2") else states
 
 
@@ -103,18 +104,19 @@ class LastTokens(CachePolicy):
     def observed_queries(self, tokens: int, layer: int) -> int:
         return self.queries
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        shape = None if received is None else tuple(received.shape)
-        self.calls.append(("after_prefill", layer, shape, cache.layers[layer].length))
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        shape = None if attention_mass is None else tuple(attention_mass.shape)
+        self.calls.append(("prompt_stages", layer, shape, cache.layers[layer].length))
+        return []
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         self.calls.append(("after_append", layer, cache.layers[layer].length))
 
-    async def select(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> tuple[Value, Value, Tensor | None]:
+    async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         k, v = cache.layers[layer].keys_and_values()
-        self.calls.append(("select", layer, tuple(q.shape)))
+        self.calls.append(("attend", layer, tuple(q.shape)))
         mask = torch.arange(k.shape[1]) >= k.shape[1] - self.keep
-        return k, v, mask[None, None]
+        return await suite.attention(q, k, v, mask[None, None])
 
 
 def test_policy_hooks(tmp_path: Path) -> None:
@@ -123,12 +125,12 @@ def test_policy_hooks(tmp_path: Path) -> None:
     plain = PlainModel(checkpoint, policy=policy)
     plain.generate(ids, GenerationPlan(9, 2))
     assert policy.calls == [
-        ("after_prefill", 0, (5, 9), 9),
-        ("after_prefill", 1, (5, 9), 9),
+        ("prompt_stages", 0, (5, 9), 9),
+        ("prompt_stages", 1, (5, 9), 9),
         ("after_append", 0, 10),
-        ("select", 0, (5, 2, 20)),
+        ("attend", 0, (5, 2, 20)),
         ("after_append", 1, 10),
-        ("select", 1, (5, 2, 20)),
+        ("attend", 1, (5, 2, 20)),
     ]
 
 
@@ -138,9 +140,10 @@ def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_pat
     shown: dict[int, Tensor] = {}
 
     class Keep(LastTokens):
-        async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-            assert received is not None
-            shown[layer] = tensor_of(received)
+        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+            assert attention_mass is not None
+            shown[layer] = tensor_of(attention_mass)
+            return []
 
     for queries in (2, 4, 9, 20):
         seen = []
@@ -205,7 +208,7 @@ def test_weights_are_checked(tmp_path: Path) -> None:
 
 def test_an_empty_cache_has_no_keys(tmp_path: Path) -> None:
     _, checkpoint, _ = saved("gpt2", tmp_path)
-    cache = KVCache(checkpoint.architecture)
+    cache = KVCache(checkpoint.architecture, FullCache())
     assert cache.layers[0].length == 0
     with pytest.raises(RuntimeError, match="the cache of this layer is empty"):
         cache.layers[0].keys_and_values()

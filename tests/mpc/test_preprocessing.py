@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local import in_process
+from launch.local.in_process import run_in_process
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.run import counts
@@ -20,12 +22,10 @@ from models.costs.program import NoInputs
 from models.shapes import SHAPES, with_layers
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, operation
-from mpc.preprocessing import PreparedTape, PreparingTape, Stopped, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
 from protocols.suite import OutputShare
-from tests import parties_in_process
-from tests.parties_in_process import run_parties
 
 LIMIT = 1 << 12
 Program = Callable[[Tape], list[Tensor]]
@@ -53,10 +53,10 @@ def test_prepared_entries_are_the_direct_ones(parties: int) -> None:
     seeds = [new_seed() for _ in range(parties)]
     for direct, other in zip(tapes(parties, seeds), tapes(parties, seeds), strict=True):
         expected = program(direct)
-        store = Store()
-        seen = program(PreparingTape(other, store))
+        store = PrecomputedValues()
+        seen = program(PreprocessingTape(other, store))
         assert store.waiting_bytes == sum(x.numel() * x.element_size() for x in expected)
-        prepared = PreparedTape(store, Ledger())
+        prepared = PrecomputedTape(store, Ledger())
         for found, value, wanted in zip(program(prepared), seen, expected, strict=True):
             assert found.dtype == wanted.dtype
             assert torch.equal(found, wanted)
@@ -84,20 +84,20 @@ def test_narrow_tables_are_congruent() -> None:
         (lambda t: t.dependent("a", (3, 2), None), "dependent"),
         (lambda t: t.table("a", (3, 2), None), "table"),
         (lambda t: t.common("a", (3, 2), None), "common"),
-        (lambda t: t.ahead("a", (3, 2), lambda: torch.zeros(3, 2)), "ahead"),
+        (lambda t: t.precompute("a", (3, 2), lambda: torch.zeros(3, 2)), "precomputed"),
     ],
 )
 def test_another_program_is_refused(take: Callable[[Tape], Any], words: str) -> None:
-    store = Store()
-    program(PreparingTape(tapes(2, [new_seed(), new_seed()])[1], store))
+    store = PrecomputedValues()
+    program(PreprocessingTape(tapes(2, [new_seed(), new_seed()])[1], store))
     with pytest.raises(TapeError, match=f"prepared 'a' .*{words}"):
-        take(PreparedTape(store, Ledger()))
+        take(PrecomputedTape(store, Ledger()))
 
 
 def test_what_was_not_prepared_is_an_error() -> None:
-    store = Store()
-    program(PreparingTape(tapes(2, [new_seed(), new_seed()])[0], store))
-    prepared = PreparedTape(store, Ledger())
+    store = PrecomputedValues()
+    program(PreprocessingTape(tapes(2, [new_seed(), new_seed()])[0], store))
+    prepared = PrecomputedTape(store, Ledger())
     program(prepared)
     with pytest.raises(TapeError, match="prepared nothing more where this party's program needs 'a'"):
         prepared.random("a", (3, 2))
@@ -105,11 +105,11 @@ def test_what_was_not_prepared_is_an_error() -> None:
 
 def test_an_entry_of_another_dealer_program_is_refused_while_preparing() -> None:
     with pytest.raises(TapeError, match="tape entry 0"):
-        PreparingTape(tapes(2, [new_seed(), new_seed()])[0], Store()).random("z", (3, 2))
+        PreprocessingTape(tapes(2, [new_seed(), new_seed()])[0], PrecomputedValues()).random("z", (3, 2))
 
 
 def test_a_bounded_store_makes_the_preparing_pass_wait() -> None:
-    store = Store(LIMIT)
+    store = PrecomputedValues(LIMIT)
     sizes: list[int] = []
 
     def prepare() -> None:
@@ -131,7 +131,7 @@ def test_a_bounded_store_makes_the_preparing_pass_wait() -> None:
 
 
 def test_errors_of_the_preparing_pass_come_after_what_it_prepared() -> None:
-    store = Store(LIMIT)
+    store = PrecomputedValues(LIMIT)
     store.put(("x", 0, ()), torch.zeros(1), 0)
     store.finish(TapeError("dealt something else"))
     store.take(("x", 0, ()))
@@ -140,7 +140,7 @@ def test_errors_of_the_preparing_pass_come_after_what_it_prepared() -> None:
 
 
 def test_a_stopped_store_ends_a_waiting_pass() -> None:
-    store, ended = Store(1), threading.Event()
+    store, ended = PrecomputedValues(1), threading.Event()
 
     def prepare() -> None:
         try:
@@ -162,7 +162,7 @@ def test_a_vain_wait_raises_the_session_error() -> None:
         raise TapeError("the session is over")
 
     with pytest.raises(TapeError, match="the session is over"):
-        Store(LIMIT, check).take(("x", 0, ()))
+        PrecomputedValues(LIMIT, check).take(("x", 0, ()))
 
 
 @pytest.mark.parametrize("parties", [2, 3])
@@ -172,11 +172,11 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
     plan = BenchPlan(architecture=architecture.to_json(), suite="masked", cached=9, repeat=2, parties=parties)
     inputs = BenchInputs(architecture, plan.seed, parties)
     seeds = iter([new_seed() for _ in range(parties)] * 2)
-    monkeypatch.setattr(parties_in_process, "new_seed", lambda: next(seeds))
+    monkeypatch.setattr(in_process, "new_seed", lambda: next(seeds))
 
     def party(channel: Any, tape: PartyTape, ahead: bool) -> tuple[OutputShare, Ledger]:
         work = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, channel.party))
-        preparing, store, output = None, Store(), None
+        preparing, store, output = None, PrecomputedValues(), None
         with torch.inference_mode():
             for number, (_, run) in enumerate(work.segments()):
                 if number == 1 and ahead:
@@ -194,7 +194,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
             for _, run in Segmented(plan, plan.make_suite(tape, None), NoInputs()).segments():
                 run()
 
-    direct, prepared = (run_parties(parties, lambda c, t, a=a: party(c, t, a), dealer)[0] for a in (False, True))
+    direct, prepared = (run_in_process(parties, lambda c, t, a=a: party(c, t, a), dealer)[0] for a in (False, True))
     for (share, ledger), (other, other_ledger) in zip(direct, prepared, strict=True):
         assert torch.equal(share.share, other.share)
         assert counts(ledger, "") == counts(other_ledger, "")
@@ -202,7 +202,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_neither_end_sleeps_while_the_other_waits_for_it() -> None:
     """An entry at a time, each larger than the limit: both ends wait for each other all the time."""
-    store = Store(1)
+    store = PrecomputedValues(1)
     count = 2000
 
     def put() -> None:

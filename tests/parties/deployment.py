@@ -6,13 +6,16 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
 from parties.client.model_reference import ModelReference
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 from parties.config.role_config import RoleConfig, make_config
 from parties.dealer.dealer import DealerServer
 from parties.identity.certificates import check, create_deployment, create_identity
@@ -21,6 +24,8 @@ from parties.model_owner.model_owner import share_model
 from parties.names import Role
 from parties.party.compute_party import ComputePartyServer
 from parties.program import DECODER, Program
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec
 
 
 def free_ports(count: int) -> list[int]:
@@ -47,10 +52,31 @@ def with_fingerprints(values: dict[str, Any], fingerprints: Mapping[str, str]) -
     return {**values, **lists, **({"dealer": pinned(values["dealer"])} if values.get("dealer") else {})}
 
 
-class _CryptenClient(Client):
-    def generate(self, *args: Any, **options: Any) -> GenerationResult:
-        options.setdefault("suite", "crypten")
-        return super().generate(*args, **options)
+class AskingClient(Client):
+    """A client with a short way to ask."""
+
+    def ask(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        model: ModelReference | str | None = None,
+        suite: str = "crypten",
+        fraction_bits: int | None = None,
+        options: Mapping[str, OptionValue] | None = None,
+        policy: str = "full",
+        stop_ids: Sequence[int] | None = None,
+        on_token: Callable[[int], bool | None] = lambda token: None,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        cancellation: Cancellation | None = None,
+        **params: Any,
+    ) -> GenerationResult:
+        """Generate. stop_ids: tokens that end the answer, and no others; None: those of the model. params: further
+        `SamplingParams`."""
+        ends = {} if stop_ids is None else {"ignore_eos": True, "stop_token_ids": tuple(stop_ids)}
+        spec = SuiteSpec(suite, fraction_bits, options)
+        request = GenerationRequest(prompt_ids, SamplingParams(max_tokens, **ends, **params), spec, policy, model)
+        return self.generate(request, on_token=on_token, on_progress=on_progress, cancellation=cancellation)
 
 
 class Deployment:
@@ -146,7 +172,7 @@ class Deployment:
 
     def client(self, name: str = "client", keep_connections: bool = False, **changes: Any) -> Client:
         """A client; it asks for the suite `crypten` where a test names none."""
-        return _CryptenClient(self.config("client", name, **changes), keep_connections)
+        return AskingClient(self.config("client", name, **changes), keep_connections)
 
     def share(self, checkpoint: Path, name: str = "tiny") -> ModelReference:
         """Share a checkpoint among the parties."""

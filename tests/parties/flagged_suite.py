@@ -7,9 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from protocols.masked.suite import MaskedSuite
+from protocols.options import MaskedOptions
+from protocols.registry import SuiteEntry
 from tests.parties.toy import Flags
 
-ENTRY = ("tests.parties.flagged_suite", "FlaggedSuite", 14)  # of `protocols.registry.SUITES`
+ENTRY = SuiteEntry("tests.parties.flagged_suite", "FlaggedSuite", MaskedOptions)  # of `protocols.registry.SUITES`
 
 
 class FlaggedSuite(MaskedSuite):

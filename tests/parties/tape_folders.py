@@ -12,6 +12,7 @@ from parties.tapes.deal import Deal, deal
 from parties.tapes.file import TapeFile
 from parties.tapes.store import TapeStore
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, package_version
+from protocols.registry import SuiteSpec
 from tests.parties.deployment import Deployment
 from tests.parties.toy import Toy
 
@@ -23,6 +24,7 @@ STORING = "7" * 32  # nonce of the party's shares of it
 def deal_toy(deployment: Deployment, checkpoint: Path, out: Path, toy: Toy | None = None, **changes: Any) -> Deal:
     """Tapes for the toy, by default two for `PROMPT` and up to 4 new tokens."""
     values: dict[str, Any] = {"prompts": [len(PROMPT)], "new_tokens": 4, "sessions": 2, "suite": "crypten", **changes}
+    values["suite"] = SuiteSpec(values["suite"], options=values.pop("options", None))
     config = values.pop("config", deployment.config("dealer", "dealer"))
     prompts, new_tokens = values.pop("prompts"), values.pop("new_tokens")
     program = (toy or Toy()).program

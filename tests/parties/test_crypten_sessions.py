@@ -49,7 +49,7 @@ def test_greedy_equals_plain(deployment: Deployment, plain: Checkpoint, monkeypa
     monkeypatch.setattr(PeerStream, "outgoing", count)
     for _ in range(2):  # the second session uses the first one's masked weights
         sent.clear()
-        result = deployment.client().generate(PROMPT, 3, stop_ids=())
+        result = deployment.client().ask(PROMPT, 3, stop_ids=())
         tokens = generate_plain(plain, PROMPT, GenerationPlan(len(PROMPT), 3))
         assert result.tokens[: len(tokens)] == tokens
         assert len(tokens) > 1
@@ -57,7 +57,7 @@ def test_greedy_equals_plain(deployment: Deployment, plain: Checkpoint, monkeypa
 
 
 def test_logits_equal_plain(deployment: Deployment, plain: Checkpoint) -> None:
-    result = deployment.client().generate(PROMPT, 2, decoding="logits", stop_ids=())
+    result = deployment.client().ask(PROMPT, 2, decoding="logits", stop_ids=())
     assert result.logits is not None
     assert result.logits.shape == (2, VOCABULARY)
     wanted = plain_logits(plain, [*PROMPT, result.tokens[0]])[-2:]
@@ -77,7 +77,7 @@ def test_sampling_equals_plain_with_the_same_noise(
 
     draw = gumbel.gumbel
     monkeypatch.setattr(gumbel, "gumbel", caught)
-    result = deployment.client().generate(PROMPT, 3, decoding="sample", temperature=temperature, stop_ids=())
+    result = deployment.client().ask(PROMPT, 3, decoding="sample", temperature=temperature, stop_ids=())
     scaled = (torch.cat(noise) * temperature).to(torch.float32)
     assert tuple(scaled.shape) == (3, VOCABULARY)
     tokens = []

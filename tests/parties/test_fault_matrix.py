@@ -1,4 +1,4 @@
-"""The quick part of the fault matrix: every fault, role and phase. All cells: `python -m tests.fault_matrix`."""
+"""The quick part of the fault matrix: every fault, role and phase. All cells: `python -m tests.tools.fault_matrix`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpc.errors import PeerLost, PeerSilent
-from tests.fault_matrix import Matrix, check
+from tests.tools.fault_matrix import Matrix, check
 
 
 @pytest.fixture(scope="module")

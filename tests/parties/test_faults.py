@@ -30,7 +30,7 @@ PAUSE = 0.02
 
 def works(deployment: Deployment) -> None:
     """A session succeeds."""
-    result = deployment.client().generate(PROMPT, 2, model="tiny", stop_ids=())
+    result = deployment.client().ask(PROMPT, 2, model="tiny", stop_ids=())
     assert result.tokens == expected(PROMPT, 2, VOCABULARY)
 
 
@@ -52,7 +52,7 @@ def during(deployment: Deployment, act: Callable[[], None], tokens: int = 30) ->
             act()
 
     with pytest.raises(MpcacheError) as caught:
-        deployment.client().generate(PROMPT, tokens, stop_ids=(), on_token=on_token)
+        deployment.client().ask(PROMPT, tokens, stop_ids=(), on_token=on_token)
     assert acted[0]
     return caught.value, time.monotonic() - acted[0]
 
@@ -114,7 +114,7 @@ def test_client_gone(two: Running) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        two.deployment.client().generate(PROMPT, 20, stop_ids=(), on_token=on_token)
+        two.deployment.client().ask(PROMPT, 20, stop_ids=(), on_token=on_token)
     idle(two.deployment, 2)
     works(two.deployment)
 
@@ -169,7 +169,7 @@ def test_client_line_cut(tmp_path: Path, checkpoint: Path) -> None:
     with relayed(tmp_path, checkpoint, "client", toy, resume_seconds=0) as (deployment, relay, near):
         client = deployment.client(parties=near)
         with pytest.raises(PeerLost, match="party0: the connection ended"):
-            client.generate(PROMPT, 30, stop_ids=(), on_token=lambda token: relay.cut())
+            client.ask(PROMPT, 30, stop_ids=(), on_token=lambda token: relay.cut())
         idle(deployment)
         works(deployment)
 
@@ -182,7 +182,7 @@ def test_alive_but_stuck(tmp_path: Path, checkpoint: Path) -> None:
         deployment.share(checkpoint)
         start = time.monotonic()
         with pytest.raises(PeerSilent, match="party1: is alive, but sent nothing of this step for 2 s") as caught:
-            deployment.client().generate(PROMPT, 9, stop_ids=())
+            deployment.client().ask(PROMPT, 9, stop_ids=())
         assert 1.8 < time.monotonic() - start < 6
         assert caught.value.step == "tokens 2 of 9"
         release.set()
@@ -199,7 +199,7 @@ def test_peer_never_comes(name: str, tmp_path: Path, checkpoint: Path) -> None:
         start = time.monotonic()
         waits: list[str] = []
         with pytest.raises(PeerLost, match=f"{name}: nothing listens at .*: start {name}, or correct its address") as caught:
-            deployment.client().generate(
+            deployment.client().ask(
                 PROMPT,
                 2,
                 model=deployment.client().models()[0] if name == "dealer" else None,
@@ -218,7 +218,7 @@ def test_party_waits_for_peers_that_start_later(tmp_path: Path, checkpoint: Path
         deployment.servers.pop("dealer").stop()
         threading.Timer(1.0, deployment.start_one, ["dealer"]).start()
         waits: list[str] = []
-        result = deployment.client().generate(
+        result = deployment.client().ask(
             PROMPT, 2, model=model, stop_ids=(), on_progress=lambda stage, done, total: waits.append(stage)
         )
         assert result.tokens == expected(PROMPT, 2, VOCABULARY)
@@ -256,7 +256,7 @@ def fails(running: Running, kind: type[MpcacheError], message: str, **arguments:
     """A session fails so, quickly and everywhere; the next one works."""
     start = time.monotonic()
     with pytest.raises(kind, match=message):
-        running.deployment.client().generate(PROMPT, 3, stop_ids=(), **arguments)
+        running.deployment.client().ask(PROMPT, 3, stop_ids=(), **arguments)
     assert time.monotonic() - start < 4
     idle(running.deployment)
     return None
@@ -333,7 +333,7 @@ def test_errors_are_short_and_printable(two: Running) -> None:
 
     two.toy.after_share = shout
     with pytest.raises(PeerError) as caught:
-        two.deployment.client().generate(PROMPT, 1)
+        two.deployment.client().ask(PROMPT, 1)
     text = str(caught.value)
     assert len(text) < 2500
     assert text.isprintable()

@@ -11,16 +11,18 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launch.measure.fidelity import generated, on_shares
+from launch.local.in_process import InProcessSuite
+from launch.measure.fidelity import on_shares
+from launch.measure.generation import generate_on_shares
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ConfigurationError, MpcacheError, WireError
-from parties import PrivateModel, RangeExceeded, RangeFinding
+from mpcache import PrivateModel, RangeExceeded, RangeFinding
 from parties.client.client import GenerationResult
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from protocols.range_findings import findings_in
-from protocols.registry import SUITES
+from protocols.registry import SUITES, SuiteSpec
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -37,7 +39,7 @@ FOUND = [("score", 0), ("activation", "head")]
 def ask(running: Running, decoding: Any, **options: Any) -> tuple[GenerationResult, list[int]]:
     seen: list[int] = []
     client = running.deployment.client()
-    result = client.generate(PROMPT, NEW, decoding=decoding, **{"stop_ids": (), "on_token": seen.append, **options})
+    result = client.ask(PROMPT, NEW, decoding=decoding, **{"stop_ids": (), "on_token": seen.append, **options})
     return result, seen
 
 
@@ -176,20 +178,20 @@ def test_real_program(parties: int, flagged: Callable[[Flags], None], tmp_path: 
         model = deployment.share(checkpoint)
         flagged(Flags(2, MARKS))
         options: dict[str, Any] = {"model": model, "suite": "flagged", "options": {"score": 8}}
-        result = deployment.client().generate(PROMPT, NEW, **options)
+        result = deployment.client().ask(PROMPT, NEW, **options)
         assert (result.tokens, result.finish_reason, places(result.findings)) == (wanted[:2], "range", FOUND)
         assert (result.findings[0].bound, result.findings[0].option) == (8, "score=9")
         if parties > 2:
             return
-        logits = deployment.client().generate(PROMPT, NEW, decoding="logits", **options)
+        logits = deployment.client().ask(PROMPT, NEW, decoding="logits", **options)
         assert logits.tokens == wanted[:2]
         assert logits.logits is not None
         reference = plain_logits(plain, [*PROMPT, wanted[0]])[-2:].double()
         assert torch.allclose(logits.logits, reference, atol=0.05)
-        sampled = deployment.client().generate(PROMPT, NEW, decoding="sample", temperature=1e-2, **options)
+        sampled = deployment.client().ask(PROMPT, NEW, decoding="sample", temperature=1e-2, **options)
         assert sampled.tokens == wanted[:2]
         flagged(Flags(None))
-        assert deployment.client().generate(PROMPT, NEW, **options).tokens == wanted
+        assert deployment.client().ask(PROMPT, NEW, **options).tokens == wanted
 
 
 def test_remedies_lead_to_the_answer(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_remedies_lead_to_the_answer(tmp_path: Path) -> None:
     with Deployment(tmp_path / "deployment", 2, deadline_seconds=20) as deployment:
         model = deployment.share(tmp_path / "loud")
         for _ in range(6):
-            result = deployment.client().generate(PROMPT, NEW, model=model, suite="masked", options=options)
+            result = deployment.client().ask(PROMPT, NEW, model=model, suite="masked", options=options)
             assert result.tokens == wanted[: len(result.tokens)]
             if result.finish_reason != "range":
                 break
@@ -222,17 +224,19 @@ def test_in_one_process(flagged: Callable[[Flags], None], checkpoint: Path) -> N
     plan = GenerationPlan(len(PROMPT), NEW)
     wanted = generate_plain(plain, PROMPT, plan)
     flagged(Flags(1, MARKS))
-    found: list[RangeFinding] = []
-    assert generated(plain, PROMPT, plan, "flagged", 2, findings=found) == wanted[:1]
-    assert places(found) == FOUND
+    spec = SuiteSpec("flagged")
+    two, three = InProcessSuite(spec, 2), InProcessSuite(spec, 3)
+    found = generate_on_shares(plain, PROMPT, plan, two)
+    assert found.tokens == wanted[:1]
+    assert places(found.findings) == FOUND
     with pytest.raises(RangeExceeded, match="attention scores of layer 0"):
-        generated(plain, PROMPT, plan, "flagged", 3)
+        generate_on_shares(plain, PROMPT, plan, three).checked()
     flagged(Flags(0, MARKS))
-    measured = on_shares(plain, PROMPT, "flagged", 2)
+    measured = on_shares(plain, PROMPT, two)
     assert measured.flags is not None
-    assert places(findings_in(measured.flags, 0, "flagged", {})) == FOUND
+    assert places(findings_in(measured.flags, 0, spec.settings.bounds)) == FOUND
     flagged(Flags(None))
-    assert generated(plain, PROMPT, plan, "flagged", 2) == wanted
+    assert generate_on_shares(plain, PROMPT, plan, two).checked() == wanted
 
 
 # ---- from Python ----------------------------------------------------------------------------------------------------

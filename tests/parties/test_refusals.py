@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import pytest
 
-from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, WireError
+from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, RangeError, WireError
 from parties.client.client import Client
 from parties.identity.certificates import Identity, check, create_authority, create_identity
+from parties.program import plan_of
 from parties.transport.connection import connect
 from parties.wire import generate_stubs
 from parties.wire import wire_pb2 as wire
@@ -113,7 +114,7 @@ def test_wrong_identity_behind_an_address(two: Running) -> None:
     parties = two.deployment.values("client", "client")["parties"]
     swapped = [{"name": "party0", "address": parties[1]["address"]}, {"name": "party1", "address": parties[0]["address"]}]
     with pytest.raises(PeerLost, match="is 'party1', not 'party0': correct address or name in the configuration"):
-        two.deployment.client(parties=swapped).generate(PROMPT, 1)
+        two.deployment.client(parties=swapped).ask(PROMPT, 1)
 
 
 def test_missing_client_certificate(two: Running) -> None:
@@ -254,7 +255,7 @@ def test_other_version(two: Running) -> None:
     for server in [*two.deployment.servers.values()]:
         before, server.version = server.version, "9.9.9"
         with pytest.raises(ManifestMismatch, match=f"runs version {before}', {server.name} runs version 9.9.9: install|'"):
-            two.deployment.client().generate(PROMPT, 2)
+            two.deployment.client().ask(PROMPT, 2)
         server.version = before
         idle(two.deployment)
     assert dealer.version == before
@@ -317,7 +318,7 @@ def test_manifest_form(two: Running) -> None:
 
 def test_session_ids_are_used_once(two: Running) -> None:
     client = two.deployment.client()
-    done = client.generate(PROMPT, 1).session
+    done = client.ask(PROMPT, 1).session
     idle(two.deployment)
     opening = wire.Open(session=done, manifest=manifest(two).canonical())
     for error in generate_raw(two, [opening] * 2):
@@ -362,3 +363,19 @@ def test_garbage_instead_of_a_message(two: Running) -> None:
 
 def test_stubs_are_those_of_the_definition() -> None:
     assert generate_stubs.different() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "plain"}, "suite 'plain' keeps nothing secret"),
+        ({"suite": "quantum"}, "unknown suite 'quantum'"),
+        ({"options": {"device": "cuda"}}, "suite 'crypten' has no option 'device'"),
+        ({"options": {"residual": 19}}, "residual = 19 must be a whole number from 4 to 18"),
+        ({"fraction_bits": 30}, "fraction_bits must be between 8 and 20, got 30"),
+    ],
+)
+def test_servers_check_the_suite_of_a_manifest(two: Running, changes: dict[str, Any], message: str) -> None:
+    """Whoever made it: a client of this package would have refused it itself."""
+    with pytest.raises((ConfigurationError, RangeError), match=message):
+        plan_of(manifest(two, **changes), two.model.architecture)

@@ -35,7 +35,7 @@ def test_greedy(which: str, request: pytest.FixtureRequest) -> None:
     running: Running = request.getfixturevalue(which)
     seen: list[int] = []
     stages: list[tuple[str, int, int]] = []
-    result = running.deployment.client().generate(
+    result = running.deployment.client().ask(
         PROMPT, 4, on_token=seen.append, on_progress=lambda *stage: stages.append(stage), stop_ids=()
     )
     assert result.tokens == seen == expected(PROMPT, 4, VOCABULARY)
@@ -61,11 +61,11 @@ def test_loads_are_reused_and_not_shared_between_settings(two: Running) -> None:
     client = two.deployment.client()
     before = two.toy.loads
     for bits, loads in ((16, 1), (16, 1), (17, 2), (16, 2)):
-        client.generate(PROMPT, 1, fraction_bits=bits, options={"crypten_own": False})
+        client.ask(PROMPT, 1, fraction_bits=bits, options={"crypten_own": False})
         assert two.toy.loads - before == loads
     held = two.deployment.servers["party1"].weight_cache  # type: ignore[union-attr]
     held._held.clear()
-    client.generate(PROMPT, 1, options={"crypten_own": False})
+    client.ask(PROMPT, 1, options={"crypten_own": False})
     assert two.toy.loads - before == 3
 
 
@@ -76,7 +76,7 @@ def test_weights_survive_a_restart_without_the_owner(tmp_path: Path, checkpoint:
         for name in ("party0", "party1"):
             deployment.servers[name].stop()
             deployment.start_one(name)
-        assert deployment.client().generate(PROMPT, 2, stop_ids=()).tokens == expected(PROMPT, 2, VOCABULARY)
+        assert deployment.client().ask(PROMPT, 2, stop_ids=()).tokens == expected(PROMPT, 2, VOCABULARY)
     assert all(len(store.models()) == 1 for store in shares)
 
 
@@ -86,7 +86,7 @@ def test_two_sessions_at_once(two: Running) -> None:
     results: dict[int, list[int]] = {}
 
     def one(i: int) -> None:
-        results[i] = two.deployment.client().generate(prompts[i], 5, stop_ids=()).tokens
+        results[i] = two.deployment.client().ask(prompts[i], 5, stop_ids=()).tokens
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -101,23 +101,23 @@ def test_early_finish(which: str, request: pytest.FixtureRequest) -> None:
     running: Running = request.getfixturevalue(which)
     running.toy.before_round = lambda party, step, round: slow(0.01 * (party + 1))(party, step, round)
     stop = expected(PROMPT, 3, VOCABULARY)[-1]
-    result = running.deployment.client().generate(PROMPT, 20, stop_ids=[stop])
+    result = running.deployment.client().ask(PROMPT, 20, stop_ids=[stop])
     assert result.tokens == expected(PROMPT, 3, VOCABULARY)
     assert result.stopped
     assert sorted(result.costs) == running.deployment.names
-    asked = running.deployment.client().generate(PROMPT, 20, stop_ids=(), on_token=lambda token: token != stop)
+    asked = running.deployment.client().ask(PROMPT, 20, stop_ids=(), on_token=lambda token: token != stop)
     assert asked.tokens == result.tokens
-    assert running.deployment.client().generate(PROMPT, 2, stop_ids=()).tokens == expected(PROMPT, 2, VOCABULARY)
+    assert running.deployment.client().ask(PROMPT, 2, stop_ids=()).tokens == expected(PROMPT, 2, VOCABULARY)
 
 
 def test_logits(two: Running) -> None:
-    result = two.deployment.client().generate([0, 2], 3, decoding="logits", stop_ids=())
+    result = two.deployment.client().ask([0, 2], 3, decoding="logits", stop_ids=())
     assert result.tokens == [VOCABULARY - 1] * 3
     assert result.logits is not None
     assert result.logits.shape == (3, VOCABULARY)
     factor = torch.tensor([2.0, VOCABULARY - 1, VOCABULARY - 1], dtype=torch.float64)
     assert torch.equal(result.logits, factor[:, None] * (torch.arange(VOCABULARY) + 1))
-    sampled = two.deployment.client().generate([0, 2], 3, decoding="logits", temperature=1e-2, top_k=3, stop_ids=())
+    sampled = two.deployment.client().ask([0, 2], 3, decoding="logits", temperature=1e-2, top_k=3, stop_ids=())
     assert sampled.tokens == result.tokens
 
 
@@ -132,7 +132,7 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
 
     monkeypatch.setattr(PeerStream, "send_bulk", spy)
     for _ in range(20):
-        two.deployment.client().generate([1] * 30, 1)
+        two.deployment.client().ask([1] * 30, 1)
     assert [len(part) for part in sent] == [30 * 8] * 20
     everything = bytearray(b"".join(sent))
     words = torch.frombuffer(everything, dtype=torch.int64)
@@ -149,8 +149,8 @@ def test_prompt_shares_are_uniform_and_fresh(two: Running, monkeypatch: pytest.M
         ([1, VOCABULARY], {}, f"token number 2 lies outside the model's vocabulary of {VOCABULARY} tokens"),
         ([-1], {}, "token number 1 lies outside"),
         ([1] * 33, {}, "shorten the prompt to at most 31 tokens"),
-        ([1] * 30, {"new_tokens": 4}, "ask for at most 3"),
-        ([1], {"new_tokens": 0}, "new_tokens must be a positive integer, got 0"),
+        ([1] * 30, {"max_tokens": 4}, "ask for at most 3"),
+        ([1], {"max_tokens": 0}, "max_tokens must be a positive integer, got 0"),
         ([1], {"decoding": "sample", "temperature": 0.0}, "temperature must be above 0"),
         ([1], {"decoding": "sample", "temperature": 100.5}, r"temperature must be above 0 and at most 100, got 100\.5"),
         ([1], {"temperature": 1.0}, "temperature needs decoding 'sample' or 'logits'"),
@@ -169,14 +169,14 @@ def test_bad_arguments_are_refused_before_anything_is_sent(
 
     monkeypatch.setattr(PeerStream, "send", unreachable)
     with pytest.raises(ConfigurationError, match=message):
-        two.deployment.client().generate(prompt, **{"new_tokens": 2, **arguments})
+        two.deployment.client().ask(prompt, **{"max_tokens": 2, **arguments})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"suite": "plain", "fraction_bits": 16}, "suite 'plain' keeps nothing secret"),
-        ({"options": {"device": "cuda"}}, "'device' is not a suite option"),
+        ({"options": {"device": "cuda"}}, "suite 'crypten' has no option 'device'"),
         ({"options": {"no_such_option": 1}}, "suite 'crypten' .*no_such_option"),
         (
             {"fraction_bits": 9, "options": {"crypten_own": True}},
@@ -187,14 +187,14 @@ def test_bad_arguments_are_refused_before_anything_is_sent(
 )
 def test_parties_refuse_what_they_cannot_do(two: Running, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        two.deployment.client().generate(PROMPT, 2, **arguments)
-    assert two.deployment.client().generate(PROMPT, 1).tokens == expected(PROMPT, 1, VOCABULARY)
+        two.deployment.client().ask(PROMPT, 2, **arguments)
+    assert two.deployment.client().ask(PROMPT, 1).tokens == expected(PROMPT, 1, VOCABULARY)
 
 
 def test_unknown_model(two: Running) -> None:
     model = ModelReference("0" * 32, "ghost", two.model.architecture, "owner", two.model.parties)
     with pytest.raises(ConfigurationError, match=r"party. holds no model 0{32}: its owner must share it first"):
-        two.deployment.client().generate(PROMPT, 2, model=model)
+        two.deployment.client().ask(PROMPT, 2, model=model)
 
 
 def test_limits(tmp_path: Path, checkpoint: Path) -> None:
@@ -204,26 +204,26 @@ def test_limits(tmp_path: Path, checkpoint: Path) -> None:
         model = deployment.share(checkpoint)
         client = deployment.client()
         with pytest.raises(ConfigurationError, match=r"5 prompt and 2 new tokens exceed the limits of party.: 4 and 50"):
-            client.generate(PROMPT, 2, model=model)
+            client.ask(PROMPT, 2, model=model)
         begun, results = threading.Event(), []
         toy.before_round = slow(0.01)
 
         def first() -> None:
-            results.append(client.generate([1], 20, model=model, stop_ids=(), on_token=lambda token: begun.set()).tokens)
+            results.append(client.ask([1], 20, model=model, stop_ids=(), on_token=lambda token: begun.set()).tokens)
 
         thread = threading.Thread(target=first)
         thread.start()
         assert begun.wait(10)
         with pytest.raises(Busy, match=r"party. is busy: it serves 1 sessions at a time; try again later"):
-            deployment.client().generate([1], 1, model=model)
+            deployment.client().ask([1], 1, model=model)
         thread.join(30)
         assert results == [expected([1], 20, VOCABULARY)]
-        assert client.generate([2], 1, model=model).tokens == [2]
+        assert client.ask([2], 1, model=model).tokens == [2]
 
 
 def test_only_clients_may_generate(two: Running) -> None:
     with pytest.raises(PermissionRefused, match=r"'stranger' may not generate at party."):
-        two.deployment.client("stranger").generate(PROMPT, 1, model=two.model)
+        two.deployment.client("stranger").ask(PROMPT, 1, model=two.model)
     with pytest.raises(PermissionRefused, match="'stranger' has no role in the deployment of party0"):
         two.deployment.client("stranger").models()
 
@@ -245,7 +245,7 @@ def test_nothing_secret_is_logged(two: Running, caplog: pytest.LogCaptureFixture
 
     two.toy.after_share = fail
     with pytest.raises(Exception, match=r"internal error in .*ValueError; its log says where") as caught:
-        two.deployment.client().generate([11, 11], 1)
+        two.deployment.client().ask([11, 11], 1)
     assert "secret" not in caplog.text + str(caught.value)
     assert "in fail" in caplog.text
 
@@ -282,7 +282,7 @@ def test_ledger_equals_the_wire(
         for new_tokens in (1, 3):  # the first also loads the weights
             counted.clear()
             forward, backward = relay.forward, relay.backward
-            result = deployment.client().generate(PROMPT, new_tokens, model=model, stop_ids=())
+            result = deployment.client().ask(PROMPT, new_tokens, model=model, stop_ids=())
             rounds = 4 * new_tokens + (len(model.architecture.weight_shapes()) if new_tokens == 1 else 0)
             for name, ledger in result.costs.items():
                 total = ledger["total"]
@@ -311,15 +311,15 @@ def test_nothing_leaks(two: Running) -> None:
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
     client = two.deployment.client()
-    client.generate(PROMPT, 1, stop_ids=())
+    client.ask(PROMPT, 1, stop_ids=())
     time.sleep(0.5)
     before = in_use()
     for i in range(6):
         if i % 2:
             with pytest.raises(ConfigurationError):
-                client.generate(PROMPT, 1, options={"no_such_option": True})
+                client.ask(PROMPT, 1, options={"no_such_option": True})
         else:
-            client.generate(PROMPT, 1, stop_ids=())
+            client.ask(PROMPT, 1, stop_ids=())
     limit = time.monotonic() + 5
     while (after := in_use())[0] > before[0] + 1 or after[1] > before[1] + 2:
         assert time.monotonic() < limit, f"threads and files: {before} before, {after} after"
@@ -335,8 +335,8 @@ def test_nothing_leaks(two: Running) -> None:
 def test_long_ledgers_arrive(two: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     to_json = Ledger.to_json
     monkeypatch.setattr(Ledger, "to_json", lambda self: {**to_json(self), "stages": {str(i): {} for i in range(200_000)}})
-    result = two.deployment.client().generate(PROMPT, 1)
+    result = two.deployment.client().ask(PROMPT, 1)
     assert all(len(cost["stages"]) == 200_000 for cost in result.costs.values())
     monkeypatch.setattr(client_endpoint, "LEDGER_BYTES", 1000)
-    result = two.deployment.client().generate(PROMPT, 1)
+    result = two.deployment.client().ask(PROMPT, 1)
     assert all(cost["stages"] == {} and cost["total"]["rounds"] > 0 for cost in result.costs.values())

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import ring
 from mpc.ledger import Cost
 from mpc.tape import CountingTape
 from protocols.masked.context import Context
 from protocols.masked.shares import Shared
 from protocols.schedule import Scheduler
-from tests.parties_in_process import run_parties
 from tests.protocols.masked.harness import additive
 
 Gate = Callable[..., Awaitable[Any]]
@@ -74,7 +74,7 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
         Scheduler(c.flush).run(gate(c, *(Shared(c.blank(x.shape), bits, 0) for x, bits in inputs)))
         return c.ledger.total()
 
-    results, dealer = run_parties(parties, at_party, at_dealer)
+    results, dealer = run_in_process(parties, at_party, at_dealer)
     costs = [ledger.total() for _, ledger in results]
     for party, cost in enumerate(costs):
         predicted = predict(gate, [(x.shape, bits) for x, bits in inputs], parties, party)

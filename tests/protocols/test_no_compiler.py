@@ -18,7 +18,7 @@ from models.costs.program import NoInputs
 from launch.measure.bench.worker import Segmented
 from models.costs.tracing import Setting, trace_step
 from models.shapes import SHAPES, with_layers
-from tests.parties_in_process import run_parties
+from launch.local.in_process import run_in_process
 
 suite = sys.argv[1]
 for cached, prefill in ((5, 0), (0, 5)):
@@ -32,7 +32,7 @@ for cached, prefill in ((5, 0), (0, 5)):
             for _, work in Segmented(plan, suite, source).segments():
                 work()
 
-    run_parties(
+    run_in_process(
         plan.parties,
         lambda channel, tape: run(plan.make_suite(tape, channel), SharedInputs(inputs, channel.party)),
         lambda tape: run(plan.make_suite(tape, None), NoInputs()),

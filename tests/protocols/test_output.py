@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import ring
 from mpc.fixed_point import decode
 from mpc.ledger import Ledger
 from mpc.tape import CountingTape
 from protocols import gumbel
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Linear, Norm, OutputShare, Suite, Value
-from tests.parties_in_process import run_parties
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import additive, run_masked
 from tests.protocols.suite_harness import SECURE
@@ -46,13 +46,13 @@ def outputs(name: str, parties: int, program: Program, words: Tensor, bits: int)
         return out
 
     def at_party(channel: Any, tape: Any) -> OutputShare:
-        return main(secure_suite(name, parties=parties, tape=tape, channel=channel), channel.party)
+        return main(secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=channel), channel.party)
 
-    found, _ = run_parties(
-        parties, at_party, lambda tape: main(secure_suite(name, parties=parties, tape=tape, channel=None), None)
+    found, _ = run_in_process(
+        parties, at_party, lambda tape: main(secure_suite(SuiteSpec(name), parties=parties, tape=tape, channel=None), None)
     )
     estimate = CountingTape()
-    main(secure_suite(name, parties=parties, tape=estimate, channel=None), None)
+    main(secure_suite(SuiteSpec(name), parties=parties, tape=estimate, channel=None), None)
     counted = max(ledger.total().offline_bytes for ledger in ledgers[:-1])
     assert estimate.ledger.total().offline_bytes == counted
     return found

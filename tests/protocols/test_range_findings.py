@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protocols.bounds import RANGES, Bounds
+from protocols.options import MaskedOptions
 from protocols.range_findings import RangeFinding, findings_in, open_flags, summary
 from protocols.suite import RANGE_KINDS
 
@@ -61,7 +62,7 @@ def flags(*marks: tuple[str, int]) -> Tensor:
     ],
 )
 def test_message(mark: tuple[str, int], options: dict[str, Any], message: str) -> None:
-    (found,) = findings_in(flags(mark), 2, "masked", options)
+    (found,) = findings_in(flags(mark), 2, MaskedOptions(**options).bounds)
     assert found.message.startswith(message)
     assert (found.kind, found.step) == (mark[0], 2)
     assert found.layer == ("head" if mark[1] == PLACES - 1 else mark[1])
@@ -74,18 +75,18 @@ def test_message(mark: tuple[str, int], options: dict[str, Any], message: str) -
 
 
 def test_a_suite_without_the_option() -> None:
-    (found,) = findings_in(flags(("residual", 3)), 0, "plain", {})
+    (found,) = findings_in(flags(("residual", 3)), 0, {})
     assert found == RangeFinding("residual", 3, 0)
     assert found.message == f"the residual stream of layer 3 left its range at token 1: {CALIBRATE}"
 
 
 def test_in_the_order_of_the_computation() -> None:
-    found = findings_in(flags(("activation", 1), ("logits", 6), ("score", 4), ("score", 1)), 0, "masked", {})
+    found = findings_in(flags(("activation", 1), ("logits", 6), ("score", 4), ("score", 1)), 0, MaskedOptions().bounds)
     assert [(f.kind, f.layer) for f in found] == [("score", 1), ("activation", 1), ("score", 4), ("logits", "head")]
     assert summary(found) == f"{found[0].message} (3 further findings after it, which may follow from it)"
     assert summary(found[:2]) == f"{found[0].message} (1 further finding after it, which may follow from it)"
     assert summary(found[:1]) == found[0].message
-    assert findings_in(flags(), 0, "masked", {}) == ()
+    assert findings_in(flags(), 0, MaskedOptions().bounds) == ()
 
 
 @pytest.mark.parametrize("parties", [2, 3])

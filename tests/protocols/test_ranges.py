@@ -41,7 +41,7 @@ async def scores(s: Any, x: Any) -> Any:
 
 
 async def attention(s: Any, q: Any, k: Any, v: Any) -> Any:
-    keys, values = await s.together(s.append(None, k, 1), s.append(None, v, 1, "value"))
+    keys, values = await s.together(s.mask_for_cache(k), s.mask_for_cache(v, "value"))
     return await s.attention(q, keys, values, None)
 
 
@@ -180,7 +180,7 @@ def test_the_residual_stream_up_to_its_bound_and_beyond(rows: int, residual: int
 
 
 async def normed_plain(s: Any, h: Any, w: Any) -> Any:
-    h.magnitude = s.magnitudes.residual + 2
+    h.magnitude = s.convert.bounds.here.residual + 2
     (y,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(w)])
     return y
 
@@ -218,7 +218,7 @@ def plain_whole(h: Tensor, w: Tensor) -> Tensor:
 async def whole(s: Any, h: Any, w: Any) -> Any:
     (y,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(w)])
     heads = y.reshape(1, *y.shape)
-    keys, values = await s.together(s.append(None, heads, 1), s.append(None, heads, 1, "value"))
+    keys, values = await s.together(s.mask_for_cache(heads), s.mask_for_cache(heads, "value"))
     attended = await s.attention(heads, keys, values, None)
     h = await s.linear(attended.reshape(*y.shape), Linear(w), h)
     gate, up = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(w), Linear(w)])
@@ -289,7 +289,7 @@ def test_no_false_flag_in_many_values_up_to_the_limit() -> None:
     async def gate(c: Any, s: Any) -> Any:
         m = await c.opening(s)
         ranges = RangeFlags(c, 1)
-        ranges.check("activation", 0, Masked(m.m, m.lam, m.bits, 14), 256.0)
+        ranges.check("activation", Masked(m.m, m.lam, m.bits, 14), 256.0)
         words = ranges.take()
         if c.evaluating:
             found.append(words)

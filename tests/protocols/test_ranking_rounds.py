@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.fixed_point import decode, encode
 from mpc.ring import reduce
 from protocols.masked.suite import MaskedSuite
-from tests.parties_in_process import run_parties
 from tests.protocols.gate_harness import chi_square, chi_square_limit
 from tests.protocols.masked.harness import additive
 
@@ -43,7 +43,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
         mine = [
             suite.input(x.shape, None if party is None else s[party], 14) for x, s in zip((q, middle), shares, strict=True)
         ]
-        query, keys = await suite.together(suite.prepare(mine[0]), suite.append(None, mine[1], 1))  # as a step has them
+        query, keys = await suite.together(suite.mask_queries(mine[0]), suite.mask_for_cache(mine[1]))  # as a step has them
         if party == 0:
             sent[0].clear()
         suite.ledger.costs.clear()
@@ -64,7 +64,7 @@ def test_four_rounds_from_queries_to_the_choice(parties: int, monkeypatch: pytes
         return suite.output(suite.run(program(suite, None)))
 
     monkeypatch.setattr(MemoryChannel, "send", counted)
-    results, _ = run_parties(parties, at_party, at_dealer)
+    results, _ = run_in_process(parties, at_party, at_dealer)
     total = sum(r[0].share for r in results)
     first = results[0][0]
     chosen = decode(reduce(total, first.bits), first.fraction_bits, first.bits)

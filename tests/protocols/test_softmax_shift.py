@@ -13,9 +13,9 @@ from mpc import ring
 from protocols.masked import non_zero, softmax
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared
-from tests import softmax_shift
-from tests.policy_page import PAGE, POLICIES, crypten_row, table_in, token
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
+from tests.tools import softmax_shift
+from tests.tools.policy_page import PAGE, POLICIES, crypten_row, table_in, token
 
 FRAC, RANGE = 14, 8
 BITS = FRAC + RANGE

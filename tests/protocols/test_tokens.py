@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import protocols.masked.tokens as module
+from launch.local.in_process import run_in_process
 from mpc import fixed_point
 from mpc.tape import CountingTape
-from protocols.registry import secure_suite
-from tests.parties_in_process import run_parties
+from protocols.registry import SuiteSpec, secure_suite
 from tests.protocols.masked.harness import additive
 from tests.protocols.suite_harness import SECURE
 
@@ -36,13 +36,13 @@ def looked_up(suite_name: str, parties: int, index: Tensor, table: Tensor) -> tu
         return suite.output(suite.run(main())), suite.ledger.total()
 
     def at_party(channel: Any, tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=channel), channel.party)
+        return program(secure_suite(SuiteSpec(suite_name), parties=parties, tape=tape, channel=channel), channel.party)
 
     def at_dealer(tape: Any) -> Any:
-        return program(secure_suite(suite_name, parties=parties, tape=tape, channel=None), None)
+        return program(secure_suite(SuiteSpec(suite_name), parties=parties, tape=tape, channel=None), None)
 
-    outputs, _ = run_parties(parties, at_party, at_dealer)
-    estimate = secure_suite(suite_name, parties=parties, tape=CountingTape(), channel=None)
+    outputs, _ = run_in_process(parties, at_party, at_dealer)
+    estimate = secure_suite(SuiteSpec(suite_name), parties=parties, tape=CountingTape(), channel=None)
     predicted, counted = program(estimate, None)[1], outputs[-1][1]
     for name in ("rounds", "bytes_sent", "offline_bytes"):
         assert getattr(predicted, name) == getattr(counted, name), name

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import ring
 from protocols.crypten import arithmetic
 from protocols.crypten.binding.library import CryptenSession
@@ -19,7 +20,6 @@ from protocols.masked import truncation
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Shared
 from protocols.schedule import Scheduler
-from tests.parties_in_process import run_parties
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import additive
 from tests.protocols.uniformity import chi_square_p
@@ -58,7 +58,7 @@ def masked(parties: int, local: bool) -> tuple[list[Tensor], Tensor, Tensor]:
         c = Context(tape, None, parties)
         Scheduler(c.flush).run(gate(c, Shared(c.blank(EVERY.shape), BITS, CUT)))
 
-    found, _ = run_parties(parties, at_party, at_dealer)
+    found, _ = run_in_process(parties, at_party, at_dealer)
     return shares, seen[0], ring.reduce(torch.stack([s.x for s in found]).sum(0), BITS - CUT)
 
 

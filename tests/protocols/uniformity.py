@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
 from protocols.suite import OutputShare
-from tests.parties_in_process import run_parties
 from tests.protocols.masked.harness import additive
 
 FALSE_POSITIVES = 1e-9
@@ -189,7 +189,7 @@ def observed_generation(
         with torch.inference_mode():
             main(MaskedSuite(parties=parties, tape=tape, channel=None), None)
 
-    found, _ = run_parties(parties, at_party, at_dealer)
+    found, _ = run_in_process(parties, at_party, at_dealer)
     tokens = []
     for parts in zip(*found, strict=True):
         total = torch.stack([p.share for p in parts]).sum(0)

@@ -18,8 +18,11 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import MpcacheError, PeerError
 from parties.client.client import Client
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 from parties.errors import Busy
 from parties.tapes.journal import Journal
+from protocols.registry import SuiteSpec
 from tests.soak.deployment import CLIENT, DEALER, MODEL, OWNER, PARTIES, ROLES, SoakDeployment, prepare, save_model
 from tests.soak.gauges import Gauge, read_idle
 from tests.soak.role import deal_tapes, share
@@ -111,7 +114,9 @@ class _Run:
             began = time.monotonic()
             error: BaseException | None = None
             try:
-                result = client.generate(prompt, new, model=self.reference, suite=self.soak.suite)
+                result = client.generate(
+                    GenerationRequest(prompt, SamplingParams(new), SuiteSpec(self.soak.suite), model=self.reference)
+                )
             except BaseException as problem:
                 error = problem
             with self.changed:

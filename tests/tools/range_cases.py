@@ -24,21 +24,19 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from launch.local.in_process import run_in_process
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc.errors import RangeError
-from mpc.fixed_point import decode, encode
-from mpc.random import Prg, new_seed
-from mpc.ring import reduce
 from protocols import gumbel
-from protocols.registry import SUITES, secure_suite
+from protocols.range_findings import open_flags
+from protocols.registry import SuiteSpec, secure_suites
 from protocols.suite import RANGE_KINDS, OutputShare, Suite
 from tests.tools import range_models
 
-SHARED_BITS = 16  # fraction bits of the weights' shares, as a model owner makes them
 PROMPT_TOKENS, NEW_TOKENS = 11, 2
 Options = dict[str, Any]
 
@@ -111,33 +109,11 @@ class Answer:
         return {kind for kind, row in zip(RANGE_KINDS, self.flags, strict=True) if bool((row != 0).any())}
 
 
-class _Kept:
-    """An endpoint that keeps every output's share."""
-
-    def __init__(self) -> None:
-        self.shares: list[OutputShare] = []
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        self.shares.append(share)
-        return True
-
-    def next_token(self, step: int) -> Tensor | None:
-        raise AssertionError("logits are asked for once")
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-
-def _shares(x: Tensor, parties: int) -> list[Tensor]:
-    parts = [Prg(new_seed()).ring(x.shape) for _ in range(parties - 1)]
-    return [*parts, x - sum(parts)]
-
-
-def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: str, parties: int, **options: Any) -> Answer:
+def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, spec: SuiteSpec, parties: int) -> Answer:
     """One session, all roles in this process."""
     a = checkpoint.architecture
-    weights = {key: _shares(encode(w, SHARED_BITS), parties) for key, w in checkpoint.weights.items()}
-    prompt = _shares(token_indices(ids, a.vocabulary), parties)
+    weights = WeightShares(checkpoint, parties)
+    prompt = additive_shares(token_indices(ids, a.vocabulary), parties)
     noise: list[Tensor] = []
 
     def caught(shape: Sequence[int]) -> Tensor:
@@ -146,41 +122,27 @@ def answer(checkpoint: Checkpoint, ids: list[int], plan: GenerationPlan, name: s
 
     draw = gumbel.gumbel
 
-    def main(suite: Suite, party: int | None) -> list[OutputShare]:
-        more = getattr(suite, "weight_fraction_bits", SHARED_BITS) - SHARED_BITS
-
-        def own(key: str) -> Tensor | None:
-            return None if party is None else weights[key][party] << more
-
-        kept = _Kept()
+    def program(suite: Suite, party: int | None) -> list[OutputShare]:
+        kept = KeptShares()
         with torch.inference_mode():
-            decoder = Decoder(suite, a, suite.run(load_weights(suite, a, own)))
+            loaded = suite.run(load_weights(suite, a, lambda key: weights.share(suite, key, party)))
+            decoder = Decoder(suite, a, loaded)
             suite.run(generate(suite, decoder, plan, None if party is None else prompt[party], kept))
         return kept.shares
 
     with patch.object(gumbel, "gumbel", caught):  # the dealer's
-        outputs, _ = run_in_process(
-            parties,
-            lambda channel, tape: main(
-                secure_suite(name, parties=parties, tape=tape, channel=channel, **options), channel.party
-            ),
-            lambda tape: main(secure_suite(name, parties=parties, tape=tape, channel=None, **options), None),
-        )
+        outputs = InProcessSuite(spec, parties).run(program)
     flags = torch.zeros(len(RANGE_KINDS), a.layers + 1, dtype=torch.int64)
-    opened = []
+    values = []
     for shares in zip(*outputs, strict=True):
-        first = shares[0]
-        total = torch.stack([s.share for s in shares]).sum(0)
-        opened.append(decode(reduce(total, first.bits), first.fraction_bits, first.bits))
-        word = torch.zeros_like(flags)
-        for share in shares:
-            if share.flags is not None:
-                word ^= share.flags
-        flags |= word
+        values.append(opened(shares))
+        words = [share.flags for share in shares if share.flags is not None]
+        if words:
+            flags |= open_flags(words)
     if plan.decoding == "logits":
-        return Answer([], opened[0][0], flags)
+        return Answer([], values[0][0], flags)
     scaled = torch.cat(noise) * plan.temperature if plan.temperature is not None else None
-    return Answer([round(float(x)) for x in opened], None, flags, scaled)
+    return Answer([round(float(x)) for x in values], None, flags, scaled)
 
 
 @torch.inference_mode()
@@ -212,7 +174,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
         if suite == "masked" and (text := beyond_flags(checkpoint, options)) is not None:
             return "refused", 0.0, {text.split(" can ")[0]}  # as the model owner is, before the weights are shared
         try:
-            found = answer(checkpoint, ids, plan, suite, parties, **options)
+            found = answer(checkpoint, ids, plan, SuiteSpec(suite, options=options), parties)
         except RangeError as error:
             return f"refused ({str(error)[:60]})", 0.0, set()
     error = worst(model, ids, found)
@@ -224,7 +186,7 @@ def outcome(case: Case, seed: int, suite: str, parties: int, options: Options) -
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="crypten", choices=[name for name in SUITES if name != "plain"])
+    parser.add_argument("--suite", default="crypten", choices=secure_suites())
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")

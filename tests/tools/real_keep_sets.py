@@ -13,21 +13,22 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import torch
 
 from launch.cli.options import suite_options
-from launch.measure.fidelity import generated
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from launch.measure.quality.long_prompts import Frame
 from launch.measure.quality.long_tasks import TASKS
 from launch.measure.selection_trace import Decision, agreement, noting
-from models.chat_template import ChatTemplate
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.shapes import with_layers
+from models.tokenizer.chat_template import ChatTemplate
 from mpc.errors import CheckpointError
+from protocols.registry import SuiteSpec
 from protocols.suite import Suite
 
 
@@ -62,13 +63,13 @@ def main() -> int:
     plan = GenerationPlan(len(ids), wanted.new, policy=wanted.policy)
     plan.check(checkpoint.architecture)
     decisions: list[Decision] = []
-    decided: list[torch.Tensor] = []
     model = PlainModel(checkpoint)
     plain = model.generate(ids, plan, suite=cast(Suite, noting(model.suite, decisions)))
     started = time.perf_counter()
-    options: dict[str, Any] = dict(suite_options(wanted.suite_option))
-    secure = generated(checkpoint, ids, plan, wanted.suite, wanted.parties, decided, **options)
-    found = agreement(decisions, decided)
+    spec = SuiteSpec(wanted.suite, options=suite_options(wanted.suite_option))
+    roles = InProcessSuite(spec, wanted.parties)
+    run = generate_on_shares(checkpoint, ids, plan, roles, {"decisions"})
+    secure, found = run.checked(), agreement(decisions, run.decisions)
     print(
         f"{wanted.policy}, {len(ids)} tokens, {checkpoint.architecture.layers} layers: tokens {secure[: len(plain)]}, in "
         f"plaintext {plain}; {found.equal} of {found.compared} kept sets equal, the others within "

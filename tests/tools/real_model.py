@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,13 +26,17 @@ from launch.checkpoints.fetching import fetch
 from launch.cli.options import suite_options
 from launch.demo.real import MODEL, check_memory, real_suite_options
 from launch.local.deployment import local_deployment
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from launch.terminal.console import err, out, show_error
 from launch.terminal.progress import stages
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan
 from mpc.errors import MpcacheError
 from parties.client.client import Client
-from tests.tools.in_process_logits import generate_with_logits
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
+from protocols.registry import SuiteSpec
 
 LOGIT_ERROR = 0.05
 PROMPTS = (
@@ -116,10 +120,11 @@ def over_grpc(client: Client, tokens: int, suite: str, options: dict[str, Any], 
     """All roles as processes; logits are opened in a session of their own."""
 
     def run(ids: list[int]) -> tuple[list[int], tuple[list[int], Tensor] | None]:
-        chosen = client.generate(ids, tokens, model=MODEL, suite=suite, options=options).tokens
+        request = GenerationRequest(ids, SamplingParams(tokens), SuiteSpec(suite, options=options), model=MODEL)
+        chosen = client.generate(request).tokens
         if not opened:
             return chosen, None
-        found = client.generate(ids, opened, model=MODEL, suite=suite, options=options, decoding="logits")
+        found = client.generate(replace(request, params=SamplingParams(opened, "logits")))
         assert found.logits is not None
         return chosen, (found.tokens, found.logits)
 
@@ -131,8 +136,11 @@ def in_process(checkpoint: Checkpoint, tokens: int, suite: str, options: dict[st
 
     def run(ids: list[int]) -> tuple[list[int], tuple[list[int], Tensor] | None]:
         plan = GenerationPlan(len(ids), tokens)
-        chosen, logits = generate_with_logits(checkpoint, ids, plan, suite, parties, **options)
-        return chosen, (chosen, logits)
+        found = generate_on_shares(
+            checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite, options=options), parties), {"logits"}
+        )
+        assert found.logits is not None
+        return found.tokens, (found.tokens, found.logits[: len(found.tokens)])
 
     return run
 

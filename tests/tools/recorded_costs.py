@@ -1,8 +1,8 @@
 """Forty settings, each run in one process, and what it cost: rounds, bytes sent, bytes dealt, and the dealer's program.
 
-`python -m tests.tools.recorded_costs` compares with `tests/recorded_costs.json`; `--write` replaces that file, for a change
-that is meant to change costs. A change of structure alone must leave every number and every digest as it is. The digest
-is of the tape's entries in order: operation, kind, ring, shape and size of each.
+`python -m tests.tools.recorded_costs` compares with `recorded_costs.json` beside it; `--write` replaces that file, for a
+change that is meant to change costs. A change of structure alone must leave every number and every digest as it is. The
+digest is of the tape's entries in order: operation, kind, ring, shape and size of each.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import Any
 import torch
 
 from launch.local.in_process import run_in_process
+from launch.local.shares import KeptShares
 from models.architecture import Architecture
 from models.config import Config
 from models.decoder import Decoder, load_weights
-from models.family import family_for
+from models.families.registry import family_for
 from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.tape import DealerTape, PartyTape
-from protocols.registry import secure_suite
-from protocols.suite import OutputShare, Suite
+from protocols.registry import SuiteSpec, secure_suite
+from protocols.suite import Suite
 from tests.models import random_checkpoints
 
-RECORD = Path(__file__).parents[1] / "recorded_costs.json"
+RECORD = Path(__file__).with_suffix(".json")
 LAYERS = 4
 PROMPT = 56
 MODELS = ("gpt2", "llama-grouped")
@@ -98,17 +99,6 @@ class _DigestedTape(DealerTape):
         super()._header(text, size, everyone)
 
 
-class _Endpoint:
-    def emit(self, step: int, share: OutputShare) -> bool:
-        return True
-
-    def next_token(self, step: int) -> torch.Tensor:
-        return torch.zeros(1, dtype=torch.int64)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-
 def _architecture(name: str) -> Architecture:
     """A variant of the tests' random models, with four layers."""
     _, config, values = random_checkpoints.VARIANTS[name]
@@ -133,11 +123,11 @@ def measured(setting: Settings) -> dict[str, Any]:
             weights = suite.run(load_weights(suite, architecture, share))
             mine = None if index is None else prompt if index == 0 else torch.zeros_like(prompt)
             decoder = Decoder(suite, architecture, weights, parse(setting["policy"]))
-            suite.run(generate(suite, decoder, plan, mine, _Endpoint()))
+            suite.run(generate(suite, decoder, plan, mine, KeptShares(chosen=torch.zeros(1, dtype=torch.int64))))
 
     def made(tape: Any, channel: Any) -> Suite:
-        named = {"parties": setting["parties"], "tape": tape, "channel": channel, "fraction_bits": setting["fraction_bits"]}
-        return secure_suite(setting["suite"], **named, **setting["options"])
+        spec = SuiteSpec(setting["suite"], setting["fraction_bits"], setting["options"])
+        return secure_suite(spec, parties=setting["parties"], tape=tape, channel=channel)
 
     def party(channel: MemoryChannel, tape: PartyTape) -> list[int]:
         suite = made(tape, channel)

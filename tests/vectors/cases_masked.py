@@ -23,7 +23,6 @@ from protocols.masked import (
     truncation,
 )
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
-from protocols.masked.clamp import clamp
 from protocols.masked.compaction import compact
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
@@ -36,6 +35,7 @@ from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
 from protocols.masked.values import MaskedTensor
 from protocols.masked.weights import fixed_weight
+from protocols.options import MaskedOptions
 from protocols.schedule import together
 from protocols.suite import Norm
 from tests.vectors.recording import Case, Input, Output, Program, Role, whole
@@ -49,7 +49,7 @@ def program(f: Function, inputs: Sequence[Input], opened: bool, options: Kinds) 
     """f(suite, *inputs, **arguments), its inputs as sharings or, with `opened`, as masked values."""
 
     def run(role: Role, shares: Sequence[Tensor] | None, arguments: Kinds) -> list[Output]:
-        suite = MaskedSuite(parties=role.parties, tape=role.tape, channel=role.channel, **options)
+        suite = MaskedSuite(parties=role.parties, tape=role.tape, channel=role.channel, options=MaskedOptions(**options))
         c = suite.context
         xs = [Shared(c.blank(g.x.shape) if shares is None else shares[i], g.bits, g.frac) for i, g in enumerate(inputs)]
 
@@ -115,7 +115,7 @@ def _linear() -> dict[str, list[Case]]:
         return await tokens.look_up(s.context, index, await fixed(s, table, bits), bits)
 
     def made_fresh(s: MaskedSuite, x: Shared) -> Shared:
-        found = s.output(s.new(x, s.magnitudes.activation))
+        found = s.output(s.convert.new(x, s.convert.bounds.here.activation))
         return Shared(found.share, found.bits, found.fraction_bits)
 
     x, y = some((2, 3), 40, 12, 14), some((3,), 36, 10, 16)
@@ -196,17 +196,12 @@ def _comparison() -> dict[str, list[Case]]:
     inside = shaped(comparison.within)
     zero = shaped(comparison.is_zero)
 
-    async def held(s: MaskedSuite, x: Masked, lowest: int, highest: int) -> Shared:
-        return await clamp(s.context, x, lowest, highest)
-
-    points = real([-250.0, -8.5, -8.0, -3.25, 0.0, 7.5, 8.0, 255.0], 24, 14)
     return {
         "less_than_zero": found,
         "within": cases("within", inside, [edges(12, 31, 32)], {"result": "bit", "low_bits": 5})
         + cases("within", inside, [edges(20, 31, 32)], {"result": "times", "low_bits": 5}),
         "is_zero": cases("is zero", zero, [edges(6)], {"result": "bit"})
         + cases("is zero", zero, [edges(12)], {"result": "bit"}),
-        "clamp": cases("clamp", held, [points], {"lowest": -8 << 14, "highest": 8 << 14}),
     }
 
 
@@ -292,16 +287,16 @@ def _functions() -> dict[str, list[Case]]:
 
 def _rows() -> dict[str, list[Case]]:
     async def probabilities(s: MaskedSuite, x: Shared, frac: int, score: int) -> list[Any]:
-        found = await s.softmax(MaskedTensor(s, score + 1, x))
+        found = await s.softmax(MaskedTensor(s.context, score + 1, x))
         return [found.as_shared(), s.flags()]
 
     async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, frac: int, **_: int) -> list[Any]:
-        found = await s.rsqrt_moment(s.new(x, s.magnitudes.activation), Norm(kind, epsilon))
+        found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.activation), Norm(kind, epsilon))
         return [found.as_shared(), s.flags()]
 
     def flags(s: MaskedSuite, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
-        s.ranges.check("activation", 0, x, limit, signed_value, width)
-        return s.ranges.take()
+        s.convert.ranges.check("activation", x, limit, signed_value, width)
+        return s.convert.ranges.take()
 
     scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
     row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
@@ -335,7 +330,7 @@ def _orders() -> dict[str, list[Case]]:
         return [found.value, *found.digits]
 
     async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
-        return (await s.argmax(s.new(x, magnitude))).as_shared()
+        return (await s.argmax(s.convert.new(x, magnitude))).as_shared()
 
     few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
     many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)

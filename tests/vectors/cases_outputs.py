@@ -34,7 +34,7 @@ def _masked() -> dict[str, list[Case]]:
         return await floor(s.context, x, truncate(s.context, x, count))
 
     async def taken(s: MaskedSuite, x: Shared, magnitude: int, form: str) -> MaskedTensor:
-        found = s.new(await open_value(s.context, x) if form == "masked" else x, magnitude)
+        found = s.convert.new(await open_value(s.context, x) if form == "masked" else x, magnitude)
         found.watched = "activation" if form == "checked" else None
         return found
 

@@ -15,53 +15,65 @@ from launch.cli.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_device,
-    check_suite,
     suite_options,
 )
 from launch.local import supervision
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
     from launch.measure.bench.evicted import EvictionResult
+    from launch.measure.bench.plan import BenchPlan
     from launch.measure.bench.run import BenchResult
+    from models.architecture import Architecture
 
 ShapeOption = Annotated[
     str, typer.Option("--shape", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-2-7b/13b/70b, tiny, or a config.json.")
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
 
+CachedOption = Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")]
+PrefillOption = Annotated[int | None, typer.Option("--prefill", min=1, help="Process a prompt of this many tokens.")]
+EvictionOption = Annotated[
+    bool,
+    typer.Option("--eviction", help="With --cached N: what an evicting policy does once, after a prompt of N tokens."),
+]
+RepeatOption = Annotated[int, typer.Option("--repeat", min=1, help="Measured repetitions, after one that is not.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")]
+PreprocessingOption = Annotated[
+    bool, typer.Option(help="Prepare what depends on the tape alone before a step is timed, where the suite can.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")]
+MatrixOption = Annotated[
+    Path | None, typer.Option("--config", help="Measure a matrix of settings from this YAML file; see docs/bench.md.")
+]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key of the matrix, such as prompts=[128,1024]; may be repeated."),
+]
+ResultsOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the matrix' results; what is there is not measured again.")
+]
+
 
 def run(
     shape: ShapeOption = "gpt2",
     layers: LayersOption = None,
-    cached: Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")] = None,
-    prefill: Annotated[int | None, typer.Option("--prefill", min=1, help="Process a prompt of this many tokens.")] = None,
-    eviction: Annotated[
-        bool,
-        typer.Option("--eviction", help="With --cached N: what an evicting policy does once, after a prompt of N tokens."),
-    ] = False,
+    cached: CachedOption = None,
+    prefill: PrefillOption = None,
+    eviction: EvictionOption = False,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: PartiesOption = 2,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Measured repetitions, after one that is not.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1,
+    repeat: RepeatOption = 5,
+    threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     suite_option: SuiteOptionsOption = None,
-    preprocessing: Annotated[
-        bool, typer.Option(help="Prepare what depends on the tape alone before a step is timed, where the suite can.")
-    ] = True,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, cached tokens and their shares.")] = 1,
-    matrix: Annotated[
-        Path | None, typer.Option("--config", help="Measure a matrix of settings from this YAML file; see docs/bench.md.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the matrix, such as prompts=[128,1024]; may be repeated."),
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the matrix' results; what is there is not measured again.")
-    ] = None,
+    preprocessing: PreprocessingOption = True,
+    seed: SeedOption = 1,
+    matrix: MatrixOption = None,
+    changes: ChangesOption = None,
+    results: ResultsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one decode step, one prefill, one eviction, or a matrix of settings, on random weights; the first three end
@@ -75,32 +87,16 @@ def run(
 
     --eviction runs what the policy does after the prompt on one layer's cache, stage by stage; all layers cost the same.
     """
-    from launch.measure.bench.evicted import run_eviction
     from launch.measure.bench.plan import BenchPlan
-    from launch.measure.bench.run import run_bench
-    from models.policies import parse
-    from models.policies.mpcache import MPCache
-    from models.shapes import find_shape, with_layers, with_positions
     from mpc.errors import ConfigurationError
-    from mpc.tape import CountingTape
 
     if matrix is not None or changes:
         _run_matrix(matrix, changes or [], results, as_json)
         return
     if results is not None:
         raise ConfigurationError("--out keeps the results of a matrix: give --config FILE, or --set KEY=VALUE")
-    if (cached is None) == (prefill is None):
-        raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
-    if eviction and not isinstance(parse(policy), MPCache):
-        raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
-    if eviction and cached is None:
-        raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")
-    parse(policy)  # before a model is looked for
-    architecture = find_shape(shape)
-    architecture = architecture if layers is None else with_layers(architecture, layers)
-    architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
-    if cached or prefill:
-        parse(policy).check(architecture, cached or prefill or 0)
+    _check_step(cached, prefill, eviction, policy)
+    architecture = _architecture(shape, layers, cached, prefill, policy)
     plan = BenchPlan(
         architecture=architecture.to_json(),
         suite=check_suite(suite),
@@ -116,15 +112,51 @@ def run(
         device=check_device(device),
         seed=seed,
     )
+    _measure(plan, shape, as_json)
+
+
+def _check_step(cached: int | None, prefill: int | None, eviction: bool, policy: str) -> None:
+    """Raise `ConfigurationError` for options that do not go together."""
+    from models.policies import parse
+    from mpc.errors import ConfigurationError
+
+    if (cached is None) == (prefill is None):
+        raise ConfigurationError("give either --cached N (one decode step) or --prefill N (one prompt)")
+    if eviction and not parse(policy).one_set_for_all_heads:
+        raise ConfigurationError(f"--eviction measures mpcache's stages, not those of '{policy}': set --policy mpcache")
+    if eviction and cached is None:
+        raise ConfigurationError("--eviction needs --cached N, the tokens of the prompt, instead of --prefill")
+
+
+def _architecture(shape: str, layers: int | None, cached: int | None, prefill: int | None, policy: str) -> Architecture:
+    """Return the shape with its first layers and enough positions. Raises `ConfigurationError`, also for the policy."""
+    from models.policies import parse
+    from models.shapes import find_shape, with_layers, with_positions
+
+    parsed = parse(policy)  # before a model is looked for
+    architecture = find_shape(shape)
+    architecture = architecture if layers is None else with_layers(architecture, layers)
+    architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
+    if cached or prefill:
+        parsed.check(architecture, cached or prefill or 0)
+    return architecture
+
+
+def _measure(plan: BenchPlan, shape: str, as_json: bool) -> None:
+    """Run the plan's processes and show what they measured."""
+    from launch.measure.bench.evicted import run_eviction
+    from launch.measure.bench.run import run_bench
+    from mpc.tape import CountingTape
+
     plan.make_suite(CountingTape(), None)  # options are checked before processes start
-    if eviction:
-        with err.status(f"{shape}, one layer's eviction, suite {suite}, {parties} parties"):
+    if plan.eviction:
+        with err.status(f"{shape}, one layer's eviction, suite {plan.suite}, {plan.parties} parties"):
             evicted = run_eviction(plan)
         if not as_json:
             _show_eviction(evicted)
         print_json(evicted.to_json(shape))
         return
-    with err.status(f"{shape}, {architecture.layers} layers, suite {suite}, {parties} parties"):
+    with err.status(f"{shape}, {plan.shape.layers} layers, suite {plan.suite}, {plan.parties} parties"):
         result = run_bench(plan)
     if not as_json:
         _show(result)
@@ -133,8 +165,8 @@ def run(
 
 def _run_matrix(file: Path | None, changes: list[str], folder: Path | None, as_json: bool) -> None:
     from launch.measure.bench.cell import Matrix, changed, read_matrix
-    from launch.measure.bench.matrix import run_matrix
     from launch.measure.bench.results import ResultFolder
+    from launch.measure.matrix import run_matrix
     from mpc.errors import ConfigurationError
 
     if folder is None:

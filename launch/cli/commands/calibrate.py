@@ -35,7 +35,6 @@ def run(
     For the model owner: values are seen here. Exit code 1 when a value does not fit the largest bound that a suite has.
     """
     from models.calibration.record import make
-    from protocols.ranges import declared_kinds
 
     with err.status("calibrating") as status:
         found = make(model, text, not dry_run, lambda done, total: status.update(f"layer {done} of {total}"))
@@ -60,12 +59,7 @@ def run(
         out.print(extremes_table(found, details))
         for suite, options in found.suites.items():
             shown = ", ".join(f"{kind}={value}" for kind, value in options.items())
-            usual = (
-                "its usual bounds hold everything"
-                if declared_kinds(suite)
-                else "has fixed bounds, and flags what leaves them"
-            )
-            out.print(f"[bold]{suite}[/bold]: {shown or usual}", soft_wrap=True)
+            out.print(f"[bold]{suite}[/bold]: {shown or 'its usual bounds hold everything'}", soft_wrap=True)
             for excess in over[suite]:
                 out.print(f"  out of range: {excess.text}", style="bold red", soft_wrap=True)
         where = "not written" if found.file is None else f"written to {found.file}"
@@ -75,7 +69,8 @@ def run(
 
 
 def extremes_table(found: Calibration, details: bool = False) -> Table:
-    """Largest values by layer, as they are in plaintext: of each kind, and with `details` what is recorded beside them."""
+    """Return the largest values by layer, as they are in plaintext: of each kind, and with `details` what is recorded beside
+    them."""
     extremes = found.extremes
     table = Table(box=None, header_style="bold")
     table.add_column("layer", justify="right")

@@ -176,7 +176,7 @@ def sign(
 
 
 def _given(marks: list[str], names: list[str]) -> dict[str, str]:
-    """Fingerprints by name, from the option."""
+    """Return the fingerprints by name, from the option."""
     from launch.deployment.pins import read_pins
     from parties.names import read_fingerprint
 
@@ -190,7 +190,7 @@ def _given(marks: list[str], names: list[str]) -> dict[str, str]:
 
 
 def _asked(request: Path, name: str) -> str:
-    """The fingerprint that a person types. The request's own is not shown before: it would be copied from there."""
+    """Ask a person for the fingerprint. The request's own is not shown before: it would be copied from there."""
     if not sys.stdin.isatty():
         raise ConfigurationError(
             f"{request} is signed only with the fingerprint that `mpcache certs fingerprint` shows on the host of {name}: "
@@ -293,7 +293,7 @@ def revoke_key(
 
 
 def _writing(folder: Path, work: Callable[[], T]) -> T:
-    """The result of `work`; trouble with files is an error of the user's."""
+    """Return the result of `work`; trouble with files is an error of the user's."""
     try:
         return work()
     except OSError as error:
@@ -310,5 +310,5 @@ def _tell(name: str, config: Path, file: Path, mark: str) -> None:
 
 
 def split(values: list[str] | None) -> list[str]:
-    """Items of a list whose parts may hold several, separated by commas."""
+    """Return the items of a list whose parts may hold several, separated by commas."""
     return [item.strip() for value in values or [] for item in value.split(",") if item.strip()]

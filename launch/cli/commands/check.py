@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,38 +19,44 @@ from launch.cli.options import (
     PartiesOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_device,
-    check_suite,
     read_prompt,
     suite_options,
 )
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
+    from launch.local.in_process import InProcessSuite
     from launch.measure.fidelity import Measurement, ProbeError
     from launch.measure.verdict import LogitsEffect, Verdict
     from models.calibration.choice import Excess
     from models.calibration.extremes import Extremes
     from models.checkpoint import Checkpoint
+    from protocols.registry import SuiteSpec
 
 HF_TOLERANCE = 1e-4
 UNGUIDED_TOKENS = 32
 
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="Text to check with; by default 32 fixed tokens.")]
+PromptFileOption = Annotated[Path | None, typer.Option("--prompt-file", help="File with it; - for standard input.")]
+ToleranceOption = Annotated[
+    float, typer.Option("--tolerance", help="Largest error that is accepted, of a row against its norm and of logits.")
+]
+HuggingFaceOption = Annotated[
+    bool, typer.Option(help="Compare plaintext with transformers too, which holds the whole model in float64.")
+]
+
 
 def run(
     model: ModelOption,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to check with; by default 32 fixed tokens.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="File with it; - for standard input.")] = None,
+    prompt: PromptOption = None,
+    prompt_file: PromptFileOption = None,
     suite: SuiteOption = DEFAULT_SUITE,
     parties: PartiesOption = 2,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Largest error that is accepted, of a row against its norm and of logits.")
-    ] = 0.01,
+    tolerance: ToleranceOption = 0.01,
     device: DeviceOption = "cpu",
     suite_option: SuiteOptionsOption = None,
-    hugging_face: Annotated[
-        bool, typer.Option(help="Compare plaintext with transformers too, which holds the whole model in float64.")
-    ] = True,
+    hugging_face: HuggingFaceOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Compare plaintext (float64) with shares at every layer, values with bounds, and plaintext with Hugging Face's logits.
@@ -64,47 +70,33 @@ def run(
     import torch
 
     from launch.checkpoints.calibrating import calibration_for
-    from launch.measure import fidelity
+    from launch.local.in_process import InProcessSuite
     from launch.measure.verdict import LogitsEffect, judge
     from models.calibration.choice import excesses
     from models.checkpoint import load_checkpoint
+    from protocols.registry import SuiteSpec
 
     check_device(device)
     check_suite(suite)
     checkpoint = load_checkpoint(model, torch.float64)
     ids = _token_ids(checkpoint, read_prompt(prompt, prompt_file, required=False))
     given = suite_options(suite_option)
-    options = {**calibration_for(model).suites.get(suite, {}), **given}
+    spec = SuiteSpec(suite, options={**calibration_for(model).suites.get(suite, {}), **given})
     if not as_json:
         err.print("One process holds all shares here: for fidelity only, never for secret data.", style="yellow")
-    with err.status("") as status:
-
-        def shown(what: str) -> Callable[[int, int], None]:
-            return lambda done, total: status.update(f"{len(ids)} tokens, {what}: layer {done} of {total}")
-
-        difference: tuple[float, float] | None = None
-        reference = fidelity.plaintext(checkpoint, ids, shown("plaintext"))
-        if hugging_face:
-            status.update(f"{len(ids)} tokens, Hugging Face")
-            theirs = fidelity.hugging_face_logits(model, ids)
-            difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
-            del theirs
-        work = shown(f"suite {suite}, {parties} parties")
-        measured = fidelity.on_shares(checkpoint, ids, suite, parties, work, device=device, **options)
-    assert reference.extremes is not None
-    rows = fidelity.compare(reference, measured)
-    over = excesses(suite, options, reference.extremes)
-    verdict = judge(reference, measured, rows, over, tolerance, difference)
-    effect = LogitsEffect.of(reference, measured)
+    roles = InProcessSuite(spec, parties, device)
+    found = _measure(checkpoint, ids, roles, model if hugging_face else None)
+    over = excesses(suite, spec.options, found.extremes)
+    verdict = judge(found.reference, found.measured, found.rows, over, tolerance, found.difference)
     if as_json:
-        run_facts = {"suite": suite, "options": options, "parties": parties, "tokens": len(ids), "tolerance": tolerance}
-        print_json(
-            _report(run_facts, verdict, reference, measured, rows, over, None if difference is None else difference[0])
-        )
+        run_facts = {"suite": suite, "options": dict(spec.options), "parties": parties, "tokens": len(ids)}
+        run_facts["tolerance"] = tolerance
+        print_json(_report(run_facts, verdict, found, over))
     else:
-        _show(rows, tolerance)
-        _show_ranges(suite, options, reference.extremes, over)
-        _show_effect(effect, difference, reference.token == measured.token)
+        _show(found.rows, tolerance)
+        _show_ranges(spec, found.extremes, over)
+        effect = LogitsEffect.of(found.reference, found.measured)
+        _show_effect(effect, found.difference, found.reference.token == found.measured.token)
         for problem in verdict.problems[1:]:
             out.print(Text(f"also: {problem}", style="red"), soft_wrap=True)
         out.print(Text(verdict.line, style="bold green" if verdict.right else "bold red"), soft_wrap=True)
@@ -112,38 +104,64 @@ def run(
         raise typer.Exit(1)
 
 
-def _report(
-    facts: dict[str, Any],
-    verdict: Verdict,
-    reference: Measurement,
-    measured: Measurement,
-    rows: list[ProbeError],
-    over: list[Excess],
-    difference: float | None,
-) -> dict[str, Any]:
-    """All that was found, for programs. facts: what was asked for; difference: from Hugging Face's logits."""
+@dataclass(frozen=True)
+class _Found:
+    """What was measured. extremes: of the plaintext run; difference: (largest one from Hugging Face's logits, the one that
+    is accepted), None where these were not asked for."""
+
+    reference: Measurement
+    measured: Measurement
+    extremes: Extremes
+    rows: list[ProbeError]
+    difference: tuple[float, float] | None
+
+
+def _measure(checkpoint: Checkpoint, ids: list[int], roles: InProcessSuite, model: Path | None) -> _Found:
+    """Measure in plaintext, with Hugging Face where `model` names a folder, and on shares."""
+    from launch.measure import fidelity
+
+    difference: tuple[float, float] | None = None
+    with err.status("") as status:
+
+        def shown(what: str) -> Callable[[int, int], None]:
+            return lambda done, total: status.update(f"{len(ids)} tokens, {what}: layer {done} of {total}")
+
+        reference = fidelity.plaintext(checkpoint, ids, shown("plaintext"))
+        if model is not None:
+            status.update(f"{len(ids)} tokens, Hugging Face")
+            theirs = fidelity.hugging_face_logits(model, ids)
+            difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
+            del theirs
+        work = shown(f"suite {roles.spec.name}, {roles.parties} parties")
+        measured = fidelity.on_shares(checkpoint, ids, roles, work)
+    assert reference.extremes is not None
+    return _Found(reference, measured, reference.extremes, fidelity.compare(reference, measured), difference)
+
+
+def _report(facts: dict[str, Any], verdict: Verdict, found: _Found, over: list[Excess]) -> dict[str, Any]:
+    """Return all that was found, for programs. facts: what was asked for."""
     from launch.measure.verdict import LogitsEffect, flagged
 
-    assert reference.extremes is not None
+    reference, measured = found.reference, found.measured
     return {
         "ok": verdict.right,
         "verdict": verdict.line,
         "problems": list(verdict.problems),
         **facts,
-        "hugging_face_max_error": difference,
+        "hugging_face_max_error": None if found.difference is None else found.difference[0],
         "logits": asdict(LogitsEffect.of(reference, measured)),
         "next_token": {"plaintext": reference.token, "shares": measured.token},
         "same_next_token": reference.token == measured.token,
         "flags": None if measured.flags is None else flagged(measured, reference),
         "excesses": [asdict(excess) for excess in over],
-        "extremes": reference.extremes.kinds,
-        "details": {k: v for k, v in reference.extremes.details.items() if max(v) < float("inf")},
-        "points": [asdict(row) for row in rows],
+        "extremes": found.extremes.kinds,
+        "details": {k: v for k, v in found.extremes.details.items() if max(v) < float("inf")},
+        "points": [asdict(row) for row in found.rows],
     }
 
 
 def _token_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
-    """The text's tokens; without a text, tokens spread over the vocabulary."""
+    """Return the text's tokens; without a text, tokens spread over the vocabulary."""
     if text is not None:
         return checkpoint.tokenizer.encode(text)
     a = checkpoint.architecture
@@ -164,15 +182,14 @@ def _show(rows: list[ProbeError], tolerance: float) -> None:
     out.print(table)
 
 
-def _show_ranges(suite: str, options: Mapping[str, object], extremes: Extremes, over: list[Excess]) -> None:
-    """The worst place of each kind against its bound."""
+def _show_ranges(spec: SuiteSpec, extremes: Extremes, over: list[Excess]) -> None:
+    """Show the worst place of each kind against its bound."""
     from protocols.bounds import largest
-    from protocols.ranges import bounds_in_force
 
     table = Table(box=None, header_style="bold")
     for column in ("kind", "largest value", "where", "bound there"):
         table.add_column(column, justify="left" if column in ("kind", "where") else "right")
-    bounds = bounds_in_force(suite, options)
+    bounds = spec.settings.bounds
     beyond = {excess.kind: excess.place for excess in over}
     for kind, values in extremes.kinds.items():
         place = beyond.get(kind, extremes.worst(kind)[1])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -21,21 +22,31 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    check_suite,
-    make_wishes,
+    chosen_decoding,
+    suite_options,
     tokenizer_option,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
+
+if TYPE_CHECKING:
+    from models.tokenizer.text import TextTokenizer
+    from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+
+TokenizerOption = Annotated[Path | None, tokenizer_option()]
+ModelNameOption = Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")]
 
 
 def run(
     config: ConfigOption,
-    tokenizer: Annotated[Path | None, tokenizer_option()] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The model's name or id; by default the only one.")] = None,
+    tokenizer: TokenizerOption = None,
+    name: ModelNameOption = None,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 32,
+    max_new_tokens: MaxNewTokensOption = 32,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -50,46 +61,61 @@ def run(
     error says so; the next prompt is answered, and the exit code is 3 in the end.
     """
     from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.cli.answering import answer
     from launch.serve.roles import load_role
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
-    from parties.errors import RangeExceeded
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     check_suite(suite)
     client = Client(load_role(config, "client", insecure_trust_authority))
     if tokenizer is None:
-        with err.status("asking the parties") as status:
-            held = client.models(lambda reason: status.update(f"waiting for {reason}"))
-        table = Table(box=None, header_style="bold")
-        for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "bounds"):
-            table.add_column(column, overflow="fold")
-        for m in held:
-            a = m.architecture
-            said = "usual" if m.ranges is None else "own"
-            table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
-        out.print(table if held else "no model is held by all parties; let the model owner share one")
+        _list_models(client)
         return
     words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
+    chosen = chosen_decoding(decoding, temperature)
+    params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     reference = client.find_model(name)
+    request = GenerationRequest((), params, spec, policy, reference)
     warn_if_never_calibrated(reference)
-    interactive, number, code = sys.stdin.isatty(), 0, 0
+    if not _answer_lines(client, words, request):
+        raise typer.Exit(RANGE_EXIT)
+
+
+def _list_models(client: Client) -> None:
+    with err.status("asking the parties") as status:
+        held = client.models(lambda reason: status.update(f"waiting for {reason}"))
+    table = Table(box=None, header_style="bold")
+    for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "bounds"):
+        table.add_column(column, overflow="fold")
+    for m in held:
+        a = m.architecture
+        said = "usual" if m.ranges is None else "own"
+        table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
+    out.print(table if held else "no model is held by all parties; let the model owner share one")
+
+
+def _answer_lines(client: Client, words: TextTokenizer, request: GenerationRequest) -> bool:
+    """Answer each line of standard input. Return whether all values stayed in their ranges."""
+    from launch.terminal.answering import answer
+    from parties.errors import RangeExceeded
+
+    interactive, number, right = sys.stdin.isatty(), 0, True
     while True:
         if interactive:
             err.print("prompt> ", end="")
         data = sys.stdin.buffer.readline()
         if not data:
-            break
+            return right
         number += 1
         line = decode_text(data, f"line {number} of standard input")
         if line.strip():
             try:
-                given = answer(client, words, line.rstrip("\n"), reference, wishes)
+                given = answer(client, words, replace(request, prompt_ids=words.encode(line.rstrip("\n"))))
                 given.result.check_range(given.text)
             except RangeExceeded as error:
                 show_error(error)
-                code = RANGE_EXIT
-    if code:
-        raise typer.Exit(code)
+                right = False

@@ -17,24 +17,27 @@ from launch.cli.options import (
     SuiteOption,
     SuiteOptionsOption,
     agreed_choice,
-    check_suite,
     model_option,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
     from parties.tapes.deal import Deal
 
+ConfigurationOnlyOption = Annotated[
+    Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
+]
+PromptLengthsOption = Annotated[
+    list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
+]
+
 
 def run(
     config: ConfigOption,
-    model: Annotated[
-        Path, model_option("Hugging Face checkpoint directory, or GGUF file; its configuration is read, no weights.")
-    ],
-    prompt: Annotated[
-        list[int], typer.Option("--prompt", min=1, help="Length of the prompt in tokens, exactly; may be repeated.")
-    ],
+    model: ConfigurationOnlyOption,
+    prompt: PromptLengthsOption,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most new tokens of a session; it may generate fewer.")],
     directory: Annotated[Path, typer.Option("--out", help="Folder to write to; new or empty.")],
     sessions: Annotated[int, typer.Option("--sessions", min=1, help="Sessions to deal for, per prompt length.")] = 1,
@@ -61,13 +64,13 @@ def run(
     from models.calibration.record import read_record
     from models.checkpoint import read_architecture
     from parties.tapes.deal import deal
+    from protocols.registry import SuiteSpec
 
     check_suite(suite)
     chosen, agreed = agreed_choice(decoding, temperature)
-    settings = load_role(config, "dealer")
-    architecture = read_architecture(model)
-    record = read_record(model)
+    settings, architecture, record = load_role(config, "dealer"), read_architecture(model), read_record(model)
     bounds = {} if record is None else record.suites.get(suite, {})
+    spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:
         dealt = deal(
             settings,
@@ -76,8 +79,7 @@ def run(
             tokens,
             directory,
             sessions=sessions,
-            suite=suite,
-            options={**bounds, **suite_options(suite_option)},
+            suite=spec,
             decoding=chosen,
             temperature=agreed,
             policy=policy,
@@ -90,7 +92,7 @@ def run(
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
-    """What was dealt, for programs."""
+    """Return what was dealt, for programs."""
     return {
         "load": dealt.load,
         "prompts": list(dealt.prompts),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, check_suite
+from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption
 from launch.demo.view import show_costs, show_processes, show_roles, show_verdict
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
@@ -69,19 +70,23 @@ def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[s
 
 
 def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, seed: int, lab: Lab | None) -> None:
-    """The shipped model answers a question about a document."""
+    """Let the shipped model answer a question about a document."""
     started = time.perf_counter()
     directory, case = _model(family), _case(tokens, seed)
     _introduce(case, tokens)
 
-    from launch.cli.answering import Wishes, answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from models.generation import GenerationPlan, generate_plain
     from models.recall.documents import ANSWER_TOKENS
     from parties.client.client import Client
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
 
     checkpoint = load_checkpoint(directory)
+    ids = checkpoint.tokenizer.encode(case.prompt)
     plan = GenerationPlan(tokens, ANSWER_TOKENS, policy=policy)
     plan.check(checkpoint.architecture)
     waiting = err.status("starting processes (temporary certificates, mutual TLS)")
@@ -93,11 +98,9 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
         out.print(f"\n[bold]Answer[/bold] (computed on shares by the suite {suite}, opened by the client alone)")
         if policy != "full":
             out.print(f"[dim]Cache policy {policy}: tokens that it drops or leaves out may cost the answer.[/dim]")
-        wishes = Wishes(suite, ANSWER_TOKENS, policy=policy)
-        client = Client(deployment.client)
-        given = answer(client, checkpoint.tokenizer, case.prompt, f"recall-{family}", wishes, watched=deployment.watched)
+        request = GenerationRequest(ids, SamplingParams(ANSWER_TOKENS), SuiteSpec(suite), policy, f"recall-{family}")
+        given = answer(Client(deployment.client), checkpoint.tokenizer, request, watched=deployment.watched)
     given.result.check_range(given.text)
-    ids = checkpoint.tokenizer.encode(case.prompt)
     plain = generate_plain(checkpoint, ids, plan)
     equal = plain == given.result.tokens
     out.print("\n[bold]Check[/bold] (only in this demo does the client look at the model)")
@@ -110,7 +113,7 @@ def _recall(suite: str, family: str, parties: int, policy: str, tokens: int, see
 
 
 def _lab(network: str | None, parties: int) -> Lab | None:
-    """The lab that is asked for, not made yet."""
+    """Return the lab that is asked for, not made yet."""
     if network is None:
         return None
     from launch.lab.lab import Lab, roles_for
@@ -120,7 +123,7 @@ def _lab(network: str | None, parties: int) -> Lab | None:
 
 @contextmanager
 def _inside(lab: Lab | None) -> Iterator[None]:
-    """This process is the lab's client."""
+    """Make this process the lab's client."""
     if lab is None:
         yield
         return

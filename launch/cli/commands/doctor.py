@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
 
 MEMORY_NEEDED = 2e9
+CRYPTEN_INSTALL = "pip install --no-deps crypten==0.4.1"
 TORCHVISION_REMEDY = "pip uninstall torchvision (this build breaks transformers)"
 # What the commands import; the other requirements are theirs.
 PACKAGES = ("torch", "numpy", "transformers", "grpcio", "protobuf", "cryptography", "safetensors", "tokenizers", "pydantic")
@@ -95,9 +97,11 @@ def _package(name: str) -> Finding:
 
 
 def _crypten() -> Finding:
-    from protocols.crypten.binding.requirement import require_crypten
-
+    if find_spec("crypten") is None:
+        return Finding("crypten", f"not installed; for the suite crypten alone: {CRYPTEN_INSTALL}")
     try:
+        from protocols.crypten.binding.requirement import require_crypten
+
         module = require_crypten()
     except MpcacheError as error:
         return Finding("crypten", "unusable", str(error))

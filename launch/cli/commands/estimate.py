@@ -18,9 +18,9 @@ from launch.cli.options import (
     SuiteOptionsOption,
     TemperatureOption,
     agreed_choice,
-    check_suite,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
@@ -32,39 +32,45 @@ if TYPE_CHECKING:
 
 SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 
+ShapeOrFolderOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
+    ),
+]
+PromptTokensOption = Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")]
+NewTokensOption = Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")]
+NetworkOption = Annotated[str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")]
+RateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rate",
+        help="Ring multiply-adds a second of a party, in 10^9: products of few rows, of many. Measured by default.",
+    ),
+]
+AllLayersOption = Annotated[
+    bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
+]
+CriticalPathOption = Annotated[
+    bool, typer.Option("--critical-path", help="List the rounds of one layer: which openings share each, in order.")
+]
+
 
 def run(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
-        ),
-    ],
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
-    new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 1,
+    model: ShapeOrFolderOption,
+    prompt: PromptTokensOption,
+    new: NewTokensOption = 1,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     parties: PartiesOption = 2,
-    network: Annotated[
-        str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")
-    ] = "lan",
-    rate: Annotated[
-        str | None,
-        typer.Option(
-            "--rate",
-            help="Ring multiply-adds a second of a party, in 10^9: products of few rows, of many. Measured by default.",
-        ),
-    ] = None,
+    network: NetworkOption = "lan",
+    rate: RateOption = None,
     layers: LayersOption = None,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
     suite_option: SuiteOptionsOption = None,
-    all_layers: Annotated[
-        bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
-    ] = False,
-    critical_path: Annotated[
-        bool, typer.Option("--critical-path", help="List the rounds of one layer: which openings share each, in order.")
-    ] = False,
+    all_layers: AllLayersOption = False,
+    critical_path: CriticalPathOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict rounds, bytes, work, memory and seconds of each stage.
@@ -109,7 +115,7 @@ def run(
 
 
 def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
-    """Of the last token, or of the prompt where only one token is asked for."""
+    """Return that of the last token, or of the prompt where only one token is asked for."""
     from launch.predict.critical_path import critical_path
 
     return (
@@ -147,15 +153,14 @@ def _rates(text: str) -> Rates:
 
 
 def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = None) -> dict[str, Any]:
-    """One stage, or one part of it, as plain numbers."""
+    """Return one stage, or one part of it, as plain numbers."""
+    from models.costs.tracing import StageCosts
+
     rounds, sent, offline = (costs.total(name, part) for name in ("rounds", "bytes_sent", "offline_bytes"))
     latency, transfer = network.latency_seconds(rounds), network.transfer_seconds(sent)
     compute = rates.seconds(costs, part)
     return {
-        "rounds": round(rounds),
-        "online_bytes": round(sent),
-        "offline_bytes": round(offline),
-        "multiply_adds": round(costs.total("vector_products", part) + costs.total("matrix_products", part)),
+        **asdict(StageCosts.of(costs, part)),
         "latency_seconds": latency,
         "transfer_seconds": transfer,
         "compute_seconds": compute,
@@ -165,7 +170,7 @@ def stage_json(costs: Costs, network: Network, rates: Rates, part: str | None = 
 
 
 def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -> dict[str, Any]:
-    """Everything, for programs. "tokens" is all tokens after the first together."""
+    """Return everything, for programs. "tokens" is all tokens after the first together."""
     setting = found.setting
     stages = {"model load": found.load, "prefill": found.first, "tokens": found.further, "session": found.total}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import DEFAULT_SUITE, JsonOption, PartiesOption, SuiteOption, check_suite
+from launch.cli.options import DEFAULT_SUITE, JsonOption, PartiesOption, SuiteOption
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:

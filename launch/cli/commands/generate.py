@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,48 +21,66 @@ from launch.cli.options import (
     TopKOption,
     TopPOption,
     TrustAuthorityOption,
-    check_device,
-    check_suite,
-    make_wishes,
+    chosen_decoding,
     read_prompt,
+    suite_options,
 )
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, print_json
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.cli.answering import Answer, Wishes
-    from models.checkpoint import Checkpoint
+    from launch.terminal.answering import Answer
+    from models.architecture import Architecture
+    from models.tokenizer.text import TextTokenizer
+    from parties.client.request import GenerationRequest
     from parties.config.role_config import RoleConfig
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", help="The prompt. Other users of this machine may see it; --prompt-file keeps it private."),
+]
+PromptFileOption = Annotated[Path | None, typer.Option("--prompt-file", help="File with the prompt; - for standard input.")]
+StartedPartiesOption = Annotated[
+    int | None, typer.Option("--parties", min=2, max=16, help="Compute parties to start; 2 by default.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")]
+StartedDeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")
+]
+ClientConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A client's configuration: ask these parties instead of starting some.")
+]
+SharedNameOption = Annotated[
+    str | None, typer.Option("--name", help="With --config: the shared model's name or id; default: the folder's name.")
+]
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The processes that a command starts: so many compute parties, each computing on `device`."""
+
+    parties: int
+    device: str
 
 
 def run(
     model: ModelOption,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help="The prompt. Other users of this machine may see it; --prompt-file keeps it private."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="File with the prompt; - for standard input.")
-    ] = None,
+    prompt: PromptOption = None,
+    prompt_file: PromptFileOption = None,
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
-    parties: Annotated[
-        int | None, typer.Option("--parties", min=2, max=16, help="Compute parties to start; 2 by default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 32,
+    parties: StartedPartiesOption = None,
+    max_new_tokens: MaxNewTokensOption = 32,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
     suite_option: SuiteOptionsOption = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where the started parties compute: cpu, cuda ...")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A client's configuration: ask these parties instead of starting some.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="With --config: the shared model's name or id; default: the folder's name.")
-    ] = None,
+    device: StartedDeviceOption = None,
+    config: ClientConfigOption = None,
+    name: SharedNameOption = None,
     insecure_trust_authority: TrustAuthorityOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,34 +94,49 @@ def run(
     text = read_prompt(prompt, prompt_file)
     assert text is not None
     check_suite(suite)
-    if config is not None:
-        for option, value in (("--parties", parties), ("--device", device)):
-            if value is not None:
-                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
-    elif insecure_trust_authority:
-        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
-    elif name is not None:
-        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-    wishes = make_wishes(suite, max_new_tokens, decoding, temperature, top_k, top_p, suite_option, policy, fixed_length)
+    _check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
+    from parties.client.request import GenerationRequest
+    from parties.client.sampling_params import SamplingParams
+    from protocols.registry import SuiteSpec
+
+    chosen = chosen_decoding(decoding, temperature)
+    params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
+    request = GenerationRequest((), params, SuiteSpec(suite, options=suite_options(suite_option)), policy)
     if config is not None:
         from launch.serve.roles import load_role
 
         settings = load_role(config, "client", insecure_trust_authority)
-        answer = _ask_running(settings, model, name, text, wishes, not as_json)
+        answer = _ask_running(settings, model, text, replace(request, model=name), not as_json)
     else:
-        answer = _ask_local(model, text, wishes, parties or 2, check_device(device or "cpu"), not as_json)
-    if as_json:
-        print_json(answer_json(answer, wishes))
-    elif (first := answer.result.first_token_seconds) is not None:
-        each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
-        err.print(
-            f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens, suite {suite}: first after {first:.2f} s{each}"
-        )
+        answer = _ask_local(model, text, request, _Started(parties or 2, check_device(device or "cpu")), not as_json)
+    _show(answer, request, as_json)
     answer.result.check_range(answer.text)
 
 
-def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
-    """The answer and its costs, for programs."""
+def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
+    """Print what the answer took, or all of it as JSON: its text was shown as it came."""
+    if as_json:
+        print_json(answer_json(answer, request))
+    elif (first := answer.result.first_token_seconds) is not None:
+        each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
+        tokens = f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens"
+        err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
+
+
+def _check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
+    """Raise `ConfigurationError` for options that go with running parties alone, or with started ones alone."""
+    if config is not None:
+        for option, value in of_started.items():
+            if value is not None:
+                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
+    elif trust_authority:
+        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
+    elif name is not None:
+        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
+
+
+def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
+    """Return the answer and its costs, for programs."""
     from launch.terminal.session_costs import costs_json
 
     return {
@@ -111,8 +145,8 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "finish_reason": answer.result.finish_reason,
         "findings": [finding.to_json() for finding in answer.result.findings],
-        "suite": wishes.suite,
-        "decoding": wishes.decoding,
+        "suite": request.suite.name,
+        "decoding": request.params.decoding,
         "session": answer.result.session,
         "seconds": answer.result.seconds,
         "first_token_seconds": answer.result.first_token_seconds,
@@ -121,55 +155,54 @@ def answer_json(answer: Answer, wishes: Wishes) -> dict[str, Any]:
     }
 
 
-def _ask_local(directory: Path, text: str, wishes: Wishes, parties: int, device: str, streaming: bool) -> Answer:
+def _ask_local(directory: Path, text: str, request: GenerationRequest, started: _Started, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import calibration_for
-    from launch.cli.answering import answer
     from launch.local.deployment import local_deployment
+    from launch.terminal.answering import answer
     from models.checkpoint import load_checkpoint
     from parties.client.client import Client
 
     checkpoint = load_checkpoint(directory)
-    _check_lengths(checkpoint, text, wishes)
-    calibration = calibration_for(directory, wishes.suite, wishes.options)
+    request = _of_prompt(request, checkpoint.tokenizer, text, checkpoint.architecture)
+    calibration = calibration_for(directory, request.suite)
     shared_name = directory.resolve().name
-    with err.status("starting processes") as status, local_deployment(parties, device) as deployment:
+    with err.status("starting processes") as status, local_deployment(started.parties, started.device) as deployment:
         status.update("sharing the model")
         deployment.share_model(directory, shared_name, calibration.suites)
         status.stop()
         client = Client(deployment.client)
-        return answer(client, checkpoint.tokenizer, text, shared_name, wishes, streaming, deployment.watched)
+        return answer(client, checkpoint.tokenizer, replace(request, model=shared_name), streaming, deployment.watched)
 
 
-def _check_lengths(checkpoint: Checkpoint, text: str, wishes: Wishes) -> None:
-    """Refuse what the model cannot do before any process is started."""
-    from models.generation import GenerationPlan, token_indices
-    from parties.client.client import check_decoding
+def _of_prompt(
+    request: GenerationRequest, tokenizer: TextTokenizer, text: str, architecture: Architecture
+) -> GenerationRequest:
+    """Return the request with this prompt. What the model cannot do is refused before any process is started."""
+    from models.generation import token_indices
 
-    ids = checkpoint.tokenizer.encode(text)
-    token_indices(ids, checkpoint.architecture.vocabulary)
-    agreed = check_decoding(wishes.decoding, wishes.temperature, wishes.top_k, wishes.top_p)
-    agreed = agreed if wishes.decoding == "sample" else None
-    plan = GenerationPlan(len(ids), wishes.new_tokens, wishes.decoding, temperature=agreed)
-    plan.check(checkpoint.architecture)
+    request = replace(request, prompt_ids=tokenizer.encode(text))
+    token_indices(request.prompt_ids, architecture.vocabulary)
+    request.plan().check(architecture)
+    return request
 
 
-def _ask_running(
-    config: RoleConfig, directory: Path, name: str | None, text: str, wishes: Wishes, streaming: bool
-) -> Answer:
+def _ask_running(config: RoleConfig, directory: Path, text: str, request: GenerationRequest, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.cli.answering import answer
+    from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
+    from parties.client.model_reference import ModelReference
 
     client = Client(config)
     architecture = read_architecture(directory)
     tokenizer = TextTokenizer.load(directory, architecture.eos)
-    reference = client.find_model(name or directory.resolve().name)
+    assert not isinstance(request.model, ModelReference)
+    reference = client.find_model(request.model or directory.resolve().name)
     if reference.architecture != architecture:
         raise ConfigurationError(
             f"--model {directory} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
         )
     warn_if_never_calibrated(reference)
-    return answer(client, tokenizer, text, reference, wishes, streaming)
+    return answer(client, tokenizer, replace(request, prompt_ids=tokenizer.encode(text), model=reference), streaming)

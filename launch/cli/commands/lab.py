@@ -155,7 +155,7 @@ def _must_be_able() -> None:
 
 
 def _network(profile: str, rate: float | None, rtt: float | None, loss: float) -> Network:
-    """The profile's network with what was given by hand. Raises `ConfigurationError`."""
+    """Return the profile's network with what was given by hand. Raises `ConfigurationError`."""
     from launch.predict.networks import Network, find_network
 
     base = find_network(profile)

@@ -42,7 +42,7 @@ def run(
     from launch.serve.roles import load_role
     from launch.terminal.console import out
     from launch.terminal.progress import stages
-    from parties.model_owner.model_owner import owned_models, remove_models, share_model
+    from parties.model_owner.model_owner import SharingTerms, owned_models, remove_models, share_model
     from parties.wire.model_ranges import unpack_ranges
 
     if (model is None) == (remove is None) or (remove is not None and (replace or name is not None)):
@@ -63,7 +63,7 @@ def run(
         bounds = None if no_calibration else calibration_for(model).suites
     with stages() as bar:
         report = supervision.report_progress if supervised else bar
-        shared = share_model(settings, model, name, fraction_bits, report, bounds, calibrated=False)
+        shared = share_model(settings, model, name, SharingTerms(fraction_bits, bounds), report)
     out.print(f"{shared.name} is shared among {', '.join(shared.parties)} (id {shared.id})")
     if old:
         remove_models(settings, old)

@@ -23,13 +23,13 @@ def install() -> None:
 def show() -> None:
     """The peers that a matrix can name as suites with `measure: peer`, and whether they can run."""
     from launch.measure.baselines import environment
-    from launch.measure.baselines.run import PEERS
+    from launch.measure.baselines.run import BASELINES
     from mpc.errors import EnvironmentProblem
 
     try:
         state = f"installed in {environment.python().parent.parent}"
     except EnvironmentProblem as problem:
         state = str(problem)
-    for name, (protocol, exponential, parties) in PEERS.items():
+    for name, (protocol, exponential, parties) in BASELINES.items():
         out.print(f"{name:<14} {protocol}, {exponential}, {parties} parties", highlight=False)
     out.print(state, soft_wrap=True)

@@ -15,9 +15,9 @@ from launch.cli.options import (
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
-    check_suite,
     suite_options,
 )
+from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _tokens(after: float) -> str:
 
 
 def _payback(plan: Plan) -> None:
-    """After how many tokens, on every network."""
+    """Say after how many tokens, on every network."""
     from rich.table import Table
 
     usable = [c for c in plan.choices if not c.problem]

@@ -6,23 +6,15 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.cli.options import (
-    DEFAULT_SUITE,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    PartiesOption,
-    SuiteOption,
-    check_device,
-    check_suite,
-)
+from launch.cli.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption
+from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
@@ -31,72 +23,82 @@ if TYPE_CHECKING:
 RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT = "results.json", "results.md", "quality.png", "needle.png"
 PACKAGES = ("mpcache", "torch", "transformers", "tokenizers", "matplotlib")
 
+PoliciesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policies",
+        "--policy",
+        help="Policies, separated by spaces; may be repeated. By default all of docs/policies.md.",
+    ),
+]
+BudgetsOption = Annotated[str, typer.Option("--budgets", help="Set where a policy's text leaves its budget open.")]
+LengthsOption = Annotated[
+    str | None, typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --tasks 1000,2000,4000.")
+]
+QuestionsOption = Annotated[
+    int | None, typer.Option("--questions", min=1, help="Prompts of each length; 50, with --tasks 12 of each task.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of documents and questions.")]
+NewOption = Annotated[
+    int | None,
+    typer.Option("--new", min=1, help="Tokens to generate; by default the task's answer, 16 (text), LongBench's own."),
+]
+TextOption = Annotated[
+    Path | None,
+    typer.Option("--text", help="Text file: perplexity of what follows a prompt of it (--tasks: Python's documentation)."),
+]
+TextTokensOption = Annotated[int, typer.Option("--text-tokens", min=1, help="Tokens that perplexity is of, at most.")]
+LongBenchOption = Annotated[Path | None, typer.Option("--longbench", help="LongBench-format file, one JSON object a line.")]
+TemplateOption = Annotated[
+    str | None, typer.Option("--template", help="Prompt of a LongBench line, with {context} and {input}.")
+]
+CutPromptsOption = Annotated[
+    bool, typer.Option("--cut-prompts", help="Leave out the middle of LongBench prompts that do not fit the model.")
+]
+NeedleOption = Annotated[bool, typer.Option("--needle", help="Recall by depth of the asked record and length.")]
+DepthsOption = Annotated[str, typer.Option("--depths", help="Of --needle, from 0 to 1.")]
+SpotCheckOption = Annotated[
+    int,
+    typer.Option("--spot-check", min=0, help="Prompts of the smallest length to run on shares too, with each policy."),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, perplexity.",
+    ),
+]
+FormOption = Annotated[
+    str, typer.Option("--form", help="Of --tasks: chat, plain, or auto for chat where the model has a template.")
+]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for results.json, results.md and plots; nothing is replaced. --tasks goes on in it."),
+]
+
 
 def run(
     model: ModelOption,
-    policies: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policies",
-            "--policy",
-            help="Policies, separated by spaces; may be repeated. By default all of docs/policies.md.",
-        ),
-    ] = None,
-    budgets: Annotated[
-        str, typer.Option("--budgets", help="Set where a policy's text leaves its budget open.")
-    ] = "0.05,0.1,0.2",
-    lengths: Annotated[
-        str | None, typer.Option("--lengths", help="Tokens of prompts; 256,512,1024, with --tasks 1000,2000,4000.")
-    ] = None,
-    questions: Annotated[
-        int | None, typer.Option("--questions", min=1, help="Prompts of each length; 50, with --tasks 12 of each task.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of documents and questions.")] = 0,
-    new: Annotated[
-        int | None,
-        typer.Option("--new", min=1, help="Tokens to generate; by default the task's answer, 16 (text), LongBench's own."),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text", help="Text file: perplexity of what follows a prompt of it (--tasks: Python's documentation)."
-        ),
-    ] = None,
-    text_tokens: Annotated[int, typer.Option("--text-tokens", min=1, help="Tokens that perplexity is of, at most.")] = 128,
-    longbench: Annotated[
-        Path | None, typer.Option("--longbench", help="LongBench-format file, one JSON object a line.")
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", help="Prompt of a LongBench line, with {context} and {input}.")
-    ] = None,
-    cut_prompts: Annotated[
-        bool, typer.Option("--cut-prompts", help="Leave out the middle of LongBench prompts that do not fit the model.")
-    ] = False,
-    needle: Annotated[bool, typer.Option("--needle", help="Recall by depth of the asked record and length.")] = False,
-    depths: Annotated[str, typer.Option("--depths", help="Of --needle, from 0 to 1.")] = "0,0.25,0.5,0.75,1",
-    spot_check: Annotated[
-        int,
-        typer.Option("--spot-check", min=0, help="Prompts of the smallest length to run on shares too, with each policy."),
-    ] = 0,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks",
-            help="Tasks in long texts, made here: all, or some of single, keyed, queried, variables, common, perplexity.",
-        ),
-    ] = None,
-    form: Annotated[
-        str, typer.Option("--form", help="Of --tasks: chat, plain, or auto for chat where the model has a template.")
-    ] = "auto",
+    policies: PoliciesOption = None,
+    budgets: BudgetsOption = "0.05,0.1,0.2",
+    lengths: LengthsOption = None,
+    questions: QuestionsOption = None,
+    seed: SeedOption = 0,
+    new: NewOption = None,
+    text: TextOption = None,
+    text_tokens: TextTokensOption = 128,
+    longbench: LongBenchOption = None,
+    template: TemplateOption = None,
+    cut_prompts: CutPromptsOption = False,
+    needle: NeedleOption = False,
+    depths: DepthsOption = "0,0.25,0.5,0.75,1",
+    spot_check: SpotCheckOption = 0,
+    tasks: TasksOption = None,
+    form: FormOption = "auto",
     suite: SuiteOption = DEFAULT_SUITE,
     parties: PartiesOption = 2,
     device: DeviceOption = "cpu",
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="Folder for results.json, results.md and plots; nothing is replaced. --tasks goes on in it."
-        ),
-    ] = None,
+    folder: FolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare cache policies with the full cache: recall, equal tokens, attention kept, perplexity, LongBench scores.
@@ -106,43 +108,30 @@ def run(
     any model instead, what a policy costs on shares beside what it finds; answers are kept in --out as they come, and a
     second start goes on with the rest.
     """
-    from launch.measure.quality.sweep import Wishes, effective_policies, measure, prepare
-    from models.checkpoint import load_checkpoint
+    from launch.measure.quality.longbench import TEMPLATE
+    from launch.measure.quality.sweep import Wishes
 
     check_suite(suite)
-    chosen = tuple(policy for text in policies or [] for policy in text.split())
+    chosen, shares = tuple(policy for text in policies or [] for policy in text.split()), numbers("--budgets", budgets)
     if tasks is not None:
         from launch.cli.commands.quality_tasks import Rest, run_tasks
 
         others = {"--longbench": longbench, "--needle": needle, "--spot-check": spot_check, "--new": new}
-        run_tasks(
-            model,
-            tasks,
-            chosen,
-            numbers("--budgets", budgets),
-            whole_numbers("--lengths", lengths or "1000,2000,4000"),
-            Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others),
-        )
-        return
-    wishes = Wishes(
-        policies=chosen,
-        budgets=numbers("--budgets", budgets),
-        lengths=tuple(whole_numbers("--lengths", lengths or "256,512,1024")),
-        questions=questions or 50,
-        seed=seed,
-        new_tokens=new,
-        text=text,
-        text_tokens=text_tokens,
-        longbench=longbench,
-        cut_prompts=cut_prompts,
-        needle=needle,
-        depths=numbers("--depths", depths),
-        spot_check=spot_check,
-        suite=suite,
-        parties=parties,
-        device=check_device(device),
-        **({} if template is None else {"template": template}),
-    )
+        sizes = whole_numbers("--lengths", lengths or "1000,2000,4000")
+        rest = Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others)
+        return run_tasks(model, tasks, chosen, shares, sizes, rest)
+    asked = Wishes(chosen, shares, tuple(whole_numbers("--lengths", lengths or "256,512,1024")), questions or 50, seed, new)
+    asked = replace(asked, text=text, text_tokens=text_tokens, needle=needle, depths=numbers("--depths", depths))
+    asked = replace(asked, longbench=longbench, template=TEMPLATE if template is None else template, cut_prompts=cut_prompts)
+    asked = replace(asked, spot_check=spot_check, suite=suite, parties=parties, device=check_device(device))
+    _run_sweep(model, asked, folder, as_json)
+
+
+def _run_sweep(model: Path, wishes: Wishes, folder: Path | None, as_json: bool) -> None:
+    """Measure, keep and show. Exit code 1 when an answer on shares differs."""
+    from launch.measure.quality.sweep import effective_policies, measure, prepare
+    from models.checkpoint import load_checkpoint
+
     if folder is not None:
         check_folder(folder)
     checkpoint = load_checkpoint(model)
@@ -168,7 +157,7 @@ def run(
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas, each once. Raises `ConfigurationError`."""
+    """Return the numbers separated by commas, each once. Raises `ConfigurationError`."""
     from mpc.errors import ConfigurationError
 
     try:
@@ -181,7 +170,7 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """Positive whole numbers separated by commas, each once. Raises `ConfigurationError`."""
+    """Return the positive whole numbers separated by commas, each once. Raises `ConfigurationError`."""
     from mpc.errors import ConfigurationError
 
     parts = [part.strip() for part in text.split(",")]
@@ -208,13 +197,13 @@ def check_folder(folder: Path) -> None:
 
 
 def _settings(wishes: Wishes, policies: list[str], new_tokens: int) -> dict[str, Any]:
-    """Effective settings as JSON holds them."""
+    """Return the effective settings as JSON holds them."""
     found = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(wishes).items()}
     return {**found, "policies": policies, "new_tokens": new_tokens}
 
 
 def _write(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """results.json (never over an existing one), its tables, and the plots that there is something for."""
+    """Write results.json (never over an existing one), its tables, and the plots that there is something for."""
     from launch.measure.quality.page import page
     from launch.measure.quality.plots import plot_needle, plot_quality
     from mpc.errors import ConfigurationError

@@ -85,7 +85,7 @@ def run_tasks(
 def _wishes(
     checkpoint: Checkpoint, tasks: str, policies: Sequence[str], budgets: Sequence[float], lengths: Sequence[int], rest: Rest
 ) -> TaskWishes:
-    """Checked. Raises `ConfigurationError` naming option, value and remedy."""
+    """Return what is asked for, checked. Raises `ConfigurationError` naming option, value and remedy."""
     from launch.measure.quality.budgets import contenders, default_policies
     from launch.measure.quality.long_tasks import TASKS
     from launch.measure.quality.task_sweep import FOLLOWING, TEXT, TaskWishes
@@ -128,9 +128,9 @@ def _wishes(
 
 
 def _form(checkpoint: Checkpoint, wanted: str) -> tuple[str, Frame]:
-    """The prompts' form and what stands around their text."""
+    """Return the prompts' form and what stands around their text."""
     from launch.measure.quality.long_prompts import Frame
-    from models.chat_template import ChatTemplate
+    from models.tokenizer.chat_template import ChatTemplate
     from mpc.errors import CheckpointError, ConfigurationError
 
     if wanted not in FORMS:
@@ -145,7 +145,7 @@ def _form(checkpoint: Checkpoint, wanted: str) -> tuple[str, Frame]:
 
 
 def _text(checkpoint: Checkpoint, path: Path | None, least: int) -> list[int]:
-    """Tokens of a text file, or of the documentation that Python brings along; at least `least`."""
+    """Return the tokens of a text file, or of the documentation that Python brings along; at least `least`."""
     from pydoc_data.topics import topics
 
     from launch.measure.quality.prompts import read_text
@@ -163,7 +163,7 @@ def _text(checkpoint: Checkpoint, path: Path | None, least: int) -> list[int]:
 
 
 def _folder(folder: Path) -> Path:
-    """Made, with the one for answers. Raises `ConfigurationError` when that or writing there is impossible."""
+    """Make the folder, with the one for answers. Raises `ConfigurationError` when that or writing there is impossible."""
     from mpc.errors import ConfigurationError
 
     try:
@@ -176,7 +176,7 @@ def _folder(folder: Path) -> Path:
 
 
 def _watched(sweep: TaskSweep) -> dict[str, Any]:
-    """The sweep with a bar."""
+    """Run the sweep with a bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -191,7 +191,8 @@ def _watched(sweep: TaskSweep) -> dict[str, Any]:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """results.json and its page, each whole or not at all. An earlier start's are replaced: this one goes on with them."""
+    """Write results.json and its page, each whole or not at all. An earlier start's are replaced: this one goes on with
+    them."""
     from launch.measure.quality.task_page import page
 
     files = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,134 +18,188 @@ from launch.cli.options import (
     SuiteOptionsOption,
     SupervisedOption,
     TrustAuthorityOption,
-    check_suite,
     suite_options,
     tokenizer_option,
 )
 from launch.local import supervision
+from launch.local.checks import check_suite
 from launch.local.signals import Terminated
 from launch.terminal.console import err
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from launch.serve.gateway.catalogue import Words
+    from launch.serve.gateway.catalogue import Catalogue, Words
+    from launch.serve.gateway.settings import GatewaySettings
+    from parties.client.client import Client
+
+OfferedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME[=FOLDER]",
+        help="A model to offer, if need be with a tokenizer of its own; may be repeated. By default every model that "
+        "the tokenizer's config.json describes.",
+    ),
+]
+ListenOption = Annotated[str, typer.Option("--listen", help="host:port to serve HTTP at.")]
+AllowLogitsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-logits",
+        help="This client may learn logits, as every party's configuration must grant; top_p and top_k need them.",
+    ),
+]
+FixedLengthOption = Annotated[
+    bool,
+    typer.Option("--fixed-length", help="Parties generate all tokens that a request allows, and learn no answer's length."),
+]
+DefaultTemperatureOption = Annotated[
+    float, typer.Option("--default-temperature", min=0, max=2, help="Where a request names none; 0: likeliest token.")
+]
+DefaultMaxTokensOption = Annotated[
+    int, typer.Option("--default-max-tokens", min=1, help="Most tokens of a chat answer where a request names none.")
+]
+MaxConcurrentOption = Annotated[
+    int, typer.Option("--max-concurrent", min=1, help="Generations at a time; more requests are told to come again.")
+]
+MaxBodyBytesOption = Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="Bearer keys that requests need, one a line (mode 0600); by default gateway-keys.txt beside the "
+        "configuration, made at the first start.",
+    ),
+]
+NoKeyOption = Annotated[
+    bool, typer.Option("--insecure-no-key", help="Ask for no key: every user and program of the machine may ask.")
+]
+AllowedHostOption = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-host", help="A name that requests may call this server by; may be repeated."),
+]
+CertificateOption = Annotated[Path | None, typer.Option("--tls-certificate", help="PEM certificate chain for HTTPS.")]
+CertificateKeyOption = Annotated[Path | None, typer.Option("--tls-key", help="PEM private key for HTTPS.")]
+InsecureListenOption = Annotated[
+    bool, typer.Option("--insecure-listen", help="Serve others without TLS: keys and prompts may be read on the way.")
+]
 
 
 def run(
     config: ConfigOption,
     tokenizer: Annotated[Path, tokenizer_option()],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="NAME[=FOLDER]",
-            help="A model to offer, if need be with a tokenizer of its own; may be repeated. By default every model that "
-            "the tokenizer's config.json describes.",
-        ),
-    ] = None,
-    listen: Annotated[str, typer.Option("--listen", help="host:port to serve HTTP at.")] = "127.0.0.1:8000",
+    model: OfferedOption = None,
+    listen: ListenOption = "127.0.0.1:8000",
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
     suite_option: SuiteOptionsOption = None,
-    allow_logits: Annotated[
-        bool,
-        typer.Option(
-            "--allow-logits",
-            help="This client may learn logits, as every party's configuration must grant; top_p and top_k need them.",
-        ),
-    ] = False,
-    fixed_length: Annotated[
-        bool,
-        typer.Option(
-            "--fixed-length", help="Parties generate all tokens that a request allows, and learn no answer's length."
-        ),
-    ] = False,
-    default_temperature: Annotated[
-        float, typer.Option("--default-temperature", min=0, max=2, help="Where a request names none; 0: likeliest token.")
-    ] = 0.0,
-    default_max_tokens: Annotated[
-        int, typer.Option("--default-max-tokens", min=1, help="Most tokens of a chat answer where a request names none.")
-    ] = 256,
-    max_concurrent: Annotated[
-        int, typer.Option("--max-concurrent", min=1, help="Generations at a time; more requests are told to come again.")
-    ] = 4,
-    max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")] = 1 << 20,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-key-file",
-            help="Bearer keys that requests need, one a line (mode 0600); by default gateway-keys.txt beside the "
-            "configuration, made at the first start.",
-        ),
-    ] = None,
-    insecure_no_key: Annotated[
-        bool, typer.Option("--insecure-no-key", help="Ask for no key: every user and program of the machine may ask.")
-    ] = False,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option("--allowed-host", help="A name that requests may call this server by; may be repeated."),
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option("--tls-certificate", help="PEM certificate chain for HTTPS.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key for HTTPS.")] = None,
-    insecure_listen: Annotated[
-        bool, typer.Option("--insecure-listen", help="Serve others without TLS: keys and prompts may be read on the way.")
-    ] = False,
+    allow_logits: AllowLogitsOption = False,
+    fixed_length: FixedLengthOption = False,
+    default_temperature: DefaultTemperatureOption = 0.0,
+    default_max_tokens: DefaultMaxTokensOption = 256,
+    max_concurrent: MaxConcurrentOption = 4,
+    max_body_bytes: MaxBodyBytesOption = 1 << 20,
+    api_key_file: KeyFileOption = None,
+    insecure_no_key: NoKeyOption = False,
+    allowed_host: AllowedHostOption = None,
+    tls_certificate: CertificateOption = None,
+    tls_key: CertificateKeyOption = None,
+    insecure_listen: InsecureListenOption = False,
     insecure_trust_authority: TrustAuthorityOption = False,
     supervised: SupervisedOption = False,
 ) -> None:
     """Serve OpenAI's HTTP API with private generations, at the user's side; see docs/gateway.md."""
     if supervised:
         supervision.end_with_parent()
-    from launch.serve.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
-    from parties.config.role_config import split_address
-
     check_suite(suite)
-    try:
-        host, _ = split_address(listen, listening=True)
-    except ValueError as error:
-        raise ConfigurationError(f"--listen: {error}") from None
-    if (tls_certificate is None) != (tls_key is None):
-        raise ConfigurationError("--tls-certificate and --tls-key belong together; give both")
-    if insecure_no_key and api_key_file is not None:
-        raise ConfigurationError("--api-key-file and --insecure-no-key were both given; give one of them")
-    check_listen(host, tls_certificate is not None, insecure_listen)
-    keys = () if api_key_file is None else read_keys(api_key_file)
+    door = Door(listen, tls_certificate, tls_key, insecure_listen)
+    host = _checked_host(door, api_key_file is not None and insecure_no_key)
+    keys = _given_keys(api_key_file)
 
-    from launch.checkpoints.calibrating import warn_if_never_calibrated
-    from launch.serve.gateway.app import Gateway
-    from launch.serve.gateway.catalogue import Catalogue, Words
-    from launch.serve.gateway.serving import listen as open_socket
-    from launch.serve.gateway.serving import server as make_server
+    from launch.serve.gateway.settings import GatewaySettings
     from launch.serve.roles import load_role
     from models.policies import parse
     from parties.client.client import Client
+    from protocols.registry import SuiteSpec
 
     parse(policy)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
-    if not keys and not insecure_no_key:
-        keys, made = own_keys(config.parent / KEY_FILE)
-        if made is not None:
-            err.print(_key_made(config.parent / KEY_FILE, made, sys.stderr.isatty()), soft_wrap=True)
     settings = GatewaySettings(
-        suite=suite,
+        suite=spec,
         policy=policy,
-        options=suite_options(suite_option),
+        keys=keys if keys or insecure_no_key else _own_keys(config.parent),
         allow_logits=allow_logits,
         fixed_length=fixed_length,
         default_temperature=default_temperature,
         default_max_tokens=default_max_tokens,
         max_concurrent=max_concurrent,
         max_body_bytes=max_body_bytes,
-        keys=keys,
         hosts=frozenset({"localhost", host.lower(), *(name.lower() for name in allowed_host or [])}),
     )
+    _serve(client, _catalogue(client, tokenizer, model or []), settings, door, supervised)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where requests come in. listen: host:port; certificate, key: PEM files for HTTPS; insecure: others are served even
+    without."""
+
+    listen: str
+    certificate: Path | None
+    key: Path | None
+    insecure: bool
+
+
+def _checked_host(door: Door, two_ways_of_keys: bool) -> str:
+    """Return the host to listen at. Raises `ConfigurationError` for options that do not go together."""
+    from launch.serve.gateway.settings import check_listen
+    from parties.config.role_config import split_address
+
+    try:
+        host, _ = split_address(door.listen, listening=True)
+    except ValueError as error:
+        raise ConfigurationError(f"--listen: {error}") from None
+    if (door.certificate is None) != (door.key is None):
+        raise ConfigurationError("--tls-certificate and --tls-key belong together; give both")
+    if two_ways_of_keys:
+        raise ConfigurationError("--api-key-file and --insecure-no-key were both given; give one of them")
+    check_listen(host, door.certificate is not None, door.insecure)
+    return host
+
+
+def _given_keys(file: Path | None) -> tuple[bytes, ...]:
+    from launch.serve.gateway.settings import read_keys
+
+    return () if file is None else read_keys(file)
+
+
+def _own_keys(folder: Path) -> tuple[bytes, ...]:
+    """Return the keys of the gateway's own file in `folder`, and tell of a new one."""
+    from launch.serve.gateway.settings import KEY_FILE, own_keys
+
+    keys, made = own_keys(folder / KEY_FILE)
+    if made is not None:
+        err.print(_key_made(folder / KEY_FILE, made, sys.stderr.isatty()), soft_wrap=True)
+    return keys
+
+
+def _catalogue(client: Client, tokenizer: Path, models: list[str]) -> Catalogue:
+    from launch.serve.gateway.catalogue import Catalogue, Words
+
     default = Words.load(tokenizer)
-    catalogue = Catalogue(client, default, _wanted(model or [], default))
-    listener, address = open_socket(listen)
-    gateway = Gateway(client, catalogue, settings)
-    server = make_server(gateway, tls_certificate, tls_key)
+    return Catalogue(client, default, _wanted(models, default))
+
+
+def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door: Door, supervised: bool) -> None:
+    """Serve until told to stop."""
+    from launch.checkpoints.calibrating import warn_if_never_calibrated
+    from launch.serve.gateway.app import Gateway
+    from launch.serve.gateway.serving import listen as open_socket
+    from launch.serve.gateway.serving import server as make_server
+
+    listener, address = open_socket(door.listen)
+    server = make_server(Gateway(client, catalogue, settings), door.certificate, door.key)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         with err.status("asking the parties") as status:
@@ -156,11 +211,11 @@ def run(
         if supervised:
             supervision.report_ready(name="gateway", address=address)
         else:
-            scheme = "http" if tls_certificate is None else "https"
+            scheme = "http" if door.certificate is None else "https"
             err.print(f"OpenAI's API at {scheme}://{address}/v1, models: {names}; Ctrl-C ends it")
-        if insecure_listen:
+        if door.insecure:
             err.print("--insecure-listen: whoever is on the way to this address may read keys, prompts and answers")
-        if insecure_no_key:
+        if not settings.keys:
             err.print("--insecure-no-key: whoever reaches this address, any user of this machine at least, may ask")
         server.run(sockets=[listener])
     except Terminated:
@@ -171,7 +226,7 @@ def run(
 
 
 def _wanted(items: list[str], default: Words) -> dict[str, Words]:
-    """Model name -> tokenizer, from NAME or NAME=FOLDER."""
+    """Return model name -> tokenizer, from NAME or NAME=FOLDER."""
     from launch.serve.gateway.catalogue import Words
 
     found: dict[str, Words] = {}
@@ -186,7 +241,8 @@ def _wanted(items: list[str], default: Words) -> dict[str, Words]:
 
 
 def _key_made(file: Path, key: str, terminal: bool) -> str:
-    """What is said of a new key. A service's standard error ends in a journal, which others may read: no key goes there."""
+    """Return what is said of a new key. A service's standard error ends in a journal, which others may read: no key goes
+    there."""
     return (
         f"key for requests, shown this once and kept in {file}: {key}" if terminal else f"key for requests: made, in {file}"
     )

@@ -82,7 +82,7 @@ def run(
 
 
 def _sound(own: list[Trouble], read: Callable[[], T]) -> T | None:
-    """What `read` returns; None, with the reason in `own`, when it cannot."""
+    """Return what `read` returns; None, with the reason in `own`, when it cannot."""
     from parties.status.status import Trouble
 
     try:

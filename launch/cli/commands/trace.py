@@ -33,7 +33,8 @@ def run(
     The file is in Chrome's trace format: open it at ui.perfetto.dev or chrome://tracing. It holds stages, operations, times
     and bytes, nothing secret. All processes run on this machine, so their clocks are one.
     """
-    from launch.cli.options import check_suite, suite_options
+    from launch.cli.options import suite_options
+    from launch.local.checks import check_suite
     from launch.measure.bench.cell import Cell
     from launch.measure.bench.measure import bench_plan
     from launch.measure.bench.plan import party_name

@@ -17,14 +17,14 @@ READY = "installed"
 
 
 def folder() -> Path:
-    """Where it is or will be: $MPCACHE_PEERS, or the user's cache folder."""
+    """Return where it is or will be: $MPCACHE_PEERS, or the user's cache folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return (Path(named) if named else Path(cache) / "mpcache" / "peers") / SPU.replace("==", "-")
 
 
 def python() -> Path:
-    """The environment's Python. Raises `EnvironmentProblem` when it is not installed."""
+    """Return the environment's Python. Raises `EnvironmentProblem` when it is not installed."""
     found = folder() / "bin" / "python"
     if not found.exists() or not (folder() / READY).exists():
         raise EnvironmentProblem(f"SecretFlow-SPU is not installed in {folder()}: run `mpcache peers install`")

@@ -33,19 +33,19 @@ POLL_SECONDS = 0.1
 LONGEST_SECONDS = 1800.0
 
 #: Name of the peer -> protocol, exponential, number of parties.
-PEERS = {
+BASELINES = {
     "spu-aby3": ("ABY3", "EXP_TAYLOR", 3),
     "spu-aby3-pade": ("ABY3", "EXP_PADE", 3),
     "spu-semi2k": ("SEMI2K", "EXP_TAYLOR", 2),
 }
 
 
-def check_peer(cell: Cell) -> None:
-    """Raises `ConfigurationError` for an unknown peer, a shape that is not GPT-2's or the wrong number of parties, and
+def check_baseline(cell: Cell) -> None:
+    """Raise `ConfigurationError` for an unknown peer, a shape that is not GPT-2's or the wrong number of parties, and
     `EnvironmentProblem` when SPU is not installed."""
-    if cell.suite not in PEERS:
-        raise ConfigurationError(f"peer '{cell.suite}' is unknown; choose one of: {', '.join(PEERS)}")
-    parties = PEERS[cell.suite][2]
+    if cell.suite not in BASELINES:
+        raise ConfigurationError(f"peer '{cell.suite}' is unknown; choose one of: {', '.join(BASELINES)}")
+    parties = BASELINES[cell.suite][2]
     if cell.parties != parties:
         raise ConfigurationError(f"peer {cell.suite} has {parties} parties, the cell asks for {cell.parties}")
     if find_shape(cell.model).family != "gpt2":
@@ -55,12 +55,12 @@ def check_peer(cell: Cell) -> None:
     python()
 
 
-def measure_peer(cell: Cell) -> dict[str, Any]:
+def measure_baseline(cell: Cell) -> dict[str, Any]:
     """Run it. Raises `EnvironmentProblem` when a process of SPU fails, with its last line."""
-    check_peer(cell)
+    check_baseline(cell)
     shape = find_shape(cell.model)
     shape = shape if cell.layers is None else with_layers(shape, cell.layers)
-    protocol, exponential, parties = PEERS[cell.suite]
+    protocol, exponential, parties = BASELINES[cell.suite]
     plan = {
         "protocol": protocol,
         "exp": exponential,
@@ -123,7 +123,7 @@ def _last_line(path: Path) -> str:
 
 
 def record(cell: Cell, layers: int, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result as plain numbers: of a layer, of the head, and of a whole token."""
+    """Return the result as plain numbers: of a layer, of the head, and of a whole token."""
     parts: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {}
     for name in ("layer", "head"):

@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 
 
 def gelu_puma(x: Any) -> Any:
-    """GELU by polynomials on two segments (Dong et al., PUMA, 2023)."""
+    """Compute GELU by polynomials on two segments (Dong et al., PUMA, 2023)."""
     low = ((-0.011034134030615728 * x - 0.11807612951181953) * x - 0.42226581151983866) * x - 0.5054031199708174
     s = x * x
     high = ((0.0018067462606141187 * s - 0.037688200365904236) * s + 0.3603292692789629) * s + 0.5 * x + 0.008526321541038084
@@ -41,13 +41,14 @@ def gelu_puma(x: Any) -> Any:
 
 
 def norm(x: Any) -> Any:
-    """LayerNorm with gain 1 and offset 0, [1, D]."""
+    """Compute LayerNorm with gain 1 and offset 0, [1, D]."""
     centred = x - jnp.mean(x, -1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + 1e-5)
 
 
 def layer(h: Any, keys: Any, values: Any, qkv: Any, out: Any, up: Any, down: Any, biases: Any) -> Any:
-    """One GPT-2 layer for one token. h: [1, D]; keys, values: [H, N, C] cached; weights [in, out]. Returns [1, D]."""
+    """Compute one GPT-2 layer for one token. h: [1, D]; keys, values: [H, N, C] cached; weights [in, out]. Returns [1,
+    D]."""
     heads, _, channels = keys.shape
     width = heads * channels
     joined = norm(h) @ qkv + biases[: 3 * width]
@@ -63,12 +64,12 @@ def layer(h: Any, keys: Any, values: Any, qkv: Any, out: Any, up: Any, down: Any
 
 
 def head(h: Any, table: Any) -> Any:
-    """Logits of one token and the index of the largest. h: [1, D]; table: [D, V]."""
+    """Return the logits of one token and the index of the largest. h: [1, D]; table: [D, V]."""
     return jnp.argmax(norm(h) @ table, -1)
 
 
 def values_of(plan: dict[str, Any]) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
-    """Inputs of each program, from the plan's seed."""
+    """Return the inputs of each program, from the plan's seed."""
     width, heads, cached = plan["width"], plan["heads"], plan["cached"]
     rng = np.random.default_rng(plan["seed"])
 
@@ -105,14 +106,14 @@ class Captured:
             os.dup2(file, stream)
 
     def since(self) -> bytes:
-        """What was printed since the last call."""
+        """Return what was printed since the last call."""
         data = self.path.read_bytes()
         new, self._at = data[self._at :], len(data)
         return new
 
 
 def runtime_config(plan: dict[str, Any]) -> Any:
-    """SPU's settings: 64-bit ring, its default precision, the exponential that the plan asks for."""
+    """Return SPU's settings: 64-bit ring, its default precision, the exponential that the plan asks for."""
     config = libspu.RuntimeConfig(
         protocol=getattr(libspu.ProtocolKind, plan["protocol"]), field=libspu.FieldType.FM64, fxp_fraction_bits=18
     )
@@ -123,7 +124,7 @@ def runtime_config(plan: dict[str, Any]) -> Any:
 
 
 def compiled(function: Any, arguments: dict[str, Any], secret: bool, output: str) -> Any:
-    """A program for `function` whose inputs are named after its arguments."""
+    """Compile a program for `function` whose inputs are named after its arguments."""
     visibility = libspu.Visibility.VIS_SECRET if secret else libspu.Visibility.VIS_PUBLIC
     options = libspu.CompilerOptions()
     options.enable_optimize_denominator_with_broadcast = True
@@ -137,7 +138,7 @@ def compiled(function: Any, arguments: dict[str, Any], secret: bool, output: str
 
 
 def shared_zero(plan: dict[str, Any], folder: Path, rank: int, link: Any, config: Any) -> Any:
-    """This party's share of a secret 0, made by party 0."""
+    """Return this party's share of a secret 0, made by party 0."""
     parties = len(plan["addresses"])
     paths = [folder / f"zero-{n}" for n in range(parties)]
     if rank == 0:

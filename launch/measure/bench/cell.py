@@ -60,13 +60,13 @@ class Cell(BaseModel):
 
     @property
     def key(self) -> str:
-        """Hash of the whole configuration, 10 hexadecimal digits."""
+        """Return the hash of the whole configuration, 10 hexadecimal digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
-        """A readable file name that is different for every configuration."""
+        """Return a readable file name that is different for every configuration."""
         model = Path(self.model).name.removesuffix(".json")
         policy = self.policy.partition(":")[0].partition(";")[0].partition("@")[0]
         parts = [self.measure, model, self.suite, policy, str(self.prompt), f"{self.parties}p", self.network, self.key]
@@ -81,7 +81,7 @@ class Cell(BaseModel):
         return self
 
     def title(self) -> str:
-        """One line for a person."""
+        """Return one line for a person."""
         where = "" if self.network == LOCALHOST else f", {self.network}"
         return (
             f"{self.measure}: {self.model}, {self.suite}, {self.policy}, {self.prompt} tokens, {self.parties} parties{where}"
@@ -130,7 +130,11 @@ class Matrix(BaseModel):
     cells: list[dict[str, Any]] = Field(default_factory=list)
 
     def all_cells(self) -> list[Cell]:
-        """Every cell once, in the order of the lists (the last list varies fastest). Raises `ConfigurationError`."""
+        """Return every cell once, in the order of the lists (the last list varies fastest). Raises `ConfigurationError`.
+
+        >>> [cell.title() for cell in Matrix(policies=["full", "mpcache"]).all_cells()]
+        ['token: gpt2, masked, full, 1024 tokens, 2 parties', 'token: gpt2, masked, mpcache, 1024 tokens, 2 parties']
+        """
         common = {name: getattr(self, name) for name in ("layers", "repeat", "threads", "preprocessing", "seed")}
         values = [getattr(self, name) for name in LISTS]
         for name, chosen in zip(LISTS, values, strict=True):
@@ -186,7 +190,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def read_matrix(path: Path) -> Matrix:
-    """A matrix from a YAML file. Raises `ConfigurationError` naming file, key and value."""
+    """Return a matrix from a YAML file. Raises `ConfigurationError` naming file, key and value."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -204,7 +208,7 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def changed(matrix: Matrix, changes: list[str]) -> Matrix:
-    """The matrix with KEY=VALUE settings in place of its own; a value is YAML. Raises `ConfigurationError`."""
+    """Return the matrix with KEY=VALUE settings in place of its own; a value is YAML. Raises `ConfigurationError`."""
     values = matrix.model_dump(exclude_unset=True)
     for change in changes:
         key, equals, text = change.partition("=")

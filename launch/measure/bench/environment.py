@@ -22,7 +22,7 @@ READS = 5
 
 
 def versions() -> dict[str, str]:
-    """Python's and each package's version; "absent" for one that is not installed."""
+    """Return Python's and each package's version; "absent" for one that is not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in bytes, operating system and CUDA devices."""
+    """Return the processor, cores this process may use, memory in bytes, operating system and CUDA devices."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
@@ -63,7 +63,7 @@ def _memory_bytes() -> int:
 
 
 def revision() -> dict[str, Any]:
-    """The code's git commit and whether tracked files differ from it; commit None outside a git checkout."""
+    """Return the code's git commit and whether tracked files differ from it; commit None outside a git checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -79,7 +79,8 @@ def revision() -> dict[str, Any]:
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that one thread of this machine reads from main memory, the best of a few passes over 256 MB."""
+    """Return the bytes a second that one thread of this machine reads from main memory, the best of a few passes over
+    256 MB."""
     data = torch.ones(READ_BYTES // 8, dtype=torch.int64)
     best = 0.0
     threads = torch.get_num_threads()
@@ -95,7 +96,7 @@ def memory_bandwidth() -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Everything that a result carries about where it was made."""
+    """Return everything that a result carries about where it was made."""
     return {
         "versions": versions(),
         "hardware": hardware(),

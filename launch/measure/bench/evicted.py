@@ -164,7 +164,7 @@ def _plain(plan: BenchPlan) -> tuple[Tensor, Tensor]:
 def _rows(kept: Tensor, before: Tensor) -> list[int]:
     """Which of the rows before, [G, S, C], each row that stayed is: the nearest one. Raises `RowsDiffer`.
 
-    For policies that keep one set for all heads, as MPCache does.
+    For policies that are `one_set_for_all_heads`.
     """
     flat, old = (x.permute(1, 0, 2).flatten(1) for x in (kept, before))
     distances = torch.cdist(flat, old, p=float("inf"))

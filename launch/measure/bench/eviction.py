@@ -1,7 +1,7 @@
 """The program of a static eviction: what a policy does after the prompt, on one layer's cache, stage by stage.
 
 All layers cost the same, so one is run: a cache of `cached` tokens as a prompt leaves it, the attention of the prompt's last
-queries (which tells what tokens receive), then the policy's own stages, the ones that `CachePolicy.after_prefill` runs.
+queries (which gives their attention mass), then the policy's own stages, the ones that `CachePolicy.after_prefill` runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LAYER = 0
 class EvictionProgram:
     """Cut where the tape is: nothing to load, the cache, then the stages of each repetition, the keys that stay.
 
-    observed: queries whose attention decides, 0 where the policy asks for none. kept: the keys that stay, secret [G, S', C].
-    The warm-up takes what tokens receive from the source: the attention is long enough without.
+    observed: queries whose attention decides, 0 where the policy asks for none. mass: their attention mass [G, S]; the
+    warm-up takes it from the source: the attention is long enough without. kept: the keys that stay, secret [G, S', C].
     """
 
     def __init__(self, plan: BenchPlan, suite: Suite, source: Source) -> None:
@@ -43,7 +43,7 @@ class EvictionProgram:
         self.keys: Value
         self.values: Value
         self.queries: Value | None = None
-        self.received: Value | None = None
+        self.mass: Value | None = None
         self.kept: Value
 
     def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
@@ -58,7 +58,7 @@ class EvictionProgram:
             if self.observed and name != WARM_UP:
                 yield f"{name}/{IMPORTANCE}", partial(self._timed, name, IMPORTANCE, self._attend)
             cache = self._cache()
-            for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.received):
+            for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.mass):
                 yield f"{name}/{title}", partial(self._timed, name, title, work)
             self.kept, _ = cache.layers[LAYER].keys_and_values()
         yield "logits", self._output
@@ -80,14 +80,14 @@ class EvictionProgram:
             suite.output(self._input("agreement", 1))
             shape = (a.kv_heads, tokens, a.head_channels)
             k, v = self._input("keys", *shape), self._input("values", *shape)
-            self.keys, self.values = await suite.together(suite.append(None, k, 1), suite.append(None, v, 1))
+            self.keys, self.values = await suite.together(suite.mask_for_cache(k), suite.mask_for_cache(v))
             if self.observed:
                 self.queries = self._input("queries", a.kv_heads, a.group * self.observed, a.head_channels)
-                self.received = self._input("received", a.kv_heads, tokens)
+                self.mass = self._input("attention mass", a.kv_heads, tokens)
 
     def _cache(self) -> KVCache:
         """As the prompt leaves it."""
-        cache = KVCache(self.architecture)
+        cache = KVCache(self.architecture, self.policy)
         cache.prompt_tokens = self.plan.cached
         cache.layers[LAYER].k, cache.layers[LAYER].v = self.keys, self.values
         return cache
@@ -96,12 +96,12 @@ class EvictionProgram:
         """Attention of the last queries of the prompt, each to the tokens before it and itself."""
         suite, rows = self.suite, self.observed
         assert self.queries is not None
-        q = await suite.prepare(self.queries[:])  # a value of its own: what is masked once would be free the next time
+        q = await suite.mask_queries(self.queries[:])  # a value of its own: what is masked once would be free the next time
         mask = causal_mask(rows, self.plan.cached, None, suite.public_device)
         if mask is not None:
             mask = mask.repeat(self.architecture.group, 1)
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
-        _, self.received = await suite.attention_with_mass(q, self.keys, self.values, mask, everyone)
+        _, self.mass = await suite.attention_with_mass(q, self.keys, self.values, mask, everyone)
         suite.flags()  # as at a session's output, so that each repetition deals the same
 
     def _output(self) -> OutputShare:

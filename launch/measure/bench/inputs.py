@@ -32,12 +32,12 @@ class BenchInputs:
         self._seed = derive_seed(bytes(32), "benchmark", seed)
 
     def normal(self, name: str, shape: Sequence[int], deviation: float) -> Tensor:
-        """float32 of `shape`, normally distributed."""
+        """Return float32 of `shape`, normally distributed."""
         generator = torch.Generator().manual_seed(int.from_bytes(derive_seed(self._seed, name)[:7], "little"))
         return torch.randn(tuple(shape), generator=generator).mul_(deviation)
 
     def weight(self, name: str, shape: Sequence[int]) -> Tensor:
-        """A canonical weight, float32."""
+        """Return a canonical weight, float32."""
         out = self.normal(name, shape, DEVIATION)
         if ".attention.qkv." in name:
             queries = self.architecture.heads * self.architecture.head_channels
@@ -45,16 +45,17 @@ class BenchInputs:
         return out
 
     def cached(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Cached keys, values or what tokens received from a prompt's queries, float32."""
+        """Return the cached keys, values or the attention mass of a prompt's queries, float32."""
         return self.normal(name, shape, DEVIATION * math.sqrt(self.architecture.width))
 
     def tokens(self, count: int, chosen: bool) -> Tensor:
-        """Random tokens, int64: indices [count] as a client shares them, or one-hot rows [count, V] as if parties chose."""
+        """Return random tokens, int64: indices [count] as a client shares them, or one-hot rows [count, V] as if parties
+        chose."""
         digits = Prg(derive_seed(self._seed, "tokens")).ring((count,), 32) % self.architecture.vocabulary
         return torch.nn.functional.one_hot(digits, self.architecture.vocabulary) if chosen else digits
 
     def share(self, name: str, value: Tensor | None, shape: Sequence[int], fraction_bits: int, party: int) -> Tensor:
-        """A party's additive share in Z_2^64, int64. value: needed by the last party only."""
+        """Return a party's additive share in Z_2^64, int64. value: needed by the last party only."""
         if party < self.parties - 1:
             return self._expanded(name, shape, party)
         assert value is not None

@@ -24,12 +24,13 @@ PARTS = {"embedding": "embedding", "attention": "attention", "mlp": "feed-forwar
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, greatest, and all values in order."""
+    """Return the median, least, greatest, and all values in order."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
 
 
 def bench_plan(cell: Cell) -> BenchPlan:
-    """The plan of a "token" or "prompt" cell. Raises `ConfigurationError` for what cannot work, before a process starts."""
+    """Return the plan of a "token" or "prompt" cell. Raises `ConfigurationError` for what cannot work, before a process
+    starts."""
     architecture = find_shape(cell.model)
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
     architecture = with_positions(architecture, cell.prompt + cell.new_tokens)
@@ -54,12 +55,12 @@ def bench_plan(cell: Cell) -> BenchPlan:
 
 
 def part_of(stage: str) -> str:
-    """The model's part that a ledger's stage belongs to: "attention" of "step 0/layer 3/attention"."""
+    """Return the model's part that a ledger's stage belongs to: "attention" of "step 0/layer 3/attention"."""
     return PARTS.get(stage.rpartition("/")[2], "other")
 
 
 def by_part(ledger: Ledger, prefix: str, seconds: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Rounds, bytes and seconds of each part of the model, over all layers."""
+    """Return the rounds, bytes and seconds of each part of the model, over all layers."""
     out: dict[str, dict[str, float]] = {}
     for (stage, _), cost in ledger.costs.items():
         if stage.startswith(prefix):
@@ -78,7 +79,7 @@ def _zero() -> dict[str, float]:
 
 
 def by_operation(ledger: Ledger, prefix: str) -> dict[str, dict[str, int]]:
-    """Rounds and bytes of each operation."""
+    """Return the rounds and bytes of each operation."""
     return {
         name: {"rounds": cost.rounds, "bytes_sent": cost.bytes_sent, "offline_bytes": cost.offline_bytes}
         for name, cost in ledger.by_operation(prefix).items()
@@ -86,13 +87,13 @@ def by_operation(ledger: Ledger, prefix: str) -> dict[str, dict[str, int]]:
 
 
 def measure_step(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
-    """A "token" or "prompt" cell, in real processes. Raises what `run_bench` raises."""
+    """Measure a "token" or "prompt" cell, in real processes. Raises what `run_bench` raises."""
     return step_record(cell, run_bench(bench_plan(cell), cell.network), memory_bytes_per_second)
 
 
 def measure_estimate(cell: Cell) -> dict[str, Any]:
-    """One decode step of an "estimate" cell, or the mean of several: the session's program on tensors without content. No
-    seconds."""
+    """Predict one decode step of an "estimate" cell, or the mean of several: the session's program on tensors without
+    content. No seconds."""
     plan = bench_plan(cell)
     setting = Setting(cell.suite, cell.parties, cell.policy, cell.options)
     ledger = trace_token(plan.shape, setting, cell.prompt, cell.new_tokens)
@@ -119,7 +120,7 @@ def measure_estimate(cell: Cell) -> dict[str, Any]:
 
 
 def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float) -> dict[str, Any]:
-    """The result of a step as plain numbers. Bytes of a party are those of one step."""
+    """Return the result of a step as plain numbers. Bytes of a party are those of one step."""
     prefix = f"{step_name(0)}/"
     totals = [ledger.total(prefix) for ledger in result.ledgers]
     heavy = max(range(len(totals)), key=lambda n: totals[n].bytes_sent)
@@ -152,7 +153,7 @@ def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float)
 
 
 def _per_layer(result: BenchResult, prefix: str) -> dict[str, float]:
-    """Mean over the layers of one party's rounds and bytes, of the party that sends most."""
+    """Return the mean over the layers of one party's rounds and bytes, of the party that sends most."""
     layers = result.plan.shape.layers
     sums = [ledger.total(f"{prefix}layer ") for ledger in result.ledgers]
     most = max(sums, key=lambda cost: cost.bytes_sent)
@@ -160,13 +161,13 @@ def _per_layer(result: BenchResult, prefix: str) -> dict[str, float]:
 
 
 def bandwidth(read: float, seconds: float, most: float) -> dict[str, float]:
-    """Bytes of weights that a party must read for the step, and the share of this machine's memory bandwidth (one thread)
-    that this alone amounts to."""
+    """Return the bytes of weights that a party must read for the step, and the share of this machine's memory bandwidth (one
+    thread) that this alone amounts to."""
     return {"weight_bytes": read, "share": read / seconds / most}
 
 
 def network_share(cell: Cell, cost: Cost, seconds: float) -> dict[str, Any]:
-    """What one party sends, in bits a second, and as a share of the network's rate where that is known."""
+    """Return what one party sends, in bits a second, and as a share of the network's rate where that is known."""
     rate = cost.bytes_sent * 8 / seconds
     known = None if cell.network == LOCALHOST else rate / find_network(cell.network).bandwidth
     return {"bits_per_second": rate, "share": known}

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.architecture import Architecture
-from models.costs.tracing import Option, checked_options
 from mpc.channel import Channel
 from mpc.tape import Tape
-from protocols.registry import secure_suite
+from protocols.options import OptionValue
+from protocols.registry import SuiteSpec, secure_suite
 from protocols.suite import Suite
 
 PLAN_FILE = "plan.json"
@@ -38,7 +38,7 @@ class BenchPlan(BaseModel):
     architecture: str
     suite: str
     policy: str = "full"
-    options: dict[str, Option] = Field(default_factory=dict)
+    options: dict[str, OptionValue] = Field(default_factory=dict)
     parties: int = 2
     cached: int = 0
     prefill: int = 0
@@ -71,9 +71,9 @@ class BenchPlan(BaseModel):
         return self.hosts.get(name, HERE)
 
     def make_suite(self, tape: Tape, channel: Channel | None) -> Suite:
-        """A party's, the dealer's or an estimate's. Raises a typed error for options that the suite does not take."""
-        settings = checked_options(self.options)
-        return secure_suite(self.suite, parties=self.parties, tape=tape, channel=channel, device=self.device, **settings)
+        """Return a party's suite, the dealer's or an estimate's. Raises a typed error for options that do not fit it."""
+        spec = SuiteSpec(self.suite, options=self.options)
+        return secure_suite(spec, parties=self.parties, tape=tape, channel=channel, device=self.device)
 
     def write(self, folder: Path) -> None:
         """Write it where the processes find it."""

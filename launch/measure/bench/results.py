@@ -26,11 +26,11 @@ class ResultFolder:
         self.folder = folder
 
     def path(self, cell: Cell) -> Path:
-        """Where the cell's result is or will be."""
+        """Return where the cell's result is or will be."""
         return self.folder / f"{cell.name}.json"
 
     def has(self, cell: Cell) -> bool:
-        """Whether the cell was measured before."""
+        """Return whether the cell was measured before."""
         return self.path(cell).exists()
 
     def keep(self, cell: Cell, environment: dict[str, Any], measured: dict[str, Any]) -> Path:
@@ -54,7 +54,7 @@ class ResultFolder:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All results in a folder and below, by file name. Raises `ConfigurationError` naming a file that is not one."""
+    """Return all results in a folder and below, by file name. Raises `ConfigurationError` naming a file that is not one."""
     if not folder.is_dir():
         raise ConfigurationError(f"--results {folder} is not a folder")
     found = []

@@ -71,7 +71,8 @@ class BenchResult:
     spans: list[list[Span]] = field(default_factory=list, repr=False)
 
     def step_cost(self, part: str = "") -> Cost:
-        """Of one step: rounds and bytes of the party that sends most, offline bytes of the party that receives most."""
+        """Return the cost of one step: rounds and bytes of the party that sends most, offline bytes of the party that
+        receives most."""
         prefix = f"{step_name(0)}/{part}"
         totals = [ledger.total(prefix) for ledger in self.ledgers]
         out = max(totals, key=lambda cost: cost.bytes_sent)
@@ -80,11 +81,11 @@ class BenchResult:
 
     @property
     def layer(self) -> int:
-        """The layer whose cost is reported as a layer's: the middle one."""
+        """Return the layer whose cost is reported as a layer's: the middle one."""
         return self.plan.shape.layers // 2
 
     def to_json(self, shape: str) -> dict[str, Any]:
-        """One flat record. Bytes are payload bytes that one party sends to the others together, in one step."""
+        """Return one flat record. Bytes are payload bytes that one party sends to the others together, in one step."""
         plan, layer, total = self.plan, self.step_cost(f"layer {self.layer}/"), self.step_cost()
         return {
             "suite": plan.suite,
@@ -161,7 +162,7 @@ def _run_processes(plan: BenchPlan, folder: Path, lab: Lab | None) -> None:
 
 
 def _first_failure(children: list[Child]) -> ProcessEnded:
-    """The failure that explains the others."""
+    """Return the failure that explains the others."""
     failures = [error for child in children if (error := child.ended()) is not None and error.exit_code != 0]
     return min(failures, key=lambda error: error.last_error.startswith("error [peer"))
 
@@ -176,7 +177,7 @@ class Reports:
     output: Tensor
 
     def slowest(self, kind: str, name: str) -> float:
-        """Seconds of a segment at its slowest party; 0 where it has none of this kind."""
+        """Return the seconds of a segment at its slowest party; 0 where it has none of this kind."""
         return float(max(report[kind].get(name, 0.0) for report in self.parties))
 
 
@@ -217,7 +218,7 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
 
 
 def _check_counts(plan: BenchPlan, ledgers: list[Ledger]) -> None:
-    """A step costs the same whatever its data and randomness are."""
+    """Check that a step costs the same whatever its data and randomness are."""
     for name, ledger in zip(plan.names, ledgers, strict=True):
         first = counts(ledger, f"{step_name(0)}/")
         for n in range(1, plan.repeat):
@@ -226,7 +227,7 @@ def _check_counts(plan: BenchPlan, ledgers: list[Ledger]) -> None:
 
 
 def counts(ledger: Ledger, prefix: str) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """(part, operation) -> (rounds, bytes sent, offline bytes) of the stages that start with `prefix`."""
+    """Return (part, operation) -> (rounds, bytes sent, offline bytes) of the stages that start with `prefix`."""
     out = {}
     for (where, op), cost in ledger.costs.items():
         if where.startswith(prefix):
@@ -235,7 +236,7 @@ def counts(ledger: Ledger, prefix: str) -> dict[tuple[str, str], tuple[int, int,
 
 
 def plain_logits(plan: BenchPlan) -> Tensor:
-    """The same step in float32, float64 [1, V]."""
+    """Return the logits of the same step in float32, float64 [1, V]."""
     suite = PlainSuite(torch.float32)
     program = Segmented(
         plan.model_copy(update={"repeat": 0}), suite, RealInputs(BenchInputs(plan.shape, plan.seed, plan.parties))

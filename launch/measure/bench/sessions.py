@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.cli.options import check_suite
 from launch.lab.lab import Lab, roles_for
+from launch.local.checks import check_suite
 from launch.local.deployment import CLIENT, DEALER, LocalDeployment, local_deployment
 from launch.measure.bench.cell import LOCALHOST, Cell
 from launch.measure.bench.measure import WEIGHT_BYTES, bandwidth, network_share, spread
@@ -26,13 +26,16 @@ from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from mpc.ledger import Cost
 from mpc.random import Prg, derive_seed
 from parties.client.client import Client, GenerationResult
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
+from protocols.registry import SuiteSpec
 
 MODEL = "benchmark"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def check_session(cell: Cell) -> None:
-    """Raises `ConfigurationError` for a model, lengths, suite or policy that a session cannot have."""
+    """Raise `ConfigurationError` for a model, lengths, suite or policy that a session cannot have."""
     folder = Path(cell.model)
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"model '{cell.model}': a session needs a checkpoint's folder with config.json")
@@ -41,7 +44,7 @@ def check_session(cell: Cell) -> None:
 
 
 def measure_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
-    """`run_session` in a process of its own: in a network's namespace a client must not have connected anywhere before.
+    """Run `run_session` in a process of its own: in a network's namespace a client must not have connected anywhere before.
     Raises `EnvironmentProblem` with the process' error."""
     check_session(cell)
     with tempfile.TemporaryDirectory(prefix="mpcache-session-") as folder:
@@ -57,7 +60,7 @@ def measure_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any
 
 
 def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
-    """`repeat` sessions after one that loads the model. The prompt is random tokens; no token ends a session early."""
+    """Run `repeat` sessions after one that loads the model. The prompt is random tokens; no token ends a session early."""
     folder = Path(cell.model)
     architecture = read_architecture(folder)
     prompt = _random_tokens(cell, architecture.vocabulary)
@@ -66,18 +69,11 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
         client = Client(deployment.client)
         reference = client.find_model(MODEL)
 
+        params = SamplingParams(cell.new_tokens, ignore_eos=True)
+        request = GenerationRequest(prompt, params, SuiteSpec(cell.suite, options=cell.options), cell.policy, reference)
+
         def session() -> GenerationResult:
-            result = deployment.watched(
-                lambda: client.generate(
-                    prompt,
-                    cell.new_tokens,
-                    model=reference,
-                    suite=cell.suite,
-                    options=dict(cell.options),
-                    policy=cell.policy,
-                    stop_ids=(),
-                )
-            )
+            result = deployment.watched(lambda: client.generate(request))
             result.check_range()
             return result
 
@@ -91,7 +87,7 @@ def run_session(cell: Cell, memory_bytes_per_second: float) -> dict[str, Any]:
 
 @contextmanager
 def _network(cell: Cell) -> Iterator[Lab | None]:
-    """The lab of the cell's network, with this thread in the client's namespace; None on this machine as it is."""
+    """Make the lab of the cell's network, with this thread in the client's namespace; None on this machine as it is."""
     if cell.network == LOCALHOST:
         yield None
         return
@@ -143,7 +139,7 @@ def _record(
 
 
 def _random_tokens(cell: Cell, vocabulary: int) -> list[int]:
-    """A public prompt: nothing that a benchmark computes on is secret."""
+    """Return a public prompt: nothing that a benchmark computes on is secret."""
     seed = derive_seed(bytes(32), "benchmark prompt", cell.seed)
     return [int(token) % vocabulary for token in Prg(seed).ring((cell.prompt,), 32)]
 
@@ -154,7 +150,7 @@ def _dealer_cpu(deployment: LocalDeployment) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor seconds that a process has used; 0 where /proc does not tell."""
+    """Return the processor seconds that a process has used; 0 where /proc does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -163,7 +159,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_memory(pid: int) -> int:
-    """The most memory in bytes that a process has held; 0 where /proc does not tell."""
+    """Return the most memory in bytes that a process has held; 0 where /proc does not tell."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -174,7 +170,7 @@ def peak_memory(pid: int) -> int:
 
 
 def main() -> None:
-    """One cell, as `measure_session` asks for it."""
+    """Measure one cell, as `measure_session` asks for it."""
     asked = json.loads(sys.argv[1])
     try:
         found = run_session(Cell.model_validate(asked["cell"]), asked["rate"])

@@ -12,7 +12,7 @@ from protocols.suite import Suite
 
 
 def step_name(repetition: int) -> str:
-    """Ledger stage of a measured repetition."""
+    """Return the ledger stage of a measured repetition."""
     return f"step {repetition}"
 
 
@@ -23,15 +23,15 @@ class RealInputs:
     inputs: BenchInputs
 
     def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """Float weight."""
+        """Return a float weight."""
         return self.inputs.weight(name, shape)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """Float keys, values or what tokens received."""
+        """Return the float keys, values or attention mass."""
         return self.inputs.cached(name, shape)
 
     def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor:
-        """Indices, or one-hot rows."""
+        """Return indices, or one-hot rows."""
         return self.inputs.tokens(count, chosen)
 
 
@@ -47,18 +47,17 @@ class SharedInputs:
         return self.party == self.inputs.parties - 1
 
     def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """This party's share of a weight."""
+        """Return this party's share of a weight."""
         value = self.inputs.weight(name, shape) if self._last else None
-        bits: int = suite.weight_fraction_bits  # type: ignore[attr-defined]
-        return self.inputs.share(name, value, shape, bits, self.party)
+        return self.inputs.share(name, value, shape, suite.weight_fraction_bits, self.party)
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> Tensor:
-        """This party's share of keys, values or what tokens received."""
+        """Return this party's share of keys, values or attention mass."""
         value = self.inputs.cached(name, shape) if self._last else None
         return self.inputs.share(name, value, shape, suite.fraction_bits, self.party)
 
     def tokens(self, suite: Suite, count: int, chosen: bool) -> Tensor:
-        """This party's share of indices, or of one-hot rows."""
+        """Return this party's share of indices, or of one-hot rows."""
         value = self.inputs.tokens(count, chosen) if self._last else None
         shape = (count, self.inputs.architecture.vocabulary) if chosen else (count,)
         return self.inputs.share("tokens", value, shape, 0, self.party)

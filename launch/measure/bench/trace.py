@@ -11,10 +11,15 @@ from mpc.timeline import KINDS, Span
 
 
 def without_nesting(spans: Sequence[Span]) -> list[Span]:
-    """Spans that do not overlap: what a "compute" span holds of other spans is cut out of it.
+    """Return the spans that do not overlap: what a "compute" span holds of other spans is cut out of it.
 
     A piece before another span belongs to that one's operation (a program that exchanges in the middle of computing was
     computing for the exchange), the rest to the span's own.
+
+    >>> outer = Span("compute", "step 0", "softmax", 0.0, 3.0)
+    >>> inner = Span("wait", "step 0", "open", 1.0, 1.0)
+    >>> [(span.kind, span.operation, span.start, span.seconds) for span in without_nesting([outer, inner])]
+    [('compute', 'open', 0.0, 1.0), ('wait', 'open', 1.0, 1.0), ('compute', 'softmax', 2.0, 1.0)]
     """
     others = sorted((s for s in spans if s.kind != "compute"), key=lambda s: s.start)
     starts = [s.start for s in others]
@@ -33,7 +38,8 @@ def without_nesting(spans: Sequence[Span]) -> list[Span]:
 
 
 def chrome_trace(parties: Sequence[Sequence[Span]], names: Sequence[str]) -> dict[str, Any]:
-    """The trace event format that Perfetto (ui.perfetto.dev) and chrome://tracing open: a process a party, a row a kind.
+    """Return the trace event format that Perfetto (ui.perfetto.dev) and chrome://tracing open: a process a party, a row a
+    kind.
 
     Times are microseconds since the first span.
     """
@@ -71,12 +77,12 @@ class OperationTime:
 
     @property
     def total(self) -> float:
-        """Seconds of all kinds."""
+        """Return the seconds of all kinds."""
         return sum(self.seconds.values())
 
 
 def by_operation(spans: Sequence[Span]) -> dict[str, OperationTime]:
-    """One party's spans summed by part of the model and operation, the longest first. A round is booked on its first
+    """Return one party's spans summed by part of the model and operation, the longest first. A round is booked on its first
     opening's operation, as in the ledger."""
     out: dict[str, OperationTime] = {}
     for span in without_nesting(spans):

@@ -49,7 +49,7 @@ def publish_address(folder: Path, name: str, host: str, port: int) -> None:
 
 
 def address_of(folder: Path, name: str) -> str:
-    """Where `name` listens, waiting until it does. Raises `PeerLost` after five minutes."""
+    """Return where `name` listens, waiting until it does. Raises `PeerLost` after five minutes."""
     path, limit = folder / f"{name}.address", time.monotonic() + CONNECT_SECONDS
     while not path.exists():
         if time.monotonic() > limit:
@@ -59,7 +59,7 @@ def address_of(folder: Path, name: str) -> str:
 
 
 def peers(folder: Path, names: list[str], dealer: str) -> dict[str, Peer]:
-    """Everybody of a run, with the keys that were made for it."""
+    """Return everybody of a run, with the keys that were made for it."""
 
     def known(name: str, role: Role) -> Peer:
         certificate = read_certificates(folder / CERTIFICATES / f"{name}.crt")[0]
@@ -127,7 +127,7 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
             self.links[peer] = link
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        """A party of higher index dials."""
+        """Let a party of higher index dial."""
         try:
             name = self._trust.caller(context).name
             index = self.names.index(name) if name in self.names else -1
@@ -184,7 +184,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
             self._pieces[segment, name] = bytearray()
 
     def end(self) -> None:
-        """The current segment is complete."""
+        """Say that the current segment is complete."""
         with self._changed:
             self._complete = self._current
             self._left = set(self.parties)
@@ -197,7 +197,7 @@ class Segments(services.DealerServicer):  # type: ignore[misc]
                 self._changed.wait()
 
     def Tape(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
-        """One segment for one party; `session` of the opening message is its number."""
+        """Send one segment to one party; `session` of the opening message is its number."""
         try:
             name, opening = self._trust.caller(context).name, next(requests).open.session
             if name not in self._seeds or not opening.isdecimal():

@@ -31,12 +31,9 @@ from models.costs.program import (
     NoInputs,
     Source,
     by_parties,
-    copied,
     fill,
     fill_layer,
     load,
-    only_appends,
-    rewind,
     step,
 )
 from models.decoder import Decoder
@@ -45,7 +42,7 @@ from mpc import timeline
 from mpc.channel import Channel
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
-from mpc.preprocessing import PreparedTape, PreparingTape, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
@@ -95,7 +92,7 @@ class Segmented:
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
         self.suite.run(fill_layer(self.suite, self._decoder, cache, layer, self.plan.cached, self.source))
-        if only_appends(cache, self._decoder.policy):  # with room behind its rows, as a session's cache has after a token
+        if cache.append_only:  # with room behind its rows, as a session's cache has after a token
             k, v = entry.keys_and_values()
             entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
         if layer == self.architecture.layers - 1:
@@ -103,10 +100,10 @@ class Segmented:
         _give_back_memory()
 
     def _step(self, name: str) -> None:
-        after = copied(self._cache, self.architecture)
+        after = self._cache.copied()
         self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._tokens, name))
-        if only_appends(self._cache, self._decoder.policy):
-            rewind(self.suite, self._cache, after)
+        if self._cache.append_only:
+            self._cache.rewind(self.suite, after)
 
     def _output(self) -> OutputShare:
         with stage("logits"):
@@ -117,7 +114,7 @@ Program = Segmented | EvictionProgram
 
 
 def program_of(plan: BenchPlan, suite: Suite, source: Source) -> Program:
-    """A role's program: a step of the decoder, or an eviction."""
+    """Return a role's program: a step of the decoder, or an eviction."""
     return EvictionProgram(plan, suite, source) if plan.eviction else Segmented(plan, suite, source)
 
 
@@ -145,7 +142,7 @@ class Timer:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return the most memory that this process has held."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -157,7 +154,7 @@ def peak_bytes() -> int:
 
 
 def run_party(folder: Path, index: int) -> None:
-    """A compute party: writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
+    """Run a compute party: it writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
@@ -175,8 +172,8 @@ def run_party(folder: Path, index: int) -> None:
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
-            if number == 1 and plan.preprocessing and program.suite.prepares:
-                store = Store()
+            if number == 1 and plan.preprocessing and program.suite.preprocesses:
+                store = PrecomputedValues()
                 preparing = preparation(program, tape, store, channel)
             beside: threading.Thread | None = None
             if preparing is not None and name == CACHE:
@@ -216,7 +213,7 @@ def run_party(folder: Path, index: int) -> None:
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
+def prepare_beside(work: Callable[[], Any], store: PrecomputedValues) -> threading.Thread:
     """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
     store.limit = BESIDE_BYTES
 
@@ -233,20 +230,21 @@ def prepare_beside(work: Callable[[], Any], store: Store) -> threading.Thread:
 
 
 def preparation(
-    program: Program, tape: PartyTape, store: Store, channel: Channel
+    program: Program, tape: PartyTape, store: PrecomputedValues, channel: Channel
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
+    """Return the segments after the weights of a preprocessing pass; `program` takes what they leave in `store` from now
+    on."""
     plan, weights = program.plan, program.weights
-    ahead = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    ahead = program_of(plan, plan.make_suite(PreprocessingTape(tape, store), None), NoInputs())
     ahead.go_on(ahead.suite, weights)
-    program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
+    program.go_on(plan.make_suite(PrecomputedTape(store, channel.ledger, plan.device), channel), weights)
     segments = ahead.segments()
     next(segments)  # the weights
     return segments
 
 
 def run_dealer(folder: Path) -> None:
-    """The dealer: deals a segment when the parties ask for it; writes `dealer.json`."""
+    """Run the dealer: it deals a segment when the parties ask for it and writes `dealer.json`."""
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     seeds = [new_seed() for _ in plan.names]

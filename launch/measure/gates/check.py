@@ -18,15 +18,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from launch.local.in_process import run_in_process
-from mpc import fixed_point, ring
+from launch.local.in_process import InProcessSuite, run_in_process
+from launch.local.shares import additive_shares, encoded_shares, opened
+from mpc import ring
 from mpc.channel import MemoryChannel
 from mpc.ledger import Cost, stage
-from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Shared
-from protocols.registry import secure_suite
+from protocols.registry import SuiteSpec
 from protocols.schedule import Scheduler
 from protocols.suite import OutputShare, Suite
 
@@ -99,7 +99,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within its bound (a result that is no number is not)."""
+        """Return whether the error is within its bound (a result that is no number is not)."""
         return self.error <= self.bound
 
 
@@ -111,16 +111,6 @@ class Found:
     costs: list[Cost] = field(default_factory=list)
     ring: int = 64
     frac: int = 0
-
-
-def additive(x: Tensor, parties: int, bits: int = 64) -> list[Tensor]:
-    """Additive shares of ring elements, canonical in Z_2^bits."""
-    prg = Prg(new_seed())
-    parts = [prg.ring(x.shape, bits) for _ in range(parties - 1)]
-    rest = x.clone()
-    for part in parts:
-        rest = rest - part
-    return [*parts, ring.reduce(rest, bits)]
 
 
 def measure(check: Check, suite: str, parties: int, points: int) -> Row:
@@ -165,33 +155,26 @@ def _listed(found: Any) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
-def _opened(parts: Sequence[Sequence[tuple[Tensor, int, int]]]) -> list[Tensor]:
-    """Float values from every party's (share, ring bits, fraction bits) of each result."""
-    out = []
-    for same in zip(*parts, strict=True):
-        total = torch.zeros_like(same[0][0])
-        for share, _, _ in same:
-            total = total + share
-        _, bits, frac = same[0]
-        out.append(fixed_point.decode(ring.reduce(total, bits), frac, bits))
-    return out
+def _opened(parts: Sequence[Sequence[OutputShare]]) -> list[Tensor]:
+    """Return the float values of each result, from every party's shares of all of them."""
+    return [opened(shares) for shares in zip(*parts, strict=True)]
 
 
 def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
-    """A gate on shares of float inputs that lie on its grid, from masked values."""
+    """Run a gate on shares of float inputs that lie on its grid, from masked values."""
     # not `fixed_point.encode`, which refuses the ring's lowest value
     elements = [ring.reduce(torch.round(x * 2.0**gate.frac).to(torch.int64), gate.ring) for x in inputs]
-    shares = [additive(x, parties, gate.ring) for x in elements]
+    shares = [additive_shares(x, parties, gate.ring) for x in elements]
 
     async def main(c: Context, own: Sequence[Shared]) -> list[Shared]:
         masked = [await open_value(c, x) for x in own]
         with stage(MEASURED):
             return _listed(await gate.program(c, *masked))
 
-    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[tuple[Tensor, int, int]], Cost]:
+    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], Cost]:
         c = Context(tape, channel, parties)
         out = Scheduler(c.flush).run(main(c, [Shared(s[channel.party], gate.ring, gate.frac) for s in shares]))
-        return [(x.x, x.bits, x.frac) for x in out], channel.ledger.total(MEASURED)
+        return [OutputShare(x.x, x.bits, x.frac) for x in out], channel.ledger.total(MEASURED)
 
     def dealer(tape: DealerTape) -> None:
         c = Context(tape, None, parties)
@@ -202,20 +185,15 @@ def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
 
 
 def run_function(function: Function, name: str, parties: int, inputs: Sequence[Tensor]) -> Found:
-    """A function on shares of float inputs, from sharings; weights are loaded before anything is counted."""
-
-    def encoded(x: Tensor, bits: int) -> list[Tensor]:
-        return additive(fixed_point.encode(x, bits), parties)
-
-    shares = [encoded(x, function.input_bits) for x in inputs]
-    weight_shares = [encoded(w, INPUT_BITS) for w in function.weights]
-    opened: list[int] = []
+    """Run a function on shares of float inputs, from sharings; weights are loaded before anything is counted."""
+    shares = [encoded_shares(x, function.input_bits, parties) for x in inputs]
+    weight_shares = [encoded_shares(w, INPUT_BITS, parties) for w in function.weights]
+    masked_rings: list[int] = []
 
     def own_weight(suite: Suite, k: int, index: int | None) -> Tensor | None:
         if index is None:
             return None
-        bits: int = getattr(suite, "weight_fraction_bits", INPUT_BITS)
-        return weight_shares[k][index] << (bits - INPUT_BITS)
+        return weight_shares[k][index] << (suite.weight_fraction_bits - INPUT_BITS)
 
     async def main(suite: Suite, index: int | None) -> list[Any]:
         values = [
@@ -225,21 +203,15 @@ def run_function(function: Function, name: str, parties: int, inputs: Sequence[T
         held = [await suite.weight(f"w{k}", w.shape, own_weight(suite, k, index)) for k, w in enumerate(function.weights)]
         context = getattr(suite, "context", None)
         if index == 0 and isinstance(context, Context):
-            context.observer = lambda m, bits: opened.append(bits)
+            context.observer = lambda m, bits: masked_rings.append(bits)
         with stage(MEASURED):
             return _listed(await function.program(suite, *values, *held))
 
-    def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], Cost, int]:
-        suite = secure_suite(name, parties=parties, tape=tape, channel=channel)
-        values = suite.run(main(suite, channel.party))
+    def role(suite: Suite, party: int | None) -> tuple[list[OutputShare], Cost, int]:
+        values = suite.run(main(suite, party))
         cost = suite.ledger.total(MEASURED)
         return [suite.output(v) for v in values], cost, suite.fraction_bits
 
-    def dealer(tape: DealerTape) -> None:
-        suite = secure_suite(name, parties=parties, tape=tape, channel=None)
-        for value in suite.run(main(suite, None)):
-            suite.output(value)
-
-    results, _ = run_in_process(parties, party, dealer)
-    outputs = _opened([[(o.share, o.bits, o.fraction_bits) for o in r[0]] for r in results])
-    return Found(outputs, [r[1] for r in results], opened[0] if opened else 64, results[0][2])
+    results = InProcessSuite(SuiteSpec(name), parties).run(role)
+    outputs, ring_bits = _opened([r[0] for r in results]), masked_rings[0] if masked_rings else 64
+    return Found(outputs, [r[1] for r in results], ring_bits, results[0][2])

@@ -46,14 +46,14 @@ def _activations() -> list[Function]:
 
 
 def _wrong_sign(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """|x| where the sign of x was not seen; infinite where the result is no bit."""
+    """Return |x| where the sign of x was not seen; infinite where the result is no bit."""
     wrong = torch.where(found[0] == (inputs[0] < 0), 0.0, inputs[0].abs())
     error = torch.where((found[0] == 0) | (found[0] == 1), wrong, float("inf"))
     return error, error
 
 
 def _below_largest(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """How far the chosen value is below the largest; infinite where the result is not one-hot."""
+    """Return how far the chosen value is below the largest; infinite where the result is not one-hot."""
     x, hot = inputs[0], found[0]
     one = ((hot == 0) | (hot == 1)).all(-1) & (hot.sum(-1) == 1)
     error = torch.where(one, x.amax(-1) - (x * hot).sum(-1), float("inf"))
@@ -217,5 +217,5 @@ def _selection() -> list[Function]:
 
 
 def functions() -> list[Function]:
-    """All of them, in the order of the table."""
+    """Return all functions, in the order of the table."""
     return [f for part in (_comparisons, _activations, _softmaxes, _norms, _selection) for f in part()]

@@ -15,7 +15,6 @@ from torch import Tensor
 from launch.measure.gates.check import Gate
 from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
 from protocols.masked import activation, comparison, power, softmax, truncation
-from protocols.masked.clamp import clamp
 from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
@@ -71,9 +70,6 @@ def _comparison() -> list[Gate]:
     async def member(c: Context, x: Masked) -> Shared:
         return (await comparison.within(c, x, LOW)).share(OUT)
 
-    async def clamped(c: Context, x: Masked) -> Shared:
-        return await clamp(c, x, -8 << FRAC, 8 << FRAC)
-
     found = [
         Gate(
             f"less than zero, {bits} bits",
@@ -93,10 +89,7 @@ def _comparison() -> list[Gate]:
     for bits in (12, 20):
         name = f"within 0 to 2^{LOW} - 1, {bits} bits"
         found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
-    points = span(-256.0, 256.0 - UNIT, UNIT, (-8.0, 8.0))
-    held = absolute(lambda x: x.clamp(-8, 8))
-    words = "|x| < 2^(bits - 2) ring units, limits -8 and 8"
-    return [*found, Gate("clamp", "comparison", words, "exact", points, held, clamped, 0.0, 24, FRAC)]
+    return found
 
 
 def _piecewise() -> list[Gate]:
@@ -110,7 +103,7 @@ def _piecewise() -> list[Gate]:
         half, _ = activation.SHAPES[kind]
 
         async def program(c: Context, x: Masked, kind: str = kind) -> Shared:
-            """P(x) + [x >= 0] x, the bracket with P's borrow."""
+            """Return P(x) + [x >= 0] x, the bracket with P's borrow."""
             p = activation.evaluate_curve(c, x, kind, x.bits)
             negative = await comparison.less_than_zero(c, truncation.truncate(c, x, x.frac))
             return p.add(c.shared(x).add(negative.times(x).negate()).shift_left(p.frac - x.frac))
@@ -162,7 +155,7 @@ def _lookup() -> list[Gate]:
 
 
 def _ranked(columns: int, frac: int, limit: float) -> Callable[[int], Sequence[Tensor]]:
-    """Rows of random values, of both ends, of ties, of equal values, of ascending ones."""
+    """Return rows of random values, of both ends, of ties, of equal values, of ascending ones."""
 
     def points(count: int) -> list[Tensor]:
         rows = max(count // columns - 5, 1)
@@ -269,7 +262,7 @@ def _rows() -> list[Gate]:
         return out
 
     def judge_shuffle(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Whole rows, each once: the first column names a row, the others must follow from it."""
+        """Judge whole rows, each once: the first column names a row, the others must follow from it."""
         first = found[0][..., :1]
         whole = first + count * torch.arange(columns)
         error = torch.cat(
@@ -313,6 +306,6 @@ def _rows() -> list[Gate]:
 
 
 def masked_gates() -> list[Gate]:
-    """All of them, in the order of the table."""
+    """Return all gates, in the order of the table."""
     parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _rows)
     return [gate for part in parts for gate in part()]

@@ -16,13 +16,14 @@ Oracle = Callable[..., Tensor | Sequence[Tensor]]
 
 
 def normal(name: str, *shape: int) -> Tensor:
-    """Standard normal values, the same for the same name and shape; float64."""
+    """Return standard normal values, the same for the same name and shape; float64."""
     seed = int.from_bytes(name.encode()[:6].ljust(6, b"."), "little")
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def span(low: float, high: float, unit: float, marks: Sequence[float] = ()) -> Callable[[int], Sequence[Tensor]]:
-    """Evenly from low to high, both included; as many random ones; each mark within, with a unit before and behind it."""
+    """Return points evenly from low to high, both included; as many random ones; each mark within, with a unit before and
+    behind it."""
 
     def points(count: int) -> list[Tensor]:
         half = max(count // 2, 2)
@@ -36,7 +37,8 @@ def span(low: float, high: float, unit: float, marks: Sequence[float] = ()) -> C
 
 
 def whole_ring(bits: int) -> Callable[[int], Sequence[Tensor]]:
-    """Every value of a signed ring of so many units; evenly spread ones and both ends where it has more than asked for."""
+    """Return every value of a signed ring of so many units; evenly spread ones and both ends where it has more than asked
+    for."""
     half = 1 << (bits - 1)
 
     def points(count: int) -> list[Tensor]:
@@ -56,7 +58,7 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def absolute(oracle: Oracle) -> Judge:
-    """The bound is on |found - exact|, exact = oracle(*inputs) in float64."""
+    """Bound |found - exact|, exact = oracle(*inputs) in float64."""
 
     def judge(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         pairs = zip(found, _listed(oracle(*inputs)), strict=True)
@@ -67,7 +69,7 @@ def absolute(oracle: Oracle) -> Judge:
 
 
 def relative(oracle: Oracle, floor: float = 0.0) -> Judge:
-    """The bound is on |found - exact| / (|exact| + floor)."""
+    """Bound |found - exact| / (|exact| + floor)."""
 
     def judge(inputs: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         exact = [e.to(torch.float64) for e in _listed(oracle(*inputs))]
@@ -78,10 +80,10 @@ def relative(oracle: Oracle, floor: float = 0.0) -> Judge:
 
 
 def one_hot_at(positions: Tensor, count: int) -> Tensor:
-    """One-hot rows in float64."""
+    """Return one-hot rows in float64."""
     return torch.nn.functional.one_hot(positions, count).to(torch.float64)
 
 
 def best(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest along the last axis, from the largest down, ties to the earlier one."""
+    """Return the positions of the k largest along the last axis, from the largest down, ties to the earlier one."""
     return x.sort(dim=-1, descending=True, stable=True).indices[..., :k]

@@ -40,12 +40,12 @@ class Products:
 
     @property
     def ok(self) -> bool:
-        """No error above the limit."""
+        """Return whether no error is above the limit."""
         return self.above == 0
 
 
 def _factors(generator: torch.Generator, frac: int, *shape: int) -> Tensor:
-    """Random signs and magnitudes from 2^-frac to 2^8, in units of 2^-frac."""
+    """Return random signs and magnitudes from 2^-frac to 2^8, in units of 2^-frac."""
     logs = torch.rand(shape, generator=generator, dtype=torch.float64) * (MAGNITUDE + frac) - frac
     sign = torch.where(torch.rand(shape, generator=generator) < 0.5, -1.0, 1.0)
     x = torch.round(sign * 2.0**logs * 2.0**frac) / 2.0**frac
@@ -70,7 +70,7 @@ def _sizes(count: int, batch: int) -> Iterator[int]:
 
 
 def multiply(suite: str, parties: int, count: int, kind: str, seed: int = 1) -> Products:
-    """At least `count` products of one kind, truncated to the suite's fraction bits. seed: of the (public) factors.
+    """Multiply at least `count` products of one kind, truncated to the suite's fraction bits. seed: of the (public) factors.
 
     A matrix product's batch is [n, 64] x [64, n]: each of its results counts as one product.
     """
@@ -78,7 +78,7 @@ def multiply(suite: str, parties: int, count: int, kind: str, seed: int = 1) -> 
         raise ConfigurationError(f"{count} products cannot be checked, give a positive number")
     if kind not in KINDS:
         raise ConfigurationError(f"products '{kind}' are unknown; known: {', '.join(KINDS)}")
-    frac = SUITES[suite][2]
+    frac = SUITES[suite].options.fraction_bits
     found = Products(kind, suite, parties)
     generator = torch.Generator().manual_seed(seed)
     for size in _sizes(count, BATCH):

@@ -14,7 +14,8 @@ GATES, FUNCTIONS = "gates", "functions of the suite"
 
 
 def checks(suite: str) -> list[Check]:
-    """All checks of a suite: its gates (suite `masked`) and its functions. Raises `ConfigurationError` for no such suite."""
+    """Return all checks of a suite: its gates (suite `masked`) and its functions. Raises `ConfigurationError` for no such
+    suite."""
     found: list[Check] = [*masked_gates()] if suite == "masked" else []
     found += [f for f in functions() if suite in f.bounds]
     if not found:
@@ -23,7 +24,7 @@ def checks(suite: str) -> list[Check]:
 
 
 def documented_bound(check: Check, suite: str) -> float:
-    """The bound that the table states."""
+    """Return the bound that the table states."""
     if isinstance(check, Gate):
         return check.bound
     assert isinstance(check, Function)
@@ -31,12 +32,12 @@ def documented_bound(check: Check, suite: str) -> float:
 
 
 def applies(check: Check, parties: int) -> bool:
-    """Whether a check runs with so many parties."""
+    """Return whether a check runs with so many parties."""
     return not isinstance(check, Gate) or check.parties in (None, parties)
 
 
 def rows(suite: str, parties: int, points: int, part: str = "") -> Iterator[Row]:
-    """Measured rows, one after the other. part: only checks whose name or group contains it; an error when none does."""
+    """Measure rows, one after the other. part: only checks whose name or group contains it; an error when none does."""
     chosen = [c for c in checks(suite) if part.lower() in f"{c.group} {c.name}".lower()]
     if not chosen:
         raise ConfigurationError(f"no gate of suite '{suite}' has '{part}' in its name or group")
@@ -46,7 +47,11 @@ def rows(suite: str, parties: int, points: int, part: str = "") -> Iterator[Row]
 
 
 def number(x: float, digits: int = 3) -> str:
-    """A bound or an error for a person: 0, 2^-12 where it is a power of two, `digits` digits otherwise."""
+    """Return a bound or an error for a person: 0, 2^-12 where it is a power of two, `digits` digits otherwise.
+
+    >>> number(0.0), number(2.0**-12), number(0.00123)
+    ('0', '2^-12', '1.23e-03')
+    """
     if x == 0 or math.isinf(x):
         return f"{x:g}"
     power = math.log2(x)
@@ -54,7 +59,7 @@ def number(x: float, digits: int = 3) -> str:
 
 
 def row_text(row: Row) -> tuple[str, ...]:
-    """A row's columns without suite and parties."""
+    """Return a row's columns without suite and parties."""
     return (
         row.name,
         row.range,
@@ -89,7 +94,7 @@ when an error is above its bound.
 
 
 def markdown(measured: Sequence[Row]) -> str:
-    """docs/gates.md from the rows of one number of parties."""
+    """Return docs/gates.md from the rows of one number of parties."""
     parts = [PREAMBLE]
     done: tuple[str, str] | None = None
     for row in measured:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, causal_mask, load_weights
 from models.policies import parse
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
-from protocols.suite import Value
+from protocols.suite import Suite, Value
 
 MOST_SCORES = 1 << 25
 """Scores that are held at once where what tokens receive is added up over blocks of queries."""
@@ -65,10 +65,11 @@ class _Noting(CachePolicy):
     def observed_queries(self, tokens: int, layer: int) -> int:
         return tokens
 
-    async def after_prefill(self, suite: object, cache: KVCache, layer: int, received: Value | None) -> None:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         keys, values = cache.layers[layer].keys_and_values()
         self.keys.append(tensor_of(keys))
         self.values.append(tensor_of(values))
+        return []
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,18 @@ class PrefilledModel:
         decoder = Decoder(self.suite, self.architecture, self.weights, policy)
         cache = decoder.new_cache()
         cache.prompt_tokens = prompt.tokens
-        if policy.plaintext_only:
-            cache.state["queries"] = prompt.queries
         for layer, entry in enumerate(cache.layers):
+            entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None
             entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
             observed = min(policy.observed_queries(prompt.tokens, layer), prompt.tokens)
-            received = self._received(prompt, layer, observed) if observed else None
-            self.suite.run(policy.after_prefill(self.suite, cache, layer, received))
+            mass = self._attention_mass(prompt, layer, observed) if observed else None
+            self.suite.run(policy.after_prefill(self.suite, cache, layer, mass))
             cache.trim(layer)
         cache.seen = prompt.tokens
         return decoder, cache
 
-    def _received(self, prompt: Prefilled, layer: int, observed: int) -> PlainValue:
-        """What each token receives from the last `observed` queries: [G, S]."""
+    def _attention_mass(self, prompt: Prefilled, layer: int, observed: int) -> PlainValue:
+        """Return the attention mass [G, S] that the last `observed` queries give to the tokens."""
         queries, keys = prompt.queries[layer], prompt.keys[layer]
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape

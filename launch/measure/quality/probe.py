@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
 from models.policies.selecting import PENALTY
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
@@ -75,8 +75,8 @@ class WatchingSuite(PlainSuite):
 class WatchedCache(KVCache):
     """Beside what the policy keeps, each layer's keys and values of all tokens, from its first prompt batch's end on."""
 
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__(architecture)
+    def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
+        super().__init__(architecture, policy)
         self.whole: dict[int, tuple[Tensor, Tensor]] = {}
 
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
@@ -105,22 +105,23 @@ class Watch(CachePolicy):
     def __post_init__(self) -> None:
         self.prefill_chunk = self.inner.prefill_chunk
 
+    def new_state(self, place: Place) -> LayerState:
+        return self.inner.new_state(place)
+
     def observed_queries(self, tokens: int, layer: int) -> int:
-        """The inner policy's."""
         return self.inner.observed_queries(tokens, layer)
 
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, received: Value | None) -> None:
-        """Number the cached tokens, then the inner policy's."""
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        """Number the cached tokens, then as the inner policy."""
         assert isinstance(cache, WatchedCache)
         entry = cache.layers[layer]
         keys, values = map(tensor_of, entry.keys_and_values())
         cache.whole[layer] = keys, values
         last = max(cache.prompt_tokens, keys.shape[1])  # a sliding window has dropped the first ones
         entry.k, entry.v = _numbered(keys, last - keys.shape[1]), _numbered(values, None)
-        await self.inner.after_prefill(suite, cache, layer, received)
+        return self.inner.prompt_stages(suite, cache, layer, attention_mass)
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """The inner policy's."""
         await self.inner.after_append(suite, cache, layer)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:

@@ -58,7 +58,7 @@ class Runner:
         watch = Watch(parse(policy))
         suite = WatchingSuite(self.model.suite.dtype, self.model.suite.device)
         decoder = Decoder(suite, self.architecture, self.model.weights, watch)
-        self._forced(decoder, WatchedCache(self.architecture), [*ids, *answer[:-1]], len(ids))
+        self._forced(decoder, WatchedCache(self.architecture, watch), [*ids, *answer[:-1]], len(ids))
         mass = tuple(sum(watch.mass[n]) / len(watch.mass[n]) for n in range(self.architecture.layers))
         return Kept(mass, sum(watch.attended) / len(watch.attended), sum(watch.kept) / len(watch.kept))
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from launch.measure.fidelity import generated
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
 from launch.measure.quality import metrics, prompts
 from launch.measure.quality.budgets import Contender, contenders, default_policies
 from launch.measure.quality.longbench import TEMPLATE, Task, check_template, datasets_of, load_tasks, prompt_of
@@ -21,6 +20,7 @@ from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
 from mpc.errors import ConfigurationError, MpcacheError
+from protocols.registry import SuiteSpec
 
 Say = Callable[[str], None]
 
@@ -217,6 +217,7 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
     A run that ends in an error is not equal.
     """
     length = min(job.prompts)
+    roles = InProcessSuite(SuiteSpec(wishes.suite), wishes.parties, wishes.device)
     runs = []
     for one in job.contenders:
         if one.problem(runner.architecture, length):
@@ -225,17 +226,14 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
         for number, prompt in enumerate(job.prompts[length][: wishes.spot_check]):
             say(f"on shares, {length} tokens, prompt {number + 1}: {one.policy}")
             decisions: list[Decision] = []
-            decided: list[Tensor] = []
             plain = runner.answer(prompt.ids, one.policy, job.new_tokens, decisions)
             run = {**_head(one, length), "prompt": number, "equal": False, "error": None}
             run |= {"decisions": 0, "equal_decisions": 0, "gap": 0.0, "decisions_after": 0}
             try:
-                secure = generated(
-                    runner.checkpoint, prompt.ids, plan, wishes.suite, wishes.parties, decided, device=wishes.device
-                )
-                run["equal"] = secure[: len(plain)] == plain
+                secure = generate_on_shares(runner.checkpoint, prompt.ids, plan, roles, {"decisions"})
+                run["equal"] = secure.checked()[: len(plain)] == plain
                 if run["equal"]:  # after another token there is other work to decide about
-                    found = same_decisions(decisions, decided)
+                    found = same_decisions(decisions, secure.decisions)
                     run |= {"decisions": found.compared, "equal_decisions": found.equal}
                     run |= {"gap": found.gap, "decisions_after": found.after}
             except MpcacheError as error:  # the plaintext results are kept

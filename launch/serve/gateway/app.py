@@ -14,11 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from launch.serve.gateway import questions
+from launch.serve.gateway import requests
 from launch.serve.gateway.bodies import Shape, error_event, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, busy, from_error, invalid
-from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Question, Text
+from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Text, TextRequest
 from launch.serve.gateway.guard import HEALTH, Guard
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.serve.gateway.settings import GatewaySettings
@@ -71,25 +71,25 @@ class Gateway:
     async def _completions(self, request: Request) -> Response:
         parameters = parse(CompletionParameters, await self._body(request))
         served = await self._served(parameters.model)
-        question = await asyncio.to_thread(questions.completion, parameters, served, self.settings)
+        asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Shape(False, parameters.model, parameters.include_usage)
-        return await self._answer(request, question, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, bool(parameters.stream))
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request))
         served = await self._served(parameters.model)
-        question = await asyncio.to_thread(questions.chat, parameters, served, self.settings)
+        asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = Shape(True, parameters.model, parameters.include_usage)
-        return await self._answer(request, question, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, bool(parameters.stream))
 
     async def _served(self, name: str) -> Served:
-        """The model; the parties are asked only for one that is not known here. Raises `ApiError` 404."""
+        """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
         known = self.catalogue.known(name)
         return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
     async def _body(self, request: Request) -> bytes:
-        """The request's body. A page of another origin cannot send JSON without asking first, which is never granted."""
+        """Read the request's body. A page of another origin cannot send JSON unless that is granted, which it never is."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise invalid("the body must be JSON: send 'Content-Type: application/json'", status=415)
         most = self.settings.max_body_bytes
@@ -108,10 +108,10 @@ class Gateway:
             raise invalid(f"the body did not arrive within {self.settings.body_seconds:g} s", status=408) from None
         return bytes(data)
 
-    async def _answer(self, request: Request, question: Question, shape: Shape, stream: bool) -> Response:
+    async def _answer(self, request: Request, asked: TextRequest, shape: Shape, stream: bool) -> Response:
         if self.running >= self.settings.max_concurrent:
             raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
-        generation = Generation(self.client, self.settings, question, self._ended)
+        generation = Generation(self.client, asked, self._ended)
         generation.start()
         self.running += 1  # before the event loop can call _ended
         watcher = asyncio.create_task(_watch(request.receive, generation))
@@ -139,12 +139,12 @@ class _Exchange:
         self._watcher = watcher
 
     def close(self) -> None:
-        """Whatever happens now, the parties need not go on."""
+        """End the generation at the parties, unless it is over."""
         self._watcher.cancel()
         self._generation.cancel()
 
     async def _next(self, seconds: float | None = None) -> Event | None:
-        """The next event; None after `seconds`."""
+        """Wait for the next event; return None after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._generation.events.get()
@@ -152,7 +152,7 @@ class _Exchange:
             return None
 
     async def whole(self) -> dict[str, Any]:
-        """The whole answer. Raises `ApiError`."""
+        """Wait for the whole answer and return its body. Raises `ApiError`."""
         pieces: list[str] = []
         while True:
             event = await self._next()
@@ -166,7 +166,7 @@ class _Exchange:
                 raise self._problem(event)
 
     async def first(self) -> Event | None:
-        """The first event, so that an early failure gets its status code; None when it takes long.
+        """Wait for the first event, so that an early failure gets its status code; return None when it takes long.
 
         Raises `ApiError` for a failure.
         """
@@ -176,7 +176,7 @@ class _Exchange:
         return event
 
     async def stream(self, first: Event | None) -> AsyncIterator[bytes]:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         yield self._shape.opening()
         event = first
         while True:
@@ -203,12 +203,13 @@ class _Exchange:
         return ApiError(GONE_STATUS, "the connection was closed", "server_error")
 
     def _record(self, status: int, done: Done | None, problem: str = "") -> None:
-        """One line of log; of the request only its lengths, which the parties know too."""
-        question = self._generation.question
+        """Write a line of log; of the request it has only lengths, which the parties know too."""
+        asked = self._generation.asked
+        prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
         seconds = time.perf_counter() - self._generation.began
-        tokens = f"{len(question.ids)} + {len(done.result.tokens) if done else 0} of {question.new_tokens} tokens"
+        tokens = f"{prompt} + {len(done.result.tokens) if done else 0} of {most} tokens"
         session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
-        model = question.served.reference.id
+        model = asked.served.reference.id
         log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
 
 
@@ -243,7 +244,7 @@ async def _watch(receive: Receive, generation: Generation) -> None:
 
 
 def _caught(endpoint: Endpoint) -> Endpoint:
-    """Every error as a response; the text of an unexpected one goes nowhere."""
+    """Return an endpoint whose errors are responses; the text of an unexpected one goes nowhere."""
 
     async def call(request: Request) -> Response:
         try:

@@ -7,31 +7,23 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launch.serve.gateway.catalogue import Served
-from launch.serve.gateway.settings import GatewaySettings
-from models.generation import Decoding
-from models.stop_strings import TextUntil
+from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
+from parties.client.request import GenerationRequest
 from parties.wire.error_codec import public
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to generate. ends: tokens that end it; context: what its text continues. ids, stops, context, echo: secret."""
+class TextRequest:
+    """A generation whose answer is text. context: the tokens that the text continues. echo: what it begins with. Secret."""
 
     served: Served
-    ids: list[int] = field(repr=False)
-    new_tokens: int
-    decoding: Decoding
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    stops: list[str] = field(repr=False)
-    ends: frozenset[int]
+    request: GenerationRequest
     context: list[int] = field(repr=False)
     echo: str = field(repr=False)
 
@@ -53,7 +45,7 @@ class Done:
     result: GenerationResult
 
     def usage(self) -> dict[str, int]:
-        """OpenAI's counts of tokens; an end-of-text token counts."""
+        """Return OpenAI's counts of tokens; an end-of-text token counts."""
         new = len(self.result.tokens)
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new, "total_tokens": self.prompt_tokens + new}
 
@@ -76,18 +68,17 @@ Event = Text | Done | Failed | Gone
 class Generation:
     """A running generation. `events` delivers `Text`s, then one `Done` or `Failed`; `Gone` at any time."""
 
-    def __init__(self, client: Client, settings: GatewaySettings, question: Question, on_end: Callable[[], None]) -> None:
-        self.question = question
+    def __init__(self, client: Client, asked: TextRequest, on_end: Callable[[], None]) -> None:
+        self.asked = asked
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.began = time.perf_counter()
         self._client = client
-        self._settings = settings
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._cancellation = Cancellation()
 
     def start(self) -> None:
-        """Begin; on_end() is called in the event loop when the parties are free again."""
+        """Begin. on_end() is called in the event loop when the parties are free again."""
         threading.Thread(target=self._work, name="generate", daemon=True).start()
 
     def cancel(self) -> None:
@@ -95,7 +86,7 @@ class Generation:
         self._cancellation.cancel()
 
     def gone(self) -> None:
-        """Whoever asked is gone."""
+        """End it because whoever asked has closed the connection, and say so among the events."""
         self.cancel()
         self.events.put_nowait(Gone())
 
@@ -113,31 +104,18 @@ class Generation:
                 self._loop.call_soon_threadsafe(self._on_end)
 
     def _generate(self) -> Done:
-        q, words = self.question, self.question.served.words
-        text = TextUntil(words.tokenizer.stream(q.context), q.stops)
-        if q.echo:
-            self._post(Text(q.echo))
+        asked, words, request = self.asked, self.asked.served.words, self.asked.request
+        text = TextUntil(words.tokenizer.stream(asked.context), list(request.params.stop))
+        ends = request.params.ends(asked.served.reference.architecture.eos)
+        if asked.echo:
+            self._post(Text(asked.echo))
 
         def on_token(token: int) -> bool:
-            if token not in q.ends:
+            if token not in ends:
                 self._post(Text(text.push(token)))
             return not text.stopped
 
-        result = self._client.generate(
-            q.ids,
-            q.new_tokens,
-            model=q.served.reference,
-            suite=self._settings.suite,
-            options=self._settings.options,
-            policy=self._settings.policy,
-            decoding=q.decoding,
-            temperature=q.temperature,
-            top_k=q.top_k,
-            top_p=q.top_p,
-            stop_ids=sorted(q.ends),
-            fixed_length=self._settings.fixed_length,
-            cancellation=self._cancellation,
-            on_token=on_token,
-        )
+        tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
+        result = self._client.generate(tokens, on_token=on_token, cancellation=self._cancellation)
         self._post(Text(text.flush()))
-        return Done(result.finish_reason, len(q.ids), result)
+        return Done(result.finish_reason, len(request.prompt_ids), result)

@@ -1,7 +1,8 @@
 """Imports CrypTen 0.4.1, or says which command makes it importable.
 
-Its metadata names packages that are dead or break others, so it is installed without its dependencies; what it truly
-needs besides torch and numpy is omegaconf, pyyaml and onnx. Newer versions of torch moved a module that it imports.
+Its metadata names packages that it never loads, one of them dead, so it is installed without its dependencies; what it truly
+needs besides torch and numpy (omegaconf, pyyaml and onnx) comes with this package. The extra `mpcache[crypten]` lets pip
+resolve all that the metadata names. Newer versions of torch moved a module that CrypTen imports.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def require_crypten() -> ModuleType:
         crypten = importlib.import_module("crypten")
     except ModuleNotFoundError as error:
         if error.name == "crypten":
-            raise EnvironmentProblem(f"crypten is not installed; run: {INSTALL} && {INSTALL_NEEDED}") from error
+            raise EnvironmentProblem(
+                f"crypten is not installed, and the suite crypten needs it (masked does not); run: {INSTALL}"
+            ) from error
         raise EnvironmentProblem(f"crypten needs the module '{error.name}'; run: {INSTALL_NEEDED}") from error
     except ImportError as error:
         raise EnvironmentProblem(f"crypten cannot be imported ({error}); run: {INSTALL} && {INSTALL_NEEDED}") from error

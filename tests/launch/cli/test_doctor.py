@@ -11,6 +11,7 @@ import pytest
 from launch.cli.commands import doctor
 from mpc.errors import EnvironmentProblem
 from parties.identity.certificates import create_deployment
+from protocols.crypten.binding.requirement import INSTALL
 from tests.launch.conftest import Command
 
 
@@ -33,7 +34,7 @@ def test_problems_have_a_remedy(command: Command, tmp_path: Path, monkeypatch: p
     (tmp_path / "c" / "party0.key").chmod(0o644)
 
     def missing() -> None:
-        raise EnvironmentProblem("crypten is not installed; run: pip install --no-deps crypten==0.4.1")
+        raise EnvironmentProblem("crypten 0.3.0 is installed, 0.4.1 is needed; run: pip install --no-deps crypten==0.4.1")
 
     monkeypatch.setattr("protocols.crypten.binding.requirement.require_crypten", missing)
     with socket.socket() as taken:
@@ -48,6 +49,13 @@ def test_problems_have_a_remedy(command: Command, tmp_path: Path, monkeypatch: p
     assert "pip install --no-deps crypten==0.4.1" in problems["crypten"]
     assert "choose another port" in problems[f"port {port}"]
     assert "chmod 600" in problems["identity party0"]
+
+
+def test_crypten_is_not_needed_by_the_default_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    found = doctor._crypten()
+    assert not found.remedy
+    assert found.found == f"not installed; for the suite crypten alone: {INSTALL}"
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:

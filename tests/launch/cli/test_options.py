@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import parties.client.client
 from launch.cli import options
+from launch.local.checks import check_suite
+from protocols import registry
 
 
 def test_default_suite() -> None:
-    assert options.DEFAULT_SUITE == parties.client.client.DEFAULT_SUITE
-    assert options.check_suite(options.DEFAULT_SUITE) == options.DEFAULT_SUITE
+    assert options.DEFAULT_SUITE == registry.DEFAULT_SUITE
+    assert check_suite(options.DEFAULT_SUITE) == options.DEFAULT_SUITE

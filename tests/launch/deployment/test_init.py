@@ -180,6 +180,24 @@ def roles() -> Iterator[dict[str, Role]]:
         role.process.wait()
 
 
+def certify(command: Command, out: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Request a role's certificate, have the authority sign it, and install it, each in the folder of its host."""
+    monkeypatch.chdir(out / name)
+    asked = command("certs", "request", "--config", f"{name}.yaml")
+    assert asked.code == 0, asked.err
+    mark = re.search(r"fingerprint of the key: (\S+)", asked.out)
+    assert mark is not None
+    shutil.copy(f"certificates/requests/{name}.csr", out / "authority")
+    monkeypatch.chdir(out / "authority")
+    signed = command("certs", "sign", "--authority", ".", f"{name}.csr", "--fingerprint", mark[1])
+    assert signed.code == 0, signed.err
+    monkeypatch.chdir(out / name)
+    installed = command("certs", "install", "--config", f"{name}.yaml", out / "authority" / f"{name}.crt")
+    assert installed.code == 0, installed.err
+    shown = command("certs", "fingerprint", "--config", f"{name}.yaml")
+    assert shown.out == f"{name} {mark[1]}\n"
+
+
 def test_from_init_to_an_answer(
     command: Command, tmp_path: Path, text_model: Path, roles: dict[str, Role], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,22 +206,9 @@ def test_from_init_to_an_answer(
     out = tmp_path / "d"
     assert command("init", "--parties", ",".join(addresses[:2]), "--dealer", addresses[2], "--out", out).code == 0
     for name in ROLES:
-        monkeypatch.chdir(out / name)
-        asked = command("certs", "request", "--config", f"{name}.yaml")
-        assert asked.code == 0, asked.err
-        mark = re.search(r"fingerprint of the key: (\S+)", asked.out)
-        assert mark is not None
-        shutil.copy(f"certificates/requests/{name}.csr", out / "authority")
-        monkeypatch.chdir(out / "authority")
-        signed = command("certs", "sign", "--authority", ".", f"{name}.csr", "--fingerprint", mark[1])
-        assert signed.code == 0, signed.err
-        monkeypatch.chdir(out / name)
-        installed = command("certs", "install", "--config", f"{name}.yaml", out / "authority" / f"{name}.crt")
-        assert installed.code == 0, installed.err
-        shown = command("certs", "fingerprint", "--config", f"{name}.yaml")
-        assert shown.out == f"{name} {mark[1]}\n"
+        certify(command, out, name, monkeypatch)
         with (tmp_path / "fingerprints.txt").open("a") as file:
-            file.write(shown.out)
+            file.write(command("certs", "fingerprint", "--config", out / name / f"{name}.yaml").out)
     early = command("party", "--config", out / "party0" / "party0.yaml")
     assert early.code == 2
     assert "party0 knows no fingerprint of 'party1' (party), 'dealer' (dealer), 'client' (client)" in early.err

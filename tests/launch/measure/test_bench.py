@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.local.in_process import run_in_process
 from launch.local.processes import ProcessEnded
 from launch.measure.bench import run as bench_run
 from launch.measure.bench.inputs import BenchInputs
@@ -24,7 +25,6 @@ from mpc.ring import reduce
 from protocols.plain.suite import PlainSuite, tensor_of
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
-from tests.parties_in_process import run_parties
 
 KEYS = (
     "suite policy shape layers cached parties rounds_per_layer online_bytes_per_layer online_bytes_total rounds_total "
@@ -126,7 +126,7 @@ def test_threads_of_one_process(changes: dict[str, Any]) -> None:
     def dealer(tape: Any) -> None:
         run(Segmented(made, made.make_suite(tape, None), NoInputs()))
 
-    found, _ = run_parties(made.parties, party, dealer)
+    found, _ = run_in_process(made.parties, party, dealer)
     shares = [output for output, _ in found]
     bits, fraction_bits = shares[0].bits, shares[0].fraction_bits
     logits = decode(reduce(torch.stack([s.share for s in shares]).sum(0), bits), fraction_bits, bits)

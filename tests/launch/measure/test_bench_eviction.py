@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from launch.measure.bench import evicted as module
 from launch.measure.bench.evicted import EvictionResult, RowsDiffer, predict_eviction, run_eviction, stage_cost
 from launch.measure.bench.eviction import EvictionProgram
@@ -26,7 +27,6 @@ from mpc.ring import reduce
 from protocols.plain.suite import PlainSuite, tensor_of
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
-from tests.parties_in_process import run_parties
 
 POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 STAGES = ["importance", "keep-set", "compaction", "masking again", "clusters"]
@@ -109,7 +109,9 @@ def test_threads_of_one_process(suite: str, parties: int) -> None:
         own = made.make_suite(tape, channel)
         return run(EvictionProgram(made, own, SharedInputs(inputs, channel.party))), channel.ledger
 
-    found, _ = run_parties(parties, party, lambda tape: run(EvictionProgram(made, made.make_suite(tape, None), NoInputs())))
+    found, _ = run_in_process(
+        parties, party, lambda tape: run(EvictionProgram(made, made.make_suite(tape, None), NoInputs()))
+    )
     check(made, [ledger for _, ledger in found])
     shares = [output for output, _ in found]
     total = reduce(torch.stack([s.share for s in shares]).sum(0), shares[0].bits)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from launch.local.in_process import InProcessSuite
 from launch.measure import fidelity
 from launch.measure.verdict import flagged, judge
 from models.calibration.choice import chosen, excesses
 from models.checkpoint import load_checkpoint
 from protocols.crypten.suite import CryptenSuite
+from protocols.registry import SuiteSpec
 from tests.launch.conftest import Command
 from tests.models.random_checkpoints import build, logits, prompt, save
 
@@ -87,7 +89,7 @@ def test_far_logits_are_right_once_calibrated(tmp_path: Path) -> None:
     assert reference.token == int(logits(model, ids)[-1].argmax())
     options = chosen("masked", reference.extremes)
     assert options["logits"] == 10
-    measured = fidelity.on_shares(checkpoint, ids, "masked", 2, **options)
+    measured = fidelity.on_shares(checkpoint, ids, InProcessSuite(SuiteSpec("masked", options=options)))
     rows = fidelity.compare(reference, measured)
     assert judge(reference, measured, rows, excesses("masked", options, reference.extremes), 0.01, None).right
     (excess,) = excesses("masked", {}, reference.extremes)
@@ -107,7 +109,7 @@ def test_flags_are_named(text_model: Path) -> None:
 def test_one_token(text_model: Path) -> None:
     checkpoint = load_checkpoint(text_model, torch.float64)
     reference = fidelity.plaintext(checkpoint, [7])
-    measured = fidelity.on_shares(checkpoint, [7], "crypten", 2)
+    measured = fidelity.on_shares(checkpoint, [7], InProcessSuite(SuiteSpec("crypten")))
     rows = fidelity.compare(reference, measured)
     assert measured.token == reference.token == int(reference.logits[-1].argmax())
     assert {row.step for row in rows} == {"prefill"}

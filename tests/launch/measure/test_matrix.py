@@ -11,9 +11,9 @@ import pytest
 from launch.lab import iproute
 from launch.measure.baselines import environment
 from launch.measure.bench.cell import Cell, Matrix, changed, read_matrix
-from launch.measure.bench.matrix import run_matrix
 from launch.measure.bench.measure import bench_plan, measure_estimate
 from launch.measure.bench.results import ResultFolder, read_results
+from launch.measure.matrix import run_matrix
 from models.costs.tracing import STEP, Setting, trace_session, trace_step
 from mpc.errors import ConfigurationError, EnvironmentProblem, MpcacheError
 from tests.launch.conftest import Command

@@ -69,7 +69,7 @@ def same(a: Estimate, b: Estimate) -> None:
 
 def generated(architecture: Architecture, setting: Setting, prompt: int, new: int) -> tuple[int, int, int]:
     """Rounds, bytes, offline bytes of the session's own program."""
-    suite = secure_suite(setting.suite, parties=setting.parties, tape=CountingTape(), channel=None)
+    suite = secure_suite(setting.spec, parties=setting.parties, tape=CountingTape(), channel=None)
     weights = suite.run(load_weights(suite, architecture, lambda name: None))
     suite.ledger.costs.clear()
     with torch.inference_mode():
@@ -269,7 +269,7 @@ def test_command_prints_a_table(command: Command) -> None:
         (("--rate", "1,2,3"), "--rate '1,2,3': one or two positive numbers"),
         (("--network", "dsl"), "network 'dsl' is not one of"),
         (("--suite-option", "speed=7"), "suite 'masked' has no option 'speed'"),
-        (("--suite-option", "parties=3"), "'parties' is not a suite option"),
+        (("--suite-option", "parties=3"), "suite 'masked' has no option 'parties'"),
         (("--suite-option", "fraction_bits=99"), "8 to 16 fraction bits, got 99"),
     ],
 )

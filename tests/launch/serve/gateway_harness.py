@@ -16,6 +16,7 @@ from launch.serve.gateway.catalogue import Catalogue, Words
 from launch.serve.gateway.serving import listen, server
 from launch.serve.gateway.settings import GatewaySettings
 from parties.client.client import Client
+from protocols.registry import SuiteSpec
 from tests.parties.deployment import Deployment
 from tests.parties.letters import write_letters
 from tests.parties.toy import Toy
@@ -75,7 +76,7 @@ def serving(
     catalogue = Catalogue(asks, Words.load(letters), {})
     catalogue.refresh()
     catalogue.check()
-    gateway = Gateway(asks, catalogue, GatewaySettings(suite="crypten", **settings))
+    gateway = Gateway(asks, catalogue, GatewaySettings(SuiteSpec("crypten"), **settings))
     listener, address = listen("127.0.0.1:0")
     running = server(gateway)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from launch.serve.gateway import questions
+from launch.serve.gateway import requests
 from launch.serve.gateway.catalogue import Words
 from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
@@ -287,7 +287,7 @@ def test_a_silent_party(parts: Any, stream: bool) -> None:
 # ---- without a deployment -----------------------------------------------------------------------------------------------
 def choice(body: dict[str, Any], served: Any, **settings: Any) -> tuple[Any, ...]:
     parameters = parse(CompletionParameters, json.dumps({"model": "m", "prompt": "ab", **body}).encode())
-    found = questions.completion(parameters, served, GatewaySettings(**settings))
+    found = requests.completion(parameters, served, GatewaySettings(**settings)).request.params
     return found.decoding, found.temperature, found.top_k, found.top_p
 
 

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import warnings
-from launch import logs
+from launch.terminal import logs
 
 async def protocol():
     pass

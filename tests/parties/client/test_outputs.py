@@ -58,7 +58,7 @@ def test_no_token_is_told_when_the_session_is_over(unshifted: Running) -> None:
     with pytest.raises(
         WrongOutput, match=r"output 1 do not add up to a token.*one of party0, party1 .*do not use"
     ) as caught:
-        unshifted.deployment.client().generate(PROMPT, NEW, stop_ids=(), on_token=seen.append)
+        unshifted.deployment.client().ask(PROMPT, NEW, stop_ids=(), on_token=seen.append)
     assert caught.value.step == 1
     assert list(caught.value.tokens) == seen == expected(PROMPT, 1, VOCABULARY)
 
@@ -141,8 +141,8 @@ def test_with_a_fixed_length_parties_see_nothing_of_the_answer(
 @pytest.mark.parametrize("decoding", ["greedy", "logits"])
 def test_the_answer_is_cut_here(unshifted: Running, decoding: Any) -> None:
     client = unshifted.deployment.client()
-    short = client.generate(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False)
-    fixed = client.generate(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False, fixed_length=True)
+    short = client.ask(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False)
+    fixed = client.ask(PROMPT, NEW, decoding=decoding, stop_ids=(), on_token=lambda token: False, fixed_length=True)
     assert (short.tokens, short.finish_reason) == (fixed.tokens, fixed.finish_reason)
     assert len(fixed.tokens) == len(fixed.token_seconds) == 1
     assert fixed.logits is None or fixed.logits.shape == (1, VOCABULARY)

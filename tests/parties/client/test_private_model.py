@@ -20,8 +20,10 @@ from transformers import (
     TextStreamer,
 )
 
-from parties import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
+from mpcache import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
 from parties.client.generation_options import DEFAULT_NEW_TOKENS, read_options
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
 from tests.parties.letters import answer, write_letters
@@ -208,10 +210,10 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 def test_options_that_change_nothing() -> None:
     neutral = {"num_beams": 1, "use_cache": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "temperature": 1.0}
     found = read_options({**neutral, "pad_token_id": 3, "output_scores": False, "guidance_scale": None}, 3, False)
-    assert (found.decoding, found.temperature, found.adjust) == ("greedy", None, None)
-    sample = read_options({"do_sample": True, "temperature": 0.3}, 3, False)
+    assert (found.params.decoding, found.params.temperature, found.params.adjust) == ("greedy", None, None)
+    sample = read_options({"do_sample": True, "temperature": 0.3}, 3, False).params
     assert (sample.decoding, sample.temperature) == ("sample", 0.3)
-    filtered = read_options({"do_sample": True, "top_k": 4, "top_p": 0.9}, 3, True)
+    filtered = read_options({"do_sample": True, "top_k": 4, "top_p": 0.9}, 3, True).params
     assert (filtered.decoding, filtered.temperature, filtered.top_k, filtered.top_p) == ("logits", 1.0, 4, 0.9)
 
 
@@ -252,3 +254,20 @@ def test_connecting(two: Running, checkpoint: Path, letters: Path, tmp_path: Pat
     with pytest.raises(PeerLost, match="party0: nothing listens") as caught:
         PrivateModel.connect(nobody)
     assert caught.value.peer == "party0"
+
+
+def test_sampling_params_take_the_place_of_options(model: PrivateModel) -> None:
+    assert model.generate("ab", SamplingParams(3)).tolist() == [[1, 2, 3, 4, 5]]
+    assert model.complete("ab", SamplingParams(9, stop=("ef",))) == answer("ab", 2)
+    assert model.complete("ab", SamplingParams(7, stop_token_ids=(5,))) == answer("ab", 2)
+    assert model.generate("ab", SamplingParams(2), return_dict_in_generate=True).finish_reason == "length"
+    with pytest.raises(ConfigurationError, match="max_new_tokens: give SamplingParams or options, not both"):
+        model.generate("ab", SamplingParams(3), max_new_tokens=2)
+    with pytest.raises(ConfigurationError, match="decoding 'logits': needs the logits at this client; connect with"):
+        model.generate("ab", SamplingParams(3, "logits"))
+
+
+def test_that_a_client_refuses_texts_to_stop_at(model: PrivateModel) -> None:
+    request = GenerationRequest([1, 2], SamplingParams(3, stop=("ef",)), model=model.reference)
+    with pytest.raises(ConfigurationError, match="stop: texts need a tokenizer"):
+        model.client.generate(request)

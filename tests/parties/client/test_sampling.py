@@ -7,7 +7,8 @@ import torch
 
 from mpc.errors import ConfigurationError
 from mpc.random import Prg
-from parties.client.sampling import check_filters, choose
+from parties.client.sampling import choose
+from parties.client.sampling_params import SamplingParams
 from protocols.gumbel import check_temperature, gumbel
 
 SEED = b"\x07" * 32
@@ -53,6 +54,6 @@ def test_bad_temperature(temperature: float) -> None:
 
 def test_bad_filters() -> None:
     with pytest.raises(ConfigurationError, match="top_k must be at least 1, got 0"):
-        check_filters(0, None)
+        SamplingParams(1, "logits", 1.0, top_k=0)
     with pytest.raises(ConfigurationError, match="top_p must be above 0 and at most 1, got 1"):
-        check_filters(None, 1.5)
+        SamplingParams(1, "logits", 1.0, top_p=1.5)

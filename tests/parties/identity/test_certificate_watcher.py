@@ -158,7 +158,7 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
 
     toy.before_round = stop_here
     results: list[list[int]] = []
-    session = threading.Thread(target=lambda: results.append(client.generate([3, 1], 3).tokens))
+    session = threading.Thread(target=lambda: results.append(client.ask([3, 1], 3).tokens))
     session.start()
     assert inside.wait(60)
     create_authority(tmp_path / "new", 10)
@@ -177,6 +177,6 @@ def _replace_all(running: Running, tmp_path: Path) -> None:
     session.join(60)
     assert results == [expected([3, 1], 3, VOCABULARY)], "the session that ran is undisturbed"
     toy.before_round = lambda party, step, round: None
-    assert client.generate([3, 1], 2).tokens == expected([3, 1], 2, VOCABULARY), "everybody dials with the new ones"
+    assert client.ask([3, 1], 2).tokens == expected([3, 1], 2, VOCABULARY), "everybody dials with the new ones"
     with pytest.raises(PeerLost, match=r"the certificate of .* is refused"):
         connect(stale, deployment.peer("party0"), 5)

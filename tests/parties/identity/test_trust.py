@@ -53,7 +53,7 @@ def test_attacks(attack: Attack, tmp_path: Path) -> None:
 
 
 def works(client: Client, running: Running) -> None:
-    assert client.generate([3, 1], 2, model=running.model, stop_ids=()).tokens == expected([3, 1], 2, VOCABULARY)
+    assert client.ask([3, 1], 2, model=running.model, stop_ids=()).tokens == expected([3, 1], 2, VOCABULARY)
 
 
 def reissued(deployment: Deployment, name: str) -> x509.Certificate:
@@ -112,7 +112,7 @@ def test_a_wrong_fingerprint_at_either_side(own: Running) -> None:
     deployment.servers["party1"].stop()
     deployment.start_one("party1", **pinned(deployment, "party", "party1", party0=WRONG))
     with pytest.raises(PeerLost, match="the key of 'party0' is not the one that is expected"):
-        deployment.client().generate([3], 1, model=own.model, suite="crypten")
+        deployment.client().ask([3], 1, model=own.model, suite="crypten")
 
 
 def test_nobody_calls_a_server_in_its_own_name(two: Running, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_trusting_the_authority(tmp_path: Path, checkpoint: Path) -> None:
         model = deployment.share(checkpoint)
         mint(deployment, tmp_path / "minted", "client", "client")
         for folder in (deployment.certificates, tmp_path / "minted"):
-            assert deployment.client(certificates=folder).generate([3], 1, model=model).tokens == [3]
+            assert deployment.client(certificates=folder).ask([3], 1, model=model).tokens == [3]
         config = deployment.config("client", "client")
         for said in ask(config, check(config.certificates, "client"), 0):
             assert [trouble.minor for trouble in said.troubles] == [True]
@@ -302,7 +302,7 @@ def test_a_revoked_party_is_neither_called_nor_answered(own: Running, tmp_path: 
         channel.unary_unary("/mpcache.ComputeParty/Describe")(b"", timeout=5)
     assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
     with pytest.raises(PermissionRefused, match="the key of 'dealer' is revoked"):
-        deployment.client().generate([3], 1, model=own.model)
+        deployment.client().ask([3], 1, model=own.model)
 
 
 def test_a_channel_is_of_the_key_that_it_was_made_with(own: Running, tmp_path: Path) -> None:

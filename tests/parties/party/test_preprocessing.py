@@ -42,7 +42,7 @@ def test_tokens_and_costs_are_the_same(parties: int, tmp_path: Path, checkpoint:
             deployment.share(checkpoint)
             for decoding, warm in (("greedy", None), ("logits", None), ("sample", 1e-4)):  # at 1e-4 no noise shows
                 asked = {"decoding": decoding, "temperature": warm, "stop_ids": (), "suite": "masked"}
-                result = deployment.client().generate(PROMPT, 4, **asked)
+                result = deployment.client().ask(PROMPT, 4, **asked)
                 assert result.tokens[: len(wanted)] == wanted
                 costs[setting, decoding] = {
                     name: {stage: [cost[c] for c in COUNTED] for stage, cost in found["stages"].items()}
@@ -58,7 +58,7 @@ def test_an_error_of_the_thread_ends_the_session_by_name(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = 0
-    table = mpc_preprocessing.PreparingTape.table
+    table = mpc_preprocessing.PreprocessingTape.table
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal taken
@@ -69,19 +69,19 @@ def test_an_error_of_the_thread_ends_the_session_by_name(
 
     with Deployment(tmp_path, 2, deadline_seconds=20, preprocessing="on") as deployment:
         deployment.share(checkpoint)
-        monkeypatch.setattr(mpc_preprocessing.PreparingTape, "table", broken)
+        monkeypatch.setattr(mpc_preprocessing.PreprocessingTape, "table", broken)
         with pytest.raises(TapeError, match="tape entry 99: dealt something else"):
-            deployment.client().generate(PROMPT, 4, stop_ids=(), suite="masked")
+            deployment.client().ask(PROMPT, 4, stop_ids=(), suite="masked")
         assert gone()
         monkeypatch.undo()
-        assert len(deployment.client().generate(PROMPT, 2, stop_ids=(), suite="masked").tokens) == 2
+        assert len(deployment.client().ask(PROMPT, 2, stop_ids=(), suite="masked").tokens) == 2
 
 
 def test_a_small_store_is_enough(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing, "LIMIT_BYTES", 1 << 10)
     with Deployment(tmp_path, 2, deadline_seconds=20, preprocessing="on") as deployment:
         deployment.share(checkpoint)
-        assert len(deployment.client().generate(PROMPT, 2, stop_ids=(), suite="masked").tokens) == 2
+        assert len(deployment.client().ask(PROMPT, 2, stop_ids=(), suite="masked").tokens) == 2
         assert gone()
 
 

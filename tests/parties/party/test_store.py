@@ -22,7 +22,7 @@ from mpc.errors import (
 )
 from mpc.random import Prg, new_seed
 from parties.model_owner import model_owner
-from parties.model_owner.model_owner import share_model
+from parties.model_owner.model_owner import SharingTerms, share_model
 from parties.party.compute_party import ComputePartyServer
 from parties.party.store import ModelStore, StoredModel
 from parties.transport.peer_stream import PeerStream
@@ -64,7 +64,7 @@ def test_files_are_private(two: Running) -> None:
 
 
 def test_sharing_twice_gives_unrelated_models(two: Running, checkpoint: Path) -> None:
-    again = share_model(two.deployment.config("model-owner", "owner"), checkpoint, "again", fraction_bits=12)
+    again = share_model(two.deployment.config("model-owner", "owner"), checkpoint, "again", SharingTerms(12))
     assert again.id != two.model.id
     first, second = (stores(two.deployment)[1].share(m, "head.weight") for m in stores(two.deployment)[1].models()[:2])
     assert not torch.equal(first, second)
@@ -146,7 +146,7 @@ def test_unusable_weights(two: Running, checkpoint: Path, monkeypatch: pytest.Mo
     with pytest.raises(RangeError, match=r"weight 'embedding\.tokens': a value cannot be encoded"):
         share_model(two.deployment.config("model-owner", "owner"), checkpoint)
     with pytest.raises(ConfigurationError, match="fraction_bits must be between 8 and 24, got 30"):
-        share_model(two.deployment.config("model-owner", "owner"), checkpoint, fraction_bits=30)
+        share_model(two.deployment.config("model-owner", "owner"), checkpoint, terms=SharingTerms(30))
 
 
 def test_model_too_large(tmp_path: Path, checkpoint: Path) -> None:

@@ -123,12 +123,12 @@ def test_the_dealer_counts_as_well(tmp_path: Path, checkpoint: Path, monkeypatch
     for running in run(tmp_path, checkpoint, 2, limits={"max_token_dealt_bytes": 1000}):  # type: ignore[arg-type]
         running.toy.elements = 10
         client = running.deployment.client()
-        assert client.generate([1, 2], 2, model="tiny", stop_ids=()).tokens == [3, 4]
+        assert client.ask([1, 2], 2, model="tiny", stop_ids=()).tokens == [3, 4]
         running.toy.elements = 300
         with pytest.raises(
             ConfigurationError, match=r"dealer has dealt 2,400 bytes for one token, it allows 1,000: .*'limits'"
         ):
-            client.generate([1, 2, 3], 2, model="tiny", stop_ids=())
+            client.ask([1, 2, 3], 2, model="tiny", stop_ids=())
 
 
 # ---- policies and options ----------------------------------------------------------------------------------------------

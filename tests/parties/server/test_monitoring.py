@@ -92,7 +92,7 @@ def test_metrics_count_what_a_session_did(watched: Running) -> None:
     party, dealer = (watched.deployment.servers[name] for name in ("party0", "dealer"))
     idle(watched.deployment, 60)
     before = samples(party)
-    result = watched.deployment.client().generate([1, 2, 3], 4, stop_ids=())
+    result = watched.deployment.client().ask([1, 2, 3], 4, stop_ids=())
     assert result.tokens == expected([1, 2, 3], 4, VOCABULARY)
     idle(watched.deployment, 60)
     after = samples(party)
@@ -123,7 +123,7 @@ def test_metrics_count_what_a_session_did(watched: Running) -> None:
 
 def test_metrics_are_those_of_the_table_with_bounded_labels(watched: Running) -> None:
     with pytest.raises(MpcacheError):
-        watched.deployment.client("stranger").generate([1], 1, model=watched.model)
+        watched.deployment.client("stranger").ask([1], 1, model=watched.model)
     known = {m.name: m for m in METRICS}
     allowed = {
         "client": {"client", "other"},
@@ -239,7 +239,7 @@ def test_health_before_during_and_after_shutting_down(tmp_path: Path) -> None:
 
 
 def test_logs_tell_of_sessions_once(watched: Running, logged: Logged) -> None:
-    result = watched.deployment.client().generate([1, 2], 2, stop_ids=())
+    result = watched.deployment.client().ask([1, 2], 2, stop_ids=())
     idle(watched.deployment, 60)
     until(lambda: len(logged.lines("session_ended")) == 3)
     (opened,) = [line for line in logged.lines("session_opened") if line["server"] == "party0"]
@@ -260,7 +260,7 @@ def test_logs_tell_of_refusals_and_failures_once(watched: Running, logged: Logge
         ("stranger", "ask", "permission", "warning")
     }
     with pytest.raises(ConfigurationError):
-        watched.deployment.client().generate([1], 1, model=watched.model, policy="nonesuch")
+        watched.deployment.client().ask([1], 1, model=watched.model, policy="nonesuch")
     idle(watched.deployment, 60)
 
     def fail(party: int, share: OutputShare) -> OutputShare:
@@ -269,7 +269,7 @@ def test_logs_tell_of_refusals_and_failures_once(watched: Running, logged: Logge
     watched.toy.after_share = fail
     try:
         with pytest.raises(MpcacheError):
-            watched.deployment.client().generate([1], 1, stop_ids=())
+            watched.deployment.client().ask([1], 1, stop_ids=())
     finally:
         watched.toy.after_share = Toy().after_share
     idle(watched.deployment, 60)
@@ -282,7 +282,7 @@ def test_logs_tell_of_refusals_and_failures_once(watched: Running, logged: Logge
 
 def test_no_prompt_and_no_token_in_logs_and_metrics(watched: Running, logged: Logged) -> None:
     client = watched.deployment.client()
-    assert client.generate(CANARY, 2, stop_ids=()).tokens == [36, 37]
+    assert client.ask(CANARY, 2, stop_ids=()).tokens == [36, 37]
 
     def fail(party: int, share: OutputShare) -> OutputShare:
         raise ValueError(f"canary {CANARY} {share.share.tolist()}")
@@ -290,7 +290,7 @@ def test_no_prompt_and_no_token_in_logs_and_metrics(watched: Running, logged: Lo
     watched.toy.after_share = fail
     try:
         with pytest.raises(MpcacheError, match="internal error"):
-            client.generate(CANARY, 2, stop_ids=())
+            client.ask(CANARY, 2, stop_ids=())
     finally:
         watched.toy.after_share = Toy().after_share
     idle(watched.deployment, 60)
@@ -312,7 +312,7 @@ def test_traces(two: Running) -> None:
     for name, server in servers.items():
         server.traces = Traces(None, name, server.role, server.version, SimpleSpanProcessor(exporter))
     try:
-        session = two.deployment.client().generate(CANARY, 2, stop_ids=()).session
+        session = two.deployment.client().ask(CANARY, 2, stop_ids=()).session
         idle(two.deployment, 60)
         until(lambda: len([s for s in exporter.get_finished_spans() if s.name.endswith(" session")]) == 3)
     finally:

@@ -57,19 +57,19 @@ def granted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Itera
 
 def test_a_grant_within_its_limits(granted: Running) -> None:
     alice = granted.deployment.client("alice")
-    assert alice.generate([1, 2], 3, model="tiny", stop_ids=()).tokens == expected([1, 2], 3, VOCABULARY)
-    assert granted.deployment.client().generate([1, 2, 3], 4, stop_ids=()).tokens == expected([1, 2, 3], 4, VOCABULARY)
+    assert alice.ask([1, 2], 3, model="tiny", stop_ids=()).tokens == expected([1, 2], 3, VOCABULARY)
+    assert granted.deployment.client().ask([1, 2, 3], 4, stop_ids=()).tokens == expected([1, 2, 3], 4, VOCABULARY)
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [([1, 2, 3], 1), ([1], 4)])
 def test_lengths_of_one_client(granted: Running, prompt: list[int], tokens: int) -> None:
     with pytest.raises(ConfigurationError, match=r"exceed the limits of party. for alice: 2 and 3"):
-        granted.deployment.client("alice").generate(prompt, tokens, model=granted.model)
+        granted.deployment.client("alice").ask(prompt, tokens, model=granted.model)
 
 
 def test_suites_of_one_client_and_of_a_server(granted: Running) -> None:
     with pytest.raises(PermissionRefused, match=r"'alice' may not use suite 'masked' at party.; allowed: crypten"):
-        granted.deployment.client("alice").generate([1], 1, model=granted.model, suite="masked")
+        granted.deployment.client("alice").ask([1], 1, model=granted.model, suite="masked")
 
 
 @pytest.mark.parametrize("name", ["party1", "dealer"])
@@ -81,7 +81,7 @@ def test_suites_of_a_server(tmp_path: Path, checkpoint: Path, name: str) -> None
             deployment.start_one(one, **({"suites": ["masked"]} if one == name else {}))
         model = deployment.share(checkpoint)
         with pytest.raises(PermissionRefused, match=rf"nobody may use suite 'crypten' at {name}; allowed: masked"):
-            deployment.client().generate([1], 1, model=model)
+            deployment.client().ask([1], 1, model=model)
     finally:
         deployment.stop()
 
@@ -93,7 +93,7 @@ def test_a_model_that_a_client_may_not_use_is_as_unknown(granted: Running) -> No
     for model in (granted.model.id, new_id()):
         reference = ModelReference(model, "x", granted.model.architecture, "owner", granted.model.parties)
         with pytest.raises(ConfigurationError) as caught:
-            bob.generate([1], 1, model=reference, suite="masked")
+            bob.ask([1], 1, model=reference, suite="masked")
         messages.append(str(caught.value).replace(model, "MODEL").replace("party1", "party0"))
     assert messages[0] == messages[1]
     assert "party0 holds no model MODEL: its owner must share it first" in messages[0]
@@ -179,7 +179,7 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
     acme = running.config("model-owner", "acme")
     model = share_model(acme, checkpoint, "acme-2")
     client = running.client()
-    assert client.generate([2], 1, model="acme-2").tokens == [2]
+    assert client.ask([2], 1, model="acme-2").tokens == [2]
     identity = check(running.certificates, "owner")
     told = []
     with connect(identity, running.peer("party0"), 60) as channel:
@@ -191,10 +191,10 @@ def test_an_owner_removes_and_replaces_only_its_own(granted: Running, checkpoint
     later = share_model(acme, checkpoint, "acme-2")
     remove_models(acme, [model.id])
     assert client.find_model("acme-2").id == later.id
-    assert client.generate([3], 1, model="acme-2").tokens == [3]
+    assert client.ask([3], 1, model="acme-2").tokens == [3]
     remove_models(acme, [later.id])
     with pytest.raises(ConfigurationError, match="holds no model"):
-        client.generate([3], 1, model=later)
+        client.ask([3], 1, model=later)
     for name in running.names:
         server: Any = running.servers[name]
         assert not (server.store.root / model.id).exists()
@@ -206,7 +206,7 @@ def test_parts_of_different_storings_do_not_mix(granted: Running, checkpoint: Pa
     running = granted.deployment
     acme = running.config("model-owner", "acme")
     model = share_model(acme, checkpoint, "acme-3")
-    assert running.client().generate([2], 1, model=model).tokens == [2]
+    assert running.client().ask([2], 1, model=model).tokens == [2]
     identity = check(running.certificates, "acme")
     with connect(identity, running.peer("party0"), 60) as channel:
         stub = services.ComputePartyStub(channel)
@@ -219,7 +219,7 @@ def test_parts_of_different_storings_do_not_mix(granted: Running, checkpoint: Pa
     with pytest.raises(
         ManifestMismatch, match=f"party0 holds another storing of model {model.id} than the one that its first"
     ):
-        running.client().generate([2], 1, model=model)
+        running.client().ask([2], 1, model=model)
     remove_models(acme, [model.id])
 
 

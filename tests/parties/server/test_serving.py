@@ -55,9 +55,7 @@ class Calls:
             self.stages[tag].append(stage)
 
         try:
-            result = self.deployment.client(client).generate(
-                prompt, tokens, model=self.model, stop_ids=(), on_progress=progress
-            )
+            result = self.deployment.client(client).ask(prompt, tokens, model=self.model, stop_ids=(), on_progress=progress)
             self.results[tag] = result.tokens
         except MpcacheError as error:
             self.results[tag] = error
@@ -131,7 +129,7 @@ def test_full_queue_and_longest_waiting_time(tmp_path: Path, checkpoint: Path) -
         calls.start("waits", "client")
         until(lambda: waiting(deployment) == 1)
         with pytest.raises(Busy, match=r"party0 is busy: it serves 1 sessions at a time, and 1 wait; try again later"):
-            deployment.client("alice").generate([1], 1, model=calls.model)
+            deployment.client("alice").ask([1], 1, model=calls.model)
         until(lambda: "waits" in calls.done)
         late = calls.results["waits"]
         assert isinstance(late, Busy)
@@ -251,7 +249,7 @@ def test_draining(tmp_path: Path, checkpoint: Path, name: str) -> None:
             until(lambda: "waits" in calls.done)
             assert f"{name}: is shutting down" in str(calls.results["waits"])
             with pytest.raises(PeerLost, match=f"{name}: is shutting down"):
-                deployment.client("alice").generate([1], 1, model=calls.model)
+                deployment.client("alice").ask([1], 1, model=calls.model)
             assert not ended  # the dealer is done long before the parties
         gate.open.set()
         calls.join()

@@ -21,6 +21,7 @@ from parties.program import DECODER, Program
 from parties.tapes.deal import deal
 from parties.transport.channel import GrpcChannel
 from protocols import gumbel
+from protocols.registry import SuiteSpec
 from tests.parties import tape_folders as tapes
 from tests.parties.conftest import VOCABULARY
 from tests.parties.deployment import Deployment
@@ -60,7 +61,7 @@ def test_equal_to_plain_and_to_live(
     assert len(wanted) > 1
 
     def ask(**options: Any) -> Any:
-        return deployment.client().generate(REAL_PROMPT, options.pop("tokens", 3), suite=suite, stop_ids=(), **options)
+        return deployment.client().ask(REAL_PROMPT, options.pop("tokens", 3), suite=suite, stop_ids=(), **options)
 
     try:
         for name in ("dealer", *deployment.names):
@@ -70,7 +71,7 @@ def test_equal_to_plain_and_to_live(
         for server in deployment.servers.values():
             server.stop()
         out = tmp_path / "out"
-        deal(dealer, architecture, [5], 3, out, sessions=2, suite=suite)
+        deal(dealer, architecture, [5], 3, out, sessions=2, suite=SuiteSpec(suite))
         start(deployment, out)
         assert live[: len(wanted)] == wanted
         first = ask()
@@ -91,8 +92,8 @@ def test_equal_to_plain_and_to_live(
         draw = gumbel.gumbel
         monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
-            warm = 3.0 if decoding == "sample" else None
-            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=suite, decoding=decoding, temperature=warm)  # type: ignore[arg-type]
+            chosen: Any = {"decoding": decoding, "temperature": 3.0 if decoding == "sample" else None}
+            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=SuiteSpec(suite), **chosen)
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")
@@ -137,7 +138,7 @@ def test_a_restart_sends_the_same_masked_weights_again(
         deployment.share(checkpoint)
         wanted = generate_plain(plain, REAL_PROMPT, GenerationPlan(5, 2))
         for sessions in range(1, 5):
-            tokens = deployment.client().generate(REAL_PROMPT, 2, suite="masked", stop_ids=()).tokens
+            tokens = deployment.client().ask(REAL_PROMPT, 2, suite="masked", stop_ids=()).tokens
             assert tokens[: len(wanted)] == wanted
             if sessions == 1:
                 restart(deployment, tmp_path / "out")
@@ -164,7 +165,7 @@ class Taped:
         self.load = tapes.deal_toy(self.deployment, checkpoint, self.out).load
 
     def generate(self, new_tokens: int = 4, **options: Any) -> list[int]:
-        return self.deployment.client().generate(PROMPT, new_tokens, model="tiny", stop_ids=(), **options).tokens
+        return self.deployment.client().ask(PROMPT, new_tokens, model="tiny", stop_ids=(), **options).tokens
 
     def works(self, new_tokens: int = 4) -> None:
         assert self.generate(new_tokens) == expected(PROMPT, new_tokens, VOCABULARY)
@@ -205,7 +206,7 @@ def test_three_parties_and_two_sessions_at_once(tmp_path: Path, checkpoint: Path
 
 def test_a_client_that_stops_early_spends_the_tape(taped: Taped) -> None:
     tape = set(taped.left("party0"))
-    result = taped.deployment.client().generate(PROMPT, 4, model="tiny", stop_ids=expected(PROMPT, 2, VOCABULARY)[1:])
+    result = taped.deployment.client().ask(PROMPT, 4, model="tiny", stop_ids=expected(PROMPT, 2, VOCABULARY)[1:])
     assert result.stopped
     assert len(result.tokens) == 2
     assert len(tape - set(taped.left("party0"))) == 1
@@ -360,13 +361,13 @@ def test_a_killed_process_never_uses_a_tape_twice(tmp_path: Path, checkpoint: Pa
         running = deployment.start_process("party1", 3, 0.02, tapes=str(out / "party1"))
         deployment.share(checkpoint)
         with pytest.raises(PeerError):
-            deployment.client().generate(PROMPT, 4, stop_ids=(), on_token=lambda token: running.kill())
+            deployment.client().ask(PROMPT, 4, stop_ids=(), on_token=lambda token: running.kill())
         running.wait(10)
         assert len(tapes.session_tapes(out / "party1" / load)) == 1
         deployment.start_process("party1", 3, 0.02, tapes=str(out / "party1"))
-        assert deployment.client().generate(PROMPT, 4, stop_ids=()).tokens == expected(PROMPT, 4, VOCABULARY)
+        assert deployment.client().ask(PROMPT, 4, stop_ids=()).tokens == expected(PROMPT, 4, VOCABULARY)
         with pytest.raises(TapeError, match="has no tape for a prompt of 5 tokens and 4 new tokens"):
-            deployment.client().generate(PROMPT, 4, stop_ids=())
+            deployment.client().ask(PROMPT, 4, stop_ids=())
         for name in ("party0", "party1"):
             records = (out / name / "journal").read_text().splitlines()
             taken = [line.split()[1] for line in records if line.startswith("take")]
@@ -394,7 +395,7 @@ def test_waiting_for_tapes(tmp_path: Path, checkpoint: Path) -> None:
                     shutil.copytree(later / name, out / name, dirs_exist_ok=True)
             stages.append(stage)
 
-        result = deployment.client().generate(PROMPT, 3, stop_ids=(), on_progress=on_progress)
+        result = deployment.client().ask(PROMPT, 3, stop_ids=(), on_progress=on_progress)
         assert result.tokens == expected(PROMPT, 3, VOCABULARY)
         waited = [stage for stage in stages if stage.startswith("waiting for a tape: party")]
         assert "has no tape for a prompt of 5 tokens and 3 new tokens" in waited[0]
@@ -409,7 +410,7 @@ def test_waiting_for_tapes_ends(tmp_path: Path, checkpoint: Path) -> None:
         deployment.share(checkpoint)
         began = time.monotonic()
         with pytest.raises(TapeError, match=r"party. has no tape for a prompt of 5 tokens .* \(waited 1\.2 s\)"):
-            deployment.client().generate(PROMPT, 3, stop_ids=())
+            deployment.client().ask(PROMPT, 3, stop_ids=())
         assert 1 < time.monotonic() - began < 10
     finally:
         deployment.stop()

@@ -34,7 +34,7 @@ class Kept:
 
     def works(self) -> None:
         """A session succeeds."""
-        result = self.client.generate(PROMPT, 2, model=self.model, stop_ids=())
+        result = self.client.ask(PROMPT, 2, model=self.model, stop_ids=())
         assert result.tokens == expected(PROMPT, 2, VOCABULARY)
 
 
@@ -78,7 +78,7 @@ def test_a_restarted_party_is_used_again(kept: Kept, two: Running) -> None:
 
 
 def test_closed_while_in_use(kept: Kept, two: Running) -> None:
-    closed = kept.client.generate(PROMPT, 3, model=kept.model, stop_ids=(), on_token=lambda token: kept.client.close())
+    closed = kept.client.ask(PROMPT, 3, model=kept.model, stop_ids=(), on_token=lambda token: kept.client.close())
     assert closed.tokens == expected(PROMPT, 3, VOCABULARY)
     kept.works()
     works(two.deployment)
@@ -105,7 +105,7 @@ def test_cancelled_while_the_parties_compute(two: Running, keep: bool) -> None:
     threading.Thread(target=give_up, daemon=True).start()
     client = two.deployment.client(keep_connections=keep)
     with pytest.raises(Cancelled, match="gave the generation up"):
-        client.generate(PROMPT, 10, stop_ids=(), cancellation=cancellation)
+        client.ask(PROMPT, 10, stop_ids=(), cancellation=cancellation)
     assert len(sessions) == 2
     for session in sessions:
         assert isinstance(session.error, PeerLost)
@@ -121,17 +121,15 @@ def test_cancelled_before_it_begins_or_after_it_ended(two: Running) -> None:
     early.cancel()
     assert early.cancelled
     with pytest.raises(Cancelled):
-        two.deployment.client().generate(PROMPT, 1, cancellation=early)
+        two.deployment.client().ask(PROMPT, 1, cancellation=early)
     late = Cancellation()
-    two.deployment.client().generate(PROMPT, 1, stop_ids=(), cancellation=late)
+    two.deployment.client().ask(PROMPT, 1, stop_ids=(), cancellation=late)
     late.cancel()
     works(two.deployment)
     nobody = two.deployment.client(parties=[{"name": f"party{i}", "address": "127.0.0.1:1"} for i in range(2)])
     waiting = Cancellation()
     with pytest.raises(Cancelled):
-        nobody.generate(
-            PROMPT, 1, model=two.model, cancellation=waiting, on_progress=lambda stage, done, total: waiting.cancel()
-        )
+        nobody.ask(PROMPT, 1, model=two.model, cancellation=waiting, on_progress=lambda stage, done, total: waiting.cancel())
 
 
 def test_adjusted_logits(two: Running) -> None:
@@ -142,10 +140,10 @@ def test_adjusted_logits(two: Running) -> None:
         return -logits
 
     client = two.deployment.client()
-    plain = client.generate([0, 2], 1, decoding="logits", stop_ids=())
+    plain = client.ask([0, 2], 1, decoding="logits", stop_ids=())
     assert plain.tokens == [VOCABULARY - 1]  # the toy's logits grow with the index
-    result = client.generate([0, 2], 2, decoding="logits", stop_ids=(), adjust=reversed_order)
+    result = client.ask([0, 2], 2, decoding="logits", stop_ids=(), adjust=reversed_order)
     assert result.tokens == [0, 0]
     assert seen == [[0, 2], [0, 2, 0]]
     with pytest.raises(ConfigurationError, match="adjust needs decoding 'logits'"):
-        client.generate([0, 2], 3, adjust=reversed_order)
+        client.ask([0, 2], 3, adjust=reversed_order)

@@ -55,7 +55,7 @@ def beside(two: Running) -> Iterator[None]:
     two.toy.before_round = slow(0.01)
     with ThreadPoolExecutor(1) as pool:
         client = two.deployment.client()
-        running = pool.submit(lambda: client.generate(PROMPT, TOKENS, model="tiny", stop_ids=()))
+        running = pool.submit(lambda: client.ask(PROMPT, TOKENS, model="tiny", stop_ids=()))
         yield
         result: GenerationResult = running.result()
     assert result.tokens == expected(PROMPT, TOKENS, VOCABULARY)

@@ -68,7 +68,7 @@ class Relayed:
 
         client = self.deployment.client(parties=self.near["client"])
         try:
-            return client.generate(PROMPT, tokens, stop_ids=(), on_token=on_token)
+            return client.ask(PROMPT, tokens, stop_ids=(), on_token=on_token)
         finally:
             for thread in threads:
                 thread.join()
@@ -284,7 +284,7 @@ def test_refused_resumes_harm_nobody(two: Running) -> None:
             error = outcome(services.ComputePartyStub(channel).Exchange(iter(asked)), "party0")
             found.append((PermissionRefused, "its proof is wrong", error))
 
-    result = two.deployment.client().generate(PROMPT, 30, stop_ids=(), on_token=on_token)
+    result = two.deployment.client().ask(PROMPT, 30, stop_ids=(), on_token=on_token)
     assert result.tokens == expected(PROMPT, 30, VOCABULARY)
     assert len(found) == 8
     for kind, text, error in found:
@@ -295,7 +295,7 @@ def test_refused_resumes_harm_nobody(two: Running) -> None:
 
 
 def test_a_session_that_is_over_is_not_resumed(two: Running) -> None:
-    done = two.deployment.client().generate(PROMPT, 1).session
+    done = two.deployment.client().ask(PROMPT, 1).session
     idle(two.deployment)
     error = resume(two, "client", "party0", request(bytes(32), done, 1, 1))
     assert isinstance(error, PeerLost)

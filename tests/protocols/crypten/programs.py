@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
+from protocols.options import CryptenOptions
 from protocols.suite import RANGE_KINDS, OutputShare, Value
-from tests.parties_in_process import run_parties
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -72,9 +73,10 @@ def evaluate(
     **options: Any,
 ) -> Outcome:
     """program(suite, *inputs, **weights) returns a value or several; see `Outcome`."""
+    settings = CryptenOptions(fraction_bits=fraction_bits, **options)
     bits = fraction_bits if input_bits is None else input_bits
     shared = [split(encode(x, bits), parties) for x in inputs]
-    weight_bits = fraction_bits if options.get("crypten_own") else WEIGHT_BITS
+    weight_bits = fraction_bits if settings.crypten_own else WEIGHT_BITS
     fixed = {name: split(encode(w, weight_bits), parties) for name, w in (weights or {}).items()}
 
     def main(suite: CryptenSuite, party: int | None, runs: Program) -> tuple[list[OutputShare], Tensor | None]:
@@ -103,15 +105,15 @@ def evaluate(
         return outputs, suite.flags()
 
     def party_main(channel: Any, tape: PartyTape) -> tuple[list[OutputShare], Tensor | None, Ledger]:
-        suite = CryptenSuite(parties=parties, tape=tape, channel=channel, fraction_bits=fraction_bits, **options)
+        suite = CryptenSuite(parties=parties, tape=tape, channel=channel, options=settings)
         return *main(suite, channel.party, program), suite.ledger
 
     def dealer_main(tape: DealerTape) -> Ledger:
-        suite = CryptenSuite(parties=parties, tape=tape, channel=None, fraction_bits=fraction_bits, **options)
+        suite = CryptenSuite(parties=parties, tape=tape, channel=None, options=settings)
         main(suite, None, dealer_program or program)
         return suite.ledger
 
-    results, dealer = run_parties(parties, party_main, dealer_main)
+    results, dealer = run_in_process(parties, party_main, dealer_main)
     shares = [r[0] for r in results]
     totals = []
     for parts in zip(*shares, strict=True):

@@ -223,7 +223,7 @@ def test_cached_values_are_opened_once(parties: int) -> None:
     old, new, q = torch.randn(2, 5, 3), torch.randn(2, 1, 3), torch.randn(2, 4, 3)
 
     async def program(s: Any, old: Any, new: Any, q: Any) -> list[Value]:
-        cache = await s.append(await s.append(None, old, 1), new, 1)
+        cache = await s.append(await s.mask_for_cache(old), new, 1)
         s.ledger.costs.clear()
         scores = await s.matmul(q, cache.transpose(1, 2))
         opened = s.ledger.total().bytes_sent

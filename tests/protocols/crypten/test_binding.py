@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ReduceOp
 
+from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, TapeError
 from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.binding.library import CryptenSession, open_session, use
-from tests.parties_in_process import run_parties
 
 import crypten  # isort: skip
 from crypten.mpc import MPCTensor  # isort: skip
@@ -38,7 +38,7 @@ def _run(parties: int, main: Main, dealer: Main | None = None) -> tuple[list[Any
         with use(session):
             return (dealer or main)(session)
 
-    return run_parties(parties, party_main, dealer_main)[0], sessions
+    return run_in_process(parties, party_main, dealer_main)[0], sessions
 
 
 def _held(session: CryptenSession, x: Tensor) -> Tensor:

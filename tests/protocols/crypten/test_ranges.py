@@ -14,6 +14,7 @@ from mpc.errors import ConfigurationError, RangeError
 from protocols.crypten.binding.library import open_session
 from protocols.crypten.ranges import ACTIVATION_LIMIT, GROUP, KEY_LIMIT, SCORE_LIMIT, query_limit
 from protocols.crypten.suite import CryptenSuite
+from protocols.options import CryptenOptions
 from protocols.suite import RANGE_KINDS, Norm, Value
 from tests.protocols.crypten.programs import Outcome, decoded, evaluate
 from tests.tools import range_cases
@@ -49,12 +50,12 @@ async def _factor(s: Any, v: Any) -> Value:
 
 
 async def _cached(s: Any, v: Any) -> Value:
-    await s.append(None, v, 0)
+    await s.mask_for_cache(v)
     return await _compared(s, v)
 
 
 async def _query(s: Any, v: Any) -> Value:
-    await s.prepare(v)
+    await s.mask_queries(v)
     return await _compared(s, v)
 
 
@@ -177,8 +178,8 @@ def test_flags_since_the_last_call() -> None:
 def test_options_are_checked_and_own_functions_have_no_flags() -> None:
     for name, bad in (("residual", 19), ("score", 11), ("value", "6*3 13"), ("activation", 2), ("logits", "x")):
         with pytest.raises(RangeError, match=re.escape(f"{name} = {bad!r} must be a whole number")):
-            CryptenSuite(parties=2, tape=None, channel=None, **{name: bad})
-    assert CryptenSuite(parties=2, tape=None, channel=None, crypten_own=True).flags() is None
+            CryptenOptions(**{name: bad})
+    assert CryptenSuite(parties=2, tape=None, channel=None, options=CryptenOptions(crypten_own=True)).flags() is None
     suite = CryptenSuite(parties=2, tape=None, channel=None)
     suite.begin(7)
     words = suite.flags()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc.channel import MemoryChannel
 from mpc.errors import ConfigurationError, TapeError
 from mpc.fixed_point import decode, encode
@@ -24,9 +25,9 @@ from protocols.crypten.binding.requirement import require_crypten
 from protocols.crypten.binding.session import CryptenSession
 from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
 from protocols.crypten.value import CryptenValue, CryptenWeight
-from protocols.registry import secure_suite, suite_class
+from protocols.options import CryptenOptions
+from protocols.registry import SuiteSpec, secure_suite, suite_class
 from protocols.suite import Linear, Norm, Value
-from tests.parties_in_process import run_parties
 from tests.protocols.crypten.programs import Outcome, decoded, evaluate, split
 
 crypten = require_crypten()
@@ -63,7 +64,7 @@ async def layer(s: Any, one_hot: Any, table: Any, qkv: Any, out: Any, up: Any, b
     (mixed,) = await s.norm_linear(h, Norm("layer", 1e-5), [Linear(qkv)])
     mixed = mixed.reshape(TOKENS, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
     q = await s.scale(await s.rotate(mixed[0], ANGLES.cos(), ANGLES.sin()), 1 / math.sqrt(WIDTH // HEADS))
-    k = await s.append(None, await s.rotate(mixed[1], ANGLES.cos(), ANGLES.sin()), 1)
+    k = await s.mask_for_cache(await s.rotate(mixed[1], ANGLES.cos(), ANGLES.sin()))
     attended = await s.attention(q, k, mixed[2], MASK)
     h = await s.linear(attended.permute(1, 0, 2).reshape(TOKENS, WIDTH), Linear(out), h)
     (z,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(up, bias)])
@@ -251,7 +252,7 @@ async def _many_openings(s: Any, x: Any) -> list[Value]:
         await s.rsqrt_moment(x, Norm("layer", 1e-5)),
         await s.matmul(x, x.transpose(0, 1)),
         await s.gated_activation(x, x, "silu"),
-        await s.matmul(await s.prepare(x), (await s.append(None, x, 0)).transpose(0, 1)),
+        await s.matmul(await s.mask_queries(x), (await s.mask_for_cache(x)).transpose(0, 1)),
     ]
 
 
@@ -330,7 +331,7 @@ def test_weights_outlive_their_session(parties: int) -> None:
         def dealer_main(tape: DealerTape) -> Any:
             return main(CryptenSuite(parties=parties, tape=tape, channel=None), None)
 
-        return run_parties(parties, party_main, dealer_main)[0]
+        return run_in_process(parties, party_main, dealer_main)[0]
 
     run(True)
     for _ in range(2):
@@ -346,10 +347,10 @@ def test_weights_outlive_their_session(parties: int) -> None:
 
 def test_registry_and_arguments() -> None:
     assert suite_class("crypten") is CryptenSuite
-    suite = secure_suite("crypten", parties=2, tape=None, channel=None)  # type: ignore[arg-type]
+    suite = secure_suite(SuiteSpec("crypten"), parties=2, tape=None, channel=None)  # type: ignore[arg-type]
     assert (suite.fraction_bits, suite.parties, suite.name) == (16, 2, "crypten")
     with pytest.raises(ConfigurationError, match="fraction_bits must be between 8 and 20, got 24"):
-        CryptenSuite(parties=2, tape=None, channel=None, fraction_bits=24)
+        CryptenOptions(fraction_bits=24)
     ledger = Ledger()
     assert CryptenSuite(parties=2, tape=None, channel=None, ledger=ledger).ledger is ledger
 

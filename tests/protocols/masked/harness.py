@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import fixed_point, ring
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import CountingTape
 from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
+from protocols.options import MaskedOptions
 from protocols.suite import Value
-from tests.parties_in_process import run_parties
 
 Program = Callable[..., Awaitable[Any]]
 
@@ -60,16 +61,16 @@ def run_masked(
         return outputs
 
     def at_party(channel: Any, tape: Any) -> Any:
-        suite = MaskedSuite(parties=parties, tape=tape, channel=channel, **options)
+        suite = MaskedSuite(parties=parties, tape=tape, channel=channel, options=MaskedOptions(**options))
         return suite.run(main(suite, channel.party)), suite.ledger
 
     def at_dealer(tape: Any) -> Any:
-        suite = MaskedSuite(parties=parties, tape=tape, channel=None, **options)
+        suite = MaskedSuite(parties=parties, tape=tape, channel=None, options=MaskedOptions(**options))
         suite.run(main(suite, None))
         return suite.ledger
 
-    results, dealer = run_parties(parties, at_party, at_dealer)
-    estimator = MaskedSuite(parties=parties, tape=CountingTape(), channel=None, **options)
+    results, dealer = run_in_process(parties, at_party, at_dealer)
+    estimator = MaskedSuite(parties=parties, tape=CountingTape(), channel=None, options=MaskedOptions(**options))
     estimator.run(main(estimator, None))
     counted = results[-1][1].total()
     for predicted in (dealer.total(), estimator.ledger.total()):

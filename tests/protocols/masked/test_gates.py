@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import fixed_point, ring
 from mpc.errors import RangeError, TapeError
 from mpc.tape import CountingTape
@@ -17,7 +18,6 @@ from protocols.masked import comparison, one_hot, piecewise, power, product, tru
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Scheduler
-from tests.parties_in_process import run_parties
 from tests.protocols.masked.harness import additive
 
 PARTIES = [2, 3]
@@ -40,7 +40,7 @@ def run_gate(gate: Gate, x: Tensor, bits: int, frac: int, parties: int, watch: A
         Scheduler(c.flush).run(gate(c, Shared(c.blank(x.shape), bits, frac)))
         return c.ledger.total()
 
-    results, dealer = run_parties(parties, at_party, at_dealer)
+    results, dealer = run_in_process(parties, at_party, at_dealer)
     counting = Context(CountingTape(), None, parties)
     Scheduler(counting.flush).run(gate(counting, Shared(counting.blank(x.shape), bits, frac)))
     cost, predicted = results[-1][1], counting.ledger.total()
@@ -280,7 +280,7 @@ def test_a_dealer_with_another_program_is_refused_before_anything_is_opened() ->
         return Scheduler(c.flush).run(theirs(c, Shared(c.blank(x.shape), 20, 0)))
 
     with pytest.raises(TapeError, match="same program"):
-        run_parties(2, at_party, at_dealer)
+        run_in_process(2, at_party, at_dealer)
     assert not opened
 
 
@@ -290,18 +290,3 @@ def test_a_ring_that_is_too_small_is_named() -> None:
         truncation.truncate(c, Masked(c.blank((3,)), c.blank((3,)), 8, 4), 7)
     with pytest.raises(RangeError, match="without a lift"):
         Shared(c.blank((3,)), 8, 0).to_ring(9)
-
-
-def test_crypten_tensors_come_in_and_go_out() -> None:
-    from protocols.masked.crypten_border import from_crypten, to_crypten
-
-    x = torch.randn(50) * 100
-
-    async def gate(c: Context, s: Shared) -> Shared:
-        there = await to_crypten(c, s)
-        assert there.encoder.scale == 2**14
-        return from_crypten(there)
-
-    found, cost = run_gate(gate, fixed_point.encode(x, 14, 30), 30, 14, 3)
-    assert (found - x).abs().max() < 2.0**-14
-    assert cost.rounds == 1

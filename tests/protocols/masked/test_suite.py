@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.local.in_process import run_in_process
 from mpc import fixed_point
 from mpc.errors import RangeError
 from protocols.masked.suite import MaskedSuite
 from protocols.suite import Linear, Norm
-from tests.parties_in_process import run_parties
 from tests.protocols.masked.harness import additive, run_masked
 
 PARTIES = [2, 3]
@@ -235,7 +235,7 @@ def test_output_shares_are_fresh() -> None:
 
     async def program(s: Any, party: int | None) -> Any:
         x = s.input((500,), None if party is None else shares[party], 14)
-        await s.masked(x, 14, 40)
+        await s.convert.masked(x, 14, 40)
         return [s.output(x).share for _ in range(2)]
 
     def at_party(channel: Any, tape: Any) -> Any:
@@ -246,7 +246,7 @@ def test_output_shares_are_fresh() -> None:
         s = MaskedSuite(parties=2, tape=tape, channel=None)
         s.run(program(s, None))
 
-    found, _ = run_parties(2, at_party, at_dealer)
+    found, _ = run_in_process(2, at_party, at_dealer)
     for first, second in found:
         assert (first != second).all()
     totals = [a + b for a, b in zip(*found, strict=True)]

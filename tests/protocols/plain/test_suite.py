@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpc.errors import ConfigurationError, RangeError
-from protocols.plain.suite import PlainSuite, PlainValue, Recorder, tensor_of
+from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.registry import suite_class
 from protocols.suite import Activation, Linear, Norm, Value
+from tests.tools.recorder import Recorder
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_values_in_and_out(suite: PlainSuite) -> None:
     assert share.fraction_bits == 0
     assert tensor_of(suite.public(2.5, (2, 2))).tolist() == [[2.5, 2.5], [2.5, 2.5]]
     assert torch.equal(run(suite, suite.weight("w", (2, 3), x)), x)
-    assert run(suite, suite.append(None, PlainValue(x), 0)).shape == (2, 3)
+    assert run(suite, suite.mask_for_cache(PlainValue(x))).shape == (2, 3)
     assert run(suite, suite.append(PlainValue(x), PlainValue(x[:1]), 0)).shape == (3, 3)
 
 

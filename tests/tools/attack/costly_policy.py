@@ -27,7 +27,7 @@ class CostlyPolicy:
         """A few seconds."""
         with live(folder, limits={"max_token_dealt_bytes": ALLOWED}) as deployment:
             shared(deployment)
-            usual = deployment.client().generate(LONG, 2, suite="masked", stop_ids=())
+            usual = deployment.client().ask(LONG, 2, suite="masked", stop_ids=())
             text = _refused(deployment)
         if not text:
             return Verdict(False, "the session ran", "the dealer and the parties have paid for it")
@@ -38,7 +38,7 @@ class CostlyPolicy:
 def _refused(deployment: Deployment) -> str:
     """What the adversary is told, empty when it is served."""
     try:
-        deployment.client(ADVERSARY).generate(LONG, 2, suite="masked", policy=COSTLY, stop_ids=())
+        deployment.client(ADVERSARY).ask(LONG, 2, suite="masked", policy=COSTLY, stop_ids=())
     except MpcacheError as error:
         return str(error)
     return ""

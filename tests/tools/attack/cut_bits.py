@@ -39,7 +39,7 @@ class CutBitsOfOutputs:
         with Deployment(folder) as deployment, patch.object(MaskedSuite, "released", view.watch(MaskedSuite.released)):
             model = deployment.share(_checkpoint(folder / "model"))
             for _ in range(SESSIONS):
-                result = deployment.client().generate(PROMPT, 1, model=model, suite="masked", decoding="logits", stop_ids=())
+                result = deployment.client().ask(PROMPT, 1, model=model, suite="masked", decoding="logits", stop_ids=())
                 assert result.logits is not None
                 view.logits.append(result.logits[0])
         scores = {
@@ -68,7 +68,7 @@ class _View:
             if not suite.context.first:
                 return await released(suite, x)
             excess = x.frac - KEPT_BITS
-            self.own.append(_low(suite.as_tensor(x).as_shared().x, excess))
+            self.own.append(_low(suite.convert.tensor(x).as_shared().x, excess))
             found: list[Tensor] = []
             suite.context.observer = lambda m, bits: found.append(_low(m, excess)) if m.numel() == VOCABULARY else None
             try:

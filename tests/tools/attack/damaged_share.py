@@ -26,7 +26,7 @@ class DamagedShare:
             data[-1] ^= 0x40
             file.write_bytes(data)
             try:
-                tokens = deployment.client().generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+                tokens = deployment.client().ask(PROMPT, 2, suite="masked", stop_ids=()).tokens
             except MpcacheError as error:
                 caught = file.name in str(error) and "share the model again" in str(error)
                 return Verdict(caught, str(error), "no token was computed from the damaged weight")

@@ -51,7 +51,7 @@ class IdleStreams:
             time.sleep(0.5)
             began = time.perf_counter()
             try:
-                tokens = deployment.client().generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+                tokens = deployment.client().ask(PROMPT, 2, suite="masked", stop_ids=()).tokens
                 failed = ""
             except MpcacheError as error:
                 tokens, failed = [], str(error)

@@ -30,13 +30,13 @@ class LogitsWithoutGrant:
             client = deployment.client()
             for round in range(2):
                 try:
-                    client.generate(PROMPT, 1, model=model, suite="masked", decoding="logits")
+                    client.ask(PROMPT, 1, model=model, suite="masked", decoding="logits")
                 except PermissionRefused as error:
                     said.append(str(error))
                 if round == 0:
                     deployment.servers["party0"].stop()
                     deployment.start_one("party0", clients=granted)
-            tokens = client.generate(PROMPT, 1, model=model, suite="masked", stop_ids=()).tokens
-            sampled = client.generate(PROMPT, 1, model=model, suite="masked", decoding="sample", stop_ids=()).tokens
+            tokens = client.ask(PROMPT, 1, model=model, suite="masked", stop_ids=()).tokens
+            sampled = client.ask(PROMPT, 1, model=model, suite="masked", decoding="sample", stop_ids=()).tokens
         caught = len(said) == 2 and all(GRANT in message for message in said) and len(tokens) == len(sampled) == 1
         return Verdict(caught, said[-1] if said else "logits were given", "Without a grant at every party there are none.")

@@ -33,7 +33,7 @@ class RelayWithMintedCertificates:
                 near = deployment.values("client", "client")["parties"]
                 near[0] = {**near[0], "address": relay.address}
                 try:
-                    deployment.client(parties=near, connect_seconds=2).generate([3], 1, model=model)
+                    deployment.client(parties=near, connect_seconds=2).ask([3], 1, model=model)
                     said.append(f"no error, over {relay.connections} connections")
                 except MpcacheError as error:
                     said.append(str(error))

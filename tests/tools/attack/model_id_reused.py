@@ -38,16 +38,16 @@ class ModelIdReused:
             dealer = deployment.config("dealer", "dealer")
             architecture = read_architecture(secret)
             tapes = deployment.folder / "tapes"
-            deal(dealer, architecture, [len(PROMPT)], 2, tapes, sessions=2, suite="masked")
+            deal(dealer, architecture, [len(PROMPT)], 2, tapes, sessions=2)
             for name in deployment.names:
                 deployment.start_one(name, tapes=tapes / name)
             owner = deployment.config("model-owner", "owner")
             model = share_model(owner, secret, "secret")
-            deployment.client().generate(PROMPT, 2, model=model, suite="masked", stop_ids=())
+            deployment.client().ask(PROMPT, 2, model=model, suite="masked", stop_ids=())
             remove_models(owner, [model.id])
             _steal_id(deployment, model.id, _known(secret, deployment.folder / "known"))
             try:
-                deployment.client(ADVERSARY).generate(PROMPT, 2, model=model, suite="masked", stop_ids=())
+                deployment.client(ADVERSARY).ask(PROMPT, 2, model=model, suite="masked", stop_ids=())
             except MpcacheError as error:
                 caught = "another storing" in str(error)
                 return Verdict(caught, str(error), "the masks of a load are for one storing of one model")

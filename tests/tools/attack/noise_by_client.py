@@ -42,7 +42,7 @@ class NoiseChosenByClient:
 
             def attempt() -> str:
                 try:
-                    deployment.client().generate(
+                    deployment.client().ask(
                         PROMPT, NEW, model=model, suite="masked", decoding="sample", temperature=1.0, stop_ids=()
                     )
                 except MpcacheError as error:
@@ -90,7 +90,7 @@ def _lying(temperature: Callable[[str], Any]) -> Callable[..., None]:
             return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
     def run(self: ClientSession, *arguments: Any) -> None:
-        object.__setattr__(self.wanted, "manifest", Lying(self.wanted.manifest, [p.name for p in self.config.parties]))
+        object.__setattr__(self.request, "manifest", Lying(self.request.manifest, [p.name for p in self.config.parties]))
         _run(self, *arguments)
 
     return run

@@ -24,11 +24,11 @@ class OptionSets:
         """A few seconds."""
         with live(folder) as deployment:
             shared(deployment)
-            deployment.client().generate(PROMPT, 1, suite="masked", stop_ids=())
+            deployment.client().ask(PROMPT, 1, suite="masked", stop_ids=())
             before = _held(deployment)
             for bound in range(8, 8 + SETS):
                 options = {"residual": bound}
-                deployment.client(ADVERSARY).generate(PROMPT, 1, suite="masked", options=options, stop_ids=())
+                deployment.client(ADVERSARY).ask(PROMPT, 1, suite="masked", options=options, stop_ids=())
             after = _held(deployment)
         kept = all(old <= new for old, new in zip(before, after, strict=True))
         most, limit = max(map(len, after)), 2

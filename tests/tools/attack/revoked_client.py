@@ -35,7 +35,7 @@ class RevokedClient:
 
             def session() -> None:
                 try:
-                    client.generate([1], 30, model=model, stop_ids=(), on_token=lambda token: begun.set())
+                    client.ask([1], 30, model=model, stop_ids=(), on_token=lambda token: begun.set())
                     said.append("no error: the session went on")
                 except MpcacheError as error:
                     said.append(str(error))
@@ -50,7 +50,7 @@ class RevokedClient:
             toy.before_round = Toy().before_round
             try:
                 deployment.servers["party0"].permissions.may_generate("client")  # its grant is still there
-                deployment.client().generate([1], 1, model=model)
+                deployment.client().ask([1], 1, model=model)
                 said.append("no error: it was served")
             except MpcacheError as error:
                 said.append(str(error))

@@ -43,18 +43,18 @@ class ScaledPromptRow:
         with Deployment(folder / "deployment") as deployment:
             deployment.share(make_checkpoint(folder / "model"))
             client = deployment.client()
-            honest = client.generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+            honest = client.ask(PROMPT, 2, suite="masked", stop_ids=()).tokens
             row = torch.zeros(len(PROMPT), VOCABULARY, dtype=torch.int64)
             row[torch.arange(len(PROMPT)), torch.tensor(PROMPT)] = 1 << 20
             shown = "a scaled row was computed with"
             with _sending(tuple(row.shape), row):
                 try:
-                    client.generate(PROMPT, 2, suite="masked", stop_ids=())
+                    client.ask(PROMPT, 2, suite="masked", stop_ids=())
                 except MpcacheError as error:
                     shown = str(error)
             outside = torch.tensor(PROMPT) + torch.tensor([64, 1 << 40, -(1 << 62)])
             with _sending((len(PROMPT),), outside):
-                folded = client.generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+                folded = client.ask(PROMPT, 2, suite="masked", stop_ids=()).tokens
         refused = f"shape {list(row.shape)}" in shown
         return Verdict(
             refused and folded == honest,

@@ -36,7 +36,7 @@ class ShiftedOutputShare:
             def ask(shift: int) -> tuple[Sent, list[int], str]:
                 with _recorded() as sent, patch.object(ClientEndpoint, "emit", _shifting(shift)):
                     try:
-                        result = deployment.client().generate(
+                        result = deployment.client().ask(
                             PROMPT, NEW, model=model, suite="masked", stop_ids=stop, fixed_length=True
                         )
                     except WrongOutput as error:

@@ -33,7 +33,7 @@ class TwoClientsOneSession:
             shared(deployment)
             mixed = _Mixed(deployment.config("client", "client"))
             try:
-                tokens = mixed.generate(PROMPT, 2, suite="masked", stop_ids=()).tokens
+                tokens = mixed.ask(PROMPT, 2, suite="masked", stop_ids=()).tokens
             except MpcacheError as error:
                 text = str(error)
                 caught = "'client'" in text and f"'{ADVERSARY}'" in text

@@ -1,0 +1,66 @@
+"""What a model family says about itself.
+
+A family reads config.json into an `Architecture`, lists the checkpoint's tensors with their shapes, and makes each
+canonical weight from them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.config import Config
+from mpc.errors import CheckpointError, ConfigurationError
+
+Read = Callable[[str], Tensor]
+"""Reads one tensor of the checkpoint by its name without prefix, as float64."""
+
+
+class Family(ABC):
+    """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
+
+    prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
+    a tied head shares. buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for
+    options that config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
+    """
+
+    prefix: ClassVar[str]
+    embedding: ClassVar[str]
+    buffers: ClassVar[tuple[str, ...]] = ()
+    tied_by_default: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, config: Config) -> None:
+        config.refuse_unsupported()
+        self.config = Config({**self.defaults, **config.values}, config.path)
+        try:
+            self.architecture = self.describe()
+        except ConfigurationError as error:
+            raise CheckpointError(f"{config.path}: {error}") from None
+
+    @abstractmethod
+    def describe(self) -> Architecture:
+        """The architecture that config.json describes."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but buffers."""
+
+    @abstractmethod
+    def weight(self, name: str, read: Read) -> Tensor:
+        """One canonical weight, float64."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return self.config.flag("tie_word_embeddings", self.tied_by_default)
+
+
+def split_layer(name: str) -> tuple[int, str]:
+    """'layers.3.mlp.up.bias' -> (3, 'mlp.up.bias')."""
+    _, layer, part = name.split(".", 2)
+    return int(layer), part

@@ -1,0 +1,172 @@
+"""Text to token ids and back, from a checkpoint's own tokenizer files, as transformers does both."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models.tokenizer.files import read_tokenizer
+from mpc.errors import ConfigurationError
+
+_UNFINISHED = "\ufffd"
+_UNFINISHED_MOST = 3  # bytes of a character that can be there while one is missing
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_CLEANED = frozenset(" .?!,'ntmsver")  # characters of what `clean_up_tokenization` replaces
+_CONTEXT = 64  # tokens of a prompt that can change how the answer's first one is written
+
+
+class TextTokenizer:
+    """Encodes prompts and decodes answers. eos: ids that end an answer; size: number of tokens it knows.
+
+    Threads may share one: the package tokenizers refuses some calls while others run, so they take turns.
+    """
+
+    def __init__(self, tokenizer: Any, eos: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._hidden: dict[int, str] = {}
+        self.eos = tuple(eos)
+        self.size = len(tokenizer)
+        self.cleans = _cleans(tokenizer)
+        self.is_fast = bool(tokenizer.is_fast)
+        tokenizer.clean_up_tokenization_spaces = self.cleans
+
+    @classmethod
+    def load(cls, directory: Path, eos: Sequence[int]) -> TextTokenizer:
+        """From a folder. Raises `CheckpointError` naming the file."""
+        return cls(read_tokenizer(directory), eos)
+
+    @property
+    def transformers(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text; special: with the special tokens that the checkpoint puts around a prompt.
+
+        Raises `ConfigurationError` for a text that is none: half of a surrogate pair cannot be written in UTF-8.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"character {error.start + 1} of the text is half of a surrogate pair, which no file or terminal in UTF-8 "
+                "holds; leave it out, or decode the text with errors='replace'"
+            ) from None
+        with self._lock:
+            return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        with self._lock:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def hidden(self, token: int) -> str:
+        """What `decode` leaves out: the text of a special token, "" for any other."""
+        if token not in self._hidden:
+            with self._lock:
+                name = self._tokenizer.convert_ids_to_tokens(token)
+                left_out = not self._tokenizer.decode([token], skip_special_tokens=True)
+                known = bool(self._tokenizer.decode([token], skip_special_tokens=False))
+            self._hidden[token] = str(name) if left_out and known else ""
+        return self._hidden[token]
+
+    def added(self) -> list[tuple[int, str]]:
+        """Tokens that stand for a text as a whole, beside the vocabulary that texts are split into, the longest first."""
+        found = [(int(token), str(text)) for token, text in self._tokenizer.added_tokens_decoder.items()]
+        return sorted(found, key=lambda entry: -len(entry[1]))
+
+    def is_byte(self, token: int) -> bool:
+        """Whether it stands for one byte (byte fallback of sentencepiece)."""
+        with self._lock:
+            name = str(self._tokenizer.convert_ids_to_tokens(token))
+        return _BYTE.fullmatch(name) is not None
+
+    def stream(self, before: Sequence[int] = ()) -> TextStream:
+        """A decoder that turns one token after the other into text; before: the prompt that the answer continues."""
+        return TextStream(self, before)
+
+
+def _cleans(tokenizer: Any) -> bool:
+    """Whether decoding ends with `clean_up_tokenization`; transformers ignores the folder's wish for it with BPE."""
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    return bool(tokenizer.clean_up_tokenization_spaces) and (forced or type(model).__name__ != "BPE")
+
+
+def _shared(a: str, b: str) -> int:
+    """Length of what both begin with."""
+    return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+
+
+class TextStream:
+    """Incremental decoding: the pieces that `push` and `flush` return add up to the text of the whole answer.
+
+    That is what `decode` makes of prompt and answer, without the part that it makes of the prompt alone. Each piece is what
+    `decode` says of all tokens so far, less what was returned before, and less an end that tokens to come may still change:
+    a character whose last byte is missing, a run of byte tokens (decoded as a whole, and all of it to U+FFFD when one byte
+    does not fit), a space that cleaning up may take away, and with tokenizers written in Python whatever the last token has
+    changed or added.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(before)[-_CONTEXT:]
+        self._given = self._last = self._before = tokenizer.decode(self._ids) if self._ids else ""
+
+    def push(self, token: int) -> str:
+        """The text that is sure after this token."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text != self._last:
+            self._before, self._last = self._last, text
+        sure = self._sure(text)
+        return self._advance(text[: sure if self._tokenizer.is_fast else min(sure, _shared(text, self._before))])
+
+    def flush(self) -> str:
+        """The text that still waited."""
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def pending(self) -> str:
+        """The text that still waits."""
+        given = self._given
+        text = self.flush()
+        self._given = given
+        return text
+
+    def hidden(self, token: int) -> str:
+        """See `TextTokenizer.hidden`."""
+        return self._tokenizer.hidden(token)
+
+    def _sure(self, text: str) -> int:
+        """Length of the beginning of the decoded text that no further token changes."""
+        end = len(text)
+        run = self._run()
+        if run is not None:
+            end = _shared(text, self._tokenizer.decode(self._ids[:run]))
+        least = max(0, end - _UNFINISHED_MOST)
+        while end > least and text[end - 1] == _UNFINISHED:
+            end -= 1
+        while self._tokenizer.cleans and end and text[end - 1] in _CLEANED:
+            end -= 1
+        return end
+
+    def _run(self) -> int | None:
+        """Where the byte tokens begin that the tokens end with, special ones aside."""
+        first = None
+        for place in range(len(self._ids) - 1, -1, -1):
+            if self._tokenizer.is_byte(self._ids[place]):
+                first = place
+            elif not self._tokenizer.hidden(self._ids[place]):
+                break
+        return first
+
+    def _advance(self, text: str) -> str:
+        if self._given.startswith(text):
+            return ""
+        piece = text[_shared(self._given, text) :]
+        self._given = text
+        return piece

@@ -1,0 +1,66 @@
+"""What a private generation would cost, computed from public sizes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+
+from models.costs.estimation import estimate as trace
+from models.costs.tracing import Setting, StageCosts
+from models.shapes import find_shape, with_positions
+from mpc.errors import ConfigurationError
+from protocols.registry import DEFAULT_SUITE
+
+_DEFAULT = Setting(DEFAULT_SUITE)
+
+
+@dataclass(frozen=True)
+class GenerationCosts:
+    """Costs of a generation for a compute party, by stage.
+
+    model_load: sharing the weights, once a model and not once a session. first_token: the prompt and the first token.
+    further_tokens: all tokens after it together. session: `first_token` and `further_tokens`. memory_bytes: what a party
+    needs at most, with its weights. exact: counts are those on the wire; else they may be off by less than a byte for each
+    opening and head of the prompt.
+    """
+
+    model_load: StageCosts
+    first_token: StageCosts
+    further_tokens: StageCosts
+    session: StageCosts
+    memory_bytes: int
+    exact: bool
+
+
+def estimate(
+    model: str | PathLike[str], prompt_tokens: int, new_tokens: int = 1, setting: Setting = _DEFAULT
+) -> GenerationCosts:
+    """Return what it costs to answer a prompt of `prompt_tokens` tokens with `new_tokens` tokens, without running it.
+
+    model: a known shape ("gpt2", "llama-2-7b", ...; `models.shapes`), a checkpoint's folder, its config.json or a GGUF file;
+    no weights are read. setting: suite, number of parties, cache policy, suite options and decoding; suite `masked`, two
+    parties and the full cache by default. Lengths beyond the model's own positions are estimated as if it had them.
+
+    The session's own program runs on tensors without content, and what it counts is what parties count on the wire. Raises
+    `ConfigurationError` for a length, suite, policy or option that cannot work, `CheckpointError` for an unsupported model.
+
+    >>> costs = estimate("tiny", prompt_tokens=16, new_tokens=3)
+    >>> costs.session.rounds == costs.first_token.rounds + costs.further_tokens.rounds
+    True
+    >>> three = estimate("tiny", prompt_tokens=16, new_tokens=3, setting=Setting("masked", parties=3))
+    >>> three.session.online_bytes > costs.session.online_bytes
+    True
+    """
+    for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} = {value!r} must be a whole number, 1 or more")
+    architecture = with_positions(find_shape(fspath(model)), prompt_tokens + new_tokens - 1)
+    found = trace(architecture, setting, prompt_tokens, new_tokens)
+    return GenerationCosts(
+        model_load=StageCosts.of(found.load),
+        first_token=StageCosts.of(found.first),
+        further_tokens=StageCosts.of(found.further),
+        session=StageCosts.of(found.total),
+        memory_bytes=found.memory_bytes,
+        exact=found.exact,
+    )

@@ -1,0 +1,41 @@
+"""One generation as a client asks for it: a prompt, how to answer it, and which model, suite and cache policy compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from models.generation import GenerationPlan
+from mpc.errors import ConfigurationError
+from parties.client.model_reference import ModelReference
+from parties.client.sampling_params import GREEDY, SamplingParams
+from protocols.registry import USUAL, SuiteSpec
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What a generation asks for. The prompt is secret, and so are the texts and tokens that end the answer.
+
+    prompt_ids: token ids of the prompt, secret. params: how to answer. suite: what computes; its options go over the bounds
+    that the model's owner gave. policy: the cache policy's text (`models.policies.registry`). model: a reference, an id or a
+    name; None: the only model.
+
+    >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
+    >>> request.plan().prompt_tokens, request.suite.name
+    (3, 'masked')
+    """
+
+    prompt_ids: Sequence[int] = field(default=(), repr=False)
+    params: SamplingParams = GREEDY
+    suite: SuiteSpec = USUAL
+    policy: str = "full"
+    model: ModelReference | str | None = None
+
+    def plan(self) -> GenerationPlan:
+        """Return what is public about it. Raises `ConfigurationError` for an empty prompt or an unknown policy."""
+        if not len(self.prompt_ids):
+            raise ConfigurationError("the prompt is empty; give at least one token")
+        params = self.params
+        return GenerationPlan(
+            len(self.prompt_ids), params.max_tokens, params.decoding, self.policy, params.agreed_temperature
+        )

@@ -1,0 +1,199 @@
+"""Attention of the suite `masked`: softmax with the division after the product with the values, and softmax by itself.
+
+Scores are opened masked, numerators come from a dealt table (`softmax`), weigh the values, and the sum of the numerators is
+inverted meanwhile; one product with the inverse gives the result. Rounds: that of the scores, those of `softmax`, and one
+for the weighted values. Bytes: per score and per output element; none for a cached key or value, which was masked once.
+
+Error of a probability: below 2^-11. A row whose spread exceeds its bound is flagged (`ranges`).
+Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranking").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.ledger import operation
+from mpc.ring import RING_BITS
+from protocols.bounds import largest
+from protocols.masked import product
+from protocols.masked import softmax as gate
+from protocols.masked.conversion import Conversion
+from protocols.masked.magnitudes import SIMILARITY_ROOM
+from protocols.masked.shares import Masked, Shared
+from protocols.masked.truncation import open_cut
+from protocols.masked.values import MaskedTensor
+from protocols.schedule import together
+from protocols.suite import Value
+
+INVERSE_BITS = 26  # fraction bits of 1/sum
+NUMERATOR_BITS = 28  # fraction bits of numerators at most
+SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
+
+
+def score_bits(convert: Conversion) -> int:
+    """Return the ring of a score with twice the fraction bits: its difference to another one can be checked."""
+    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
+
+
+def query_bits(convert: Conversion) -> int:
+    """Return the ring of a query: its scores and the sums of its similarities fit."""
+    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+
+
+def spare_bits(convert: Conversion, rows: gate.Rows) -> int:
+    """Return the fraction bits that numerators may have in the largest ring, so that their sum times the values fits."""
+    peak = convert.fraction_bits + gate.PEAK_BITS + convert.bounds.here.value
+    return RING_BITS - 3 - peak - max(rows.longest, 1).bit_length()
+
+
+def _flag_scores(convert: Conversion, difference: Masked) -> None:
+    """Flag a score that is too far from the last one of its row."""
+    bounds = convert.bounds.here
+    near = difference.to_ring(difference.frac + bounds.range_bits + 1)
+    convert.ranges.check("score", near, largest("score", bounds.score), width=6)
+
+
+async def _numerators(convert: Conversion, s: Masked, rows: gate.Rows, frac: int, bits: int) -> tuple[Masked, Shared]:
+    """Return numerators [entries] with `frac` fraction bits modulo 2^bits, and 1 / sum [rows], from scores of any shape."""
+    y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
+    range_bits = convert.bounds.here.range_bits
+    return await gate.numerators(convert.context, y, rows, frac, bits, range_bits, lambda d: _flag_scores(convert, d))
+
+
+async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> MaskedTensor:
+    """Return probabilities over the last axis, Shared; positions that the public mask removes are exactly 0."""
+    f, range_bits = convert.fraction_bits, convert.bounds.here.range_bits
+    rows = gate.Rows.of(x.shape, mask)
+    t = convert.tensor(x)
+    t.magnitude = min(t.magnitude, range_bits)
+    s = await convert.masked(t, f, f + range_bits + 2)
+    frac = min(NUMERATOR_BITS - 2, RING_BITS - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
+    p, inverse = await _numerators(convert, s, rows, frac, RING_BITS)
+    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, RING_BITS)
+    spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
+    out = product.multiply(convert.context, p, spread)
+    return convert.new(out.map(lambda t: rows.put(t).reshape(x.shape)), 1)
+
+
+async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
+    """Return queries [G, R T, C], masked in the ring of their scores while keys and values are masked for the cache; a
+    single token's in one that serves similarities too. 1 round, ring bits per element."""
+    t = convert.tensor(q)
+    with operation("scores"):
+        bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
+        await convert.masked(t, convert.fraction_bits, bits)
+    return t
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Precision of a softmax whose division comes last. frac: fraction bits of the numerators. bits: the ring of their
+    product with the values. inverse_bits: the ring of 1 / sum."""
+
+    frac: int
+    bits: int
+    inverse_bits: int
+
+
+def scaled_bits(convert: Conversion) -> int:
+    """Return the ring of weighted values times 1 / sum."""
+    return convert.fraction_bits + 4 + INVERSE_BITS + convert.bounds.here.value + 1 + 2
+
+
+async def weighted_values(
+    convert: Conversion, s: Masked, rows: gate.Rows, weigh: Callable[[Masked], Shared], widths: Widths
+) -> tuple[MaskedTensor, Masked, Masked]:
+    """Return the weighted values [G, T, C] of masked scores [G, T, S], and what probabilities are products of: numerators
+    [G, T, S] and 1 / sum [G, T, 1].
+
+    weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
+    """
+    f, shape = convert.fraction_bits, s.shape
+    p, inverse = await _numerators(convert, s, rows, widths.frac, widths.bits)
+    dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
+    bound = convert.bounds.here.value + 1
+
+    async def weighted() -> Masked:
+        with operation("values"):
+            o = convert.new(weigh(dense), gate.PEAK_BITS + rows.longest.bit_length() + bound)
+            return await convert.masked(o, f + 4, max(o.magnitude + f + 4 + 2, scaled_bits(convert)))
+
+    async def one_over() -> Masked:
+        with operation("softmax sum"):
+            r = convert.new(inverse.map(lambda t: t.reshape(*shape[:-1], 1)), gate.PEAK_BITS + 1)
+            return await convert.masked(r, INVERSE_BITS, widths.inverse_bits)
+
+    o, r = await together(weighted(), one_over())
+    with operation("values"):
+        return convert.new(product.multiply(convert.context, o, r), bound), dense, r
+
+
+def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
+    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
+    index = observed.nonzero()[:, 0].to(convert.context.device)
+    count = int(index.numel())
+
+    def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
+        return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
+
+    factors = p.map(lambda t: t[:, index]), r.map(lambda t: t[:, index])
+    total = product.product(convert.context, "received", *factors, contract)
+    return convert.new(total, max(1, count.bit_length()))
+
+
+async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None) -> Masked:
+    """Return q k^T (+ bias), opened masked."""
+    c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
+    with operation("scores"):
+        a, b = convert.tensor(q), convert.tensor(k)
+        ma, mb = await together(convert.masked(a, f, bits), convert.masked(b, f, bits, cut=False))
+        s = product.matmul(c, ma, mb.map(lambda t: t.transpose(1, 2))).to_ring(bits)
+        if bias is not None:
+            shared = convert.tensor(bias).as_shared()
+            added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
+            s = s.add(added.map(lambda t: t.expand(s.shape)))
+        return await open_cut(c, s, f)
+
+
+def values_within_bound(convert: Conversion, v: Value) -> MaskedTensor:
+    """Return cached values, which their bound keeps."""
+    return convert.with_bound(v, 2.0 ** (convert.bounds.here.value + 1))
+
+
+async def attention(
+    convert: Conversion,
+    factors: tuple[Value, Value, Value],
+    mask: Tensor | None = None,
+    bias: Value | None = None,
+    observed: Tensor | None = None,
+) -> tuple[MaskedTensor, MaskedTensor | None]:
+    """Return softmax(q k^T) v of factors q, k, v, and the attention that each cached token receives from observed queries.
+
+    Shapes as in `Suite.attention`. mask: public. bias: secret, joins the scores before they are opened. observed: public
+    bool [R T]; the sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
+    """
+    q, k, v = factors
+    shape = torch.Size((*q.shape[:-1], k.shape[1]))
+    rows = gate.Rows.of(shape, mask)
+    values = values_within_bound(convert, v)
+
+    async def cached() -> Masked:
+        with operation("values"):
+            return await convert.masked(values, convert.fraction_bits, RING_BITS)
+
+    s, mv = await together(_scores(convert, q, k, bias), cached())
+    frac = min(NUMERATOR_BITS, spare_bits(convert, rows))
+    widths = Widths(frac, RING_BITS, scaled_bits(convert))
+    if observed is not None:  # sums over the observed rows and over all heads must fit the ring
+        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
+        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
+    out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
+    if observed is None:
+        return out, None
+    with operation("received"):
+        return out, _attention_mass(convert, p, r, observed)

@@ -1,0 +1,90 @@
+"""Linear layers of the suite `masked`: weights, x W + b, and rows of the token table.
+
+A weight is masked once, when it is loaded, and reused for ever (`weights`); a product with it then costs the opening of x.
+Rounds: 1 where x is not masked yet; `look_up` 2. Bytes: ring bits per element of x. Offline: ring bits per output element.
+Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mpc.errors import RangeError
+from mpc.ledger import operation
+from mpc.ring import RING_BITS
+from protocols.masked import product, tokens
+from protocols.masked.conversion import Conversion
+from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
+from protocols.masked.shares import Masked
+from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.masked.weights import fixed_weight
+from protocols.suite import Linear, Value
+
+TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
+LARGEST_WEIGHT = 6  # entries of a weight matrix stay below 2^6
+
+
+async def weight(convert: Conversion, name: str, shape: Sequence[int], share: Tensor | None) -> MaskedWeight:
+    """Open the weight's masked form once: 8 bytes per element to each other party, 1 round a block of rows.
+
+    The result keeps neither the session's tape nor its channel.
+    """
+    c, bounds = convert.context, convert.bounds
+    with operation("weight"):
+        bits = bounds.table_bits if name == TABLE else RING_BITS
+        fixed = await fixed_weight(c, shape, share, WEIGHT_BITS, bits)
+    magnitude = bounds.first_stream if len(shape) == 1 or name.startswith("embedding") else LARGEST_WEIGHT
+    return MaskedWeight(c.local(), fixed, magnitude)
+
+
+def _fixed(weight: Value) -> product.FixedWeight:
+    """Return a weight's masked form. Raises `RangeError` for a value that is none."""
+    if not isinstance(weight, MaskedWeight):
+        raise RangeError("the weight of a layer, or the token table, must come from Suite.weight")
+    return weight.weight
+
+
+def weight_product(convert: Conversion, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
+    """Return x W in x's ring, Shared, |x W| < 2^magnitude; local."""
+    return convert.new(product.weight_product(convert.context, "linear", x, _fixed(weight)), magnitude)
+
+
+async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
+    """Return x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
+    t = convert.tensor(x)
+    kind, bound = convert.bounds.linear_kind
+    watched = kind if residual is None else None
+    magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
+    frac = min(t.frac, convert.fraction_bits)
+    bits = frac + WEIGHT_BITS + max(magnitude + int(residual is None), t.magnitude) + 2
+    with operation("linear"):
+        m = await convert.masked(t, frac, bits)
+        out = weight_product(convert, m, layer.weight, magnitude)
+    if layer.bias is not None:
+        out = out + convert.tensor(layer.bias)
+    if residual is not None:
+        out = out + residual
+    out.magnitude, out.watched = magnitude, watched
+    return out
+
+
+async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
+    """Return rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
+    bits = convert.bounds.table_bits
+    with operation("embed"):
+        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), _fixed(table), bits)
+        return convert.new(found, _row_bound(convert))
+
+
+async def embed(convert: Conversion, one_hot: Value, table: Value) -> MaskedTensor:
+    """Return one-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
+    with operation("embed"):
+        m = await convert.masked(convert.tensor(one_hot), 0, convert.bounds.table_bits)
+        return weight_product(convert, m, table, _row_bound(convert))
+
+
+def _row_bound(convert: Conversion) -> int:
+    """Return the bound on rows of the token table; positions may join."""
+    return convert.bounds.first_stream + ROOM - 1

@@ -1,0 +1,105 @@
+"""What may be set of a suite: one dataclass a suite.
+
+It alone knows which options there are, which kinds of values they bound and what holds where nothing is said. All of it is
+public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from mpc.errors import ConfigurationError, RangeError
+from protocols.bounds import RANGES, Bounds
+from protocols.suite import RANGE_KINDS
+
+OptionValue = bool | int | float | str | None
+"""An option's value as it comes from a command line, a file or the wire."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    """A suite's settings. A suite without secrets has none but its precision.
+
+    fraction_bits: of activations. bounds: those in force, of every kind that can be declared.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """The kinds of values whose bounds are options."""
+
+    fraction_bits: int = 0
+    bounds: Mapping[str, Bounds] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """Return the names of what may be set, in alphabetical order."""
+        return sorted(option.name for option in fields(cls) if option.init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundedOptions(SuiteOptions):
+    """Settings of a suite whose user declares public bounds: each log2 of the bound, for all layers or by layer
+    (`protocols.bounds`).
+
+    residual: the norm of a row of the residual stream (one channel of a token can have thousands). score: the spread of a
+    row of attention scores is below 7/8 2^score. value: cached values. activation: outputs of linear layers. logits: as
+    `activation` where it is None. Raises `RangeError` naming the option, its value and what is allowed.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = RANGE_KINDS
+
+    residual: int | str = RANGES["residual"].usual
+    score: int | str = RANGES["score"].usual
+    value: int | str = RANGES["value"].usual
+    activation: int | str = RANGES["activation"].usual
+    logits: int | str | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "residual": self.residual,
+            "score": self.score,
+            "value": self.value,
+            "activation": self.activation,
+            "logits": self.activation if self.logits is None else self.logits,
+        }
+        bounds = {kind: Bounds.parse(kind, value, RANGES[kind].low, RANGES[kind].high) for kind, value in given.items()}
+        object.__setattr__(self, "bounds", bounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedOptions(BoundedOptions):
+    """Settings of the suite `masked`: 8 to 16 fraction bits, and bounds from which its rings follow.
+
+    >>> options = MaskedOptions(score=8, residual="10*2 15")
+    >>> options.fraction_bits, options.bounds["score"].at(0), options.bounds["residual"].at(2)
+    (14, 8, 15)
+    """
+
+    fraction_bits: int = 14
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.fraction_bits <= 16:
+            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits}")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CryptenOptions(BoundedOptions):
+    """Settings of the suite `crypten`: 8 to 20 fraction bits; of the bounds only `residual` decides on a ring.
+
+    crypten_own: CrypTen's own way (`protocols.crypten.own`), which takes and ignores the bounds.
+
+    >>> CryptenOptions(crypten_own=True).fraction_bits
+    16
+    """
+
+    fraction_bits: int = 16
+    crypten_own: bool = False
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.fraction_bits <= 20:
+            raise ConfigurationError(f"fraction_bits must be between 8 and 20, got {self.fraction_bits}")
+        if not isinstance(self.crypten_own, bool):
+            raise ConfigurationError(f"crypten_own = {self.crypten_own!r} must be true or false")
+        super().__post_init__()

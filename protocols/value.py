@@ -1,0 +1,104 @@
+"""What a suite computes on and with: values, layers, a party's share of an output; the words of `protocols.suite`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+
+RANGE_KINDS = ("residual", "score", "value", "activation", "logits")
+"""What may leave its declared range, one row of `OutputShare.flags` each: the norm of a row of the residual stream, the
+spread of a row of attention scores, a cached value, the input of an activation function (or its factor), a logit."""
+
+
+class Value(ABC):
+    """A tensor inside a suite. Everything here is local and exact.
+
+    `*` takes a public integer only (a real factor needs a truncation, hence `Suite.scale`). Adding two values aligns
+    their fraction bits; adding a public float encodes it.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """Public shape."""
+
+    @abstractmethod
+    def __add__(self, other: Value | Tensor | float) -> Value: ...
+
+    @abstractmethod
+    def __sub__(self, other: Value | Tensor | float) -> Value: ...
+
+    @abstractmethod
+    def __neg__(self) -> Value: ...
+
+    @abstractmethod
+    def __mul__(self, factor: int | Tensor) -> Value:
+        """Times a public integer or a public int64 tensor."""
+
+    @abstractmethod
+    def __getitem__(self, index: Any) -> Value:
+        """Public indexing and slicing."""
+
+    @abstractmethod
+    def reshape(self, *shape: int) -> Value: ...
+
+    @abstractmethod
+    def permute(self, *dims: int) -> Value: ...
+
+    @abstractmethod
+    def expand(self, *shape: int) -> Value: ...
+
+    @abstractmethod
+    def sum(self, dim: int, keepdim: bool = False) -> Value: ...
+
+    @abstractmethod
+    def cumsum(self, dim: int) -> Value: ...
+
+    def transpose(self, a: int, b: int) -> Value:
+        """Return the value with two axes swapped."""
+        dims = list(range(len(self.shape)))
+        dims[a], dims[b] = dims[b], dims[a]
+        return self.permute(*dims)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation whose centring, gain and offset are folded into the linear layers that follow it.
+
+    LayerNorm(h) W + b = (h W') / sqrt(var(h) + eps) + b' with W' = (I - 11^T/D) diag(gain) W and b' = b + offset W;
+    RMSNorm the same without centring and with the mean of squares. Only 1/sqrt is left to compute, one scalar a token.
+
+    kind: "layer" or "rms". epsilon: public.
+    """
+
+    kind: Literal["layer", "rms"]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out]."""
+
+    weight: Value
+    bias: Value | None = None
+
+
+@dataclass(frozen=True)
+class OutputShare:
+    """One party's share of a result, for the one receiver who is to learn it.
+
+    share: int64 [any], additive in Z_2^bits with `fraction_bits`; for the suite `plain` the float result itself. At the
+    dealer and in `estimate` a tensor on the meta device. flags: this party's XOR share of the range flags, see
+    `Suite.flags`; None where the suite has none.
+    """
+
+    share: Tensor
+    bits: int
+    fraction_bits: int
+    flags: Tensor | None = None

@@ -1,0 +1,107 @@
+"""A budget that keeps everything, on shares: not a result close to the full cache's, but the very same one.
+
+With such a budget a policy asks the suite for exactly the operations of the full cache, so parties and dealer draw the same
+randomness in the same order. Given the same seeds, every logit is then equal to the bit, in `crypten` too, whose truncation
+depends on the shares; and so is every cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from launch.local import in_process, shares
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
+from models.checkpoint import Checkpoint
+from models.decoder import Decoder, load_weights
+from models.generation import GenerationPlan, generate, token_indices
+from models.policies import parse
+from mpc.random import derive_seed
+from protocols.crypten.binding import session as crypten_session
+from protocols.registry import SuiteSpec
+from protocols.suite import OutputShare
+from tests.models.policies.test_policies import EVERYTHING
+from tests.models.test_decoder import saved
+
+NEW = 2
+WRAPPED = ["full@0;mpcache:static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]
+
+
+def reseed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same seeds in every run: of parties' tapes, of the inputs' shares, and of what a CrypTen session draws."""
+    for module in (in_process, shares):
+        numbers = itertools.count()
+        drawn = lambda numbers=numbers, name=module.__name__: derive_seed(bytes(32), name, next(numbers))  # noqa: E731
+        monkeypatch.setattr(module, "new_seed", drawn)
+    monkeypatch.setattr(crypten_session, "new_seed", lambda: bytes(range(32)))
+
+
+def run(checkpoint: Checkpoint, ids: list[int], text: str, suite_name: str) -> tuple[list[int], list[Tensor], list[Any]]:
+    """(tokens, logits at every step, every party's costs) of a generation on shares."""
+    architecture = checkpoint.architecture
+    weights = WeightShares(checkpoint, 2)
+    prompts = additive_shares(token_indices(ids, architecture.vocabulary), 2)
+
+    def program(suite: Any, party: int | None) -> Any:
+        seen: list[OutputShare] = []
+        loaded = suite.run(load_weights(suite, architecture, lambda name: weights.share(suite, name, party)))
+
+        def probe(name: str, value: Any) -> None:
+            if name == "logits":
+                seen.append(suite.output(value))
+
+        decoder = Decoder(suite, architecture, loaded, parse(text), probe)
+        kept = KeptShares()
+        plan = GenerationPlan(len(ids), NEW, policy=text)
+        with torch.inference_mode():
+            suite.run(generate(suite, decoder, plan, None if party is None else prompts[party], kept))
+        costs = {
+            key: (c.rounds, c.bytes_sent, c.offline_bytes)
+            for key, c in suite.ledger.costs.items()
+            if c.rounds or c.bytes_sent or c.offline_bytes
+        }
+        return kept.shares, seen, costs
+
+    outputs = InProcessSuite(SuiteSpec(suite_name), 2).run(program)
+    tokens = [round(float(opened(given).item())) for given in zip(*(o[0] for o in outputs), strict=True)]
+    logits = [opened(given) for given in zip(*(o[1] for o in outputs), strict=True)]
+    return tokens, logits, [o[2] for o in outputs]
+
+
+@pytest.mark.parametrize("suite", ["masked", "crypten"])
+def test_tokens_logits_and_costs_are_those_of_the_full_cache(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)
+    ids = ids[:4]
+    found = {}
+    for text in ("full", *EVERYTHING, *WRAPPED, "mpcache:static=1,dynamic=0.6,sharing=1,fine=2,coarse=4,sinks=1,window=1"):
+        reseed(monkeypatch)
+        found[text] = run(checkpoint, ids, text, suite)
+    *same, other = [text for text in found if text != "full"]
+    tokens, logits, costs = found["full"]
+    assert len(tokens) == len(logits) == NEW
+    for text in same:
+        assert found[text][0] == tokens, text
+        assert all(torch.equal(a, b) for a, b in zip(found[text][1], logits, strict=True)), text
+        assert found[text][2] == costs, text
+    assert not all(
+        torch.equal(a, b) for a, b in zip(found[other][1], logits, strict=True)
+    )  # a budget that leaves tokens out
+
+
+def test_other_seeds_give_other_roundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why the seeds must be the same: rounding is random, within a unit or so of the last place."""
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)
+    reseed(monkeypatch)
+    one = run(checkpoint, ids[:5], "full", "masked")
+    other = run(checkpoint, ids[:5], "full", "masked")
+    assert one[0] == other[0]
+    difference = max(float((a - b).abs().max()) for a, b in zip(one[1], other[1], strict=True))
+    assert 0 < difference < 0.02

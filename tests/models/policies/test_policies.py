@@ -1,0 +1,424 @@
+"""Cache policies: on every suite what the suite `plain` does, on inputs that are exact in fixed point, ties included."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import models.policies
+import models.recall
+from launch.local.in_process import InProcessSuite
+from launch.measure.generation import generate_on_shares
+from models.cache import KVCache
+from models.checkpoint import load_checkpoint
+from models.costs.tracing import STEP, Setting, trace_session
+from models.generation import GenerationPlan, PlainModel, generate_plain
+from models.policies import POLICIES, parse
+from models.policies.mpcache import MPCache, MPCacheState
+from models.policies.quest import QuestState
+from models.policies.registry import WRAPPERS
+from models.recall.documents import evaluation_cases
+from mpc.errors import ConfigurationError
+from protocols.plain.suite import tensor_of
+from protocols.registry import SuiteSpec
+from tests.models.policies.policy_cases import Case, tiny
+from tests.models.test_decoder import saved
+from tests.protocols.suite_harness import run_plain, run_secure
+
+MPCACHE = "static=0.5,dynamic=0.4,fine=4,coarse=8,sinks=4,window=4,alpha=0.5,sharing=1"
+MATRIX = {
+    "full": ["full"],
+    "mpcache": [
+        f"mpcache:{MPCACHE}",
+        f"mpcache:{MPCACHE},levels=1",
+        f"mpcache:{MPCACHE},levels=1,gathering=rows",
+        f"mpcache:{MPCACHE},levels=1,gathering=scores",
+        f"mpcache:{MPCACHE},linear=false",
+        "mpcache:static=1,dynamic=0.4,fine=2,coarse=4,sinks=0,window=0,alpha=0.5,sharing=1",
+        "mpcache:static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",
+    ],
+    "streaming-llm": ["streaming-llm:budget=0.3", "streaming-llm:budget=0.3,sinks=0"],
+    "h2o": ["h2o:budget=0.3"],
+    "snapkv": ["snapkv:budget=0.5,window=6,kernel=3", "snapkv:budget=0.5,window=6,kernel=1"],
+    "tova": ["tova:budget=0.4"],
+    "quest": ["quest:budget=0.4,page=4,skip=0"],
+    "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
+}
+TEXTS = [text for texts in MATRIX.values() for text in texts]
+
+
+def outcomes(text: str, suite: str, parties: int, case: Case) -> tuple[list[Any], list[Any]]:
+    policy = parse(text)
+    policy.check(case.architecture, case.tokens)
+
+    async def program(s: Any, *values: Any) -> Any:
+        return await case.run(policy, s, *values)
+
+    return run_plain(program, case.inputs), run_secure(suite, parties, program, case.inputs)
+
+
+def test_every_policy_is_in_the_matrix() -> None:
+    assert set(MATRIX) == set(POLICIES)
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
+@pytest.mark.parametrize("text", TEXTS)
+def test_same_tokens_stay_and_count(text: str, suite: str, parties: int) -> None:
+    """Grouped queries (R = 2), a prompt of 40 tokens and five more: a cluster fills up on the way."""
+    case = Case(tiny(heads=4, groups=2), tokens=40, steps=5, seed=len(text))
+    plain, found = outcomes(text, suite, parties, case)
+    for expected, value in zip(plain, found, strict=True):
+        assert value.shape == expected.shape
+        assert (value - expected).abs().max() < 4e-3
+    for expected, value in zip(plain[-2:], found[-2:], strict=True):  # keys and values: the very same rows
+        assert (value - expected).abs().max() < 2.0**-12
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_a_cluster_of_new_tokens_is_chosen_as_any_other(parties: int) -> None:
+    """Twelve more tokens than the prompt's: two clusters of four fill up token by token and leave the window of four."""
+    case = Case(tiny(heads=4, groups=2), tokens=14, steps=12, seed=5)
+    plain, found = outcomes("mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window=4,sharing=1", "masked", parties, case)
+    for expected, value in zip(plain, found, strict=True):
+        assert (value - expected).abs().max() < 4e-3
+
+
+EVERYTHING = [
+    "mpcache:static=1,dynamic=1,sharing=1",
+    "streaming-llm:budget=1",
+    "h2o:budget=1",
+    "snapkv:budget=1",
+    "tova:budget=1",
+    "quest:budget=1",
+    "dynamic-top-k:budget=1",
+]
+
+
+def test_every_policy_can_keep_everything() -> None:
+    assert {parse(text).name for text in EVERYTHING} | {"full"} == set(POLICIES)
+
+
+@pytest.mark.parametrize("text", EVERYTHING)
+def test_keeping_everything_is_the_full_cache(text: str, tmp_path: Path) -> None:
+    """The very same logits at every step, in plaintext."""
+    _, checkpoint, ids = saved("llama-grouped", tmp_path)
+    results = []
+    for policy in ("full", text):
+        plain = PlainModel(checkpoint, torch.float64, policy=parse(policy))
+        seen: list[Any] = []
+        tokens = plain.generate(ids, GenerationPlan(len(ids), 6, policy=policy), probe=recorder(seen))
+        results.append((tokens, seen))
+    assert results[0][0] == results[1][0]
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def recorder(seen: list[Any]) -> Any:
+    def probe(name: str, value: Any) -> None:
+        if name == "logits":
+            seen.append(tensor_of(value).clone())
+
+    return probe
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2)])
+def test_whole_generation_on_shares(suite: str, parties: int) -> None:
+    """The shipped model with MPCache, two layers sharing nothing, against plaintext with the same policy."""
+    checkpoint = load_checkpoint(Path(models.recall.__file__).parent / "gpt2")
+    text = "mpcache:static=0.6,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+    case = evaluation_cases(96, 1, 5)[0]
+    ids = checkpoint.tokenizer.encode(case.prompt)
+    plan = GenerationPlan(len(ids), 4, policy=text)
+    expected = generate_plain(checkpoint, ids, plan, dtype=torch.float64)
+    measured = generate_on_shares(checkpoint, ids, plan, InProcessSuite(SuiteSpec(suite), parties)).checked()
+    assert measured == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lucky", "unknown cache policy 'lucky'; known: full, mpcache"),
+        ("mpcache:dynamik=0.1", "policy mpcache has no setting 'dynamik'; known: static, observed, following, dynamic"),
+        ("mpcache:dynamic=0", "policy mpcache: dynamic = 0.0 must be a share above 0 and up to 1"),
+        ("mpcache:static=1.5", "policy mpcache: static = 1.5 must be a share above 0 and up to 1"),
+        ("mpcache:dynamic=many", "policy mpcache: dynamic = 'many' must be a number"),
+        ("mpcache:fine=2.5", "policy mpcache: fine = '2.5' must be a whole number"),
+        ("mpcache:fine=16,fine=16", "policy mpcache: write 'fine=value' once"),
+        ("mpcache:fine=12,coarse=32", "clusters do not nest: coarse = 32 must be a multiple of fine = 12"),
+        ("mpcache:fine=16,coarse=16", "clusters do not nest: coarse = 16 must be a multiple of fine = 16 and larger"),
+        ("mpcache:coarse=16", "policy mpcache: coarse = 16 needs fine, which must divide it"),
+        ("mpcache:levels=3", "policy mpcache: levels = 3 must be 1 or 2, or 0"),
+        ("mpcache:alpha=2", "policy mpcache: alpha = 2.0 must be between 0 and 1"),
+        ("mpcache:gathering=all", "policy mpcache: gathering = 'all' must be one of auto, products, rows, scores"),
+        ("mpcache:gathering=scores,levels=2", "policy mpcache: gathering = 'scores' needs levels=1"),
+        ("mpcache:preset=thesis", "policy mpcache: preset = 'thesis' must be one of few-queries, paper, named once"),
+        ("mpcache:observed=1.5", "policy mpcache: observed = 1.5 must be a number of queries, or a share of them below 1"),
+        ("mpcache:observed=0", "policy mpcache: observed = 0.0 must be a number of queries, or a share of them below 1"),
+        ("h2o:preset=paper", "policy h2o has no setting 'preset'; known: budget, recent"),
+        ("mpcache:linear=perhaps", "policy mpcache: linear = 'perhaps' must be true or false"),
+        ("h2o:budget=-1", "policy h2o: budget = -1.0 must be a share above 0 and up to 1"),
+        ("snapkv:kernel=4", "policy snapkv: kernel = 4 must be odd"),
+        ("quest:page=0", "policy quest: page = 0 must be a whole number, 1 or more"),
+        ("full@0-1", "unknown cache policy 'full@0-1'"),
+        ("full@x;mpcache", "'full@x': a policy for some layers is written as policy@first-last"),
+        ("chunked:tokens=1|full", "policy chunked: tokens = 1 must be a whole number, 2 or more"),
+        ("twice|full", "unknown wrapper of cache policies 'twice'; known: shared, chunked"),
+        ("x" * 500, "a policy's text has at most 400 characters, got 500"),
+    ],
+)
+def test_bad_settings_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "message"),
+    [
+        ("mpcache:dynamic=0.1", 100, "dynamic = 0.1 attends to 10 of 100 tokens, fewer than sinks = 4 and window = 12"),
+        ("mpcache:static=0.1", 100, "static = 0.1 keeps 10 of 100 tokens, which does not hold sinks = 4, window = 12"),
+        ("mpcache:sharing=3", 1000, "sharing = 3 behind the first apart = 2 layers needs 5 layers, the model has 4"),
+        ("streaming-llm:budget=0.01", 300, "budget = 0.01 keeps 3 of 300 tokens, which does not hold sinks = 4"),
+        ("snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
+        ("h2o:budget=0.01", 100, "leaves none of them to heavy hitters"),
+        ("shared:layers=4|quest", 100, "layers = 4 behind the first apart = 2 needs 6 layers, the model has 4"),
+        (
+            "shared:layers=2|mpcache:scoring=authors,sharing=1",
+            100,
+            "policy shared: layers of 'mpcache:sharing=1,scoring=authors' keep different numbers of tokens",
+        ),
+        ("full@2-4;mpcache", 1000, "policy full@2-4: the model has layers 0 to 3"),
+    ],
+)
+def test_what_does_not_fit_model_or_prompt_is_named(text: str, tokens: int, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        parse(text, plaintext=True).check(tiny(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "choosing"),
+    [
+        ("shared:layers=3,apart=1|quest:budget=0.4,page=4", [2, 4]),  # a group's first layer attends to everything
+        ("shared:layers=3,apart=0|full@3;quest:budget=0.4,page=4", [2, 4]),  # it is another policy's
+    ],
+)
+def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, choosing: list[int]) -> None:
+    """Quest's first two layers choose nothing, whatever group they are in."""
+    a = tiny(layers=6)
+    policy = parse(text)
+    policy.check(a, 40)
+    case = Case(a, tokens=40, steps=3, seed=4)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(a, policy)
+        for layer in range(a.layers):
+            await cache.append(s, layer, k[:, :40], v[:, :40])
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = 40
+        for step in range(case.steps):
+            for layer in range(a.layers):
+                await cache.append(s, layer, k[:, 40 + step : 41 + step], v[:, 40 + step : 41 + step])
+                await policy.after_append(s, cache, layer)
+                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
+            cache.seen += 1
+        states = [entry.state for entry in cache.layers]
+        assert [
+            n for n, state in enumerate(states) if isinstance(state, QuestState) and state.choice is not None
+        ] == choosing
+        return [k]
+
+    run_plain(program, case.inputs)
+
+
+@pytest.mark.parametrize("text", [t for t in TEXTS if t != "full"])
+def test_sliding_windows_are_refused(text: str) -> None:
+    a = tiny().model_copy(update={"windows": (8, 8, 8, 8)})
+    with pytest.raises(ConfigurationError, match="does not work on layers with a sliding window"):
+        parse(text).check(a, 40)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 7])
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, tokens: int) -> None:
+    texts = {"mpcache": "mpcache:static=1,sharing=1", "h2o": "h2o:budget=1", "tova": "tova:budget=1"}
+    texts |= {
+        "streaming-llm": "streaming-llm:budget=1",
+        "snapkv": "snapkv:budget=1",
+        "dynamic-top-k": "dynamic-top-k:budget=1",
+    }
+    case = Case(tiny(), tokens=tokens, steps=2, seed=1)
+    policy = parse(texts.get(name, name))
+    policy.check(case.architecture, tokens)
+
+    async def program(s: Any, *values: Any) -> Any:
+        return await case.run(policy, s, *values)
+
+    async def full(s: Any, *values: Any) -> Any:
+        return await case.run(parse("full"), s, *values)
+
+    for one, other in zip(run_plain(program, case.inputs), run_plain(full, case.inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TEXTS,
+        "full@0-1;mpcache:dynamic=0.2,sharing=1",
+        "shared:layers=2,apart=2|quest:budget=0.2",
+        "chunked:tokens=16|shared:layers=3,apart=0|full@1;quest",
+    ],
+)
+def test_a_policys_text_makes_the_same_policy(text: str) -> None:
+    policy = parse(text)
+    assert parse(policy.spec) == policy
+    assert parse(policy.spec).spec == policy.spec
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept", "fine"),
+    [(16, 6, 8), (107, 106, 8), (108, 107, 16), (1024, 410, 16), (2048, 819, 24), (4096, 1638, 32), (8192, 3277, 48)],
+)
+def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
+    """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
+    sizes = MPCache().sizes(kept)
+    assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
+    assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
+    assert not MPCache().two_levels
+    assert MPCache(levels=2).two_levels
+    assert MPCache(fine=4, coarse=8).two_levels
+    assert not MPCache(levels=1, fine=4, coarse=8).two_levels
+
+
+@pytest.mark.parametrize(
+    ("text", "describing"),
+    [
+        ("{}:sharing=2,apart=1,", [0, 1, 3]),
+        ("{}:sharing=1,", [0, 1, 2, 3, 4]),
+        ("full@1;{}:sharing=2,apart=1,", [0, 2, 3]),  # 1 has no choice to give: 2 makes its own
+        ("shared:layers=2,apart=1|{}:sharing=1,", [0, 1, 3]),
+    ],
+)
+def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[int]) -> None:
+    """Clusters of layers whose choice another layer makes are described neither after the prompt nor when they fill up."""
+    layers, tokens = 5, 24
+    policy = parse(text.format("mpcache") + "static=1,dynamic=0.4,fine=4,sinks=1,window=3")
+    cache = KVCache(tiny(layers=layers), policy)
+    case = Case(tiny(layers=layers), tokens, 6, seed=1)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        for layer in range(layers):
+            await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = tokens
+        for step in range(case.steps):
+            for layer in range(layers):
+                at = slice(tokens + step, tokens + step + 1)
+                await cache.append(s, layer, k[:, at], v[:, at])
+                await policy.after_append(s, cache, layer)
+                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
+            await cache.settle()
+            cache.seen += 1
+            states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}
+            found = {n: state.described.fine.count for n, state in states.items() if state.described.fine is not None}
+            assert found == dict.fromkeys(describing, (tokens + step) // 4)
+        return [k]
+
+    run_plain(program, case.inputs)
+
+
+@pytest.mark.parametrize(
+    ("suite", "window", "compares"),
+    [
+        ("masked", 3, [False, True, True, True]),  # every token but a cluster's first, in rounds that there are anyway
+        ("masked", 0, [False, False, False, True]),  # the token that fills a cluster may choose it: it waits
+        ("crypten", 3, [False, False, False, True]),  # rounds of its own: once a cluster
+    ],
+)
+def test_which_tokens_pay_for_the_description_of_a_cluster(suite: str, window: int, compares: list[bool]) -> None:
+    """A prompt of a sink and six clusters of four; the seventh begins with the first token and ends with the fourth."""
+    setting = Setting(suite, 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
+    steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
+    rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
+    maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]
+    layers = tiny().layers
+    if suite == "crypten":
+        longest, maxima = max(maxima), [n - min(maxima) for n in maxima]  # softmax takes a maximum too
+        assert longest > 0
+    assert [n > 0 for n in maxima] == compares
+    if suite == "masked" and window:
+        assert len(set(maxima[1:])) == 1
+        assert len(set(rounds)) == 1
+    else:
+        assert rounds[3] > rounds[2] + layers
+
+
+@pytest.mark.parametrize("prompt", [5, 6, 7, 8, 9])
+def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: int) -> None:
+    """On shares, whatever the prompt leaves over: clusters of four behind a sink, on two levels."""
+    policy = parse("mpcache:static=1,dynamic=0.4,fine=4,coarse=8,sinks=1,window=3,sharing=1")
+    case = Case(tiny(), prompt, 13, seed=prompt)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(tiny(), policy)
+        await cache.append(s, 0, k[:, :prompt], v[:, :prompt])
+        await policy.after_prefill(s, cache, 0, None)
+        for token in range(prompt, prompt + case.steps):
+            await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
+            await policy.after_append(s, cache, 0)
+            await cache.settle()
+        levels = cache.layers[0].state_of(MPCacheState).described
+        return [x for level in (levels.fine, levels.coarse) if level is not None for x in (level.high, level.low)]
+
+    found = run_secure("masked", 2, program, case.inputs)
+    for level, size in enumerate((4, 8)):
+        count = (prompt + case.steps - 1) // size
+        clusters = case.k[:, 1 : 1 + count * size].reshape(case.k.shape[0], count, size, -1)
+        torch.testing.assert_close(found[2 * level], clusters.amax(2), atol=2**-14, rtol=0)
+        torch.testing.assert_close(found[2 * level + 1], clusters.amin(2), atol=2**-14, rtol=0)
+
+
+def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None:
+    """Six layers: 0 and 1 choose alone, 2 and 4 choose for 3 and 5; a prompt in batches gives the same tokens."""
+    case = Case(tiny(layers=6), tokens=64, steps=1, seed=2)
+    chosen: list[int] = []
+
+    class Watched(MPCache):
+        async def _choose(self, suite: Any, entry: Any, q: Any, plan: Any) -> Any:
+            chosen.append(len(chosen))
+            return await super()._choose(suite, entry, q, plan)
+
+    policy = Watched(static=1, dynamic=0.3, fine=4, coarse=8, sinks=4, window=4, sharing=2)
+
+    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
+        cache = KVCache(case.architecture, policy)
+        out = []
+        for layer in range(6):
+            await cache.append(s, layer, k, v)
+            await policy.after_prefill(s, cache, layer, None)
+        cache.seen = 64
+        for layer in range(6):
+            out.append(await policy.attend(s, cache, layer, q[0]))
+        return out
+
+    found = run_plain(program, case.inputs)
+    assert len(chosen) == 4
+    for value in found[1:]:
+        assert torch.equal(value, found[0])
+
+
+def test_a_policy_file_is_registered_documented_and_tested() -> None:
+    folder = Path(models.policies.__file__).parent
+    shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold", "wrappers"}
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
+    assert files == set(POLICIES)
+    page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
+    for name in (*POLICIES, *WRAPPERS):
+        assert f"`{name}`" in page, f"docs/policies.md does not mention {name}"
+    for name, kind in POLICIES.items():
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            assert f"`{field.name}`" in page, f"docs/policies.md does not mention {name}'s setting {field.name}"

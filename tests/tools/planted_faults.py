@@ -1,0 +1,744 @@
+"""Plants one fault after the other in a copy of the tree and checks that the fast tests notice: a test of the tests.
+
+    python -m tests.tools.planted_faults [--only TEXT] [--list]
+
+Each fault is one replacement in one file, with the tests that must fail. Text that is no longer found (or found twice) is an
+error, and so is a named test that fails without a fault, so that this list cannot rot silently. Nothing is changed in the
+tree itself. Exit code 1 when a fault survives. Takes about ten minutes on one core; not part of the test suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("launch", "models", "mpc", "mpcache", "parties", "protocols", "tests")
+TIMEOUT_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One replacement in a file, and the tests (pytest arguments) of which at least one must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+GATES = "tests/protocols/masked/test_gates.py"
+SUITE = "tests/protocols/masked/test_suite.py"
+RANGES = "tests/protocols/test_ranges.py"
+CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
+GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
+SELECTION = "tests/protocols/masked/test_selection.py"
+SHUFFLE = "tests/protocols/masked/test_shuffle.py"
+DPF = "tests/protocols/masked/test_dpf.py"
+CHOSEN = "tests/protocols/test_selection.py"
+UNIFORM = "tests/protocols/test_uniformity.py"
+TAPE = "tests/mpc/test_tape.py"
+OUTPUTS = "tests/parties/client/test_outputs.py"
+BY_HAND = "tests/models/policies/test_selection_by_hand.py"
+
+FAULTS: tuple[Fault, ...] = (
+    # ---- openings, masks, roles
+    Fault(
+        "one mask element for a whole opening",
+        "protocols/masked/context.py",
+        'self.tape.random("open", tuple(x.shape), x.bits)',
+        'self.tape.random("open", (1,), x.bits).expand(x.shape)',
+        (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "the mask is not added",
+        "protocols/masked/context.py",
+        "return pack(self.value.x + self.lam, self.value.bits)",
+        "return pack(self.value.x, self.value.bits)",
+        (f"{GATES}::test_products",),
+    ),
+    Fault(
+        "party roles swapped where a masked value becomes a sharing",
+        "protocols/masked/context.py",
+        "return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)",
+        "return Shared((x.m - x.lam) if not self.first else -x.lam, x.bits, x.frac)",
+        (f"{GATES}::test_truncation_is_unbiased", f"{GATES}::test_products", f"{SUITE}::test_softmax"),
+    ),
+    Fault(
+        "every party adds a public value",
+        "protocols/masked/context.py",
+        "return Shared(value if self.first else torch.zeros_like(value), bits, frac)",
+        "return Shared(value, bits, frac)",
+        (f"{GATES}::test_power", f"{SELECTION}::test_top_k_by_ranks"),
+    ),
+    Fault(
+        "output shares are not made fresh",
+        "protocols/masked/output.py",
+        "share = ring.reduce(s.x + zero, s.bits)",
+        "share = ring.reduce(s.x, s.bits)",
+        (f"{SUITE}::test_output_shares_are_fresh",),
+    ),
+    Fault(
+        "generator starts again at every call",
+        "mpc/random.py",
+        "written = self._stream.update_into(",
+        'written = Cipher(algorithms.AES(bytes(32)), modes.CTR(b"\\0" * 16)).encryptor().update_into(',
+        ("tests/mpc/test_random.py",),
+    ),
+    # ---- tape
+    Fault(
+        "a party does not check an entry's header",
+        "mpc/tape.py",
+        "if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):",
+        "if promised != (size if self._last or everyone else 0):",
+        (TAPE, f"{GATES}::test_a_dealer_with_another_program_is_refused_before_anything_is_opened"),
+    ),
+    Fault(
+        "a party does not check an entry's size",
+        "mpc/tape.py",
+        "if header[:8] != digest[:8] or promised != (size if self._last or everyone else 0):",
+        "if header[:8] != digest[:8]:",
+        (TAPE,),
+    ),
+    Fault(
+        "the dealer forgets a party's part of a mask",
+        "mpc/tape.py",
+        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        (TAPE,),
+    ),
+    Fault(
+        "a common value does not reach party 0",
+        "mpc/tape.py",
+        "        for party in range(len(self._prgs)):\n            self._emit(party, payload)",
+        "        for party in range(1, len(self._prgs)):\n            self._emit(party, payload)",
+        (TAPE,),
+    ),
+    # ---- truncation and lift
+    Fault(
+        "truncation into a ring one bit too small",
+        "protocols/masked/truncation.py",
+        "    bits = x.bits - count\n",
+        "    bits = x.bits - count - 1\n",
+        (GATES, "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"),
+    ),
+    Fault(
+        "lift without its carry",
+        "protocols/masked/truncation.py",
+        "no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)",
+        "no_wrap_seen = 0 * ring.shift_right(moved, x.bits - 1, x.bits)",
+        (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "lift forgets its offset",
+        "protocols/masked/truncation.py",
+        "- (offset >> count)",
+        "",
+        (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "what is output is cut by chance",
+        "protocols/masked/output.py",
+        "await floor(c, found, cut)",
+        "c.shared(cut)",
+        ("tests/protocols/test_output.py::test_equal_values_are_cut_alike", f"{OUTPUTS}::test_an_attack_is_caught"),
+    ),
+    Fault(
+        "suite crypten: what is output is cut by chance",
+        "protocols/crypten/output.py",
+        "blinded.truncated(s, m) - to_arithmetic(s, more.reshape(x.shape))",
+        "blinded.truncated(s, m) - 0 * to_arithmetic(s, more.reshape(x.shape))",
+        ("tests/protocols/test_output.py::test_equal_values_are_cut_alike",),
+    ),
+    Fault(
+        "a sample's noise has another sign than its mask's",
+        "protocols/masked/output.py",
+        "scores.lam - noise",
+        "scores.lam + noise",
+        ("tests/protocols/test_output.py::test_a_sample_is_the_argmax_with_the_dealt_noise",),
+    ),
+    # ---- products
+    Fault(
+        "sign of the masks' product",
+        "protocols/masked/product.py",
+        "term - ring.matmul(_rows(x.lam), w.m, bits)",
+        "term + ring.matmul(_rows(x.lam), w.m, bits)",
+        (f"{SUITE}::test_norm_linear_both_ways",),
+    ),
+    # ---- comparison
+    Fault(
+        "sign of a bit times a masked value",
+        "protocols/masked/comparison.py",
+        "return Shared(y.m * bit.x - masked_part, y.bits, y.frac)",
+        "return Shared(y.m * bit.x + masked_part, y.bits, y.frac)",
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    Fault(
+        "a comparison's top digit ignores the borrow",
+        "protocols/masked/comparison.py",
+        'for name, borrow in (("a0", 0), ("a1", 1)):',
+        'for name, borrow in (("a0", 0), ("a1", 0)):',
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    Fault(
+        "a borrow passes a digit that is not equal",
+        "protocols/masked/comparison.py",
+        '[(k, mono | {f"eq{i}"}) for k, mono in borrow]',
+        "[(k, mono) for k, mono in borrow]",
+        (f"{GATES}::test_less_than_zero",),
+    ),
+    # ---- lookups, polynomials, activations
+    Fault(
+        "a one-hot vector is turned the wrong way",
+        "protocols/masked/one_hot.py",
+        "    positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)\n"
+        "    return dealt.gather",
+        "    positions = (m_digit[..., None] + torch.arange(size, device=dealt.device)) & (size - 1)\n"
+        "    return dealt.gather",
+        (f"{GATES}::test_one_hot",),
+    ),
+    Fault(
+        "a point function's control bit on the wrong side",
+        "protocols/masked/dpf.py",
+        "both[0] ^= (keep ^ 1).astype(np.uint64)",
+        "both[0] ^= keep.astype(np.uint64)",
+        (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "both parties' point functions with the same sign",
+        "protocols/masked/dpf.py",
+        "    if party:\n        np.negative(out, out=out)",
+        "    if party > 1:\n        np.negative(out, out=out)",
+        (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "sign of a mask's low digit in a polynomial",
+        "protocols/masked/piecewise.py",
+        "minus_rho = -(x.lam & ((1 << low_bits) - 1))",
+        "minus_rho = (x.lam & ((1 << low_bits) - 1))",
+        (f"{GATES}::test_piecewise_fit_and_evaluation",),
+    ),
+    Fault(
+        "tails begin at half of the curved range",
+        "protocols/masked/activation.py",
+        "within(c, units, half.bit_length() + unit_bits)",
+        "within(c, units, half.bit_length() + unit_bits - 1)",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the curved range is off by two",
+        "protocols/masked/activation.py",
+        "offset = (half << x.frac) - (1 << (x.frac - unit_bits - 1))",
+        "offset = (half + 2 << x.frac) - (1 << (x.frac - unit_bits - 1))",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the sign and the polynomial see different borrows",
+        "protocols/masked/activation.py",
+        "less_than_zero(c, truncate(c, x, x.frac))",
+        "less_than_zero(c, truncate(c, x.add_public(1 << (x.frac - 1)), x.frac))",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the segment at the range's end is not read from both sides",
+        "protocols/masked/activation.py",
+        "ends = np.abs(t[:1] + half) - half",
+        "ends = t[:1]",
+        (f"{SUITE}::test_activation_over_its_whole_range",),
+    ),
+    Fault(
+        "the power's thresholds miss the largest",
+        "protocols/masked/power.py",
+        "return list(range(low + (high - low) % 2, high, 2))",
+        "return list(range(low + (high - low) % 2, high - 2, 2))",
+        (f"{GATES}::test_power",),
+    ),
+    # ---- softmax and norms
+    Fault(
+        "scores read as they are, not relative to their row",
+        "protocols/masked/softmax.py",
+        "return (whole - whole[:, -1:]).reshape(-1)",
+        "return whole.reshape(-1)",
+        (f"{SUITE}::test_softmax", f"{RANGES}::test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie"),
+    ),
+    Fault(
+        "exponentials of what lies two units lower",
+        "protocols/masked/softmax.py",
+        "units = torch.where(d < 1, d, d - size)",
+        "units = torch.where(d < 2, d, d - size)",
+        (f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged", GATES_OF_MASKED),
+    ),
+    Fault(
+        "shares cut without what a lost carry takes",
+        "protocols/masked/truncation.py",
+        "own = x.x + ((1 << count) - 1) if c.first else x.x",
+        "own = x.x",
+        (f"{SUITE}::test_argmax_and_max_with_ties", f"{RANGES}::test_every_declared_option_works_at_the_default_precision"),
+    ),
+    # ---- range flags
+    Fault(
+        "a flag's table good two units too far",
+        "protocols/masked/ranges.py",
+        "(digit + above + 1) & (size - 1)",
+        "(digit + above + 3) & (size - 1)",
+        (f"{RANGES}::test_cached_values", f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged"),
+    ),
+    Fault(
+        "a flag's table a unit too narrow",
+        "protocols/masked/ranges.py",
+        "(digit + above + 1) & (size - 1)",
+        "(digit + above) & (size - 1)",
+        (f"{RANGES}::test_no_false_flag_in_many_values_up_to_the_limit",),
+    ),
+    Fault(
+        "flags that leave as they are",
+        "protocols/masked/ranges.py",
+        "words = self._words ^ zero.cpu()",
+        "words = self._words",
+        (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
+    ),
+    Fault(
+        "flags of equal words for all values",
+        "protocols/masked/ranges.py",
+        "weights & -((word >> (digit & 63)) & 1)",
+        "-((word >> (digit & 63)) & 1)",
+        (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
+    ),
+    Fault(
+        "suite crypten: limits of what is flagged twice as far",
+        "protocols/crypten/comparison.py",
+        "SUM_BITS, LEAST = 32, 3403",
+        "SUM_BITS, LEAST = 32, 4 * 3403",
+        (f"{CRYPTEN_RANGES}::test_beyond_a_limit_is_flagged_for_certain",),
+    ),
+    Fault(
+        "suite crypten: limits of what is flagged half as far",
+        "protocols/crypten/comparison.py",
+        "SUM_BITS, LEAST = 32, 3403",
+        "SUM_BITS, LEAST = 32, 3403 // 4",
+        (f"{CRYPTEN_RANGES}::test_every_element_within_range_is_not_flagged",),
+    ),
+    Fault(
+        "suite crypten: flags that leave as they are",
+        "protocols/crypten/ranges.py",
+        'out = s.zero_sharing(shape, "xor")',
+        "out = torch.zeros(shape, dtype=torch.int64)",
+        (f"{CRYPTEN_RANGES}::test_a_word_is_random_and_a_share_says_nothing",),
+    ),
+    Fault(
+        "suite crypten: flags of equal words for all values",
+        "protocols/crypten/ranges.py",
+        "self._prg.ring(bits.shape, 64, s.device) & -bits.to(torch.int64)",
+        "-bits.to(torch.int64)",
+        (f"{CRYPTEN_RANGES}::test_a_word_is_random_and_a_share_says_nothing",),
+    ),
+    Fault(
+        "suite crypten: a coarse copy of a row that forgets where its mask wraps",
+        "protocols/crypten/norm.py",
+        "((coarse * top - mixed) * wrapped - coarse * high * 2)",
+        "(coarse * high * -2)",
+        ("tests/protocols/crypten/test_functions.py::test_moments",),
+    ),
+    Fault(
+        "suite crypten: 1 / deviation with too few bits for large rows",
+        "protocols/crypten/norm.py",
+        "INVERSE_BITS = 16",
+        "INVERSE_BITS = 6",
+        ("tests/protocols/crypten/test_functions.py::test_moments",),
+    ),
+    Fault(
+        "a norm's square in a ring without room",
+        "protocols/masked/normalisation.py",
+        "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
+        "h = h",
+        (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
+    ),
+    Fault(
+        "activation outputs lifted as if they were signed",
+        "protocols/masked/conversion.py",
+        "offset = 1 << found.frac if x.positive else None",
+        "offset = None",
+        (f"{RANGES}::test_activations_are_right_wherever_they_are_not_flagged",),
+    ),
+    Fault(
+        "softmax's shift counts bins of half the width",
+        "protocols/masked/softmax.py",
+        "unit = y.frac + BIN_BITS",
+        "unit = y.frac + BIN_BITS - 1",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "softmax's shift without its bias",
+        "protocols/masked/softmax.py",
+        "lowest = -(1 << (range_bits - 1 + y.frac))",
+        "lowest = -(1 << (range_bits - 2 + y.frac))",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "exponentials of the wrong unit",
+        "protocols/masked/softmax.py",
+        "units * (1 << WIDE_BITS) - lam_lo",
+        "units * (1 << WIDE_BITS) + lam_lo",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
+        "a norm without its epsilon",
+        "protocols/masked/normalisation.py",
+        "epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))",
+        "epsilon = 1",
+        (f"{SUITE}::test_norm_with_outliers_and_with_a_tiny_deviation",),
+    ),
+    # ---- selection
+    Fault(
+        "ties go to the later position",
+        "protocols/masked/top_k.py",
+        "pairs = x.map(lambda t: t[..., i.to(t.device)] - t[..., j.to(t.device)])",
+        "pairs = x.map(lambda t: t[..., i.to(t.device)] - t[..., j.to(t.device)]).add_public(-1)",
+        (f"{SELECTION}::test_top_k_by_ranks",),
+    ),
+    Fault(
+        "padding that wins against negative values",
+        "protocols/masked/ranking.py",
+        "lowest = -reach",
+        "lowest = 0",
+        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
+    ),
+    Fault(
+        "a ring of ranked values without room for both ends",
+        "protocols/masked/selection.py",
+        "frac + magnitude + 3",
+        "frac + magnitude + 2",
+        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
+    ),
+    Fault(
+        "a threshold that is reached by one value too few",
+        "protocols/masked/threshold.py",
+        "& (size - 1)) >= k).to(torch.int64)",
+        "& (size - 1)) >= k - 1).to(torch.int64)",
+        (f"{SELECTION}::test_top_k_by_threshold",),
+    ),
+    Fault(
+        "sign of the three-factor product",
+        "protocols/masked/gather.py",
+        "out = out + _dots(q.m, ek, bits) - eqk",
+        "out = out + _dots(q.m, ek, bits) + eqk",
+        (f"{CHOSEN}::test_attention_to_chosen_clusters",),
+    ),
+    Fault(
+        "a shuffle pass without the party's own mask",
+        "protocols/masked/shuffle.py",
+        "z = [ring.reduce(take_rows(t, orders[0]) + r[0], b) for t, r, b in zip(z, masks, bits, strict=True)]",
+        "z = [ring.reduce(take_rows(t, orders[0]), b) for t, r, b in zip(z, masks, bits, strict=True)]",
+        (f"{SHUFFLE}::test_shuffle_moves_whole_rows_of_all_tensors",),
+    ),
+    Fault(
+        "permutations from two bits of their keys",
+        "protocols/masked/shuffle.py",
+        "order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)",
+        "order = np.lexsort(tuple(keys.cpu().numpy() & 3), axis=-1)",
+        (f"{SHUFFLE}::test_permutations_have_no_bias",),
+    ),
+    Fault(
+        "compaction does not check how many rows are marked",
+        "protocols/masked/compaction.py",
+        "if not bool((marks.sum(-1) == k).all()):",
+        "if False:",
+        (f"{SHUFFLE}::test_a_broken_indicator_is_refused",),
+    ),
+    # ---- cache policies
+    Fault(
+        "eviction decides about the sinks as well",
+        "models/policies/mpcache.py",
+        "start, stop = self.sinks, tokens - self.window",
+        "start, stop = 0, tokens - self.window - self.sinks",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "the last layer of a group decides what all of them keep",
+        "models/policies/mpcache.py",
+        "suite.with_bound(state.votes + attention_mass, most + 1)",
+        "attention_mass",
+        (f"{BY_HAND}::test_layers_that_share_a_choice_keep_the_same_tokens",),
+    ),
+    Fault(
+        "clusters begin at the first token",
+        "models/policies/selecting.py",
+        "return Layout(size, min(sinks, tokens), candidates,",
+        "return Layout(size, 0, candidates,",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "a key that joins a begun cluster leaves its lowest ones alone",
+        "models/policies/clusters.py",
+        "extreme(before[0], columns), extreme(before[1], -columns))",
+        "extreme(before[0], columns), extreme(before[1], columns))",
+        ("tests/models/policies/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[6]",),
+    ),
+    Fault(
+        "what the prompt leaves over does not begin a cluster",
+        "models/policies/levels.py",
+        "grown(suite, None, keys[:, stop:], background)",
+        "grown(suite, None, keys[:, -1:], background)",
+        ("tests/models/policies/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
+    ),
+    Fault(
+        "digits of a product are unsigned",
+        "mpc/byte_matmul.py",
+        "((x + offset) ^ offset).unsqueeze(-1)",
+        "(x + 0).unsqueeze(-1)",
+        ("tests/mpc/test_byte_matmul.py::test_any_shape_and_ring",),
+    ),
+    Fault(
+        "the blocks of a deep product overlap",
+        "mpc/byte_matmul.py",
+        "slice(start, min(start + size, depth))",
+        "slice(start, min(start + size + 1, depth))",
+        ("tests/mpc/test_byte_matmul.py::test_the_largest_digits_of_a_deep_product[50257-32]",),
+    ),
+    Fault(
+        "alpha weighs the lowest key",
+        "models/policies/clusters.py",
+        "suite.scale(high, alpha), suite.scale(low, 1.0 - alpha)",
+        "suite.scale(high, 1.0 - alpha), suite.scale(low, alpha)",
+        ("tests/models/policies/test_policies_by_hand.py::test_mpcache",),
+    ),
+    Fault(
+        "a layer chooses by its own queries where it should take a choice",
+        "models/cache.py",
+        "start = layer - (layer - self.apart) % self.layers",
+        "start = layer",
+        (f"{BY_HAND}::test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys",),
+    ),
+    Fault(
+        "the coarse level keeps everything",
+        "models/policies/levels.py",
+        "count = max(round(self.coarse_share * above), -(-plan.count // factor))",
+        "count = above",
+        (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
+    ),
+    Fault(
+        "votes are pooled over one neighbour too few",
+        "models/policies/snapkv.py",
+        "votes = pooled(suite, attention_mass[:, :older], half, half)",
+        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
+        (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
+    ),
+    # ---- token indices, weights, what is stored
+    Fault(
+        "indices beyond the vocabulary give no row",
+        "protocols/masked/tokens.py",
+        "    inside[..., : rows.shape[-1] - size] += rows.x[..., size:]",
+        "    pass",
+        ("tests/protocols/test_tokens.py",),
+    ),
+    Fault(
+        "rows of tokens are opened without a mask",
+        "protocols/masked/tokens.py",
+        'lam = c.tape.random("open", tuple(rows.shape), bits)',
+        'lam = c.tape.random("open", tuple(rows.shape), bits) * 0',
+        (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "the last rows of a large factor are left out",
+        "mpc/ring.py",
+        "for start in range(0, depth, step)]",
+        "for start in range(0, depth - step, step)]",
+        ("tests/mpc/test_ring.py",),
+    ),
+    Fault(
+        "an emptied record of a storing is written anew",
+        "parties/party/store.py",
+        "if not isinstance(known, dict) or (file.exists() and not known):",
+        "if not isinstance(known, dict):",
+        ("tests/parties/party/test_store.py",),
+    ),
+    Fault(
+        "a channel whose key was revoked is lent",
+        "parties/transport/channel_pool.py",
+        "if kept is not None and key_of(kept.channel) in identity.revoked:",
+        "if False:",
+        ("tests/parties/identity/test_trust.py",),
+    ),
+    # ---- model and wire
+    Fault(
+        "a query does not see its own token",
+        "models/decoder.py",
+        "mask = key <= query",
+        "mask = (key < query) | (key == 0)",
+        ("tests/models/test_decoder.py",),
+    ),
+    Fault(
+        "a query sees the next token",
+        "models/decoder.py",
+        "mask = key <= query",
+        "mask = key <= query + 1",
+        ("tests/models/test_decoder.py",),
+    ),
+    Fault(
+        "a message's size is not checked",
+        "mpc/channel.py",
+        "if len(payload) != size:",
+        "if False:",
+        ("tests/mpc/test_channel.py",),
+    ),
+    # ---- at the client
+    Fault(
+        "a flagged output is taken for an answer",
+        "parties/client/session.py",
+        "        if not flags[0]:\n            return ()",
+        "        return ()",
+        ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),
+    ),
+    Fault(
+        "the parties are told of a range finding by another message",
+        "parties/client/session.py",
+        "link.send(wire.ClientMessage(finish=wire.Finish()))",
+        'link.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
+        ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
+    ),
+    Fault(
+        "the client stops early although the length is fixed",
+        "parties/client/session.py",
+        "        if self.request.params.fixed_length:\n            return\n",
+        "",
+        (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
+    ),
+    Fault(
+        "a choice is sent only after the caller has seen the token",
+        "parties/client/session.py",
+        "if self._answered or self.request.params.fixed_length:",
+        "if self._answered:",
+        (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
+    ),
+    Fault(
+        "a client sends what it likes behind its prompt",
+        "parties/party/client_endpoint.py",
+        'if decoding != "logits" and (kind := self.stream.unasked()):',
+        'if decoding == "" and (kind := self.stream.unasked()):',
+        (f"{OUTPUTS}::test_an_attack_is_caught",),
+    ),
+    # ---- calibration
+    Fault(
+        "rotary pairs balanced apart",
+        "models/balancing.py",
+        "queries, keys = (_pairs(x) for x in (queries, keys))",
+        "pass",
+        ("tests/models/test_balancing.py",),
+    ),
+    Fault(
+        "spread of scores over masked positions too",
+        "models/calibration/extremes.py",
+        "seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)",
+        "seen = torch.ones_like(scores, dtype=torch.bool)",
+        ("tests/models/calibration/test_calibration.py::test_extremes_are_those_of_transformers",),
+    ),
+    Fault(
+        "a calibration believed by its name alone",
+        "models/calibration/record.py",
+        "if model_digest(directory) != record.model_digest:",
+        "if False:",
+        ("tests/models/calibration/test_calibration.py::test_the_file_is_found_as_long_as_it_fits",),
+    ),
+    Fault(
+        "the owner's bounds go over what the caller says",
+        "protocols/registry.py",
+        "{**bounds, **self.options}",
+        "{**self.options, **bounds}",
+        ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
+    ),
+)
+
+
+class Stale(Exception):
+    """A fault's old text is not in its file exactly once."""
+
+
+def copy_tree(to: Path) -> None:
+    """What tests need, without caches."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for weights in (ROOT / "models").rglob("*.safetensors"):
+        (to / weights.relative_to(ROOT)).symlink_to(weights)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
+        shutil.copy(ROOT / name, to / name)
+    (to / "docs").symlink_to(ROOT / "docs")
+
+
+def check_texts(faults: Sequence[Fault]) -> None:
+    """Raise `Stale` unless each fault's old text is in its file exactly once, and the new one is another."""
+    for fault in faults:
+        found = (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
+        if found != 1 or fault.new == fault.old:
+            raise Stale(f"'{fault.name}': its old text is in {fault.file} {found} times, not once; bring it up to date")
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> int:
+    """pytest's exit code; -1 when it took too long (a hang is noticed too)."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return -1
+    return done.returncode
+
+
+def noticed(code: int) -> bool:
+    """Whether pytest's exit code says that tests ran and failed (or hung). Anything else but 0 is our own mistake."""
+    if code not in (-1, 0, 1):
+        raise Stale(f"pytest ended with code {code}: a named test does not exist, or it cannot be collected")
+    return code != 0
+
+
+def main() -> int:
+    """Print one line a fault; the number of survivors decides."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only faults with this in their name or file")
+    parser.add_argument("--list", action="store_true", help="list the faults, run nothing")
+    options = parser.parse_args()
+    faults = [f for f in FAULTS if options.only in f"{f.name} {f.file}"]
+    if not faults:
+        parser.error(f"no fault has '{options.only}' in its name or file (--list)")
+    check_texts(faults)
+    if options.list:
+        for fault in faults:
+            print(f"{fault.file}: {fault.name}")
+        return 0
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if noticed(run_tests(tree, list(dict.fromkeys(test for fault in faults for test in fault.tests)))):
+            print("a named test fails without any fault", file=sys.stderr)
+            return 2
+        for fault in faults:
+            file = tree / fault.file
+            right = file.read_text(encoding="utf-8")
+            start = time.perf_counter()
+            file.write_text(right.replace(fault.old, fault.new), encoding="utf-8")
+            try:
+                found = noticed(run_tests(tree, fault.tests))
+            finally:
+                file.write_text(right, encoding="utf-8")
+            survivors += not found
+            state = "noticed " if found else "SURVIVED"
+            print(f"{state} {time.perf_counter() - start:5.1f} s  {fault.file}: {fault.name}", flush=True)
+    print(f"{len(faults) - survivors} of {len(faults)} faults were noticed")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Stale as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
