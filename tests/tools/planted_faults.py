@@ -564,7 +564,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a channel whose key was revoked is lent",
         "parties/transport/channel_pool.py",
-        "if kept is not None and key_of(kept.channel) in identity.revoked:",
+        "if pooled is not None and key_of(pooled.channel) in identity.revoked:",
         "if False:",
         ("tests/parties/identity/test_trust.py",),
     ),
