@@ -95,7 +95,7 @@ class _Replies:
 
 
 class _Party:
-    """A link to a party that is told something."""
+    """A stream to a party that is told something."""
 
     def __init__(self, name: str) -> None:
         self.peer = name
@@ -132,7 +132,7 @@ def _outputs(data: bytes) -> None:
         session._parties.append(link)
         session._incoming[link] = _Incoming()
     for number, message in enumerate(_parsed(wire.PartyMessage, data)):
-        session._inbox.put((links[number % 2], message))
+        session._inbox.put(links[number % 2], message)
         session._next()
     assert all(0 <= token < SHAPE.vocabulary for token in session.tokens)
 

@@ -21,7 +21,7 @@ from tests.parties.toy import expected, slow
 PROMPT = [3, 1]
 
 
-class Kept:
+class Pooled:
     """A client that reaches party0 through a relay and keeps its connections."""
 
     def __init__(self, running: Running) -> None:
@@ -39,48 +39,48 @@ class Kept:
 
 
 @pytest.fixture
-def kept(two: Running) -> Iterator[Kept]:
-    made = Kept(two)
+def pooled(two: Running) -> Iterator[Pooled]:
+    made = Pooled(two)
     yield made
     made.client.close()
     made.relay.close()
 
 
-def test_one_handshake_for_many_sessions_at_once(kept: Kept, two: Running) -> None:
-    kept.works()
-    assert [m.name for m in kept.client.models()] == ["tiny"]
+def test_one_handshake_for_many_sessions_at_once(pooled: Pooled, two: Running) -> None:
+    pooled.works()
+    assert [m.name for m in pooled.client.models()] == ["tiny"]
     two.toy.before_round = slow(0.01)
-    threads = [threading.Thread(target=kept.works) for _ in range(3)]
+    threads = [threading.Thread(target=pooled.works) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    kept.works()
-    assert kept.relay.connections == 2, "one look at the certificate, and one connection"
+    pooled.works()
+    assert pooled.relay.connections == 2, "one look at the certificate, and one connection"
 
 
-def test_a_lost_connection_is_made_again(kept: Kept) -> None:
-    kept.works()
-    kept.relay.cut()
-    kept.works()
-    kept.works()
-    assert kept.relay.connections == 3
+def test_a_lost_connection_is_made_again(pooled: Pooled) -> None:
+    pooled.works()
+    pooled.relay.cut()
+    pooled.works()
+    pooled.works()
+    assert pooled.relay.connections == 3
 
 
-def test_a_restarted_party_is_used_again(kept: Kept, two: Running) -> None:
-    kept.works()
+def test_a_restarted_party_is_used_again(pooled: Pooled, two: Running) -> None:
+    pooled.works()
     two.deployment.servers["party1"].stop()
     with pytest.raises(PeerLost, match=r"^party1: nothing listens at .*\(waited 2 s\)"):
-        kept.works()
+        pooled.works()
     two.deployment.start_one("party1")
-    kept.works()
-    assert kept.relay.connections == 2, "one look at the certificate, and one connection"
+    pooled.works()
+    assert pooled.relay.connections == 2, "one look at the certificate, and one connection"
 
 
-def test_closed_while_in_use(kept: Kept, two: Running) -> None:
-    closed = kept.client.ask(PROMPT, 3, model=kept.model, stop_ids=(), on_token=lambda token: kept.client.close())
+def test_closed_while_in_use(pooled: Pooled, two: Running) -> None:
+    closed = pooled.client.ask(PROMPT, 3, model=pooled.model, stop_ids=(), on_token=lambda token: pooled.client.close())
     assert closed.tokens == expected(PROMPT, 3, VOCABULARY)
-    kept.works()
+    pooled.works()
     works(two.deployment)
 
 

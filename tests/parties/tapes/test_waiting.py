@@ -1,0 +1,54 @@
+"""A party that is out of tape waits for one, where its configuration says so."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from mpc.errors import TapeError
+from tests.parties import tape_folders as tapes
+from tests.parties.conftest import VOCABULARY
+from tests.parties.deployment import Deployment
+from tests.parties.tape_folders import PROMPT
+from tests.parties.tapes.test_sessions import start
+from tests.parties.toy import Toy, expected
+
+
+def test_waiting_for_tapes(tmp_path: Path, checkpoint: Path) -> None:
+    toy = Toy()
+    deployment = Deployment(tmp_path, 2, toy.program, connect_seconds=1)
+    out, later = tmp_path / "out", tmp_path / "later"
+    try:
+        start(deployment, out, when_tape_is_out="wait", tape_wait_seconds=60)
+        deployment.share(checkpoint)
+        tapes.deal_toy(deployment, checkpoint, later, toy)
+        stages: list[str] = []
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if "waiting for a tape" in stage and not any("waiting for a tape" in before for before in stages):
+                for name in reversed(deployment.names):
+                    shutil.copytree(later / name, out / name, dirs_exist_ok=True)
+            stages.append(stage)
+
+        result = deployment.client().ask(PROMPT, 3, stop_ids=(), on_progress=on_progress)
+        assert result.tokens == expected(PROMPT, 3, VOCABULARY)
+        waited = [stage for stage in stages if stage.startswith("waiting for a tape: party")]
+        assert "has no tape for a prompt of 5 tokens and 3 new tokens" in waited[0]
+    finally:
+        deployment.stop()
+
+
+def test_waiting_for_tapes_ends(tmp_path: Path, checkpoint: Path) -> None:
+    deployment = Deployment(tmp_path, 2, Toy().program)
+    try:
+        start(deployment, tmp_path / "out", when_tape_is_out="wait", tape_wait_seconds=1.2)
+        deployment.share(checkpoint)
+        began = time.monotonic()
+        with pytest.raises(TapeError, match=r"party. has no tape for a prompt of 5 tokens .* \(waited 1\.2 s\)"):
+            deployment.client().ask(PROMPT, 3, stop_ids=())
+        assert 1 < time.monotonic() - began < 10
+    finally:
+        deployment.stop()
