@@ -22,8 +22,9 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.balancing import Balance
 from models.config import Config, brief, read_json
-from models.family import Family, family_for
-from models.tokenizer import TextTokenizer
+from models.families.family import Family
+from models.families.registry import family_for
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError
 
 SINGLE = "model.safetensors"

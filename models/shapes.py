@@ -7,7 +7,7 @@ from pathlib import Path
 from models.architecture import Architecture, Rotary
 from models.checkpoint import read_architecture
 from models.config import Config, read_json
-from models.family import family_for
+from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
 from models.gguf.header import is_gguf
 from mpc.errors import ConfigurationError
@@ -15,7 +15,7 @@ from protocols.suite import Norm
 
 
 def _gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257, positions: int = 1024) -> Architecture:
-    """GPT-2 (Radford et al. 2019) as `models.gpt2` reads it: a centred residual stream, hence no mean in its norms."""
+    """GPT-2 (Radford et al. 2019) as `models.families.gpt2` reads it: a centred residual stream, so no mean in its norms."""
     return Architecture(
         family="gpt2",
         layers=layers,

@@ -1,10 +1,10 @@
 """Preprocessing: a party expands its tape, and computes what follows from the tape alone, before the values are there.
 
-The program is public, so a party can run it twice: a *preparing* pass, on shape tensors in place of all that depends on
-inputs, takes the tape's entries in program order (`PreparingTape`) and puts them, with every term that depends on them and
-on public masked weights alone (`Tape.ahead`), into a `Store`; the *online* pass asks for the same things in the same order
-and gets what lies there (`PreparedTape`). Each end checks the other: an entry that is not the one asked for is a
-`TapeError`, before anything is opened with it.
+The program is public, so a party can run it twice: a *preprocessing* pass, on shape tensors in place of all that depends on
+inputs, takes the tape's entries in program order (`PreprocessingTape`) and puts them, with every term that depends on them
+and on public masked weights alone (`Tape.precompute`), into `PrecomputedValues`; the *online* pass asks for the same things
+in the same order and gets what lies there (`PrecomputedTape`). Each end checks the other: an entry that is not the one asked
+for is a `TapeError`, before anything is opened with it.
 
 Security: the entries are the very ones that the online pass would have taken, each is taken from the tape once, handed out
 once and forgotten. Both passes are of the same party; nothing leaves it.
@@ -31,7 +31,7 @@ POLL_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """Raised in a preparing pass whose session is over; no error."""
+    """Raised in a preprocessing pass whose session is over; no error."""
 
 
 def _words(key: Key) -> str:
@@ -39,8 +39,8 @@ def _words(key: Key) -> str:
     return f"'{op}' ({what}, shape {list(shape) if isinstance(shape, tuple) else shape}, {ring})"
 
 
-class Store:
-    """What was prepared and not used yet, in order. One thread (or pass) puts, one takes.
+class PrecomputedValues:
+    """What was precomputed and not used yet, in order. One thread (or pass) puts, one takes.
 
     limit: bytes that may wait before `put` does; None: no limit, for passes that alternate in one thread, where `take` of
     what is not there is an error at once. check: called about once a second while waiting; raises when the wait is vain.
@@ -60,7 +60,7 @@ class Store:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of prepared values that wait."""
+        """Bytes of precomputed values that wait."""
         return self._bytes_in - self._bytes_out
 
     def __len__(self) -> int:
@@ -79,7 +79,8 @@ class Store:
         self._wake()
 
     def take(self, key: Key) -> tuple[Any, int]:
-        """The next entry, which must be `key`, and its offline bytes. Raises `TapeError`, or the preparing pass's error."""
+        """Return the next entry, which must be `key`, and its offline bytes. Raises `TapeError`, or the preprocessing pass's
+        error."""
         try:
             found, value, offline = self._entries.popleft()
         except IndexError:
@@ -120,13 +121,13 @@ class Store:
                 self._changed.notify_all()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """The preparing pass has ended, with `error` or with its program."""
+        """Say that the preprocessing pass has ended, with `error` or with its program."""
         with self._changed:
             self._error, self._complete = error, True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Nobody will take any more: forget all that waits, and end the preparing pass at its next `put`."""
+        """Nobody will take any more: forget all that waits, and end the preprocessing pass at its next `put`."""
         with self._changed:
             self._stopped = True
             self._entries.clear()
@@ -141,28 +142,29 @@ def _size(value: Any) -> int:
 
 
 class _Meter(Ledger):
-    """Catches what a tape would book while an entry is prepared."""
+    """Catches what a tape would book while an entry is precomputed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
     def offline(self, count: int) -> None:
-        """Remember it for the entry."""
+        """Remember a count for the entry."""
         self.bytes += count
 
     def read(self) -> int:
-        """What came since the last reading."""
+        """Return what came since the last reading."""
         count, self.bytes = self.bytes, 0
         return count
 
 
-class PreparingTape(Tape):
-    """A party's tape during the preparing pass. `tape` belongs to it from now on; its ledger counts nothing."""
+class PreprocessingTape(Tape):
+    """A party's tape during the preprocessing pass: what it hands out, the online pass will get as well. `tape` belongs to
+    it from now on; its ledger counts nothing."""
 
-    preparing = True
+    preprocessing = True
 
-    def __init__(self, tape: PartyTape, store: Store) -> None:
+    def __init__(self, tape: PartyTape, store: PrecomputedValues) -> None:
         super().__init__(Ledger(), tape.device)
         self._tape = tape
         self._store = store
@@ -171,7 +173,6 @@ class PreparingTape(Tape):
 
     @property
     def dealing(self) -> bool:
-        """False."""
         return False
 
     def _put(self, key: Key, value: Any) -> Any:
@@ -180,53 +181,46 @@ class PreparingTape(Tape):
         return value
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """This party's share, which the online pass will get as well."""
         out: Tensor = self._put(_key(op, "random", shape, bits, kind), self._tape.random(op, shape, bits, kind))
         return out
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """As `random`, alone in a list."""
         return [self.random(op, shape, bits, kind)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """This party's share, which the online pass will get as well."""
         found = self._tape.dependent(op, shape, None, bits, kind)
         out: Tensor = self._put(_key(op, "dependent", shape, bits, kind), found)
         return out
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """This party's share in narrow words, which the online pass will get as well."""
         out: Tensor = self._put(_key(op, "table", shape, bits), self._tape.table(op, shape, None, bits))
         return out
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """The dealer's value, which the online pass will get as well."""
         out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits))
         return out
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
-        """Computed here, for the online pass."""
         value = compute()
         if value.is_meta:
             raise TapeError(
-                f"preprocessing: '{op}' depends on a mask that a preparing pass does not keep; set preprocessing: off"
+                f"preprocessing: '{op}' depends on a mask that a preprocessing pass does not keep; set preprocessing: off"
             )
         out: Tensor = self._put(_key(op, "precomputed", shape), value)
         return out
 
 
-class PreparedTape(Tape):
-    """A party's tape during the online pass: what the preparing pass has left in `store`."""
+class PrecomputedTape(Tape):
+    """A party's tape during the online pass: what the preprocessing pass has left in `store`."""
 
-    def __init__(self, store: Store, ledger: Ledger, device: Any = "cpu") -> None:
+    def __init__(self, store: PrecomputedValues, ledger: Ledger, device: Any = "cpu") -> None:
         super().__init__(ledger, device)
         self._store = store
 
     @property
     def dealing(self) -> bool:
-        """False."""
         return False
 
     def _take(self, key: Key) -> Tensor:
@@ -238,29 +232,23 @@ class PreparedTape(Tape):
         return found
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """This party's share of a fresh uniform value."""
         return self._take(_key(op, "random", shape, bits, kind))
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """As `random`, alone in a list."""
         return [self.random(op, shape, bits, kind)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """This party's share of the value that the dealer computed."""
         return self._take(_key(op, "dependent", shape, bits, kind))
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """This party's share of the value that the dealer computed, in narrow words."""
         return self._take(_key(op, "table", shape, bits))
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """The value that the dealer computed."""
         return self._take(_key(op, "common", shape, bits))
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
-        """What the preparing pass computed."""
         return self._take(_key(op, "precomputed", shape))
 
 

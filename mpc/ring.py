@@ -57,12 +57,6 @@ def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
     return x >> count
 
 
-def less_unsigned(a: Tensor, b: Tensor) -> Tensor:
-    """Bool tensor a < b where the int64 words are read as unsigned 64-bit integers."""
-    flip = torch.iinfo(torch.int64).min
-    return (a ^ flip) < (b ^ flip)
-
-
 def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
     """Signed limbs l_i in [-2^(width-1), 2^(width-1)) with x = sum l_i 2^(width i) mod 2^64, as float64."""
     out = []

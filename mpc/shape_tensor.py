@@ -175,12 +175,6 @@ class ShapeTensor:
         """As many elements as `index` has."""
         return new_shape_tensor(index.shape)
 
-    def index_select(self, dim: int, index: Any) -> ShapeTensor:
-        """As many rows along `dim` as `index` has."""
-        shape = list(self.shape)
-        shape[dim] = index.numel()
-        return new_shape_tensor(shape)
-
     def repeat(self, *sizes: int) -> ShapeTensor:
         """`sizes` copies along each axis."""
         shape = (*(1,) * (len(sizes) - self.dim()), *self.shape)

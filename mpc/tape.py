@@ -37,7 +37,7 @@ HEADER_BYTES = 16
 
 
 def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
-    """What an entry is, in words: the text that both ends hash."""
+    """Return what an entry is, in words: the text that both ends hash."""
     how = "common" if kind == "common" else "dependent" if dependent else "random"
     kind = "value" if kind == "common" else kind
     return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
@@ -46,10 +46,10 @@ def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> st
 class Tape(ABC):
     """One end of the tape. The dealer's returns whole values, a party's returns its share of them.
 
-    preparing: the pass that uses it runs ahead of the values, see `mpc.preprocessing`.
+    preprocessing: the pass that uses it runs before the values are there, see `mpc.preprocessing`.
     """
 
-    preparing: ClassVar[bool] = False
+    preprocessing: ClassVar[bool] = False
 
     def __init__(self, ledger: Ledger | None = None, device: torch.device | str = "cpu") -> None:
         self.ledger = ledger if ledger is not None else Ledger()
@@ -63,34 +63,36 @@ class Tape(ABC):
 
     @abstractmethod
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """A fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
+        """Return a fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
 
     @abstractmethod
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """As `random`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
+        """Return as `random`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
 
     @abstractmethod
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """A value the dealer computes (`value()`, called there only). Party i gets its share of it, the dealer the value.
+        """Return a value that the dealer computes (`value()`, called there only). Party i gets its share of it, the dealer
+        the value.
 
         Costs packed_size(elements, bits) offline bytes for the last party.
         """
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
-        """As `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
+        """Return as `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
         2^bits: enough for what is looked up in, and small."""
         return self.dependent(op, shape, value, bits)
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
-        """A tensor of `shape` that a party computes from its entries of this tape and from what it knows since the model
-        was loaded, and from nothing else. Elsewhere a shape tensor; nothing is dealt."""
+        """Return a tensor of `shape` that a party computes from its entries of this tape and from what it knows since the
+        model was loaded, and from nothing else. Elsewhere a shape tensor; nothing is dealt."""
         return shape_tensor(shape)
 
     @abstractmethod
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
-        """A value the dealer computes and every party gets whole, such as the part of a key that all of them share.
+        """Return a value that the dealer computes and every party gets whole, such as the part of a key that all of them
+        share.
 
         It must say nothing but with what a party gets otherwise from this tape. Costs packed_size(elements, bits) offline
         bytes for *every* party.
@@ -116,7 +118,6 @@ class DealerTape(Tape):
 
     @property
     def dealing(self) -> bool:
-        """True."""
         return True
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
@@ -128,7 +129,7 @@ class DealerTape(Tape):
         self.position += 1
 
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
-        """XOR or sum of the first parties' expansions; a sum is not yet reduced."""
+        """Return the XOR or sum of the first parties' expansions; a sum is not yet reduced."""
         total = self._prgs[0].ring(shape, bits, self.device, kind == "xor")
         for prg in self._prgs[1:parties]:
             part = prg.ring(shape, bits, self.device, kind == "xor")
@@ -136,12 +137,11 @@ class DealerTape(Tape):
         return total
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """The whole fresh value, the sum (or XOR) of all parties' expansions."""
+        """Return the sum (or XOR) of all parties' expansions."""
         self._header(describe(op, kind, bits, shape, False), 0)
         return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """All parties' shares of a fresh uniform value."""
         self._header(describe(op, kind, bits, shape, False), 0)
         return [prg.ring(shape, bits, self.device) for prg in self._prgs]
 
@@ -196,7 +196,6 @@ class PartyTape(Tape):
 
     @property
     def dealing(self) -> bool:
-        """False."""
         return False
 
     def _header(self, text: str, size: int, everyone: bool = False) -> None:
@@ -213,36 +212,31 @@ class PartyTape(Tape):
         self.ledger.offline(HEADER_BYTES)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """This party's share of a fresh uniform value."""
         self._header(describe(op, kind, bits, shape, False), 0)
         return self._prg.ring(shape, bits, self.device)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """This party's share of a fresh uniform value, alone in a list."""
         return [self.random(op, shape, bits, kind)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """This party's share of the value that the dealer computed."""
         payload = self._correction(op, shape, bits, kind)
         if payload is None:
             return self._prg.ring(shape, bits, self.device, kind == "xor")
         return unpack(payload, bits, shape).to(self.device)
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """This party's share of the value that the dealer computed, in narrow words."""
         payload = self._correction(op, shape, bits, "sum")
         if payload is None:
             return self._prg.words(shape, bits, self.device)
         return unpack_words(payload, bits, shape).to(self.device)
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
-        """Computed now."""
         return compute()
 
     def _correction(self, op: str, shape: Shape, bits: int, kind: str) -> Bytes | None:
-        """What the dealer sent of a dependent value: nothing but for the last party."""
+        """Return what the dealer sent of a dependent value: nothing but for the last party."""
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
         if not self._last:
@@ -251,7 +245,6 @@ class PartyTape(Tape):
         return self._read(size)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """The value that the dealer computed."""
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         self.ledger.offline(size)
@@ -259,7 +252,7 @@ class PartyTape(Tape):
 
 
 def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
-    """A `read(n)` over an iterator of byte chunks; raises `TapeError` when the stream ends too early.
+    """Return a `read(n)` over an iterator of byte chunks; it raises `TapeError` when the stream ends too early.
 
     What lies within one chunk is not copied.
     """
@@ -288,15 +281,20 @@ def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
 
 
 class CountingTape(Tape):
-    """A tape of shape tensors: nothing is dealt, the last party's offline bytes are counted. For cost estimation."""
+    """A tape of shape tensors: nothing is dealt, the last party's offline bytes are counted. For cost estimation.
+
+    >>> tape = CountingTape()
+    >>> tape.dependent("product", (3, 2), None, bits=20).shape
+    torch.Size([3, 2])
+    >>> tape.ledger.total().offline_bytes  # a header, and 20 bits an element
+    31
+    """
 
     @property
     def dealing(self) -> bool:
-        """False: nobody computes values."""
         return False
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        """A shape tensor."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES)
         return shape_tensor(shape)
@@ -304,15 +302,14 @@ class CountingTape(Tape):
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """A shape tensor; counts the correction that the last party would receive."""
+        """Count the correction that the last party would receive."""
         self.position += 1
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
         return shape_tensor(shape)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        """A shape tensor; counts what every party would receive."""
+        """Count what every party would receive."""
         return self.dependent(op, shape, None, bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """A shape tensor, alone in a list."""
         return [self.random(op, shape, bits, kind)]

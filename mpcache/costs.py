@@ -9,8 +9,9 @@ from models.costs.estimation import estimate as trace
 from models.costs.tracing import Setting, StageCosts
 from models.shapes import find_shape, with_positions
 from mpc.errors import ConfigurationError
+from protocols.registry import DEFAULT_SUITE
 
-_DEFAULT = Setting("masked")
+_DEFAULT = Setting(DEFAULT_SUITE)
 
 
 @dataclass(frozen=True)

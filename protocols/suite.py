@@ -41,7 +41,7 @@ class Suite(ABC):
     """
 
     name: ClassVar[str]
-    prepares: ClassVar[bool] = False
+    preprocesses: ClassVar[bool] = False
     """Whether a party can run a preprocessing pass of its program, see `mpc.preprocessing`."""
     overlaps_rounds: ClassVar[bool] = False
     """Whether rounds of work that runs in the background (`protocols.schedule.later`) are shared with the work beside it."""

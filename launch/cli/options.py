@@ -19,7 +19,7 @@ SuiteOptionValue = bool | int | float | str | None
 
 
 def checkpoint_folder(model: Path | None) -> Path | None:
-    """The folder itself; for a GGUF file the folder of its model, converted into the cache unless it is there already."""
+    """Return the folder itself; for a GGUF file that of its model, which is converted into the cache unless it is there."""
     from models.gguf.header import is_gguf
 
     if model is None or not is_gguf(model):
@@ -32,12 +32,12 @@ def checkpoint_folder(model: Path | None) -> Path | None:
 
 
 def model_option(text: str) -> Any:
-    """The option --model of a checkpoint, help text `text`; commands get its folder."""
+    """Return the option --model of a checkpoint, with the help `text`; commands get its folder."""
     return typer.Option("--model", help=text, callback=checkpoint_folder)
 
 
 def tokenizer_option() -> Any:
-    """The option --tokenizer; commands get the folder."""
+    """Return the option --tokenizer; commands get the folder."""
     return typer.Option(
         "--tokenizer", help="Folder with config.json and the tokenizer's files, or GGUF file.", callback=checkpoint_folder
     )
@@ -89,7 +89,11 @@ SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
 def suite_options(items: list[str] | None) -> dict[str, SuiteOptionValue]:
-    """Options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`."""
+    """Read options of a suite from NAME=VALUE; numbers, true and false are read as such. Raises `ConfigurationError`.
+
+    >>> suite_options(["score=8", "residual=10*2 15"])
+    {'score': 8, 'residual': '10*2 15'}
+    """
     found: dict[str, SuiteOptionValue] = {}
     for item in items or []:
         name, equals, text = item.partition("=")
@@ -123,7 +127,7 @@ def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding
 
 
 def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Decoding, float | None]:
-    """The decoding, and the temperature that is part of what parties compute (1 for a sample without one).
+    """Return the decoding, and the temperature that is part of what parties compute (1 for a sample without one).
 
     Raises `ConfigurationError` for values that do not go together.
     """
@@ -136,7 +140,7 @@ def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Deco
 
 
 def read_prompt(text: str | None, file: Path | None, required: bool = True) -> str | None:
-    """The prompt, from the option or the file ("-": standard input).
+    """Read the prompt from the option or the file ("-": standard input).
 
     Raises `ConfigurationError` when both or (if required) none are given, or the file is unreadable or empty.
     """

@@ -35,7 +35,7 @@ class Server(Protocol):
 
 
 def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConfig:
-    """The configuration of `path`, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
+    """Read a role's configuration, with insecure_trust_authority set if `trust_authority`. Raises `ConfigurationError` when
     it is another role's."""
     config = load_config(path)
     if config.role != role:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from launch.terminal.console import err
-from models.tokenizer import TextTokenizer
+from models.tokenizer.text import TextTokenizer
 from parties.client.client import Client, GenerationResult
 from parties.client.request import GenerationRequest
 
@@ -62,7 +62,7 @@ class _View:
             sys.stdout.flush()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """A line for each stage before the first token, and one of tokens where their text does not show them."""
+        """Show a line for each stage before the first token, and one of tokens where their text does not show them."""
         if self._streaming and (self.times or stage == "tokens"):
             return
         if stage not in self._tasks:
@@ -70,14 +70,14 @@ class _View:
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
 
     def token(self, token: int) -> None:
-        """One more token; its text may have to wait for the next one."""
+        """Show one more token, whose text may have to wait for the next one."""
         if not self.times and self._streaming:
             self._bar.stop()
         self.times.append(time.perf_counter() - self._start)
         self._write(self._stream.push(token))
 
     def finish(self) -> str:
-        """What still waited, and the end of the line. Returns the whole text."""
+        """Show the text that still waited, end the line, and return the whole text."""
         self._write(self._stream.flush())
         if self._streaming:
             sys.stdout.write("\n")
@@ -98,7 +98,10 @@ def answer(
     streaming: bool = True,
     watched: Callable[[Callable[[], GenerationResult]], GenerationResult] = lambda work: work(),
 ) -> Answer:
-    """Ask the parties. streaming: write text to standard output as it comes; watched: runs the call to the parties."""
+    """Ask the parties for a request with its prompt.
+
+    streaming: text is written to standard output as it comes. watched: runs the call to the parties.
+    """
     ids = list(request.prompt_ids)
     with _View(tokenizer, ids, streaming) as view:
         result = watched(lambda: client.generate(request, on_token=view.token, on_progress=view.progress))

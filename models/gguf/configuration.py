@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.family import FAMILIES
+from models.families.registry import FAMILIES
 from models.gguf.header import GgufHeader, MetadataValue
 from models.gguf.weights import read_array
 from mpc.errors import CheckpointError

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from models.architecture import Architecture
 from models.checkpoint import INDEX, SINGLE
 from models.config import Config
-from models.family import Family, family_for
+from models.families.family import Family
+from models.families.registry import family_for
 from models.gguf.configuration import config_values, special_id, unexpected
 from models.gguf.header import GgufHeader, read_header
 from models.gguf.vocabulary import write_tokenizer

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.family import Family
+from models.families.family import Family
 from models.gguf.header import GgufHeader, GgufTensor
 from mpc.errors import CheckpointError
 

@@ -35,7 +35,7 @@ class Cancellation:
             raise Cancelled("the caller gave the generation up")
 
     def watch(self, session: Session) -> None:
-        """The session that `cancel` ends. Raises `Cancelled` when it is too late to begin."""
+        """Let `cancel` end this session. Raises `Cancelled` when it is too late to begin."""
         with self._lock:
             self._session = session
         self.check()

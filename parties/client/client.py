@@ -87,7 +87,7 @@ class Client:
     def _connected(
         self, waiting: Callable[[str], None], check: Callable[[], None] = lambda: None
     ) -> Iterator[list[grpc.Channel]]:
-        """Channels to all parties, for the time of the block."""
+        """Lend channels to all parties for the time of the block."""
         if self._kept is not None:
             with self._kept.lend(waiting, check) as channels:
                 yield channels
@@ -104,12 +104,15 @@ class Client:
         return self._credentials.current
 
     def models(self, on_waiting: Callable[[str], None] = lambda reason: None) -> list[ModelReference]:
-        """The models that all parties hold."""
+        """Return the models that all parties hold."""
         with self._connected(on_waiting) as channels:
             return common_models(describe_all(self.config, channels))
 
     def find_model(self, model: str | None = None) -> ModelReference:
-        """The model with this id or name; without one, the only model. Raises `ConfigurationError` listing what there is."""
+        """Return the model with this id or name; without one, the only model.
+
+        Raises `ConfigurationError` listing what there is.
+        """
         held = self.models()
         found = [m for m in held if model is None or model in (m.id, m.name)]
         if len(found) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.chat_template import TurnEnd
+from models.tokenizer.chat_template import TurnEnd
 from mpc.errors import ConfigurationError
 from parties.client.sampling_params import Adjust, SamplingParams
 

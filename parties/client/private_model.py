@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import read_architecture
-from models.stop_strings import TextUntil
-from models.tokenizer import TextTokenizer
+from models.tokenizer.stop_strings import TextUntil
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from models.chat_template import ChatTemplate, TurnEnd
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate, TurnEnd
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
 
 Inputs = str | Sequence[int] | Tensor

@@ -115,7 +115,7 @@ class ClientSession(Session):
         self._began = 0.0
 
     def all_logits(self) -> Tensor | None:
-        """Logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
+        """Return logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
         if self.request.manifest.decoding != "logits":
             return None
         none = torch.empty(0, self.request.architecture.vocabulary, dtype=torch.float64)
@@ -123,7 +123,7 @@ class ClientSession(Session):
 
     # ---- life ------------------------------------------------------------------------------------------------------
     def run(self, channels: Sequence[grpc.Channel], heartbeats: HeartbeatMonitor, identity: Callable[[], Identity]) -> None:
-        """The whole session. identity(): with which to connect again after a connection was lost.
+        """Run the whole session. identity(): with which to connect again after a connection was lost.
 
         Raises the error that explains a failure best, when several parties report one; in the end `WrongOutput`.
         """
@@ -158,7 +158,7 @@ class ClientSession(Session):
             raise self._problem
 
     def _explain(self) -> BaseException:
-        """The most telling of what the parties report, after a moment for their reports to arrive."""
+        """Return the most telling of what the parties report, after a moment for their reports to arrive."""
         if self.error is not None and not isinstance(self.error, PeerError):
             return self.error
         limit = time.monotonic() + min(GRACE_SECONDS, self.config.deadline_seconds / 2)
@@ -182,7 +182,7 @@ class ClientSession(Session):
             self.fail(public(error, self.role))
 
     def _share_choice(self, step: int, token: int) -> None:
-        """Decoding "logits": share the token that follows output `step`, if one more output is to come."""
+        """Share, in decoding "logits", the token that follows output `step`, if one more output is to come."""
         if self.request.manifest.decoding == "logits" and step + 1 < self.request.manifest.new_tokens:
             self._share("token", step, (1,), iter([torch.tensor([token])]))
 
@@ -306,7 +306,7 @@ class ClientSession(Session):
             self._end(step, "stop")
 
     def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
-        """The token of an opened output [1] (or of logits [1, V]); None where it ends the answer, which is then ended."""
+        """Return the token of an opened output [1] (or of logits [1, V]); None where the answer ends before it."""
         if findings := self._left_range(step, flags):
             self.findings = findings
             self.seconds = time.perf_counter() - self._began
@@ -329,20 +329,20 @@ class ClientSession(Session):
         return token
 
     def _left_range(self, step: int, flags: Sequence[bytes]) -> tuple[RangeFinding, ...]:
-        """What left its range on the way to an output, from all parties' shares of its flags."""
+        """Return what left its range on the way to an output, from all parties' shares of its flags."""
         if not flags[0]:
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
         return findings_in(opened, step, self.request.manifest.spec.settings.bounds)
 
     def _choose_idly(self, value: Tensor) -> None:
-        """After the answer: as much work as a choice takes, so that what is sent next comes no sooner."""
+        """Work, after the answer, as much as a choice takes, so that what is sent next comes no sooner."""
         if self.request.manifest.decoding == "logits":
             with suppress(Exception):
                 self._choose(value[0])
 
     def _choose(self, logits: Tensor) -> int:
-        """The token that follows, from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
+        """Choose a token from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
         params = self.request.params
         tokens = [*self.request.prompt_ids, *self.tokens]
         adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
@@ -365,8 +365,8 @@ class ClientSession(Session):
             self._share_choice(step, token)
 
     def _end(self, step: int, reason: FinishReason) -> None:
-        """No output after this one is wanted, for whatever reason: the parties are told the same, if they would go on and
-        the length is not fixed."""
+        """End the answer with this output. Whatever the reason, the parties are told the same, if they would go on and the
+        length is not fixed."""
         self.finish_reason = reason
         self._answered = True
         if self.request.params.fixed_length:

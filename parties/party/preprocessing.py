@@ -1,4 +1,4 @@
-"""Preprocessing in a session: a thread runs the preparing pass of the program while this party waits for the network.
+"""Preprocessing in a session: a thread runs the preprocessing pass of the program while this party waits for the network.
 
 What it prepares (see `mpc.preprocessing`) waits in memory, at most `LIMIT_BYTES` of it. The thread reads the tape, and
 nobody else does from then on. It ends with its program, with the session, or when `stop` is called; an error of it is raised
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpc.preprocessing import PreparedTape, PreparingTape, Stopped, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
 from mpc.tape import PartyTape
 from parties.config.role_config import RoleConfig
 from parties.program import SessionProgram
@@ -36,21 +36,21 @@ def wanted(config: RoleConfig) -> bool:
 
 
 class Preprocessing:
-    """The preparing pass of one session. It is the `Endpoint` of its program."""
+    """The preprocessing pass of one session. It is the `Endpoint` of its program."""
 
     def __init__(self, session: Session, program: SessionProgram, tape: PartyTape, weights: dict[str, Any]) -> None:
         self._session = session
         self._program = program
         self._tape = tape
         self._weights = weights
-        self._store = Store(LIMIT_BYTES, session.check)
+        self._store = PrecomputedValues(LIMIT_BYTES, session.check)
         self._thread = threading.Thread(target=self._main, name=f"preprocessing {session.id[:8]}", daemon=True)
 
     def start(self, channel: GrpcChannel) -> Suite:
         """Begin to prepare; returns the suite of the online pass, whose ledger is the channel's."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread.start()
-        return self._program.suite(PreparedTape(self._store, channel.ledger, self._program.device), channel)
+        return self._program.suite(PrecomputedTape(self._store, channel.ledger, self._program.device), channel)
 
     def stop(self) -> None:
         """Nothing will be needed any more. Does not wait."""
@@ -63,7 +63,7 @@ class Preprocessing:
     def _main(self) -> None:
         try:
             with torch.no_grad():
-                suite = self._program.suite(PreparingTape(self._tape, self._store), None)
+                suite = self._program.suite(PreprocessingTape(self._tape, self._store), None)
                 self._program.run(suite, self._weights, None, self)
             self._store.finish()
         except Stopped:

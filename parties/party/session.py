@@ -347,7 +347,7 @@ class PartySession(ServedSession):
             if dealt.loading is not None:
                 loading = self._program.suite(tape_of(dealt.loading), channel)
             weights = self._load(loading, dealt.load)
-        if suite.prepares and wanted(config):
+        if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights)
             suite = self._preprocessing.start(channel)
         self.step = "receiving the prompt's shares"

@@ -25,12 +25,12 @@ Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 def package_version() -> str:
-    """Version of the installed distribution."""
+    """Return the version of the installed distribution."""
     return version("mpcache")
 
 
 def new_id() -> str:
-    """A random 128-bit identifier, hexadecimal, of a session, a model or a load.
+    """Return a random 128-bit identifier, hexadecimal, of a session, a model or a load.
 
     A model's id is random and not a hash of its weights: a hash would let anybody test whether the secret model is some
     checkpoint that he knows.
@@ -39,14 +39,14 @@ def new_id() -> str:
 
 
 def check_id(text: str, what: str, sender: str) -> str:
-    """The id itself; raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
+    """Return the id itself. Raises `WireError` naming the sender unless it is 128 bits in hexadecimal."""
     if not ID_PATTERN.fullmatch(text):
         raise WireError(f"{sender} sent a {what} id of {len(text)} characters, expected 32 hexadecimal digits")
     return text
 
 
 def architecture_hash(architecture: Architecture) -> str:
-    """SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of an architecture's canonical JSON."""
     return hashlib.sha256(architecture.to_json().encode()).hexdigest()
 
 
@@ -114,16 +114,16 @@ class Manifest(ProgramFacts):
         )
 
     def canonical(self) -> bytes:
-        """Canonical JSON: keys sorted, no spaces."""
+        """Return canonical JSON: keys sorted, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
+        """Return the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     @classmethod
     def parse(cls, data: bytes, sender: str) -> Manifest:
-        """From canonical JSON; raises `WireError` or, for another protocol version, `ManifestMismatch`."""
+        """Read canonical JSON. Raises `WireError` or, for another protocol version, `ManifestMismatch`."""
         if len(data) > MANIFEST_BYTES:
             raise WireError(f"{sender} sent a manifest of {len(data)} bytes, at most {MANIFEST_BYTES} are expected")
         try:
@@ -149,7 +149,7 @@ class Manifest(ProgramFacts):
         return manifest
 
     def load_key(self, storing: str = "") -> tuple[str, ...]:
-        """What must be equal for masked weights of an earlier session to serve again.
+        """Return what must be equal for masked weights of an earlier session to serve again.
 
         storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none.
         """

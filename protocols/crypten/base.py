@@ -16,7 +16,7 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ledger import Ledger, current, operation
+from mpc.ledger import NO_OPERATION, Ledger, current, operation
 from mpc.tape import Tape
 from protocols.crypten import arithmetic, fixed, output
 from protocols.crypten.binding.library import CryptenSession, open_session, use
@@ -31,7 +31,6 @@ from protocols.suite import Linear, OutputShare, Suite, Value
 USUAL = CryptenOptions()
 CONSTANT_BITS = 24
 MAX_CONSTANT_BITS = 30
-NO_OPERATION = "other"
 WEIGHT_BITS = 20
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mpc import ring
+from mpc.ring import RING_BITS
 from protocols.crypten import ranges
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue, CryptenWeight
@@ -27,8 +28,6 @@ from protocols.masked.context import Context
 from protocols.masked.gather import chosen_scores, chosen_values
 from protocols.masked.product import multiply, product
 from protocols.masked.shares import Masked, Shared
-
-FULL = 64
 
 
 class _Roles:
@@ -88,7 +87,7 @@ def opened_indices(s: CryptenSession, index: Tensor, size: int) -> Masked:
 
 def one_hot_rows(s: CryptenSession, index: Masked, cut: slice, size: int) -> Tensor:
     """One-hot rows of some masked indices, [n, size] modulo 2^64. Local."""
-    return tokens.one_hot_rows(_context(s), Masked(index.m[cut], index.lam[cut], index.bits, 0), size, FULL).x
+    return tokens.one_hot_rows(_context(s), Masked(index.m[cut], index.lam[cut], index.bits, 0), size, RING_BITS).x
 
 
 def joined(parts: Sequence[CryptenWeight], dim: int) -> CryptenWeight:
@@ -110,17 +109,17 @@ def _masked(s: CryptenSession, x: CryptenValue) -> Masked:
     assert isinstance(x, CryptenWeight)
     if s.channel is None:
         lam = -x.mask if x.mask is not None else s.without_content(x.shape)
-        return Masked(s.without_content(x.shape), lam, FULL, x.fraction_bits)
+        return Masked(s.without_content(x.shape), lam, RING_BITS, x.fraction_bits)
     assert x.difference is not None
     own = x.difference - x.share if s.party == 0 else -x.share
-    return Masked(x.difference, own, FULL, x.fraction_bits)
+    return Masked(x.difference, own, RING_BITS, x.fraction_bits)
 
 
 def _opened(s: CryptenSession, values: Sequence[CryptenValue]) -> list[Masked]:
     """Fresh masked forms of several values: 1 round, 8 bytes per element; cached values need none."""
     fresh = [x for x in values if not isinstance(x, CryptenWeight)]
     masks = [s.tape.random("factor mask", x.shape) for x in fresh]
-    items = [(x.share - s.held(mask), FULL, "sum") for x, mask in zip(fresh, masks, strict=True)]
+    items = [(x.share - s.held(mask), RING_BITS, "sum") for x, mask in zip(fresh, masks, strict=True)]
     opened = iter(zip(s.open_together(items) if items else [], masks, strict=True))
     out = []
     for x in values:
@@ -128,7 +127,7 @@ def _opened(s: CryptenSession, values: Sequence[CryptenValue]) -> list[Masked]:
             out.append(_masked(s, x))
         else:
             m, mask = next(opened)
-            out.append(Masked(m, -mask, FULL, x.fraction_bits))
+            out.append(Masked(m, -mask, RING_BITS, x.fraction_bits))
     return out
 
 
@@ -141,12 +140,12 @@ def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
 def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequence[str | None], limit: int) -> Tensor:
     """x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and y."""
     masks = [s.tape.random("factor mask", v.shape) for v in (x, y)]
-    opened = s.open_together([(v.share - s.held(m), FULL, "sum") for v, m in zip((x, y), masks, strict=True)])
+    opened = s.open_together([(v.share - s.held(m), RING_BITS, "sum") for v, m in zip((x, y), masks, strict=True)])
     factors = []
     for v, m, mask, kind in zip((x, y), opened, masks, kinds, strict=True):
         if kind is not None:
             ranges.watch(s, kind, m, mask, v.fraction_bits, limit)
-        factors.append(Masked(m, -mask, FULL, v.fraction_bits))
+        factors.append(Masked(m, -mask, RING_BITS, v.fraction_bits))
     return multiply(_context(s), *factors).x
 
 

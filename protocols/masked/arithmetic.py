@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mpc.fixed_point import encode
+from mpc.ring import RING_BITS
 from protocols.masked import product
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift
 from protocols.masked.values import MaskedTensor
@@ -33,7 +33,7 @@ def public(convert: Conversion, x: Tensor | float, shape: Sequence[int] | None =
     t = t.expand(tuple(shape)) if shape is not None else t
     m = encode(t, convert.fraction_bits).to(convert.context.device)
     magnitude = max(1, math.ceil(math.log2(float(t.abs().max()) + 1))) if t.numel() else 1
-    return convert.new(Masked(m, torch.zeros_like(m), FULL, convert.fraction_bits), magnitude)
+    return convert.new(Masked(m, torch.zeros_like(m), RING_BITS, convert.fraction_bits), magnitude)
 
 
 def concat(convert: Conversion, values: Sequence[Value], dim: int) -> MaskedTensor:
@@ -59,7 +59,7 @@ async def _factors(convert: Conversion, x: Value, y: Value, extra: int) -> tuple
     fa, fb = min(a.frac, convert.fraction_bits), min(b.frac, convert.fraction_bits)
     magnitude = a.magnitude + b.magnitude + extra
     bits = max(fa + fb + magnitude + 2, fa + a.magnitude + 2, fb + b.magnitude + 2)
-    if bits > FULL:
+    if bits > RING_BITS:
         require(False, "product", f"{a} by {b} needs {bits} bits")
     ma, mb = await together(convert.masked(a, fa, bits), convert.masked(b, fb, bits))
     return ma, mb, magnitude

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.bounds import largest
 from protocols.masked import product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM
+from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
@@ -47,7 +48,7 @@ def query_bits(convert: Conversion) -> int:
 def spare_bits(convert: Conversion, rows: gate.Rows) -> int:
     """Return the fraction bits that numerators may have in the largest ring, so that their sum times the values fits."""
     peak = convert.fraction_bits + gate.PEAK_BITS + convert.bounds.here.value
-    return FULL - 3 - peak - max(rows.longest, 1).bit_length()
+    return RING_BITS - 3 - peak - max(rows.longest, 1).bit_length()
 
 
 def _flag_scores(convert: Conversion, difference: Masked) -> None:
@@ -71,9 +72,9 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     t = convert.tensor(x)
     t.magnitude = min(t.magnitude, range_bits)
     s = await convert.masked(t, f, f + range_bits + 2)
-    frac = min(NUMERATOR_BITS - 2, FULL - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
-    p, inverse = await _numerators(convert, s, rows, frac, FULL)
-    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, FULL)
+    frac = min(NUMERATOR_BITS - 2, RING_BITS - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
+    p, inverse = await _numerators(convert, s, rows, frac, RING_BITS)
+    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, RING_BITS)
     spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
     out = product.multiply(convert.context, p, spread)
     return convert.new(out.map(lambda t: rows.put(t).reshape(x.shape)), 1)
@@ -183,14 +184,14 @@ async def attention(
 
     async def cached() -> Masked:
         with operation("values"):
-            return await convert.masked(values, convert.fraction_bits, FULL)
+            return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
     s, mv = await together(_scores(convert, q, k, bias), cached())
     frac = min(NUMERATOR_BITS, spare_bits(convert, rows))
-    widths = Widths(frac, FULL, scaled_bits(convert))
+    widths = Widths(frac, RING_BITS, scaled_bits(convert))
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = FULL - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
-        widths = Widths(min(frac, most), FULL, FULL)
+        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
+        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
     out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
     if observed is None:
         return out, None

@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.masked import arithmetic, product
 from protocols.masked.append_buffer import AppendBuffer, append_buffer
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, ROOM
+from protocols.masked.magnitudes import ROOM
 from protocols.masked.shares import Masked
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -32,13 +33,13 @@ async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = Non
     `Suite.mask_for_cache`."""
     x, c, f = convert.tensor(new), convert.context, convert.fraction_bits
     with operation("cache"):
-        x.masked = await convert.masked(x, f, FULL)
+        x.masked = await convert.masked(x, f, RING_BITS)
         x.shared = None
         if kind is not None:
             bound: int = getattr(convert.bounds.here, kind)
             convert.ranges.check(kind, x.masked.to_ring(f + bound + 2 + ROOM), 2.0**bound)
-    if c.tape.preparing:  # no term that is computed ahead needs a cached value's mask
-        x.masked = Masked(c.blank(x.shape), c.blank(x.shape), FULL, x.masked.frac)
+    if c.tape.preprocessing:  # no term that is computed ahead needs a cached value's mask
+        x.masked = Masked(c.blank(x.shape), c.blank(x.shape), RING_BITS, x.masked.frac)
     return x
 
 
@@ -47,7 +48,7 @@ async def append(convert: Conversion, cache: Value, new: Value, dim: int, kind: 
     x = await mask_for_cache(convert, new, kind)
     old, masked = convert.tensor(cache), x.masked
     assert masked is not None
-    if old.masked is None or (old.masked.frac, old.masked.bits) != (masked.frac, FULL):
+    if old.masked is None or (old.masked.frac, old.masked.bits) != (masked.frac, RING_BITS):
         return arithmetic.concat(convert, [old, x], dim)
     out = old.of_rows(_buffer(old, old.masked, dim).append(masked))
     out.magnitude = max(old.magnitude, x.magnitude)
@@ -69,9 +70,9 @@ async def replace(convert: Conversion, rows: Value, place: Value, new: Value) ->
     old = convert.tensor(rows)
     with operation("replace"):
         e, m, fresh = await together(
-            convert.masked(convert.tensor(place), 0, FULL),
-            convert.masked(old, f, FULL),
-            convert.masked(convert.tensor(new), f, FULL),
+            convert.masked(convert.tensor(place), 0, RING_BITS),
+            convert.masked(old, f, RING_BITS),
+            convert.masked(convert.tensor(new), f, RING_BITS),
         )
         change = fresh.map(lambda t: t.expand(groups, count, channels)).add(m.map(torch.neg))
         marks = e.map(lambda t: t.reshape(groups, count, 1).expand(groups, count, channels))

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 
+from mpc.ring import RING_BITS
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.magnitudes import FULL, PlaceBounds
+from protocols.masked.magnitudes import PlaceBounds
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut, truncate, truncate_and_lift
@@ -79,7 +80,7 @@ class Conversion:
             found = await self.opened(x, frac, bits)
         excess = found.frac - frac
         if excess < 0:
-            found = Masked(found.m << -excess, found.lam << -excess, min(found.bits - excess, FULL), frac)
+            found = Masked(found.m << -excess, found.lam << -excess, min(found.bits - excess, RING_BITS), frac)
             found = found.to_ring(found.bits)
             excess = 0
         if found.bits - excess >= bits:

@@ -7,10 +7,10 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 from __future__ import annotations
 
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
 from protocols.masked import comparison, product
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL
 from protocols.masked.shares import Masked
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -45,4 +45,4 @@ async def less_than_zero(convert: Conversion, x: Value) -> MaskedTensor:
     frac = min(t.frac, convert.fraction_bits)
     m = await convert.masked(t, frac, frac + t.magnitude + 2)
     with operation("less than zero"):
-        return convert.new((await comparison.less_than_zero(convert.context, m)).share(FULL), 1)
+        return convert.new((await comparison.less_than_zero(convert.context, m)).share(RING_BITS), 1)

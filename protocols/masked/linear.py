@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.masked import product, tokens
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, ROOM, WEIGHT_BITS
+from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.shares import Masked
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.masked.weights import fixed_weight
@@ -32,7 +33,7 @@ async def weight(convert: Conversion, name: str, shape: Sequence[int], share: Te
     """
     c, bounds = convert.context, convert.bounds
     with operation("weight"):
-        bits = bounds.table_bits if name == TABLE else FULL
+        bits = bounds.table_bits if name == TABLE else RING_BITS
         fixed = await fixed_weight(c, shape, share, WEIGHT_BITS, bits)
     magnitude = bounds.first_stream if len(shape) == 1 or name.startswith("embedding") else LARGEST_WEIGHT
     return MaskedWeight(c.local(), fixed, magnitude)

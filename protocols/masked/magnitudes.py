@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from protocols.bounds import Bounds
 
 WEIGHT_BITS = 16  # fraction bits of the weights' shares, as the model owner gives them
-FULL = 64  # bits of the largest ring
 ROOM = 2  # bits between a bound and what a ring holds where it is checked
 SIMILARITY_ROOM = 2  # products with cluster representatives may be 2^2 times larger than scores
 

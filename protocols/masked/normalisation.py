@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.masked import product
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.linear import linear, weight_product
-from protocols.masked.magnitudes import FULL, ROOM, WEIGHT_BITS
+from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.power import power
 from protocols.masked.shares import Masked
 from protocols.masked.truncation import open_cut, truncate, truncate_and_lift
@@ -55,9 +56,9 @@ def norm_bits(convert: Conversion, width: int) -> NormBits:
     scale = max(SCALE_BITS, math.ceil(residual - math.log2(width) / 2 + RELATIVE_BITS))
     fixed = WEIGHT_BITS + bound + 1 + 3
     low, high = RESIDUAL_BITS
-    stream = max(low, min(high, convert.fraction_bits + 2, FULL - fixed - scale))
+    stream = max(low, min(high, convert.fraction_bits + 2, RING_BITS - fixed - scale))
     bits = max(stream + fixed + scale, 2 * stream + 2 * residual + ROOM + 2)
-    return NormBits(stream, scale, min(bits, FULL), stream + fixed + scale <= FULL)
+    return NormBits(stream, scale, min(bits, RING_BITS), stream + fixed + scale <= RING_BITS)
 
 
 def _inverse_magnitude(norm: Norm) -> int:

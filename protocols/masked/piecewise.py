@@ -7,7 +7,7 @@ sum_j (m_lo / 2^l)^j [A_j[m_hi]]. A borrow shifts the segment by one and makes x
 is fitted on (-1, 1) segment widths.
 
 The range is the ring: x is read modulo 2^bits, and the last segment is not usable (a borrow from it wraps to the first);
-clamp first where x can leave it. Offline: (degree + 1) 2^hi out_bits per
+x must not leave it. Offline: (degree + 1) 2^hi out_bits per
 element (twice with a factor). Error: the fit's plus about 2^(power_bits - frac) (rounded coefficients) plus |f'| width
 2^-power_bits.
 Leaks: nothing, it is local (docs/security.md, "Piecewise polynomials").

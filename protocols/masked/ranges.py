@@ -63,7 +63,7 @@ class RangeFlags:
 
         dealt = c.deal_xor("range table", (*x.shape, words), table, min(size, 64))
         self._seed()
-        if not c.evaluating or c.tape.preparing:
+        if not c.evaluating or c.tape.preprocessing:
             return
         digit = (x.m >> low) & (size - 1)
         word = dealt[..., 0] if words == 1 else dealt.gather(-1, (digit >> 6)[..., None])[..., 0]
@@ -80,7 +80,7 @@ class RangeFlags:
         c = self._c
         value = (lambda: Prg(new_seed()).ring((SEED_WORDS,))) if c.tape.dealing else None
         seed = c.tape.common("range coefficients", (SEED_WORDS,), value)
-        if c.evaluating and not c.tape.preparing:
+        if c.evaluating and not c.tape.preprocessing:
             self._coefficients = Prg(seed.cpu().numpy().tobytes())
 
     def take(self) -> Tensor:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 from mpc.ledger import operation
+from mpc.ring import RING_BITS
 from protocols.masked import compaction, product, ranking, threshold, top_k
 from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.conversion import Conversion
 from protocols.masked.dealing import one_hot
-from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM
+from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.output import CHOICE_BITS
 from protocols.masked.selection_matrix import count_bits
 from protocols.masked.shares import Masked, Shared
@@ -72,7 +73,7 @@ async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> M
     """Return one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        return convert.new(await top_k.top_k(convert.context, m, k, FULL), 1)
+        return convert.new(await top_k.top_k(convert.context, m, k, RING_BITS), 1)
 
 
 async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
@@ -80,9 +81,9 @@ async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> M
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
         if x.shape[-1] <= PAIRS:
-            found = await top_k.top_k_indicator(convert.context, m, k, FULL)
+            found = await top_k.top_k_indicator(convert.context, m, k, RING_BITS)
         else:
-            found = await threshold.top_k_by_threshold(convert.context, m.with_frac(0), k, FULL, DIGIT_BITS)
+            found = await threshold.top_k_by_threshold(convert.context, m.with_frac(0), k, RING_BITS, DIGIT_BITS)
         return convert.new(found, 1)
 
 
@@ -129,8 +130,8 @@ async def choose(convert: Conversion, chosen: Value, rows: Value) -> MaskedTenso
     t = convert.tensor(rows)
     with operation("selection"):
         e, m = await together(
-            convert.masked(convert.tensor(chosen), 0, FULL),
-            convert.masked(t, min(t.frac, convert.fraction_bits), FULL),
+            convert.masked(convert.tensor(chosen), 0, RING_BITS),
+            convert.masked(t, min(t.frac, convert.fraction_bits), RING_BITS),
         )
         return convert.new(product.matmul(convert.context, e, m), t.magnitude)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mpc.channel import Channel
+from mpc.ring import RING_BITS
 from mpc.tape import Tape
 from protocols.masked import (
     arithmetic,
@@ -40,7 +41,7 @@ from protocols.masked import (
 )
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import FULL, SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
+from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -60,7 +61,7 @@ class MaskedSuite(Suite):
     """
 
     name: ClassVar[str] = "masked"
-    prepares: ClassVar[bool] = True
+    preprocesses: ClassVar[bool] = True
     overlaps_rounds: ClassVar[bool] = True
     flag_bytes: ClassVar[int] = 8 * len(RANGE_KINDS)
     weight_fraction_bits = WEIGHT_BITS
@@ -103,13 +104,13 @@ class MaskedSuite(Suite):
         magnitude = 1 if fraction_bits == 0 else self.convert.bounds.here.activation
         if bound is not None:
             magnitude = math.ceil(math.log2(bound))
-        return self.convert.new(Shared(x, FULL, fraction_bits), magnitude)
+        return self.convert.new(Shared(x, RING_BITS, fraction_bits), magnitude)
 
     def indices(self, count: int, share: Tensor | None, size: int) -> MaskedTensor:
         """Places from this party's share in Z_2^64, of which the bits of an index count."""
         x = share.to(self.device) if share is not None else self.context.blank((count,))
         bits = index_bits(size)
-        return self.convert.new(Shared(x, FULL, 0).to_ring(bits), bits)
+        return self.convert.new(Shared(x, RING_BITS, 0).to_ring(bits), bits)
 
     def output(self, x: Value) -> OutputShare:
         return output.output(self.convert, x)

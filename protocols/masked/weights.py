@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mpc.ring import RING_BITS
 from mpc.shape_tensor import shape_tensor
 from protocols.masked.context import Context, open_value
 from protocols.masked.product import FixedWeight
 from protocols.masked.shares import Shared
 
-FULL = 64
 BLOCK_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
 
 
@@ -41,13 +41,13 @@ async def fixed_weight(c: Context, shape: Sequence[int], share: Tensor | None, f
 
     bits: the largest ring of its products. The sharing that is kept is m - lam, of which the model's owner knows nothing.
     """
-    width, dtype = (32, torch.int32) if bits <= 32 else (FULL, torch.int64)
+    width, dtype = (32, torch.int32) if bits <= 32 else (RING_BITS, torch.int64)
     m, own = (_empty(shape, dtype, c.device) if c.evaluating else shape_tensor(shape) for _ in range(2))
     masks = _empty(shape, dtype, c.device) if c.tape.dealing else shape_tensor(shape)
     for rows in _blocks(shape):
         size = (rows.stop - rows.start, *shape[1:])
         part = c.blank(size) if share is None else share[rows].to(c.device)
-        opened = await open_value(c, Shared(part, FULL, frac))
+        opened = await open_value(c, Shared(part, RING_BITS, frac))
         if c.evaluating:
             m[rows] = opened.m.to(dtype)
             own[rows] = c.shared(opened).x.to(dtype)

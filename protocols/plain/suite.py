@@ -88,16 +88,6 @@ def tensor_of(value: Value) -> Tensor:
     return value.tensor
 
 
-class Recorder:
-    """A decoder's probe that keeps every value it is shown: `values[name]` lists them in order of their steps."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-
-    def __call__(self, name: str, value: Value) -> None:
-        self.values.setdefault(name, []).append(tensor_of(value).detach().clone())
-
-
 class PlainSuite(Suite):
     """Float arithmetic in `dtype` on `device`. `input` and `weight` take float (or integer) tensors as they are.
 

@@ -26,7 +26,7 @@ from parties.wire.manifest import new_id
 from parties.wire.model_ranges import unpack_ranges
 from protocols.registry import SuiteSpec
 from tests.fuzz.samples import SHAPE, Target, configurations, make_manifest, scratch
-from tests.models import gguf_files
+from tests.models.gguf import gguf_files
 
 
 @cache

@@ -125,7 +125,7 @@ def _frames(data: bytes) -> None:
 def _outputs(data: bytes) -> None:
     """Messages to a client, in turn from each of two parties: outputs with their range flags, progress, the summary."""
     config = make_config(yaml.safe_load(configurations()[1]))
-    request = AgreedRequest(make_manifest(new_tokens=3), SHAPE, [1], SamplingParams(3))
+    request = AgreedRequest(make_manifest(new_tokens=3, options={"score": 8}), SHAPE, [1], SamplingParams(3))
     session = ClientSession(new_id(), config, request, lambda token: None, lambda stage, done, total: None)
     links: list[Any] = [_Party(name) for name in ("party0", "party1")]
     for link in links:

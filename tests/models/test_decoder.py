@@ -15,9 +15,10 @@ from models.decoder import Decoder, load_weights
 from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
-from protocols.plain.suite import PlainSuite, Recorder, tensor_of
+from protocols.plain.suite import PlainSuite, tensor_of
 from protocols.suite import Suite, Value
 from tests.models import random_checkpoints as checkpoints
+from tests.tools.recorder import Recorder
 
 
 def saved(name: str, directory: Path) -> tuple[Any, Checkpoint, list[int]]:
@@ -31,7 +32,7 @@ def feed(plain: PlainModel, ids: list[int]) -> Value:
 
 
 def centred(name: str, states: torch.Tensor) -> torch.Tensor:
-    """GPT-2's residual stream is kept without its mean (models.folding); the others' as it is."""
+    """GPT-2's residual stream is kept without its mean (models.families.folding); the others' as it is."""
     return states - states.mean(-1, keepdim=True) if name.startswith("gpt2") else states
 
 

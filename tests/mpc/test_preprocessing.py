@@ -22,7 +22,7 @@ from models.costs.program import NoInputs
 from models.shapes import SHAPES, with_layers
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, operation
-from mpc.preprocessing import PreparedTape, PreparingTape, Stopped, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape, Tape, chunks
 from protocols.suite import OutputShare
@@ -53,10 +53,10 @@ def test_prepared_entries_are_the_direct_ones(parties: int) -> None:
     seeds = [new_seed() for _ in range(parties)]
     for direct, other in zip(tapes(parties, seeds), tapes(parties, seeds), strict=True):
         expected = program(direct)
-        store = Store()
-        seen = program(PreparingTape(other, store))
+        store = PrecomputedValues()
+        seen = program(PreprocessingTape(other, store))
         assert store.waiting_bytes == sum(x.numel() * x.element_size() for x in expected)
-        prepared = PreparedTape(store, Ledger())
+        prepared = PrecomputedTape(store, Ledger())
         for found, value, wanted in zip(program(prepared), seen, expected, strict=True):
             assert found.dtype == wanted.dtype
             assert torch.equal(found, wanted)
@@ -88,16 +88,16 @@ def test_narrow_tables_are_congruent() -> None:
     ],
 )
 def test_another_program_is_refused(take: Callable[[Tape], Any], words: str) -> None:
-    store = Store()
-    program(PreparingTape(tapes(2, [new_seed(), new_seed()])[1], store))
+    store = PrecomputedValues()
+    program(PreprocessingTape(tapes(2, [new_seed(), new_seed()])[1], store))
     with pytest.raises(TapeError, match=f"prepared 'a' .*{words}"):
-        take(PreparedTape(store, Ledger()))
+        take(PrecomputedTape(store, Ledger()))
 
 
 def test_what_was_not_prepared_is_an_error() -> None:
-    store = Store()
-    program(PreparingTape(tapes(2, [new_seed(), new_seed()])[0], store))
-    prepared = PreparedTape(store, Ledger())
+    store = PrecomputedValues()
+    program(PreprocessingTape(tapes(2, [new_seed(), new_seed()])[0], store))
+    prepared = PrecomputedTape(store, Ledger())
     program(prepared)
     with pytest.raises(TapeError, match="prepared nothing more where this party's program needs 'a'"):
         prepared.random("a", (3, 2))
@@ -105,11 +105,11 @@ def test_what_was_not_prepared_is_an_error() -> None:
 
 def test_an_entry_of_another_dealer_program_is_refused_while_preparing() -> None:
     with pytest.raises(TapeError, match="tape entry 0"):
-        PreparingTape(tapes(2, [new_seed(), new_seed()])[0], Store()).random("z", (3, 2))
+        PreprocessingTape(tapes(2, [new_seed(), new_seed()])[0], PrecomputedValues()).random("z", (3, 2))
 
 
 def test_a_bounded_store_makes_the_preparing_pass_wait() -> None:
-    store = Store(LIMIT)
+    store = PrecomputedValues(LIMIT)
     sizes: list[int] = []
 
     def prepare() -> None:
@@ -131,7 +131,7 @@ def test_a_bounded_store_makes_the_preparing_pass_wait() -> None:
 
 
 def test_errors_of_the_preparing_pass_come_after_what_it_prepared() -> None:
-    store = Store(LIMIT)
+    store = PrecomputedValues(LIMIT)
     store.put(("x", 0, ()), torch.zeros(1), 0)
     store.finish(TapeError("dealt something else"))
     store.take(("x", 0, ()))
@@ -140,7 +140,7 @@ def test_errors_of_the_preparing_pass_come_after_what_it_prepared() -> None:
 
 
 def test_a_stopped_store_ends_a_waiting_pass() -> None:
-    store, ended = Store(1), threading.Event()
+    store, ended = PrecomputedValues(1), threading.Event()
 
     def prepare() -> None:
         try:
@@ -162,7 +162,7 @@ def test_a_vain_wait_raises_the_session_error() -> None:
         raise TapeError("the session is over")
 
     with pytest.raises(TapeError, match="the session is over"):
-        Store(LIMIT, check).take(("x", 0, ()))
+        PrecomputedValues(LIMIT, check).take(("x", 0, ()))
 
 
 @pytest.mark.parametrize("parties", [2, 3])
@@ -176,7 +176,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
 
     def party(channel: Any, tape: PartyTape, ahead: bool) -> tuple[OutputShare, Ledger]:
         work = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, channel.party))
-        preparing, store, output = None, Store(), None
+        preparing, store, output = None, PrecomputedValues(), None
         with torch.inference_mode():
             for number, (_, run) in enumerate(work.segments()):
                 if number == 1 and ahead:
@@ -202,7 +202,7 @@ def test_a_whole_step_is_the_same(parties: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_neither_end_sleeps_while_the_other_waits_for_it() -> None:
     """An entry at a time, each larger than the limit: both ends wait for each other all the time."""
-    store = Store(1)
+    store = PrecomputedValues(1)
     count = 2000
 
     def put() -> None:

@@ -40,11 +40,6 @@ def test_shift_right_is_unsigned(word: int, bits: int, count: int) -> None:
     assert _wrap(shifted) == _wrap((word % 2**bits) >> count)
 
 
-@given(WORDS, WORDS)
-def test_less_unsigned(a: int, b: int) -> None:
-    assert bool(ring.less_unsigned(_tensor(a), _tensor(b))[0]) == (a % 2**64 < b % 2**64)
-
-
 @pytest.mark.parametrize("bits", [0, 65, -1])
 def test_ring_bits_out_of_range(bits: int) -> None:
     with pytest.raises(RangeError, match=f"between 1 and 64, got {bits}"):

@@ -12,7 +12,6 @@ from mpc.errors import TapeError
 from mpc.ledger import operation
 from mpc.random import new_seed
 from mpc.ring import reduce
-from mpc.shape_tape import ShapeTape
 from mpc.tape import HEADER_BYTES, CountingTape, DealerTape, PartyTape, Tape, chunks
 
 Program = Callable[[Tape], list[Tensor]]
@@ -71,7 +70,7 @@ def test_offline_bytes_are_booked() -> None:
         with operation("x"):
             _program(tape)
         assert tape.ledger.by_operation()["x"].offline_bytes == expected
-    shapes = ShapeTape()
+    shapes = CountingTape()
     assert [x.shape for x in _program(shapes)] == [(3, 2), (5,), (3, 2), (5,)]
     assert shapes.ledger.total().offline_bytes == 64 + 49
 
@@ -153,9 +152,9 @@ def test_a_common_value_reaches_every_party(parties: int) -> None:
     for tape, stream in zip(tapes, streams, strict=True):
         assert torch.equal(program(tape)[1], dealt[1])
         assert len(stream) == 2 * HEADER_BYTES + 4 == tape.ledger.total().offline_bytes
-    for counting in (ShapeTape(), CountingTape()):
-        assert program(counting)[1].shape == (3, 2)
-        assert counting.ledger.total().offline_bytes == 2 * HEADER_BYTES + 4
+    counting = CountingTape()
+    assert program(counting)[1].shape == (3, 2)
+    assert counting.ledger.total().offline_bytes == 2 * HEADER_BYTES + 4
     tapes, _, _ = _deal(2, lambda tape: [tape.common("key", (3,), lambda: torch.zeros(3, dtype=torch.int64), 5)])
     with pytest.raises(TapeError, match="'key dependent sum"):
         tapes[0].dependent("key", (3,), None, 5)

@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import pytest
 
-from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, WireError
+from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, RangeError, WireError
 from parties.client.client import Client
 from parties.identity.certificates import Identity, check, create_authority, create_identity
+from parties.program import plan_of
 from parties.transport.connection import connect
 from parties.wire import generate_stubs
 from parties.wire import wire_pb2 as wire
@@ -362,3 +363,19 @@ def test_garbage_instead_of_a_message(two: Running) -> None:
 
 def test_stubs_are_those_of_the_definition() -> None:
     assert generate_stubs.different() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "plain"}, "suite 'plain' keeps nothing secret"),
+        ({"suite": "quantum"}, "unknown suite 'quantum'"),
+        ({"options": {"device": "cuda"}}, "suite 'crypten' has no option 'device'"),
+        ({"options": {"residual": 19}}, "residual = 19 must be a whole number from 4 to 18"),
+        ({"fraction_bits": 30}, "fraction_bits must be between 8 and 20, got 30"),
+    ],
+)
+def test_servers_check_the_suite_of_a_manifest(two: Running, changes: dict[str, Any], message: str) -> None:
+    """Whoever made it: a client of this package would have refused it itself."""
+    with pytest.raises((ConfigurationError, RangeError), match=message):
+        plan_of(manifest(two, **changes), two.model.architecture)

@@ -85,7 +85,7 @@ def test_what_speaks_is_found() -> None:
     """The search itself: the modules that only hold values are silent, and one that speaks through another is found."""
     found = {str(p.relative_to(ROOT / "protocols")) for p in speaking.speaking(*PROTOCOLS)}
     assert not {"masked/shares.py", "masked/append_buffer.py", "masked/values.py", "crypten/value.py", "bounds.py"} & found
-    assert {"masked/clamp.py", "masked/shuffle.py", "masked/dpf.py", "crypten/own.py", "crypten/suite.py"} <= found
+    assert {"masked/attention.py", "masked/shuffle.py", "masked/dpf.py", "crypten/own.py", "crypten/suite.py"} <= found
 
 
 def test_policies() -> None:

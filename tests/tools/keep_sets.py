@@ -18,8 +18,8 @@ import torch
 
 from models.architecture import Architecture
 from models.policies import parse
-from tests.models.policy_cases import Case, tiny
-from tests.models.test_policies import MATRIX
+from tests.models.policies.policy_cases import Case, tiny
+from tests.models.policies.test_policies import MATRIX
 from tests.protocols.suite_harness import run_plain, run_secure
 
 STEPS = 9  # enough for a cluster of new tokens to fill up and leave the window

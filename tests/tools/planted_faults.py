@@ -48,7 +48,7 @@ CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
 OUTPUTS = "tests/parties/client/test_outputs.py"
-BY_HAND = "tests/models/test_selection_by_hand.py"
+BY_HAND = "tests/models/policies/test_selection_by_hand.py"
 
 FAULTS: tuple[Fault, ...] = (
     # ---- openings, masks, roles
@@ -195,13 +195,6 @@ FAULTS: tuple[Fault, ...] = (
         '[(k, mono | {f"eq{i}"}) for k, mono in borrow]',
         "[(k, mono) for k, mono in borrow]",
         (f"{GATES}::test_less_than_zero",),
-    ),
-    Fault(
-        "clamp's limits swapped",
-        "protocols/masked/clamp.py",
-        "add(above.times(below_high))",
-        "add(above.times(above_low))",
-        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
     ),
     # ---- lookups, polynomials, activations
     Fault(
@@ -488,14 +481,14 @@ FAULTS: tuple[Fault, ...] = (
         "models/policies/clusters.py",
         "extreme(before[0], columns), extreme(before[1], -columns))",
         "extreme(before[0], columns), extreme(before[1], columns))",
-        ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[6]",),
+        ("tests/models/policies/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[6]",),
     ),
     Fault(
         "what the prompt leaves over does not begin a cluster",
         "models/policies/levels.py",
         "grown(suite, None, keys[:, stop:], background)",
         "grown(suite, None, keys[:, -1:], background)",
-        ("tests/models/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
+        ("tests/models/policies/test_policies.py::test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster[7]",),
     ),
     Fault(
         "digits of a product are unsigned",
@@ -516,7 +509,7 @@ FAULTS: tuple[Fault, ...] = (
         "models/policies/clusters.py",
         "suite.scale(high, alpha), suite.scale(low, 1.0 - alpha)",
         "suite.scale(high, 1.0 - alpha), suite.scale(low, alpha)",
-        ("tests/models/test_policies_by_hand.py::test_mpcache",),
+        ("tests/models/policies/test_policies_by_hand.py::test_mpcache",),
     ),
     Fault(
         "a layer chooses by its own queries where it should take a choice",
@@ -571,7 +564,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a channel whose key was revoked is lent",
         "parties/transport/channel_pool.py",
-        "if kept is not None and key_of(kept.channel) in identity.revoked:",
+        "if pooled is not None and key_of(pooled.channel) in identity.revoked:",
         "if False:",
         ("tests/parties/identity/test_trust.py",),
     ),
@@ -646,20 +639,20 @@ FAULTS: tuple[Fault, ...] = (
         "models/calibration/extremes.py",
         "seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)",
         "seen = torch.ones_like(scores, dtype=torch.bool)",
-        ("tests/models/test_calibration.py::test_extremes_are_those_of_transformers",),
+        ("tests/models/calibration/test_calibration.py::test_extremes_are_those_of_transformers",),
     ),
     Fault(
         "a calibration believed by its name alone",
         "models/calibration/record.py",
         "if model_digest(directory) != record.model_digest:",
         "if False:",
-        ("tests/models/test_calibration.py::test_the_file_is_found_as_long_as_it_fits",),
+        ("tests/models/calibration/test_calibration.py::test_the_file_is_found_as_long_as_it_fits",),
     ),
     Fault(
         "the owner's bounds go over what the caller says",
-        "parties/client/model_reference.py",
-        "{**(self.ranges or {}).get(suite, {}), **(given or {})}",
-        "{**(given or {}), **(self.ranges or {}).get(suite, {})}",
+        "protocols/registry.py",
+        "{**bounds, **self.options}",
+        "{**self.options, **bounds}",
         ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
     ),
 )

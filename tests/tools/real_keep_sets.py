@@ -23,10 +23,10 @@ from launch.measure.generation import generate_on_shares
 from launch.measure.quality.long_prompts import Frame
 from launch.measure.quality.long_tasks import TASKS
 from launch.measure.selection_trace import Decision, agreement, noting
-from models.chat_template import ChatTemplate
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.shapes import with_layers
+from models.tokenizer.chat_template import ChatTemplate
 from mpc.errors import CheckpointError
 from protocols.registry import SuiteSpec
 from protocols.suite import Suite

@@ -22,7 +22,7 @@ from launch.local.shares import KeptShares
 from models.architecture import Architecture
 from models.config import Config
 from models.decoder import Decoder, load_weights
-from models.family import family_for
+from models.families.registry import family_for
 from models.generation import GenerationPlan, generate, token_indices
 from models.policies import parse
 from mpc.channel import MemoryChannel

@@ -23,7 +23,6 @@ from protocols.masked import (
     truncation,
 )
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
-from protocols.masked.clamp import clamp
 from protocols.masked.compaction import compact
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
@@ -197,17 +196,12 @@ def _comparison() -> dict[str, list[Case]]:
     inside = shaped(comparison.within)
     zero = shaped(comparison.is_zero)
 
-    async def held(s: MaskedSuite, x: Masked, lowest: int, highest: int) -> Shared:
-        return await clamp(s.context, x, lowest, highest)
-
-    points = real([-250.0, -8.5, -8.0, -3.25, 0.0, 7.5, 8.0, 255.0], 24, 14)
     return {
         "less_than_zero": found,
         "within": cases("within", inside, [edges(12, 31, 32)], {"result": "bit", "low_bits": 5})
         + cases("within", inside, [edges(20, 31, 32)], {"result": "times", "low_bits": 5}),
         "is_zero": cases("is zero", zero, [edges(6)], {"result": "bit"})
         + cases("is zero", zero, [edges(12)], {"result": "bit"}),
-        "clamp": cases("clamp", held, [points], {"lowest": -8 << 14, "highest": 8 << 14}),
     }
 
 

@@ -44,7 +44,6 @@ MASKED: dict[str, tuple[str, ...]] = {
     "less_than_zero": ("comparison.py",),
     "within": ("comparison.py",),
     "is_zero": ("comparison.py",),
-    "clamp": ("clamp.py",),
     "one_hot": ("one_hot.py", "dpf.py"),
     "digits": ("digits.py",),
     "non_zero": ("non_zero.py",),
@@ -84,7 +83,6 @@ CRYPTEN: dict[str, tuple[str, ...]] = {
 NO_PROTOCOL = {
     "masked": {
         "__init__.py": "no code",
-        "crypten_border.py": "a lift and an opening",
         "append_buffer.py": "memory of cached rows",
         "arithmetic.py": "conversions and products",
         "cache.py": "openings in the full ring, and products",

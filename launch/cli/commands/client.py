@@ -31,7 +31,7 @@ from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
 
 if TYPE_CHECKING:
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
 
@@ -63,7 +63,7 @@ def run(
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.serve.roles import load_role
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams

@@ -68,9 +68,7 @@ def run(
 
     check_suite(suite)
     chosen, agreed = agreed_choice(decoding, temperature)
-    settings = load_role(config, "dealer")
-    architecture = read_architecture(model)
-    record = read_record(model)
+    settings, architecture, record = load_role(config, "dealer"), read_architecture(model), read_record(model)
     bounds = {} if record is None else record.suites.get(suite, {})
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:

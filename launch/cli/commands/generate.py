@@ -32,7 +32,7 @@ from mpc.errors import ConfigurationError
 if TYPE_CHECKING:
     from launch.terminal.answering import Answer
     from models.architecture import Architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.request import GenerationRequest
     from parties.config.role_config import RoleConfig
 
@@ -94,15 +94,7 @@ def run(
     text = read_prompt(prompt, prompt_file)
     assert text is not None
     check_suite(suite)
-    if config is not None:
-        for option, value in (("--parties", parties), ("--device", device)):
-            if value is not None:
-                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
-    elif insecure_trust_authority:
-        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
-    elif name is not None:
-        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
-
+    _check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
@@ -129,6 +121,18 @@ def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
         tokens = f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens"
         err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
+
+
+def _check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
+    """Raise `ConfigurationError` for options that go with running parties alone, or with started ones alone."""
+    if config is not None:
+        for option, value in of_started.items():
+            if value is not None:
+                raise ConfigurationError(f"{option} cannot be combined with --config: running parties have their own")
+    elif trust_authority:
+        raise ConfigurationError("--insecure-trust-authority needs --config: without it the keys of all roles are known")
+    elif name is not None:
+        raise ConfigurationError("--name needs --config: without it the only model is the one of --model")
 
 
 def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _ask_running(config: RoleConfig, directory: Path, text: str, request: Genera
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.terminal.answering import answer
     from models.checkpoint import read_architecture
-    from models.tokenizer import TextTokenizer
+    from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.model_reference import ModelReference
 

@@ -130,7 +130,7 @@ def _wishes(
 def _form(checkpoint: Checkpoint, wanted: str) -> tuple[str, Frame]:
     """Return the prompts' form and what stands around their text."""
     from launch.measure.quality.long_prompts import Frame
-    from models.chat_template import ChatTemplate
+    from models.tokenizer.chat_template import ChatTemplate
     from mpc.errors import CheckpointError, ConfigurationError
 
     if wanted not in FORMS:

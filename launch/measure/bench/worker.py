@@ -41,7 +41,7 @@ from mpc import timeline
 from mpc.channel import Channel
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, stage
-from mpc.preprocessing import PreparedTape, PreparingTape, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape
 from mpc.random import new_seed
 from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
@@ -159,8 +159,8 @@ def run_party(folder: Path, index: int) -> None:
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
-            if number == 1 and plan.preprocessing and program.suite.prepares:
-                store = Store()
+            if number == 1 and plan.preprocessing and program.suite.preprocesses:
+                store = PrecomputedValues()
                 preparing = preparation(program, tape, store, channel)
             background: threading.Thread | None = None
             if preparing is not None and name == CACHE:
@@ -200,7 +200,7 @@ def run_party(folder: Path, index: int) -> None:
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def prepare_in_background(work: Callable[[], Any], store: Store) -> threading.Thread:
+def prepare_in_background(work: Callable[[], Any], store: PrecomputedValues) -> threading.Thread:
     """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
     store.limit = BACKGROUND_BYTES
 
@@ -217,13 +217,14 @@ def prepare_in_background(work: Callable[[], Any], store: Store) -> threading.Th
 
 
 def preparation(
-    program: Program, tape: PartyTape, store: Store, channel: Channel
+    program: Program, tape: PartyTape, store: PrecomputedValues, channel: Channel
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Return the segments after the weights of a preparing pass; `program` takes what they leave in `store` from now on."""
+    """Return the segments after the weights of a preprocessing pass; `program` takes what they leave in `store` from now
+    on."""
     plan, weights = program.plan, program.weights
-    preparing = program_of(plan, plan.make_suite(PreparingTape(tape, store), None), NoInputs())
+    preparing = program_of(plan, plan.make_suite(PreprocessingTape(tape, store), None), NoInputs())
     preparing.go_on(preparing.suite, weights)
-    program.go_on(plan.make_suite(PreparedTape(store, channel.ledger, plan.device), channel), weights)
+    program.go_on(plan.make_suite(PrecomputedTape(store, channel.ledger, plan.device), channel), weights)
     segments = preparing.segments()
     next(segments)  # the weights
     return segments

@@ -15,7 +15,6 @@ from torch import Tensor
 from launch.measure.gates.check import Gate
 from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
 from protocols.masked import activation, comparison, power, softmax, truncation
-from protocols.masked.clamp import clamp
 from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
@@ -71,9 +70,6 @@ def _comparison() -> list[Gate]:
     async def member(c: Context, x: Masked) -> Shared:
         return (await comparison.within(c, x, LOW)).share(OUT)
 
-    async def clamped(c: Context, x: Masked) -> Shared:
-        return await clamp(c, x, -8 << FRAC, 8 << FRAC)
-
     found = [
         Gate(
             f"less than zero, {bits} bits",
@@ -93,10 +89,7 @@ def _comparison() -> list[Gate]:
     for bits in (12, 20):
         name = f"within 0 to 2^{LOW} - 1, {bits} bits"
         found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
-    points = span(-256.0, 256.0 - UNIT, UNIT, (-8.0, 8.0))
-    held = absolute(lambda x: x.clamp(-8, 8))
-    words = "|x| < 2^(bits - 2) ring units, limits -8 and 8"
-    return [*found, Gate("clamp", "comparison", words, "exact", points, held, clamped, 0.0, 24, FRAC)]
+    return found
 
 
 def _piecewise() -> list[Gate]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from launch.measure.quality.long_tasks import Asked
-from models.chat_template import ChatTemplate
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
 
 _MARK = "\x02"

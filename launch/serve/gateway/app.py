@@ -83,13 +83,13 @@ class Gateway:
         return await self._answer(request, asked, shape, bool(parameters.stream))
 
     async def _served(self, name: str) -> Served:
-        """The model; the parties are asked only for one that is not known here. Raises `ApiError` 404."""
+        """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
         known = self.catalogue.known(name)
         return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
     async def _body(self, request: Request) -> bytes:
-        """The request's body. A page of another origin cannot send JSON without asking first, which is never granted."""
+        """Read the request's body. A page of another origin cannot send JSON unless that is granted, which it never is."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise invalid("the body must be JSON: send 'Content-Type: application/json'", status=415)
         most = self.settings.max_body_bytes
@@ -139,12 +139,12 @@ class _Exchange:
         self._watcher = watcher
 
     def close(self) -> None:
-        """Whatever happens now, the parties need not go on."""
+        """End the generation at the parties, unless it is over."""
         self._watcher.cancel()
         self._generation.cancel()
 
     async def _next(self, seconds: float | None = None) -> Event | None:
-        """The next event; None after `seconds`."""
+        """Wait for the next event; return None after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._generation.events.get()
@@ -152,7 +152,7 @@ class _Exchange:
             return None
 
     async def whole(self) -> dict[str, Any]:
-        """The whole answer. Raises `ApiError`."""
+        """Wait for the whole answer and return its body. Raises `ApiError`."""
         pieces: list[str] = []
         while True:
             event = await self._next()
@@ -166,7 +166,7 @@ class _Exchange:
                 raise self._problem(event)
 
     async def first(self) -> Event | None:
-        """The first event, so that an early failure gets its status code; None when it takes long.
+        """Wait for the first event, so that an early failure gets its status code; return None when it takes long.
 
         Raises `ApiError` for a failure.
         """
@@ -176,7 +176,7 @@ class _Exchange:
         return event
 
     async def stream(self, first: Event | None) -> AsyncIterator[bytes]:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         yield self._shape.opening()
         event = first
         while True:
@@ -203,7 +203,7 @@ class _Exchange:
         return ApiError(GONE_STATUS, "the connection was closed", "server_error")
 
     def _record(self, status: int, done: Done | None, problem: str = "") -> None:
-        """One line of log; of the request only its lengths, which the parties know too."""
+        """Write a line of log; of the request it has only lengths, which the parties know too."""
         asked = self._generation.asked
         prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
         seconds = time.perf_counter() - self._generation.began
@@ -244,7 +244,7 @@ async def _watch(receive: Receive, generation: Generation) -> None:
 
 
 def _caught(endpoint: Endpoint) -> Endpoint:
-    """Every error as a response; the text of an unexpected one goes nowhere."""
+    """Return an endpoint whose errors are responses; the text of an unexpected one goes nowhere."""
 
     async def call(request: Request) -> Response:
         try:

@@ -18,7 +18,7 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Shape:
-    """How answers to one request look. chat: as messages; usage: chunks say null, and the last one the counts."""
+    """How answers to one request look. chat: they are messages. usage: chunks say null, and the last one says the counts."""
 
     chat: bool
     model: str
@@ -32,21 +32,21 @@ class Shape:
         return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
 
     def whole(self, text: str, done: Done) -> dict[str, Any]:
-        """The answer to a request without a stream."""
+        """Return the answer to a request without a stream."""
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": done.reason}
         return {**self._head(False), "choices": [choice], "usage": done.usage(), **_findings(done)}
 
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """Return what a stream begins with."""
         return self._chunk({"role": "assistant", "content": ""}) if self.chat else b""
 
     def piece(self, text: str) -> bytes:
-        """A piece of text."""
+        """Return the event of a piece of text."""
         return self._chunk({"content": text} if self.chat else text)
 
     def closing(self, done: Done) -> bytes:
-        """The reason for the end, the counts if they are wanted, and the end."""
+        """Return the last events: why the answer ended, the counts if they are wanted, and the end."""
         out = self._chunk({} if self.chat else "", done.reason, _findings(done))
         if self.usage:
             out += _event({**self._head(True), "choices": [], "usage": done.usage()})
@@ -62,7 +62,7 @@ class Shape:
 
 
 def _findings(done: Done) -> dict[str, Any]:
-    """Beside OpenAI's fields: what left its range, if the answer ends because of that."""
+    """Return what stands beside OpenAI's fields: what left its range, if the answer ends because of that."""
     found = [finding.to_json() for finding in done.result.findings]
     return {"mpcache": {"range": found}} if found else {}
 
@@ -72,10 +72,10 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 def error_event(body: dict[str, Any]) -> bytes:
-    """An error after a stream has begun."""
+    """Return the event of an error that comes after a stream has begun."""
     return _event(body)
 
 
 def model_body(served: Served) -> dict[str, Any]:
-    """A model in OpenAI's format."""
+    """Return a model in OpenAI's format."""
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": served.reference.owner}

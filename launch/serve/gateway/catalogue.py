@@ -10,9 +10,9 @@ from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
 from models.architecture import Architecture
-from models.chat_template import ChatTemplate
 from models.checkpoint import read_architecture
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
 from parties.client.client import Client
 from parties.client.model_reference import ModelReference, check_architecture
@@ -33,7 +33,7 @@ class Words:
 
     @classmethod
     def load(cls, folder: Path) -> Words:
-        """Raises `CheckpointError` when config.json or the tokenizer is missing or unreadable."""
+        """Read a folder. Raises `CheckpointError` when config.json or the tokenizer is missing or unreadable."""
         architecture = read_architecture(folder)
         tokenizer = TextTokenizer.load(folder, architecture.eos)
         try:
@@ -106,16 +106,16 @@ class Catalogue:
             raise ConfigurationError(f"the parties hold {what}; `mpcache client` lists what they hold")
 
     def all(self) -> list[Served]:
-        """The models as last seen."""
+        """Return the models as last seen."""
         return list(self._served.values())
 
     def known(self, name: str) -> Served | None:
-        """The model of this name or id as last seen; None for none and for several."""
+        """Return the model of this name or id as last seen; None for none and for several."""
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
         return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Served:
-        """The model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
+        """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
         if (served := self.known(name)) is not None:
             return served
         self.refresh()

@@ -46,27 +46,27 @@ class ApiError(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """Return OpenAI's error object."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {**error, "peer": self.peer} if self.peer is not None else error}
 
     def response(self) -> JSONResponse:
-        """The whole response."""
+        """Return the whole response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None, status: int = 400) -> ApiError:
-    """The request is wrong."""
+    """Return the error of a wrong request. param: OpenAI's name of what is wrong in it."""
     return ApiError(status, message, _INVALID, param, code)
 
 
 def busy(message: str) -> ApiError:
-    """Too many requests at a time."""
+    """Return the error of one request too many at a time."""
     return ApiError(429, message, _BUSY, None, "busy", headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def from_error(error: MpcacheError) -> ApiError:
-    """An error of this project, as the client of the HTTP server sees it."""
+    """Return an error of this project as the client of the HTTP server sees it."""
     status, kind = _STATUS.get(error.code, (500, _SERVER))
     if status == 429:
         return busy(str(error))

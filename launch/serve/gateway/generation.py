@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from launch.serve.gateway.catalogue import Served
-from models.stop_strings import TextUntil
+from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
@@ -45,7 +45,7 @@ class Done:
     result: GenerationResult
 
     def usage(self) -> dict[str, int]:
-        """OpenAI's counts of tokens; an end-of-text token counts."""
+        """Return OpenAI's counts of tokens; an end-of-text token counts."""
         new = len(self.result.tokens)
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new, "total_tokens": self.prompt_tokens + new}
 
@@ -78,7 +78,7 @@ class Generation:
         self._cancellation = Cancellation()
 
     def start(self) -> None:
-        """Begin; on_end() is called in the event loop when the parties are free again."""
+        """Begin. on_end() is called in the event loop when the parties are free again."""
         threading.Thread(target=self._work, name="generate", daemon=True).start()
 
     def cancel(self) -> None:
@@ -86,7 +86,7 @@ class Generation:
         self._cancellation.cancel()
 
     def gone(self) -> None:
-        """Whoever asked is gone."""
+        """End it because whoever asked has closed the connection, and say so among the events."""
         self.cancel()
         self.events.put_nowait(Gone())
 

@@ -91,7 +91,7 @@ class Message(_Strict):
     refusal: None = None
 
     def plain(self) -> dict[str, str]:
-        """As chat templates expect it; "developer" is today's word for "system"."""
+        """Return the message as chat templates expect it; "developer" is OpenAI's newer word for "system"."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
@@ -136,7 +136,7 @@ class CompletionParameters(Parameters):
     echo: bool | None = None
 
     def one_prompt(self) -> str | list[int]:
-        """The prompt. Raises `ApiError` for several."""
+        """Return the prompt. Raises `ApiError` for several."""
         prompt = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return prompt
@@ -157,7 +157,7 @@ class ChatParameters(Parameters):
 
 
 def parse(kind: type[P], body: bytes) -> P:
-    """The parameters of a request's body. Raises `ApiError` naming the parameter."""
+    """Read the parameters of a request's body. Raises `ApiError` naming the parameter."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
@@ -178,7 +178,7 @@ def parse(kind: type[P], body: bytes) -> P:
 
 
 def _check_text(name: str, value: Any) -> None:
-    """JSON can write half of a surrogate pair ("\\ud83d"), which is no text."""
+    """Raise `ApiError` for half of a surrogate pair ("\\ud83d"), which JSON can write and which is no text."""
     shown = name if name.isidentifier() and len(name) <= 64 else None
     try:
         json.dumps([name, value], ensure_ascii=False).encode("utf-8")
@@ -199,12 +199,13 @@ def _check_extra(name: str, value: Any) -> None:
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Equal, where false is not 0 and true is not 1."""
+    """Return whether two values are equal, where false is not 0 and true is not 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _explain(error: ValidationError) -> ApiError:
-    """The first problem: where, and what is expected there. Names inside a parameter's value are not repeated."""
+    """Return the error of the first problem: where it is, and what is expected there. It repeats no name from inside a
+    parameter's value."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     param = str(first["loc"][0])
     if first["type"] == "missing" and len(first["loc"]) == 1:

@@ -10,7 +10,7 @@ from launch.serve.gateway.errors import ApiError, invalid
 from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters
 from launch.serve.gateway.settings import GatewaySettings
-from models.chat_template import TurnEnd
+from models.tokenizer.chat_template import TurnEnd
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 

@@ -18,7 +18,10 @@ SPARE_CONNECTIONS = 100
 
 
 def listen(address: str) -> tuple[socket.socket, str]:
-    """A listening socket and its "host:port". Raises `ConfigurationError`, `EnvironmentProblem` naming the address."""
+    """Return a listening socket and its "host:port".
+
+    Raises `ConfigurationError`, `EnvironmentProblem` naming the address.
+    """
     try:
         host, port = split_address(address, listening=True)
     except ValueError as error:
@@ -41,7 +44,10 @@ def listen(address: str) -> tuple[socket.socket, str]:
 
 
 def server(gateway: Gateway, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
-    """The server; `run(sockets=[...])` blocks until SIGTERM or Ctrl-C. Raises `ConfigurationError` for bad TLS files."""
+    """Return the server, whose `run(sockets=[...])` blocks until SIGTERM or Ctrl-C.
+
+    Raises `ConfigurationError` for bad TLS files.
+    """
     config = uvicorn.Config(
         gateway.app,
         loop="asyncio",

@@ -38,7 +38,10 @@ class GatewaySettings:
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
-    """Bearer keys, one a line (# begins a comment). Raises `ConfigurationError`: unreadable, readable by others, weak."""
+    """Read bearer keys, one a line (# begins a comment).
+
+    Raises `ConfigurationError` for a file that cannot be read or that others can read, and for a weak key.
+    """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -62,7 +65,7 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
 
 
 def own_keys(path: Path) -> tuple[tuple[bytes, ...], str | None]:
-    """The keys in a gateway's own file, which is made, mode 0600, with one key when there is none; that key if it is new.
+    """Return the keys in a gateway's own file, and the key of a new file: one is made, mode 0600, when there is none.
 
     Raises `ConfigurationError` as `read_keys` does, and when the file cannot be made.
     """
@@ -85,7 +88,7 @@ def own_keys(path: Path) -> tuple[tuple[bytes, ...], str | None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -27,9 +27,8 @@ from mpc.errors import ConfigurationError
 from mpc.ledger import Cost, Ledger, operation
 from mpc.packing import pack, packed_size, unpack
 from mpc.random import SEED_BYTES, Prg, new_seed
-from mpc.shape_tape import ShapeTape
 from mpc.shape_tensor import empty, new_shape_tensor
-from mpc.tape import Tape
+from mpc.tape import CountingTape, Tape
 
 _active = threading.local()
 COMMON_BITS = 512  # opened bits that a common seed is made of, where there are as many
@@ -70,7 +69,7 @@ class CryptenSession:
         if ledger is None:
             ledger = channel.ledger if channel is not None else tape.ledger if tape is not None else Ledger()
         self.ledger = ledger
-        self.tape = tape if tape is not None else ShapeTape(ledger)
+        self.tape = tape if tape is not None else CountingTape(ledger)
         contentless = channel is None and (shape_only or not self.tape.dealing)
         self.device = torch.device("meta" if contentless else "cpu" if channel is None else device)
         self.precision = precision

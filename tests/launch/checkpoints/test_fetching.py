@@ -25,7 +25,7 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from tests.launch.conftest import Command
-from tests.models import gguf_files as files
+from tests.models.gguf import gguf_files as files
 
 MEMBER = "tiny_model/tiny.gguf"
 # Stands for pip where the index is not to be asked: notes its arguments, then does what a test wants.

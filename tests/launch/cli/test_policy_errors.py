@@ -9,7 +9,7 @@ import pytest
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
-from tests.models.policy_cases import Case, tiny
+from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain
 
 BAD = [

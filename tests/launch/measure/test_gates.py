@@ -90,10 +90,10 @@ def test_an_error_above_the_bound_fails_the_command(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_for_a_few_gates() -> None:
-    result = CliRunner().invoke(app, ["gates", "--only", "clamp", "--points", "50", "--parties", "3", "--json"])
+    result = CliRunner().invoke(app, ["gates", "--only", "exact floor", "--points", "50", "--parties", "3", "--json"])
     assert result.exit_code == 0
     (row,) = json.loads(result.stdout)["gates"]
-    assert (row["name"], row["rounds"], row["parties"]) == ("clamp", 1, 3)
+    assert (row["name"], row["rounds"], row["parties"]) == ("exact floor", 1, 3)
     with pytest.raises(ConfigurationError, match="no gate of suite 'masked' has 'nothing'"):
         list(table.rows("masked", 2, 10, "nothing"))
     with pytest.raises(ConfigurationError, match="'plain' has no gates"):
@@ -126,17 +126,3 @@ def test_products_that_are_wrong_are_counted(monkeypatch: pytest.MonkeyPatch) ->
         products.multiply("masked", 2, 0, products.KINDS[0])
     with pytest.raises(ConfigurationError, match="'cubic' are unknown"):
         products.multiply("masked", 2, 5, "cubic")
-
-
-def test_clamp_refuses_limits_that_do_not_fit() -> None:
-    from mpc.errors import RangeError
-    from mpc.tape import CountingTape
-    from protocols.masked.clamp import clamp
-    from protocols.masked.context import Context
-    from protocols.masked.shares import Masked
-
-    c = Context(CountingTape(), None, 2)
-    x = Masked(c.blank((3,)), c.blank((3,)), 16, 4)
-    for low, high in ((5, 4), (-(1 << 14) - 1, 0), (0, (1 << 14) + 1)):
-        with pytest.raises(RangeError, match="clamp"):
-            clamp(c, x, low, high).send(None)

@@ -16,11 +16,11 @@ from launch.measure.quality.long_prompts import Frame
 from launch.measure.quality.long_tasks import RARE, TASKS, Asked
 from launch.measure.quality.prefilled import Prefilled, PrefilledModel
 from launch.measure.quality.task_page import page
-from models.chat_template import ChatTemplate
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.generation import GenerationPlan, PlainModel
 from models.policies import parse
 from models.policies.threshold import important
+from models.tokenizer.chat_template import ChatTemplate
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
 from tests.models.random_checkpoints import byte_tokenizer

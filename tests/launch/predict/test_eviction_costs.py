@@ -8,7 +8,7 @@ from launch.predict import eviction_costs
 from launch.predict.eviction_costs import after_prompt
 from models.architecture import Architecture
 from models.costs.tracing import STEP, Setting, trace_step
-from tests.models.policy_cases import tiny
+from tests.models.policies.policy_cases import tiny
 
 POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 WITHOUT = "mpcache:static=1,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"

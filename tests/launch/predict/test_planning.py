@@ -15,7 +15,7 @@ from models.costs.tracing import Setting, trace_step
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
-from tests.models.policy_cases import tiny
+from tests.models.policies.policy_cases import tiny
 
 POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 

@@ -22,6 +22,8 @@ from transformers import (
 
 from mpcache import Cancellation, Cancelled, ConfigurationError, PeerLost, PrivateModel
 from parties.client.generation_options import DEFAULT_NEW_TOKENS, read_options
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 from tests.parties.conftest import Running
 from tests.parties.deployment import Deployment
 from tests.parties.letters import answer, write_letters
@@ -252,3 +254,20 @@ def test_connecting(two: Running, checkpoint: Path, letters: Path, tmp_path: Pat
     with pytest.raises(PeerLost, match="party0: nothing listens") as caught:
         PrivateModel.connect(nobody)
     assert caught.value.peer == "party0"
+
+
+def test_sampling_params_take_the_place_of_options(model: PrivateModel) -> None:
+    assert model.generate("ab", SamplingParams(3)).tolist() == [[1, 2, 3, 4, 5]]
+    assert model.complete("ab", SamplingParams(9, stop=("ef",))) == answer("ab", 2)
+    assert model.complete("ab", SamplingParams(7, stop_token_ids=(5,))) == answer("ab", 2)
+    assert model.generate("ab", SamplingParams(2), return_dict_in_generate=True).finish_reason == "length"
+    with pytest.raises(ConfigurationError, match="max_new_tokens: give SamplingParams or options, not both"):
+        model.generate("ab", SamplingParams(3), max_new_tokens=2)
+    with pytest.raises(ConfigurationError, match="decoding 'logits': needs the logits at this client; connect with"):
+        model.generate("ab", SamplingParams(3, "logits"))
+
+
+def test_that_a_client_refuses_texts_to_stop_at(model: PrivateModel) -> None:
+    request = GenerationRequest([1, 2], SamplingParams(3, stop=("ef",)), model=model.reference)
+    with pytest.raises(ConfigurationError, match="stop: texts need a tokenizer"):
+        model.client.generate(request)

@@ -58,7 +58,7 @@ def test_an_error_of_the_thread_ends_the_session_by_name(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = 0
-    table = mpc_preprocessing.PreparingTape.table
+    table = mpc_preprocessing.PreprocessingTape.table
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal taken
@@ -69,7 +69,7 @@ def test_an_error_of_the_thread_ends_the_session_by_name(
 
     with Deployment(tmp_path, 2, deadline_seconds=20, preprocessing="on") as deployment:
         deployment.share(checkpoint)
-        monkeypatch.setattr(mpc_preprocessing.PreparingTape, "table", broken)
+        monkeypatch.setattr(mpc_preprocessing.PreprocessingTape, "table", broken)
         with pytest.raises(TapeError, match="tape entry 99: dealt something else"):
             deployment.client().ask(PROMPT, 4, stop_ids=(), suite="masked")
         assert gone()

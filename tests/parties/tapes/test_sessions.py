@@ -92,17 +92,8 @@ def test_equal_to_plain_and_to_live(
         draw = gumbel.gumbel
         monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
-            warm = 3.0 if decoding == "sample" else None
-            deal(
-                dealer,
-                architecture,
-                [5],
-                3,
-                tmp_path / decoding,
-                suite=SuiteSpec(suite),
-                decoding=decoding,
-                temperature=warm,
-            )  # type: ignore[arg-type]
+            chosen: Any = {"decoding": decoding, "temperature": 3.0 if decoding == "sample" else None}
+            deal(dealer, architecture, [5], 3, tmp_path / decoding, suite=SuiteSpec(suite), **chosen)
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")

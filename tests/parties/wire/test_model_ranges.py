@@ -15,7 +15,8 @@ from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from mpc.errors import RangeError, WireError
 from parties.client import client as client_module
-from parties.model_owner.model_owner import share_model
+from parties.client.session import AgreedRequest
+from parties.model_owner.model_owner import SharingTerms, share_model
 from parties.party.store import ModelStore
 from parties.wire.model_ranges import MOST_BYTES, pack_ranges, unpack_ranges
 from tests.parties.conftest import Running
@@ -41,7 +42,7 @@ def test_what_a_peer_makes_up_is_refused(text: str) -> None:
 
 def test_the_owners_bounds_are_options_of_every_session(two: Running, checkpoint: Path, monkeypatch: Any) -> None:
     """Text and numbers alike: parties store and say them; the manifest has them; what a caller says goes over them."""
-    shared = share_model(two.deployment.config("model-owner", "owner"), checkpoint, "ranged", ranges=RANGES)
+    shared = share_model(two.deployment.config("model-owner", "owner"), checkpoint, "ranged", SharingTerms(ranges=RANGES))
     client = two.deployment.client()
     reference = client.find_model("ranged")
     assert reference.ranges == RANGES == shared.ranges
@@ -55,17 +56,17 @@ def test_the_owners_bounds_are_options_of_every_session(two: Running, checkpoint
     class Noted(Exception):
         pass
 
-    def noting(**facts: Any) -> Any:
-        manifests.append(facts)
+    def noting(id: str, config: Any, request: AgreedRequest, *callbacks: Any) -> Any:
+        manifests.append(request.manifest)
         raise Noted
 
-    monkeypatch.setattr(client_module, "Manifest", noting)
+    monkeypatch.setattr(client_module, "ClientSession", noting)
     for options in ({}, {"score": 9}):
         with pytest.raises(Noted):
             client.ask([1, 2], 1, model=reference, suite="masked", options=options)
     with pytest.raises(Noted):
         client.ask([1, 2], 1, model=replace(reference, ranges=None), suite="masked")
-    assert [m["options"] for m in manifests] == [RANGES["masked"], RANGES["masked"] | {"score": 9}, {}]
+    assert [m.options for m in manifests] == [RANGES["masked"], RANGES["masked"] | {"score": 9}, {}]
 
 
 PROMPT = [3, 5, 7]
@@ -101,7 +102,7 @@ def test_a_session_runs_with_the_calibrated_bounds(real: Deployment, checkpoint:
 def test_bounds_by_layer_end_to_end(real: Deployment, checkpoint: Path, wanted: list[int]) -> None:
     """Texts by layer reach all roles, which compute with them: tokens are plaintext's."""
     by_layer = {"masked": {"residual": "8 9 10", "score": "7 8", "value": "6 7", "activation": "8 9", "logits": 9}}
-    share_model(real.config("model-owner", "owner"), checkpoint, "by layer", ranges=by_layer)
+    share_model(real.config("model-owner", "owner"), checkpoint, "by layer", SharingTerms(ranges=by_layer))
     client = real.client()
     reference = client.find_model("by layer")
     assert reference.ranges == by_layer

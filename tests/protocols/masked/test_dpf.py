@@ -8,7 +8,7 @@ import torch
 from mpc import ring
 from mpc.channel import memory_channels
 from mpc.errors import RangeError
-from mpc.preprocessing import PreparedTape, PreparingTape, Store
+from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape
 from mpc.random import Prg, new_seed
 from mpc.tape import HEADER_BYTES, CountingTape, DealerTape, PartyTape, chunks
 from protocols.masked import dealing, dpf
@@ -16,6 +16,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.one_hot import one_hot_table
 from protocols.masked.shares import Masked, Shared
 from tests.protocols.gate_harness import Gate, chi_square, chi_square_limit, predict, run
+from tests.tools import dealing_rates
 
 
 @pytest.mark.parametrize(("width", "bits"), [(6, 8), (6, 5), (8, 16), (7, 20), (9, 33), (10, 64), (3, 64), (12, 14)])
@@ -138,17 +139,17 @@ def test_keys_of_a_tape_that_is_expanded_ahead() -> None:
     lookup(Context(dealer, None, 2), x)
     total = torch.zeros(300, 64, dtype=torch.int64)
     for party, channel in enumerate(memory_channels(2)):
-        tape, store = PartyTape(seeds[party], party == 1, chunks(iter(pieces[party]))), Store()
-        ahead = Context(PreparingTape(tape, store), None, 2)
+        tape, store = PartyTape(seeds[party], party == 1, chunks(iter(pieces[party]))), PrecomputedValues()
+        ahead = Context(PreprocessingTape(tape, store), None, 2)
         lookup(ahead, ahead.blank((300,)))
-        online = Context(PreparedTape(store, channel.ledger), channel, 2)
+        online = Context(PrecomputedTape(store, channel.ledger), channel, 2)
         total += lookup(online, ring.reduce(x + masks[0] + masks[1], 6)).x
         assert len(store) == 0
     assert torch.equal(total, torch.nn.functional.one_hot(x, 64))
 
 
 def test_work_is_measured() -> None:
-    found = dealing.measure(20_000, 2)
+    found = dealing_rates.measure(20_000, 2)
     assert min(found.table_dealer_entry, found.table_party_entry, found.key_dealer_level) > 0
     assert max(found.key_party_block, found.key_party_entry) > 0
 

@@ -290,18 +290,3 @@ def test_a_ring_that_is_too_small_is_named() -> None:
         truncation.truncate(c, Masked(c.blank((3,)), c.blank((3,)), 8, 4), 7)
     with pytest.raises(RangeError, match="without a lift"):
         Shared(c.blank((3,)), 8, 0).to_ring(9)
-
-
-def test_crypten_tensors_come_in_and_go_out() -> None:
-    from protocols.masked.crypten_border import from_crypten, to_crypten
-
-    x = torch.randn(50) * 100
-
-    async def gate(c: Context, s: Shared) -> Shared:
-        there = await to_crypten(c, s)
-        assert there.encoder.scale == 2**14
-        return from_crypten(there)
-
-    found, cost = run_gate(gate, fixed_point.encode(x, 14, 30), 30, 14, 3)
-    assert (found - x).abs().max() < 2.0**-14
-    assert cost.rounds == 1

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpc.errors import ConfigurationError, RangeError
-from protocols.plain.suite import PlainSuite, PlainValue, Recorder, tensor_of
+from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.registry import suite_class
 from protocols.suite import Activation, Linear, Norm, Value
+from tests.tools.recorder import Recorder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Comparisons by one-time truth tables: less than zero, equality with zero, membership of [0, 2^n); clamp."""
+"""Comparisons by one-time truth tables: less than zero, equality with zero, membership of [0, 2^n)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.vectors.independent.formats import U, Words, reduce, word
 from tests.vectors.independent.lookup import digit
-from tests.vectors.independent.world import Masked, Open, Shared, Steps, World, together
+from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
 
 Term = tuple[int, frozenset[str]]
 Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -204,11 +204,3 @@ def within(w: World, x: Masked, low_bits: int) -> Steps:
         return reduce(rest >> U(int(starts[place - 1])), predicate.widths[place])
 
     return (yield from _ask(w, x, predicate, digits))
-
-
-def clamp(w: World, x: Masked, lowest: int, highest: int) -> Steps:
-    """x - [x < low] (x - low) + [high < x] (high - x)."""
-    above = x.plus_public(word(-lowest))
-    beneath = x.each(lambda t: -t).plus_public(word(highest))
-    under, over = yield from together(less_than_zero(w, above), less_than_zero(w, beneath))
-    return x.shared.plus(under.times(above), -1).plus(over.times(beneath))

@@ -191,7 +191,6 @@ GATES: dict[str, Gate] = {
     "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
     "is zero": _opened(_bit(bits.is_zero), _bit_judge(lambda x: x == 0)),
     "within": _opened(_bit(bits.within), _bit_judge(lambda x, low_bits: (x >= 0) & (x < 1 << low_bits))),
-    "clamp": _opened(bits.clamp, lambda x, lowest, highest: exact(x.clip(lowest / 2**14, highest / 2**14))),
     "one-hot by table": _opened(
         lambda w, x, width, bits: lookup.one_hot_table(w, x, 0, width, bits),
         lambda x, width, bits: exact(hots(x.astype(np.int64) % (1 << width), 1 << width)),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from models.stop_strings import TextUntil
-from models.tokenizer import TextStream, TextTokenizer
+from models.tokenizer.stop_strings import TextUntil
+from models.tokenizer.text import TextStream, TextTokenizer
 from tests.models import random_checkpoints as checkpoints
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.cache import KVCache
 from models.policies import parse
 from models.policies.mpcache import MPCache
-from tests.models.policy_cases import Case, tiny
+from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain
 
 TOKENS, STEPS = 48, 6

@@ -16,7 +16,7 @@ from models.policies import parse
 from models.policies.mpcache import MPCache
 from models.policies.snapkv import SnapKV
 from protocols.plain.suite import tensor_of
-from tests.models.policy_cases import Case, tiny
+from tests.models.policies.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.family import Family, Read, split_layer
-from models.folding import centred_rows, folded_bias, folded_weight
+from models.families.family import Family, Read, split_layer
+from models.families.folding import centred_rows, folded_bias, folded_weight
 from protocols.suite import Norm
 
 
@@ -40,7 +40,7 @@ class Gpt2(Family):
             vocabulary=vocabulary,
             positions=c.integer("n_positions", c.integer("n_ctx", 1024)),
             rotary=None,
-            norm=Norm("rms", c.number("layer_norm_epsilon", 1e-5)),  # the residual stream is centred, see models.folding
+            norm=Norm("rms", c.number("layer_norm_epsilon", 1e-5)),  # centred already, see models.families.folding
             activation=c.activation("activation_function", "gelu_new"),
             gated=False,
             qkv_bias=True,

@@ -25,8 +25,8 @@ from models.gguf.conversion import GgufModel
 from models.gguf.header import read_header
 from models.gguf.weights import read_array
 from mpc.errors import CheckpointError
-from tests.models import gguf_files as files
 from tests.models import random_checkpoints as checkpoints
+from tests.models.gguf import gguf_files as files
 
 WORDS = files.byte_level()
 VOCABULARY = len(WORDS["tokens"])

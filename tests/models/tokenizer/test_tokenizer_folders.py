@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from models.stop_strings import TextUntil
-from models.tokenizer import TextTokenizer
+from models.tokenizer.stop_strings import TextUntil
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError
-from tests.models.tokenizer_folders import FOLDERS, TEXTS, describe, sentencepiece_bpe
+from tests.models.tokenizer.tokenizer_folders import FOLDERS, TEXTS, describe, sentencepiece_bpe
 
 Pair = tuple[TextTokenizer, Any]
 
@@ -124,7 +124,7 @@ def test_broken_sentencepiece_files(tmp_path: Path, damage: str) -> None:
 def test_packages_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(tmp_path, tokenizer_class="LlamaTokenizer")
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    monkeypatch.setattr("models.tokenizer_files.find_spec", lambda name: None)
+    monkeypatch.setattr("models.tokenizer.files.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: needs the package tiktoken; run: pip install tiktoken"):
         TextTokenizer.load(tmp_path, ())
     sentencepiece_bpe(tmp_path)

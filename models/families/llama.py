@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.family import Family, Read, split_layer
-from models.folding import folded_weight
-from models.rotary_config import positions, read_rotary
+from models.families.family import Family, Read, split_layer
+from models.families.folding import folded_weight
+from models.families.rotary_config import positions, read_rotary
 from protocols.suite import Norm
 
 

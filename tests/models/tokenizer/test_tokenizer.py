@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPT2TokenizerFast
 
 from models.checkpoint import load_checkpoint
-from models.tokenizer import TextTokenizer
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError
 from tests.models import random_checkpoints as checkpoints
 

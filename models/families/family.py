@@ -1,4 +1,4 @@
-"""What a model family says about itself, and the families by name: one file a family, one line each in `FAMILIES`.
+"""What a model family says about itself.
 
 A family reads config.json into an `Architecture`, lists the checkpoint's tensors with their shapes, and makes each
 canonical weight from them.
@@ -6,7 +6,6 @@ canonical weight from them.
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -16,14 +15,6 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.config import Config
 from mpc.errors import CheckpointError, ConfigurationError
-
-# model_type of config.json -> (module, class)
-FAMILIES: dict[str, tuple[str, str]] = {
-    "gpt2": ("models.gpt2", "Gpt2"),
-    "llama": ("models.llama", "Llama"),
-    "mistral": ("models.mistral", "Mistral"),
-    "qwen2": ("models.qwen2", "Qwen2"),
-}
 
 Read = Callable[[str], Tensor]
 """Reads one tensor of the checkpoint by its name without prefix, as float64."""
@@ -73,13 +64,3 @@ def split_layer(name: str) -> tuple[int, str]:
     """'layers.3.mlp.up.bias' -> (3, 'mlp.up.bias')."""
     _, layer, part = name.split(".", 2)
     return int(layer), part
-
-
-def family_for(config: Config) -> Family:
-    """The family of a checkpoint. Raises `CheckpointError` for an unknown model_type."""
-    kind = config.values.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise config.error("model_type", f"this architecture is not supported; supported: {', '.join(FAMILIES)}")
-    module, attribute = FAMILIES[kind]
-    found: type[Family] = getattr(importlib.import_module(module), attribute)
-    return found(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from models.llama import Llama
+from models.families.llama import Llama
 
 
 class Qwen2(Llama):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.tokenizer import TextTokenizer
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError
 
 _FIRST, _ANSWER, _SECOND = "first question", "one answer", "second question"

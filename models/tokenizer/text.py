@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.tokenizer_files import read_tokenizer
+from models.tokenizer.files import read_tokenizer
 from mpc.errors import ConfigurationError
 
 _UNFINISHED = "\ufffd"

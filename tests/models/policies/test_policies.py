@@ -26,7 +26,7 @@ from models.recall.documents import evaluation_cases
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import tensor_of
 from protocols.registry import SuiteSpec
-from tests.models.policy_cases import Case, tiny
+from tests.models.policies.policy_cases import Case, tiny
 from tests.models.test_decoder import saved
 from tests.protocols.suite_harness import run_plain, run_secure
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from models.chat_template import ChatTemplate
-from models.tokenizer import TextTokenizer
+from models.tokenizer.chat_template import ChatTemplate
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError
 from tests.models.random_checkpoints import byte_tokenizer
 

@@ -26,8 +26,8 @@ from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session
 from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare
+from tests.models.policies.test_policies import EVERYTHING
 from tests.models.test_decoder import saved
-from tests.models.test_policies import EVERYTHING
 
 NEW = 2
 WRAPPED = ["full@0;mpcache:static=1,dynamic=1,sharing=1", "shared:layers=2,apart=0|quest:budget=1"]

@@ -15,7 +15,7 @@ from models.checkpoint import load_checkpoint, read_architecture
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import CheckpointError
 from tests.models import random_checkpoints as checkpoints
-from tests.models.test_keeping_everything_on_shares import run as on_shares
+from tests.models.policies.test_keeping_everything_on_shares import run as on_shares
 
 PROMPT, NEW = 12, 14
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.config import Config
-from models.family import family_for
+from models.families.registry import family_for
 from protocols.suite import Suite, Value
 
 
