@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.tools import architecture
@@ -46,6 +48,18 @@ def test_that_functions_are_short() -> None:
 def test_that_the_drawings_are_those_of_the_imports() -> None:
     page = architecture.PAGE.read_text(encoding="utf-8")
     assert architecture.redrawn(page) == page
+
+
+def test_that_the_page_names_what_is_there() -> None:
+    """Files and folders are named from the root, or within the folder that the sentence is about."""
+    page = architecture.PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./]+(?:\.py|\.proto|/))`", page)) - {"models/families/qwen3.py"}
+    about = ("", "protocols", "protocols/masked", "parties/tapes", "parties/transport", "models/families", "models/policies")
+    assert len(named) > 50
+    assert {name for name in named if not any((architecture.ROOT / folder / name).exists() for folder in about)} == set()
+    for symbol, file in re.findall(r"`([\w./]+\.py)`, `(?:\w+\.)?(\w+)`", page):
+        found = (path for folder in about if (path := architecture.ROOT / folder / symbol).exists())
+        assert file in next(found).read_text(encoding="utf-8"), (symbol, file)
 
 
 def test_what_counts_as_a_circle() -> None:
