@@ -35,7 +35,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _reason(title: str, error: ValidationError) -> str:
-    """The first problem in words: the argument, its value, what is wrong."""
+    """Return the first problem in words: the argument, its value, what is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -109,6 +109,12 @@ class Architecture(_Public):
     a bias once the last norm's offset is folded into it. eos: ids that end a generation.
 
     Raises `ConfigurationError` naming the argument and its value.
+
+    >>> from models.shapes import SHAPES
+    >>> SHAPES["gpt2"].weight_shapes()["layers.0.attention.qkv.weight"]
+    (768, 2304)
+    >>> Architecture.from_json(SHAPES["gpt2"].to_json()) == SHAPES["gpt2"]
+    True
     """
 
     family: Annotated[str, Field(min_length=1, max_length=64)]
@@ -135,7 +141,7 @@ class Architecture(_Public):
     @field_validator("norm", mode="before")
     @classmethod
     def _norm(cls, value: Any) -> Norm:
-        """From JSON too; the record of the suites' interface checks nothing itself."""
+        """Read a norm from JSON, too; the record of the suites' interface checks nothing itself."""
         norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
         if not isinstance(norm, Norm):
             raise ValueError("'kind' and 'epsilon' are needed")
@@ -161,15 +167,15 @@ class Architecture(_Public):
 
     @property
     def group(self) -> int:
-        """R: query heads per key/value head."""
+        """Return R, the query heads per key/value head."""
         return self.heads // self.kv_heads
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of a layer, None for full attention."""
+        """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the canonical weights, in the order in which they are shared and loaded."""
+        """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
@@ -202,12 +208,13 @@ class Architecture(_Public):
         return total
 
     def to_json(self) -> str:
-        """Canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
+        """Return canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
-        """The inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of range."""
+        """Return the inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of
+        range."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

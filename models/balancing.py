@@ -52,7 +52,7 @@ class Balance:
         self._up: dict[str, Tensor] = {}
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The canonical weight `name`, balanced. weight: float64, not balanced; may be changed."""
+        """Return the canonical weight `name`, balanced. weight: float64, not balanced; may be changed."""
         a = self._architecture
         at, _, part = name.rpartition(".attention.") if ".attention." in name else name.rpartition(".mlp.")
         if part in ("qkv.weight", "qkv.bias", "out.weight"):
@@ -99,7 +99,7 @@ class Balance:
         return self._up[at]
 
     def _columns(self, name: str, biased: bool) -> tuple[Tensor, Tensor]:
-        """(norm of each column, |bias|) of a linear layer."""
+        """Return (norm of each column, |bias|) of a linear layer."""
         norms = self._read(f"{name}.weight").square().sum(0).sqrt()
         return norms, self._read(f"{name}.bias").abs() if biased else torch.zeros_like(norms)
 
@@ -109,25 +109,29 @@ def _powers(exponents: Tensor) -> Tensor:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """The larger one of each rotary pair, at both its channels."""
+    """Return the larger one of each rotary pair, at both its channels."""
     half = x.shape[-1] // 2
     return torch.maximum(x[..., :half], x[..., half:]).repeat(1, 2)
 
 
 def _exponents(larger: Tensor, smaller: Tensor) -> Tensor:
-    """log2 of the power of two next to sqrt(larger / smaller); 0 where one of them is zero."""
+    """Return log2 of the power of two next to sqrt(larger / smaller); 0 where one of them is zero."""
     exponents = torch.round(0.5 * (torch.log2(larger) - torch.log2(smaller)))
     known = (larger > 0) & (smaller > 0)
     return torch.where(known, exponents, 0.0).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).to(torch.int64)
 
 
 def _precise(deviation: Tensor, rows: Tensor, largest: Tensor) -> Tensor:
-    """Exponents, at least 0, that make the next product most precise within the weights' limit, see the module."""
+    """Return exponents, at least 0, that make the next product most precise within the weights' limit, see the module."""
     room = torch.where(largest > 0, torch.floor(LARGEST_WEIGHT - torch.log2(largest)), 0.0).clamp(min=0).to(torch.int64)
     return torch.minimum(_exponents(deviation, PRECISION * rows).clamp(min=0), room)
 
 
 def provable_bounds(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What |x W + b| cannot exceed for any normalised input x, by column: sqrt(D) |W_j| + |b_j|. [D, out] -> [out]."""
+    """Return what |x W + b| cannot exceed for any normalised input x, by column: sqrt(D) |W_j| + |b_j|. [D, out] -> [out].
+
+    >>> provable_bounds(torch.tensor([[3.0], [4.0]]) * 2.0**0.5, torch.tensor([-1.0]))
+    tensor([11.])
+    """
     bound: Tensor = weight.square().sum(0).sqrt() * float(weight.shape[0] ** 0.5)
     return bound if bias is None else bound + bias.abs()

@@ -52,7 +52,11 @@ State = TypeVar("State", bound=LayerState)
 
 @dataclass(frozen=True)
 class Sharing:
-    """Groups of `layers` adjacent layers share, behind the first `apart` ones, which stand alone. Public."""
+    """Groups of `layers` adjacent layers share, behind the first `apart` ones, which stand alone. Public.
+
+    >>> [list(Sharing(layers=2, apart=1).group(layer)) for layer in range(4)]
+    [[0], [1, 2], [1, 2], [3, 4]]
+    """
 
     layers: int = 1
     apart: int = 0
@@ -232,8 +236,8 @@ class CachePolicy(ABC):
             await work()
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """Work after one decoded token's key and value were appended (at the end of S). What only later tokens need is
-        started with `KVCache.run_in_background`."""
+        """Do the work after one decoded token's key and value were appended (at the end of S). What only later tokens
+        need is started with `KVCache.run_in_background`."""
         return None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:

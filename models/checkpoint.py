@@ -53,7 +53,7 @@ class TensorFiles:
             self._add(file, names)
 
     def _files(self) -> dict[Path, set[str] | None]:
-        """File -> names the index promises in it (None: all that it holds)."""
+        """Return file -> names the index promises in it (None: all that it holds)."""
         if (self.directory / SINGLE).exists():
             return {self.directory / SINGLE: None}
         index = self.directory / INDEX
@@ -104,7 +104,7 @@ class TensorFiles:
             self.stored[name] = _Stored(file, name, header.get_dtype(), tuple(header.get_shape()))
 
     def read(self, stored: _Stored) -> Tensor:
-        """The tensor as float64."""
+        """Return the tensor as float64."""
         try:
             tensor: Tensor = self._open[stored.file].get_tensor(stored.name)
         except (OSError, SafetensorError) as error:
@@ -162,7 +162,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
-    """The family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
+    """Return the family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
     wanted = family.tensors()
     found: dict[str, _Stored] = {}
     for full, stored in files.stored.items():
@@ -212,12 +212,12 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
+        """Return the directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
         return TextTokenizer.load(self.directory, self.architecture.eos)
 
 
 def read_architecture(directory: str | Path) -> Architecture:
-    """The architecture of a directory's config.json alone; no weights are needed."""
+    """Return the architecture of a directory's config.json alone; no weights are needed."""
     return _family(Path(directory)).architecture
 
 

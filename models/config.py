@@ -56,7 +56,7 @@ UNSUPPORTED: dict[str, str] = {
 
 
 def brief(value: object) -> str:
-    """A value for a message, cut to 80 characters."""
+    """Return a value for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -69,17 +69,17 @@ class Config:
         self.path = path
 
     def error(self, key: str, why: str) -> CheckpointError:
-        """An error about one key, with its value."""
+        """Return an error about one key, with its value."""
         if key in self.values:
             return CheckpointError(f"{self.path}: '{key}' = {brief(self.values[key])}: {why}")
         return CheckpointError(f"{self.path}: '{key}' is missing: {why}")
 
     def present(self, key: str) -> bool:
-        """True when the key has a value other than null."""
+        """Whether the key has a value other than null."""
         return self.values.get(key) is not None
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+        """Return a positive integer."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
@@ -88,7 +88,7 @@ class Config:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
+        """Return a positive finite number."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
@@ -97,7 +97,7 @@ class Config:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean; null is the default."""
+        """Return a boolean; null is the default."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -106,7 +106,8 @@ class Config:
         return value
 
     def token_ids(self, key: str, vocabulary: int) -> tuple[int, ...]:
-        """One id, a list of ids, or null. Ids outside the vocabulary, such as -1, are left out: no such token ever comes."""
+        """Return one id, a list of ids, or null. Ids outside the vocabulary, such as -1, are left out: no such token ever
+        comes."""
         value = self.values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
@@ -114,7 +115,7 @@ class Config:
         return tuple(dict.fromkeys(i for i in ids if 0 <= i < vocabulary))
 
     def activation(self, key: str, default: str) -> Activation:
-        """An activation by Hugging Face's name."""
+        """Return an activation by Hugging Face's name."""
         value = self.values.get(key, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(key, f"this activation is not supported; supported: {', '.join(ACTIVATIONS)}")
@@ -132,7 +133,7 @@ class Config:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `CheckpointError` naming the file."""
+    """Return a JSON object from a file. Raises `CheckpointError` naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

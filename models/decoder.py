@@ -33,7 +33,7 @@ LOAD = "model load"
 
 
 async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
-    """Every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
+    """Return every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
     one ready takes several times its size for a moment.
 
     shares(name): this party's share of that weight (float tensor for `plain`, None at the dealer and in `estimate`). The
@@ -57,8 +57,7 @@ class Decoder:
     """A model in a session.
 
     weights: from `load_weights`. policy: what the cache keeps, everything by default. probe: sees intermediate values; in
-    suites that compute on shares it must be given to all parties and the dealer alike. streamed: weights come and go; each
-    is looked up when its part (`embedded`, `layer`, `head`) runs, and whoever puts it there has checked it.
+    suites that compute on shares it must be given to all parties and the dealer alike.
     """
 
     def __init__(
@@ -68,21 +67,23 @@ class Decoder:
         weights: Mapping[str, Value],
         policy: CachePolicy | None = None,
         probe: Probe | None = None,
-        streamed: bool = False,
     ) -> None:
-        for name, shape in () if streamed else architecture.weight_shapes().items():
-            if name not in weights:
-                raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
-            if tuple(weights[name].shape) != shape:
-                raise ConfigurationError(
-                    f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
-                )
+        self._check_weights(architecture, weights)
         self.suite = suite
         suite.begin(architecture.layers + 1)
         self.architecture = architecture
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
         self._probe: Probe = probe if probe is not None else lambda name, value: None
+
+    def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
+        for name, shape in architecture.weight_shapes().items():
+            if name not in weights:
+                raise ConfigurationError(f"weight '{name}' {list(shape)} is missing; load the model that the manifest names")
+            if tuple(weights[name].shape) != shape:
+                raise ConfigurationError(
+                    f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
+                )
 
     def _linear(self, name: str) -> Linear:
         return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
@@ -98,30 +99,29 @@ class Decoder:
         )
 
     def new_cache(self) -> KVCache:
-        """An empty cache for a session."""
+        """Return an empty cache for a session."""
         return KVCache(self.architecture, self.policy)
 
     async def forward(
         self,
         inputs: Value,
         cache: KVCache,
-        position: int,
         last_only: bool = False,
         progress: Callable[[int, int], None] | None = None,
         whole: bool = False,
     ) -> Value:
-        """Logits of the next token after each of the tokens, or after the last one only.
+        """Return the logits of the next token after each of the tokens, or after the last one only.
 
-        inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits, as
-        an arg-max leaves them. cache: holds everything before `position`, grows by T tokens. A batch of
-        several tokens (or the first token) is a prompt batch: public causal mask. A single later token attends to what the
-        cache policy selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut,
-        see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
+        inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits,
+        as an arg-max leaves them. cache: holds what was processed before, grows by T tokens. A batch of several tokens
+        (or the first token) is a prompt batch: public causal mask. A single later token attends to what the cache policy
+        selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut, see
+        `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
-        a = self.architecture
-        tokens = self._checked(inputs, cache, position)
+        a, position = self.architecture, cache.seen
+        tokens = self._checked(inputs, position)
         angles = self.angles(position, tokens, max(cache.prompt_tokens, position + tokens))
         h = await self.embedded(inputs, position)
         for layer in range(a.layers):
@@ -132,7 +132,7 @@ class Decoder:
         return await self.head(h, cache, whole)
 
     async def embedded(self, inputs: Value, position: int) -> Value:
-        """The residual stream before the first layer, [T, D]. inputs: as in `forward`."""
+        """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""
         suite = self.suite
         suite.at(0)
         with suite.ledger.timed("embedding"):
@@ -144,7 +144,7 @@ class Decoder:
         return h
 
     async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
-        """The residual stream after a layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        """Run a layer on the residual stream: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite = self.suite
         suite.at(layer)
         with suite.ledger.timed(f"layer {layer}/attention"):
@@ -156,7 +156,7 @@ class Decoder:
         return h
 
     async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
-        """Logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""
+        """Return the logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""
         suite = self.suite
         suite.at(self.architecture.layers)
         with suite.ledger.timed("head"):
@@ -165,14 +165,12 @@ class Decoder:
         self._probe("logits", logits)
         return logits
 
-    def _checked(self, inputs: Value, cache: KVCache, position: int) -> int:
-        """T, after checking public shapes and positions."""
+    def _checked(self, inputs: Value, position: int) -> int:
+        """Return T, after checking public shapes and positions."""
         a = self.architecture
         if inputs.shape[:1] == (0,) or tuple(inputs.shape[1:]) not in ((), (a.vocabulary,)):
             raise ConfigurationError(f"inputs must be [tokens] or [tokens, {a.vocabulary}], got {list(inputs.shape)}")
         tokens = inputs.shape[0]
-        if position != cache.seen:
-            raise ConfigurationError(f"position = {position}, but the cache has seen {cache.seen} tokens")
         if position + tokens > a.positions:
             raise ConfigurationError(
                 f"token {position + tokens} does not fit the model's {a.positions} positions; shorten prompt or answer"
@@ -180,7 +178,8 @@ class Decoder:
         return tokens
 
     def angles(self, position: int, tokens: int, length: int) -> Angles | None:
-        """Public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its prompt."""
+        """Return the public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its
+        prompt."""
         a = self.architecture
         if a.rotary is None:
             return None
@@ -189,7 +188,7 @@ class Decoder:
         return cos.to(device), sin.to(device)
 
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
-        """Hidden state after the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
+        """Run the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, a, weights, policy = self.suite, self.architecture, self._weights_of(layer), self.policy
         tokens = h.shape[0]
         prompt = tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens
@@ -221,7 +220,8 @@ class Decoder:
     async def _prompt_attention(
         self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
     ) -> tuple[Value, Value | None]:
-        """Attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last `observed`."""
+        """Return the attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last
+        `observed`."""
         group, device = self.architecture.group, self.suite.public_device
         mask = causal_mask(rows, k.shape[1], window, device)
         if mask is not None:
@@ -245,7 +245,8 @@ class Decoder:
             entry.attention_mass = mass
 
     async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
-        """Queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H + 2G) C]."""
+        """Return the queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H
+        + 2G) C]."""
         suite, a = self.suite, self.architecture
         tokens, channels = fused.shape[0], a.head_channels
         split = fused.reshape(tokens, a.heads + 2 * a.kv_heads, channels).permute(1, 0, 2)
@@ -260,17 +261,17 @@ class Decoder:
         return q, k, v
 
     def _stacked(self, q: Value) -> Value:
-        """[H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
+        """Turn [H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
         a = self.architecture
         return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
 
     def _merged(self, attended: Value, rows: int) -> Value:
-        """[G, R n, C] -> [n, H C]."""
+        """Turn [G, R n, C] -> [n, H C]."""
         a = self.architecture
         return attended.reshape(a.heads, rows, a.head_channels).permute(1, 0, 2).reshape(rows, a.heads * a.head_channels)
 
     async def _mlp(self, h: Value, layer: _Layer) -> Value:
-        """Hidden state after the feed-forward sub-layer: [T, D] -> [T, D]."""
+        """Run the feed-forward sub-layer: [T, D] -> [T, D]."""
         suite, a = self.suite, self.architecture
         if layer.gate is None:
             (up,) = await suite.norm_linear(h, a.norm, [layer.up])
@@ -281,8 +282,21 @@ class Decoder:
         return await suite.linear(active, layer.down, h)
 
 
+class StreamedDecoder(Decoder):
+    """A decoder whose weights come and go: each is looked up when its part (`embedded`, `layer`, `head`) runs, and whoever
+    puts it there has checked it."""
+
+    def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
+        pass
+
+
 def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True."""
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
+
+    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
+    tensor([[0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    """
     if rows == 1 and (window is None or cached <= window):
         return None
     query = torch.arange(cached - rows, cached, device=device)[:, None]

@@ -92,19 +92,20 @@ class Endpoint(Protocol):
     """Where a party's program meets the client (and the person who watches)."""
 
     def emit(self, step: int, share: OutputShare) -> bool:
-        """This party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V] ("logits"), with the
-        flags of what left its range on the way to it.
+        """Hand out this party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V]
+        ("logits"), with the flags of what left its range on the way to it.
 
         False ends the generation; all parties and the dealer must return the same.
         """
         ...
 
     def next_token(self, step: int) -> Tensor | None:
-        """This party's int64 share [1] of the index that the client chose at `step` ("logits"); None at the dealer."""
+        """Return this party's int64 share [1] of the index that the client chose at `step` ("logits"); None at the
+        dealer."""
         ...
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Stage "prefill" in layers, stage "tokens" in tokens."""
+        """Hear of progress: stage "prefill" in layers, stage "tokens" in tokens."""
         ...
 
 
@@ -134,7 +135,7 @@ async def generate(
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
             if chosen is not None:
-                logits = await decoder.forward(chosen, cache, plan.prompt_tokens + step - 1, True, whole=released)
+                logits = await decoder.forward(chosen, cache, True, whole=released)
             chosen, share = await choice(suite, logits, plan.decoding, plan.temperature)
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
@@ -148,8 +149,8 @@ async def generate(
 async def choice(
     suite: Suite, logits: Value, decoding: Decoding, temperature: float | None
 ) -> tuple[Value | None, OutputShare]:
-    """What follows from logits [1, V]: the next token as a secret one-hot row [1, V], None where the client chooses, and
-    what goes to the client, with its range flags: a share of its index [1], or of the logits."""
+    """Return what follows from logits [1, V]: the next token as a secret one-hot row [1, V], None where the client
+    chooses, and what goes to the client, with its range flags: a share of its index [1], or of the logits."""
     if decoding == "logits":
         chosen, share = None, suite.output(await suite.released(logits))
     else:
@@ -160,7 +161,8 @@ async def choice(
 
 
 async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint, whole: bool) -> Value:
-    """Logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`. whole: as in `forward`."""
+    """Return the logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`. whole: as in
+    `forward`."""
     tokens = prompt.shape[0]
     chunk = decoder.policy.prefill_chunk or tokens
     starts = range(0, tokens, chunk)
@@ -170,13 +172,17 @@ async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: En
         def progress(done: int, total: int, n: int = n) -> None:
             endpoint.progress("prefill", n * total + done, len(starts) * total)
 
-        logits = await decoder.forward(prompt[start : start + chunk], cache, start, True, progress, whole)
+        logits = await decoder.forward(prompt[start : start + chunk], cache, True, progress, whole)
     assert logits is not None
     return logits
 
 
 def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
-    """A prompt's indices, int64 [T]. Raises `ConfigurationError` naming the place, not the (secret) token."""
+    """Return a prompt's indices, int64 [T]. Raises `ConfigurationError` naming the place, not the (secret) token.
+
+    >>> token_indices([3, 1], vocabulary=5)
+    tensor([3, 1])
+    """
     if not ids:
         raise ConfigurationError("the prompt is empty; give at least one token")
     for place, token in enumerate(ids):
@@ -208,16 +214,16 @@ class PlainModel:
         )
 
     def decoder(self, probe: Probe | None = None, policy: CachePolicy | None = None) -> Decoder:
-        """A decoder over the loaded weights."""
+        """Return a decoder over the loaded weights."""
         return Decoder(self.suite, self.architecture, self.weights, self.policy or policy, probe)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], probe: Probe | None = None) -> Tensor:
-        """Logits after every token of a prompt, processed in one batch: [T, V]."""
+        """Return the logits after every token of a prompt, processed in one batch: [T, V]."""
         decoder = self.decoder(probe)
         vocabulary = self.architecture.vocabulary
         prompt = self.suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
-        value = self.suite.run(decoder.forward(prompt, decoder.new_cache(), 0, False))
+        value = self.suite.run(decoder.forward(prompt, decoder.new_cache()))
         return self.suite.output(value).share
 
     @torch.inference_mode()
@@ -228,8 +234,8 @@ class PlainModel:
         probe: Probe | None = None,
         suite: Suite | None = None,
     ) -> list[int]:
-        """Generated token ids, up to and with the first end-of-text token. suite: one around the model's own, which sees
-        what is asked of it."""
+        """Return generated token ids, up to and with the first end-of-text token. suite: one around the model's own,
+        which sees what is asked of it."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         indices = token_indices(prompt_ids, self.architecture.vocabulary)
@@ -260,16 +266,10 @@ class _Collector:
 
 
 def generate_plain(
-    checkpoint: Checkpoint,
-    prompt_ids: Sequence[int],
-    plan: GenerationPlan,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    policy: CachePolicy | None = None,
-    noise: Callable[[Sequence[int]], Tensor] = gumbel,
+    checkpoint: Checkpoint, prompt_ids: Sequence[int], plan: GenerationPlan, dtype: torch.dtype = torch.float32
 ) -> list[int]:
-    """Generated token ids in plaintext; see `PlainModel`."""
-    return PlainModel(checkpoint, dtype, device, policy, noise).generate(prompt_ids, plan)
+    """Return the token ids that are generated in plaintext; see `PlainModel`."""
+    return PlainModel(checkpoint, dtype).generate(prompt_ids, plan)
 
 
 def plain_logits(
@@ -279,5 +279,5 @@ def plain_logits(
     device: torch.device | str = "cpu",
     probe: Probe | None = None,
 ) -> Tensor:
-    """Plaintext logits [T, V] after every token; see `PlainModel.logits`."""
+    """Return plaintext logits [T, V] after every token; see `PlainModel.logits`."""
     return PlainModel(checkpoint, dtype, device).logits(ids, probe)

@@ -28,9 +28,12 @@ _PI_DIGITS = Decimal("3.141592653589793238462643383279502884197169")
 
 @lru_cache(maxsize=16)
 def frequencies(rotary: Rotary, channels: int, length: int = 1) -> Tensor:
-    """Angle per position for each pair of channels, float32 [C / 2].
+    """Return the angle per position for each pair of channels, float32 [C / 2].
 
     length: tokens of the sequence so far, which scaling "dynamic" alone depends on.
+
+    >>> frequencies(Rotary(theta=10_000.0), channels=4)
+    tensor([1.0000, 0.0100])
     """
     pairs = range(channels // 2)
     with localcontext() as context:
@@ -43,7 +46,7 @@ def frequencies(rotary: Rotary, channels: int, length: int = 1) -> Tensor:
 
 
 def _stretch(rotary: Rotary, channels: int, length: int) -> Decimal:
-    """What "dynamic" adds to ln(theta): a power of the growth beyond the positions that the model was trained for."""
+    """Return what "dynamic" adds to ln(theta): a power of the growth beyond the positions that the model was trained for."""
     if rotary.scaling != "dynamic" or length <= rotary.original_positions:
         return Decimal(0)
     factor = Decimal(rotary.factor)
@@ -51,7 +54,7 @@ def _stretch(rotary: Rotary, channels: int, length: int) -> Decimal:
 
 
 def _slowed(rotary: Rotary, frequency: float) -> float:
-    """The part of a frequency that is divided by `rotary.factor`, 0 to 1."""
+    """Return the part of a frequency that is divided by `rotary.factor`, 0 to 1."""
     if rotary.scaling in ("default", "dynamic"):
         return 0.0
     if rotary.scaling == "linear":
@@ -62,10 +65,10 @@ def _slowed(rotary: Rotary, frequency: float) -> float:
 
 
 def _ramp(rotary: Rotary, channels: int) -> list[float]:
-    """yarn's part of each frequency that is divided by `rotary.factor`: 0 for the fast ones, 1 for the slow ones."""
+    """Return yarn's part of each frequency that is divided by `rotary.factor`: 0 for the fast ones, 1 for the slow ones."""
 
     def pair(turns: float) -> Decimal:
-        """Where a pair of channels turns this often within the original positions, counted in pairs."""
+        """Return where a pair of channels turns this often within the original positions, counted in pairs."""
         ratio = Decimal(rotary.original_positions) / (Decimal(turns) * 2 * _PI_DIGITS)
         return channels * ratio.ln() / (2 * Decimal(rotary.theta).ln())
 
@@ -80,7 +83,7 @@ def _ramp(rotary: Rotary, channels: int) -> list[float]:
 def cosines_and_sines(
     rotary: Rotary, channels: int, first: int, count: int, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin) for positions first .. first + count - 1, float64 [count, C], both halves of the channels alike.
+    """Return (cos, sin) for positions first .. first + count - 1, float64 [count, C], both halves of the channels alike.
 
     length: tokens of the sequence so far, by default up to the last of these positions. `rotary.attention_factor` is not
     in them: it is in the query weights.
@@ -93,7 +96,7 @@ def cosines_and_sines(
 
 
 def _series(x: Tensor, coefficients: list[float]) -> Tensor:
-    """Horner's rule, lowest coefficient first."""
+    """Evaluate a polynomial by Horner's rule, lowest coefficient first."""
     out = torch.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
         out = out * x + c
@@ -101,7 +104,7 @@ def _series(x: Tensor, coefficients: list[float]) -> Tensor:
 
 
 def _cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine in float64, error below 1e-15, for |angle| < 10^6."""
+    """Return cosine and sine in float64, error below 1e-15, for |angle| < 10^6."""
     turns = torch.round(angle * (2 / _PI))
     rest = angle
     for part in _HALF_PI:

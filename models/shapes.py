@@ -15,7 +15,8 @@ from protocols.suite import Norm
 
 
 def _gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257, positions: int = 1024) -> Architecture:
-    """GPT-2 (Radford et al. 2019) as `models.families.gpt2` reads it: a centred residual stream, so no mean in its norms."""
+    """Return GPT-2 (Radford et al. 2019) as `models.families.gpt2` reads it: a centred residual stream, so no mean in its
+    norms."""
     return Architecture(
         family="gpt2",
         layers=layers,
@@ -38,7 +39,7 @@ def _gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257, position
 
 
 def _llama2(layers: int, width: int, heads: int, kv_heads: int, feed_forward: int) -> Architecture:
-    """LLaMA-2 (Touvron et al. 2023)."""
+    """Return LLaMA-2 (Touvron et al. 2023)."""
     return Architecture(
         family="llama",
         layers=layers,
@@ -69,9 +70,12 @@ SHAPES: dict[str, Architecture] = {
 
 
 def find_shape(name: str) -> Architecture:
-    """The architecture of a name in `SHAPES`, of a checkpoint directory, of a config.json or of a GGUF file.
+    """Return the architecture of a name in `SHAPES`, of a checkpoint directory, of a config.json or of a GGUF file.
 
     Raises `ConfigurationError` for what is none of them, `CheckpointError` for a file whose model is not supported.
+
+    >>> find_shape("llama-2-7b").layers, with_layers(find_shape("llama-2-7b"), 2).layers
+    (32, 2)
     """
     if name in SHAPES:
         return SHAPES[name]
@@ -88,7 +92,7 @@ def find_shape(name: str) -> Architecture:
 
 
 def with_layers(architecture: Architecture, layers: int) -> Architecture:
-    """Its first `layers` layers. Raises `ConfigurationError` when it has fewer."""
+    """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
     if not 1 <= layers <= architecture.layers:
         raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
     windows = None if architecture.windows is None else architecture.windows[:layers]
@@ -96,5 +100,6 @@ def with_layers(architecture: Architecture, layers: int) -> Architecture:
 
 
 def with_positions(architecture: Architecture, positions: int) -> Architecture:
-    """The same shape with room for at least `positions` positions: lengths beyond a model's own can be measured too."""
+    """Return the same shape with room for at least `positions` positions: lengths beyond a model's own can be measured
+    too."""
     return architecture.model_copy(update={"positions": max(architecture.positions, positions)})

@@ -26,7 +26,7 @@ _LEAST_GAIN = 6.0  # over float64, which takes three products where these are te
 
 
 def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
-    """[R, K] int32 or int64 -> int8 [R, count K]: the digits of all K side by side."""
+    """Return the digits of [R, K] int32 or int64 as int8 [R, count K], those of all K side by side."""
     size = x.element_size()
     offset = int.from_bytes(b"\x80" * count, "little", signed=count == size)
     one_by_one = ((x + offset) ^ offset).unsqueeze(-1).view(torch.int8)
@@ -35,7 +35,7 @@ def _digits(x: Tensor, count: int, descending: bool) -> Tensor:
 
 
 def byte_matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
-    """`a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
+    """Return `a @ b` modulo 2^bits, canonical. a: [..., M, K], b: [..., K, N], int64 on the CPU; either may be int32 where
     bits <= 32. Fastest where b is column-major. Exact on machines where `exact` is true."""
     if a.shape[-1] < 2:
         return (a.to(torch.int64) @ b.to(torch.int64)) & ((1 << bits) - 1 if bits < 64 else -1)
@@ -48,7 +48,7 @@ def byte_matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
 
 
 def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
-    """a [M, K], b [N, K], out [M, N]."""
+    """Multiply a [M, K] by b [N, K] transposed into out [M, N]."""
     count = -(-bits // 8)
     depth, columns = a.shape[1], b.shape[0]
     size = -(-depth // -(-depth // _DEPTH))  # of equal pieces: torch's kernel is wrong for an inner length of 1
@@ -70,7 +70,7 @@ def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
 
 
 def _largest_digits() -> tuple[Tensor, Tensor]:
-    """[256, 2048] and column-major [2048, 512], of -128 and 127 alone."""
+    """Return two matrices of -128 and 127 alone, [256, 2048] and column-major [2048, 512]."""
     ends = torch.tensor([-128, 127, -128, -128], dtype=torch.int8)
     return ends.repeat(256, 512), ends.flip(0).repeat(512, 512).t()
 

@@ -47,7 +47,7 @@ class Channel(ABC):
 
     @abstractmethod
     def receive(self, peer: int, size: int) -> bytes:
-        """The next message of `peer`, of exactly `size` bytes.
+        """Return the next message of `peer`, of exactly `size` bytes.
 
         Raises `PeerLost`, `PeerSilent` (deadline) or `WireError` (another size), naming the peer.
         """
@@ -58,7 +58,7 @@ class Channel(ABC):
         incoming: Mapping[int, int],
         shares: Mapping[tuple[str, str], int | tuple[int, int]] | None = None,
     ) -> dict[int, bytes]:
-        """One round: send `outgoing[peer]` to each peer, receive `incoming[peer]` bytes from each.
+        """Make one round: send `outgoing[peer]` to each peer, receive `incoming[peer]` bytes from each.
 
         shares: how many of the bytes to one peer belong to which (stage, operation), for the ledger, or, where peers get
         messages of different sizes, the exact (sent, received) bytes; by default all to the current one. The round itself
@@ -95,7 +95,7 @@ class Channel(ABC):
         return received
 
     def exchange_all(self, payload: bytes, shares: Mapping[tuple[str, str], int] | None = None) -> list[bytes]:
-        """One round in which every party sends the same number of bytes to every other; own payload at own index."""
+        """Make one round in which every party sends the same number of bytes to every other; own payload at own index."""
         received = self.exchange({peer: payload for peer in self.peers}, {peer: len(payload) for peer in self.peers}, shares)
         received[self.party] = payload
         return [received[i] for i in range(self.parties)]
@@ -122,7 +122,7 @@ class MemoryChannel(Channel):
         self._queues[self.party, peer].put(payload)
 
     def receive(self, peer: int, size: int) -> bytes:
-        """The next message of `peer`."""
+        """Return the next message of `peer`."""
         limit = time.monotonic() + self._deadline
         while True:
             try:
@@ -143,7 +143,7 @@ class MemoryChannel(Channel):
 
 
 def memory_channels(parties: int, deadline: float = DEADLINE_SECONDS) -> list[MemoryChannel]:
-    """Connected in-memory channels for `parties` threads."""
+    """Return connected in-memory channels for `parties` threads."""
     names = [f"party{i}" for i in range(parties)]
     queues: dict[tuple[int, int], queue.SimpleQueue[bytes]] = {
         (i, j): queue.SimpleQueue() for i in range(parties) for j in range(parties) if i != j

@@ -62,19 +62,26 @@ def operation(name: str) -> Iterator[None]:
 
 
 def current() -> tuple[str, str]:
-    """The current (stage, operation)."""
+    """Return the current (stage, operation)."""
     return _stage.get(), _op.get()
 
 
 @dataclass
 class Ledger:
-    """All costs of one party in one session."""
+    """All costs of one party in one session.
+
+    >>> ledger = Ledger()
+    >>> with stage("decode"), operation("softmax"):
+    ...     ledger.at().add(Cost(bytes_sent=12, rounds=1))
+    >>> ledger.by_operation("decode")["softmax"].bytes_sent, ledger.total().rounds
+    (12, 1)
+    """
 
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def at(self, key: tuple[str, str] | None = None) -> Cost:
-        """The sums of one (stage, operation), by default the current one."""
+        """Return the sums of one (stage, operation), by default the current one."""
         return self.costs.setdefault(key or current(), Cost())
 
     def offline(self, count: int) -> None:
@@ -93,7 +100,7 @@ class Ledger:
                 self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
 
     def total(self, prefix: str = "") -> Cost:
-        """Sum over all stages that start with `prefix`."""
+        """Return the sum over all stages that start with `prefix`."""
         out = Cost()
         for (where, _), cost in self.costs.items():
             if where.startswith(prefix):
@@ -101,7 +108,7 @@ class Ledger:
         return out
 
     def by_operation(self, prefix: str = "") -> dict[str, Cost]:
-        """Sums per operation over the stages that start with `prefix`."""
+        """Return the sums per operation over the stages that start with `prefix`."""
         out: dict[str, Cost] = {}
         for (where, op), cost in self.costs.items():
             if where.startswith(prefix):
@@ -109,7 +116,7 @@ class Ledger:
         return out
 
     def by_stage(self, depth: int | None = None) -> dict[str, Cost]:
-        """Sums per stage, names cut to `depth` components."""
+        """Return the sums per stage, names cut to `depth` components."""
         out: dict[str, Cost] = {}
         for (where, _), cost in self.costs.items():
             name = where if depth is None else "/".join(where.split("/")[:depth])
@@ -117,7 +124,7 @@ class Ledger:
         return out
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries: totals, per stage, per operation, seconds."""
+        """Return plain dictionaries: totals, per stage, per operation, seconds."""
         return {
             "total": asdict(self.total()),
             "stages": {name: asdict(cost) for name, cost in self.by_stage().items()},

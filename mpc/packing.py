@@ -22,12 +22,12 @@ _GROUP = 8  # so many elements of any number of bits end on a byte
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that `pack` gives for `count` elements of `bits` bits."""
+    """Return the bytes that `pack` gives for `count` elements of `bits` bits."""
     return count * (bits // 8) + -(-count * (bits % 8) // 8)
 
 
 def word_bytes(bits: int) -> int:
-    """Bytes of the smallest machine word that holds `bits` bits."""
+    """Return the bytes of the smallest machine word that holds `bits` bits."""
     return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
 
 
@@ -37,7 +37,7 @@ def _padded(octets: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
-    """The low `rest` < 8 bits of each byte, back to back, little-endian."""
+    """Return the low `rest` < 8 bits of each byte, back to back, little-endian."""
     size = packed_size(octets.size, rest)
     if rest == 1:
         return np.packbits(octets & 1, bitorder="little").tobytes()
@@ -55,7 +55,7 @@ def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
 
 
 def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
-    """Inverse of `_pack_rest`: uint8 [count]."""
+    """Return the inverse of `_pack_rest`: uint8 [count]."""
     if rest == 1:
         return np.unpackbits(raw, count=count, bitorder="little")
     mask = (1 << rest) - 1
@@ -75,7 +75,12 @@ def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
 
 
 def pack(x: Tensor, bits: int) -> bytes:
-    """Serialise int64 elements of Z_2^bits (any shape, row-major). Bits above `bits` are dropped."""
+    """Serialise int64 elements of Z_2^bits (any shape, row-major). Bits above `bits` are dropped.
+
+    >>> packed = pack(torch.arange(10), 5)
+    >>> len(packed), unpack(packed, 5, (2, 5)).tolist()
+    (7, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    """
     check_bits(bits)
     words = np.ascontiguousarray(x.detach().cpu().numpy()).reshape(-1)
     if bits == 64:
@@ -90,7 +95,7 @@ def pack(x: Tensor, bits: int) -> bytes:
 
 
 def _planes(bits: int) -> list[tuple[int, int]]:
-    """First byte and bytes of the word of each plane, without the remaining bits."""
+    """Return the first byte and bytes of the word of each plane, without the remaining bits."""
     out, at = [], 0
     for size in (4, 2, 1):
         if bits // 8 & size:
@@ -100,12 +105,12 @@ def _planes(bits: int) -> list[tuple[int, int]]:
 
 
 def _column(octets: np.ndarray, at: int, size: int) -> np.ndarray:
-    """Bytes `at` to `at + size` of each row of [n, width], as words [n]; a view, and at is a multiple of size."""
+    """Return the bytes `at` to `at + size` of each row of [n, width], as words [n]; a view, and at is a multiple of size."""
     return octets.view(f"<u{size}")[:, at // size]
 
 
 def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
-    """Inverse of `pack`: int64 tensor of `shape`, canonical in Z_2^bits.
+    """Return the inverse of `pack`: int64 tensor of `shape`, canonical in Z_2^bits.
 
     Raises `WireError` when the number of bytes is not exactly the one that the shape and ring declare.
     """
@@ -123,7 +128,7 @@ def unpack_words(data: bytes | bytearray | memoryview, bits: int, shape: Sequenc
 
 
 def _unpacked(data: bytes | bytearray | memoryview, bits: int, count: int) -> np.ndarray:
-    """Canonical elements [count] as unsigned words of `word_bytes(bits)` bytes (signed ones for 64 bits)."""
+    """Return the canonical elements [count] as unsigned words of `word_bytes(bits)` bytes (signed ones for 64 bits)."""
     check_bits(bits)
     expected = packed_size(count, bits)
     if len(data) != expected:

@@ -36,18 +36,22 @@ def check_bits(bits: int) -> None:
 
 
 def reduce(x: Tensor, bits: int) -> Tensor:
-    """Canonical form of x in Z_2^bits. Any shape; int64 in, int64 out."""
+    """Return the canonical form of x in Z_2^bits. Any shape; int64 in, int64 out.
+
+    >>> reduce(torch.tensor([5, -1, 19]), 4)
+    tensor([ 5, 15,  3])
+    """
     return x if bits == RING_BITS or x.is_meta else torch.bitwise_and(x, (1 << bits) - 1)
 
 
 def signed(x: Tensor, bits: int) -> Tensor:
-    """The representative of x in [-2^(bits-1), 2^(bits-1)), as int64."""
+    """Return the representative of x in [-2^(bits-1), 2^(bits-1)), as int64."""
     shift = RING_BITS - bits
     return x if shift == 0 or x.is_meta else (x << shift) >> shift
 
 
 def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
-    """floor(x / 2^count) of the canonical (unsigned) x in Z_2^bits: the top `bits - count` bits."""
+    """Return floor(x / 2^count) of the canonical (unsigned) x in Z_2^bits: the top `bits - count` bits."""
     if count == 0 or x.is_meta:
         return x
     if count >= bits:
@@ -58,7 +62,7 @@ def shift_right(x: Tensor, count: int, bits: int) -> Tensor:
 
 
 def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
-    """Signed limbs l_i in [-2^(width-1), 2^(width-1)) with x = sum l_i 2^(width i) mod 2^64, as float64."""
+    """Return the signed limbs l_i in [-2^(width-1), 2^(width-1)) with x = sum l_i 2^(width i) mod 2^64, as float64."""
     out = []
     half = 1 << (width - 1)
     for _ in range(count):
@@ -69,7 +73,7 @@ def _limbs(x: Tensor, width: int, count: int) -> list[Tensor]:
 
 
 def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
-    """`a @ b` modulo 2^bits by exact float64 products of limbs; the same code on CPU and CUDA.
+    """Return `a @ b` modulo 2^bits by exact float64 products of limbs; the same code on CPU and CUDA.
 
     a: [..., M, K], b: [..., K, N], int64; b may be int32 where bits <= 32. With limbs of w signed bits a dot product of
     length K stays below 2^(2w - 2 + log2 K), so w = (53 + 2 - ceil(log2 K)) // 2 is exact; limb pairs whose weight is
@@ -102,7 +106,8 @@ def limb_matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
 
 
 def _few_rows(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` modulo 2^64 (2^32 for int32 b), few rows: one pass over b per row, in the order in which it lies in memory.
+    """Return `a @ b` modulo 2^64 (2^32 for int32 b), few rows: one pass over b per row, in the order in which it lies in
+    memory.
 
     a: [..., M, K], b: [..., K, N] with neighbouring elements along K or along N; leading axes broadcast. torch's own integer
     product walks through a row-major b column by column, which takes several times as long.
@@ -115,7 +120,7 @@ def _few_rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """[..., N, K] by [..., K] -> [..., N]. A long row is cut into pieces that stay in the cache."""
+    """Multiply [..., N, K] by [..., K] to [..., N]. A long row is cut into pieces that stay in the cache."""
     depth = row.shape[-1]
     if depth <= 2 * _PIECE:
         return np.asarray(np.einsum("...nk,...k->...n", columns, row))
@@ -126,12 +131,12 @@ def _dots(columns: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 def _weighted_rows(matrix: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """[..., K, N] by [..., K] -> [..., N]."""
+    """Multiply [..., K, N] by [..., K] to [..., N]."""
     return np.asarray(np.einsum("...kn,...k->...n", matrix, row))
 
 
 def inner(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
-    """sum over i and c of a[g, j, i, c] b[g, i, t, c] modulo 2^bits: [G, n, N, C] x [G, N, s, C] -> [G, n, s]."""
+    """Return the sum over i and c of a[g, j, i, c] b[g, i, t, c] modulo 2^bits: [G, n, N, C] x [G, N, s, C] -> [G, n, s]."""
     if a.device.type == "cpu":
         return reduce(torch.from_numpy(np.einsum("gjic,gitc->gjt", a.numpy(), b.numpy())), bits)
     groups, count, clusters, channels = a.shape
@@ -146,7 +151,7 @@ def _small(a: Tensor, b: Tensor) -> bool:
 
 
 def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
-    """`a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
+    """Return `a @ b` modulo 2^bits. a: [..., M, K], b: [..., K, N], int64, any device; b may be int32 where bits <= 32.
 
     Vectors and short left factors on the CPU use integer kernels (they are bound by memory there), and so do small
     products; larger ones `byte_matmul` where the processor has instructions for it. Everything else, and all of CUDA, uses

@@ -39,7 +39,7 @@ _VIEWS = frozenset(["reshape", "permute", "transpose", "flatten", "unbind", "mov
 
 
 def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
-    """The common shape of `shapes`. Raises `ValueError` where there is none."""
+    """Return the common shape of `shapes`. Raises `ValueError` where there is none."""
     rank = max(len(shape) for shape in shapes)
     out = [1] * rank
     for shape in shapes:
@@ -52,14 +52,14 @@ def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
 
 
 def matmul_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a matrix product, both operands with two axes or more."""
+    """Return the shape of a matrix product, both operands with two axes or more."""
     if a[-1] != b[-2]:
         raise ValueError(f"matrices {list(a)} and {list(b)} cannot be multiplied")
     return (*broadcast(a[:-2], b[:-2]), a[-2], b[-1])
 
 
 def einsum_shape(equation: str, *shapes: Sequence[int]) -> tuple[int, ...]:
-    """The shape of an explicit Einstein sum, "ij,jk->ik", without an ellipsis."""
+    """Return the shape of an explicit Einstein sum, "ij,jk->ik", without an ellipsis."""
     inputs, output = equation.replace(" ", "").split("->")
     sizes: dict[str, int] = {}
     for names, shape in zip(inputs.split(","), shapes, strict=True):
@@ -70,7 +70,7 @@ def einsum_shape(equation: str, *shapes: Sequence[int]) -> tuple[int, ...]:
 
 
 def empty(shape: Sequence[int]) -> Tensor:
-    """An int64 tensor on the meta device."""
+    """Return an int64 tensor on the meta device."""
     return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
 
 
@@ -93,15 +93,12 @@ class ShapeTensor:
         return self.meta.shape
 
     def size(self) -> torch.Size:
-        """Shape."""
         return self.meta.shape
 
     def dim(self) -> int:
-        """Number of axes."""
         return self.meta.dim()
 
     def numel(self) -> int:
-        """Number of elements."""
         return self.meta.numel()
 
     def _binary(self, other: Any) -> ShapeTensor:
@@ -124,51 +121,40 @@ class ShapeTensor:
         return ShapeTensor(getattr(self.meta, name)(*args, **kwargs))
 
     def reshape(self, *shape: Any) -> ShapeTensor:
-        """A view."""
         return self._view("reshape", *shape)
 
     def permute(self, *dims: Any) -> ShapeTensor:
-        """A view."""
         return self._view("permute", *dims)
 
     def expand(self, *shape: Any) -> ShapeTensor:
-        """A view."""
         return self._view("expand", *shape)
 
     def transpose(self, a: int, b: int) -> ShapeTensor:
-        """A view."""
         return self._view("transpose", a, b)
 
     def flatten(self, start: int = 0, end: int = -1) -> ShapeTensor:
-        """A view."""
         return self._view("flatten", start, end)
 
     def squeeze(self, dim: int) -> ShapeTensor:
-        """A view."""
         return self._view("squeeze", dim)
 
     def unsqueeze(self, dim: int) -> ShapeTensor:
-        """A view."""
         return self._view("unsqueeze", dim)
 
     def movedim(self, source: int, destination: int) -> ShapeTensor:
-        """A view."""
         return self._view("movedim", source, destination)
 
     def narrow(self, dim: int, start: int, length: int) -> ShapeTensor:
-        """A view."""
         return self._view("narrow", dim, start, length)
 
     def split(self, sizes: Any, dim: int = 0) -> tuple[ShapeTensor, ...]:
-        """Views."""
         return tuple(ShapeTensor(x) for x in torch.split(self.meta, sizes, dim))
 
     def t(self) -> ShapeTensor:
-        """A view."""
         return self._view("t")
 
     def new_zeros(self, shape: Sequence[int]) -> ShapeTensor:
-        """Another one of `shape`."""
+        """Return another one of `shape`."""
         return new_shape_tensor(shape)
 
     def gather(self, dim: int, index: Any) -> ShapeTensor:
@@ -176,12 +162,11 @@ class ShapeTensor:
         return new_shape_tensor(index.shape)
 
     def repeat(self, *sizes: int) -> ShapeTensor:
-        """`sizes` copies along each axis."""
+        """Return `sizes` copies along each axis."""
         shape = (*(1,) * (len(sizes) - self.dim()), *self.shape)
         return new_shape_tensor([n * m for n, m in zip(shape, sizes, strict=True)])
 
     def unbind(self, dim: int = 0) -> tuple[ShapeTensor, ...]:
-        """Views."""
         return tuple(ShapeTensor(x) for x in self.meta.unbind(dim))
 
     def __getitem__(self, index: Any) -> ShapeTensor:
@@ -192,10 +177,10 @@ class ShapeTensor:
         return ShapeTensor(self.meta[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def sum(self, dim: int, keepdim: bool = False) -> ShapeTensor:
-        """The shape without (or with a single) axis `dim`."""
+        """Return the shape without (or with a single) axis `dim`."""
         shape = list(self.shape)
         if keepdim:
             shape[dim] = 1
@@ -240,10 +225,10 @@ def _joined(stacked: bool, parts: Sequence[Any], dim: int = 0) -> ShapeTensor:
 
 
 def new_shape_tensor(shape: Sequence[int]) -> ShapeTensor:
-    """A tensor without content of `shape`."""
+    """Return a tensor without content of `shape`."""
     return ShapeTensor(empty(shape))
 
 
 def shape_tensor(shape: Sequence[int]) -> Tensor:
-    """A shape tensor where the type checker wants a tensor."""
+    """Return a shape tensor where the type checker wants a tensor."""
     return cast(Tensor, new_shape_tensor(shape))

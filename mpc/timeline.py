@@ -40,7 +40,7 @@ class Timeline:
     spans: list[Span] = field(default_factory=list)
 
     def add(self, kind: str, key: tuple[str, str], start: float, sent: int = 0) -> None:
-        """A span from `start` to now."""
+        """Add a span from `start` to now."""
         self.spans.append(Span(kind, *key, start, time.perf_counter() - start, sent))
 
 
@@ -60,7 +60,7 @@ def recording() -> Iterator[Timeline]:
 
 
 def timed(kind: str, work: Callable[[], T], key: tuple[str, str] | None = None, **more: Any) -> T:
-    """Result of `work`, recorded as a span where a recording is on."""
+    """Return the result of `work`, recorded as a span where a recording is on."""
     line = active
     if line is None:
         return work()

@@ -39,7 +39,7 @@ assert tuple(RANGES) == RANGE_KINDS
 
 
 def largest(kind: str, bound: int) -> float:
-    """What a value of this kind must stay below where `bound` is declared. Scores keep an eighth for rounding."""
+    """Return what a value of this kind must stay below where `bound` is declared. Scores keep an eighth for rounding."""
     return 0.875 * 2.0**bound if kind == "score" else 2.0**bound
 
 
@@ -54,7 +54,7 @@ class Bounds:
     values: tuple[int, ...]
 
     def at(self, place: int) -> int:
-        """The bound of a layer, or of the head (place = number of layers)."""
+        """Return the bound of a layer, or of the head (place = number of layers)."""
         return self.values[min(place, len(self.values) - 1)]
 
     @property
@@ -73,7 +73,7 @@ class Bounds:
 
     @staticmethod
     def parse(name: str, value: int | str, low: int, high: int) -> Bounds:
-        """From an option's value. Raises `RangeError` naming the option, its value and what is allowed.
+        """Parse an option's value. Raises `RangeError` naming the option, its value and what is allowed.
 
         >>> Bounds.parse("residual", "10*2 15", 4, 18).at(2)
         15

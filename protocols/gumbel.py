@@ -23,7 +23,7 @@ LARGEST = 37.5
 
 
 def gumbel(shape: Sequence[int], prg: Prg | None = None) -> Tensor:
-    """Gumbel(0, 1) noise, float64, from 53 random bits each; between -3.7 and 37.5. Secret.
+    """Return gumbel(0, 1) noise, float64, from 53 random bits each; between -3.7 and 37.5. Secret.
 
     prg: by default a fresh one of its own, from 256 bits of the operating system.
     """
@@ -36,7 +36,7 @@ def gumbel(shape: Sequence[int], prg: Prg | None = None) -> Tensor:
 def scaled_gumbel(
     shape: Sequence[int], temperature: float, fraction_bits: int, bits: int = 64, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Fresh noise times a public temperature, rounded to `fraction_bits` fraction bits in Z_2^bits, int64. Secret.
+    """Return fresh noise times a public temperature, rounded to `fraction_bits` fraction bits in Z_2^bits, int64. Secret.
 
     Raises `RangeError` instead of wrapping where the ring is too small.
     """
@@ -44,7 +44,7 @@ def scaled_gumbel(
 
 
 def check_temperature(temperature: float) -> float:
-    """The temperature itself. Raises `ConfigurationError` unless 0 < temperature <= 100, where no ring can wrap."""
+    """Return the temperature itself. Raises `ConfigurationError` unless 0 < temperature <= 100, where no ring can wrap."""
     if not (math.isfinite(temperature) and 0 < temperature <= HIGHEST_TEMPERATURE):
         raise ConfigurationError(
             f"temperature must be above 0 and at most {HIGHEST_TEMPERATURE:g}, got {temperature:g}; "

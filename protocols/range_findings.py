@@ -64,7 +64,7 @@ class RangeFinding:
         return f"--suite-option {given}, or {_CALIBRATE}"
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: kind, layer, step, bound and the message."""
+        """Return kind, layer, step, bound and the message, for programs."""
         return {
             "kind": self.kind,
             "layer": self.layer,
@@ -75,7 +75,8 @@ class RangeFinding:
 
 
 def summary(findings: Sequence[RangeFinding]) -> str:
-    """One line about the findings of one output: the first in the order of the computation, and how many follow it."""
+    """Return one line about the findings of one output: the first in the order of the computation, and how many follow
+    it."""
     more = len(findings) - 1
     if not more:
         return findings[0].message
@@ -84,7 +85,7 @@ def summary(findings: Sequence[RangeFinding]) -> str:
 
 
 def open_flags(shares: Sequence[Tensor]) -> Tensor:
-    """The flags from the XOR shares of all parties: int64 words [kinds, places]."""
+    """Return the flags from the XOR shares of all parties: int64 words [kinds, places]."""
     return reduce(lambda a, b: a ^ b, shares)
 
 
@@ -103,7 +104,7 @@ def findings_in(flags: Tensor, step: int, declared: Mapping[str, Bounds]) -> tup
 
 
 def _raised(option: str, bounds: Bounds, place: int, places: int) -> str | None:
-    """The option with a bound one larger: everywhere if it is the same everywhere, else in this place."""
+    """Return the option with a bound one larger: everywhere if it is the same everywhere, else in this place."""
     wanted = bounds.at(place) + 1
     if wanted > RANGES[option].high:
         return None

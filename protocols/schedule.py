@@ -62,7 +62,7 @@ class _Spawn(Generic[T]):
 
 
 async def later(coroutine: Coroutine[Any, Any, T], background: bool = False) -> Future[T]:
-    """Start a coroutine beside the current one; its requests ride along with other rounds. Await the result to join it.
+    """Start a coroutine beside the current one; its requests overlap other rounds. Await the result to join it.
 
     background: nothing waits for it soon; its requests come last in a round, which so counts as one of the others'
     operations.
@@ -80,7 +80,16 @@ class Scheduler:
     """Runs coroutines; calls `flush(requests)` once a round with all requests that are waiting.
 
     `flush` returns one result per request, in order. Coroutines started with `later` that are still waiting when `run`
-    returns stay and go on with the next `run` (a cached key's re-sharing may ride with the next token's rounds).
+    returns stay and go on with the next `run` (a cached key's re-sharing may overlap the next token's rounds).
+
+    >>> class Opening(Request[int]):
+    ...     value = 7
+    >>> async def protocol(factor):
+    ...     return factor * await Opening()
+    >>> rounds = []
+    >>> scheduler = Scheduler(lambda requests: rounds.append(len(requests)) or [r.value for r in requests])
+    >>> scheduler.run(together(protocol(1), protocol(2))), rounds  # one round for both
+    ((7, 14), [2])
     """
 
     def __init__(self, flush: Callable[[list[Any]], Sequence[Any]]) -> None:

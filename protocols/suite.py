@@ -119,11 +119,11 @@ class Suite(ABC):
 
     @abstractmethod
     async def look_up(self, index: Value, table: Value) -> Value:
-        """Return rows of a fixed secret table [V, D] at secret places (`indices`) [T]: [T, D]; exact."""
+        """Return the rows of a fixed secret table [V, D] at secret places (`indices`) [T]: [T, D]; exact."""
 
     @abstractmethod
     async def embed(self, one_hot: Value, table: Value) -> Value:
-        """Return rows of a fixed secret table: one_hot [T, V] (integers, 0 fraction bits) x table [V, D] -> [T, D];
+        """Return the rows of a fixed secret table: one_hot [T, V] (integers, 0 fraction bits) x table [V, D] -> [T, D];
         exact."""
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Suite(ABC):
             return await self.matmul(q, k.transpose(1, 2))
 
     async def choose(self, chosen: Value, rows: Value) -> Value:
-        """Return rows of a small secret table: one-hot chosen [G, n, N] times rows [G, N, width] -> [G, n, width]."""
+        """Return the rows of a small secret table: one-hot chosen [G, n, N] times rows [G, N, width] -> [G, n, width]."""
         return await self.matmul(chosen, rows)
 
     # ---- masked once, used in many products: the same value, for suites that open a factor masked -----------------------

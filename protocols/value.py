@@ -39,11 +39,11 @@ class Value(ABC):
 
     @abstractmethod
     def __mul__(self, factor: int | Tensor) -> Value:
-        """Times a public integer or a public int64 tensor."""
+        """Return the value times a public integer or a public int64 tensor."""
 
     @abstractmethod
     def __getitem__(self, index: Any) -> Value:
-        """Public indexing and slicing."""
+        """Return the part that a public index or slice names."""
 
     @abstractmethod
     def reshape(self, *shape: int) -> Value: ...

@@ -1,7 +1,9 @@
-"""How much memory this machine can still give to new processes."""
+"""How much memory this machine can still give to new processes, and how much one has held."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -17,6 +19,24 @@ def available_memory() -> int | None:
     known."""
     found = [value for value in (_machine(), *(_group(*files) for files in _GROUPS)) if value is not None]
     return min(found) if found else None
+
+
+def peak_memory(pid: int | None = None) -> int:
+    """Return the most bytes that a process has held, by default this one; 0 where nothing tells.
+
+    >>> peak_memory() > 0
+    True
+    """
+    try:
+        for line in Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if pid is not None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _machine() -> int | None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import Part, WeightShares, additive_shares, opened
 from models.architecture import Architecture
-from models.calibration.extremes import Extremes, Progress, StreamedModel, WatchingSuite
+from models.calibration.extremes import Extremes, Progress, RecordingSuite, StreamedModel
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder
+from models.decoder import StreamedDecoder
 from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from protocols.range_findings import open_flags
@@ -63,7 +63,7 @@ class Measurement:
 def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress = lambda done, total: None) -> Measurement:
     """Run the suite `plain` in float64, one layer's weights at a time; load the checkpoint as float64."""
     token_indices(ids[:1], checkpoint.architecture.vocabulary)
-    suite = WatchingSuite(checkpoint.architecture.layers + 1, torch.float64)
+    suite = RecordingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
     note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
     StreamedModel(checkpoint, suite).run([list(ids)], note, on_progress)
@@ -126,12 +126,12 @@ class _Run:
         self._suite, self._architecture, self._own, self._used = suite, architecture, own, used
         self._weights: dict[str, Value] = {}
         self._step = STEPS[0]
-        self._decoder = Decoder(suite, architecture, self._weights, probe=self._probe, streamed=True)
+        self._decoder = StreamedDecoder(suite, architecture, self._weights, probe=self._probe)
 
     def _probe(self, name: str, value: Value) -> None:
         share = self._suite.output(value)
         before = self.points.get((self._step, name))  # pieces of logits
-        self.points[self._step, name] = share if before is None else _beside(before, share)
+        self.points[self._step, name] = share if before is None else _side_by_side(before, share)
 
     def _load(self, prefix: str, part: Part = None) -> None:
         """Load the weights with that prefix; part: these rows of a table, these columns of the head."""
@@ -222,7 +222,7 @@ def _parts(ids: Sequence[int]) -> list[list[int]]:
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
 
 
-def _beside(left: OutputShare, right: OutputShare) -> OutputShare:
-    """Return two pieces of the same rows."""
+def _side_by_side(left: OutputShare, right: OutputShare) -> OutputShare:
+    """Return two pieces of the same rows as one."""
     assert (left.bits, left.fraction_bits) == (right.bits, right.fraction_bits)
     return replace(left, share=torch.cat([left.share, right.share], -1))

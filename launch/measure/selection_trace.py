@@ -26,7 +26,7 @@ class Decision:
     drops: bool = False
 
 
-class Deciding:
+class TracedSelection:
     """A suite that tells `note` (what was ranked, what was kept [..., N]) of every ranking, and passes everything on.
 
     dropped: called when rows leave the cache by what was ranked last.
@@ -60,12 +60,12 @@ class Deciding:
         return await self._suite.replace(rows, place, new)
 
 
-def noting_shares(suite: Suite, shares: list[OutputShare]) -> Deciding:
+def noting_shares(suite: Suite, shares: list[OutputShare]) -> TracedSelection:
     """Return a party's or the dealer's suite that appends what it decides to `shares`."""
-    return Deciding(suite, lambda _, kept: shares.append(suite.output(kept)))
+    return TracedSelection(suite, lambda _, kept: shares.append(suite.output(kept)))
 
 
-def noting(suite: Suite, decisions: list[Decision]) -> Deciding:
+def noting(suite: Suite, decisions: list[Decision]) -> TracedSelection:
     """Return a suite `plain` that appends what it decides to `decisions`."""
 
     def dropped() -> None:
@@ -74,7 +74,7 @@ def noting(suite: Suite, decisions: list[Decision]) -> Deciding:
     def note(ranked: Value, kept: Value) -> None:
         decisions.append(Decision(tensor_of(kept).clone(), tensor_of(ranked).clone()))
 
-    return Deciding(suite, note, dropped)
+    return TracedSelection(suite, note, dropped)
 
 
 @dataclass(frozen=True)

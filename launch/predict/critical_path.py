@@ -7,7 +7,7 @@ that the scheduler makes are the critical path. They are listened to while the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.architecture import Architecture
@@ -38,7 +38,7 @@ class Round:
 
     @property
     def bytes_sent(self) -> int:
-        """By one party, to all others."""
+        """Return the bytes that one party sends to all others."""
         return sum(share.bytes_sent for share in self.shares)
 
 
@@ -87,14 +87,15 @@ def _merged(parts: list[tuple[str, str, int]], prefix: str) -> tuple[Share, ...]
 
 
 def critical_path(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1) -> CriticalPath:
-    """Of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
+    """Return the rounds of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
 
     A round is the layer's when the ledger books it there: on its first opening. Raises `ConfigurationError` for a suite
     whose operations cannot share rounds.
     """
     reduced, setting, repeats = alike(architecture, setting)
     heard: Heard = []
-    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, prepare=lambda suite: _listen(suite, heard))
+    setting = replace(setting, prepare=lambda suite: _listen(suite, heard))
+    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
     layer = len(repeats) // 2
     prefix = f"{STEP}/layer {layer}/"
     mine = [parts for parts in heard if parts and parts[0][0].startswith(prefix)]

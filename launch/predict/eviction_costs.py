@@ -73,14 +73,14 @@ def _input(suite: Suite, *shape: int) -> Value:
 
 
 async def _cached(suite: Suite, a: Architecture, tokens: int) -> tuple[Value, Value]:
-    """Keys and values as a cache holds them; not counted."""
+    """Return keys and values as a cache holds them; not counted."""
     k, v = [await suite.mask_for_cache(_input(suite, a.kv_heads, tokens, a.head_channels)) for _ in range(2)]
     suite.ledger.costs.clear()
     return k, v
 
 
 def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
-    """The policy's own stages."""
+    """Return the costs of the policy's own stages."""
     policy = parse(setting.policy)
 
     async def program(suite: Suite) -> None:
@@ -101,8 +101,8 @@ def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cos
 
 
 def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observed: int, masked: bool) -> Cost:
-    """A prompt's attention of its last `rows` queries. masked: each to the tokens up to its own; without, what does not
-    depend on the number of scores is the same."""
+    """Return the costs of a prompt's attention of its last `rows` queries. masked: each to the tokens up to its own;
+    without, what does not depend on the number of scores is the same."""
 
     async def program(suite: Suite) -> None:
         k, v = await _cached(suite, a, prompt)
@@ -121,7 +121,8 @@ def _attention(a: Architecture, setting: Setting, prompt: int, rows: int, observ
 
 
 def _linear_in_heads(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
-    """The observed queries' attention, from one and two key/value heads where there are very many scores."""
+    """Return the costs of the observed queries' attention, from one and two key/value heads where there are very many
+    scores."""
 
     def heads(count: int) -> Cost:
         changed = a.model_copy(update={"kv_heads": count, "heads": count * a.group})

@@ -23,7 +23,8 @@ class Measurements:
 
 
 def read_measurements(paths: Iterable[Path], architecture: Architecture, setting: Setting, prompt: int) -> Measurements:
-    """From files that end with a line of `mpcache bench --json`, of this model, suite, number of parties and prompt.
+    """Read measurements from files that end with a line of `mpcache bench --json`, of this model, suite, number of
+    parties and prompt.
 
     Of an eviction, all layers cost what the measured one does, and the last layer computes the observed queries' attention
     besides. Raises `ConfigurationError` naming the file and what does not fit.

@@ -24,11 +24,12 @@ class Network:
     waking: float = WAKING_SECONDS
 
     def latency_seconds(self, rounds: float) -> float:
-        """All parties send at the same moment, so a round takes one one-way delay, half a round trip; and waking up."""
+        """Return the delays of rounds: all parties send at the same moment, so a round takes one one-way delay, half a
+        round trip, and waking up."""
         return rounds * (self.round_trip / 2 + self.waking)
 
     def transfer_seconds(self, bytes_sent: float) -> float:
-        """Of what one party sends."""
+        """Return the seconds of transferring what one party sends."""
         return bytes_sent * 8 / self.bandwidth
 
 
@@ -43,7 +44,12 @@ LOCALHOST = Network("localhost", 0.1e-3, 20e9, waking=0.0)
 
 
 def find_network(text: str) -> Network:
-    """A name in `NETWORKS`, or "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError` for anything else."""
+    """Return the network of a name in `NETWORKS`, or of "RTT_MS,MBIT_PER_SECOND". Raises `ConfigurationError` for
+    anything else.
+
+    >>> find_network("10,1000").latency_seconds(rounds=100)  # 10 ms there and back, 0.3 ms to wake up in each round
+    0.53
+    """
     if text in NETWORKS:
         return NETWORKS[text]
     numbers = text.split(",")

@@ -17,7 +17,7 @@ from launch.predict.eviction_costs import after_prompt, importance
 from launch.predict.measured import Measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, Network
 from models.architecture import Architecture
-from models.costs.program import NoInputs, fill, load, step
+from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.costs.tracing import STEP, Setting
 from models.decoder import Decoder
 from models.policies import parse
@@ -40,18 +40,18 @@ class Choice:
     computing_once: float | None = None
 
     def seconds(self, network: Network, measured: bool = False) -> float:
-        """Of one token: delays and transfer. measured: what parties compute, too."""
+        """Return the seconds of one token: delays and transfer. measured: what parties compute, too."""
         wire = network.latency_seconds(self.token.rounds) + network.transfer_seconds(self.token.bytes_sent)
         return wire + (self.computing or 0.0 if measured else 0.0)
 
     def once_seconds(self, network: Network, measured: bool = False) -> float:
-        """Of the work after the prompt, beyond the full cache's."""
+        """Return the seconds of the work after the prompt, beyond the full cache's."""
         wire = network.latency_seconds(self.once.rounds) + network.transfer_seconds(self.once.bytes_sent)
         return wire + (self.computing_once or 0.0 if measured else 0.0)
 
 
 def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> tuple[Cost, Cost]:
-    """(one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
+    """Return (one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
 
     known: see `after_prompt`.
     """
@@ -60,16 +60,17 @@ def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost
 
 
 def trace_token(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> Ledger:
-    """Costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens` together."""
+    """Return the costs of one token after a prompt of `prompt` tokens (stage "step"), predicted; of the first `tokens`
+    together."""
     suite, _ = setting.make()
     with torch.inference_mode():
         weights = suite.run(load(suite, architecture, NoInputs()))
         decoder = Decoder(suite, architecture, weights, parse(setting.policy))
         suite.ledger.costs.clear()
-        cache = suite.run(fill(suite, decoder, prompt, NoInputs()))
+        cache = suite.run(fill(decoder, prompt, NoInputs()))
         suite.ledger.costs.clear()
         for _ in range(tokens):
-            suite.run(step(suite, decoder, cache, 1, None, STEP))
+            suite.run(step(decoder, cache, StepPlan(), None, STEP))
     return suite.ledger
 
 
@@ -91,21 +92,23 @@ class Plan:
 
     @property
     def comparable(self) -> list[Choice]:
-        """Alternatives that can be used; those that were measured, if any."""
+        """Return the alternatives that can be used; those that were measured, if any."""
         return [c for c in self.choices if not c.problem and (c.computing is not None or not self.measured)]
 
     @property
     def best(self) -> Choice:
-        """Least seconds online for the tokens asked for, of those that can be compared; the full cache if it is faster."""
+        """Return the choice with the least seconds online for the tokens asked for, of those that can be compared; the
+        full cache if it is faster."""
         return min([*self.comparable, self.full], key=self.total_seconds)
 
     def total_seconds(self, choice: Choice) -> float:
-        """Of all new tokens after the first, and of the work after the prompt."""
+        """Return the seconds of all new tokens after the first, and of the work after the prompt."""
         once = choice.once_seconds(self.network, self.measured)
         return once + (self.new - 1) * choice.seconds(self.network, self.measured)
 
     def pays_after(self, choice: Choice, network: Network | None = None, measured: bool = False) -> float:
-        """Tokens after the first until the work after the prompt is paid for by faster tokens; infinity where it never is.
+        """Return the tokens after the first until the work after the prompt is paid for by faster tokens; infinity where
+        it never is.
 
         network: the plan's by default. measured: with what parties compute, where that was measured.
         """
@@ -114,22 +117,33 @@ class Plan:
         return pays_after(choice.once_seconds(network, measured), saved)
 
     def pays_by_network(self, choice: Choice) -> dict[str, float]:
-        """The same on every known network and on the plan's; with computing where it was measured."""
+        """Return the same on every known network and on the plan's; with computing where it was measured."""
         networks = {LOCALHOST.name: LOCALHOST, **NETWORKS, self.network.name: self.network}
         measured = choice.computing is not None and self.full.computing is not None
         return {name: self.pays_after(choice, network, measured) for name, network in networks.items()}
 
 
 def pays_after(once: float, saved: float) -> float:
-    """How many times `saved` it takes to make up for `once`."""
+    """Return how many times `saved` it takes to make up for `once`.
+
+    >>> pays_after(once=10.0, saved=0.5), pays_after(once=10.0, saved=-0.5)
+    (20.0, inf)
+    """
     return 0.0 if once <= 0 and saved >= 0 else once / saved if saved > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt and of its answer; public."""
+
+    prompt: int
+    new: int
 
 
 def make_plan(
     architecture: Architecture,
     setting: Setting,
-    prompt: int,
-    new: int,
+    lengths: Lengths,
     network: Network,
     measured: Measurements | None = None,
 ) -> Plan:
@@ -137,6 +151,7 @@ def make_plan(
 
     measured: seconds of what parties compute, for the policies that it names.
     """
+    prompt = lengths.prompt
     ways = parse(setting.policy).alternatives(prompt, setting.make()[0])
     if not ways:
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
@@ -161,4 +176,4 @@ def make_plan(
             choices.append(Choice(changed.spec, what, Cost(), Cost(), str(error)))
     if all(c.problem for c in choices):
         raise ConfigurationError(f"no alternative fits: {choices[0].problem}")
-    return Plan(prompt, new, network, full, choices)
+    return Plan(prompt, lengths.new, network, full, choices)

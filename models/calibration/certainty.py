@@ -21,7 +21,8 @@ SUITE = "masked"  # the rings of `crypten` are wider than any of these values
 
 
 def beyond_flags(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> str | None:
-    """What bounds (options of the suite `masked`) leave unseen of a model's weights, in words; None where flags are certain.
+    """Return what bounds (options of the suite `masked`) leave unseen of a model's weights, in words; None where flags
+    are certain.
 
     Reads every weight once, one layer's input weights at a time.
     """
@@ -43,7 +44,7 @@ def _unseen(kind: str, place: int, reach: float, bounds: Bounds, layers: int) ->
 
 
 def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
-    """(kind, place, what no prompt can exceed)."""
+    """Return (kind, place, what no prompt can exceed)."""
     a, weights = checkpoint.architecture, checkpoint.weights
     largest = float(weights["embedding.tokens"].norm(dim=-1).max())
     if a.rotary is None:

@@ -26,7 +26,7 @@ class Excess:
 
     @property
     def text(self) -> str:
-        """In words, with the remedy."""
+        """Return it in words, with the remedy."""
         where = f"layer {self.place}" if self.place < self.layers else "the head"
         said = f"{RANGES[self.kind].what} reach {self.extreme:.4g} in {where}, bound {self.limit:g}"
         if self.option is None:
@@ -36,9 +36,9 @@ class Excess:
 
 
 def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
-    """Options of a suite: every kind's bound by layer with a margin of one bit where the suite has room for it, no smaller
-    than the kind's floor, and such that what no prompt can exceed is flagged for certain where it exceeds the bound; kinds
-    that need nothing but the usual bound are left out."""
+    """Return the options of a suite: every kind's bound by layer with a margin of one bit where the suite has room for
+    it, no smaller than the kind's floor, and such that what no prompt can exceed is flagged for certain where it exceeds
+    the bound; kinds that need nothing but the usual bound are left out."""
     options: dict[str, int | str] = {}
     for kind in SUITES[suite].options.kinds:
         about = RANGES[kind]
@@ -60,8 +60,8 @@ def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
 
 
 def excesses(suite: str, options: Mapping[str, OptionValue], extremes: Extremes, margin: float = 1.0) -> list[Excess]:
-    """What, times `margin`, does not fit the bounds in force: the worst place of each kind, with the option that would hold
-    it (and a margin of one bit where the suite has it)."""
+    """Return what, times `margin`, does not fit the bounds in force: the worst place of each kind, with the option that
+    would hold it (and a margin of one bit where the suite has it)."""
     found: list[Excess] = []
     for kind, bounds in SuiteSpec(suite, options=options).settings.bounds.items():
         values = extremes.kinds[kind]

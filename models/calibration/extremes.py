@@ -15,7 +15,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder
+from models.decoder import StreamedDecoder
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
@@ -46,13 +46,13 @@ class Extremes:
     tokens: int = 0
 
     def worst(self, kind: str) -> tuple[float, int]:
-        """The largest value of a kind, and where."""
+        """Return the largest value of a kind, and where."""
         values = self.kinds[kind]
         place = max(range(len(values)), key=values.__getitem__)
         return values[place], place
 
 
-class WatchingSuite(PlainSuite):
+class RecordingSuite(PlainSuite):
     """The suite `plain`, which notes extremes of what passes. places: number of layers and one."""
 
     def __init__(self, places: int, dtype: torch.dtype = torch.float32) -> None:
@@ -63,12 +63,12 @@ class WatchingSuite(PlainSuite):
         self.details["smallest norm"] = [float("inf")] * places
 
     def note(self, name: str, x: Tensor) -> None:
-        """|x| at the place of the moment."""
+        """Note |x| at the place of the moment."""
         known = self.kinds if name in self.kinds else self.details
         known[name][self.place] = max(known[name][self.place], float(x.abs().max()))
 
     def note_stream(self, h: Value) -> None:
-        """Norms of the rows of a residual stream [T, D]."""
+        """Note the norms of the rows of a residual stream [T, D]."""
         norms = tensor_of(h).norm(dim=-1)
         self.note("residual", norms)
         smallest = self.details["smallest norm"]
@@ -110,7 +110,7 @@ class WatchingSuite(PlainSuite):
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:
-    """Names of a layer's canonical weights."""
+    """Return the names of a layer's canonical weights."""
     return [name for name in checkpoint.architecture.weight_shapes() if name.startswith(f"layers.{layer}.")]
 
 
@@ -143,7 +143,7 @@ class StreamedModel:
     ) -> None:
         """Push all sequences through the model; what comes of it goes to `note` and to what the suite notes."""
         a, suite = self.architecture, self.suite
-        decoder = Decoder(suite, a, self._weights, streamed=True, probe=self._probe(note))
+        decoder = StreamedDecoder(suite, a, self._weights, probe=self._probe(note))
         self._noted: dict[str, list[Tensor]] = {}
         caches = [decoder.new_cache() for _ in sequences]
         streams = self._embedded(sequences)
@@ -154,7 +154,7 @@ class StreamedModel:
             for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
                 angles = decoder.angles(0, h.shape[0], h.shape[0])
                 streams[n] = suite.run(decoder.layer(h, cache, layer, angles, h.shape[0]))
-                if isinstance(suite, WatchingSuite):
+                if isinstance(suite, RecordingSuite):
                     suite.note_stream(streams[n])
                 cache.layers[layer].k = cache.layers[layer].v = None
             self._tell(note)
@@ -179,7 +179,7 @@ class StreamedModel:
         self._noted.clear()
 
     def _embedded(self, sequences: Sequence[Sequence[int]]) -> list[Value]:
-        """Rows of the token table, and of the positions'."""
+        """Return the rows of the token table, and of the positions'."""
         a = self.architecture
         self.suite.at(0)
         table = self.checkpoint.weights["embedding.tokens"]
@@ -190,7 +190,7 @@ class StreamedModel:
             positions = self.checkpoint.weights["embedding.positions"]
             largest = largest + positions.norm(dim=-1).max()
             rows = [x + positions[: x.shape[0]] for x in rows]
-        if isinstance(self.suite, WatchingSuite):
+        if isinstance(self.suite, RecordingSuite):
             self.suite.note(TABLE, largest)
         return [PlainValue(x.to(self.suite.device, self.suite.dtype)) for x in rows]
 
@@ -198,7 +198,8 @@ class StreamedModel:
 def measure(
     checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], on_progress: Progress = lambda done, total: None
 ) -> Extremes:
-    """Extremes of a checkpoint (loaded as float32) on token sequences, each no longer than the model's positions."""
+    """Return the extremes of a checkpoint (loaded as float32) on token sequences, each no longer than the model's
+    positions."""
     a = checkpoint.architecture
     for ids in sequences:
         if not ids or len(ids) > a.positions or not all(0 <= token < a.vocabulary for token in ids):
@@ -206,11 +207,11 @@ def measure(
                 f"a calibration sequence of {len(ids)} tokens does not fit the model's {a.positions} positions and "
                 f"{a.vocabulary} tokens; tokenizer and model must belong together"
             )
-    suite = WatchingSuite(a.layers + 1)
+    suite = RecordingSuite(a.layers + 1)
     StreamedModel(checkpoint, suite).run(sequences, on_progress=on_progress)
     return Extremes(suite.kinds, suite.details, sum(len(ids) for ids in sequences))
 
 
 def as_json(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Four digits are enough for people and for a margin of one bit."""
+    """Return them with four digits, which are enough for people and for a margin of one bit."""
     return {name: [float(f"{x:.4g}") if x != float("inf") else 0.0 for x in places] for name, places in values.items()}

@@ -64,17 +64,17 @@ class Calibration:
     state: Literal["found", "made", "stale"]
 
     def excesses(self, suite: str, options: Mapping[str, OptionValue] | None = None) -> list[Excess]:
-        """What does not fit the bounds that `options` over the chosen ones declare."""
+        """Return what does not fit the bounds that `options` over the chosen ones declare."""
         return excesses(suite, {**self.suites.get(suite, {}), **(options or {})}, self.extremes)
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """What the digest covers: config.json and the weights, by name."""
+    """Return what the digest covers: config.json and the weights, by name."""
     return [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
 
 
 def model_digest(directory: Path) -> str:
-    """SHA-256 over names, sizes and contents of config.json and every weight file; 0.5 to 2 s a gigabyte."""
+    """Return the SHA-256 over names, sizes and contents of config.json and every weight file; 0.5 to 2 s a gigabyte."""
     total = hashlib.sha256()
     for file in weight_files(directory):
         try:
@@ -94,7 +94,7 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def read_record(directory: Path) -> Record | None:
-    """What the file says, whether it fits or not; None where there is none, or none of this format."""
+    """Return what the file says, whether it fits or not; None where there is none, or none of this format."""
     file = directory / FILE
     try:
         if file.stat().st_size > MOST_BYTES:
@@ -109,7 +109,7 @@ def read_record(directory: Path) -> Record | None:
 
 
 def find(directory: Path, architecture: Architecture) -> Calibration | None:
-    """The calibration beside a checkpoint if it fits it, else None."""
+    """Return the calibration beside a checkpoint if it fits it, else None."""
     record = read_record(directory)
     if record is None or any(len(values) != architecture.layers + 1 for values in record.extremes.values()):
         return None
@@ -153,7 +153,7 @@ def make(
 def calibrated(
     directory: Path, on_make: Callable[[], None] = lambda: None, on_progress: Progress = lambda done, total: None
 ) -> Calibration:
-    """The calibration beside a checkpoint; made on the built-in text where there is none that fits."""
+    """Return the calibration beside a checkpoint; made on the built-in text where there is none that fits."""
     found = find(directory, load_checkpoint(directory).architecture)
     if found is not None:
         return found
@@ -162,7 +162,7 @@ def calibrated(
 
 
 def _write(directory: Path, record: Record) -> bool:
-    """Whole or not at all: written beside, then renamed. False where the folder cannot be written."""
+    """Write all of it or nothing: beside, then renamed. False where the folder cannot be written."""
     try:
         handle, name = tempfile.mkstemp(prefix=".mpcache-", suffix=".json", dir=directory)
     except OSError:
@@ -179,7 +179,7 @@ def _write(directory: Path, record: Record) -> bool:
 
 
 def _text(record: Record) -> str:
-    """JSON with a line for each list."""
+    """Return the JSON with a line for each list."""
     values = record.model_dump(mode="json")
     nested = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key not in nested]

@@ -24,7 +24,7 @@ MOST_TOKENS = 1 << 16
 
 
 def read_text(file: Path | None) -> str:
-    """The text. Raises `ConfigurationError` naming the file."""
+    """Return the text. Raises `ConfigurationError` naming the file."""
     if file is None:
         return BUILT_IN.read_text(encoding="utf-8")
     try:
@@ -39,12 +39,12 @@ def read_text(file: Path | None) -> str:
 
 
 def text_digest(text: str) -> str:
-    """SHA-256 of the text."""
+    """Return the SHA-256 of the text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
-    """Token ids, [at most 256 or the model's positions] each."""
+    """Return token ids, [at most 256 or the model's positions] each."""
     a = checkpoint.architecture
     room = min(LONGEST, a.positions)
     try:
@@ -66,5 +66,5 @@ def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
 
 
 def _begun(ids: list[int], bos: int | None, room: int) -> list[int]:
-    """With the first token in front, where there is one that is not there already."""
+    """Return ids with the first token in front, where there is one that is not there already."""
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids][:room]

@@ -43,7 +43,7 @@ ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
 
 def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, Setting, list[int]]:
-    """The model reduced to layers that differ, the setting for it, and how many layers each one stands for.
+    """Return the model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
     The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
     the groups between, one stands for all whose layers have the same sliding windows and the same bounds, their own and
@@ -94,7 +94,7 @@ class Tracer:
         self.exact = True
 
     def step(self, cached: int, tokens: int = 1) -> Step:
-        """`tokens` tokens after `cached` ones."""
+        """Return the costs of `tokens` tokens after `cached` ones."""
         key = cached, tokens
         if key not in self.lengths:
             long = tokens * (cached + tokens) * self.architecture.heads > LONG_PROMPT
@@ -130,7 +130,7 @@ class Tracer:
         return trace
 
     def _by_heads(self, cached: int, tokens: int) -> Step:
-        """A long prompt: cost = a + b G + c G R, from (G, R) = (1, 1), (2, 1) and (1, 2)."""
+        """Return the costs of a long prompt: cost = a + b G + c G R, from (G, R) = (1, 1), (2, 1) and (1, 2)."""
         g, r = self.architecture.kv_heads, self.architecture.group
         self.exact = False
 
@@ -159,7 +159,7 @@ class Tracer:
         return _sum(self._strided(n, last) for n in range(first, first + STRIDE))
 
     def _strided(self, first: int, last: int) -> Costs:
-        """The same over first, first + 8, ..."""
+        """Return the same over first, first + 8, ..."""
         count = (last - first) // STRIDE + 1
         lengths = [first + STRIDE * n for n in range(count)]
         if count <= 3:
@@ -203,12 +203,12 @@ class Estimate:
 
     @cached_property
     def total(self) -> Costs:
-        """A session without loading the model."""
+        """Return the costs of a session without loading the model."""
         return self.first.plus(self.further)
 
     @property
     def memory_bytes(self) -> int:
-        """A party's process, its weights, full cache, and the largest tape entry while it is used."""
+        """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
         a = self.architecture
         cached = 0
         for n in range(a.layers):
@@ -217,23 +217,26 @@ class Estimate:
         return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
 
 
-def estimate(
-    architecture: Architecture, setting: Setting, prompt: int, new: int, all_layers: bool = False, every_length: bool = False
-) -> Estimate:
-    """A prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
+def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False) -> Estimate:
+    """Return the costs of a prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
-    all_layers: trace every layer and head; every_length: trace every token. Both give the same counts, slowly. Raises
-    `ConfigurationError` when the model has fewer positions or for an unknown suite or policy.
+    exhaustive: trace every layer, head and token; the same counts, slowly. Raises `ConfigurationError` when the model has
+    fewer positions or for an unknown suite or policy.
+
+    >>> from models.shapes import SHAPES
+    >>> found = estimate(SHAPES["tiny"], Setting("masked"), prompt=8, new=2)
+    >>> found.exact and found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
+    True
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature).check(architecture)
     start = time.perf_counter()
     with torch.inference_mode():
-        tracer = Tracer(architecture, setting, all_layers)
+        tracer = Tracer(architecture, setting, exhaustive)
         load_costs = trace_load(architecture, setting)
         if setting.policy != "full":
             tracer.follow(prompt, new)
         first = tracer.step(0, prompt)
-        if every_length or setting.policy != "full":
+        if exhaustive or setting.policy != "full":
             further = _sum(tracer.step(n).costs for n in range(prompt, prompt + new - 1))
         else:
             further = tracer.tokens(prompt, prompt + new - 2)
@@ -263,12 +266,12 @@ class Rates:
     matrix: float
 
     def seconds(self, costs: Costs, part: str | None = None) -> float:
-        """Of the ring products alone."""
+        """Return the seconds of the ring products alone."""
         return costs.total("vector_products", part) / self.vector + costs.total("matrix_products", part) / self.matrix
 
 
 def measure_rates() -> Rates:
-    """On this machine, with torch's present number of threads; a fraction of a second."""
+    """Measure rates on this machine, with torch's present number of threads; a fraction of a second."""
     weight = torch.ones(1024, 2048, dtype=torch.int64).t().contiguous().t()
     one, many = (torch.ones(rows, 1024, dtype=torch.int64) for rows in (1, 128))
     return Rates(_rate(one, weight), _rate(many, weight))

@@ -39,27 +39,27 @@ class Prediction:
 
     @property
     def dealt(self) -> int:
-        """Of the session."""
+        """Return the bytes dealt in the session."""
         return self.prompt_dealt + (self.new - 1) * self.token_dealt
 
     @property
     def sent(self) -> int:
-        """Of the session."""
+        """Return the bytes that a party sends in the session."""
         return self.prompt_sent + (self.new - 1) * self.token_sent
 
     @property
     def dealt_each(self) -> int:
-        """The most for one token: a new one, or one of the prompt on average."""
+        """Return the most bytes dealt for one token: a new one, or one of the prompt on average."""
         return max(self.token_dealt, self.prompt_dealt // self.prompt)
 
     @property
     def sent_each(self) -> int:
-        """The most for one token: a new one, or one of the prompt on average."""
+        """Return the most bytes sent for one token: a new one, or one of the prompt on average."""
         return max(self.token_sent, self.prompt_sent // self.prompt)
 
 
 def rounded(tokens: int, most: int) -> int:
-    """The least length from `tokens` on that has three significant bits behind its first, at most `most`."""
+    """Return the least length from `tokens` on that has three significant bits behind its first, at most `most`."""
     unit = 1 << max(0, tokens.bit_length() - 4)
     return max(tokens, min(-(-tokens // unit) * unit, most))
 
@@ -77,7 +77,8 @@ class Predictor:
             raise PredictionTooLong
 
     def predict(self, prompt: int, new: int, seconds: float) -> Prediction:
-        """For a prompt of `prompt` tokens and `new` new ones, in about `seconds` at most. Raises `PredictionTooLong`."""
+        """Predict the costs of a prompt of `prompt` tokens and `new` new ones, in about `seconds` at most. Raises
+        `PredictionTooLong`."""
         self._limit = time.perf_counter() + seconds
         positions = self._architecture.positions
         first = self._step(0, rounded(prompt, positions))

@@ -8,6 +8,7 @@ output share of its index.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -42,40 +43,40 @@ class NoInputs:
     """The dealer's and the estimate's source."""
 
     def weight(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
-        """Nothing."""
+        pass
 
     def cached(self, suite: Suite, name: str, shape: Sequence[int]) -> None:
-        """Nothing."""
+        pass
 
     def tokens(self, suite: Suite, count: int, chosen: bool) -> None:
-        """Nothing."""
+        pass
 
 
 async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
-    """All weights, as a session loads them."""
+    """Load all weights, as a session does."""
     shapes = architecture.weight_shapes()
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
 
-async def fill(suite: Suite, decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
-    """A cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
+async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
+    """Return a cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
 
     A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with the attention
     mass that `source` has. agree: do here what parties do once a session, when they first hand out a share.
     """
-    cache = decoder.new_cache()
+    suite, cache = decoder.suite, decoder.new_cache()
     if agree:
         with suite.ledger.timed(CACHE):
             suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
     for layer in range(decoder.architecture.layers if cached else 0):
-        await fill_layer(suite, decoder, cache, layer, cached, source)
+        await fill_layer(decoder, cache, layer, cached, source)
     cache.seen = cached
     return cache
 
 
-async def fill_layer(suite: Suite, decoder: Decoder, cache: KVCache, layer: int, cached: int, source: Source) -> None:
-    """`fill` of one layer; layers in order, `cache.seen` is set after the last one."""
-    a, policy, entry = decoder.architecture, decoder.policy, cache.layers[layer]
+async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, source: Source) -> None:
+    """Fill one layer as `fill` does; layers in order, `cache.seen` is set after the last one."""
+    suite, a, policy, entry = decoder.suite, decoder.architecture, decoder.policy, cache.layers[layer]
 
     def value(name: str, shape: tuple[int, ...]) -> Value:
         return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
@@ -94,29 +95,31 @@ async def fill_layer(suite: Suite, decoder: Decoder, cache: KVCache, layer: int,
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
 
 
-async def step(
-    suite: Suite,
-    decoder: Decoder,
-    cache: KVCache,
-    tokens: int,
-    given: Tensor | None,
-    name: str,
-    decoding: Decoding = "greedy",
-    temperature: float | None = None,
-) -> tuple[Value, OutputShare]:
-    """Logits [1, V] after `tokens` tokens, and the output share, by default of the most likely one's index.
+@dataclass(frozen=True)
+class StepPlan:
+    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`."""
 
-    given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. decoding, temperature: as in
-    `GenerationPlan`. Recorded under stage `name`, its parts as in `Decoder.forward`, what follows from logits under
-    "choice".
+    tokens: int = 1
+    decoding: Decoding = "greedy"
+    temperature: float | None = None
+
+
+async def step(
+    decoder: Decoder, cache: KVCache, plan: StepPlan, given: Tensor | None, name: str
+) -> tuple[Value, OutputShare]:
+    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index.
+
+    given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
+    parts as in `Decoder.forward`, what follows from logits under "choice".
     """
-    vocabulary = decoder.architecture.vocabulary
+    suite, vocabulary = decoder.suite, decoder.architecture.vocabulary
+    shown = plan.decoding == "logits"
     with suite.ledger.timed(name):
-        if by_parties(cache.seen, tokens) and decoding != "logits":
-            inputs = suite.input((tokens, vocabulary), given, 0)
+        if by_parties(cache.seen, plan.tokens) and not shown:
+            inputs = suite.input((plan.tokens, vocabulary), given, 0)
         else:
-            inputs = suite.indices(tokens, given, vocabulary)
-        logits = await decoder.forward(inputs, cache, cache.seen, last_only=True, whole=decoding == "logits")
+            inputs = suite.indices(plan.tokens, given, vocabulary)
+        logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
         with suite.ledger.timed(CHOICE):
-            _, share = await choice(suite, logits, decoding, temperature)
+            _, share = await choice(suite, logits, plan.decoding, plan.temperature)
     return logits, share

@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.costs.program import NoInputs, fill, load, step
+from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.decoder import LOAD, Decoder
 from models.generation import Decoding
 from models.policies import parse
@@ -38,7 +38,7 @@ class Costs(dict[Key, float]):
     """Costs by part, operation and field; they add up and are multiplied like vectors."""
 
     def plus(self, other: Mapping[Key, float], factor: float = 1) -> Costs:
-        """self + factor * other."""
+        """Return self + factor * other."""
         out = Costs(self)
         for key, value in other.items():
             out[key] = out.get(key, 0) + factor * value
@@ -49,7 +49,7 @@ class Costs(dict[Key, float]):
         return sum(value for (where, _, what), value in self.items() if what == name and part in (None, where))
 
     def parts(self) -> list[str]:
-        """Parts in order of appearance."""
+        """Return the parts in order of appearance."""
         return list(dict.fromkeys(where for where, _, _ in self))
 
 
@@ -83,13 +83,11 @@ class _Tape(CountingTape):
         self.largest: dict[str, int] = {}
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
-        """A meta tensor."""
         return self._seen(op, super().random(op, shape, bits, kind))
 
     def dependent(
         self, op: str, shape: Sequence[int], value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
-        """A meta tensor."""
         return self._seen(op, super().dependent(op, shape, value, bits, kind))
 
     def _seen(self, op: str, x: Tensor) -> Tensor:
@@ -115,59 +113,57 @@ class _Products:
         self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
 
     def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
-        """[..., in] x [in, out]."""
+        """Count [..., in] x [in, out]."""
         self._count(x.shape[:-1].numel(), *layer.weight.shape)
         return self._suite.linear(x, layer, residual)
 
     def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
-        """As `linear`, for each layer."""
+        """Count as `linear` does, for each layer."""
         for layer in layers:
             self._count(x.shape[:-1].numel(), *layer.weight.shape)
         return self._suite.norm_linear(x, norm, layers, whole)
 
     def look_up(self, index: Value, table: Value) -> Any:
-        """[T, V] x [V, D]."""
+        """Count [T, V] x [V, D]."""
         self._count(index.shape[0], *table.shape)
         return self._suite.look_up(index, table)
 
     def embed(self, one_hot: Value, table: Value) -> Any:
-        """[T, V] x [V, D]."""
+        """Count [T, V] x [V, D]."""
         self._count(one_hot.shape[0], *table.shape)
         return self._suite.embed(one_hot, table)
 
     def matmul(self, x: Value, y: Value) -> Any:
-        """[..., M, K] x [..., K, N]."""
+        """Count [..., M, K] x [..., K, N]."""
         self._count(x.shape[-2], x.shape[-1], y.shape[-1], x.shape[:-2].numel())
         return self._suite.matmul(x, y)
 
     def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Any:
-        """[G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
+        """Count [G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention(q, k, v, mask)
 
     def attention_with_mass(self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor) -> Any:
-        """As `attention`."""
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention_with_mass(q, k, v, mask, observed)
 
     def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
-        """As `attention`."""
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.biased_attention(q, k, v, bias)
 
     def scores(self, q: Value, k: Value) -> Any:
-        """[G, R, C] x [G, C, N]."""
+        """Count [G, R, C] x [G, C, N]."""
         self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
         return self._suite.scores(q, k)
 
     def selected_attention(self, q: Value, chosen: Value, k: Value, v: Value, always: Any) -> Any:
-        """Products with all clusters, of the choice with its dealt terms, and with what always counts."""
+        """Count products with all clusters, of the choice with its dealt terms, and with what always counts."""
         groups, rows, channels = q.shape
         clusters, size, count = k.shape[1], k.shape[2], chosen.shape[1]
         self._count(rows, channels, 2 * clusters * size, groups)
@@ -179,7 +175,10 @@ class _Products:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a trace depends on beside the model and the lengths. check(): called at every tape entry, may raise to end it."""
+    """What a trace depends on beside the model and the lengths.
+
+    check(): called at every tape entry, may raise to end the trace. prepare(suite): called with each suite that is made.
+    """
 
     suite: str
     parties: int = 2
@@ -188,16 +187,23 @@ class Setting:
     decoding: Decoding = "greedy"
     temperature: float | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     @property
     def spec(self) -> SuiteSpec:
-        """The suite. Raises `ConfigurationError`, `RangeError`."""
+        """Return the suite. Raises `ConfigurationError`, `RangeError`."""
         return SuiteSpec(self.suite, options=self.options)
 
     def make(self) -> tuple[Suite, _Tape]:
-        """A suite that counts."""
+        """Return a suite that counts, and its tape."""
         tape = _Tape(self.check)
-        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=None), tape
+        suite = secure_suite(self.spec, parties=self.parties, tape=tape, channel=None)
+        self.prepare(suite)
+        return suite, tape
+
+    def step(self, tokens: int = 1) -> StepPlan:
+        """Return a step of so many tokens."""
+        return StepPlan(tokens, self.decoding, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ class Trace:
     largest: Mapping[str, int]
 
     def costs(self, repeats: Sequence[int]) -> Costs:
-        """By part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
+        """Return costs by part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
         out = Costs()
         for (where, op), cost in self.ledger.costs.items():
             part, count = _part(where, repeats)
@@ -221,14 +227,14 @@ class Trace:
         return out
 
     def layer(self, index: int) -> Costs:
-        """One layer's."""
+        """Return one layer's costs."""
         repeats = [int(n == index) for n in range(index + 1)]
         whole = self.costs(repeats)
         return Costs({key: value for key, value in whole.items() if key[0] in ("attention", "mlp")})
 
 
 def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
-    """("attention", repeats[3]) of "step/layer 3/attention"; ("head", 1) of "step/head"."""
+    """Return ("attention", repeats[3]) of "step/layer 3/attention"; ("head", 1) of "step/head"."""
     names = where.split("/")[1:]
     if len(names) == 2 and names[0].startswith("layer "):
         index = int(names[0].removeprefix("layer "))
@@ -236,53 +242,42 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
-def trace_step(
-    architecture: Architecture,
-    setting: Setting,
-    cached: int,
-    tokens: int = 1,
-    agreed: bool = True,
-    prepare: Callable[[Suite], None] = lambda suite: None,
-) -> Trace:
-    """Every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
+def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, agreed: bool = True) -> Trace:
+    """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step. prepare: called with the
-    suite before anything runs.
+    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
     """
     suite, tape = setting.make()
-    prepare(suite)
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
-    counting = cast(Suite, products)
-    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
-    cache = suite.run(fill(counting, decoder, cached, NoInputs(), agreed))
+    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
+    cache = suite.run(fill(decoder, cached, NoInputs(), agreed))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
+    suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
 def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int) -> Iterator[Trace]:
-    """The prompt up to the first token, then each further token, one after the other: for policies, whose work on a token
-    depends on the tokens before. Every layer, head and token is traced."""
+    """Trace the prompt up to the first token, then each further token, one after the other: for policies, whose work on a
+    token depends on the tokens before. Every layer, head and token is traced."""
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
-    counting = cast(Suite, products)
-    decoder = Decoder(counting, architecture, weights, parse(setting.policy))
+    decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
     cache.prompt_tokens = prompt
     for tokens in (prompt, *[1] * (new - 1)):
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
-        suite.run(step(counting, decoder, cache, tokens, None, STEP, setting.decoding, setting.temperature))
+        suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 
 def trace_load(architecture: Architecture, setting: Setting) -> Costs:
-    """Loading all weights: once a model and its parties, not once a session."""
+    """Return the costs of loading all weights: once a model and its parties, not once a session."""
     suite, _ = setting.make()
     suite.run(load(suite, architecture, NoInputs()))
     cost = suite.ledger.total(LOAD)

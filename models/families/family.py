@@ -44,15 +44,16 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self) -> Architecture:
-        """The architecture that config.json describes."""
+        """Return the architecture that config.json describes."""
 
     @abstractmethod
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but buffers."""
+        """Return the names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but
+        buffers."""
 
     @abstractmethod
     def weight(self, name: str, read: Read) -> Tensor:
-        """One canonical weight, float64."""
+        """Return one canonical weight, float64."""
 
     @property
     def tied(self) -> bool:
@@ -61,6 +62,6 @@ class Family(ABC):
 
 
 def split_layer(name: str) -> tuple[int, str]:
-    """'layers.3.mlp.up.bias' -> (3, 'mlp.up.bias')."""
+    """Return 'layers.3.mlp.up.bias' -> (3, 'mlp.up.bias')."""
     _, layer, part = name.split(".", 2)
     return int(layer), part

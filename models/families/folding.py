@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 def folded_weight(weight: Tensor, gain: Tensor, centred: bool) -> Tensor:
-    """diag(gain) W, and with `centred` (I - 11^T/D) in front of it. weight: float64 [D, out], gain: float64 [D]."""
+    """Return diag(gain) W, and with `centred` (I - 11^T/D) in front of it. weight: float64 [D, out], gain: float64 [D]."""
     scaled = gain[:, None] * weight
     return scaled - scaled.mean(0, keepdim=True) if centred else scaled
 
 
 def folded_bias(weight: Tensor, offset: Tensor, bias: Tensor | None) -> Tensor:
-    """offset W + b. weight: float64 [D, out], offset: float64 [D], bias: float64 [out] or None."""
+    """Return offset W + b. weight: float64 [D, out], offset: float64 [D], bias: float64 [out] or None."""
     moved = offset @ weight
     return moved if bias is None else moved + bias
 
 
 def centred_rows(weight: Tensor) -> Tensor:
-    """A weight that writes to the residual stream, without the mean over the width. weight: float64 [..., D]."""
+    """Return a weight that writes to the residual stream, without the mean over the width. weight: float64 [..., D]."""
     return weight - weight.mean(-1, keepdim=True)

@@ -20,7 +20,6 @@ class Gpt2(Family):
     tied_by_default = True
 
     def describe(self) -> Architecture:
-        """The architecture that config.json describes."""
         c = self.config
         c.refuse("scale_attn_by_inverse_layer_idx", "scores divided by the layer's number are not supported", False)
         c.refuse("reorder_and_upcast_attn", "reordered attention is not supported; set it to false", False)
@@ -52,7 +51,6 @@ class Gpt2(Family):
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes in the checkpoint."""
         a = self.architecture
         wide, forward = a.width, a.feed_forward
         shapes: dict[str, tuple[int, ...]] = {"wte.weight": (a.vocabulary, wide), "wpe.weight": (a.positions, wide)}
@@ -72,7 +70,6 @@ class Gpt2(Family):
         return shapes
 
     def weight(self, name: str, read: Read) -> Tensor:
-        """One canonical weight, float64."""
         if name == "embedding.tokens":
             return centred_rows(read("wte.weight"))
         if name == "embedding.positions":
@@ -94,7 +91,7 @@ class Gpt2(Family):
 
 
 def _folded(name: str, weight: Tensor, bias: Tensor | None, norm: str, read: Read) -> Tensor:
-    """The weight or the bias of a linear layer behind a LayerNorm."""
+    """Return the weight or the bias of a linear layer behind a LayerNorm."""
     if name.endswith(".weight"):
         return folded_weight(weight, read(f"{norm}.weight"), centred=True)
     return folded_bias(weight, read(f"{norm}.bias"), bias)

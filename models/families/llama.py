@@ -20,17 +20,16 @@ class Llama(Family):
     buffers = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
     def biases(self) -> tuple[bool, bool, bool]:
-        """Biases of (queries, keys, values), of the attention's output, of the feed-forward layers."""
+        """Return biases of (queries, keys, values), of the attention's output, of the feed-forward layers."""
         attention = self.config.flag("attention_bias", False)
         return attention, attention, self.config.flag("mlp_bias", False)
 
     def windows(self, layers: int) -> tuple[int | None, ...] | None:
-        """Sliding windows, one entry a layer."""
+        """Return the sliding windows, one entry a layer."""
         self.config.refuse("sliding_window", "LLaMA has no sliding window; is model_type 'mistral' meant?")
         return None
 
     def describe(self) -> Architecture:
-        """The architecture that config.json describes."""
         c = self.config
         width, heads, layers = c.integer("hidden_size"), c.integer("num_attention_heads"), c.integer("num_hidden_layers")
         if not c.present("head_dim") and width % heads:
@@ -60,7 +59,6 @@ class Llama(Family):
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes in the checkpoint."""
         a = self.architecture
         queries, keys = a.heads * a.head_channels, a.kv_heads * a.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (a.vocabulary, a.width), "norm.weight": (a.width,)}
@@ -83,7 +81,6 @@ class Llama(Family):
         return shapes
 
     def weight(self, name: str, read: Read) -> Tensor:
-        """One canonical weight, float64."""
         if name == "embedding.tokens":
             return read("embed_tokens.weight")
         if name == "head.weight":
@@ -108,7 +105,7 @@ class Llama(Family):
         return tensor.T
 
     def _fused(self, at: str, kind: str, read: Read) -> Tensor:
-        """Queries (times the score scale), keys and values side by side: [D, (H + 2G) C], or their biases."""
+        """Return queries (times the score scale), keys and values side by side: [D, (H + 2G) C], or their biases."""
         parts = [read(f"{at}.self_attn.{part}_proj.{kind}") for part in "qkv"]
         rotary = self.architecture.rotary
         assert rotary is not None

@@ -14,11 +14,11 @@ class Mistral(Llama):
     defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8, "sliding_window": 4096}
 
     def biases(self) -> tuple[bool, bool, bool]:
-        """None."""
+        """Return that there are none."""
         return False, False, False
 
     def windows(self, layers: int) -> tuple[int | None, ...] | None:
-        """`sliding_window` in every layer, or full attention where it is null."""
+        """Return `sliding_window` in every layer, or full attention where it is null."""
         c = self.config
         if not c.present("sliding_window"):
             return None

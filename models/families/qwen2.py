@@ -14,11 +14,11 @@ class Qwen2(Llama):
     defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 32, "sliding_window": 4096}
 
     def biases(self) -> tuple[bool, bool, bool]:
-        """Queries, keys and values only."""
+        """Return biases of queries, keys and values only."""
         return True, False, False
 
     def windows(self, layers: int) -> tuple[int | None, ...] | None:
-        """`sliding_window` from layer `max_window_layers` on (or as `layer_types` says) when `use_sliding_window`."""
+        """Return `sliding_window` from layer `max_window_layers` on (or as `layer_types` says) when `use_sliding_window`."""
         c = self.config
         kinds = c.values.get("layer_types")
         if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):

@@ -21,7 +21,7 @@ _PART = "rotary positions on a part of the channels are not supported"
 
 
 def read_rotary(config: Config) -> Rotary:
-    """The rotary positions that a config.json describes. Raises `CheckpointError` naming key, value and remedy."""
+    """Return the rotary positions that a config.json describes. Raises `CheckpointError` naming key, value and remedy."""
     key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
     entries = config.values.get(key) or {}
     if not isinstance(entries, dict) or any(isinstance(v, dict) for v in entries.values()):
@@ -50,7 +50,7 @@ def read_rotary(config: Config) -> Rotary:
 
 
 def positions(config: Config, rotary: Rotary) -> int:
-    """The longest sequence: `max_position_embeddings`, or what yarn and dynamic scaling are meant to stretch it to.
+    """Return the longest sequence: `max_position_embeddings`, or what yarn and dynamic scaling are meant to stretch it to.
 
     transformers sets no bound of its own; it is kept here because a model says nothing sensible beyond it.
     """
@@ -68,7 +68,7 @@ def _theta(config: Config, inner: Config) -> float:
 
 
 def _original(config: Config, inner: Config) -> int:
-    """Positions before the stretching."""
+    """Return the positions before the stretching."""
     key = "original_max_position_embeddings"
     for source in (config, inner):
         if key in source.values:
@@ -83,7 +83,8 @@ def _factor(config: Config, inner: Config, kind: str) -> float:
 
 
 def _yarn(inner: Config, factor: float) -> dict[str, Any]:
-    """What only yarn has. Source: Peng et al., "YaRN" (arXiv 2309.00071), with the variants that transformers knows."""
+    """Return what only yarn has. Source: Peng et al., "YaRN" (arXiv 2309.00071), with the variants that transformers
+    knows."""
     found: dict[str, Any] = {"truncate": inner.flag("truncate", True)}
     for key in ("beta_fast", "beta_slow"):
         if inner.values.get(key):  # 0 and null mean the default
@@ -96,7 +97,7 @@ def _yarn(inner: Config, factor: float) -> dict[str, Any]:
 
 
 def _mscale(factor: float, scale: float) -> Decimal:
-    """0.1 * scale * ln(factor) + 1, and 1 where nothing is stretched; decimal, hence the same on every host."""
+    """Return 0.1 * scale * ln(factor) + 1, and 1 where nothing is stretched; decimal, hence the same on every host."""
     with localcontext() as context:
         context.prec = 40
         return max(Decimal(factor).ln(), Decimal(0)) * Decimal(scale) / 10 + 1

@@ -82,7 +82,7 @@ _CLASSES = {
 
 
 def config_values(header: GgufHeader) -> dict[str, Any]:
-    """config.json of the model in the file, as `models.config.Config` reads it.
+    """Return config.json of the model in the file, as `models.config.Config` reads it.
 
     Raises `CheckpointError` naming the architecture, key or tensor that is not supported or missing.
     """
@@ -108,7 +108,7 @@ def config_values(header: GgufHeader) -> dict[str, Any]:
 
 
 def _architecture(header: GgufHeader) -> str:
-    """The file's architecture, where it is one model of a supported family."""
+    """Return the file's architecture, where it is one model of a supported family."""
     kind = header.text("general.type", "model")
     if kind != "model":
         raise header.error(f"'general.type' = '{kind}' is not a model; the file of the model itself is needed")
@@ -170,7 +170,7 @@ def _rotary_values(header: GgufHeader, architecture: str, values: dict[str, Any]
 
 
 def _rope(header: GgufHeader, architecture: str, values: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` of config.json: default, linear, yarn, or llama3 from the factors stored as a tensor."""
+    """Return `rope_parameters` of config.json: default, linear, yarn, or llama3 from the factors stored as a tensor."""
     at = f"{architecture}.rope"
     theta = header.number(f"{at}.freq_base", 10_000.0)
     kind = header.text(f"{at}.scaling.type", "none")
@@ -197,7 +197,7 @@ def _rope(header: GgufHeader, architecture: str, values: dict[str, Any]) -> dict
 
 
 def _llama3(header: GgufHeader, theta: float, channels: int) -> dict[str, Any]:
-    """LLaMA 3's parameters, found again from the factors of its frequencies.
+    """Return LLaMA 3's parameters, found again from the factors of its frequencies.
 
     The file has the factors alone. All published models use the low and high frequency factors 1 and 4 and 8 192 original
     positions; factors that these do not give are refused.
@@ -223,7 +223,7 @@ def _llama3(header: GgufHeader, theta: float, channels: int) -> dict[str, Any]:
 
 
 def special_id(header: GgufHeader, role: str) -> int | None:
-    """The token of a role ("bos", "eos", "unk", "pad", "eot", "eom"); None where the file names none of its tokens.
+    """Return the token of a role ("bos", "eos", "unk", "pad", "eot", "eom"); None where the file names none of its tokens.
 
     Sentencepiece files that leave bos, eos and unk out mean 1, 2 and 0, as llama.cpp reads them.
     """
@@ -235,7 +235,7 @@ def special_id(header: GgufHeader, role: str) -> int | None:
 
 
 def unexpected(header: GgufHeader, used: set[str]) -> CheckpointError | None:
-    """The error for the first tensor that is not part of the model, None where there is none."""
+    """Return the error for the first tensor that is not part of the model, None where there is none."""
     for name in header.tensors:
         if name not in used and name != ROPE_FACTORS:
             return header.error(f"tensor '{name}' is not part of the model that its metadata describes; not supported")

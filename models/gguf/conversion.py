@@ -46,7 +46,7 @@ class GgufModel:
 
     @classmethod
     def open(cls, path: Path) -> GgufModel:
-        """The model in a file."""
+        """Return the model in a file."""
         header = read_header(path)
         config = config_values(header)
         family = family_for(Config(config, path))
@@ -58,12 +58,12 @@ class GgufModel:
 
     @property
     def architecture(self) -> Architecture:
-        """What is public about it."""
+        """Return what is public about it."""
         return self.family.architecture
 
     @cached_property
     def size(self) -> int:
-        """Bytes of its weights in the checkpoint."""
+        """Return the bytes of its weights in the checkpoint."""
         return sum(source.size for source in self.tensors)
 
     def write(self, folder: Path, progress: Progress = lambda done, total: None) -> None:
@@ -91,7 +91,7 @@ class GgufModel:
             _write_json(folder / INDEX, {"metadata": {"total_size": self.size}, "weight_map": places})
 
     def _shards(self) -> list[list[Source]]:
-        """The tensors in groups of at most `SHARD_BYTES`, or of one that is larger."""
+        """Return the tensors in groups of at most `SHARD_BYTES`, or of one that is larger."""
         shards: list[list[Source]] = [[]]
         room = SHARD_BYTES
         for source in self.tensors:
@@ -103,14 +103,14 @@ class GgufModel:
         return shards
 
     def _generation(self) -> dict[str, Any]:
-        """generation_config.json: a turn's and a message's end also end a generation, where the file names them."""
+        """Return generation_config.json: a turn's and a message's end also end a generation, where the file names them."""
         ends = [special_id(self.header, role) for role in ("eos", "eot", "eom")]
         values = {f"{role}_token_id": special_id(self.header, role) for role in ("bos", "pad")}
         found = list(dict.fromkeys(token for token in ends if token is not None))
         return {key: value for key, value in {**values, "eos_token_id": found or None}.items() if value is not None}
 
     def origin(self) -> str:
-        """What the file says of itself: a line for each of name, author, licence and address."""
+        """Return what the file says of itself: a line for each of name, author, licence and address."""
         keys = ("name", "organization", "author", "license", "license.link", "url", "source.url", "source.repo_url")
         said = ((key, self.header.metadata.get(f"general.{key}")) for key in keys)
         return "".join(f"{key}: {' '.join(str(value)[:200].split())}\n" for key, value in said if isinstance(value, str))

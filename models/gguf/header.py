@@ -62,39 +62,39 @@ class GgufHeader:
     tensors: Mapping[str, GgufTensor]
 
     def error(self, why: str) -> CheckpointError:
-        """An error about the file."""
+        """Return an error about the file."""
         return CheckpointError(f"{self.path}: {why}")
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """A text. Raises `CheckpointError` when the value is of another type."""
+        """Return a text. Raises `CheckpointError` when the value is of another type."""
         value = self.metadata.get(key, default)
         if value is not None and not isinstance(value, str):
             raise self.error(f"'{key}' must be a text")
         return value
 
     def integer(self, key: str, default: int | None = None) -> int | None:
-        """A whole number that is not negative. Raises `CheckpointError` when the value is something else."""
+        """Return a whole number that is not negative. Raises `CheckpointError` when the value is something else."""
         value = self.metadata.get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise self.error(f"'{key}' must be a whole number, one for all layers")
         return value
 
     def number(self, key: str, default: float | None = None) -> float | None:
-        """A number, in 32 bits as the shortest decimal that it is stored for. Raises `CheckpointError`."""
+        """Return a number, in 32 bits as the shortest decimal that it is stored for. Raises `CheckpointError`."""
         value = self.metadata.get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise self.error(f"'{key}' must be a number")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false. Raises `CheckpointError` when the value is something else."""
+        """Return true or false. Raises `CheckpointError` when the value is something else."""
         value = self.metadata.get(key, default)
         if not isinstance(value, bool):
             raise self.error(f"'{key}' must be true or false")
         return value
 
     def texts(self, key: str) -> list[str] | None:
-        """A list of texts, None where the key is missing. Raises `CheckpointError` when it holds something else."""
+        """Return a list of texts, None where the key is missing. Raises `CheckpointError` when it holds something else."""
         value = self.metadata.get(key)
         if value is None:
             return None
@@ -103,7 +103,7 @@ class GgufHeader:
         return [str(item) for item in value]
 
     def numbers(self, key: str) -> list[float] | None:
-        """A list of numbers, None where the key is missing. Raises `CheckpointError` when it holds something else."""
+        """Return a list of numbers, None where the key is missing. Raises `CheckpointError` when it holds something else."""
         value = self.metadata.get(key)
         if value is None:
             return None
@@ -126,7 +126,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The head of a GGUF file. Raises `CheckpointError` naming the file, and the key or tensor where one is wrong."""
+    """Return the head of a GGUF file. Raises `CheckpointError` naming the file, and the key or tensor where one is wrong."""
     try:
         with path.open("rb") as file:
             return _Reader(path, file, path.stat().st_size).header()
@@ -180,7 +180,7 @@ class _Reader:
             raise self._error("holds text that is not UTF-8; use an intact file") from None
 
     def header(self) -> GgufHeader:
-        """All of it."""
+        """Read all of it."""
         if self._size < 24 or self._take(4) != MAGIC:
             raise CheckpointError(f"{self._path}: is not a GGUF file (it does not begin with GGUF); download it again")
         version = self._integer("I")
@@ -218,7 +218,7 @@ class _Reader:
         return list(self._unpack(_CODES[kind], count))
 
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
-        """Name, kind, shape, offset into the data."""
+        """Read a tensor's name, kind, shape and offset into the data."""
         self._where = "its table of tensors"
         name = self._text(MAX_NAME)
         self._where = f"tensor '{name}'"
@@ -231,7 +231,7 @@ class _Reader:
     def _placed(
         self, found: list[tuple[str, int, tuple[int, ...], int]], metadata: Mapping[str, MetadataValue]
     ) -> dict[str, GgufTensor]:
-        """The tensors by name, each wholly inside the file."""
+        """Return the tensors by name, each wholly inside the file."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             raise CheckpointError(f"{self._path}: 'general.alignment' = {alignment!r} must be a power of two up to 65536")
@@ -259,7 +259,7 @@ class _Reader:
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that a 32-bit number is stored for: 9.999999747378752e-06 was written as 1e-05."""
+    """Return the shortest decimal that a 32-bit number is stored for: 9.999999747378752e-06 was written as 1e-05."""
     import numpy as np
 
     return float(str(np.float32(value)))

@@ -97,7 +97,7 @@ def write_tokenizer(header: GgufHeader, folder: Path) -> None:
 
 
 def _tokens(header: GgufHeader) -> tuple[list[str], list[int]]:
-    """All tokens in the order of their ids, and what kind each is."""
+    """Return all tokens in the order of their ids, and what kind each is."""
     tokens = header.texts(f"{_AT}.tokens")
     if header.text(f"{_AT}.model") is None or not tokens:
         raise header.error(f"has no tokenizer ('{_AT}.model' and '.tokens'); use a complete file")
@@ -116,7 +116,7 @@ def _tokens(header: GgufHeader) -> tuple[list[str], list[int]]:
 
 
 def _byte_level(header: GgufHeader, tokens: Sequence[str]) -> tuple[Tokenizer, bool]:
-    """The tokenizer, and whether a prompt begins with bos where the file does not say."""
+    """Return the tokenizer, and whether a prompt begins with bos where the file does not say."""
     name = header.text(f"{_AT}.pre", _UNNAMED.get(header.text("general.architecture") or ""))
     if name not in SPLITS:
         said = "is missing" if name is None else f"= '{name}' is not supported"
@@ -176,7 +176,7 @@ def _sentencepiece(header: GgufHeader, tokens: Sequence[str], kinds: Sequence[in
 
 
 def _ranked(tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Merges in the order in which sentencepiece makes them: the best score of what they make first.
+    """Return merges in the order in which sentencepiece makes them: the best score of what they make first.
 
     Every way to put a token together from two others is one. Control and byte tokens are no pieces of text.
     """
@@ -194,7 +194,8 @@ def _ranked(tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]
 
 
 def _add(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int], named: set[int]) -> None:
-    """Tokens that stand in a text as a whole: control and named ones, which a decoded text leaves out, and the user's."""
+    """Add tokens that stand in a text as a whole: control and named ones, which a decoded text leaves out, and the
+    user's."""
     special, plain = [], []
     for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
         if token and (kind in (_CONTROL, _UNKNOWN) or index in named):
@@ -208,7 +209,7 @@ def _add(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int], name
 def _ends(
     header: GgufHeader, tokenizer: Tokenizer, tokens: Sequence[str], roles: dict[str, int | None], bos: bool
 ) -> dict[str, bool]:
-    """Puts bos and eos around a prompt where the file (or its kind) says so; which of them it is."""
+    """Put bos and eos around a prompt where the file (or its kind) says so; which of them it is."""
     wanted = {"bos": header.flag(f"{_AT}.add_bos_token", bos), "eos": header.flag(f"{_AT}.add_eos_token", False)}
     words, known = ["$A"], []
     for role, place in (("bos", 0), ("eos", len(words) + 1)):

@@ -37,24 +37,24 @@ class Source:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As in the file for 16-bit numbers, float32 for all else."""
+        """Return the dtype in the checkpoint: as in the file for 16-bit numbers, float32 for all else."""
         return _HALVES.get(kind_name(self.stored), torch.float32)
 
     @property
     def size(self) -> int:
-        """Bytes in the checkpoint."""
+        """Return the bytes in the checkpoint."""
         return prod(self.stored.shape) * self.dtype.itemsize
 
 
 def kind_name(tensor: GgufTensor) -> str:
-    """The tensor type's name, Q4_K say."""
+    """Return the tensor type's name, Q4_K say."""
     from gguf import GGMLQuantizationType
 
     return GGMLQuantizationType(tensor.kind).name
 
 
 def sources(header: GgufHeader, family: Family) -> list[Source]:
-    """A source for each tensor that the checkpoint of the family needs, in order.
+    """Return a source for each tensor that the checkpoint of the family needs, in order.
 
     Raises `CheckpointError` naming the tensor that is missing, has another shape, or is of a type that cannot be read.
     """
@@ -109,7 +109,8 @@ def _readable(kind: int) -> bool:
 
 
 def load(header: GgufHeader, source: Source) -> Tensor:
-    """One tensor of the checkpoint, in its dtype and layout. Raises `CheckpointError` for one that holds no numbers."""
+    """Return one tensor of the checkpoint, in its dtype and layout. Raises `CheckpointError` for one that holds no
+    numbers."""
     stored = source.stored
     if source.dtype == torch.float32:
         values = torch.from_numpy(read_array(header, stored))
@@ -125,7 +126,7 @@ def load(header: GgufHeader, source: Source) -> Tensor:
 
 
 def read_array(header: GgufHeader, tensor: GgufTensor) -> npt.NDArray[np.float32]:
-    """A tensor's values as float32, dequantised some rows at a time. Raises `CheckpointError`."""
+    """Return a tensor's values as float32, dequantised some rows at a time. Raises `CheckpointError`."""
     from gguf import GGMLQuantizationType, dequantize
 
     check_kind(header, tensor)
@@ -139,7 +140,7 @@ def read_array(header: GgufHeader, tensor: GgufTensor) -> npt.NDArray[np.float32
 
 
 def _pieces(header: GgufHeader, tensor: GgufTensor, rows: int, most: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """(first row, the bytes of up to `most` rows)."""
+    """Yield (first row, the bytes of up to `most` rows)."""
     size = tensor.size // rows
     try:
         with header.path.open("rb") as file:

@@ -31,7 +31,7 @@ class Clusters:
 
     @property
     def count(self) -> int:
-        """N."""
+        """Return N."""
         return self.high.shape[1]
 
 
@@ -44,7 +44,8 @@ async def _ready(suite: Suite, high: Value, low: Value, alpha: float | None) -> 
 
 
 async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, background: bool = False) -> Clusters:
-    """keys [G, N s, C] -> descriptions of the N clusters. alpha: of the linearised similarity, None for the bound.
+    """Return the descriptions of the N clusters of keys [G, N s, C]. alpha: of the linearised similarity, None for the
+    bound.
 
     background: see `Suite.max`.
     """
@@ -59,7 +60,7 @@ async def describe(suite: Suite, keys: Value, size: int, alpha: float | None, ba
 
 
 async def merged(suite: Suite, fine: Clusters, factor: int, alpha: float | None, background: bool = False) -> Clusters:
-    """Descriptions of clusters of `factor` neighbours each, from theirs: [G, N, C] -> [G, N / factor, C]."""
+    """Return the descriptions of clusters of `factor` neighbours each, from theirs: [G, N, C] -> [G, N / factor, C]."""
     groups, count, channels = fine.high.shape
 
     async def extreme(x: Value) -> Value:
@@ -82,7 +83,8 @@ class Growing:
 
 
 async def grown(suite: Suite, growing: Growing | None, keys: Value, background: bool = False) -> Growing:
-    """With further tokens' keys [G, T, C]. T comparisons per channel and extreme, one fewer in a cluster that begins.
+    """Return the begun cluster with further tokens' keys [G, T, C]. This takes T comparisons per channel and extreme, one
+    fewer in a cluster that begins.
 
     background: see `Suite.max`.
     """
@@ -98,13 +100,13 @@ async def grown(suite: Suite, growing: Growing | None, keys: Value, background: 
 
 
 async def completed(suite: Suite, growing: Growing, alpha: float | None) -> Clusters:
-    """The description of one cluster, which no further token joins."""
+    """Return the description of one cluster, which no further token joins."""
     high, low = growing.high.permute(0, 2, 1), -growing.negative.permute(0, 2, 1)
     return Clusters(high, low, await _ready(suite, high, low, alpha))
 
 
 async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Clusters:
-    """Descriptions of further clusters behind those that there are."""
+    """Return the descriptions of further clusters behind those that there are."""
     if old is None:
         return new
     ready = tuple(suite.concat([a, b], 1) for a, b in zip(old.ready, new.ready, strict=True))
@@ -112,7 +114,7 @@ async def extended(suite: Suite, old: Clusters | None, new: Clusters) -> Cluster
 
 
 async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, stop: int) -> Value:
-    """Similarity of one token's queries q [G, R, C], summed over R, to clusters start..stop-1: [G, stop - start].
+    """Return the similarity of one token's queries q [G, R, C], summed over R, to clusters start..stop-1: [G, stop - start].
 
     What matters is their order; their spread is bounded by `similarity_limit(suite, R)`.
     """
@@ -128,5 +130,5 @@ async def similarities(suite: Suite, q: Value, clusters: Clusters, start: int, s
 
 
 def similarity_limit(suite: Suite, heads: int) -> float:
-    """Public bound on `similarities`."""
+    """Return the public bound on `similarities`."""
     return suite.similarity_bound * heads

@@ -87,7 +87,7 @@ class Describing:
     async def _from_keys(
         self, suite: Suite, size: int, known: int, keys: Value, background: bool
     ) -> tuple[Clusters | None, Growing | None]:
-        """Descriptions of the full clusters behind the `known` ones, and of the begun one."""
+        """Return the descriptions of the full clusters behind the `known` ones, and of the begun one."""
         length = keys.shape[1]
         ready = full_clusters(length, size, self.sinks, 0)
         start, stop = (self.sinks + n * size for n in (known, ready))

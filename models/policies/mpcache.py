@@ -238,7 +238,8 @@ class MPCache(CachePolicy):
         return True
 
     def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
-        """As in `CachePolicy`: cluster sizes and gathering. Where a gathering is what "auto" means, "auto" stays."""
+        """As in `CachePolicy`: they differ in cluster sizes and gathering. Where a gathering is what "auto" means, "auto"
+        stays."""
         sizes = self.sizes(budget_tokens(self.static, prompt_tokens))
         fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
         one = replace(self, levels=0, coarse=0)
@@ -269,7 +270,7 @@ class MPCache(CachePolicy):
         return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        """The eviction's steps, and the clusters' description; both wait for the last layer of a group that shares."""
+        """Return the eviction's steps and the clusters' description; both wait for the last layer of a group that shares."""
         members = cache.layers[layer].state_of(MPCacheState).members
         entries = [cache.layers[n] for n in members]
         tokens = entries[0].length
@@ -307,7 +308,7 @@ class MPCache(CachePolicy):
         return state.votes
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """The token joins the description of its cluster, beside the rest of its work if there is a window."""
+        """Let the token join the description of its cluster, beside the rest of its work if there is a window."""
         entry = cache.layers[layer]
         if entry.state_of(MPCacheState).chooser != layer:
             return
@@ -337,17 +338,17 @@ class MPCache(CachePolicy):
         state = entry.state_of(MPCacheState)
         plan = self.layout(cache.seen, entry.length, state.described.sizes)
         if self.dynamic == 1 or plan.everything:
-            return await attend_to(suite, entry, q, plan, None)
+            return await super().attend(suite, cache, layer, q)
         gathering = self.gathers(suite)
-        chosen = taken(cache, layer, plan)
-        if chosen is None:
+        choice = taken(cache, layer, plan)
+        if choice is None:
             chosen = await self._choose(suite, entry, q, plan)
             if gathering != "scores":
                 chosen = await suite.mask_for_reuse(chosen)
-            state.choice = Choice(plan, cache.seen, chosen)
+            choice = state.choice = Choice(plan, cache.seen, chosen)
         if gathering == "scores":
-            return await attend_by_bias(suite, entry, q, plan, chosen)
-        return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
+            return await attend_by_bias(suite, entry, q, choice)
+        return await attend_to(suite, entry, q, choice, gathering == "rows")
 
     def gathers(self, suite: Suite) -> str:
         """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""
@@ -356,6 +357,6 @@ class MPCache(CachePolicy):
         return "scores" if suite.overlaps_rounds and not self.two_levels else "products"
 
     async def _choose(self, suite: Suite, entry: LayerCache, q: Value, plan: Layout) -> Value:
-        """One-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
+        """Return one-hot rows [G, count, candidates]; with gathering "scores" marks [G, candidates]."""
         how = Choosing(self.coarse_share, self.linear, marks=self.gathers(suite) == "scores")
         return await how.chosen(suite, q, entry.state_of(MPCacheState).described, plan)

@@ -84,14 +84,14 @@ class Quest(CachePolicy):
         entry = cache.layers[layer]
         plan = layout(entry.length, self.page, 0, 0, budget_tokens(self.budget, cache.seen + 1))
         if layer < self.skip or plan.everything:
-            return await attend_to(suite, entry, q, plan, None)
-        chosen = taken(cache, layer, plan)
-        if chosen is None:
+            return await super().attend(suite, cache, layer, q)
+        choice = taken(cache, layer, plan)
+        if choice is None:
             state = entry.state_of(QuestState)
             assert state.pages is not None
             bounds = await similarities(suite, q, state.pages, 0, plan.candidates)
             chosen = await suite.mask_for_reuse(
                 await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1]))
             )
-            state.choice = Choice(plan, cache.seen, chosen)
-        return await attend_to(suite, entry, q, plan, chosen)
+            choice = state.choice = Choice(plan, cache.seen, chosen)
+        return await attend_to(suite, entry, q, choice)

@@ -32,9 +32,14 @@ MAX_LENGTH = 400
 
 
 def parse(text: str, plaintext: bool = False) -> CachePolicy:
-    """The policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
+    """Return the policy that a text stands for. Raises `ConfigurationError` naming the part that is wrong.
 
     plaintext: settings that cannot be computed on shares are allowed; the policy is for the suite `plain` then.
+
+    >>> parse("snapkv:budget=0.2,window=16")
+    SnapKV(budget=0.2, window=16, kernel=5)
+    >>> parse("full@0-1;mpcache:dynamic=0.2").spec
+    'full@0-1;mpcache:dynamic=0.2'
     """
     if len(text) > MAX_LENGTH:
         raise ConfigurationError(f"a policy's text has at most {MAX_LENGTH} characters, got {len(text)}")

@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def stop(self) -> int:
-        """Behind the last cluster's last token."""
+        """Return the place behind the last cluster's last token."""
         return self.start + self.candidates * self.size
 
     @property
@@ -37,23 +37,39 @@ class Layout:
 
 
 def full_clusters(tokens: int, size: int, sinks: int, recent: int) -> int:
-    """Clusters of `tokens` cached tokens, from behind the sinks on, that end before the `recent` last tokens."""
+    """Return clusters of `tokens` cached tokens, from behind the sinks on, that end before the `recent` last tokens."""
     return max(0, tokens - sinks - recent) // size
 
 
 def layout(tokens: int, size: int, sinks: int, recent: int, budget: int) -> Layout:
-    """Clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them."""
+    """Return the clusters of `tokens` cached tokens for `budget` attended ones, sinks and recent tokens among them.
+
+    >>> layout(tokens=50, size=8, sinks=4, recent=4, budget=30)
+    Layout(size=8, start=4, candidates=5, count=2)
+    """
     candidates = full_clusters(tokens, size, sinks, recent)
     always = tokens - candidates * size
     return Layout(size, min(sinks, tokens), candidates, max(1, (budget - always) // size))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What one token has chosen in a layer: among which clusters and after how many tokens, both public, and what, secret:
+    one-hot rows [G, count, candidates] or marks [G, candidates]."""
+
+    layout: Layout
+    seen: int
+    chosen: Value
+
+
 PENALTY = 32  # e^-32 is below 2^-46
 
 
-async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout, marks: Value) -> Value:
-    """The same attention over all scores: those of clusters that `marks` [G, candidates] does not mark are lowered."""
+async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, choice: Choice) -> Value:
+    """Return the same attention over all scores: those of clusters that the choice does not mark are lowered. Its `chosen`
+    are marks [G, candidates]."""
     k, v = entry.keys_and_values()
+    plan, marks = choice.layout, choice.chosen
     groups, tokens = k.shape[0], k.shape[1]
     start, stop = plan.start, plan.stop
     inside = marks.reshape(groups, plan.candidates, 1).expand(groups, plan.candidates, plan.size)
@@ -65,16 +81,14 @@ async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout
     return await suite.biased_attention(q, k, v, suite.concat(parts, 1).reshape(groups, 1, tokens))
 
 
-async def attend_to(
-    suite: Suite, entry: LayerCache, q: Value, plan: Layout, chosen: Value | None, rows: bool = False
-) -> Value:
-    """Attention of q [G, R, C] to the chosen clusters and to what always counts; chosen [G, count, candidates] or None.
+async def attend_to(suite: Suite, entry: LayerCache, q: Value, choice: Choice, rows: bool = False) -> Value:
+    """Return the attention of q [G, R, C] to the chosen clusters and to what always counts.
 
-    rows: gather the chosen keys and values, instead of the suite's own way.
+    The choice's `chosen` are one-hot rows [G, count, candidates]. rows: gather the chosen keys and values, instead of the
+    suite's own way.
     """
     k, v = entry.keys_and_values()
-    if chosen is None:
-        return await suite.attention(q, k, v, None)
+    plan, chosen = choice.layout, choice.chosen
     groups, channels = k.shape[0], k.shape[2]
     start, stop = plan.start, plan.stop
     shape = (groups, plan.candidates, plan.size, channels)
@@ -87,15 +101,6 @@ async def attend_to(
     if rows:
         return await suite.gathered_attention(q, chosen, parts[0][0], parts[1][0], pair)
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one token has chosen in a layer: of which clusters and after how many tokens, both public, and `chosen`."""
-
-    layout: Layout
-    seen: int
-    chosen: Value
 
 
 @dataclass
@@ -115,7 +120,7 @@ def chooser_of(place: Place, own: Sharing, first: int = 0) -> int:
     return min(n for n in place.served if n in group and (n >= first or n == place.layer))
 
 
-def taken(cache: KVCache, layer: int, plan: Layout) -> Value | None:
+def taken(cache: KVCache, layer: int, plan: Layout) -> Choice | None:
     """Return the choice that a layer takes from another one; None where it chooses itself."""
     chooser = cache.layers[layer].state_of(ChoosingState).chooser
     if chooser == layer:
@@ -123,12 +128,12 @@ def taken(cache: KVCache, layer: int, plan: Layout) -> Value | None:
     choice = cache.layers[chooser].state_of(ChoosingState).choice
     if choice is None or (choice.layout, choice.seen) != (plan, cache.seen):
         raise RuntimeError(f"layer {layer} takes the choice of layer {chooser}, which made none among the same clusters")
-    return choice.chosen
+    return choice
 
 
 def widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
-    """From coarse clusters [G, n, N] to the fine ones inside [G, n factor + rest, N factor + rest]; `rest` more at the
-    end."""
+    """Turn a choice of coarse clusters [G, n, N] into that of the fine ones inside [G, n factor + rest, N factor + rest];
+    `rest` more at the end."""
     groups, count, clusters = chosen.shape
     eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
     shape = (groups, count, factor, clusters, factor)

@@ -31,7 +31,11 @@ def yes_or_no(policy: str, name: str, value: Any) -> None:
 
 
 def budget_tokens(share: float, tokens: int) -> int:
-    """The public number of tokens that a share of `tokens` stands for: rounded, at least 1."""
+    """Return the public number of tokens that a share of `tokens` stands for: rounded, at least 1.
+
+    >>> budget_tokens(0.1, 1024), budget_tokens(0.1, 3)
+    (102, 1)
+    """
     return max(1, min(tokens, round(share * tokens)))
 
 
@@ -47,7 +51,7 @@ def no_windows(policy: str, architecture: Architecture, prompt_tokens: int) -> N
 
 
 def text_of(policy: CachePolicy) -> str:
-    """`name:setting=value,...` with the settings that differ from the defaults."""
+    """Return `name:setting=value,...` with the settings that differ from the defaults."""
     assert dataclasses.is_dataclass(policy)
     parts = []
     for field in dataclasses.fields(policy):
@@ -60,7 +64,7 @@ def text_of(policy: CachePolicy) -> str:
 
 
 def value_of(policy: str, name: str, text: str, default: Any) -> Any:
-    """A setting's value in the type of its default. Raises `ConfigurationError`."""
+    """Return a setting's value in the type of its default. Raises `ConfigurationError`."""
     if isinstance(default, bool):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

@@ -65,7 +65,7 @@ class StreamingLLM(CachePolicy):
         return [("sinks and window", cut)]
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
-        """The oldest token of the window goes."""
+        """Drop the oldest token of the window."""
         self._cut(suite, cache.layers[layer])
 
     def _cut(self, suite: Suite, entry: LayerCache) -> None:

@@ -89,7 +89,7 @@ class PerLayer(_Around):
         return next((p for first, last, p in self.rules if first <= layer <= last), self.rest)
 
     def new_state(self, place: Place) -> LayerState:
-        """The layer's policy's, which serves the layers of equal policies alone."""
+        """Return the state of the layer's policy, which serves the layers of equal policies alone."""
         policy = self.of(place.layer)
         return policy.new_state(replace(place, served=tuple(n for n in place.served if self.of(n).spec == policy.spec)))
 
@@ -167,7 +167,7 @@ class ChunkedPrefill(_Around):
 
     @property
     def prefill_chunk(self) -> int:  # type: ignore[override]
-        """Tokens of a batch."""
+        """Return the number of tokens of a batch."""
         return self.tokens
 
     @property

@@ -69,7 +69,7 @@ class Record:
 
     @property
     def text(self) -> str:
-        """The record as it stands in the document."""
+        """Return the record as it stands in the document."""
         return f"{self.name} {COLON} {self.value} {SEMICOLON}"
 
 
@@ -100,12 +100,12 @@ class Case:
 
 
 def make_rng(seed: int, split: int) -> np.random.Generator:
-    """Generator of one split (``TRAINING`` or ``HELD_OUT``); the streams of different splits never meet."""
+    """Return the generator of one split (``TRAINING`` or ``HELD_OUT``); the streams of different splits never meet."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(split,))))
 
 
 def make_document(rng: np.random.Generator, tokens: int) -> Document:
-    """A document of exactly ``tokens`` tokens: a header of 1 to 7, then records of 7 each."""
+    """Return a document of exactly ``tokens`` tokens: a header of 1 to 7, then records of 7 each."""
     if not RECORD_TOKENS + 1 <= tokens <= MAX_DOCUMENT_TOKENS:
         raise ValueError(f"a document has {RECORD_TOKENS + 1} to {MAX_DOCUMENT_TOKENS} tokens, not {tokens}")
     count = (tokens - 1) // RECORD_TOKENS
@@ -120,14 +120,14 @@ def make_document(rng: np.random.Generator, tokens: int) -> Document:
 
 
 def make_question(rng: np.random.Generator, document: Document) -> Question:
-    """A question about a record of ``document`` chosen uniformly."""
+    """Return a question about a record of ``document`` chosen uniformly."""
     index = int(rng.integers(len(document.records)))
     record = document.records[index]
     return Question(f"{QUESTION} {record.name} {COLON}", record.value, index)
 
 
 def evaluation_cases(length: int, count: int, seed: int = 0) -> list[Case]:
-    """``count`` held-out cases whose prompts have exactly ``length`` tokens, each with a document of its own."""
+    """Return ``count`` held-out cases whose prompts have exactly ``length`` tokens, each with a document of its own."""
     rng = make_rng(seed, HELD_OUT)
     cases: list[Case] = []
     for _ in range(count):
@@ -139,5 +139,5 @@ def evaluation_cases(length: int, count: int, seed: int = 0) -> list[Case]:
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text written with spaces; the exported tokenizer gives the same ones."""
+    """Return token ids of a text written with spaces; the exported tokenizer gives the same ones."""
     return [TOKEN_IDS.get(word, TOKEN_IDS[UNK]) for word in text.split()]

@@ -21,13 +21,13 @@ from models.recall import documents as docs
 
 
 def load_model(path: Path) -> Any:
-    """The exported model in float32 (its float16 weights widened), ready for evaluation."""
+    """Return the exported model in float32 (its float16 weights widened), ready for evaluation."""
     model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     return model.eval()
 
 
 def encode_cases(tokenizer: Tokenizer, cases: list[docs.Case]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids (cases, length) and answer ids with <eos> (cases, ANSWER_TOKENS)."""
+    """Return prompt ids (cases, length) and answer ids with <eos> (cases, ANSWER_TOKENS)."""
     prompts = [tokenizer.encode(case.prompt).ids for case in cases]
     answers = [tokenizer.encode(f"{case.answer} {docs.EOS}").ids for case in cases]
     return torch.tensor(prompts), torch.tensor(answers)
@@ -35,10 +35,10 @@ def encode_cases(tokenizer: Tokenizer, cases: list[docs.Case]) -> tuple[torch.Te
 
 @torch.no_grad()
 def measure(
-    model: Any, tokenizer: Tokenizer, length: int, questions: int, seed: int, generate: bool = False
+    model: Any, tokenizer: Tokenizer, length: int, cases: list[docs.Case], generate: bool = False
 ) -> dict[str, float]:
-    """Shares of held-out questions answered right at one prompt length: digits, and digits with <eos> after them."""
-    cases = docs.evaluation_cases(length, questions, seed)
+    """Return the shares of questions answered right at one prompt length: digits, and digits with <eos> after them."""
+    questions = len(cases)
     rows = max(1, 8192 // length)
     right: list[torch.Tensor] = []
     margins: list[torch.Tensor] = []
@@ -69,13 +69,13 @@ def measure(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions on x (batch, heads, steps, size); cos and sin are (batch, steps, size)."""
+    """Apply rotary positions to x (batch, heads, steps, size); cos and sin are (batch, steps, size)."""
     low, high = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None]
 
 
 def largest_score(model: Any, queries: torch.Tensor, keys: torch.Tensor) -> tuple[float, float]:
-    """Largest |score| after scaling, over causal pairs and over all pairs.
+    """Return the largest |score| after scaling, over causal pairs and over all pairs.
 
     queries: (batch, steps, heads * size), keys: (batch, steps, kv heads * size), before rotary positions.
     """
@@ -94,7 +94,8 @@ def largest_score(model: Any, queries: torch.Tensor, keys: torch.Tensor) -> tupl
 
 @torch.no_grad()
 def magnitudes(model: Any, tokenizer: Tokenizer, length: int, questions: int, seed: int) -> dict[str, float]:
-    """Largest absolute values on held-out prompts: residual stream, attention scores, logits, any module's output."""
+    """Return the largest absolute values on held-out prompts: residual stream, attention scores, logits, any module's
+    output."""
     found: dict[str, float] = {}
     halves: dict[str, torch.Tensor] = {}
 
@@ -137,7 +138,7 @@ def magnitudes(model: Any, tokenizer: Tokenizer, length: int, questions: int, se
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024])
@@ -154,7 +155,7 @@ def main() -> None:
     rows = []
     print(f"{'tokens':>7} {'questions':>10} {'exact':>8} {'with eos':>9} {'1st digit':>10}")
     for length in args.lengths:
-        row = measure(model, tokenizer, length, args.questions, args.seed, args.generate)
+        row = measure(model, tokenizer, length, docs.evaluation_cases(length, args.questions, args.seed), args.generate)
         rows.append(row)
         shares = f"{row['exact']:8.4f} {row['exact_with_eos']:9.4f} {row['first_digit']:10.4f}"
         print(f"{length:7d} {args.questions:10d} {shares}", flush=True)

@@ -97,7 +97,7 @@ class Mixture:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt without filler."""
+        """Return the tokens of the prompt without filler."""
         return RECORD_TOKENS * (self.records + self.quotes) + 2 * self.questions + LIST_TOKENS
 
 
@@ -132,13 +132,14 @@ class Case:
 
 
 def evaluation_mixture(length: int) -> Mixture:
-    """The mixture of held-out prompts of ``length`` tokens: at 1,024 16 questions, 24 records, 4 quotes, 86 % filler."""
+    """Return the mixture of held-out prompts of ``length`` tokens: at 1,024 16 questions, 24 records, 4 quotes, 86 %
+    filler."""
     questions = max(1, min(MAX_QUESTIONS, length // 32))
     return Mixture(questions, questions + length // 128, length // 256)
 
 
 def _sentences(rng: np.random.Generator, tokens: int) -> list[int]:
-    """Numbers of tokens of sentences that are ``tokens`` long together; raises `ValueError` for 1, 2 and 3."""
+    """Return the numbers of tokens of sentences that are ``tokens`` long together; raises `ValueError` for 1, 2 and 3."""
     if 0 < tokens < SHORTEST_SENTENCE:
         raise ValueError(f"no sentence has {tokens} tokens")
     found: list[int] = []
@@ -150,7 +151,7 @@ def _sentences(rng: np.random.Generator, tokens: int) -> list[int]:
 
 
 def make_layout(rng: np.random.Generator, length: int, mixture: Mixture, depth: float | None = None) -> Layout:
-    """A layout whose prompt has exactly ``length`` tokens.
+    """Return a layout whose prompt has exactly ``length`` tokens.
 
     depth: the asked records lie next to each other there, 0 at the document's start and 1 at its end; by default
     anywhere.  Raises `ValueError` when the mixture does not fit.
@@ -195,7 +196,7 @@ def make_layout(rng: np.random.Generator, length: int, mixture: Mixture, depth: 
 
 
 def draw(rng: np.random.Generator, layout: Layout, batch: int) -> np.ndarray:
-    """Token ids (batch, steps) of prompts and answers: distinct names, any words and values."""
+    """Draw token ids (batch, steps) of prompts and answers: distinct names, any words and values."""
     shape = (batch, len(layout.kinds))
     ids = FIRST[layout.kinds] + rng.integers(0, COUNT[layout.kinds], size=shape)
     names = rng.permuted(np.tile(np.arange(len(NAMES)), (batch, 1)), axis=1)[:, : layout.mixture.records]
@@ -207,7 +208,7 @@ def draw(rng: np.random.Generator, layout: Layout, batch: int) -> np.ndarray:
 
 
 def make_case(rng: np.random.Generator, length: int, depth: float | None = None) -> Case:
-    """A prompt of exactly ``length`` tokens with the evaluation's mixture."""
+    """Return a prompt of exactly ``length`` tokens with the evaluation's mixture."""
     if not SHORTEST <= length <= LONGEST:
         raise ValueError(f"a prompt has {SHORTEST} to {LONGEST} tokens, not {length}")
     layout = make_layout(rng, length, evaluation_mixture(length), depth)
@@ -221,18 +222,18 @@ def make_case(rng: np.random.Generator, length: int, depth: float | None = None)
 
 
 def evaluation_cases(length: int, count: int, seed: int = 0, depth: float | None = None) -> list[Case]:
-    """``count`` held-out cases whose prompts have exactly ``length`` tokens, each with a document of its own."""
+    """Return ``count`` held-out cases whose prompts have exactly ``length`` tokens, each with a document of its own."""
     rng = make_rng(seed, HELD_OUT)
     return [make_case(rng, length, depth) for _ in range(count)]
 
 
 def answer_tokens(length: int) -> int:
-    """Tokens of the answer to a held-out prompt of ``length`` tokens, <eos> included."""
+    """Return the tokens of the answer to a held-out prompt of ``length`` tokens, <eos> included."""
     return ANSWER_TOKENS_EACH * evaluation_mixture(length).questions
 
 
 def recalled(names: Sequence[int], values: Sequence[int], given: Sequence[int]) -> int:
-    """How many of the asked names (token ids) an answer names with their right values.
+    """Return how many of the asked names (token ids) an answer names with their right values.
 
     The answer starts behind the first name.  Where it names one twice, the first value counts.
     """
@@ -246,5 +247,5 @@ def recalled(names: Sequence[int], values: Sequence[int], given: Sequence[int]) 
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text written with spaces; the exported tokenizer gives the same ones."""
+    """Return token ids of a text written with spaces; the exported tokenizer gives the same ones."""
     return [TOKEN_IDS.get(word, TOKEN_IDS[UNK]) for word in text.split()]

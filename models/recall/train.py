@@ -74,7 +74,8 @@ FINISH_STEPS = 800
 
 
 def sinusoids(positions: int, width: int, used: int, amplitude: float) -> torch.Tensor:
-    """Position embeddings (positions, width): sinusoids of periods 4 to 2 * positions in the first ``used`` columns."""
+    """Return position embeddings (positions, width): sinusoids of periods 4 to 2 * positions in the first ``used``
+    columns."""
     pairs = used // 2
     periods = 4.0 * (2 * positions / 4.0) ** (torch.arange(pairs, dtype=torch.float64) / (pairs - 1))
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * (2 * math.pi / periods)[None, :]
@@ -85,7 +86,7 @@ def sinusoids(positions: int, width: int, used: int, amplitude: float) -> torch.
 
 
 def build_model(family: str, shape: Shape) -> Model:
-    """A fresh model; GPT-2's position table holds fixed sinusoids in a quarter of its columns."""
+    """Build a fresh model; GPT-2's position table holds fixed sinusoids in a quarter of its columns."""
     eos = docs.TOKEN_IDS[docs.EOS]
     if family == "gpt2":
         gpt2 = GPT2LMHeadModel(
@@ -130,7 +131,7 @@ def build_model(family: str, shape: Shape) -> Model:
 
 
 def build_tokenizer(token_ids: dict[str, int]) -> Tokenizer:
-    """Word-level tokenizer over a fixed vocabulary: words, punctuation and single digits."""
+    """Return a word-level tokenizer over a fixed vocabulary: words, punctuation and single digits."""
     tokenizer = Tokenizer(WordLevel(dict(token_ids), unk_token=docs.UNK))
     tokenizer.add_special_tokens([docs.UNK, docs.EOS])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -162,7 +163,7 @@ class Batch:
 
 
 def make_batch(rng: np.random.Generator, length: int, batch: int) -> Batch:
-    """Sequences of at most ``length`` tokens.
+    """Return sequences of at most ``length`` tokens.
 
     A document takes a random 40 to 95 % of the sequence; the rest asks about distinct records of it.
     """
@@ -210,7 +211,8 @@ def make_batch(rng: np.random.Generator, length: int, batch: int) -> Batch:
 def forward_answers(
     model: Model, batch: Batch, offset: int, guided: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (answer tokens, vocabulary) where an answer is due, the ids (answer tokens,) due, and the guide's loss.
+    """Return the logits (answer tokens, vocabulary) where an answer is due, the ids (answer tokens,) due, and the guide's
+    loss.
 
     ``offset`` shifts GPT-2's positions, so that short sequences meet the whole position table.
     """
@@ -228,7 +230,7 @@ def forward_answers(
 
 
 def guide_loss(attentions: tuple[torch.Tensor, ...], batch: Batch, due: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of attention weights, each (batch, heads, steps, steps), with where a reader would look.
+    """Return the cross entropy of attention weights, each (batch, heads, steps, steps), with where a reader would look.
 
     In the first layer head 0 looks at the name its token belongs to, the others 1, 2, ... tokens back; in the last
     layer every head of an answering token looks at the token to copy.  ``due``: (batch, steps - 1).
@@ -268,7 +270,7 @@ class ScoreLimit:
         self.seen.append(vectors.view(*vectors.shape[:2], -1, self.size))
 
     def loss(self) -> torch.Tensor:
-        """Mean squared excess over the limit in this pass, summed over the projections; forgets the pass."""
+        """Return the mean squared excess over the limit in this pass, summed over the projections; forgets the pass."""
         total = torch.zeros(())
         for vectors in self.seen:
             excess = torch.relu(vectors.square().sum(-1) / self.size**0.5 - self.limit)
@@ -278,7 +280,7 @@ class ScoreLimit:
 
 
 def optimiser_groups(model: Model, decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices, none for gains and biases."""
+    """Return the parameters in two groups: weight decay for matrices, none for gains and biases."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": decay},
@@ -287,7 +289,8 @@ def optimiser_groups(model: Model, decay: float) -> list[dict[str, object]]:
 
 
 def learning_rate(step: int, stage_step: int, stage: Stage, last: bool, peak: float) -> float:
-    """Warm-up over the first 200 steps, half the peak from 512 tokens on, a cosine down to zero in the last stage."""
+    """Return the learning rate: warm-up over the first 200 steps, half the peak from 512 tokens on, a cosine down to zero
+    in the last stage."""
     rate = peak * min(1.0, (step + 1) / 200)
     if stage.length >= 512:
         rate *= 0.5
@@ -377,7 +380,7 @@ def export(model: Model, out: Path, token_ids: dict[str, int], answer_tokens: in
 
 
 def load_export(family: str, path: Path) -> Model:
-    """The model exported to ``path``, in float32 and ready to be trained on."""
+    """Return the model exported to ``path``, in float32 and ready to be trained on."""
     kind = GPT2LMHeadModel if family == "gpt2" else LlamaForCausalLM
     model = kind.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     if family == "gpt2":
@@ -386,7 +389,7 @@ def load_export(family: str, path: Path) -> Model:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=("gpt2", "llama"), required=True)
     parser.add_argument("--out", type=Path, required=True)

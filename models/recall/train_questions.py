@@ -86,7 +86,7 @@ class Rows:
 
 
 def build_model(vocabulary: int, layers: int, width: int, heads: int, ffn: int) -> Model:
-    """A fresh GPT-2; its position table holds fixed sinusoids in a quarter of its columns, and attention in the lookup
+    """Build a fresh GPT-2; its position table holds fixed sinusoids in a quarter of its columns, and attention in the lookup
     layers starts as a copy of what it looks at."""
     eos = docs.TOKEN_IDS[EOS]
     model = GPT2LMHeadModel(
@@ -119,7 +119,7 @@ def build_model(vocabulary: int, layers: int, width: int, heads: int, ffn: int) 
 
 
 def training_layout(rng: np.random.Generator, length: int) -> docs.Layout:
-    """A layout of ``length`` tokens, answer included; questions, records, quotes and filler in random shares."""
+    """Return a layout of ``length`` tokens, answer included; questions, records, quotes and filler in random shares."""
     most = max(2, min(24, (length - 8) // 12))
     questions = int(rng.integers(2, most + 1))
     prompt = length - docs.ANSWER_TOKENS_EACH * questions
@@ -134,7 +134,7 @@ def training_layout(rng: np.random.Generator, length: int) -> docs.Layout:
 
 
 def guide_rows(rng: np.random.Generator, layout: docs.Layout, idle: int) -> list[Rows]:
-    """Where queries should look.
+    """Return where queries should look.
 
     First layer: head 0 at the nearest name before, wherever that is the name a token belongs to; head h at the token h
     back.  Lookup layers, all heads: a question mark at the value of the record asked for, in quotes, list and answer; a
@@ -186,7 +186,7 @@ class Attention:
         )
 
     def guide(self, rows: Rows) -> Tensor:
-        """Mean cross entropy of the attention weights of ``rows``."""
+        """Return the mean cross entropy of the attention weights of ``rows``."""
         total = torch.zeros(())
         for layer in rows.layers:
             q, k = (x[:, rows.heads] for x in self.seen[layer])
@@ -198,8 +198,8 @@ class Attention:
         return total / len(rows.layers)
 
     def cluster(self, rng: np.random.Generator, rows: Rows, size: int, kept: float, alpha: float) -> Tensor:
-        """Cross entropy of which cluster holds the key looked up, among clusters of ``size`` neighbours of a random share
-        ``kept`` of the tokens; a cluster's score is q . (alpha max + (1 - alpha) min) over its keys.
+        """Return the cross entropy of which cluster holds the key looked up, among clusters of ``size`` neighbours of a
+        random share ``kept`` of the tokens; a cluster's score is q . (alpha max + (1 - alpha) min) over its keys.
         """
         total = torch.zeros(())
         steps = self.seen[0][0].shape[2]
@@ -223,7 +223,7 @@ class Attention:
         return total / len(rows.layers)
 
     def quiet(self, layout: docs.Layout) -> Tensor:
-        """Mean squared norm over sqrt(size) of the lookup heads' keys of tokens that are never looked up."""
+        """Return the mean squared norm over sqrt(size) of the lookup heads' keys of tokens that are never looked up."""
         start = int(np.nonzero(layout.kinds == docs.K_LIST)[0][0])
         listed = start + 1 + 2 * np.arange(1, layout.mixture.questions + 1)
         never = np.setdiff1d(np.arange(len(layout.kinds)), np.concatenate([layout.places, listed]))
@@ -234,8 +234,8 @@ class Attention:
         return total
 
     def excess(self, limit: float) -> Tensor:
-        """Mean squared excess of queries' and keys' squared norms over sqrt(size) times ``limit``: a score is at most
-        |q| |k| / sqrt(size)."""
+        """Return the mean squared excess of queries' and keys' squared norms over sqrt(size) times ``limit``: a score is
+        at most |q| |k| / sqrt(size)."""
         total = torch.zeros(())
         for pair in self.seen:
             for x in pair:
@@ -244,8 +244,8 @@ class Attention:
 
 
 def residual_excess(states: tuple[Tensor, ...], limit: float) -> Tensor:
-    """Mean squared excess of the residual stream's mean square over ``limit``, summed over layers; without it the first
-    layers write so much that a token is hard to recognise behind them."""
+    """Return the mean squared excess of the residual stream's mean square over ``limit``, summed over layers; without it
+    the first layers write so much that a token is hard to recognise behind them."""
     total = torch.zeros(())
     for x in states:
         total = total + torch.relu(x.square().mean(-1) - limit).square().mean()
@@ -253,7 +253,8 @@ def residual_excess(states: tuple[Tensor, ...], limit: float) -> Tensor:
 
 
 def answer_targets(layout: docs.Layout, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions whose next token bears loss, and those tokens (batch, positions): quoted values and the whole answer."""
+    """Return positions whose next token bears loss, and those tokens (batch, positions): quoted values and the whole
+    answer."""
     quoted = np.nonzero((layout.kinds[:-1] == docs.K_QUESTION) & (layout.kinds[1:] == docs.K_VALUE))[0]
     at = np.union1d(quoted[quoted < layout.prompt], np.arange(layout.prompt - 1, len(layout.kinds) - 1))
     where = torch.from_numpy(at)
@@ -340,7 +341,7 @@ def train(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

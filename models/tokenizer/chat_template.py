@@ -30,7 +30,7 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, directory: Path, words: TextTokenizer | None = None) -> ChatTemplate:
-        """The template of a tokenizer's folder; words: its tokenizer, if that was read before.
+        """Return the template of a tokenizer's folder; words: its tokenizer, if that was read before.
 
         Raises `CheckpointError` when there is none.
         """
@@ -43,7 +43,7 @@ class ChatTemplate:
         return cls(words)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt whose continuation is the assistant's answer. messages: "role" and "content" each; secret.
+        """Return the prompt whose continuation is the assistant's answer. messages: "role" and "content" each; secret.
 
         Raises `ConfigurationError` when the template refuses them (an unknown role or order, say).
         """
@@ -62,7 +62,7 @@ class ChatTemplate:
 
     @cached_property
     def turn_end(self) -> TurnEnd:
-        """What the template writes after an answer, which need not be the model's end-of-text token.
+        """Return what the template writes after an answer, which need not be the model's end-of-text token.
 
         Found in a conversation that goes on after an answer: the first added token behind the answer, or the ordinary text
         that stands before it or before the next question ("\\nUser:", say). Nothing where the answer is not in the rendered

@@ -15,7 +15,7 @@ _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", 
 
 
 def read_tokenizer(directory: Path) -> Any:
-    """The tokenizer. Raises `CheckpointError` naming file or folder, the reason and the remedy."""
+    """Return the tokenizer. Raises `CheckpointError` naming file or folder, the reason and the remedy."""
     if not any(next(directory.glob(pattern), None) for pattern in _VOCABULARIES):
         raise CheckpointError(f"{directory}: no tokenizer.json there; copy the model's tokenizer files into the directory")
     file = directory / "tokenizer_config.json"
@@ -43,7 +43,7 @@ def read_tokenizer(directory: Path) -> Any:
 
 
 def _without_the_model(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The argument `config`, as far as AutoTokenizer looks at it where the folder names its tokenizer's class.
+    """Return the argument `config`, as far as AutoTokenizer looks at it where the folder names its tokenizer's class.
 
     Left to itself it makes the model's whole configuration, which imports much of transformers and takes 2 s; it then asks
     it for no more than these four values.
@@ -80,7 +80,7 @@ def _check_model_file(file: Path) -> None:
 
 
 def _reason(directory: Path, error: Exception) -> str:
-    """The message for what AutoTokenizer raised."""
+    """Return the message for what AutoTokenizer raised."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     whole = directory / "tokenizer.json"
     if whole.exists():

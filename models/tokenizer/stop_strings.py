@@ -12,6 +12,15 @@ class TextUntil:
 
     Stop strings are looked for in the text with its special tokens, as transformers does, though these are not part of the
     answer. Text that may be the beginning of a stop string is held back until it is clear that it is none.
+
+    >>> from models.tokenizer.text import TextStream
+    >>> class Letters(TextStream):
+    ...     def __init__(self): pass
+    ...     def push(self, token): return chr(token)
+    ...     def hidden(self, token): return ""
+    >>> answer = TextUntil(Letters(), ["cd"])
+    >>> [answer.push(ord(letter)) for letter in "abcedcdx"], answer.stopped
+    (['a', 'b', '', 'ce', 'd', '', '', ''], True)
     """
 
     def __init__(self, stream: TextStream, stops: Sequence[str] = ()) -> None:
@@ -21,7 +30,7 @@ class TextUntil:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is sure after this token."""
+        """Return the text that is sure after this token."""
         piece = self._stream.push(token)
         special = self._stream.hidden(token)
         if special and self._stops and not self.stopped:
@@ -31,12 +40,12 @@ class TextUntil:
         return self._advance(piece, special)
 
     def flush(self) -> str:
-        """The text that was still held back; the answer is over."""
+        """Return the text that was still held back; the answer is over."""
         text = self._advance(self._stream.flush())
         return text + self._take(len(self._held))
 
     def _advance(self, piece: str, special: str = "", only_stop: bool = False) -> str:
-        """only_stop: take the text only if a stop string is in it."""
+        """Take what is sure. only_stop: take the text only if a stop string is in it."""
         if self.stopped:
             return ""
         before = len(self._held)
@@ -54,11 +63,11 @@ class TextUntil:
         return self._take(len(text) - max((_overlap(text, stop) for stop in self._stops), default=0))
 
     def _take(self, count: int) -> str:
-        """The answer's part of the first held characters, which are held no longer."""
+        """Return the answer's part of the first held characters, which are held no longer."""
         taken, self._held = self._held[:count], self._held[count:]
         return "".join(c for c, shown in taken if shown)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
+    """Return the length of the longest end of `text` that `stop` begins with."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

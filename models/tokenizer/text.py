@@ -36,16 +36,16 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, directory: Path, eos: Sequence[int]) -> TextTokenizer:
-        """From a folder. Raises `CheckpointError` naming the file."""
+        """Read a tokenizer from a folder. Raises `CheckpointError` naming the file."""
         return cls(read_tokenizer(directory), eos)
 
     @property
     def transformers(self) -> Any:
-        """The tokenizer of transformers."""
+        """Return the tokenizer of transformers."""
         return self._tokenizer
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text; special: with the special tokens that the checkpoint puts around a prompt.
+        """Return token ids of a text; special: with the special tokens that the checkpoint puts around a prompt.
 
         Raises `ConfigurationError` for a text that is none: half of a surrogate pair cannot be written in UTF-8.
         """
@@ -60,12 +60,12 @@ class TextTokenizer:
             return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Return the text of token ids, special tokens left out."""
         with self._lock:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def hidden(self, token: int) -> str:
-        """What `decode` leaves out: the text of a special token, "" for any other."""
+        """Return what `decode` leaves out: the text of a special token, "" for any other."""
         if token not in self._hidden:
             with self._lock:
                 name = self._tokenizer.convert_ids_to_tokens(token)
@@ -75,7 +75,8 @@ class TextTokenizer:
         return self._hidden[token]
 
     def added(self) -> list[tuple[int, str]]:
-        """Tokens that stand for a text as a whole, beside the vocabulary that texts are split into, the longest first."""
+        """Return tokens that stand for a text as a whole, beside the vocabulary that texts are split into, the longest
+        first."""
         found = [(int(token), str(text)) for token, text in self._tokenizer.added_tokens_decoder.items()]
         return sorted(found, key=lambda entry: -len(entry[1]))
 
@@ -86,7 +87,7 @@ class TextTokenizer:
         return _BYTE.fullmatch(name) is not None
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
-        """A decoder that turns one token after the other into text; before: the prompt that the answer continues."""
+        """Return a decoder that turns one token after the other into text; before: the prompt that the answer continues."""
         return TextStream(self, before)
 
 
@@ -98,7 +99,7 @@ def _cleans(tokenizer: Any) -> bool:
 
 
 def _shared(a: str, b: str) -> int:
-    """Length of what both begin with."""
+    """Return the length of what both begin with."""
     return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 
@@ -118,7 +119,7 @@ class TextStream:
         self._given = self._last = self._before = tokenizer.decode(self._ids) if self._ids else ""
 
     def push(self, token: int) -> str:
-        """The text that is sure after this token."""
+        """Return the text that is sure after this token."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if text != self._last:
@@ -127,11 +128,11 @@ class TextStream:
         return self._advance(text[: sure if self._tokenizer.is_fast else min(sure, _shared(text, self._before))])
 
     def flush(self) -> str:
-        """The text that still waited."""
+        """Return the text that still waited."""
         return self._advance(self._tokenizer.decode(self._ids))
 
     def pending(self) -> str:
-        """The text that still waits."""
+        """Return the text that still waits."""
         given = self._given
         text = self.flush()
         self._given = given
@@ -142,7 +143,7 @@ class TextStream:
         return self._tokenizer.hidden(token)
 
     def _sure(self, text: str) -> int:
-        """Length of the beginning of the decoded text that no further token changes."""
+        """Return the length of the beginning of the decoded text that no further token changes."""
         end = len(text)
         run = self._run()
         if run is not None:
@@ -155,7 +156,7 @@ class TextStream:
         return end
 
     def _run(self) -> int | None:
-        """Where the byte tokens begin that the tokens end with, special ones aside."""
+        """Return where the byte tokens begin that the tokens end with, special ones aside."""
         first = None
         for place in range(len(self._ids) - 1, -1, -1):
             if self._tokenizer.is_byte(self._ids[place]):

@@ -71,13 +71,13 @@ FITS: dict[str, Fit] = {
 
 
 def relu(s: CryptenSession, x: Tensor) -> Tensor:
-    """max(x, 0), exact. |x| < 2^63 in ring units. 8 rounds, 40 bytes per element."""
+    """Return max(x, 0), exact. |x| < 2^63 in ring units. 8 rounds, 40 bytes per element."""
     negative = comparison.less_than(s, x, [0])
     return comparison.select(s, comparison.complement(s, negative), x)[0][0]
 
 
 def _polynomial(powers: list[Tensor], coefficients: tuple[float, ...]) -> Tensor:
-    """sum_i coefficients[i] powers[i], local; COEFFICIENT_BITS more fraction bits than the powers."""
+    """Return the sum_i coefficients[i] powers[i], local; COEFFICIENT_BITS more fraction bits than the powers."""
     total = torch.zeros_like(powers[0])
     for power, c in zip(powers, coefficients, strict=True):
         total = total + power * round(c * 2.0**COEFFICIENT_BITS)
@@ -85,7 +85,7 @@ def _polynomial(powers: list[Tensor], coefficients: tuple[float, ...]) -> Tensor
 
 
 def smooth(s: CryptenSession, x: Tensor, fraction_bits: int, fit: Fit) -> Tensor:
-    """The function of `fit`, `fraction_bits` fraction bits in and out. |x| < 2^18; flagged from 2^15 on."""
+    """Return the function of `fit`, `fraction_bits` fraction bits in and out. |x| < 2^18; flagged from 2^15 on."""
     tail = fit.tail
     thresholds = [-fit.inner, fit.inner] if tail is None else [-tail.outer, -fit.inner, fit.inner, tail.outer]
     drop = max(0, fraction_bits - COMPARED_BITS)
@@ -127,5 +127,5 @@ def smooth(s: CryptenSession, x: Tensor, fraction_bits: int, fit: Fit) -> Tensor
 
 
 def activation(s: CryptenSession, x: Tensor, fraction_bits: int, kind: Activation) -> Tensor:
-    """gelu, gelu_tanh, silu or relu, see the module's table."""
+    """Return gelu, gelu_tanh, silu or relu, see the module's table."""
     return relu(s, x) if kind == "relu" else smooth(s, x, fraction_bits, FITS[kind])

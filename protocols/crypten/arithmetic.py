@@ -30,7 +30,7 @@ def _tensor(x: Tensor) -> object:
 
 
 def _unseen(op: str, x: Tensor, y: Tensor) -> Tensor:
-    """A Beaver product where there is nothing to compute: deal (or count) the triple, count the opening."""
+    """Deal (or count) the triple of a Beaver product where there is nothing to compute, and count the opening."""
     s = current_session()
     c = s.provider.generate_additive_triple(x.shape, y.shape, op)[2]
     s.open_together([(x, 64, "sum"), (y, 64, "sum")])
@@ -38,14 +38,14 @@ def _unseen(op: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def mul(x: Tensor, y: Tensor) -> Tensor:
-    """Element-wise product, broadcasting, no truncation. 1 round, 8 bytes per element of x and of y."""
+    """Return the element-wise product, broadcasting, no truncation. 1 round, 8 bytes per element of x and of y."""
     if x.is_meta:
         return _unseen("mul", x, y)
     return plain(beaver.mul(_tensor(x), _tensor(y)).share)
 
 
 def square(x: Tensor) -> Tensor:
-    """x^2, no truncation. 1 round, 8 bytes per element."""
+    """Return x^2, no truncation. 1 round, 8 bytes per element."""
     if x.is_meta:
         s = current_session()
         s.provider.square(x.shape)
@@ -54,14 +54,14 @@ def square(x: Tensor) -> Tensor:
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Matrix product [..., M, K] x [..., K, N], no truncation. 1 round, 8 bytes per element of x and of y."""
+    """Return the matrix product [..., M, K] x [..., K, N], no truncation. 1 round, 8 bytes per element of x and of y."""
     if x.is_meta:
         return _unseen("matmul", x, y)
     return plain(beaver.matmul(_tensor(x), _tensor(y)).share)
 
 
 def matmul_fixed(s: CryptenSession, x: Tensor, weights: Sequence[CryptenWeight]) -> list[Tensor]:
-    """x [..., K] times each fixed secret W_j [K, N_j], no truncation. 1 round, 8 bytes per element of x.
+    """Return x [..., K] times each fixed secret W_j [K, N_j], no truncation. 1 round, 8 bytes per element of x.
 
     The dealer draws a mask a for x and deals a b_j, with b_j the mask of W_j: x - a is opened, then
     [x W] = (x - a) [W] + [a] (W - b) + [a b]. One opening serves all weights.
@@ -89,7 +89,7 @@ def matmul_fixed(s: CryptenSession, x: Tensor, weights: Sequence[CryptenWeight])
 
 
 def truncate_together(s: CryptenSession, items: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
-    """x / 2^t for each (x, t): floor or floor + 1, the nearer one more often (unbiased), never anything else.
+    """Return x / 2^t for each (x, t): floor or floor + 1, the nearer one more often (unbiased), never anything else.
 
     Any number of parties; |x| < 2^62, 0 <= t < 62. 1 round for all, 8 bytes per element.
 
@@ -118,7 +118,7 @@ class Blinded(NamedTuple):
 
     @staticmethod
     def deal(s: CryptenSession, x: Tensor, count: int) -> Blinded:
-        """With a fresh mask. Local. Raises `RangeError` for a count that no truncation can drop."""
+        """Blind a value with a fresh mask. Local. Raises `RangeError` for a count that no truncation can drop."""
         if not 0 < count < TRUNCATION_LIMIT:
             raise RangeError(f"a truncation drops 0 to {TRUNCATION_LIMIT - 1} bits, got {count}")
         r = s.tape.random("truncation mask", x.shape)
@@ -129,7 +129,7 @@ class Blinded(NamedTuple):
         return Blinded(count, r, high, top, share + (1 << 62) if s.party == 0 else share)
 
     def truncated(self, s: CryptenSession, m: Tensor) -> Tensor:
-        """x / 2^dropped, one more where the low bits of the opened m are below those of the mask. Local."""
+        """Return x / 2^dropped, one more where the low bits of the opened m are below those of the mask. Local."""
         part = ((m >= 0).to(torch.int64) * self.top << (64 - self.dropped)) - self.high
         if s.party == 0:
             part = part + (ring.shift_right(m, self.dropped, 64) - (1 << (62 - self.dropped)))
@@ -137,17 +137,17 @@ class Blinded(NamedTuple):
 
 
 def truncate(s: CryptenSession, x: Tensor, count: int) -> Tensor:
-    """x / 2^count, see `truncate_together`. 1 round and 8 bytes per element (none when count is 0)."""
+    """Return x / 2^count, see `truncate_together`. 1 round and 8 bytes per element (none when count is 0)."""
     return truncate_together(s, [(x, count)])[0]
 
 
 def rescale(s: CryptenSession, x: Tensor, fraction_bits: int, wanted: int) -> Tensor:
-    """x with `wanted` instead of `fraction_bits` fraction bits: exact upwards, a truncation downwards."""
+    """Return x with `wanted` instead of `fraction_bits` fraction bits: exact upwards, a truncation downwards."""
     if wanted >= fraction_bits:
         return x << (wanted - fraction_bits)
     return truncate(s, x, fraction_bits - wanted)
 
 
 def add_public(s: CryptenSession, x: Tensor, constant: int | Tensor) -> Tensor:
-    """x plus a public ring element."""
+    """Return x plus a public ring element."""
     return x + constant if s.party == 0 else x

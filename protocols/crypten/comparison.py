@@ -40,7 +40,8 @@ def spread(x: Tensor, width: int) -> Tensor:
 
 
 def bit_and(s: CryptenSession, left: Tensor, right: Tensor, bits: int) -> Tensor:
-    """AND of words of `bits` bits shared by XOR: left [...] with each of right [q, ...]. 1 round, bits/8 (1 + q) bytes.
+    """Return the AND of words of `bits` bits shared by XOR: left [...] with each of right [q, ...]. 1 round, bits/8 (1 + q)
+    bytes.
 
     Beaver's protocol over Z_2, as CrypTen's, with words as narrow as their content.
     """
@@ -53,7 +54,7 @@ def bit_and(s: CryptenSession, left: Tensor, right: Tensor, bits: int) -> Tensor
 
 
 def less_than(s: CryptenSession, x: Tensor, thresholds: Sequence[int], bits: int = 64, drop: int = 0) -> Tensor:
-    """XOR-shared bits (int64, 0 or 1) [x < threshold], shape [thresholds, *x.shape].
+    """Return the XOR-shared bits (int64, 0 or 1) [x < threshold], shape [thresholds, *x.shape].
 
     bits: 16, 32 or 64; every |x - threshold| / 2^drop must stay below 2^(bits-1). drop: low bits of x that are ignored:
     then the decision is wrong at most for x within (parties + 1) 2^drop of the threshold, and monotone in the threshold.
@@ -77,9 +78,9 @@ class Comparison(NamedTuple):
 
 
 def less_than_together(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
-    """`less_than` of several, in the rounds of the widest.
+    """Return `less_than` of several values, in the rounds of the widest.
 
-    From 32 bits on, range checks that wait (`protocols.crypten.ranges`) ride along.
+    From 32 bits on, range checks that wait (`protocols.crypten.ranges`) overlap these rounds.
     """
     for item in items:
         if item.bits not in WIDTHS or item.drop + item.bits > 64:
@@ -112,7 +113,7 @@ def _less_than(s: CryptenSession, items: Sequence[Comparison]) -> list[Tensor]:
 
 
 def negative(s: CryptenSession, items: Sequence[tuple[Tensor, Tensor, int]]) -> list[Tensor]:
-    """XOR-shared sign bits of d - r [n] in Z_2^bits for each (d public, r's bits spread and shared, bits).
+    """Return the XOR-shared sign bits of d - r [n] in Z_2^bits for each (d public, r's bits spread and shared, bits).
 
     log2(bits) rounds of the widest: a narrower one joins the tree of the others when that has come down to its width.
     """
@@ -139,7 +140,8 @@ def negative(s: CryptenSession, items: Sequence[tuple[Tensor, Tensor, int]]) -> 
 
 
 def _borrows(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a tree finds the borrow of difference - r from: shares of (generate, propagate, its sign without the borrow).
+    """Return what a tree finds the borrow of difference - r from: shares of (generate, propagate, its sign without the
+    borrow).
 
     The sign is top(difference) ^ top(r) ^ borrow, the borrow of the bits below the top one.
     """
@@ -156,13 +158,13 @@ def _borrows(s: CryptenSession, difference: Tensor, r_bits: Tensor, bits: int) -
 
 
 def _injected(s: CryptenSession, bit: Tensor) -> tuple[Tensor, Tensor]:
-    """A dealt bit as XOR share (packed, uniform) and as additive share."""
+    """Return a dealt bit as XOR share (packed, uniform) and as additive share."""
     rho = s.tape.random("bit mask", bit.shape, 1, "xor")
     return rho, s.tape.dependent("bit mask as sum", bit.shape, lambda: rho)
 
 
 def to_arithmetic(s: CryptenSession, bit: Tensor) -> Tensor:
-    """Additive shares in Z_2^64 of XOR-shared bits. 1 round, 1/8 byte each (CrypTen: 8 bytes)."""
+    """Return the additive shares in Z_2^64 of XOR-shared bits. 1 round, 1/8 byte each (CrypTen: 8 bytes)."""
     rho, rho_sum = _injected(s, bit)
     opened = s.open(bit ^ s.held(rho), 1, "xor")
     out = s.held(rho_sum) * (1 - 2 * opened)
@@ -170,7 +172,8 @@ def to_arithmetic(s: CryptenSession, bit: Tensor) -> Tensor:
 
 
 def to_arithmetic_under(s: CryptenSession, condition: Tensor, bits: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Additive shares of XOR-shared bits: the condition [...], condition AND bit for `bits` [q, ...], and `others` [p, ...].
+    """Return the additive shares of XOR-shared bits: the condition [...], condition AND bit for `bits` [q, ...], and
+    `others` [p, ...].
 
     1 round, 1/8 byte each, as `to_arithmetic`: the products are of dealt bits, condition ^ rho_0 and bit ^ rho are public.
     """
@@ -194,7 +197,7 @@ Watched = Callable[[Tensor, Tensor], None]
 
 
 def select(s: CryptenSession, bits: Tensor, x: Tensor, watched: Watched | None = None) -> tuple[Tensor, Tensor]:
-    """bit * x for each of the XOR-shared `bits` [q, *shape], x [shape]; and the bits as additive shares.
+    """Return bit * x for each of the XOR-shared `bits` [q, *shape], x [shape]; and the bits as additive shares.
 
     Exact for every x in the ring. 1 round, 8 bytes per element of x and 1/8 byte per bit: x - a and bit ^ rho are opened,
     the dealer deals rho and rho a. Source: bit injection of ABY2.0 (Patra et al. 2021).
@@ -213,5 +216,5 @@ def select(s: CryptenSession, bits: Tensor, x: Tensor, watched: Watched | None =
 
 
 def complement(s: CryptenSession, bit: Tensor) -> Tensor:
-    """1 - bit of an XOR-shared bit; local."""
+    """Return 1 - bit of an XOR-shared bit; local."""
     return bit ^ 1 if s.party == 0 else bit

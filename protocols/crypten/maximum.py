@@ -18,14 +18,15 @@ from protocols.crypten.binding.library import CryptenSession
 
 
 def _larger(s: CryptenSession, a: Tensor, b: Tensor, bits: int, drop: int) -> Tensor:
-    """max(a, b). log2(bits) + 2 rounds."""
+    """Return max(a, b). log2(bits) + 2 rounds."""
     smaller = comparison.less_than(s, a - b, [0], bits, drop)
     chosen, _ = comparison.select(s, smaller, b - a)
     return a + chosen[0]
 
 
 def maximum(s: CryptenSession, x: Tensor, mask: Tensor | None = None, bits: int = 64, drop: int = 0) -> Tensor:
-    """Maximum over the last axis, [..., n] -> [..., 1]; over the positions where the public bool `mask` [..., n] is True.
+    """Return the maximum over the last axis, [..., n] -> [..., 1]; over the positions where the public bool `mask` [..., n]
+    is True.
 
     A row without a True position gives an arbitrary value. bits, drop: see `less_than`; exact with drop 0, otherwise the
     result is an element that is below the maximum by at most ceil(log2 n) parties 2^drop. Differences |a - b| / 2^drop must
@@ -51,7 +52,7 @@ def maximum(s: CryptenSession, x: Tensor, mask: Tensor | None = None, bits: int 
 
 
 def argmax(s: CryptenSession, x: Tensor) -> Tensor:
-    """One-hot of the maximum over the last axis (0 fraction bits); ties go to the earlier position.
+    """Return the one-hot of the maximum over the last axis (0 fraction bits); ties go to the earlier position.
 
     The position is appended as low bits, so all elements differ: one tree, then one comparison per element.
     |x| < 2^(61 - p) in ring units with p = ceil(log2 n). 8 ceil(log2 n) + 8 rounds, 71 bytes per element.

@@ -23,7 +23,7 @@ from protocols.crypten.comparison import WIDTHS, negative, spread, to_arithmetic
 
 
 def floor(s: CryptenSession, x: Tensor, count: int) -> Tensor:
-    """floor(x / 2^count), exact, for |x| < 2^62 and count < 62. None if count is 0, else 2 + log2 of the width of a
+    """Return floor(x / 2^count), exact, for |x| < 2^62 and count < 62. None if count is 0, else 2 + log2 of the width of a
     comparison of count + 1 bits (16, 32 or 64): 7 rounds and 20 bytes per element up to 31 bits."""
     if count == 0:
         return x

@@ -42,7 +42,7 @@ class CryptenOwn:
         return CryptenValue.from_tensor(x, self._session.party)
 
     def mul(self, x: CryptenValue, y: CryptenValue) -> CryptenValue:
-        """Beaver product and CrypTen's truncation."""
+        """Return the Beaver product and CrypTen's truncation."""
         left = self._in(x)
         shape = broadcast(x.shape, y.shape)
         if tuple(x.shape) != shape:
@@ -50,16 +50,16 @@ class CryptenOwn:
         return self._out(left.mul(self._in(y)))
 
     def matmul(self, x: CryptenValue, y: CryptenValue) -> CryptenValue:
-        """Beaver matrix product and CrypTen's truncation."""
+        """Return the Beaver matrix product and CrypTen's truncation."""
         return self._out(self._in(x).matmul(self._in(y)))
 
     def scale(self, x: CryptenValue, factor: Tensor | float) -> CryptenValue:
-        """Times a public real, encoded by CrypTen."""
+        """Return x times a public real, encoded by CrypTen."""
         public = factor.to(self._session.device) if isinstance(factor, Tensor) else factor
         return self._out(self._in(x).mul(public))
 
     def rsqrt_moment(self, x: CryptenValue, norm: Norm) -> CryptenValue:
-        """inv_sqrt(variance + epsilon)."""
+        """Return the inv_sqrt(variance + epsilon)."""
         inner = self._in(x)
         width = x.shape[-1]
         if norm.kind == "layer":
@@ -75,7 +75,7 @@ class CryptenOwn:
         return self._out(inner.softmax(-1))
 
     def activation(self, x: CryptenValue, kind: Activation) -> CryptenValue:
-        """relu; x sigmoid(x); both GELUs by tanh."""
+        """Return relu, x sigmoid(x), or both GELUs by tanh."""
         inner = self._in(x)
         if kind == "relu":
             return self._out(inner.relu())

@@ -48,7 +48,7 @@ KEY_LIMIT = 15
 
 
 def query_limit(channels: int) -> int:
-    """log2 of the norm of 32 elements of queries, at which no score with keys below `KEY_LIMIT` reaches 2^30."""
+    """Return the log2 of the norm of 32 elements of queries, at which no score with keys below `KEY_LIMIT` reaches 2^30."""
     pieces = -(-channels // GROUP)
     return 30 - KEY_LIMIT - (pieces - 1).bit_length()
 
@@ -98,11 +98,11 @@ class Ranges:
         self._waiting.append((kind, self.place, total))
 
     def take(self) -> Tensor | None:
-        """The sums that wait, one after the other: [n] in Z_2^32; from 0 to `LEAST` is within range."""
+        """Return the sums that wait, one after the other: [n] in Z_2^32; from 0 to `LEAST` is within range."""
         return torch.cat([total for _, _, total in self._waiting]) if self._waiting else None
 
     def settle(self, within: Tensor) -> None:
-        """XOR-shared bits [n] of what `take` gave: 1 where it is within range."""
+        """Return the XOR-shared bits [n] of what `take` gave: 1 where it is within range."""
         waiting, self._waiting = self._waiting, []
         start = 0
         for kind, place, total in waiting:
@@ -110,14 +110,14 @@ class Ranges:
             start += total.numel()
 
     def note(self, kind: str, within: Tensor, place: int | None = None) -> None:
-        """XOR-shared bits [...]: 1 where a value of that kind stayed within its range."""
+        """Return the XOR-shared bits [...]: 1 where a value of that kind stayed within its range."""
         place = self.place if place is None else place
         if self.session.channel is not None and place is not None:
             bits = within ^ 1 if self.session.party == 0 else within
             self._bits.append((kind, place, bits.reshape(-1).to(torch.int8)))
 
     def words(self) -> Tensor:
-        """This party's XOR share of the flags [kinds, places], see `Suite.flags`. Local.
+        """Return this party's XOR share of the flags [kinds, places], see `Suite.flags`. Local.
 
         What waits for its comparison goes with the next ones: nothing that was output depends on it.
         """
@@ -137,13 +137,13 @@ class Ranges:
 
 
 def watch(s: CryptenSession, kind: str, opened: Tensor, mask: Tensor, fraction_bits: int, limit: int) -> None:
-    """`Ranges.watch` of the session; nothing where it keeps no ranges."""
+    """Watch a value where the session keeps ranges, see `Ranges.watch`."""
     if isinstance(s.ranges, Ranges):
         s.ranges.watch(kind, opened, mask, fraction_bits, limit)
 
 
 def _grouped(x: Tensor) -> Tensor:
-    """Sums over `GROUP` neighbours of the flattened x."""
+    """Return the sums over `GROUP` neighbours of the flattened x."""
     flat = x.reshape(-1)
     missing = -flat.numel() % GROUP
     if missing:
@@ -152,7 +152,7 @@ def _grouped(x: Tensor) -> Tensor:
 
 
 def _xor(x: Tensor) -> Tensor:
-    """XOR of the words of x [n], n > 0."""
+    """Return the XOR of the words of x [n], n > 0."""
     while x.numel() > 1:
         half = x.numel() // 2
         x = torch.cat([x[:half] ^ x[half : 2 * half], x[2 * half :]])

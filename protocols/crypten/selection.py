@@ -38,17 +38,17 @@ def check_budget(op: str, k: int, count: int) -> None:
 
 
 def _below(s: CryptenSession, x: Tensor, thresholds: Sequence[int], largest: int) -> Tensor:
-    """[x < threshold] as additive shares [thresholds, *x.shape] for 0 <= x, threshold <= largest. 6 or 7 rounds."""
+    """Return [x < threshold] as additive shares [thresholds, *x.shape] for 0 <= x, threshold <= largest. 6 or 7 rounds."""
     return comparison.to_arithmetic(s, comparison.less_than(s, x, thresholds, 16 if largest < 1 << 14 else 32))
 
 
 def _width(bits: int) -> int:
-    """Bits in which differences of two values below 2^(bits-1) are compared."""
+    """Return the bits in which differences of two values below 2^(bits-1) are compared."""
     return 32 if bits <= 31 else 64
 
 
 def ranks(s: CryptenSession, x: Tensor, bits: int = 64) -> Tensor:
-    """Rank of every value along the last axis, 0 for the largest, as integers: [..., C] -> [..., C].
+    """Return the rank of every value along the last axis, 0 for the largest, as integers: [..., C] -> [..., C].
 
     bits: 32 where all |x| stay below 2^30 ring units, which halves the bytes.
     """
@@ -68,7 +68,8 @@ def ranks(s: CryptenSession, x: Tensor, bits: int = 64) -> Tensor:
 
 
 def top_k(s: CryptenSession, x: Tensor, k: int, bits: int) -> Tensor:
-    """[..., C] -> [..., k, C]: row j is one-hot at the value of rank j; |x| < 2^(bits-1) in ring units."""
+    """Return the one-hot rows, [..., C] -> [..., k, C]: row j is one-hot at the value of rank j; |x| < 2^(bits-1) in ring
+    units."""
     count = x.shape[-1]
     check_budget("top-k", k, count)
     reached = _below(s, ranks(s, x, _width(bits)), range(1, k + 1), count)  # [k, ..., C]: rank <= j
@@ -77,7 +78,7 @@ def top_k(s: CryptenSession, x: Tensor, k: int, bits: int) -> Tensor:
 
 
 def keep_largest(s: CryptenSession, x: Tensor, k: int, bits: int) -> Tensor:
-    """[..., n] -> 0/1 [..., n] with exactly k ones, at the largest; |x| < 2^(bits-1) in ring units."""
+    """Return [..., n] -> 0/1 [..., n] with exactly k ones, at the largest; |x| < 2^(bits-1) in ring units."""
     count = x.shape[-1]
     check_budget("keep", k, count)
     if k == count:
@@ -109,7 +110,7 @@ def _by_threshold(s: CryptenSession, x: Tensor, k: int, bits: int) -> Tensor:
 
 
 def compact(s: CryptenSession, keep: Tensor, rows: Sequence[Tensor], k: int) -> list[Tensor]:
-    """The k marked rows in their order: keep [B, n], rows [B, n, width] each -> [B, k, width]."""
+    """Return the k marked rows in their order: keep [B, n], rows [B, n, width] each -> [B, k, width]."""
     n = keep.shape[-1]
     check_budget("compaction", k, n)
     if k == n:

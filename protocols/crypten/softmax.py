@@ -17,7 +17,7 @@ from protocols.crypten import comparison, ranges
 from protocols.crypten.arithmetic import add_public, mul, square, truncate
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.maximum import maximum
-from protocols.crypten.normalise import reciprocal
+from protocols.crypten.reciprocal import reciprocal
 
 EXP_BITS = 30
 SQUARINGS = 6
@@ -26,7 +26,7 @@ MAXIMUM_BITS = 8  # fraction bits in which scores are compared
 
 
 def _quartic(bits: int) -> tuple[int, int, int, int]:
-    """Constants of exp(y) = q^2 + d y + e + O(y^4 / 2400), q = (13/64) ((y + h)^2 + g), in ring units.
+    """Return constants of exp(y) = q^2 + d y + e + O(y^4 / 2400), q = (13/64) ((y + h)^2 + g), in ring units.
 
     With A = (13/64)^2 near 1/24, the terms up to y^3 are exp's: h = 1 / (24 A), A (6 h^2 + 2 g) = 1/2, and d, e are what
     is left, computed from the rounded h and g. Fraction bits of h, g, d, e: bits, 2 bits, 60 - bits, 60.
@@ -40,7 +40,7 @@ def _quartic(bits: int) -> tuple[int, int, int, int]:
 
 
 def exp_negative(s: CryptenSession, x: Tensor, fraction_bits: int) -> Tensor:
-    """exp(x) with 30 fraction bits for x in [-2^17, 1/4], `fraction_bits` <= 20.
+    """Return exp(x) with 30 fraction bits for x in [-2^17, 1/4], `fraction_bits` <= 20.
 
     | x | error |
     | --- | --- |
@@ -69,7 +69,7 @@ def exp_negative(s: CryptenSession, x: Tensor, fraction_bits: int) -> Tensor:
 
 
 def softmax(s: CryptenSession, x: Tensor, fraction_bits: int, mask: Tensor | None = None) -> Tensor:
-    """Softmax over the last axis [..., n] with `fraction_bits` fraction bits, |x| < 2^15, n <= 2^16.
+    """Return the softmax over the last axis [..., n] with `fraction_bits` fraction bits, |x| < 2^15, n <= 2^16.
 
     mask: public bool, broadcastable to x; positions where it is False get exactly 0 and cost nothing. A row that is False
     everywhere raises `RangeError`. Error below 5e-5 whatever the spread of x and however many terms are equal.

@@ -51,16 +51,14 @@ import torch
 from torch import Tensor
 
 from mpc.ledger import operation
-from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, selection, softmax
-from protocols.crypten.base import WEIGHT_BITS, CryptenBase, label, own_value
+from protocols.crypten import activation, arithmetic, comparison, masked_factors, maximum, normalisation, selection, softmax
+from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
 from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
-from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.suite import Activation, Linear, Norm, Value
 
-__all__ = ["WEIGHT_BITS", "CryptenSuite"]
 
-
-class CryptenSuite(CryptenBase):
+class CryptenSuite(CryptenLinear):
     """A compute party (channel given), the dealer (channel None, a dealer's tape) or an estimate (both None).
 
     options: the bounds are those of the module's table. Weights have 20 fraction bits (CrypTen's own way: as activations);
@@ -71,7 +69,8 @@ class CryptenSuite(CryptenBase):
 
     # ---- non-linear functions --------------------------------------------------------------------------------------
     async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
-        """1 / sqrt(moment + eps), as many fraction bits as the bound `residual` asks for; see `protocols.crypten.norm`."""
+        """Return 1 / sqrt(moment + eps), as many fraction bits as the bound `residual` asks for; see
+        `protocols.crypten.normalisation`."""
         with operation("norm"):
             if self._own is not None:
                 return self._own.rsqrt_moment(own_value(x), norm)
@@ -81,7 +80,7 @@ class CryptenSuite(CryptenBase):
         if not self.fraction_bits <= x.fraction_bits <= max(WEIGHT_BITS, self.fraction_bits):
             x = self._standard(x)
         bound = self.bounds["residual"].at(self.place)
-        centred, inverse, bits = norm.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
+        centred, inverse, bits = normalisation.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
         return x.like(centred), self._value(inverse, bits)
 
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
@@ -95,7 +94,7 @@ class CryptenSuite(CryptenBase):
             return await self._linears(normalised, layers)
 
     async def _normalised(self, x: Value, norm: Norm) -> CryptenValue:
-        """Rows [..., D] of norm sqrt(D); in CrypTen's own way not centred, which folded weights are (see `Norm`)."""
+        """Return rows [..., D] of norm sqrt(D); in CrypTen's own way not centred, which folded weights are (see `Norm`)."""
         if self._own is not None:
             inverse = await self.rsqrt_moment(x, norm)
             with operation("norm scale"):
@@ -109,31 +108,31 @@ class CryptenSuite(CryptenBase):
             return self._value(share, max(WEIGHT_BITS, self.fraction_bits))
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
-        """Softmax over the last axis; see `protocols.crypten.softmax`."""
+        """Return the softmax over the last axis; see `protocols.crypten.softmax`."""
         with operation("softmax"):
             if self._own is not None:
                 return self._own.softmax(own_value(x), mask)
             return self._value(softmax.softmax(self.session, self._standard(x).share, self.fraction_bits, mask))
 
     async def activation(self, x: Value, kind: Activation) -> Value:
-        """gelu, gelu_tanh, silu or relu; see `protocols.crypten.activation`."""
+        """Return gelu, gelu_tanh, silu or relu; see `protocols.crypten.activation`."""
         with operation(kind):
             if self._own is not None:
                 return self._own.activation(own_value(x), kind)
             return self._value(activation.activation(self.session, self._standard(x).share, self.fraction_bits, kind))
 
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> Value:
-        """activation(gate) * up. Right for |activation up| < 2^30: both factors are flagged from 2^15 on."""
+        """Return activation(gate) * up. Right for |activation up| < 2^30: both factors are flagged from 2^15 on."""
         if self._own is not None:
             return await super().gated_activation(gate, up, kind)
         active, factor = own_value(await self.activation(gate, kind)), self._standard(up)
         with operation("mul"):
             kinds = ("activation" if kind == "relu" else None, "activation")  # others have watched their input
-            product = fixed.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
+            product = masked_factors.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
             return self._back(product, active.fraction_bits + factor.fraction_bits)
 
     async def less_than_zero(self, x: Value) -> Value:
-        """1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
+        """Return 1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
         x = own_value(x)
         with operation("comparison"):
             if self._own is not None:
@@ -142,7 +141,8 @@ class CryptenSuite(CryptenBase):
             return self._value(comparison.to_arithmetic(self.session, bit), 0)
 
     async def max(self, x: Value, background: bool = False) -> Value:
-        """Maximum over the last axis, exact for |x| < 2^62 in ring units. 8 ceil(log2 n) rounds, 40 bytes per element."""
+        """Return the maximum over the last axis, exact for |x| < 2^62 in ring units. 8 ceil(log2 n) rounds, 40 bytes per
+        element."""
         x = own_value(x)
         with operation("max"):
             if self._own is not None:
@@ -150,7 +150,7 @@ class CryptenSuite(CryptenBase):
             return x.like(maximum.maximum(self.session, x.share))
 
     async def argmax(self, x: Value) -> Value:
-        """One-hot of the maximum over the last axis, ties to the earlier; see `protocols.crypten.maximum`."""
+        """Return the one-hot of the maximum over the last axis, ties to the earlier; see `protocols.crypten.maximum`."""
         x = own_value(x)
         with operation("argmax"):
             if self._own is not None:
@@ -163,7 +163,7 @@ class CryptenSuite(CryptenBase):
         if self._own is not None:
             return q
         with operation("scores"):
-            return fixed.keep(self.session, self._standard(q), "activation", query_limit(q.shape[-1]))
+            return masked_factors.mask_for_reuse(self.session, self._standard(q), "activation", query_limit(q.shape[-1]))
 
     async def mask_for_cache(self, new: Value, kind: str | None = None) -> Value:
         """As in `Suite`: 1 round, 8 bytes per element.
@@ -175,7 +175,7 @@ class CryptenSuite(CryptenBase):
             return x
         with operation("cache"):
             watched = "value" if kind is None and not x.bounded else None
-            return fixed.keep(self.session, self._standard(x), watched, KEY_LIMIT)
+            return masked_factors.mask_for_reuse(self.session, self._standard(x), watched, KEY_LIMIT)
 
     async def mask_for_reuse(self, chosen: Value) -> Value:
         """As in `Suite`: 1 round, 8 bytes per element."""
@@ -183,10 +183,10 @@ class CryptenSuite(CryptenBase):
         if self._own is not None or isinstance(x, CryptenWeight):
             return x
         with operation("selection"):
-            return fixed.keep(self.session, x)
+            return masked_factors.mask_for_reuse(self.session, x)
 
     async def choose(self, chosen: Value, rows: Value) -> Value:
-        """Rows of a small secret table, of which nothing needs to be watched again."""
+        """Return the rows of a small secret table, of which nothing needs to be watched again."""
         return self.with_bound(await self.matmul(chosen, rows), math.inf)
 
     async def selected_attention(
@@ -200,7 +200,7 @@ class CryptenSuite(CryptenBase):
         groups, rows, count, size = q.shape[0], q.shape[1], chosen.shape[1], k.shape[2]
         with operation("scores"):
             keys = own_value(k)
-            near = fixed.scores_of_chosen(s, held, x, keys).reshape(groups, rows, count * size)
+            near = masked_factors.scores_of_chosen(s, held, x, keys).reshape(groups, rows, count * size)
             if always is not None:
                 near = torch.cat([near, self._product(x, own_value(always[0].transpose(1, 2)))], -1)
             scores = self._back(near, x.fraction_bits + keys.fraction_bits)
@@ -208,19 +208,19 @@ class CryptenSuite(CryptenBase):
             p = own_value(await self.softmax(scores))
         with operation("values"):
             values, taken = own_value(v), p[..., : count * size].reshape(groups, rows, count, size)
-            out = fixed.values_of_chosen(s, held, taken, values)
+            out = masked_factors.values_of_chosen(s, held, taken, values)
             if always is not None:
                 out = out + self._product(p[..., count * size :], own_value(always[1]))
             return self._back(out, p.fraction_bits + values.fraction_bits)
 
     # ---- selection -------------------------------------------------------------------------------------------------
     async def top_k(self, x: Value, k: int, bound: float) -> Value:
-        """One-hot rows of the k largest, [..., C] -> [..., k, C]; see `protocols.crypten.selection`."""
+        """Return the one-hot rows of the k largest, [..., C] -> [..., k, C]; see `protocols.crypten.selection`."""
         with operation("ranking"):
             return self._value(selection.top_k(self.session, self._standard(x).share, k, self._ranked_bits(bound)), 0)
 
     async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
-        """1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
+        """Return 1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
         with operation("ranking"):
             kept = selection.keep_largest(self.session, self._standard(x).share, k, self._ranked_bits(bound))
             return self._value(kept, 0)
@@ -229,7 +229,7 @@ class CryptenSuite(CryptenBase):
         return self.fraction_bits + max(0, math.ceil(math.log2(bound))) + 1
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
-        """The marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""
+        """Return the marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""
         own = [own_value(x) for x in rows]
         with operation("compaction"):
             moved = selection.compact(self.session, own_value(keep).share, [x.share for x in own], k)

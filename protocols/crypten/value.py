@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
+from mpc.ledger import NO_OPERATION, current, operation
 from mpc.shape_tensor import broadcast
 from protocols.crypten.binding.library import plain, wrapped
 from protocols.suite import Value
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """x on `device`; as it is where the program has no content."""
+    """Return x on `device`; as it is where the program has no content."""
     return x if device.type == "meta" or x.device == device else x.to(device)
 
 
@@ -43,7 +45,7 @@ class CryptenValue(Value):
 
     @classmethod
     def from_tensor(cls, tensor: Any, party: int) -> CryptenValue:
-        """From an `ArithmeticSharedTensor` or an `MPCTensor` in arithmetic form."""
+        """Make a value from an `ArithmeticSharedTensor` or an `MPCTensor` in arithmetic form."""
         inner = getattr(tensor, "_tensor", tensor)
         inner = inner if hasattr(inner, "encoder") else tensor
         return cls(plain(inner.share), int(inner.encoder._precision_bits), party)
@@ -57,14 +59,14 @@ class CryptenValue(Value):
         return self.share.shape
 
     def like(self, share: Tensor) -> CryptenValue:
-        """Another share with the same fraction bits."""
+        """Return another share with the same fraction bits."""
         return CryptenValue(share, self.fraction_bits, self.party)
 
     def _view(self, share: Tensor) -> CryptenValue:
         return CryptenValue(share, self.fraction_bits, self.party, self.bounded)
 
     def raised(self, fraction_bits: int) -> Tensor:
-        """The share with more fraction bits: exact."""
+        """Return the share with more fraction bits: exact."""
         return self.share if fraction_bits == self.fraction_bits else self.share << (fraction_bits - self.fraction_bits)
 
     def _combine(self, other: Value | Tensor | float, sign: int) -> CryptenValue:
@@ -153,3 +155,15 @@ class CryptenWeight(CryptenValue):
 
     def permute(self, *dims: int) -> CryptenWeight:
         return self._moved(lambda x: x.permute(dims))
+
+
+def label(name: str) -> AbstractContextManager[None]:
+    """Book costs under `name`, unless the caller has already said what it is computing."""
+    return operation(name) if current()[1] == NO_OPERATION else nullcontext()
+
+
+def own_value(x: Value) -> CryptenValue:
+    """Return a value of this suite. Raises `ConfigurationError` for another suite's."""
+    if not isinstance(x, CryptenValue):
+        raise ConfigurationError(f"suite 'crypten' computes on its own values, got {type(x).__name__}")
+    return x

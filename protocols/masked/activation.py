@@ -49,7 +49,7 @@ def _numpy(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], 
 
 @cache
 def curve(kind: str) -> Piecewise:
-    """P of a function: f below 0 and f - x from 0 on."""
+    """Return P of a function: f below 0 and f - x from 0 on."""
     half, degree = SHAPES[kind]
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "gelu": torch.nn.functional.gelu,
@@ -59,7 +59,7 @@ def curve(kind: str) -> Piecewise:
     f = _numpy(functions[kind])
 
     def parts(t: np.ndarray) -> np.ndarray:
-        """t: [segments, nodes]."""
+        """Return the curve at t [segments, nodes]."""
         ends = np.abs(t[:1] + half) - half
         return np.concatenate([f(ends), f(t[1:half]), f(t[half:]) - t[half:]])
 
@@ -67,12 +67,12 @@ def curve(kind: str) -> Piecewise:
 
 
 def least_bits(kind: str, frac: int) -> int:
-    """The smallest ring for x: the curved range on both sides, and as much again."""
+    """Return the smallest ring for x: the curved range on both sides, and as much again."""
     return frac + SHAPES[kind][0].bit_length() + 2 if kind in SHAPES else frac + 2
 
 
 async def activation(c: Context, x: Masked, kind: str) -> Shared:
-    """[f(x)] in x's ring with x's fraction bits. 1 round; |x| < 2^(x.bits - x.frac - 1). f(x) > -1."""
+    """Return [f(x)] in x's ring with x's fraction bits. 1 round; |x| < 2^(x.bits - x.frac - 1). f(x) > -1."""
     if kind == "relu":
         negative = await less_than_zero(c, x)
         return c.shared(x).add(negative.times(x).negate())
@@ -96,7 +96,8 @@ async def activation(c: Context, x: Masked, kind: str) -> Shared:
 
 
 def evaluate_curve(c: Context, x: Masked, kind: str, bits: int) -> Shared:
-    """[P(x)] for -half <= x < half, precise enough to be truncated to x's fraction bits in a ring of `bits`; local."""
+    """Return [P(x)] for -half <= x < half, precise enough to be truncated to x's fraction bits in a ring of `bits`;
+    local."""
     half, _ = SHAPES[kind]
     bits += VALUE_BITS + POWER_BITS - x.frac
     require(bits <= 64, kind, f"a ring of {x.bits} bits is too large")

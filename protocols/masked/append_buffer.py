@@ -1,4 +1,4 @@
-"""A masked value that grows along an axis, as cached keys and values do: appending writes rows and moves none.
+"""An append buffer: a masked value that gets rows along an axis, as cached keys and values do; appending moves none.
 
 Rows lie in a buffer with room behind them. Appending to the newest value writes into that room; appending to any other one
 (its successor rows belong to somebody else), or to a full buffer, first copies it to a buffer of its own. A value is never
@@ -32,7 +32,7 @@ class _Buffer:
         self.m, self.lam = (_room(t, whole) for t in (like.m, like.lam))
 
     def write(self, x: Masked) -> None:
-        """Behind what there is."""
+        """Write rows behind what there is."""
         rows = x.shape[self.dim]
         for storage, part in ((self.m, x.m), (self.lam, x.lam)):
             if not storage.is_meta:
@@ -54,33 +54,33 @@ class AppendBuffer:
 
     @property
     def dim(self) -> int:
-        """The axis that grows."""
+        """The axis along which rows are appended."""
         return self._buffer.dim
 
     def part(self, start: int, stop: int) -> AppendBuffer:
-        """Rows `start` to `stop` of these."""
+        """Return rows `start` to `stop` of these."""
         return AppendBuffer(self._buffer, self._start + start, self._start + stop, self.value.bits, self.value.frac)
 
     def release(self, stop: int) -> AppendBuffer:
-        """The first `stop` rows; what follows is given up: no value that holds it may be used any more."""
+        """Return the first `stop` rows; what follows is given up: no value that holds it may be used any more."""
         self._buffer.filled = self._start + stop
         return self.part(0, stop)
 
     def append(self, new: Masked) -> AppendBuffer:
-        """These rows and, behind them, `new` (same ring and fraction bits)."""
+        """Return these rows and, behind them, `new` (same ring and fraction bits)."""
         buffer, rows = self._buffer, new.shape[self.dim]
         if self._stop != buffer.filled or self._stop + rows > buffer.capacity:
             return append_buffer(self.value, self.dim).append_in_place(new)
         return self.append_in_place(new)
 
     def append_in_place(self, new: Masked) -> AppendBuffer:
-        """`append` where it is known that there is room."""
+        """As `append`, where it is known that there is room."""
         self._buffer.write(new)
         return AppendBuffer(self._buffer, self._start, self._buffer.filled, self.value.bits, self.value.frac)
 
 
 def append_buffer(x: Masked, dim: int, more: int = 0) -> AppendBuffer:
-    """x in a buffer of its own, with room for at least `more` rows."""
+    """Return x in a buffer of its own, with room for at least `more` rows."""
     rows = x.shape[dim]
     buffer = _Buffer(x.shape, dim, rows + max(SPARE, rows // SHARE, more), x)
     buffer.write(x)

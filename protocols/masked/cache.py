@@ -38,7 +38,7 @@ async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = Non
         if kind is not None:
             bound: int = getattr(convert.bounds.here, kind)
             convert.ranges.check(kind, x.masked.to_ring(f + bound + 2 + ROOM), 2.0**bound)
-    if c.tape.preprocessing:  # no term that is computed ahead needs a cached value's mask
+    if c.tape.preprocessing:  # no term that is precomputed needs a cached value's mask
         x.masked = Masked(c.blank(x.shape), c.blank(x.shape), RING_BITS, x.masked.frac)
     return x
 

@@ -55,7 +55,8 @@ async def compact(
     k: int,
     method: Method | None = None,
 ) -> list[Shared]:
-    """The k marked rows of each tensor in their order: [batch, C, ...] -> [batch, k, ...], same ring and fraction bits.
+    """Return the k marked rows of each tensor in their order: [batch, C, ...] -> [batch, k, ...], same ring and fraction
+    bits.
 
     indicator: [batch, C], 0 or 1 with exactly k ones in each batch, in a ring of at least bit_length(k) bits. method: None
     takes the cheaper one by predicted bytes.
@@ -75,7 +76,7 @@ async def compact(
 
 
 def predict(parties: int, indicator: Shared | Masked, rows: Sequence[Shared | Masked], k: int, method: Method) -> list[Cost]:
-    """Every party's online costs (and the last party's offline bytes) of a method, from shapes and rings alone."""
+    """Return every party's online costs (and the last party's offline bytes) of a method, from shapes and rings alone."""
     costs = []
     for party in range(parties):
         c = Context(CountingTape(), None, parties, perspective=party)
@@ -86,7 +87,7 @@ def predict(parties: int, indicator: Shared | Masked, rows: Sequence[Shared | Ma
 
 
 def cheapest(parties: int, indicator: Shared | Masked, rows: Sequence[Shared | Masked], k: int) -> Method:
-    """The method whose busiest party sends fewer bytes; "matrix", with fewer rounds, when they are equal."""
+    """Return the method whose busiest party sends fewer bytes; "matrix", with fewer rounds, when they are equal."""
 
     def busiest(method: Method) -> int:
         return max(cost.bytes_sent for cost in predict(parties, indicator, rows, k, method))

@@ -52,7 +52,7 @@ class Form:
 
     @staticmethod
     def of(widths: Sequence[int], places: dict[str, int], polynomial: Sequence[tuple[int, Monomial]]) -> Form:
-        """With the subsets that follow."""
+        """Return the form, with the subsets that follow from its polynomial."""
         subsets = {
             frozenset(s) for _, mono in polynomial for n in range(1, len(mono) + 1) for s in combinations(sorted(mono), n)
         }
@@ -77,7 +77,7 @@ def _widths(bits: int, most: int = MAX_DIGIT) -> list[int]:
 
 
 def _borrow(digits: int) -> tuple[dict[str, int], list[tuple[int, Monomial]]]:
-    """The bits to look up for the borrow out of so many digits, with their places, and the borrow in them."""
+    """Return the bits to look up for the borrow out of so many digits, with their places, and the borrow in them."""
     places: dict[str, int] = {}
     borrow: list[tuple[int, Monomial]] = []
     for i in range(digits):  # low to high: borrow = lt_i + eq_i * borrow
@@ -90,14 +90,14 @@ def _borrow(digits: int) -> tuple[dict[str, int], list[tuple[int, Monomial]]]:
 
 @cache
 def borrow_form(bits: int) -> Form:
-    """[m < lam] for an x = m - lam in a ring of so many bits."""
+    """Return [m < lam] for an x = m - lam in a ring of so many bits."""
     widths = _widths(bits, BORROW_DIGIT)
     return Form.of(widths, *_borrow(len(widths)))
 
 
 @cache
 def sign_form(bits: int) -> Form:
-    """[x < 0] in a ring of so many bits."""
+    """Return [x < 0] in a ring of so many bits."""
     widths = _widths(bits)
     top = len(widths) - 1
     lower, borrow = _borrow(top)
@@ -110,7 +110,7 @@ def sign_form(bits: int) -> Form:
 
 @cache
 def zero_form(bits: int) -> Form:
-    """[x = 0] in a ring of so many bits."""
+    """Return [x = 0] in a ring of so many bits."""
     widths = _widths(bits)
     places = {f"eq{i}": i for i in range(len(widths))}
     return Form.of(widths, places, [(1, frozenset(places))])
@@ -118,7 +118,7 @@ def zero_form(bits: int) -> Form:
 
 @cache
 def within_form(bits: int, low_bits: int) -> Form:
-    """[0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
+    """Return [0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
     high = _widths(bits - low_bits)
     places: dict[str, int] = {"lt0": 0}
     for i in range(1, len(high) + 1):
@@ -153,7 +153,7 @@ class Bit:
         return torch.stack(out)
 
     def _coefficients(self) -> tuple[Tensor, list[Tensor]]:
-        """Public part, and the public coefficient of every product of mask bits."""
+        """Return the public part, and the public coefficient of every product of mask bits."""
         u = {name: self._opened[i] for i, name in enumerate(self._form.names)}
         sign = {name: 1 - 2 * value for name, value in u.items()}
         table: dict[Monomial, Tensor] = {}
@@ -175,7 +175,7 @@ class Bit:
         return table[frozenset()], [table[s] for s in self._form.subsets]
 
     def share(self, bits: int) -> Shared:
-        """The bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
+        """Return the bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
         c = self._c
         dealt = c.deal_table("bit", (len(self._form.subsets), *self.shape), bits, self._products)
         if not c.evaluating:
@@ -188,7 +188,7 @@ class Bit:
         return Shared(out.to(torch.int64), bits, 0)
 
     def times(self, y: Masked) -> Shared:
-        """bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
+        """Return bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
         c = self._c
         bit = self.share(y.bits)
         dealt = c.deal("bit times mask", (len(self._form.subsets), *self.shape), y.bits, lambda: self._products() * y.lam)
@@ -202,7 +202,7 @@ class Bit:
 
 
 def prefix_table(bound: Tensor, words: int) -> Tensor:
-    """Tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
+    """Return the tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
     start = torch.arange(words, device=bound.device) * 64
     inside = (bound[..., None] - start).clamp(0, 64)
     partial = (torch.ones_like(inside) << (inside & 63)) - 1
@@ -210,7 +210,7 @@ def prefix_table(bound: Tensor, words: int) -> Tensor:
 
 
 def _point(at: Tensor, words: int) -> Tensor:
-    """Tables of [j = at]."""
+    """Return the tables of [j = at]."""
     start = torch.arange(words, device=at.device) * 64
     offset = at[..., None] - start
     hit = (offset >= 0) & (offset < 64)
@@ -218,7 +218,7 @@ def _point(at: Tensor, words: int) -> Tensor:
 
 
 def _lower_tables(lam: Tensor, form: Form, digits: int) -> dict[str, Tensor]:
-    """Truth tables of lt and eq for the lowest digits of masks lam: [..., words] each."""
+    """Return the truth tables of lt and eq for the lowest digits of masks lam: [..., words] each."""
     out: dict[str, Tensor] = {}
     offset = 0
     for i, width in enumerate(form.widths[:digits]):
@@ -231,12 +231,12 @@ def _lower_tables(lam: Tensor, form: Form, digits: int) -> dict[str, Tensor]:
 
 
 def _borrow_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Truth tables of `borrow_form` for masks lam: [..., words] each."""
+    """Return the truth tables of `borrow_form` for masks lam: [..., words] each."""
     return _lower_tables(lam, form, len(form.widths))
 
 
 def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Truth tables of `sign_form` for masks lam: [..., words] each."""
+    """Return the truth tables of `sign_form` for masks lam: [..., words] each."""
     out = _lower_tables(lam, form, len(form.widths) - 1)
     width = form.widths[-1]
     top = (lam >> sum(form.widths[:-1])) & ((1 << width) - 1)
@@ -250,7 +250,7 @@ def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
 
 
 def _zero_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Truth tables of `zero_form` for masks lam: [..., words] each."""
+    """Return the truth tables of `zero_form` for masks lam: [..., words] each."""
     out: dict[str, Tensor] = {}
     offset = 0
     for i, width in enumerate(form.widths):
@@ -260,7 +260,7 @@ def _zero_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
 
 
 def _within_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Truth tables of `within_form` for masks lam: [..., words] each."""
+    """Return the truth tables of `within_form` for masks lam: [..., words] each."""
     low, *high = form.widths
     out = {"lt0": prefix_table(lam & ((1 << low) - 1), form.words)}
     for kind, borrow in (("z", 0), ("n", 1)):
@@ -299,25 +299,25 @@ async def _ask(c: Context, x: Masked, form: Form, tables: Callable[[Tensor, Form
 
 
 async def less_than_zero(c: Context, x: Masked) -> Bit:
-    """[x < 0] for x read as a signed number modulo 2^bits. 1 round."""
+    """Return [x < 0] for x read as a signed number modulo 2^bits. 1 round."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
     return await _ask(c, x, sign_form(x.bits), _sign_tables)
 
 
 async def borrows(c: Context, x: Masked) -> Bit:
-    """[m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
+    """Return [m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
     require(1 <= x.bits <= 32, "borrow", f"rings of 1 to 32 bits are supported, got {x.bits}")
     return await _ask(c, x, borrow_form(x.bits), _borrow_tables)
 
 
 async def is_zero(c: Context, x: Masked) -> Bit:
-    """[x = 0] for x modulo 2^bits. 1 round."""
+    """Return [x = 0] for x modulo 2^bits. 1 round."""
     require(1 <= x.bits <= 32, "equality", f"rings of 1 to 32 bits are supported, got {x.bits}")
     return await _ask(c, x, zero_form(x.bits), _zero_tables)
 
 
 async def within(c: Context, x: Masked, low_bits: int) -> Bit:
-    """[0 <= x < 2^low_bits] for x read modulo 2^bits. 1 round."""
+    """Return [0 <= x < 2^low_bits] for x read modulo 2^bits. 1 round."""
     require(
         0 < low_bits <= MAX_DIGIT and low_bits < x.bits <= 32,
         "within",

@@ -40,11 +40,11 @@ class Opening(Request[Masked]):
         self.size = packed_size(value.shape.numel(), value.bits)
 
     def encode(self) -> bytes:
-        """This party's message: the bit-packed share of x + lam."""
+        """Return this party's message: the bit-packed share of x + lam."""
         return pack(self.value.x + self.lam, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
-        """The masked value from everybody's messages."""
+        """Return the masked value from everybody's messages."""
         total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
@@ -55,7 +55,7 @@ class Opening(Request[Masked]):
         return Masked(m, self.lam, self.value.bits, self.value.frac)
 
     def blank(self, c: Context) -> Masked:
-        """What a role that does not evaluate gets."""
+        """Return what a role that does not evaluate gets."""
         return Masked(c.blank(self.value.shape), self.lam, self.value.bits, self.value.frac)
 
 
@@ -69,13 +69,13 @@ class BitOpening(Request[Tensor]):
         self.size = packed_size(share.shape.numel(), 1)
 
     def encode(self) -> bytes:
-        """This party's message: its bits, eight a byte."""
+        """Return this party's message: its bits, eight a byte."""
         return np.packbits(
             self.share.reshape(-1).cpu().numpy().astype(np.uint8, copy=False) & 1, bitorder="little"
         ).tobytes()
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
-        """The public masked bits, 0 or 1, in the integers asked for."""
+        """Return the public masked bits, 0 or 1, in the integers asked for."""
         packed = np.frombuffer(parts[0], np.uint8)
         for part in parts[1:]:
             packed = packed ^ np.frombuffer(part, np.uint8)
@@ -86,7 +86,7 @@ class BitOpening(Request[Tensor]):
         return total
 
     def blank(self, c: Context) -> Tensor:
-        """What a role that does not evaluate gets."""
+        """Return what a role that does not evaluate gets."""
         return c.blank(self.share.shape)
 
 
@@ -101,7 +101,7 @@ class Routed(Request[T]):
     key: tuple[str, str]
 
     def bytes_of(self, party: int) -> tuple[int, int]:
-        """Bytes that `party` sends and receives."""
+        """Return the bytes that `party` sends and receives."""
         return self.size * sum(a == party for a, _ in self.links), self.size * sum(b == party for _, b in self.links)
 
 
@@ -133,7 +133,7 @@ class Context:
         self.revealed: Callable[[Tensor, int], None] | None = None  # of what is opened in the clear (after a shuffle)
 
     def local(self) -> Context:
-        """The same role without tape and channel: for what outlives a session and needs local operations only."""
+        """Return the same role without tape and channel: for what outlives a session and needs local operations only."""
         out = copy.copy(self)
         out.channel = None
         out.tape = CountingTape()
@@ -143,7 +143,7 @@ class Context:
 
     # ---- correlated randomness -----------------------------------------------------------------------------------
     def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
-        """A value computed from masks, shared modulo 2^bits. The dealer gets it whole."""
+        """Return a value computed from masks, shared modulo 2^bits. The dealer gets it whole."""
         return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, bits)
 
     def deal_table(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
@@ -152,22 +152,22 @@ class Context:
         return self.tape.table(op, tuple(shape), value if self.tape.dealing else None, bits)
 
     def deal_xor(self, op: str, shape: Sequence[int], value: Callable[[], Tensor], bits: int = 64) -> Tensor:
-        """Words of `bits` bits computed from masks, XOR-shared."""
+        """Return words of `bits` bits computed from masks, XOR-shared."""
         return self.tape.dependent(op, tuple(shape), value if self.tape.dealing else None, bits, "xor")
 
     # ---- local conversions ---------------------------------------------------------------------------------------
     def blank(self, shape: Sequence[int]) -> Tensor:
-        """A tensor nobody reads: what a role that does not evaluate holds in place of shares and masked values."""
+        """Return a tensor nobody reads: what a role that does not evaluate holds in place of shares and masked values."""
         return shape_tensor(shape)
 
     def shared(self, x: Masked) -> Shared:
-        """Masked -> Shared; local: [x]_i = (i == 0) m - [lam]_i."""
+        """Return a masked value as a sharing; local: [x]_i = (i == 0) m - [lam]_i."""
         if not self.evaluating:
             return Shared(self.blank(x.shape), x.bits, x.frac)
         return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)
 
     def add_public(self, x: Shared, value: Tensor | int) -> Shared:
-        """[x + value] for public ring elements (already scaled); party 0 adds."""
+        """Return [x + value] for public ring elements (already scaled); party 0 adds."""
         if not self.evaluating:
             like = self.blank(value.shape if isinstance(value, Tensor) else ())
             return Shared(x.x + like, x.bits, x.frac)
@@ -177,7 +177,7 @@ class Context:
         return Shared(x.x + torch.zeros_like(cast(Tensor, value)) if wide else x.x, x.bits, x.frac)
 
     def public(self, value: Tensor, bits: int, frac: int) -> Shared:
-        """A public tensor of ring elements as a sharing."""
+        """Return a public tensor of ring elements as a sharing."""
         if not self.evaluating:
             return Shared(self.blank(value.shape), bits, frac)
         return Shared(value if self.first else torch.zeros_like(value), bits, frac)
@@ -213,7 +213,7 @@ class Context:
         return timeline.timed("serialise", decoded, first)
 
     def _flush_routed(self, channel: Channel, requests: list[Any]) -> Sequence[Any]:
-        """A round in which not every party sends the same: one message over each link that carries anything."""
+        """Exchange a round in which not every party sends the same: one message over each link that carries anything."""
         me = channel.party
         outgoing: dict[int, list[bytes]] = {peer: [] for peer in channel.peers}
         sizes = dict.fromkeys(channel.peers, 0)
@@ -250,7 +250,7 @@ class Context:
         return out
 
     def _bytes(self, request: Any) -> tuple[int, int]:
-        """Bytes that this party, or the one whose view is taken, sends and receives for a request."""
+        """Return the bytes that this party, or the one whose view is taken, sends and receives for a request."""
         if isinstance(request, Routed):
             return request.bytes_of(self.perspective)
         return request.size * (self.parties - 1), request.size * (self.parties - 1)
@@ -273,7 +273,7 @@ class Context:
 
 
 async def open_value(c: Context, x: Shared) -> Masked:
-    """[x] -> <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform."""
+    """Open [x] as <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform."""
     return await c.opening(x)
 
 

@@ -57,12 +57,12 @@ class Cost:
     party: float
 
     def seconds(self, rates: Rates) -> float:
-        """From the dealer's first step to the party's last."""
+        """Return the seconds from the dealer's first step to the party's last."""
         return self.dealer + self.dealt_bytes / rates.bytes_per_second + self.party
 
 
 def table_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -> Cost:
-    """Of the truth table; headers are not counted."""
+    """Return the cost of the truth table; headers are not counted."""
     r = rates or Rates()
     size = dpf.Shape(width, bits).table_bytes(elements)
     entries, loose = elements << width, r.loose_entry if bits % 8 else 0.0
@@ -70,7 +70,7 @@ def table_cost(elements: int, width: int, bits: int, rates: Rates | None = None)
 
 
 def key_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -> Cost:
-    """Of the point functions, two parties."""
+    """Return the cost of the point functions, two parties."""
     r = rates or Rates()
     shape = dpf.Shape(width, bits)
     size = shape.key_bytes(elements)
@@ -80,7 +80,8 @@ def key_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -
 
 
 def choose_dealing(elements: int, width: int, bits: int, parties: int, rates: Rates | None = None) -> Dealing:
-    """The dealing that is done sooner. Always "table" for more than two parties, or where a leaf covers the domain."""
+    """Return the dealing that is done sooner. Always "table" for more than two parties, or where a leaf covers the
+    domain."""
     if parties != 2 or dpf.Shape(width, bits).depth < 1:
         return "table"
     r = rates or Rates()
@@ -89,7 +90,8 @@ def choose_dealing(elements: int, width: int, bits: int, parties: int, rates: Ra
 
 
 def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
-    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x, dealt the cheaper way; local. See `one_hot_table`."""
+    """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x, dealt the cheaper way; local. See
+    `one_hot_table`."""
     if choose_dealing(x.shape.numel(), width, bits, c.parties) == "dpf":
         return dpf.one_hot_dpf(c, x, low, width, bits)
     return one_hot_table(c, x, low, width, bits)

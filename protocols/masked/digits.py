@@ -29,14 +29,14 @@ MAX_LOW = 12
 
 
 def even_widths(bits: int, width: int) -> tuple[int, ...]:
-    """Digit widths, low to high, of at most `width` bits each, as even as can be."""
+    """Return digit widths, low to high, of at most `width` bits each, as even as can be."""
     count = -(-bits // width)
     base, extra = divmod(bits, count)
     return tuple(base + int(i < extra) for i in range(count))
 
 
 def high_part(c: Context, x: Masked, low: int) -> Shared:
-    """[floor(x / 2^low)] modulo 2^(bits - low), x read as unsigned; local and exact."""
+    """Return [floor(x / 2^low)] modulo 2^(bits - low), x read as unsigned; local and exact."""
     bits = x.bits - low
     require(1 <= low <= MAX_LOW and bits >= 1, "digits", f"a ring of {x.bits} bits cannot be split at bit {low}")
 
@@ -53,7 +53,8 @@ def high_part(c: Context, x: Masked, low: int) -> Shared:
 
 
 async def exact_digits(c: Context, x: Masked, widths: Sequence[int]) -> list[Masked]:
-    """The digits of x (unsigned) of the given widths, low to high, each masked modulo 2^width. sum(widths) = x.bits."""
+    """Return the digits of x (unsigned) of the given widths, low to high, each masked modulo 2^width. sum(widths) =
+    x.bits."""
     require(sum(widths) == x.bits, "digits", f"widths {list(widths)} do not cover a ring of {x.bits} bits")
     if len(widths) == 1:
         return [Masked(x.m, x.lam, x.bits, 0)]

@@ -74,7 +74,7 @@ class Shape:
         return 2 * ((1 << (self.depth + 1)) - 1)
 
     def key_bytes(self, elements: int) -> int:
-        """Offline bytes at each party."""
+        """Return the offline bytes at each party."""
         return (
             packed_size(elements * 2 * self.depth, 64)
             + packed_size(elements * self.depth, 2)
@@ -82,7 +82,7 @@ class Shape:
         )
 
     def table_bytes(self, elements: int) -> int:
-        """Offline bytes of the dealt table, at the last party."""
+        """Return the offline bytes of the dealt table, at the last party."""
         return packed_size(elements << self.width, self.bits)
 
 
@@ -93,7 +93,7 @@ def _cipher(side: str) -> Cipher[modes.ECB]:
 
 
 def _grow(seeds: Words) -> Words:
-    """G of every seed: [2 words, nodes, elements] -> [2 words, nodes, 2 children, elements]."""
+    """Return G of every seed: [2 words, nodes, elements] -> [2 words, nodes, 2 children, elements]."""
     blocks = np.stack([seeds[0].reshape(-1), seeds[1].reshape(-1)], -1)
     out = np.empty((2, seeds.shape[1], 2, seeds.shape[2]), dtype=np.uint64)
     buffer = np.empty(blocks.nbytes + _BLOCK, dtype=np.uint8)
@@ -106,7 +106,8 @@ def _grow(seeds: Words) -> Words:
 
 
 def _children(seeds: Words) -> tuple[Words, Words]:
-    """Child seeds [2, nodes, 2, elements] with their lowest bit cleared; that bit, the control bit [nodes, 2, elements]."""
+    """Return the child seeds [2, nodes, 2, elements] with their lowest bit cleared; that bit, the control bit [nodes, 2,
+    elements]."""
     grown = _grow(seeds)
     control = grown[0] & _ONE
     grown[0] ^= control
@@ -114,7 +115,7 @@ def _children(seeds: Words) -> tuple[Words, Words]:
 
 
 def _entries(seeds: Words, shape: Shape) -> npt.NDArray[np.int64]:
-    """Leaf seeds [2, leaves, elements] -> [elements, leaves, leaf] ring elements (not reduced)."""
+    """Return the leaf seeds [2, leaves, elements] -> [elements, leaves, leaf] ring elements (not reduced)."""
     turned = np.ascontiguousarray(seeds.transpose(0, 2, 1))  # AES then writes the order of the result
     raw = _grow(turned)  # [word, elements, child, leaves]
     out = np.empty((*turned.shape[1:], 2, 2), dtype=np.uint64)
@@ -134,7 +135,8 @@ def _tensor(x: npt.NDArray[np.generic]) -> Tensor:
 
 
 def generate(alpha: Tensor, roots: list[Tensor], shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """The dealer's part: correction words for the points alpha [elements] under both parties' root seeds [elements, 2].
+    """Return the dealer's part: correction words for the points alpha [elements] under both parties' root seeds [elements,
+    2].
 
     Returns seed corrections [depth, elements, 2] of 64 bits, control corrections [depth, elements] of 2 bits (left first)
     and the output correction [elements, leaf] modulo 2^bits.
@@ -166,7 +168,7 @@ def generate(alpha: Tensor, roots: list[Tensor], shape: Shape) -> tuple[Tensor, 
 
 
 def evaluate(party: int, root: Tensor, seed_words: Tensor, control_words: Tensor, output: Tensor, shape: Shape) -> Tensor:
-    """Party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits."""
+    """Return party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits."""
     elements = len(root)
     step = max(1, CHUNK_SEEDS >> shape.depth)
     out = np.empty((elements, (1 << shape.width) // shape.leaf, shape.leaf), np.int64)
@@ -192,7 +194,8 @@ def evaluate(party: int, root: Tensor, seed_words: Tensor, control_words: Tensor
 
 
 def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
-    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x: as `one_hot_table`, dealt as keys. Two parties."""
+    """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x: as `one_hot_table`, dealt as keys. Two
+    parties."""
     shape = Shape(width, bits)
     if c.parties != 2:
         raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot_table")

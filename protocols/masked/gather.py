@@ -29,51 +29,52 @@ from protocols.masked.shares import Masked, Shared
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[G, N, s, C] -> [G, N, s C]."""
+    """Flatten [G, N, s, C] to [G, N, s C]."""
     return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
 
 def _rows_by(a: Tensor, b: Tensor, bits: int) -> Tensor:
-    """sum_i a[g,j,i] b[g,i,t,c]: [G, n, N] x [G, N, s, C] -> [G, n, s, C]."""
+    """Return the sum_i a[g,j,i] b[g,i,t,c]: [G, n, N] x [G, N, s, C] -> [G, n, s, C]."""
     out = ring.matmul(a, _flat(b), bits)
     return out.reshape(*out.shape[:2], *b.shape[2:])
 
 
 def _dots(q: Tensor, k: Tensor, bits: int) -> Tensor:
-    """sum_c q[g,r,c] k[g,i,t,c]: [G, R, C] x [G, N, s, C] -> [G, R, N, s]."""
+    """Return the sum_c q[g,r,c] k[g,i,t,c]: [G, R, C] x [G, N, s, C] -> [G, R, N, s]."""
     groups, clusters, size, channels = k.shape
     out = ring.matmul(q, k.reshape(groups, clusters * size, channels).transpose(1, 2), bits)
     return out.reshape(groups, q.shape[1], clusters, size)
 
 
 def _choose(e: Tensor, x: Tensor, bits: int) -> Tensor:
-    """sum_i e[g,j,i] x[g,r,i,t]: [G, n, N] x [G, R, N, s] -> [G, R, n, s]."""
+    """Return the sum_i e[g,j,i] x[g,r,i,t]: [G, n, N] x [G, R, N, s] -> [G, R, n, s]."""
     return ring.matmul(e[:, None], x, bits)
 
 
 def _outer(e: Tensor, q: Tensor, bits: int) -> Tensor:
-    """e[g,j,i] q[g,r,c] -> [G, R, n, N, C]."""
+    """Return e[g,j,i] q[g,r,c] -> [G, R, n, N, C]."""
     return ring.reduce(e[:, None, :, :, None] * q[:, :, None, None, :], bits)
 
 
 def _spread(e: Tensor, p: Tensor, bits: int) -> Tensor:
-    """sum_j e[g,j,i] p[g,r,j,t]: [G, n, N] x [G, R, n, s] -> [G, R, N, s]."""
+    """Return the sum_j e[g,j,i] p[g,r,j,t]: [G, n, N] x [G, R, n, s] -> [G, R, N, s]."""
     return ring.matmul(e.transpose(1, 2)[:, None], p, bits)
 
 
 def _weigh(u: Tensor, v: Tensor, bits: int) -> Tensor:
-    """sum_(i,t) u[g,r,i,t] v[g,i,t,c]: [G, R, N, s] x [G, N, s, C] -> [G, R, C]."""
+    """Return the sum_(i,t) u[g,r,i,t] v[g,i,t,c]: [G, R, N, s] x [G, N, s, C] -> [G, R, C]."""
     groups, rows = u.shape[:2]
     return ring.matmul(u.reshape(groups, rows, -1), v.reshape(groups, -1, v.shape[-1]), bits)
 
 
 def _weigh_chosen(p: Tensor, ev: Tensor, bits: int) -> Tensor:
-    """sum_(j,t) p[g,r,j,t] ev[g,j,t,c]: [G, R, n, s] x [G, n, s, C] -> [G, R, C]."""
+    """Return the sum_(j,t) p[g,r,j,t] ev[g,j,t,c]: [G, R, n, s] x [G, n, s, C] -> [G, R, C]."""
     return _weigh(p, ev, bits)
 
 
 def chosen_scores(c: Context, e: Masked, q: Masked, k: Masked) -> Shared:
-    """Scores of the chosen clusters: e [G, n, N], q [G, R, C], k [G, N, s, C] -> [G, R, n, s] in the smallest ring.
+    """Return the scores of the chosen clusters: e [G, n, N], q [G, R, C], k [G, N, s, C] -> [G, R, n, s] in the smallest
+    ring.
 
     The keys may be in a larger ring; they are not copied into the smaller one.
     """
@@ -101,7 +102,8 @@ def chosen_scores(c: Context, e: Masked, q: Masked, k: Masked) -> Shared:
 
 
 def picked_scores(c: Context, e: Masked, s: Masked) -> Shared:
-    """Scores of the chosen clusters from everybody's: e [G, n, N], masked scores s [G, R, N, t] -> [G, R, n, t]; local.
+    """Return the scores of the chosen clusters from everybody's: e [G, n, N], masked scores s [G, R, N, t] -> [G, R, n, t];
+    local.
 
     Offline: R n t ring elements a head, no more. The scores of all clusters must have been opened for it.
     """
@@ -109,7 +111,7 @@ def picked_scores(c: Context, e: Masked, s: Masked) -> Shared:
 
 
 def chosen_values(c: Context, e: Masked, p: Masked, v: Masked) -> Shared:
-    """Weighted sum of the chosen clusters' values: e [G, n, N], p [G, R, n, s], v [G, N, s, C] -> [G, R, C].
+    """Return the weighted sum of the chosen clusters' values: e [G, n, N], p [G, R, n, s], v [G, N, s, C] -> [G, R, C].
 
     The values may be in a larger ring; they are not copied into the smaller one.
     """

@@ -71,7 +71,7 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
 
 
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
-    """Return rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
+    """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits
     with operation("embed"):
         found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), _fixed(table), bits)
@@ -79,7 +79,7 @@ async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTens
 
 
 async def embed(convert: Conversion, one_hot: Value, table: Value) -> MaskedTensor:
-    """Return one-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
+    """Return the one-hot rows times the table; the one-hot is opened (masked) in the table's ring."""
     with operation("embed"):
         m = await convert.masked(convert.tensor(one_hot), 0, convert.bounds.table_bits)
         return weight_product(convert, m, table, _row_bound(convert))

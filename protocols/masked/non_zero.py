@@ -25,7 +25,7 @@ def affordable(elements: int, bits: int) -> bool:
 
 
 def non_zero(c: Context, x: Masked, bits: int) -> Shared:
-    """1 where x is not 0, else 0, modulo 2^bits; local."""
+    """Return 1 where x is not 0, else 0, modulo 2^bits; local."""
     size = 1 << x.bits
     lam = x.lam
 

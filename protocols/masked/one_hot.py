@@ -22,7 +22,8 @@ from protocols.masked.shares import Masked, Shared
 
 
 def digit(c: Context, x: Masked, low: int, width: int) -> tuple[Tensor, Tensor]:
-    """(public digit, mask's digit) of bits low .. low + width of m and lam. The mask's is meaningful at the dealer only."""
+    """Return (public digit, mask's digit) of bits low .. low + width of m and lam. The mask's is meaningful at the dealer
+    only."""
 
     def cut(t: Tensor) -> Tensor:
         return ring.shift_right(t, low, x.bits) & ((1 << width) - 1)
@@ -33,7 +34,7 @@ def digit(c: Context, x: Masked, low: int, width: int) -> tuple[Tensor, Tensor]:
 def deal_scaled(
     c: Context, op: str, lam_digit: Tensor, width: int, bits: int, factors: Sequence[Callable[[], Tensor]]
 ) -> Tensor:
-    """Shares of factor_f * e(lam_digit): [factors, ..., 2^width], modulo 2^bits."""
+    """Return shares of factor_f * e(lam_digit): [factors, ..., 2^width], modulo 2^bits."""
     shape = (len(factors), *lam_digit.shape, 1 << width)
 
     def value() -> Tensor:
@@ -46,26 +47,28 @@ def deal_scaled(
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
-    """table[..., index[...]], int64: one entry of each dealt table [..., entries], however narrow its words are."""
+    """Return table[..., index[...]], int64: one entry of each dealt table [..., entries], however narrow its words are."""
     return table.gather(-1, index[..., None])[..., 0].to(torch.int64)
 
 
 def evaluate_table(dealt: Tensor, m_digit: Tensor, table: Tensor, bits: int) -> Tensor:
-    """sum_j dealt[..., j] table[m_digit - j mod 2^w]: the looked-up share. table: [2^w] public int64 ring elements."""
+    """Return the sum_j dealt[..., j] table[m_digit - j mod 2^w]: the looked-up share. table: [2^w] public int64 ring
+    elements."""
     size = dealt.shape[-1]
     positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)
     return ring.reduce((dealt * table[positions]).sum(-1), bits)
 
 
 def rotate(dealt: Tensor, m_digit: Tensor) -> Tensor:
-    """The one-hot share itself: out[..., v] = dealt[..., m_digit - v mod 2^w]."""
+    """Return the one-hot share itself: out[..., v] = dealt[..., m_digit - v mod 2^w]."""
     size = dealt.shape[-1]
     positions = (m_digit[..., None] - torch.arange(size, device=dealt.device)) & (size - 1)
     return dealt.gather(-1, positions).to(torch.int64)
 
 
 def one_hot_table(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
-    """[..., 2^width] one-hot sharing modulo 2^bits of a digit of x (exact when low = 0 and width = x.bits), from a table.
+    """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x (exact when low = 0 and width = x.bits), from a
+    table.
 
     Gates call `dealing.one_hot`, which may deal the same in another way."""
     m_digit, lam_digit = digit(c, x, low, width)

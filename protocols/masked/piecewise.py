@@ -58,7 +58,7 @@ class Piecewise:
 
 
 def fit(name: str, f: Callable[[np.ndarray], np.ndarray], low: float, high: float, segments: int, degree: int) -> Piecewise:
-    """Chebyshev least squares on (-1, 1) widths around each segment's left edge, in float64."""
+    """Return Chebyshev least squares on (-1, 1) widths around each segment's left edge, in float64."""
     width = (high - low) / segments
     count = 4 * degree + 8
     nodes = np.cos(np.pi * (np.arange(count) + 0.5) / count)
@@ -70,7 +70,7 @@ def fit(name: str, f: Callable[[np.ndarray], np.ndarray], low: float, high: floa
 
 
 def _tables(f: Piecewise, x: Masked, high_bits: int, frac: int) -> Tensor:
-    """The dealer's tables: [degree + 1, ..., 2^high_bits] int64 with `frac` fraction bits."""
+    """Return the dealer's tables: [degree + 1, ..., 2^high_bits] int64 with `frac` fraction bits."""
     low_bits = x.bits - high_bits
     lam_hi = ring.shift_right(x.lam, low_bits, x.bits)
     minus_rho = -(x.lam & ((1 << low_bits) - 1)).to(torch.float64).reshape(-1, 1) / 2.0**low_bits
@@ -93,7 +93,7 @@ def _tables(f: Piecewise, x: Masked, high_bits: int, frac: int) -> Tensor:
 def evaluate(
     c: Context, f: Piecewise, x: Masked, bits: int, frac: int, factor: Masked | None = None, power_bits: int = POWER_BITS
 ) -> Shared:
-    """[f(x)] or [f(x) factor] modulo 2^bits with `frac` (+ the factor's) fraction bits; local.
+    """Return [f(x)] or [f(x) factor] modulo 2^bits with `frac` (+ the factor's) fraction bits; local.
 
     factor: a masked value of x's shape whose ring has at least `bits` bits; multiplied in at no round.
     """
@@ -137,7 +137,7 @@ def evaluate(
 
 @cache
 def normalised_power(exponent: float) -> Piecewise:
-    """t^exponent for t in [0.25, 2), on 64 segments of the ring [0, 2), degree 4.
+    """Return t^exponent for t in [0.25, 2), on 64 segments of the ring [0, 2), degree 4.
 
     t just below 2 with a borrow is looked up in segment 0, which no t of the domain reaches otherwise: the first segments
     hold the function beyond 2.

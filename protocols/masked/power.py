@@ -41,7 +41,7 @@ def _thresholds(low: int, high: int) -> list[int]:
 
 
 def _candidate_digits(lam: Tensor, shift: int, bits: int, count: int) -> Tensor:
-    """Digits of lam >> shift and (lam >> shift) + 1 modulo 2^(bits - shift): [2, count, ...]."""
+    """Return the digits of lam >> shift and (lam >> shift) + 1 modulo 2^(bits - shift): [2, count, ...]."""
     base = ring.shift_right(lam, shift, bits)
     out = []
     for step in (0, 1):
@@ -58,7 +58,7 @@ def _digit_cuts(ps: tuple[int, ...], count: int, bits: int) -> tuple[Tensor, Ten
 
 
 async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple[Shared, Shared]:
-    """For each threshold: [x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, [thresholds, ...]. One round."""
+    """Return for each threshold [x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, [thresholds, ...]. One round."""
     ps = _thresholds(low, high)
     digits = -(-(x.bits - ps[0]) // DIGIT)
     count_bits = 4
@@ -96,7 +96,7 @@ async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple
 
 
 async def power(c: Context, x: Masked, low: int, high: int, exponent: float, constant: float = 1.0) -> Shared:
-    """[constant * x^exponent], exponent -1 or -1/2, x read in real units (x.frac fraction bits). 2 rounds.
+    """Return [constant * x^exponent], exponent -1 or -1/2, x read in real units (x.frac fraction bits). 2 rounds.
 
     low, high: 2^low <= x < 2^high in ring units. The result is Shared modulo 2^64 with as many fraction bits as keep a
     relative error below 2^-14 at the smallest result, constant (2^high)^exponent.
@@ -123,7 +123,7 @@ async def power(c: Context, x: Masked, low: int, high: int, exponent: float, con
 
 
 def _weighted(c: Context, below: Shared, top: Shared, weights: list[int]) -> Shared:
-    """sum_p e_p weights[p] where e_p = b_p - b_(p-2) is one-hot, b_high = `top`."""
+    """Return the sum_p e_p weights[p] where e_p = b_p - b_(p-2) is one-hot, b_high = `top`."""
     if not c.evaluating:
         return Shared(c.blank(top.shape), below.bits, below.frac)
     steps = torch.tensor([a - b for a, b in pairwise(weights)], device=below.x.device)

@@ -23,12 +23,12 @@ Bilinear = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def elementwise(a: Tensor, b: Tensor, bits: int) -> Tensor:
-    """a * b with broadcasting."""
+    """Return a * b with broadcasting."""
     return ring.reduce(a * b, bits)
 
 
 def product(c: Context, op: str, x: Masked, y: Masked, f: Bilinear = elementwise) -> Shared:
-    """The bilinear map f of two masked values; local."""
+    """Return the bilinear map f of two masked values; local."""
     bits = min(x.bits, y.bits)
     shape = f(c.blank(x.shape), c.blank(y.shape), bits).shape
     term = c.deal(op, shape, bits, lambda: f(x.lam, y.lam, bits))
@@ -42,12 +42,12 @@ def product(c: Context, op: str, x: Masked, y: Masked, f: Bilinear = elementwise
 
 
 def multiply(c: Context, x: Masked, y: Masked) -> Shared:
-    """x * y, element by element, broadcasting."""
+    """Return x * y, element by element, broadcasting."""
     return product(c, "multiply", x, y)
 
 
 def matmul(c: Context, x: Masked, y: Masked) -> Shared:
-    """x @ y: [..., M, K] x [..., K, N]. The caller's bound must include the sum over K."""
+    """Return x @ y: [..., M, K] x [..., K, N]. The caller's bound must include the sum over K."""
     return product(c, "matmul", x, y, ring.matmul)
 
 
@@ -73,18 +73,18 @@ class FixedWeight:
 
 
 def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
-    """x @ W for a fixed weight: [..., in] -> [..., out], in x's ring.
+    """Return x @ W for a fixed weight: [..., in] -> [..., out], in x's ring.
 
-    [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is computed ahead.
+    [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is precomputed.
     """
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
     term = c.deal(op, shape, bits, lambda: ring.matmul(_rows(x.lam), w.lam, bits).reshape(shape))
-    ahead = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
+    precomputed = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
-    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + ahead, bits, x.frac + w.frac)
+    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + precomputed, bits, x.frac + w.frac)
 
 
 def _rows(x: Tensor) -> Tensor:

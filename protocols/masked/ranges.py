@@ -73,7 +73,7 @@ class RangeFlags:
         self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
 
     def _seed(self) -> None:
-        """Once an output: the seed of the coefficients, the same at all parties, unknown to clients."""
+        """Take the seed of the coefficients, once an output: the same at all parties, unknown to clients."""
         if self._seeded:
             return
         self._seeded = True
@@ -84,7 +84,8 @@ class RangeFlags:
             self._coefficients = Prg(seed.cpu().numpy().tobytes())
 
     def take(self) -> Tensor:
-        """This party's share of the words, uniform; they are zero again, and the next ones have other coefficients."""
+        """Return this party's share of the words, uniform; they are zero again, and the next ones have other
+        coefficients."""
         c = self._c
         zero = c.deal_xor("zero flags", self._shape, lambda: torch.zeros(self._shape, dtype=torch.int64))
         self._seeded = False
@@ -97,7 +98,8 @@ class RangeFlags:
 
 @cache
 def _tables(width: int, below: int, above: int) -> Tensor:
-    """Truth tables by the mask's digit, [2^width, words]: bit p is set unless p less that digit lies in [-below, above]."""
+    """Return the truth tables by the mask's digit, [2^width, words]: bit p is set unless p less that digit lies in [-below,
+    above]."""
     size = 1 << width
     digit = torch.arange(size)
     start, end = (digit - below) & (size - 1), (digit + above + 1) & (size - 1)  # [start, end) around the circle is good
@@ -107,7 +109,7 @@ def _tables(width: int, below: int, above: int) -> Tensor:
 
 
 def _fold(x: Tensor) -> Tensor:
-    """XOR of all elements, 0-dimensional."""
+    """Return the XOR of all elements, 0-dimensional."""
     flat = x.reshape(-1)
     while flat.numel() > 1:
         half = flat.numel() // 2

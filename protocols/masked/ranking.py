@@ -35,8 +35,8 @@ class Best:
 
 
 def group_sizes(count: int, rows: int = 1, background: bool = False) -> list[int]:
-    """Sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there are many
-    values (fewest comparisons), then large ones (fewest rounds). background: pairs throughout."""
+    """Return the sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there
+    are many values (fewest comparisons), then large ones (fewest rounds). background: pairs throughout."""
     sizes: list[int] = []
     many = 1 << (15 if rows == 1 else 17)  # of one row's argmax the rounds are few beside those of the whole model
     while count > 1:
@@ -60,7 +60,7 @@ def _pad(x: Masked, size: int, fill: int) -> Masked:
 
 
 async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lowest: int) -> Best:
-    """One level on [rows, count] -> [rows, ceil(count / size)]."""
+    """Reduce a level: [rows, count] -> [rows, ceil(count / size)]."""
     values = _pad(values, size, lowest)
     digits = [_pad(d, size, 0) for d in digits]
     groups = (*values.shape[:-1], values.shape[-1] // size, size)
@@ -79,7 +79,7 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
     rank = await open_value(c, c.add_public(loses.map(ranks), base.expand(groups)))
 
     async def select(of: Masked) -> Masked:
-        """<sum over the group of [rank = 0] of>."""
+        """Return <sum over the group of [rank = 0] of>."""
         hot = deal_scaled(
             c, "rank one-hot", rank.lam, rank_bits, of.bits, [lambda: torch.ones_like(rank.lam), lambda: of.lam]
         )
@@ -93,8 +93,8 @@ async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lo
 
 
 async def best(c: Context, x: Masked, reach: int, with_index: bool, background: bool = False) -> Best:
-    """Maximum (and index) over the last axis: [..., n] -> [...]. |x| <= reach ring units; a difference of both ends must fit
-    the ring. background: see `group_sizes`."""
+    """Return the maximum (and index) over the last axis: [..., n] -> [...]. |x| <= reach ring units; a difference of both
+    ends must fit the ring. background: see `group_sizes`."""
     require(2 * reach < 1 << (x.bits - 1), "argmax", f"a ring of {x.bits} bits is too small")
     n = x.shape[-1]
     digits: list[Masked] = []

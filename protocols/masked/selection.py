@@ -70,7 +70,7 @@ async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
 
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
+    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
         return convert.new(await top_k.top_k(convert.context, m, k, RING_BITS), 1)
@@ -125,8 +125,8 @@ async def _one_hot(c: Context, digits: Sequence[Masked], bits: int) -> Shared:
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------
 async def choose(convert: Conversion, chosen: Value, rows: Value) -> MaskedTensor:
-    """Return rows of a small table: both factors are masked in the full ring, so that the result of a choice can be opened
-    in it again."""
+    """Return the rows of a small table: both factors are masked in the full ring, so that the result of a choice can be
+    opened in it again."""
     t = convert.tensor(rows)
     with operation("selection"):
         e, m = await together(

@@ -28,18 +28,19 @@ def check_budget(op: str, k: int, count: int) -> None:
 
 
 def count_bits(k: int) -> int:
-    """Ring bits in which counts of 0..k are exact."""
+    """Return the ring bits in which counts of 0..k are exact."""
     return max(1, k.bit_length())
 
 
 def identity(c: Context, batch: torch.Size, count: int, bits: int) -> Shared:
-    """[..., count, count] the public identity: everything is selected, in its order."""
+    """Return the public identity [..., count, count]: everything is selected, in its order."""
     eye = torch.eye(count, dtype=torch.int64, device=c.device)
     return c.public(eye.expand(*batch, count, count), bits, 0)
 
 
 async def selection_matrix(c: Context, indicator: Shared, k: int, bits: int) -> Shared:
-    """[..., C] indicator (ring of at least bit_length(k) bits) -> [..., k, C] one-hot rows modulo 2^bits. 1 round."""
+    """Return the one-hot rows of an indicator: [..., C] (ring of at least bit_length(k) bits) -> [..., k, C] one-hot rows
+    modulo 2^bits. 1 round."""
     count = indicator.shape[-1]
     check_budget("selection matrix", k, count)
     if k == count:

@@ -6,8 +6,8 @@ additive sharing of it. Masked -> Shared is local; Shared -> Masked is an openin
 
 The same objects live at all roles. At a party m is a public tensor and lam its share of the mask; at the dealer m is a shape
 tensor (it never learns it) and lam the whole mask; in cost estimation both are shape tensors. A Shared tensor is a share at
-a party and a ghost elsewhere (`mpc.shape_tensor`). A party that prepares (`mpc.preprocessing`) holds shape tensors for m,
-and its own lam.
+a party and a shape tensor elsewhere (`mpc.shape_tensor`). A party in a preprocessing pass (`mpc.preprocessing`) holds shape
+tensors for m, and its own lam.
 
 Which words stand for an element: m and lam are canonical, 0 <= m < 2^bits (for 64 bits the word itself). A share is any
 int64 that is congruent to it modulo 2^bits: sums and products wrap harmlessly, so it is cut once, where it is packed.
@@ -48,13 +48,13 @@ class Shared:
         return Shared(f(self.x), self.bits, self.frac)
 
     def to_ring(self, bits: int) -> Shared:
-        """The same value modulo a smaller power of two; local."""
+        """Return the same value modulo a smaller power of two; local."""
         if bits > self.bits:
             raise RangeError(f"a sharing modulo 2^{self.bits} cannot be read modulo 2^{bits} without a lift")
         return self if bits == self.bits else Shared(self.x, bits, self.frac)
 
     def shift_left(self, count: int) -> Shared:
-        """The same value with `count` more fraction bits; local and exact."""
+        """Return the same value with `count` more fraction bits; local and exact."""
         return self if count == 0 else Shared(self.x << count, self.bits, self.frac + count)
 
     def with_frac(self, frac: int) -> Shared:
@@ -62,13 +62,13 @@ class Shared:
         return Shared(self.x, self.bits, frac)
 
     def add(self, other: Shared) -> Shared:
-        """Sum of two sharings with the same fraction bits, in the smaller ring."""
+        """Return the sum of two sharings with the same fraction bits, in the smaller ring."""
         if other.frac != self.frac:
             raise RangeError(f"cannot add sharings with {self.frac} and {other.frac} fraction bits")
         return Shared(self.x + other.x, min(self.bits, other.bits), self.frac)
 
     def negate(self) -> Shared:
-        """-x."""
+        """Return -x."""
         return self.map(torch.neg)
 
     def __repr__(self) -> str:
@@ -108,13 +108,13 @@ class Masked:
         return Masked(f(self.m), lambda: f(self.lam), self.bits, self.frac)
 
     def beside(self, other: Masked) -> Masked:
-        """Both, joined along the last axis; same ring and fraction bits."""
+        """Return both, joined along the last axis; same ring and fraction bits."""
         if (other.bits, other.frac) != (self.bits, self.frac):
             raise RangeError(f"cannot join {self} and {other}: rings or fraction bits differ")
         return Masked(torch.cat([self.m, other.m], -1), lambda: torch.cat([self.lam, other.lam], -1), self.bits, self.frac)
 
     def to_ring(self, bits: int) -> Masked:
-        """The same value modulo a smaller power of two; local."""
+        """Return the same value modulo a smaller power of two; local."""
         if bits > self.bits:
             raise RangeError(f"a value masked modulo 2^{self.bits} cannot be read modulo 2^{bits} without a lift")
         if bits == self.bits:
@@ -126,7 +126,7 @@ class Masked:
         return Masked(self.m, lambda: self.lam, self.bits, frac)
 
     def add(self, other: Masked) -> Masked:
-        """Sum; the mask of the sum is the sum of the masks."""
+        """Return the sum; the mask of the sum is the sum of the masks."""
         if other.frac != self.frac:
             raise RangeError(f"cannot add masked values with {self.frac} and {other.frac} fraction bits")
         bits = min(self.bits, other.bits)
@@ -134,7 +134,7 @@ class Masked:
         return Masked(m, lambda: ring.reduce(self.lam + other.lam, bits), bits, self.frac)
 
     def add_public(self, value: Tensor | int) -> Masked:
-        """x plus public ring elements (already scaled)."""
+        """Return x plus public ring elements (already scaled)."""
         if self.m.is_meta:
             return self
         return Masked(ring.reduce(self.m + value, self.bits), self._lam, self.bits, self.frac)

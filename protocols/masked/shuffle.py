@@ -39,13 +39,13 @@ KEY_WORDS = 2
 
 
 def permutation(keys: Tensor) -> Tensor:
-    """Uniform permutations from uniform keys [2, ..., rows]: the order that sorts them, [..., rows]."""
+    """Return the uniform permutations from uniform keys [2, ..., rows]: the order that sorts them, [..., rows]."""
     order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)
     return torch.from_numpy(np.ascontiguousarray(order)).to(keys.device)
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """out[..., j, :] = x[..., index[..., j], :]. x: [batch, rows, ...], index: [batch, rows taken]."""
+    """Return out[..., j, :] = x[..., index[..., j], :]. x: [batch, rows, ...], index: [batch, rows taken]."""
     trailing = x.shape[index.dim() :]
     index = index.reshape(*index.shape, *(1 for _ in trailing)).expand(*index.shape, *trailing)
     return x.gather(index.dim() - 1 - len(trailing), index)
@@ -61,11 +61,11 @@ class Handover(Routed[list[Tensor]]):
         self.size = sum(self.sizes)
 
     def encode(self) -> bytes:
-        """All tensors, bit-packed."""
+        """Return all tensors, bit-packed."""
         return b"".join(pack(t, b) for t, b in zip(self.tensors, self.bits, strict=True))
 
     def decode(self, parts: Mapping[int, memoryview], c: Context) -> list[Tensor]:
-        """The sums of what was received; this party's own tensors where nothing was."""
+        """Return the sums of what was received; this party's own tensors where nothing was."""
         if not parts:
             return self.tensors
         out = []
@@ -81,7 +81,7 @@ class Handover(Routed[list[Tensor]]):
         return out
 
     def blank(self, c: Context) -> list[Tensor]:
-        """What a role that does not evaluate gets."""
+        """Return what a role that does not evaluate gets."""
         return [c.blank(t.shape) for t in self.tensors]
 
 
@@ -96,11 +96,11 @@ class Reveal(Request[Tensor]):
         self.size = packed_size(value.shape.numel(), value.bits)
 
     def encode(self) -> bytes:
-        """This party's share."""
+        """Return this party's share."""
         return pack(self.value.x, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
-        """The value, canonical in Z_2^bits."""
+        """Return the value, canonical in Z_2^bits."""
         total = torch.zeros(self.value.shape, dtype=torch.int64)
         for part in parts:
             total = total + unpack(part, self.value.bits, self.value.shape)
@@ -110,12 +110,12 @@ class Reveal(Request[Tensor]):
         return total
 
     def blank(self, c: Context) -> Tensor:
-        """What a role that does not evaluate gets."""
+        """Return what a role that does not evaluate gets."""
         return c.blank(self.value.shape)
 
 
 def check_rows(op: str, shapes: Sequence[torch.Size], axis: int) -> int:
-    """The axis counted from the front; all shapes must agree up to and including it."""
+    """Return the axis counted from the front; all shapes must agree up to and including it."""
     if not shapes:
         raise RangeError(f"{op}: no tensor was given")
     front = axis + len(shapes[0]) if axis < 0 else axis
@@ -128,7 +128,7 @@ def check_rows(op: str, shapes: Sequence[torch.Size], axis: int) -> int:
 
 
 def _dealer_difference(lam: Tensor, orders: Sequence[Tensor], masks: Sequence[Tensor], bits: int) -> Tensor:
-    """d = z - pi(x): the mask and every r but the last party's, carried through the passes."""
+    """Return d = z - pi(x): the mask and every r but the last party's, carried through the passes."""
     d = lam
     for party, order in enumerate(orders):
         d = take_rows(d, order)
@@ -138,7 +138,7 @@ def _dealer_difference(lam: Tensor, orders: Sequence[Tensor], masks: Sequence[Te
 
 
 async def shuffle(c: Context, tensors: Sequence[Shared | Masked], axis: int) -> list[Shared]:
-    """The rows along `axis` of all tensors in one uniformly random order that nobody knows. n - 1 or n rounds.
+    """Return the rows along `axis` of all tensors in one uniformly random order that nobody knows. n - 1 or n rounds.
 
     tensors: [batch, rows, ...], `axis` = len(batch) (a negative axis is counted from the end of the first). Each keeps its
     ring and fraction bits.

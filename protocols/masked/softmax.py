@@ -61,7 +61,7 @@ class Rows:
 
     @staticmethod
     def of(shape: torch.Size, mask: Tensor | None) -> Rows:
-        """From a mask broadcastable to [..., columns]; all leading axes are rows."""
+        """Return the rows of a mask broadcastable to [..., columns]; all leading axes are rows."""
         columns = shape[-1]
         rows = math.prod(shape[:-1])
         if mask is None or bool(mask.all()):
@@ -77,12 +77,12 @@ class Rows:
         return self.columns
 
     def take(self, x: Tensor) -> Tensor:
-        """[..., columns] with all leading axes rows -> [entries]."""
+        """Return the entries that take part: [..., columns], all leading axes rows -> [entries]."""
         flat = x.reshape(-1)
         return flat if self.index is None else flat[self.index.to(flat.device)]
 
     def relative(self, x: Tensor) -> Tensor:
-        """Each entry less the last entry of its row: [entries] -> [entries]."""
+        """Return each entry less the last entry of its row: [entries] -> [entries]."""
         if self.index is None:
             whole = x.reshape(self.rows, self.columns)
             return (whole - whole[:, -1:]).reshape(-1)
@@ -91,20 +91,20 @@ class Rows:
         return x - x[last[row].to(x.device)]
 
     def sum(self, x: Tensor) -> Tensor:
-        """[entries, ...] -> [rows, ...]."""
+        """Return the sum of each row: [entries, ...] -> [rows, ...]."""
         if self.index is None:
             return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
         out = x.new_zeros((self.rows, *x.shape[1:]))
         return out.index_add_(0, torch.div(self.index, self.columns, rounding_mode="floor").to(x.device), x)
 
     def spread(self, x: Tensor) -> Tensor:
-        """[rows] -> [entries]."""
+        """Return the value of its row for each entry: [rows] -> [entries]."""
         if self.index is None:
             return x[:, None].expand(self.rows, self.columns).reshape(-1)
         return x[torch.div(self.index, self.columns, rounding_mode="floor").to(x.device)]
 
     def put(self, x: Tensor) -> Tensor:
-        """[entries] -> [rows, columns], zero where masked out."""
+        """Return entries in their places, zero where masked out: [entries] -> [rows, columns]."""
         if self.index is None:
             return x.reshape(self.rows, self.columns)
         out = x.new_zeros((self.rows * self.columns,))
@@ -113,7 +113,7 @@ class Rows:
 
 
 async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
-    """[shift] per row modulo 2^(range_bits + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
+    """Return [shift] per row modulo 2^(range_bits + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
 
     y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], y.frac fraction bits.
     """
@@ -150,8 +150,8 @@ def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
 
 
 def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) -> Shared:
-    """[e^(x + 4)] for x in [-2^r + 8, 0), r = x.bits - x.frac; local, modulo 2^bits. table_bits + FACTOR_BITS fraction
-    bits."""
+    """Return [e^(x + 4)] for x in [-2^r + 8, 0), r = x.bits - x.frac; local, modulo 2^bits. table_bits + FACTOR_BITS
+    fraction bits."""
     low_bits = x.frac + WIDE_BITS
     require(x.bits > low_bits + 1, "exponential", f"a ring of {x.bits} bits is too small")
     shape = (*x.shape, 1 << (x.bits - low_bits))
@@ -174,7 +174,7 @@ async def numerators(
     range_bits: int = RANGE_BITS,
     flags: Callable[[Masked], None] | None = None,
 ) -> tuple[Masked, Shared]:
-    """(<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds, or 4.
+    """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds, or 4.
 
     y: masked scores [entries] in a ring of range_bits + y.frac bits or more. flags: told of differences beyond the spread.
     The reciprocal needs no round beyond these: it runs beside the opening of the numerators.

@@ -48,8 +48,6 @@ from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 
-__all__ = ["WEIGHT_BITS", "MaskedSuite"]
-
 USUAL = MaskedOptions()
 
 
@@ -107,7 +105,7 @@ class MaskedSuite(Suite):
         return self.convert.new(Shared(x, RING_BITS, fraction_bits), magnitude)
 
     def indices(self, count: int, share: Tensor | None, size: int) -> MaskedTensor:
-        """Places from this party's share in Z_2^64, of which the bits of an index count."""
+        """Return the places from this party's share in Z_2^64, of which the bits of an index count."""
         x = share.to(self.device) if share is not None else self.context.blank((count,))
         bits = index_bits(size)
         return self.convert.new(Shared(x, RING_BITS, 0).to_ring(bits), bits)

@@ -51,7 +51,7 @@ class Candidates:
     rho: Tensor
 
     def share(self, c: Context, bits: int) -> Shared:
-        """The bits as an arithmetic sharing; local."""
+        """Return the bits as an arithmetic sharing; local."""
         dealt = c.deal("candidate bit", self.rho.shape, bits, lambda: self.rho)
         if not c.evaluating:
             return Shared(c.blank(self.rho.shape), bits, 0)
@@ -60,7 +60,7 @@ class Candidates:
 
 
 def _histogram(c: Context, digit: Masked, among: Candidates | None, bits: int) -> Shared:
-    """[batch, n] digits -> [batch, 2^w] number of candidates with each digit, modulo 2^bits; local."""
+    """Return the number of candidates with each digit, modulo 2^bits: digits [batch, n] -> [batch, 2^w]; local."""
     width = digit.bits
     if among is None:
         return one_hot(c, digit, 0, width, bits).map(lambda t: t.sum(-2))
@@ -73,7 +73,7 @@ def _histogram(c: Context, digit: Masked, among: Candidates | None, bits: int) -
 
 
 def _reaching(c: Context, counts: Masked, k: int, bits: int) -> Shared:
-    """[batch, 2^w] masked suffix counts -> how many of all but the last are >= k, [batch], modulo 2^bits; local."""
+    """Return how many of all but the last masked suffix counts are >= k, modulo 2^bits: [batch, 2^w] -> [batch]; local."""
     lam = counts.lam[..., :-1]
     size = 1 << counts.bits
 
@@ -88,7 +88,7 @@ def _reaching(c: Context, counts: Masked, k: int, bits: int) -> Shared:
 
 
 def _pick(c: Context, counts: Masked, t: Masked) -> Shared:
-    """counts[t] for a masked index t: [batch, 2^w] by [batch] -> [batch]; local."""
+    """Return counts[t] for a masked index t: [batch, 2^w] by [batch] -> [batch]; local."""
     hot = one_hot(c, t, 0, t.bits, counts.bits)
     positions = torch.arange(1 << t.bits, device=t.lam.device)
 
@@ -103,7 +103,8 @@ def _pick(c: Context, counts: Masked, t: Masked) -> Shared:
 
 
 async def _agree(c: Context, digit: Masked, t: Masked, before: Candidates | None) -> Candidates:
-    """Candidates whose digit equals the threshold's. 1 round, 1 bit a value; offline 2^w (2^(w+1) after the first) bits."""
+    """Return the candidates whose digit equals the threshold's. 1 round, 1 bit a value; offline 2^w (2^(w+1) after the
+    first) bits."""
     width = digit.bits
     lam = ring.reduce(digit.lam - t.lam[..., None], width)
     size = 1 << width
@@ -126,7 +127,7 @@ async def _agree(c: Context, digit: Masked, t: Masked, before: Candidates | None
 
 
 async def _threshold(c: Context, digits: list[Masked], k: int, bits: int) -> tuple[Masked, Candidates | None]:
-    """(<k-th largest value> [batch] modulo 2^bits, candidates for all digits but the lowest)."""
+    """Return (<k-th largest value> [batch] modulo 2^bits, candidates for all digits but the lowest)."""
     n = digits[0].shape[-1]
     batch = digits[0].shape[:-1]
     count_bits = n.bit_length()
@@ -151,7 +152,7 @@ async def _threshold(c: Context, digits: list[Masked], k: int, bits: int) -> tup
 
 
 def _value(c: Context, t: Masked, bits: int) -> Shared:
-    """[t] in a larger ring by a lookup of its 2^t.bits values; local."""
+    """Return [t] in a larger ring by a lookup of its 2^t.bits values; local."""
     size = 1 << t.bits
     lam = t.lam
     dealt = deal_scaled(c, "threshold digit", lam, t.bits, bits, [lambda: torch.ones_like(lam)])[0]
@@ -161,7 +162,7 @@ def _value(c: Context, t: Masked, bits: int) -> Shared:
 
 
 async def top_k_by_threshold(c: Context, x: Masked, k: int, bits: int, digit_bits: int = DIGIT_BITS) -> Shared:
-    """[..., n] -> 0/1 [..., n] modulo 2^bits with a one at the k largest, ties to the earlier position.
+    """Return marks 0/1 modulo 2^bits, [..., n] -> [..., n], with a one at the k largest, ties to the earlier position.
 
     digit_bits: fewer rounds (8) or fewer offline bytes (4), see above.
     """
@@ -188,7 +189,7 @@ async def top_k_by_threshold(c: Context, x: Masked, k: int, bits: int, digit_bit
 
 
 async def _mark(c: Context, below: Bit, equal: Candidates, k: int, bits: int) -> Shared:
-    """From [x < T] and [x = T] to the marks of the k largest. 2 rounds, 3 if `bits` > bit_length(n) + 1."""
+    """Return the marks of the k largest from [x < T] and [x = T]. 2 rounds, 3 if `bits` > bit_length(n) + 1."""
     n = below.shape[-1]
     ring_bits = n.bit_length() + 1
     eq = equal.share(c, ring_bits)

@@ -34,19 +34,19 @@ ROW_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
 
 
 def index_bits(size: int) -> int:
-    """w: bits of an index into a table of `size` rows."""
+    """Return w, the bits of an index into a table of `size` rows."""
     return max(1, (size - 1).bit_length())
 
 
 def blocks(tokens: int, size: int) -> Iterator[slice]:
-    """Consecutive tokens whose one-hot rows are held at the same time."""
+    """Return the consecutive tokens whose one-hot rows are held at the same time."""
     step = max(1, ROW_ENTRIES >> index_bits(size))
     for start in range(0, tokens, step):
         yield slice(start, min(start + step, tokens))
 
 
 def one_hot_rows(c: Context, index: Masked, size: int, bits: int) -> Shared:
-    """One-hot rows [T, size] modulo 2^bits of masked indices [T] modulo 2^w; local."""
+    """Return the one-hot rows [T, size] modulo 2^bits of masked indices [T] modulo 2^w; local."""
     rows = one_hot(c, index, 0, index_bits(size), bits)
     if not c.evaluating:
         return Shared(c.blank((*index.shape, size)), bits, 0)
@@ -72,11 +72,11 @@ class RowProduct(Request[Tensor]):
         self.size = sum(self.sizes)
 
     def encode(self) -> bytes:
-        """This party's rows, packed already."""
+        """Return this party's rows, packed already."""
         return b"".join(self.messages)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
-        """The product, from everybody's messages."""
+        """Return the product, from everybody's messages."""
         out, start = [], 0
         for count, size in zip(self.counts, self.sizes, strict=True):
             shape = (count, self.table.shape[0])
@@ -89,29 +89,30 @@ class RowProduct(Request[Tensor]):
         return torch.cat(out)
 
     def blank(self, c: Context) -> Tensor:
-        """What a role that does not evaluate gets."""
+        """Return what a role that does not evaluate gets."""
         return c.blank((sum(self.counts), self.table.shape[1]))
 
 
 async def look_up(c: Context, index: Shared, table: FixedWeight, bits: int) -> Shared:
-    """Rows of the table [V, D] at secret indices [T]: [T, D] modulo 2^bits, with the table's fraction bits. 2 rounds."""
+    """Return the rows of the table [V, D] at secret indices [T]: [T, D] modulo 2^bits, with the table's fraction bits. 2
+    rounds."""
     size = table.shape[0]
     opened = await open_value(c, index.to_ring(index_bits(size)))
     cuts = list(blocks(index.shape[0], size))
-    messages, ahead = [], []
+    messages, precomputed = [], []
     for cut in cuts:
         message, rest = _block(c, Masked(opened.m[cut], opened.lam[cut], opened.bits, 0), table, bits)
         messages.append(message)
-        ahead.append(rest)
+        precomputed.append(rest)
     product = await RowProduct(messages, [cut.stop - cut.start for cut in cuts], table, bits)
-    return Shared(product + torch.cat(ahead) if c.evaluating else product, bits, table.frac)
+    return Shared(product + torch.cat(precomputed) if c.evaluating else product, bits, table.frac)
 
 
 def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[bytes, Tensor]:
-    """This party's message of some rows, and the part of their product that needs no input."""
+    """Return this party's message of some rows, and the part of their product that needs no input."""
     rows = one_hot_rows(c, index, table.shape[0], bits)
     lam = c.tape.random("open", tuple(rows.shape), bits)
     shape = (index.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(lam, table.lam, bits))
-    ahead = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
-    return (pack(rows.x + lam, bits) if c.evaluating else b""), ahead
+    precomputed = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
+    return (pack(rows.x + lam, bits) if c.evaluating else b""), precomputed

@@ -35,12 +35,13 @@ Order = Literal["value", "position"]
 
 
 def rank_bits(count: int) -> int:
-    """Ring bits in which ranks 0..count - 1 are exact."""
+    """Return the ring bits in which ranks 0..count - 1 are exact."""
     return max(1, (count - 1).bit_length())
 
 
 async def ranks(c: Context, x: Masked) -> Masked:
-    """<rank> of every value along the last axis, 0 for the largest, modulo 2^rank_bits: [..., C] -> [..., C]. 2 rounds."""
+    """Return <rank> of every value along the last axis, 0 for the largest, modulo 2^rank_bits: [..., C] -> [..., C]. 2
+    rounds."""
     count = x.shape[-1]
     bits = rank_bits(count)
     if count == 1:
@@ -60,13 +61,14 @@ async def ranks(c: Context, x: Masked) -> Masked:
 
 
 def by_value(c: Context, rank: Masked, k: int, bits: int) -> Shared:
-    """<rank> [..., C] -> [..., k, C], row j one-hot at the value of rank j, modulo 2^bits; local."""
+    """Return the one-hot rows of <rank>: [..., C] -> [..., k, C], row j one-hot at the value of rank j, modulo 2^bits;
+    local."""
     hot = one_hot(c, rank, 0, rank.bits, bits)
     return hot.map(lambda t: t[..., :k].transpose(-1, -2))
 
 
 def indicator(c: Context, rank: Masked, k: int, bits: int) -> Shared:
-    """<rank> [..., C] -> [rank < k] [..., C] modulo 2^bits; local. It has exactly k ones."""
+    """Return [rank < k] of <rank>, [..., C] -> [..., C], modulo 2^bits; local. It has exactly k ones."""
     if k == rank.shape[-1]:
         return c.public(torch.ones(rank.shape, dtype=torch.int64, device=c.device), bits, 0)
     size = 1 << rank.bits
@@ -82,7 +84,8 @@ def indicator(c: Context, rank: Masked, k: int, bits: int) -> Shared:
 
 
 async def top_k_indicator(c: Context, x: Masked, k: int, bits: int) -> Shared:
-    """[..., C] -> 0/1 [..., C] modulo 2^bits with a one at the k largest, ties to the earlier. 2 rounds (k = C: 0)."""
+    """Return marks 0/1 modulo 2^bits, [..., C] -> [..., C], with a one at the k largest, ties to the earlier. 2 rounds (k =
+    C: 0)."""
     check_budget("top-k", k, x.shape[-1])
     if k == x.shape[-1]:
         return c.public(torch.ones(x.shape, dtype=torch.int64, device=c.device), bits, 0)
@@ -90,7 +93,8 @@ async def top_k_indicator(c: Context, x: Masked, k: int, bits: int) -> Shared:
 
 
 async def top_k(c: Context, x: Masked, k: int, bits: int, order: Order = "value") -> Shared:
-    """[..., C] -> [..., k, C] modulo 2^bits: row j is one-hot at the j-th of the k largest, ties to the earlier.
+    """Return the one-hot rows, [..., C] -> [..., k, C], modulo 2^bits: row j is one-hot at the j-th of the k largest, ties
+    to the earlier.
 
     order "value": from the largest down, 2 rounds. order "position": in order of position, 3 rounds, 0 for k = C.
     """

@@ -31,7 +31,7 @@ from protocols.masked.shares import Masked, Shared
 
 
 def truncate(c: Context, x: Masked, count: int) -> Masked:
-    """<x / 2^count> in the ring 2^(bits - count); local, `count` fraction bits fewer."""
+    """Return <x / 2^count> in the ring 2^(bits - count); local, `count` fraction bits fewer."""
     if count == 0:
         return x
     bits = x.bits - count
@@ -42,8 +42,8 @@ def truncate(c: Context, x: Masked, count: int) -> Masked:
 
 
 async def floor(c: Context, x: Masked, cut: Masked) -> Shared:
-    """[floor(x / 2^t)] in the ring of `cut`, which is what `truncate` has made of x with t bits fewer. 1 round; none if
-    t = 0. Exact: equal x give equal results, whatever their masks are."""
+    """Return [floor(x / 2^t)] in the ring of `cut`, which is what `truncate` has made of x with t bits fewer. 1 round; none
+    if t = 0. Exact: equal x give equal results, whatever their masks are."""
     count = x.bits - cut.bits
     shared = c.shared(cut)
     if count == 0:
@@ -53,8 +53,8 @@ async def floor(c: Context, x: Masked, cut: Masked) -> Shared:
 
 
 async def open_cut(c: Context, x: Shared, count: int) -> Masked:
-    """<x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or bits
-    per element to each other party. Leaks as the module: the mask is fresh and uniform."""
+    """Return <x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or
+    bits per element to each other party. Leaks as the module: the mask is fresh and uniform."""
     if count == 0 or c.parties > 2:
         return truncate(c, await open_value(c, x), count)
     left = x.bits - count
@@ -66,7 +66,7 @@ async def open_cut(c: Context, x: Shared, count: int) -> Masked:
 
 
 def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:
-    """[x / 2^count] in the ring 2^bits, for -offset <= x < 2^(x.bits - 1) - offset ring units; local.
+    """Return [x / 2^count] in the ring 2^bits, for -offset <= x < 2^(x.bits - 1) - offset ring units; local.
 
     offset: a multiple of 2^count; 2^(x.bits - 2) where it is not given."""
     kept = x.bits - count
@@ -89,5 +89,5 @@ def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int 
 
 
 def lift(c: Context, x: Masked, bits: int) -> Shared:
-    """[x] in the larger ring 2^bits, for |x| < 2^(x.bits - 2) ring units; local."""
+    """Return [x] in the larger ring 2^bits, for |x| < 2^(x.bits - 2) ring units; local."""
     return truncate_and_lift(c, x, 0, bits)

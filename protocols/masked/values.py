@@ -31,7 +31,7 @@ class MaskedTensor(Value):
     magnitude: int
     shared: Shared | None = None
     masked: Masked | None = None
-    rows: AppendBuffer | None = None  # where `masked` lies, if it is a cache that may grow
+    rows: AppendBuffer | None = None  # where `masked` lies, if it is a cache that rows may be appended to
     watched: str | None = None
     checked: bool = False
     most: float | None = None
@@ -62,12 +62,12 @@ class MaskedTensor(Value):
         return 2.0**self.magnitude * (0.75 if self.checked or self.watched is not None else 1.0)
 
     def reach_bits(self, frac: int) -> tuple[int, int]:
-        """`reach` in units of so many fraction bits, and the bits of a ring that holds a difference of both ends."""
+        """Return `reach` in units of so many fraction bits, and the bits of a ring that holds a difference of both ends."""
         reach = math.ceil(self.reach * 2.0**frac)
         return reach, (2 * reach).bit_length() + 1
 
     def as_shared(self) -> Shared:
-        """A sharing of it; local."""
+        """Return a sharing of it; local."""
         if self.shared is None:
             assert self.masked is not None
             self.shared = self.context.shared(self.masked)
@@ -83,7 +83,7 @@ class MaskedTensor(Value):
         )
 
     def needs(self, frac: int) -> int:
-        """Bits of the smallest ring that holds it with so many fraction bits once it is opened."""
+        """Return the bits of the smallest ring that holds it with so many fraction bits once it is opened."""
         return frac + self.magnitude + 2 - int(self.checked or self.watched is not None)
 
     def __add__(self, other: Value | Tensor | float) -> MaskedTensor:
@@ -128,11 +128,11 @@ class MaskedTensor(Value):
         return self._map(lambda t: t[index]) if part is None else self.of_rows(part)
 
     def of_rows(self, rows: AppendBuffer) -> MaskedTensor:
-        """Other rows of the same cache."""
+        """Return other rows of the same cache."""
         return MaskedTensor(self.context, self.magnitude, masked=rows.value, rows=rows)
 
     def _part(self, index: Any) -> AppendBuffer | None:
-        """The rows that `index` names, where it names consecutive rows of a cache and nothing else."""
+        """Return the rows that `index` names, where it names consecutive rows of a cache and nothing else."""
         rows = self.rows
         if rows is None or rows.value is not self.masked or not isinstance(index, tuple) or len(index) != rows.dim + 1:
             return None
@@ -169,7 +169,7 @@ class MaskedWeight(Value):
         self.magnitude = magnitude
 
     def tensor(self, context: Context | None = None) -> MaskedTensor:
-        """The weight as an ordinary value (a sharing)."""
+        """Return the weight as an ordinary value (a sharing)."""
         share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
         return MaskedTensor(context or self.context, self.magnitude, share)
 

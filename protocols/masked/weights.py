@@ -1,4 +1,4 @@
-"""Weights made ready once for all their products: W + lam is opened, in blocks of rows, so that loading takes little more
+"""Weights masked once for all their products: W + lam is opened, in blocks of rows, so that loading takes little more
 memory than what is kept.
 
 Rounds: 1 for every `BLOCK_ENTRIES` elements, or part of them. Bytes to each other party: 8 an element. Offline: none but the
@@ -24,20 +24,20 @@ BLOCK_ENTRIES = 1 << 22  # 32 MiB of 64-bit words
 
 
 def _blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Consecutive rows of a weight that are opened at the same time."""
+    """Return the consecutive rows of a weight that are opened at the same time."""
     step = max(1, BLOCK_ENTRIES // max(1, torch.Size(shape[1:]).numel()))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A matrix to be filled, column-major."""
+    """Return a matrix to be filled, column-major."""
     turned = torch.empty(tuple(reversed(shape)), dtype=dtype, device=device)
     return turned.t() if len(shape) == 2 else turned
 
 
 async def fixed_weight(c: Context, shape: Sequence[int], share: Tensor | None, frac: int, bits: int) -> FixedWeight:
-    """A weight of `shape`, [in, out] or [out], from this party's share modulo 2^64 (None where there is none).
+    """Return a weight of `shape`, [in, out] or [out], from this party's share modulo 2^64 (None where there is none).
 
     bits: the largest ring of its products. The sharing that is kept is m - lam, of which the model's owner knows nothing.
     """

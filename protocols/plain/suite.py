@@ -61,28 +61,23 @@ class PlainValue(Value):
         return PlainValue(self.tensor[index])
 
     def reshape(self, *shape: int) -> PlainValue:
-        """The same elements in another shape."""
         return PlainValue(self.tensor.reshape(*shape))
 
     def permute(self, *dims: int) -> PlainValue:
-        """Axes in another order."""
         return PlainValue(self.tensor.permute(*dims))
 
     def expand(self, *shape: int) -> PlainValue:
-        """Broadcast axes of length 1."""
         return PlainValue(self.tensor.expand(*shape))
 
     def sum(self, dim: int, keepdim: bool = False) -> PlainValue:
-        """Sum along an axis."""
         return PlainValue(self.tensor.sum(dim, keepdim=keepdim))
 
     def cumsum(self, dim: int) -> PlainValue:
-        """Running sum along an axis."""
         return PlainValue(self.tensor.cumsum(dim))
 
 
 def tensor_of(value: Value) -> Tensor:
-    """The float tensor of a value of this suite. Raises `ConfigurationError` for another suite's value."""
+    """Return the float tensor of a value of this suite. Raises `ConfigurationError` for another suite's value."""
     if not isinstance(value, PlainValue):
         raise ConfigurationError(f"suite 'plain' was given a {type(value).__name__}; values cannot change suites")
     return value.tensor
@@ -92,6 +87,12 @@ class PlainSuite(Suite):
     """Float arithmetic in `dtype` on `device`. `input` and `weight` take float (or integer) tensors as they are.
 
     noise(shape): where a sample's Gumbel noise comes from, by default fresh noise of its own.
+
+    >>> suite = PlainSuite()
+    >>> x = suite.input((1, 2), torch.tensor([[3.0, 1.0]]), fraction_bits=0)
+    >>> share = suite.output(suite.run(suite.argmax(x + 0.5)))
+    >>> share.share.tolist()
+    [[1.0, 0.0]]
     """
 
     name: ClassVar[str] = "plain"
@@ -119,17 +120,14 @@ class PlainSuite(Suite):
         return PlainValue(share.to(self.device, self.dtype))
 
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> PlainValue:
-        """The weight itself."""
         return self._given(f"weight '{name}'", shape, share)
 
     def input(
         self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None
     ) -> PlainValue:
-        """The input itself; `fraction_bits` is not used."""
         return self._given("input", shape, share)
 
     def indices(self, count: int, share: Tensor | None, size: int) -> PlainValue:
-        """The places themselves, as integers."""
         if share is None or tuple(share.shape) != (count,) or share.is_floating_point():
             raise ConfigurationError(f"indices: suite 'plain' needs {count} integers")
         if count and not 0 <= int(share.min()) <= int(share.max()) < size:
@@ -137,53 +135,42 @@ class PlainSuite(Suite):
         return PlainValue(share.to(self.device, torch.int64))
 
     def output(self, x: Value) -> OutputShare:
-        """The float result itself."""
         return OutputShare(tensor_of(x), bits=64, fraction_bits=0)
 
     async def perturbed(self, x: Value, temperature: float) -> PlainValue:
-        """Plus Gumbel noise times the temperature."""
         tensor = tensor_of(x)
         return PlainValue(tensor + (self.noise(tuple(tensor.shape)) * temperature).to(tensor))
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> PlainValue:
-        """A public tensor or number, expanded to `shape`."""
         tensor = torch.as_tensor(x).to(self.device, self.dtype)
         return PlainValue(tensor if shape is None else tensor.expand(*shape))
 
     def concat(self, values: Sequence[Value], dim: int) -> PlainValue:
-        """Concatenate along `dim`."""
         return PlainValue(torch.cat([tensor_of(v) for v in values], dim))
 
     async def mul(self, x: Value, y: Value) -> PlainValue:
-        """Element-wise product."""
         return PlainValue(tensor_of(x) * tensor_of(y))
 
     async def matmul(self, x: Value, y: Value) -> PlainValue:
-        """Matrix product: [..., M, K] x [..., K, N] -> [..., M, N]."""
         return PlainValue(tensor_of(x) @ tensor_of(y))
 
     async def scale(self, x: Value, factor: Tensor | float) -> PlainValue:
-        """Times a public real tensor or number."""
         tensor = tensor_of(x)
         return PlainValue(tensor * (factor.to(tensor) if isinstance(factor, Tensor) else factor))
 
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> PlainValue:
-        """x W + b (+ residual): [..., in] -> [..., out]."""
         product = tensor_of(x) @ tensor_of(layer.weight)
         if layer.bias is not None:
             product = product + tensor_of(layer.bias)
         return PlainValue(product if residual is None else product + tensor_of(residual))
 
     async def look_up(self, index: Value, table: Value) -> PlainValue:
-        """Rows of the table."""
         return PlainValue(tensor_of(table)[tensor_of(index)])
 
     async def embed(self, one_hot: Value, table: Value) -> PlainValue:
-        """[T, V] x [V, D] -> [T, D]."""
         return PlainValue(tensor_of(one_hot) @ tensor_of(table))
 
     async def rsqrt_moment(self, x: Value, norm: Norm) -> PlainValue:
-        """1 / sqrt(moment + eps) over the last axis, [..., D] -> [..., 1]."""
         tensor = tensor_of(x)
         if norm.kind == "layer":
             moment = tensor.var(-1, unbiased=False, keepdim=True)
@@ -192,7 +179,6 @@ class PlainSuite(Suite):
         return PlainValue(torch.rsqrt(moment + norm.epsilon))
 
     async def softmax(self, x: Value, mask: Tensor | None = None) -> PlainValue:
-        """Softmax over the last axis; exactly 0 where the public mask is False."""
         tensor = tensor_of(x)
         if mask is not None:
             mask = mask.to(tensor.device)
@@ -202,7 +188,6 @@ class PlainSuite(Suite):
         return PlainValue(torch.softmax(tensor, -1))
 
     async def activation(self, x: Value, kind: Activation) -> PlainValue:
-        """gelu (erf), gelu_tanh, silu or relu."""
         tensor = tensor_of(x)
         if kind == "gelu":
             return PlainValue(functional.gelu(tensor))
@@ -215,39 +200,33 @@ class PlainSuite(Suite):
         raise ConfigurationError(f"unknown activation '{kind}'; known: gelu, gelu_tanh, silu, relu")
 
     async def less_than_zero(self, x: Value) -> PlainValue:
-        """1 where x < 0, else 0."""
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))
 
     async def max(self, x: Value, background: bool = False) -> PlainValue:
-        """Maximum over the last axis, [..., n] -> [..., 1]."""
         return PlainValue(tensor_of(x).amax(-1, keepdim=True))
 
     async def argmax(self, x: Value) -> PlainValue:
-        """One-hot of the first maximum over the last axis."""
         tensor = tensor_of(x)
         highest = tensor == tensor.amax(-1, keepdim=True)
         return PlainValue((highest & (highest.cumsum(-1) == 1)).to(tensor.dtype))
 
     # ---- selection -----------------------------------------------------------------------------------------------
     async def top_k(self, x: Value, k: int, bound: float) -> PlainValue:
-        """One-hot rows of the k largest, from the largest down, ties to the earlier: [..., C] -> [..., k, C]."""
         tensor = tensor_of(x)
         return PlainValue(functional.one_hot(_order(tensor, k), tensor.shape[-1]).to(tensor.dtype))
 
     async def keep_largest(self, x: Value, k: int, bound: float) -> PlainValue:
-        """1 at the k largest, ties to the earlier, else 0: [..., n] -> [..., n]."""
         tensor = tensor_of(x)
         return PlainValue(torch.zeros_like(tensor).scatter_(-1, _order(tensor, k), 1.0))
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
-        """The marked rows in their order: [B, n, width] -> [B, k, width]."""
         index = tensor_of(keep).argsort(dim=-1, descending=True, stable=True)[..., :k].sort(-1).values
         return [PlainValue(t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))) for t in map(tensor_of, rows)]
 
 
 def _order(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest along the last axis, from the largest down."""
+    """Return the positions of the k largest along the last axis, from the largest down."""
     if not 1 <= k <= x.shape[-1]:
         raise RangeError(f"{k} of {x.shape[-1]} values cannot be selected, the budget must be between 1 and {x.shape[-1]}")
     order: Tensor = x.argsort(dim=-1, descending=True, stable=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
+from launch.local.memory import peak_memory
 from mpc.errors import MpcacheError
 from tests.fuzz.mutation import case
 from tests.fuzz.targets import TARGETS, Target
@@ -29,12 +28,6 @@ class Outcome:
     refused: int
     slowest: float
     growth: int
-
-
-def peak_bytes() -> int:
-    """The most memory this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def one(target: Target, data: bytes) -> bool:
@@ -59,7 +52,7 @@ def fuzz(name: str, cases: int, seed: int = 0) -> Outcome:
     for sample in samples:
         one(target, sample)
     rng = random.Random(f"{name} {seed}")
-    before, accepted, slowest = peak_bytes(), 0, 0.0
+    before, accepted, slowest = peak_memory(), 0, 0.0
     for _ in range(cases):
         data = case(rng, samples)
         start = time.process_time()
@@ -68,6 +61,6 @@ def fuzz(name: str, cases: int, seed: int = 0) -> Outcome:
         slowest = max(slowest, used)
         if used > SLOW_SECONDS:
             raise FuzzFailure(f"{name}: {used:.1f} s for {data[:400]!r} ({len(data)} bytes)")
-        if peak_bytes() - before > GROWTH_BYTES:
-            raise FuzzFailure(f"{name}: memory grew by {peak_bytes() - before} bytes at {data[:400]!r} ({len(data)} bytes)")
-    return Outcome(accepted, cases - accepted, slowest, peak_bytes() - before)
+        if peak_memory() - before > GROWTH_BYTES:
+            raise FuzzFailure(f"{name}: memory grew by {peak_memory() - before} bytes at {data[:400]!r} ({len(data)} bytes)")
+    return Outcome(accepted, cases - accepted, slowest, peak_memory() - before)

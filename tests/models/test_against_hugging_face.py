@@ -56,10 +56,10 @@ def test_prefill_then_decode_equals_one_forward(pair: tuple[Any, Checkpoint]) ->
     for first in (1, 6, 7):  # prompt lengths around the sliding windows
         cache = decoder.new_cache()
         value = suite.indices(first, rows[:first], vocabulary)
-        found = [suite.output(suite.run(decoder.forward(value, cache, 0, True))).share]
+        found = [suite.output(suite.run(decoder.forward(value, cache, True))).share]
         for t in range(first, LENGTH):
             value = suite.indices(1, rows[t : t + 1], vocabulary)
-            found.append(suite.output(suite.run(decoder.forward(value, cache, t))).share)
+            found.append(suite.output(suite.run(decoder.forward(value, cache))).share)
         torch.testing.assert_close(torch.cat(found), wanted[first - 1 :], atol=TOLERANCE, rtol=0)
 
 
@@ -74,7 +74,7 @@ def test_prompt_in_two_batches_equals_one(pair: tuple[Any, Checkpoint]) -> None:
     found = []
     for first, last in ((0, 6), (6, LENGTH)):
         value = suite.indices(last - first, rows[first:last], vocabulary)
-        found.append(suite.output(suite.run(decoder.forward(value, cache, first))).share)
+        found.append(suite.output(suite.run(decoder.forward(value, cache))).share)
     torch.testing.assert_close(torch.cat(found), checkpoints.logits(model, ids), atol=TOLERANCE, rtol=0)
 
 

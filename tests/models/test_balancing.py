@@ -43,7 +43,7 @@ def cached(checkpoint: Checkpoint, ids: list[int]) -> tuple[float, float]:
     decoder = model.decoder()
     cache = decoder.new_cache()
     rows = torch.nn.functional.one_hot(torch.tensor(ids), model.architecture.vocabulary)
-    model.suite.run(decoder.forward(model.suite.input(tuple(rows.shape), rows, 0), cache, 0))
+    model.suite.run(decoder.forward(model.suite.input(tuple(rows.shape), rows, 0), cache))
     pairs = [layer.keys_and_values() for layer in cache.layers]
     largest = [[float(model.suite.output(x).share.abs().max()) for x in pair] for pair in pairs]
     return max(k for k, _ in largest), max(v for _, v in largest)

@@ -54,7 +54,7 @@ def test_last_only_equals_the_last_row(tmp_path: Path) -> None:
     _, checkpoint, ids = saved("mistral-window", tmp_path)
     plain, recorder = PlainModel(checkpoint), Recorder()
     decoder = plain.decoder(recorder)
-    last = plain.suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 0, True))
+    last = plain.suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), True))
     assert tuple(last.shape) == (1, 101)
     assert recorder.values["layer 1/mlp"][0].shape == (1, 60)  # the last layer computes the last token only
     torch.testing.assert_close(tensor_of(last), plain.logits(ids)[-1:], atol=1e-5, rtol=0)
@@ -75,7 +75,7 @@ def test_weights_serve_a_later_suite(tmp_path: Path) -> None:
     later = PlainSuite()
     decoder = Decoder(later, plain.architecture, plain.weights)
     indices = later.indices(9, token_indices(ids, 97), 97)
-    found = later.run(decoder.forward(indices, decoder.new_cache(), 0))
+    found = later.run(decoder.forward(indices, decoder.new_cache()))
     torch.testing.assert_close(tensor_of(found), plain.logits(ids))
     assert later.ledger.seconds
     assert all(not stage.startswith("model load") for stage in later.ledger.seconds)
@@ -85,9 +85,9 @@ def test_windows_bound_the_cache(tmp_path: Path) -> None:
     _, checkpoint, ids = saved("qwen2-window-from-layer-1", tmp_path)
     plain = PlainModel(checkpoint)
     decoder, cache = plain.decoder(), plain.decoder().new_cache()
-    plain.suite.run(decoder.forward(feed(plain, ids), cache, 0))
+    plain.suite.run(decoder.forward(feed(plain, ids), cache))
     assert [entry.length for entry in cache.layers] == [9, 4]
-    plain.suite.run(decoder.forward(feed(plain, ids[:1]), cache, 9))
+    plain.suite.run(decoder.forward(feed(plain, ids[:1]), cache))
     assert [entry.length for entry in cache.layers] == [10, 4]
     assert cache.seen == 10
 
@@ -154,7 +154,7 @@ def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_pat
             cache.prompt_tokens = 9
             at = 0
             for tokens in batches:
-                plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, at, last_only))
+                plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
                 at += tokens
             seen.append(dict(shown))
             shown.clear()
@@ -174,8 +174,8 @@ def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:
         plain = PlainModel(one, policy=policy)
         decoder = plain.decoder()
         cache = decoder.new_cache()
-        for position, token in enumerate(ids):
-            value = plain.suite.run(decoder.forward(feed(plain, [token]), cache, position))
+        for token in ids:
+            value = plain.suite.run(decoder.forward(feed(plain, [token]), cache))
         results.append(tensor_of(value))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
 
@@ -185,12 +185,10 @@ def test_shapes_and_positions_are_checked(tmp_path: Path) -> None:
     plain = PlainModel(checkpoint)
     decoder, suite = plain.decoder(), plain.suite
     with pytest.raises(ConfigurationError, match=r"inputs must be \[tokens\] or \[tokens, 97\], got \[2, 96\]"):
-        suite.run(decoder.forward(suite.input((2, 96), torch.zeros(2, 96), 0), decoder.new_cache(), 0))
-    with pytest.raises(ConfigurationError, match="position = 3, but the cache has seen 0 tokens"):
-        suite.run(decoder.forward(feed(plain, ids), decoder.new_cache(), 3))
+        suite.run(decoder.forward(suite.input((2, 96), torch.zeros(2, 96), 0), decoder.new_cache()))
     with pytest.raises(ConfigurationError, match=r"token 65 does not fit the model's 64 positions; shorten"):
-        suite.run(decoder.forward(feed(plain, ids[:1] * 65), decoder.new_cache(), 0))
-    suite.run(decoder.forward(feed(plain, ids[:1] * 64), decoder.new_cache(), 0))
+        suite.run(decoder.forward(feed(plain, ids[:1] * 65), decoder.new_cache()))
+    suite.run(decoder.forward(feed(plain, ids[:1] * 64), decoder.new_cache()))
 
 
 def test_weights_are_checked(tmp_path: Path) -> None:

@@ -29,11 +29,13 @@ import torch
 from torch import Tensor
 
 from launch.local.in_process import run_in_process
+from launch.local.shares import KeptShares
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
-from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
+from protocols.masked.magnitudes import WEIGHT_BITS
+from protocols.masked.suite import MaskedSuite
 from protocols.suite import OutputShare
 from tests.protocols.masked.harness import additive
 
@@ -134,21 +136,6 @@ class _Watch:
         raise AssertionError("something was revealed in a generation with a full cache")
 
 
-class _Endpoint:
-    def __init__(self) -> None:
-        self.shares: list[OutputShare] = []
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        self.shares.append(share)
-        return True
-
-    def next_token(self, step: int) -> Tensor | None:
-        raise AssertionError("greedy decoding asks nobody")
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-
 def shipped() -> Checkpoint:
     """The shipped GPT-2."""
     return load_checkpoint(SHIPPED, torch.float64)
@@ -172,7 +159,7 @@ def observed_generation(
 
     def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
-        endpoint = _Endpoint()
+        endpoint = KeptShares()
         share = None if party is None else rows[party]
         suite.run(generate(suite, Decoder(suite, a, held), plan, share, endpoint))
         return endpoint.shares

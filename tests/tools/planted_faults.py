@@ -343,14 +343,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "suite crypten: a coarse copy of a row that forgets where its mask wraps",
-        "protocols/crypten/norm.py",
+        "protocols/crypten/normalisation.py",
         "((coarse * top - mixed) * wrapped - coarse * high * 2)",
         "(coarse * high * -2)",
         ("tests/protocols/crypten/test_functions.py::test_moments",),
     ),
     Fault(
         "suite crypten: 1 / deviation with too few bits for large rows",
-        "protocols/crypten/norm.py",
+        "protocols/crypten/normalisation.py",
         "INVERSE_BITS = 16",
         "INVERSE_BITS = 6",
         ("tests/protocols/crypten/test_functions.py::test_moments",),

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.crypten import activation, arithmetic, comparison, fixed, maximum, norm, normalise, selection, softmax
+from protocols.crypten import (
+    activation,
+    arithmetic,
+    comparison,
+    masked_factors,
+    maximum,
+    normalisation,
+    reciprocal,
+    selection,
+    softmax,
+)
 from protocols.crypten.binding.library import CryptenSession, open_session, use
 from protocols.crypten.ranges import Ranges
 from protocols.crypten.value import CryptenValue, CryptenWeight
@@ -55,8 +65,8 @@ def _arithmetic() -> dict[str, list[Case]]:
         return one(arithmetic.matmul_fixed(s, x, [kept])[0], 32)
 
     def cached(s: CryptenSession, x: Tensor, y: Tensor) -> Sequence[Output]:
-        kept = fixed.keep(s, CryptenValue(y, 16, s.party))
-        return one(fixed.matmul(s, CryptenValue(x, 16, s.party), kept), 32)
+        kept = masked_factors.mask_for_reuse(s, CryptenValue(y, 16, s.party))
+        return one(masked_factors.matmul(s, CryptenValue(x, 16, s.party), kept), 32)
 
     def cut(s: CryptenSession, x: Tensor, y: Tensor, counts: Sequence[int]) -> Sequence[Output]:
         found = arithmetic.truncate_together(s, [(x, counts[0]), (y, counts[1])])
@@ -95,7 +105,7 @@ def _comparison() -> dict[str, list[Case]]:
         s.ranges = Ranges(s)
         s.ranges.place = 0
         factors = [CryptenValue(v, 16, s.party) for v in (x, y)]
-        product = fixed.mul_watched(s, *factors, ("activation", "activation"), limit)
+        product = masked_factors.mul_watched(s, *factors, ("activation", "activation"), limit)
         below = comparison.less_than(s, x, [0])
         return [Output(product, 64, 32), Output(below, 1, 0, "xor"), Output(s.ranges.words(), 64, 0, "xor")]
 
@@ -118,11 +128,11 @@ def _comparison() -> dict[str, list[Case]]:
 
 def _functions() -> dict[str, list[Case]]:
     def moment(s: CryptenSession, x: Tensor, kind: Any, epsilon: float, bound: int) -> Sequence[Output]:
-        _, inverse, bits = norm.rsqrt_moment(s, x, 16, Norm(kind, epsilon), bound)
+        _, inverse, bits = normalisation.rsqrt_moment(s, x, 16, Norm(kind, epsilon), bound)
         return one(inverse, bits)
 
     def inverted(s: CryptenSession, x: Tensor, low: int, high: int, wanted: int) -> Sequence[Output]:
-        return one(normalise.reciprocal(s, x, 16, low, high, wanted), wanted)
+        return one(reciprocal.reciprocal(s, x, 16, low, high, wanted), wanted)
 
     row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
     outlier = real([[1500.0, -0.25, 3.0, 0.125]], 64, 16)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from protocols.crypten import output
-from protocols.crypten.base import own_value
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.suite import CryptenSuite
+from protocols.crypten.value import own_value
 from protocols.masked.context import open_value
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.suite import MaskedSuite

@@ -64,18 +64,18 @@ MASKED: dict[str, tuple[str, ...]] = {
 }
 
 CRYPTEN: dict[str, tuple[str, ...]] = {
-    "crypten_product": ("arithmetic.py", "fixed.py"),
+    "crypten_product": ("arithmetic.py", "masked_factors.py"),
     "crypten_truncation": ("arithmetic.py",),
-    "crypten_released": ("output.py", "base.py"),
-    "crypten_sample": ("base.py", "protocols/gumbel.py"),
+    "crypten_released": ("output.py", "linear.py"),
+    "crypten_sample": ("linear.py", "protocols/gumbel.py"),
     "crypten_zero_sharing": ("protocols/crypten/binding/session.py",),
     "crypten_comparison": ("comparison.py",),
     "crypten_select": ("comparison.py",),
-    "crypten_range_flags": ("ranges.py", "fixed.py"),
-    "crypten_reciprocal": ("normalise.py",),
-    "crypten_softmax": ("softmax.py", "normalise.py", "maximum.py"),
+    "crypten_range_flags": ("ranges.py", "masked_factors.py"),
+    "crypten_reciprocal": ("reciprocal.py",),
+    "crypten_softmax": ("softmax.py", "reciprocal.py", "maximum.py"),
     "crypten_activation": ("activation.py",),
-    "crypten_norm": ("norm.py", "normalise.py"),
+    "crypten_norm": ("normalisation.py", "reciprocal.py"),
     "crypten_maximum": ("maximum.py",),
     "crypten_selection": ("selection.py",),
 }

@@ -226,8 +226,8 @@ def _show(result: BenchResult) -> None:
     dealer = ", ".join(f"{s:.2f}" for s in result.dealer_seconds)
     out.print(f"online seconds, slowest party: {each}; dealer's seconds: {dealer}")
     if any(result.prepare_seconds):
-        ahead = ", ".join(f"{s:.2f}" for s in result.prepare_seconds)
-        out.print(f"a party's seconds of preprocessing, needing no input, before each step: {ahead}")
+        prepared = ", ".join(f"{s:.2f}" for s in result.prepare_seconds)
+        out.print(f"a party's seconds of preprocessing, needing no input, before each step: {prepared}")
     out.print(
         f"a party's memory {byte_count(result.peak_rss_bytes)}, the dealer's {byte_count(result.dealer_peak_rss_bytes)}; "
         f"logits within {result.max_logit_error:.4f} of float32"

@@ -96,7 +96,7 @@ def run(
     chosen, temperature = agreed_choice(decoding, temperature)
     setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature)
     with err.status(f"{model}: tracing"):
-        found = estimate(architecture, setting, prompt, new, all_layers, every_length=all_layers)
+        found = estimate(architecture, setting, prompt, new, exhaustive=all_layers)
         measured = rates is None
         rates = rates or measure_rates()
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None

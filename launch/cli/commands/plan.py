@@ -59,7 +59,7 @@ def run(
     """
     from launch.predict.measured import read_measurements
     from launch.predict.networks import find_network
-    from launch.predict.planning import make_plan
+    from launch.predict.planning import Lengths, make_plan
     from models.costs.tracing import Setting
     from models.shapes import find_shape, with_positions
 
@@ -69,7 +69,7 @@ def run(
     setting = Setting(suite, parties, policy, suite_options(suite_option))
     known = read_measurements(measured or [], architecture, setting, prompt)
     with err.status(f"{model}: pricing the alternatives"):
-        plan = make_plan(architecture, setting, prompt, new, profile, known)
+        plan = make_plan(architecture, setting, Lengths(prompt, new), profile, known)
     if as_json:
         print_json(_record(plan))
         return

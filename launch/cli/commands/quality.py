@@ -18,7 +18,7 @@ from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
-    from launch.measure.quality.sweep import Wishes
+    from launch.measure.quality.sweep import SweepSettings
 
 RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT = "results.json", "results.md", "quality.png", "needle.png"
 PACKAGES = ("mpcache", "torch", "transformers", "tokenizers", "matplotlib")
@@ -109,7 +109,7 @@ def run(
     second start goes on with the rest.
     """
     from launch.measure.quality.longbench import TEMPLATE
-    from launch.measure.quality.sweep import Wishes
+    from launch.measure.quality.sweep import SweepSettings
 
     check_suite(suite)
     chosen, shares = tuple(policy for text in policies or [] for policy in text.split()), numbers("--budgets", budgets)
@@ -120,14 +120,16 @@ def run(
         sizes = whole_numbers("--lengths", lengths or "1000,2000,4000")
         rest = Rest(questions or 12, seed, form, text, suite, parties, check_device(device), folder, as_json, others)
         return run_tasks(model, tasks, chosen, shares, sizes, rest)
-    asked = Wishes(chosen, shares, tuple(whole_numbers("--lengths", lengths or "256,512,1024")), questions or 50, seed, new)
+    asked = SweepSettings(
+        chosen, shares, tuple(whole_numbers("--lengths", lengths or "256,512,1024")), questions or 50, seed, new
+    )
     asked = replace(asked, text=text, text_tokens=text_tokens, needle=needle, depths=numbers("--depths", depths))
     asked = replace(asked, longbench=longbench, template=TEMPLATE if template is None else template, cut_prompts=cut_prompts)
     asked = replace(asked, spot_check=spot_check, suite=suite, parties=parties, device=check_device(device))
     _run_sweep(model, asked, folder, as_json)
 
 
-def _run_sweep(model: Path, wishes: Wishes, folder: Path | None, as_json: bool) -> None:
+def _run_sweep(model: Path, settings: SweepSettings, folder: Path | None, as_json: bool) -> None:
     """Measure, keep and show. Exit code 1 when an answer on shares differs."""
     from launch.measure.quality.sweep import effective_policies, measure, prepare
     from models.checkpoint import load_checkpoint
@@ -135,13 +137,13 @@ def _run_sweep(model: Path, wishes: Wishes, folder: Path | None, as_json: bool) 
     if folder is not None:
         check_folder(folder)
     checkpoint = load_checkpoint(model)
-    job = prepare(checkpoint, wishes)
+    job = prepare(checkpoint, settings)
     started = time.monotonic()
     with err.status("plaintext") as status:
-        found = measure(checkpoint, wishes, job, status.update)
+        found = measure(checkpoint, settings, job, status.update)
     record = {
         "model": str(model),
-        "settings": _settings(wishes, effective_policies(job), job.new_tokens),
+        "settings": _settings(settings, effective_policies(job), job.new_tokens),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "recall_task": None if job.task is None else job.task.name,
         **found,
@@ -196,9 +198,9 @@ def check_folder(folder: Path) -> None:
         raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
 
 
-def _settings(wishes: Wishes, policies: list[str], new_tokens: int) -> dict[str, Any]:
+def _settings(settings: SweepSettings, policies: list[str], new_tokens: int) -> dict[str, Any]:
     """Return the effective settings as JSON holds them."""
-    found = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(wishes).items()}
+    found = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
     return {**found, "policies": policies, "new_tokens": new_tokens}
 
 

@@ -18,7 +18,7 @@ from launch.terminal.console import err, out, print_json
 
 if TYPE_CHECKING:
     from launch.measure.quality.long_prompts import Frame
-    from launch.measure.quality.task_sweep import TaskSweep, TaskWishes
+    from launch.measure.quality.task_sweep import TaskSettings, TaskSweep
     from models.checkpoint import Checkpoint
 
 RESULTS, PAGE, ANSWERS = "results.json", "results.md", "answers"
@@ -51,27 +51,27 @@ def run_tasks(
     from models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(model)
-    wishes = _wishes(checkpoint, tasks, policies, budgets, lengths, rest)
+    settings = _task_settings(checkpoint, tasks, policies, budgets, lengths, rest)
     folder = None if rest.folder is None else _folder(rest.folder)
     started = time.monotonic()
-    sweep = TaskSweep(checkpoint, wishes, None if folder is None else folder / ANSWERS)
+    sweep = TaskSweep(checkpoint, settings, None if folder is None else folder / ANSWERS)
     found = _watched(sweep)
     record = {
         "model": model.resolve().name if str(model) in ("", ".") else str(model),
         "model_digest": sweep.model_digest,
         "settings": {
-            "tasks": list(wishes.tasks),
-            "policies": [one.policy for one in wishes.contenders],
+            "tasks": list(settings.tasks),
+            "policies": [one.policy for one in settings.contenders],
             "lengths": list(lengths),
             "prompts": rest.prompts,
             "seed": rest.seed,
-            "form": wishes.form,
+            "form": settings.form,
             "suite": rest.suite,
             "parties": rest.parties,
             "text": "Python's documentation" if rest.text is None else str(rest.text),
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "rows": rows_of(found, wishes),
+        "rows": rows_of(found, settings),
         "answers": found["answers"],
         "seconds": time.monotonic() - started,
     }
@@ -82,13 +82,13 @@ def run_tasks(
         _show(record, files)
 
 
-def _wishes(
+def _task_settings(
     checkpoint: Checkpoint, tasks: str, policies: Sequence[str], budgets: Sequence[float], lengths: Sequence[int], rest: Rest
-) -> TaskWishes:
+) -> TaskSettings:
     """Return what is asked for, checked. Raises `ConfigurationError` naming option, value and remedy."""
     from launch.measure.quality.budgets import contenders, default_policies
     from launch.measure.quality.long_tasks import TASKS
-    from launch.measure.quality.task_sweep import FOLLOWING, TEXT, TaskWishes
+    from launch.measure.quality.task_sweep import FOLLOWING, TEXT, TaskSettings
     from mpc.errors import ConfigurationError
 
     known = (*TASKS, TEXT)
@@ -112,7 +112,7 @@ def _wishes(
         default_policies(checkpoint.architecture) if checkpoint.architecture.layers < 4 else POLICIES.split()
     )
     text = _text(checkpoint, rest.text, max(lengths) + FOLLOWING) if TEXT in names else []
-    return TaskWishes(
+    return TaskSettings(
         contenders=contenders(texts, budgets, plaintext=True),
         tasks=names,
         lengths=lengths,

@@ -58,11 +58,11 @@ class EvictionResult:
 
     @property
     def after_prompt(self) -> list[StageResult]:
-        """What comes on top of the prompt's attention, in every layer."""
+        """Return what comes on top of the prompt's attention, in every layer."""
         return [s for s in self.stages if s.name != IMPORTANCE]
 
     def to_json(self, shape: str) -> dict[str, Any]:
-        """One flat record, of one layer."""
+        """Return one flat record, of one layer."""
         plan = self.plan
         totals = {
             field: sum(getattr(s, field) for s in self.after_prompt)
@@ -97,7 +97,7 @@ def run_eviction(plan: BenchPlan) -> EvictionResult:
 
 
 def predict_eviction(plan: BenchPlan) -> Ledger:
-    """The same stages on tensors without content; costs under "step 0/STAGE"."""
+    """Predict the same stages on tensors without content; costs under "step 0/STAGE"."""
     suite = plan.make_suite(CountingTape(), None)
     program = EvictionProgram(plan.model_copy(update={"repeat": 1}), suite, NoInputs())
     with torch.inference_mode():
@@ -143,7 +143,7 @@ def _stage(plan: BenchPlan, found: Reports, name: str) -> StageResult:
 
 
 def stage_cost(ledger: Ledger, where: str) -> Cost:
-    """Sums of one ledger stage."""
+    """Return the sums of one ledger stage."""
     out = Cost()
     for (stage, _), cost in ledger.costs.items():
         if stage == where:
@@ -152,7 +152,7 @@ def stage_cost(ledger: Ledger, where: str) -> Cost:
 
 
 def _plain(plan: BenchPlan) -> tuple[Tensor, Tensor]:
-    """(keys before, keys that stay) in float32, as float64 [G, S, C]."""
+    """Return (keys before, keys that stay) in float32, as float64 [G, S, C]."""
     source = RealInputs(BenchInputs(plan.shape, plan.seed, plan.parties))
     program = EvictionProgram(plan.model_copy(update={"repeat": 1}), PlainSuite(torch.float32), source)
     with torch.inference_mode():
@@ -162,7 +162,7 @@ def _plain(plan: BenchPlan) -> tuple[Tensor, Tensor]:
 
 
 def _rows(kept: Tensor, before: Tensor) -> list[int]:
-    """Which of the rows before, [G, S, C], each row that stayed is: the nearest one. Raises `RowsDiffer`.
+    """Return which of the rows before, [G, S, C], each row that stayed is: the nearest one. Raises `RowsDiffer`.
 
     For policies that are `one_set_for_all_heads`.
     """

@@ -51,7 +51,7 @@ class EvictionProgram:
         self.suite = suite
 
     def segments(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Name and work of each segment, in order."""
+        """Yield name and work of each segment, in order."""
         yield "weights", lambda: None
         yield CACHE, lambda: self.suite.run(self._fill())
         for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
@@ -74,7 +74,7 @@ class EvictionProgram:
         return self.suite.input(shape, self.source.cached(self.suite, name, shape), self.suite.fraction_bits)
 
     async def _fill(self) -> None:
-        """Keys, values and queries; what parties do once a session is done here."""
+        """Make keys, values and queries; what parties do once a session is done here."""
         a, tokens, suite = self.architecture, self.plan.cached, self.suite
         with suite.ledger.timed(CACHE):
             suite.output(self._input("agreement", 1))
@@ -86,14 +86,14 @@ class EvictionProgram:
                 self.mass = self._input("attention mass", a.kv_heads, tokens)
 
     def _cache(self) -> KVCache:
-        """As the prompt leaves it."""
+        """Return a cache as the prompt leaves it."""
         cache = KVCache(self.architecture, self.policy)
         cache.prompt_tokens = self.plan.cached
         cache.layers[LAYER].k, cache.layers[LAYER].v = self.keys, self.values
         return cache
 
     async def _attend(self) -> None:
-        """Attention of the last queries of the prompt, each to the tokens before it and itself."""
+        """Compute the attention of the last queries of the prompt, each to the tokens before it and itself."""
         suite, rows = self.suite, self.observed
         assert self.queries is not None
         q = await suite.mask_queries(self.queries[:])  # a value of its own: what is masked once would be free the next time

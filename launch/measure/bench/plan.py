@@ -19,7 +19,7 @@ HERE = "127.0.0.1"
 
 
 def party_name(index: int) -> str:
-    """Name of a compute party of a benchmark."""
+    """Return the name of a compute party of a benchmark."""
     return f"party{index}"
 
 
@@ -53,21 +53,21 @@ class BenchPlan(BaseModel):
 
     @property
     def shape(self) -> Architecture:
-        """The model."""
+        """Return the model."""
         return Architecture.from_json(self.architecture)
 
     @property
     def tokens(self) -> int:
-        """T: tokens of the step."""
+        """Return T, the number of tokens of the step."""
         return self.prefill or 1
 
     @property
     def names(self) -> list[str]:
-        """The compute parties."""
+        """Return the compute parties."""
         return [party_name(i) for i in range(self.parties)]
 
     def host(self, name: str) -> str:
-        """Where a process listens."""
+        """Return where a process listens."""
         return self.hosts.get(name, HERE)
 
     def make_suite(self, tape: Tape, channel: Channel | None) -> Suite:
@@ -81,5 +81,5 @@ class BenchPlan(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> BenchPlan:
-        """The plan of a run's folder."""
+        """Return the plan of a run's folder."""
         return cls.model_validate_json((folder / PLAN_FILE).read_text(encoding="utf-8"))

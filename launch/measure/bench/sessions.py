@@ -16,6 +16,7 @@ from typing import Any
 from launch.lab.lab import Lab, roles_for
 from launch.local.checks import check_suite
 from launch.local.deployment import CLIENT, DEALER, LocalDeployment, local_deployment
+from launch.local.memory import peak_memory
 from launch.measure.bench.cell import LOCALHOST, Cell
 from launch.measure.bench.measure import WEIGHT_BYTES, bandwidth, network_share, spread
 from launch.terminal.console import error_line
@@ -156,17 +157,6 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-
-def peak_memory(pid: int) -> int:
-    """Return the most memory in bytes that a process has held; 0 where /proc does not tell."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def main() -> None:

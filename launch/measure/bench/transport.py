@@ -24,6 +24,7 @@ from parties.identity.fingerprints import fingerprint_of
 from parties.identity.trust import Peer, Trust
 from parties.names import Role
 from parties.transport.connection import abort_if_alive, connect, start_server
+from parties.transport.gathering import Gathering
 from parties.transport.heartbeat import HeartbeatMonitor
 from parties.transport.peer_stream import PeerStream
 from parties.transport.session import Session
@@ -79,9 +80,9 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         self.session = Session("benchmark", names[index])
         self._peers = peers(folder, names, DEALER)
         self._trust = Trust(self._peers, lambda: self.identity)
-        self.links: dict[int, PeerStream] = {}
+        self.links: dict[int, PeerStream] = {}  # by index, once all are there
+        self._joined = Gathering[PeerStream]([n for n in names if n != names[index]], self.session.check)
         self._channels: list[grpc.Channel] = []
-        self._joined = threading.Condition()
         self._heartbeats = HeartbeatMonitor(SILENT_SECONDS, STEP_SECONDS)
         add = services.add_ComputePartyServicer_to_server
         self._server, self._threads, port = start_server(
@@ -92,20 +93,16 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
     def __enter__(self) -> Mesh:
         for peer in range(self.index):
             self._dial(peer)
-        limit = time.monotonic() + CONNECT_SECONDS
-        with self._joined:
-            while len(self.links) < len(self.names) - 1:
-                self.session.check()
-                missing = next(n for i, n in enumerate(self.names) if i != self.index and i not in self.links)
-                if not self._joined.wait(max(0.0, limit - time.monotonic())):
-                    raise PeerLost(missing, "connecting", f"did not connect within {CONNECT_SECONDS:g} s")
+        joined = self._joined.wait(CONNECT_SECONDS, "did not connect")
+        self.links = {self.names.index(name): stream for name, stream in joined.items()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.session.end()
-        for link in self.links.values():
-            link.close()
-            self._heartbeats.remove(link)
+        streams = self._joined.here()
+        for stream in streams:
+            stream.close()
+            self._heartbeats.remove(stream)
         if kind is None:
             self.session.finish_calls(10.0)
         for channel in self._channels:
@@ -119,30 +116,27 @@ class Mesh(services.ComputePartyServicer):  # type: ignore[misc]
         reached = replace(self._peers[name], address=address_of(self.folder, name))
         channel = connect(self.identity, reached, CONNECT_SECONDS, self.session.check)
         self._channels.append(channel)
-        link = PeerStream(self.session, name, BEAT)
-        call = services.ComputePartyStub(channel).Exchange(link.outgoing())
-        link.start(call, call.cancel)
-        self._heartbeats.add(link)
-        with self._joined:
-            self.links[peer] = link
+        stream = PeerStream(self.session, name, BEAT)
+        call = services.ComputePartyStub(channel).Exchange(stream.outgoing())
+        stream.start(call, call.cancel)
+        self._heartbeats.add(stream)
+        self._joined.add(name, stream)
 
     def Exchange(self, requests: Iterator[Message], context: Any) -> Iterator[Message]:
         """Let a party of higher index dial."""
         try:
             name = self._trust.caller(context).name
             index = self.names.index(name) if name in self.names else -1
-            if index <= self.index or index in self.links:
+            if index <= self.index or name in self._joined:
                 raise PermissionRefused(f"'{name}' is no party of a higher index that is not connected yet")
         except MpcacheError as error:
             abort_if_alive(context, error)
-        link = PeerStream(self.session, name, BEAT)
-        context.add_callback(link.call_over)
-        link.start(requests, context.cancel)
-        self._heartbeats.add(link)
-        with self._joined:
-            self.links[index] = link
-            self._joined.notify_all()
-        yield from link.outgoing()
+        stream = PeerStream(self.session, name, BEAT)
+        context.add_callback(stream.call_over)
+        stream.start(requests, context.cancel)
+        self._heartbeats.add(stream)
+        self._joined.add(name, stream)
+        yield from stream.outgoing()
 
 
 class Segments(services.DealerServicer):  # type: ignore[misc]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from launch.local.memory import peak_memory
 from launch.measure.bench.eviction import EvictionProgram
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import DEALER, BenchPlan
@@ -30,6 +29,7 @@ from models.costs.program import (
     WARM_UP,
     NoInputs,
     Source,
+    StepPlan,
     by_parties,
     fill,
     fill_layer,
@@ -48,7 +48,7 @@ from mpc.tape import DealerTape, PartyTape
 from parties.transport.channel import GrpcChannel
 from protocols.suite import OutputShare, Suite, Value
 
-BESIDE_BYTES = 256 << 20
+BACKGROUND_BYTES = 256 << 20
 
 
 class Segmented:
@@ -86,12 +86,12 @@ class Segmented:
         self._decoder = Decoder(suite, self.architecture, weights, parse(self.plan.policy))
 
     def _new_cache(self) -> None:
-        self._cache = self.suite.run(fill(self.suite, self._decoder, 0, self.source))
+        self._cache = self.suite.run(fill(self._decoder, 0, self.source))
         self._tokens = self.source.tokens(self.suite, self.plan.tokens, by_parties(self.plan.cached, self.plan.tokens))
 
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
-        self.suite.run(fill_layer(self.suite, self._decoder, cache, layer, self.plan.cached, self.source))
+        self.suite.run(fill_layer(self._decoder, cache, layer, self.plan.cached, self.source))
         if cache.append_only:  # with room behind its rows, as a session's cache has after a token
             k, v = entry.keys_and_values()
             entry.k, entry.v = self.suite.keep_first(k, entry.length, 1), self.suite.keep_first(v, entry.length, 1)
@@ -101,7 +101,7 @@ class Segmented:
 
     def _step(self, name: str) -> None:
         after = self._cache.copied()
-        self.logits, _ = self.suite.run(step(self.suite, self._decoder, after, self.plan.tokens, self._tokens, name))
+        self.logits, _ = self.suite.run(step(self._decoder, after, StepPlan(self.plan.tokens), self._tokens, name))
         if self._cache.append_only:
             self._cache.rewind(self.suite, after)
 
@@ -141,18 +141,6 @@ class Timer:
         self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - own
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has held."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def run_party(folder: Path, index: int) -> None:
     """Run a compute party: it writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
     plan = BenchPlan.read(folder)
@@ -175,9 +163,9 @@ def run_party(folder: Path, index: int) -> None:
             if number == 1 and plan.preprocessing and program.suite.preprocesses:
                 store = PrecomputedValues()
                 preparing = preparation(program, tape, store, channel)
-            beside: threading.Thread | None = None
+            background: threading.Thread | None = None
             if preparing is not None and name == CACHE:
-                beside = prepare_beside(next(preparing)[1], store)
+                background = prepare_in_background(next(preparing)[1], store)
             elif preparing is not None:
                 with timers["preparation"].of(name):
                     next(preparing)[1]()
@@ -189,8 +177,8 @@ def run_party(folder: Path, index: int) -> None:
                 output = work()
             if line is not None:
                 spans = [astuple(span) for span in line.spans]
-            if beside is not None:
-                beside.join()
+            if background is not None:
+                background.join()
                 store.limit = None
             if preparing is not None and len(store):
                 raise TapeError(f"segment '{name}' did not use all that was prepared for it: {len(store)} entries are left")
@@ -206,16 +194,16 @@ def run_party(folder: Path, index: int) -> None:
         "prepare_cpu_seconds": timers["preparation"].cpu,
         "prepared_bytes": most,
         "spans": spans,
-        "peak_rss_bytes": peak_bytes(),
+        "peak_rss_bytes": peak_memory(),
         "bits": output.bits,
         "fraction_bits": output.fraction_bits,
     }
     (folder / f"{plan.names[index]}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def prepare_beside(work: Callable[[], Any], store: PrecomputedValues) -> threading.Thread:
+def prepare_in_background(work: Callable[[], Any], store: PrecomputedValues) -> threading.Thread:
     """Prepare in a thread while the party works, with a bounded store: filling a cache may take gigabytes."""
-    store.limit = BESIDE_BYTES
+    store.limit = BACKGROUND_BYTES
 
     def run() -> None:
         try:
@@ -235,10 +223,10 @@ def preparation(
     """Return the segments after the weights of a preprocessing pass; `program` takes what they leave in `store` from now
     on."""
     plan, weights = program.plan, program.weights
-    ahead = program_of(plan, plan.make_suite(PreprocessingTape(tape, store), None), NoInputs())
-    ahead.go_on(ahead.suite, weights)
+    preparing = program_of(plan, plan.make_suite(PreprocessingTape(tape, store), None), NoInputs())
+    preparing.go_on(preparing.suite, weights)
     program.go_on(plan.make_suite(PrecomputedTape(store, channel.ledger, plan.device), channel), weights)
-    segments = ahead.segments()
+    segments = preparing.segments()
     next(segments)  # the weights
     return segments
 
@@ -258,5 +246,5 @@ def run_dealer(folder: Path) -> None:
                 work()
             tapes.end()
         tapes.wait_until_fetched()
-    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_bytes()}
+    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_memory()}
     (folder / f"{DEALER}.json").write_text(json.dumps(report), encoding="utf-8")

@@ -24,7 +24,7 @@ class Contender:
     budget: float | None
 
     def problem(self, architecture: Architecture, length: int) -> str | None:
-        """Why the policy cannot serve prompts of this length; None when it can."""
+        """Return why the policy cannot serve prompts of this length; None when it can."""
         try:
             parse(self.policy, plaintext=True).check(architecture, length)
         except ConfigurationError as error:
@@ -33,13 +33,13 @@ class Contender:
 
 
 def default_policies(architecture: Architecture) -> list[str]:
-    """All policies, without what needs more than two layers where the model has no more than three."""
+    """Return all policies, without what needs more than two layers where the model has no more than three."""
     changes = {"mpcache": "mpcache:sharing=1", "quest": "quest:skip=0"} if architecture.layers < 4 else {}
     return [changes.get(name, name) for name in POLICIES]
 
 
 def contenders(texts: Sequence[str], budgets: Sequence[float], plaintext: bool = False) -> list[Contender]:
-    """Every policy at every budget. Raises `ConfigurationError` for an unknown policy or a budget outside (0, 1].
+    """Return every policy at every budget. Raises `ConfigurationError` for an unknown policy or a budget outside (0, 1].
 
     plaintext: see `models.policies.registry.parse`.
     """
@@ -62,7 +62,7 @@ def contenders(texts: Sequence[str], budgets: Sequence[float], plaintext: bool =
 
 
 def with_budget(text: str, budget: float) -> str:
-    """The policy's text with its budget set wherever the text leaves it open; wrappers keep their own settings."""
+    """Return the policy's text with its budget set wherever the text leaves it open; wrappers keep their own settings."""
     around, bar, inner = text.partition("|")
     if bar:
         return f"{around}|{with_budget(inner, budget)}"

@@ -54,7 +54,7 @@ JOINTS = (", and {person} {deed}", ", but {person} {deed}", ", because {person} 
 
 
 def sentences(rng: np.random.Generator) -> Iterator[str]:
-    """Sentences without end."""
+    """Yield sentences without end."""
 
     def one_of(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))]

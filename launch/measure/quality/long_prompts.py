@@ -32,7 +32,7 @@ class Frame:
             self.before, self.behind = (tokenizer.encode(part, False) for part in (head, tail))
 
     def prompt(self, asked: Asked, tokens: int, rng: np.random.Generator) -> list[int]:
-        """`tokens` ids. Raises `ConfigurationError` when they do not hold the task."""
+        """Return `tokens` ids. Raises `ConfigurationError` when they do not hold the task."""
         encode = self._tokenizer.encode
         head = [*self.before, *encode(f"{asked.instruction}\n\n", False)]
         tail = [*encode(f"\n\n{asked.question}", False), *self.behind, *encode(asked.begun, False)]
@@ -45,7 +45,7 @@ class Frame:
     def _filled(
         self, asked: Asked, placed: Sequence[tuple[float, list[int]]], room: int, rng: np.random.Generator
     ) -> list[int]:
-        """The long text: `room` tokens of filler, whose beginning is cut off, and what is placed in it."""
+        """Return the long text: `room` tokens of filler, whose beginning is cut off, and what is placed in it."""
         pieces: list[list[int]] = []
         filler = asked.filler(rng)
         while sum(map(len, pieces)) < room:

@@ -47,7 +47,7 @@ class Asked:
     filler: Callable[[np.random.Generator], Iterator[str]] = field(default=sentences)
 
     def score(self, answer: str) -> float:
-        """Share of the wanted words that occur in an answer, as whole words, from 0 to 1."""
+        """Return the share of the wanted words that occur in an answer, as whole words, from 0 to 1."""
         words = set(re.findall(r"\w+", answer.lower()))
         return sum(word.lower() in words for word in self.wanted) / len(self.wanted)
 
@@ -67,12 +67,12 @@ HIDDEN = (
 
 
 def single(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """One number in the text."""
+    """Make a prompt with one number in the text."""
     return _needles(rng, depth, 1)
 
 
 def keyed(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """Several numbers, one of them asked for."""
+    """Make a prompt with several numbers, one of them asked for."""
     return _needles(rng, depth, KEYED)
 
 
@@ -91,7 +91,7 @@ def _needles(rng: np.random.Generator, depth: float, count: int) -> Asked:
 
 
 def queried(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """Several numbers, all asked for."""
+    """Make a prompt with several numbers, all asked for."""
     keys, values = _keys(rng, QUERIED), [_number(rng) for _ in range(QUERIED)]
     depths = [depth, *rng.random(QUERIED - 1).tolist()]
     said = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
@@ -107,7 +107,8 @@ def queried(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
 
 
 def variables(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """A chain of assignments, the first at the depth, the others behind it; the first variable is given."""
+    """Make a prompt with a chain of assignments, the first at the depth, the others behind it; the first variable is
+    given."""
     names = ["".join(chr(65 + int(n)) for n in rng.integers(0, 26, 3)) for _ in range(HOPS + 1)]
     value = _number(rng)
     said = [f"VAR {names[0]} = {value}."] + [f"VAR {b} = VAR {a}." for a, b in pairwise(names)]
@@ -123,7 +124,7 @@ def variables(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
 
 
 def common(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
-    """A list of words, one of which comes again and again, all over it; the depth is not used."""
+    """Make a prompt with a list of words, one of which comes again and again, all over it; the depth is not used."""
     key = _keys(rng, 1)[0]
     depths = rng.random(max(4, tokens // 30)).tolist()
     return Asked(
@@ -138,7 +139,7 @@ def common(rng: np.random.Generator, depth: float, tokens: int) -> Asked:
 
 
 def rare_words(rng: np.random.Generator) -> Iterator[str]:
-    """Words without end, each as often as any other."""
+    """Yield words without end, each as often as any other."""
     while True:
         for n in rng.permutation(len(RARE)):
             yield f"{RARE[n]},"

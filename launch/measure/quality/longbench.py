@@ -32,12 +32,13 @@ class Task:
 
     @property
     def new_tokens(self) -> int:
-        """LongBench's answer length."""
+        """Return LongBench's answer length."""
         return DATA_SETS[self.dataset][1]
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """All lines. Raises `ConfigurationError` naming file, line and what is wrong, `EnvironmentProblem` for a package."""
+    """Return all lines. Raises `ConfigurationError` naming file, line and what is wrong, `EnvironmentProblem` for a
+    package."""
     text = read_text_file(path, "--longbench")
     tasks = [_task(f"--longbench {path}, line {n}", n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not tasks:
@@ -78,31 +79,30 @@ def _strings(where: str, name: str, found: Any) -> tuple[str, ...]:
 
 
 def check_template(template: str) -> str:
-    """The template itself. Raises `ConfigurationError` unless it holds {context} or {input}, and nothing else in braces."""
+    """Return the template itself. Raises `ConfigurationError` unless it holds {context} or {input}, and nothing else in
+    braces."""
     names = re.findall(r"\{(\w*)\}", template)
     if not names or not set(names) <= {"context", "input"}:
         raise ConfigurationError(f"--template {template!r}: needs {{context}} and {{input}}, and no other name in braces")
     return template
 
 
-def prompt_of(
-    checkpoint: Checkpoint, task: Task, template: str, new_tokens: int, cut: bool, where: str = "--longbench"
-) -> list[int]:
-    """Token ids. cut: what does not fit the model is taken out of the middle, as LongBench's code does; otherwise it is a
-    `ConfigurationError`."""
+def prompt_of(checkpoint: Checkpoint, task: Task, template: str, new_tokens: int, cut: bool) -> list[int]:
+    """Return a prompt's token ids. cut: what does not fit the model is taken out of the middle, as LongBench's code does;
+    otherwise it is a `ConfigurationError`."""
     values = {"context": task.context, "input": task.input}
     text = re.sub(r"\{(context|input)\}", lambda found: values[found[1]], template)
     ids = checkpoint.tokenizer.encode(text)
     room = checkpoint.architecture.positions - new_tokens + 1
     if not ids:
-        raise ConfigurationError(f"{where}, line {task.line}: its prompt has no token; fill context or input")
+        raise ConfigurationError(f"--longbench, line {task.line}: its prompt has no token; fill context or input")
     if room < 2:
-        raise ConfigurationError(f"{where}: {new_tokens} new tokens leave no room for a prompt; lower --new")
+        raise ConfigurationError(f"--longbench: {new_tokens} new tokens leave no room for a prompt; lower --new")
     if len(ids) <= room:
         return ids
     if not cut:
         raise ConfigurationError(
-            f"{where}, line {task.line}: a prompt of {len(ids)} tokens and {new_tokens} new ones do not fit the model's "
+            f"--longbench, line {task.line}: a prompt of {len(ids)} tokens and {new_tokens} new ones do not fit the model's "
             f"{checkpoint.architecture.positions} positions; use --cut-prompts to leave out their middle, or lower --new"
         )
     half = room // 2
@@ -110,5 +110,5 @@ def prompt_of(
 
 
 def datasets_of(tasks: Sequence[Task]) -> list[str]:
-    """Names in order of appearance."""
+    """Return the names in order of appearance."""
     return list(dict.fromkeys(task.dataset for task in tasks))

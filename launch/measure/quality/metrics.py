@@ -41,12 +41,16 @@ def _plain_words(text: str) -> list[str]:
 
 
 def qa_f1(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """F1 over words, without case, punctuation and articles."""
+    """Return F1 over words, without case, punctuation and articles.
+
+    >>> qa_f1("The red house.", "a red roof")
+    0.5
+    """
     return _f1(_plain_words(given), _plain_words(wanted))
 
 
 def rouge_l(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """ROUGE-L: the union of longest common subsequences of all pairs of sentences, over sets of words."""
+    """Return ROUGE-L: the union of longest common subsequences of all pairs of sentences, over sets of words."""
     sentences = [[part.split() for part in text.split(".") if part] for text in (given, wanted)]
     sizes = [len({word for sentence in text for word in sentence}) for text in sentences]
     if not all(sizes):
@@ -57,7 +61,7 @@ def rouge_l(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
 
 
 def _common(x: Sequence[str], y: Sequence[str]) -> list[str]:
-    """A longest common subsequence, read back as the package `rouge` does."""
+    """Return a longest common subsequence, read back as the package `rouge` does."""
     table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i, a in enumerate(x, 1):
         for j, b in enumerate(y, 1):
@@ -75,7 +79,8 @@ def _common(x: Sequence[str], y: Sequence[str]) -> list[str]:
 
 
 def classification(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """1 / number of class names in the answer when the right one is among them; names inside the right one do not count.
+    """Return 1 / the number of class names in the answer when the right one is among them; names inside the right one do
+    not count.
 
     As in LongBench's code a removed name hides the next one from removal; scores can be compared with published ones.
     """
@@ -92,24 +97,24 @@ def _share_of_numbers(given: str, wanted: str) -> float:
 
 
 def retrieval(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """Share of the answer's numbers that name the right paragraph, "Paragraph N"."""
+    """Return the share of the answer's numbers that name the right paragraph, "Paragraph N"."""
     found = re.findall(r"Paragraph (\d+)", wanted)
     return _share_of_numbers(given, found[0]) if found else 0.0
 
 
 def retrieval_zh(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """As `retrieval`, for Chinese paragraphs."""
+    """Score as `retrieval` does, for Chinese paragraphs."""
     found = re.findall(r"段落(\d+)", wanted)
     return _share_of_numbers(given, found[0]) if found else 0.0
 
 
 def count(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """Share of the answer's numbers that are the right one."""
+    """Return the share of the answer's numbers that are the right one."""
     return _share_of_numbers(given, wanted)
 
 
 def code_similarity(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """Similarity of the first line that is neither comment nor fence, rounded to percents."""
+    """Return the similarity of the first line that is neither comment nor fence, rounded to percents."""
     lines = given.lstrip("\n").split("\n")
     line = next((x for x in lines if "`" not in x and "#" not in x and "//" not in x), "")
     return round(100 * SequenceMatcher(None, line, wanted).ratio()) / 100
@@ -127,14 +132,14 @@ def _cut(text: str) -> list[str]:
 
 
 def qa_f1_zh(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """F1 over Chinese words without punctuation."""
+    """Return F1 over Chinese words without punctuation."""
     stops = set(string.punctuation + CHINESE_PUNCTUATION)
     words = [["".join(c for c in w.lower() if c not in stops and not c.isspace()) for w in _cut(x)] for x in (given, wanted)]
     return _f1(*([w for w in side if w] for side in words))
 
 
 def rouge_zh(given: str, wanted: str, classes: Sequence[str] = ()) -> float:
-    """`rouge_l` over Chinese words."""
+    """Return `rouge_l` over Chinese words."""
     return rouge_l(" ".join(_cut(given)), " ".join(_cut(wanted)))
 
 
@@ -174,12 +179,12 @@ def check_metric(dataset: str) -> None:
 
 
 def score(dataset: str, given: str, answers: Sequence[str], classes: Sequence[str]) -> float:
-    """The best score over the expected answers, from 0 to 1."""
+    """Return the best score over the expected answers, from 0 to 1."""
     if dataset in FIRST_LINE:
         given = given.lstrip("\n").split("\n")[0]
     return max(DATA_SETS[dataset][0](given, wanted, classes) for wanted in answers)
 
 
 def perplexity(losses: Sequence[float]) -> float:
-    """exp of the mean of -ln p."""
+    """Return exp of the mean of -ln p."""
     return exp(sum(losses) / len(losses))

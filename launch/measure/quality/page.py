@@ -18,17 +18,17 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def columns(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Those of `COLUMNS` that some row has a value for."""
+    """Return those of `COLUMNS` that some row has a value for."""
     return {name: column for name, column in COLUMNS.items() if any(row[name] is not None for row in rows)}
 
 
 def number(value: float | None, form: str) -> str:
-    """Formatted, empty for None."""
+    """Return a number as text, empty for None."""
     return "" if value is None else format(value, form)
 
 
 def decisions_text(check: dict[str, Any]) -> str:
-    """What a spot check says of kept sets, of which there were some."""
+    """Return what a spot check says of kept sets, of which there were some."""
     text = f"Kept sets: {check['equal_decisions']} of {check['decisions']} equal to plaintext"
     if check["equal_decisions"] < check["decisions"]:
         text += f"; in the others what was exchanged lies within {100 * check['gap']:.2g} % of the ranked values' spread"
@@ -38,7 +38,7 @@ def decisions_text(check: dict[str, Any]) -> str:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The page of a results.json."""
+    """Return the page of a results.json."""
     settings = record["settings"]
     lines = [
         "# Quality of cache policies",

@@ -21,7 +21,7 @@ COLUMNS = 4
 
 
 def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> bool:
-    """A panel a measure, a line a policy and length; what has no budget is a line across. False: nothing to draw."""
+    """Draw a panel a measure, a line a policy and length; what has no budget is a line across. False: nothing to draw."""
     shown = [name for name in MEASURES if any(row[name] is not None for row in rows)]
     if not shown:
         return False
@@ -65,7 +65,7 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> bool:
 
 
 def plot_needle(cells: Sequence[dict[str, Any]], path: Path) -> bool:
-    """A map a policy, depth down and length across; dark is high, the number stands in the field. False: no cells."""
+    """Draw a map a policy, depth down and length across; dark is high, the number stands in the field. False: no cells."""
     if not cells:
         return False
     asked = list(dict.fromkeys(cell["asked"] for cell in cells))

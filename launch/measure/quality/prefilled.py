@@ -40,7 +40,7 @@ class NotingSuite(PlainSuite):
     async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
-        """While queries are noted, a whole prompt's, by torch's own kernel, which holds no matrix of scores; then the second
+        """As in `plain`; while queries are noted, by torch's own kernel, which holds no matrix of scores; then the second
         result is zero."""
         if self.noted is None:
             return await super().attention_with_mass(q, k, v, mask, observed)
@@ -95,13 +95,13 @@ class PrefilledModel:
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefilled:
-        """The prompt's pass. progress(done, total): layers."""
+        """Run the prompt's pass. progress(done, total): layers."""
         noting = _Noting()
         decoder = Decoder(self.suite, self.architecture, self.weights, noting)
         queries: list[Tensor] = []
         self.suite.noted = queries
         try:
-            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), 0, True, progress))
+            logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), True, progress))
         finally:
             self.suite.noted = None
         return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
@@ -110,8 +110,8 @@ class PrefilledModel:
     def answer(
         self, prompt: Prefilled, policy: str, new_tokens: int, done: Callable[[list[int]], bool] = lambda ids: False
     ) -> list[int]:
-        """Greedily generated tokens, up to and with the first end-of-text token. done(tokens so far): whether more would
-        change nothing."""
+        """Return greedily generated tokens, up to and with the first end-of-text token. done(tokens so far): whether more
+        would change nothing."""
         decoder, cache = self._begun(prompt, policy)
         logits, ids = prompt.logits, list[int]()
         while True:
@@ -122,7 +122,7 @@ class PrefilledModel:
 
     @torch.inference_mode()
     def losses(self, prompt: Prefilled, policy: str, following: Sequence[int]) -> list[float]:
-        """-ln p of each following token, given all before it; decoded one by one with the policy."""
+        """Return -ln p of each following token, given all before it; decoded one by one with the policy."""
         decoder, cache = self._begun(prompt, policy)
         logits, found = prompt.logits, list[float]()
         for n, token in enumerate(following):
@@ -135,10 +135,10 @@ class PrefilledModel:
         return self.suite.indices(len(ids), torch.tensor(list(ids)), self.architecture.vocabulary)
 
     def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
-        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, cache.seen, True)))
+        return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, True)))
 
     def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
-        """A decoder, and the cache that the policy leaves of the prompt."""
+        """Return a decoder, and the cache that the policy leaves of the prompt."""
         policy = parse(text, plaintext=True)
         policy.check(self.architecture, prompt.tokens)
         decoder = Decoder(self.suite, self.architecture, self.weights, policy)

@@ -1,6 +1,6 @@
 """What a policy attends to, and how much of the full cache's attention that is.
 
-The run that is watched is the full cache's: at every step and layer the policy is asked, with the full cache's own query,
+The run that is probed is the full cache's: at every step and layer the policy is asked, with the full cache's own query,
 what it attends to; then the full cache's attention is what the layer goes on with. So all policies are asked at the same
 queries and after the same tokens, and a share is a share of the same probabilities.
 
@@ -33,21 +33,21 @@ class Attended:
     counts: Tensor
 
     def places(self, tokens: int) -> Tensor:
-        """Bool [G, R, tokens]: which tokens are attended to."""
+        """Return a bool [G, R, tokens]: which tokens are attended to."""
         groups, heads, _ = self.counts.shape
         places = torch.zeros(groups, heads, tokens, device=self.counts.device)
         index = self.numbers[:, None, :].expand_as(self.counts)
         return places.scatter_add_(2, index, self.counts.to(places.dtype)) > 0
 
 
-class WatchingSuite(PlainSuite):
+class ProbingSuite(PlainSuite):
     """The suite `plain`; `last` is what the latest attention over numbered keys attended to."""
 
     last: Attended | None = None
-    watching = False
+    probing = False
 
     def _note(self, q: Value, k: Value, counts: Tensor | None) -> None:
-        if not self.watching:
+        if not self.probing:
             return
         numbers = tensor_of(k)[..., -1].round().to(torch.int64)
         shape = (*q.shape[:2], numbers.shape[1])
@@ -55,24 +55,23 @@ class WatchingSuite(PlainSuite):
         self.last = Attended(numbers, whole if counts is None else counts.to(numbers.device).expand(shape))
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
-        """Noted: all keys, or those that the public mask leaves."""
+        """Note all keys, or those that the public mask leaves."""
         self._note(q, k, mask)
         return await super().attention(q, k, v, mask)
 
     async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
-        """Noted as `attention`."""
         self._note(q, k, mask)
         return await super().attention_with_mass(q, k, v, mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        """Noted: the keys whose scores are not lowered by `PENALTY`."""
+        """Note the keys whose scores are not lowered by `PENALTY`."""
         self._note(q, k, tensor_of(bias) > -PENALTY / 2)
         return await super().biased_attention(q, k, v, bias)
 
 
-class WatchedCache(KVCache):
+class ProbedCache(KVCache):
     """Beside what the policy keeps, each layer's keys and values of all tokens, from its first prompt batch's end on."""
 
     def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
@@ -89,7 +88,7 @@ class WatchedCache(KVCache):
 
 
 @dataclass
-class Watch(CachePolicy):
+class AttentionProbe(CachePolicy):
     """Asks `inner` what it attends to, goes on with the full cache's attention.
 
     mass: by layer the attention kept, one mean over heads a step; attended, kept: tokens attended to (mean over heads) and
@@ -100,7 +99,7 @@ class Watch(CachePolicy):
     mass: dict[int, list[float]] = field(default_factory=dict)
     attended: list[float] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    name: ClassVar[str] = "watch"
+    name: ClassVar[str] = "probe"
 
     def __post_init__(self) -> None:
         self.prefill_chunk = self.inner.prefill_chunk
@@ -113,7 +112,7 @@ class Watch(CachePolicy):
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """Number the cached tokens, then as the inner policy."""
-        assert isinstance(cache, WatchedCache)
+        assert isinstance(cache, ProbedCache)
         entry = cache.layers[layer]
         keys, values = map(tensor_of, entry.keys_and_values())
         cache.whole[layer] = keys, values
@@ -125,15 +124,15 @@ class Watch(CachePolicy):
         await self.inner.after_append(suite, cache, layer)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """The full cache's attention; what the inner policy attends to is noted."""
-        assert isinstance(suite, WatchingSuite)
-        assert isinstance(cache, WatchedCache)
+        """Return the full cache's attention, and note what the inner policy attends to."""
+        assert isinstance(suite, ProbingSuite)
+        assert isinstance(cache, ProbedCache)
         query = tensor_of(q)
         keys, values = cache.whole[layer]
         self.kept.append(cache.layers[layer].length)
-        suite.last, suite.watching = None, True
+        suite.last, suite.probing = None, True
         await self.inner.attend(suite, cache, layer, PlainValue(functional.pad(query, (0, 1))))
-        suite.watching = False
+        suite.probing = False
         assert suite.last is not None
         places = suite.last.places(cache.seen + 1)
         scores = query @ keys.transpose(1, 2)
@@ -149,7 +148,7 @@ class Watch(CachePolicy):
 
 
 def _numbered(x: Tensor, first: int | None) -> PlainValue:
-    """x [G, S, C] with one more channel: numbers from `first` on, or zero."""
+    """Return x [G, S, C] with one more channel: numbers from `first` on, or zero."""
     groups, tokens, _ = x.shape
     start = 0 if first is None else first
     numbers = torch.arange(start, start + tokens, device=x.device, dtype=x.dtype) * (first is not None)

@@ -26,11 +26,11 @@ class Prompt:
 
     @property
     def questions(self) -> int:
-        """How many answers are counted."""
+        """Return how many answers are counted."""
         return 0 if self.wanted is None else 1 if self.names is None else len(self.names)
 
     def right(self, given: Sequence[int]) -> int:
-        """How many of the questions a generated answer answers right."""
+        """Return how many of the questions a generated answer answers right."""
         if self.wanted is None:
             return 0
         if self.names is None:
@@ -48,15 +48,16 @@ class Codes:
     token_ids = codes.TOKEN_IDS
 
     def answer_tokens(self, length: int) -> int:
-        """With the end of text."""
+        """Return the tokens of an answer, the end of text among them."""
         return codes.ANSWER_TOKENS
 
     def least_tokens(self, length: int) -> int:
-        """Tokens without which no answer is right."""
+        """Return the number of tokens without which no answer is right."""
         return codes.VALUE_TOKENS
 
     def prompts(self, length: int, count: int, seed: int, depth: float | None = None) -> list[Prompt]:
-        """Held-out documents with a question each, `length` tokens together; with a depth the same documents at each."""
+        """Return held-out documents with a question each, `length` tokens together; with a depth the same documents at
+        each."""
         if depth is None:
             return [self._prompt(case.prompt, case.answer) for case in codes.evaluation_cases(length, count, seed)]
         rng = codes.make_rng(seed, codes.HELD_OUT)
@@ -81,15 +82,15 @@ class Lists:
     token_ids = lists.TOKEN_IDS
 
     def answer_tokens(self, length: int) -> int:
-        """With the end of text."""
+        """Return the tokens of an answer, the end of text among them."""
         return lists.answer_tokens(length)
 
     def least_tokens(self, length: int) -> int:
-        """Tokens without which no answer is right."""
+        """Return the number of tokens without which no answer is right."""
         return lists.answer_tokens(length) - 1
 
     def prompts(self, length: int, count: int, seed: int, depth: float | None = None) -> list[Prompt]:
-        """Held-out documents with a list each, `length` tokens together; with a depth all asked records lie there."""
+        """Return held-out documents with a list each, `length` tokens together; with a depth all asked records lie there."""
         cases = lists.evaluation_cases(length, count, seed, depth)
         ids = lists.TOKEN_IDS
         return [Prompt(lists.encode(c.prompt), [ids[v] for v in c.values], [ids[n] for n in c.names]) for c in cases]
@@ -100,7 +101,7 @@ TASKS: tuple[RecallTask, ...] = (Codes(), Lists())
 
 
 def task_of(checkpoint: Checkpoint) -> RecallTask | None:
-    """The recall task whose tokenizer the checkpoint has; None for any other tokenizer."""
+    """Return the recall task whose tokenizer the checkpoint has; None for any other tokenizer."""
     for task in TASKS:
         if checkpoint.architecture.vocabulary == len(task.vocabulary):
             words = task.vocabulary[2:]
@@ -124,7 +125,7 @@ def check_length(architecture: Architecture, length: int, new_tokens: int, task:
 
 
 def read_text(checkpoint: Checkpoint, path: Path) -> list[int]:
-    """A text file's tokens. Raises `ConfigurationError` when it cannot be read or has none."""
+    """Return a text file's tokens. Raises `ConfigurationError` when it cannot be read or has none."""
     text = read_text_file(path, "--text")
     ids = checkpoint.tokenizer.encode(text) if text.strip() else []
     if not ids:
@@ -133,7 +134,7 @@ def read_text(checkpoint: Checkpoint, path: Path) -> list[int]:
 
 
 def text_part(architecture: Architecture, ids: Sequence[int], length: int, most: int) -> list[int]:
-    """A prompt of `length` tokens and the up to `most` tokens behind it that perplexity is of."""
+    """Return a prompt of `length` tokens and the up to `most` tokens behind it that perplexity is of."""
     room = min(most, architecture.positions - length + 1)
     part = list(ids[: length + room])
     if room < 1 or len(part) <= length:
@@ -145,7 +146,7 @@ def text_part(architecture: Architecture, ids: Sequence[int], length: int, most:
 
 
 def text_prompts(ids: Sequence[int], length: int, count: int) -> list[Prompt]:
-    """Up to `count` windows of the text, spread evenly from its start to its end."""
+    """Return up to `count` windows of the text, spread evenly from its start to its end."""
     last = len(ids) - length
     starts = sorted({round(n * last / max(1, count - 1)) for n in range(count)})
     return [Prompt(list(ids[start : start + length])) for start in starts]

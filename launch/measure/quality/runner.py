@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from launch.measure.quality.probe import Watch, WatchedCache, WatchingSuite
+from launch.measure.quality.probe import AttentionProbe, ProbedCache, ProbingSuite
 from launch.measure.selection_trace import Decision, noting
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
@@ -38,33 +38,34 @@ class Runner:
         self.model = PlainModel(checkpoint, torch.float32, device)
 
     def answer(self, ids: Sequence[int], policy: str, new_tokens: int, decided: list[Decision] | None = None) -> list[int]:
-        """Greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what the policy
-        decides."""
+        """Return greedily generated tokens, up to and with the first end-of-text token. decided: a list that gets what
+        the policy decides."""
         plan = GenerationPlan(len(ids), new_tokens, "greedy", policy)
         suite = None if decided is None else cast(Suite, noting(self.model.suite, decided))
         return self.model.generate(ids, plan, suite=suite)
 
     def losses(self, ids: Sequence[int], prompt_tokens: int, policy: str) -> list[float]:
-        """-ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""
+        """Return -ln p of each token behind the prompt, given all before it; decoded one by one with the policy."""
         decoder = self.model.decoder(None, parse(policy))
         rows = self._forced(decoder, decoder.new_cache(), ids[:-1], prompt_tokens)
         targets = torch.tensor(list(ids[prompt_tokens:]), device=rows.device)
         return [float(x) for x in torch.nn.functional.cross_entropy(rows.double(), targets, reduction="none")]
 
-    def watch(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
-        """What the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one token)."""
+    def probe(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
+        """Return what the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one
+        token)."""
         if len(answer) < 2:
             return None
-        watch = Watch(parse(policy))
-        suite = WatchingSuite(self.model.suite.dtype, self.model.suite.device)
-        decoder = Decoder(suite, self.architecture, self.model.weights, watch)
-        self._forced(decoder, WatchedCache(self.architecture, watch), [*ids, *answer[:-1]], len(ids))
-        mass = tuple(sum(watch.mass[n]) / len(watch.mass[n]) for n in range(self.architecture.layers))
-        return Kept(mass, sum(watch.attended) / len(watch.attended), sum(watch.kept) / len(watch.kept))
+        probe = AttentionProbe(parse(policy))
+        suite = ProbingSuite(self.model.suite.dtype, self.model.suite.device)
+        decoder = Decoder(suite, self.architecture, self.model.weights, probe)
+        self._forced(decoder, ProbedCache(self.architecture, probe), [*ids, *answer[:-1]], len(ids))
+        mass = tuple(sum(probe.mass[n]) / len(probe.mass[n]) for n in range(self.architecture.layers))
+        return Kept(mass, sum(probe.attended) / len(probe.attended), sum(probe.kept) / len(probe.kept))
 
     @torch.inference_mode()
     def _forced(self, decoder: Decoder, cache: KVCache, ids: Sequence[int], prompt_tokens: int) -> Tensor:
-        """Logits [n, V] after the prompt and after each further token that is given."""
+        """Return the logits [n, V] after the prompt and after each further token that is given."""
         suite, vocabulary = decoder.suite, self.architecture.vocabulary
         indices = suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         cache.prompt_tokens = prompt_tokens
@@ -72,7 +73,7 @@ class Runner:
         bounds = [*range(0, prompt_tokens, chunk), *range(prompt_tokens, len(ids) + 1)]
         found: list[Tensor] = []
         for start, stop in pairwise(bounds):
-            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, start, True))
+            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, True))
             share: OutputShare = suite.output(logits)
             if stop >= prompt_tokens:
                 found.append(share.share)

@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SweepSettings:
     """What is asked for; the command's options. new_tokens None: the answer's for a recall task, 16 for a text, LongBench's
     own."""
 
@@ -61,56 +61,56 @@ class Job:
     tasks: list[tuple[Task, list[int], int]]
 
 
-def prepare(checkpoint: Checkpoint, wishes: Wishes) -> Job:
+def prepare(checkpoint: Checkpoint, settings: SweepSettings) -> Job:
     """Check all of it and make all prompts. Raises `ConfigurationError` naming option, value and remedy."""
     architecture = checkpoint.architecture
-    found = contenders(wishes.policies or default_policies(architecture), wishes.budgets)
+    found = contenders(settings.policies or default_policies(architecture), settings.budgets)
     task = prompts.task_of(checkpoint)
-    if wishes.needle and task is None:
+    if settings.needle and task is None:
         raise ConfigurationError("--needle: the model's tokenizer is not the recall task's; use a model of models/recall")
-    if task is None and wishes.text is None and wishes.longbench is None:
+    if task is None and settings.text is None and settings.longbench is None:
         raise ConfigurationError(
             "--model: its tokenizer is not the recall task's, so there is nothing to ask it; give --text or --longbench"
         )
-    if any(not 0 <= depth <= 1 for depth in wishes.depths):
-        raise ConfigurationError(f"--depths {','.join(f'{d:g}' for d in wishes.depths)}: depths lie between 0 and 1")
-    check_template(wishes.template)
-    if wishes.seed < 0:
-        raise ConfigurationError(f"--seed {wishes.seed}: must not be negative")
-    answers = [] if task is None else [task.answer_tokens(length) for length in wishes.lengths]
-    new_tokens = wishes.new_tokens or max(answers, default=16)
-    least = 0 if task is None else max(task.least_tokens(length) for length in wishes.lengths)
+    if any(not 0 <= depth <= 1 for depth in settings.depths):
+        raise ConfigurationError(f"--depths {','.join(f'{d:g}' for d in settings.depths)}: depths lie between 0 and 1")
+    check_template(settings.template)
+    if settings.seed < 0:
+        raise ConfigurationError(f"--seed {settings.seed}: must not be negative")
+    answers = [] if task is None else [task.answer_tokens(length) for length in settings.lengths]
+    new_tokens = settings.new_tokens or max(answers, default=16)
+    least = 0 if task is None else max(task.least_tokens(length) for length in settings.lengths)
     if new_tokens < least:
         raise ConfigurationError(f"--new {new_tokens}: an answer of the recall task has {least} tokens; raise it")
     by_length: dict[int, list[Prompt]] = {}
     texts: dict[int, list[int]] = {}
-    ids = None if wishes.text is None else prompts.read_text(checkpoint, wishes.text)
-    for length in wishes.lengths if task is not None or ids is not None else ():
+    ids = None if settings.text is None else prompts.read_text(checkpoint, settings.text)
+    for length in settings.lengths if task is not None or ids is not None else ():
         prompts.check_length(architecture, length, new_tokens, task)
         if ids is not None:
-            texts[length] = prompts.text_part(architecture, ids, length, wishes.text_tokens)
+            texts[length] = prompts.text_part(architecture, ids, length, settings.text_tokens)
         if task is not None:
-            by_length[length] = task.prompts(length, wishes.questions, wishes.seed)
+            by_length[length] = task.prompts(length, settings.questions, settings.seed)
         elif ids is not None:
-            by_length[length] = prompts.text_prompts(ids, length, wishes.questions)
+            by_length[length] = prompts.text_prompts(ids, length, settings.questions)
     lines = []
-    if wishes.longbench is not None:
-        for line in load_tasks(wishes.longbench):
-            new = wishes.new_tokens or line.new_tokens
-            given = prompt_of(checkpoint, line, wishes.template, new, wishes.cut_prompts)
+    if settings.longbench is not None:
+        for line in load_tasks(settings.longbench):
+            new = settings.new_tokens or line.new_tokens
+            given = prompt_of(checkpoint, line, settings.template, new, settings.cut_prompts)
             lines.append((line, given, new))
     lengths = [*by_length, *(len(given) for _, given, _ in lines)]
     problems = [c.problem(architecture, length) for c in found for length in lengths]
     if all(problems):
         raise ConfigurationError(f"no policy can be measured: {problems[0]}")
-    if wishes.spot_check and not by_length:
+    if settings.spot_check and not by_length:
         raise ConfigurationError("--spot-check needs prompts of the recall task or of --text; LongBench's are not used")
     return Job(found, task, new_tokens, by_length, texts, lines)
 
 
-def measure(checkpoint: Checkpoint, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """All results as plain numbers: "rows", "needle", "longbench", "spot_check". say: told what is going on."""
-    runner = Runner(checkpoint, wishes.device)
+def measure(checkpoint: Checkpoint, settings: SweepSettings, job: Job, say: Say) -> dict[str, Any]:
+    """Return all results as plain numbers: "rows", "needle", "longbench", "spot_check". say: told what is going on."""
+    runner = Runner(checkpoint, settings.device)
     rows = []
     for length, asked in job.prompts.items():
         say(f"{length} tokens: full cache")
@@ -120,9 +120,9 @@ def measure(checkpoint: Checkpoint, wishes: Wishes, job: Job, say: Say) -> dict[
             rows.append(_row(runner, job, one, length, full))
     return {
         "rows": rows,
-        "needle": _needle(runner, wishes, job, say) if wishes.needle else [],
+        "needle": _needle(runner, settings, job, say) if settings.needle else [],
         "longbench": _longbench(runner, job, say),
-        "spot_check": _spot_check(runner, wishes, job, say) if wishes.spot_check else None,
+        "spot_check": _spot_check(runner, settings, job, say) if settings.spot_check else None,
     }
 
 
@@ -143,8 +143,8 @@ def _row(runner: Runner, job: Job, one: Contender, length: int, full: list[list[
     row["token_agreement"], row["answer_agreement"] = agreement(full, answers)
     if job.task is not None:
         row["recall"] = recall(asked, answers)
-    watched = (runner.watch(prompt.ids, given, one.policy) for prompt, given in zip(asked, full, strict=True))
-    kept: list[Kept] = [k for k in watched if k is not None]
+    probed = (runner.probe(prompt.ids, given, one.policy) for prompt, given in zip(asked, full, strict=True))
+    kept: list[Kept] = [k for k in probed if k is not None]
     if kept:
         by_layer = [_mean(values) for values in zip(*(k.mass for k in kept), strict=True)]
         row["attention_mass"], row["attention_mass_by_layer"] = _mean(by_layer), by_layer
@@ -156,14 +156,14 @@ def _row(runner: Runner, job: Job, one: Contender, length: int, full: list[list[
 
 
 def agreement(full: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Shares of equal tokens, place by place over the longer of two answers, and of fully equal answers."""
+    """Return the shares of equal tokens, place by place over the longer of two answers, and of fully equal answers."""
     equal = sum(a == b for x, y in zip(full, answers, strict=True) for a, b in zip(x, y, strict=False))
     places = sum(max(len(x), len(y)) for x, y in zip(full, answers, strict=True))
     return equal / places, _mean([x == y for x, y in zip(full, answers, strict=True)])
 
 
 def recall(asked: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> float:
-    """Share of all questions that are answered right."""
+    """Return the share of all questions that are answered right."""
     right = sum(prompt.right(given) for prompt, given in zip(asked, answers, strict=True))
     return right / sum(prompt.questions for prompt in asked)
 
@@ -172,12 +172,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _needle(runner: Runner, wishes: Wishes, job: Job, say: Say) -> list[dict[str, Any]]:
+def _needle(runner: Runner, settings: SweepSettings, job: Job, say: Say) -> list[dict[str, Any]]:
     assert job.task is not None
     cells = []
-    count = -(-wishes.questions // len(wishes.depths))
-    for length in wishes.lengths:
-        asked = {depth: job.task.prompts(length, count, wishes.seed, depth) for depth in wishes.depths}
+    count = -(-settings.questions // len(settings.depths))
+    for length in settings.lengths:
+        asked = {depth: job.task.prompts(length, count, settings.seed, depth) for depth in settings.depths}
         for one in job.contenders:
             if one.problem(runner.architecture, length):
                 continue
@@ -210,20 +210,20 @@ def _longbench(runner: Runner, job: Job, say: Say) -> list[dict[str, Any]]:
     return rows
 
 
-def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str, Any]:
-    """Prompts of the smallest length on shares, with every policy: tokens, and what policies decide. What lies behind an end
-    of text is not compared, nor decisions where tokens differ.
+def _spot_check(runner: Runner, settings: SweepSettings, job: Job, say: Say) -> dict[str, Any]:
+    """Run prompts of the smallest length on shares, with every policy: tokens, and what policies decide. What lies behind
+    an end of text is not compared, nor decisions where tokens differ.
 
     A run that ends in an error is not equal.
     """
     length = min(job.prompts)
-    roles = InProcessSuite(SuiteSpec(wishes.suite), wishes.parties, wishes.device)
+    roles = InProcessSuite(SuiteSpec(settings.suite), settings.parties, settings.device)
     runs = []
     for one in job.contenders:
         if one.problem(runner.architecture, length):
             continue
         plan = GenerationPlan(length, job.new_tokens, "greedy", one.policy)
-        for number, prompt in enumerate(job.prompts[length][: wishes.spot_check]):
+        for number, prompt in enumerate(job.prompts[length][: settings.spot_check]):
             say(f"on shares, {length} tokens, prompt {number + 1}: {one.policy}")
             decisions: list[Decision] = []
             plain = runner.answer(prompt.ids, one.policy, job.new_tokens, decisions)
@@ -241,8 +241,8 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
             runs.append(run)
     equal = sum(run["equal"] for run in runs)
     return {
-        "suite": wishes.suite,
-        "parties": wishes.parties,
+        "suite": settings.suite,
+        "parties": settings.parties,
         "equal": equal,
         "different": len(runs) - equal,
         "ok": equal == len(runs),
@@ -255,5 +255,5 @@ def _spot_check(runner: Runner, wishes: Wishes, job: Job, say: Say) -> dict[str,
 
 
 def effective_policies(job: Job) -> list[str]:
-    """All policies in their canonical text."""
+    """Return all policies in their canonical text."""
     return [parse(one.policy).spec for one in job.contenders]

@@ -17,14 +17,14 @@ TITLES = {
 
 
 def heads(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Columns of a table of rows; perplexity only where it was measured."""
+    """Return the columns of a table of rows; perplexity only where it was measured."""
     tasks = [TITLES.get(task, task) for task in rows[0]["scores"]]
     texts = ["perplexity"] if any(row["perplexity"] is not None for row in rows) else []
     return ["policy", "budget", *tasks, *texts, "rounds", "sent", "dealt"]
 
 
 def cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A row's texts under `heads`."""
+    """Return a row's texts under `heads`."""
     found = [] if row["budget"] is None else [f"{row['budget']:g}"]
     head = [row["asked"], *(found or [""])]
     scores = [f"{score:.3g}" for score in row["scores"].values()]
@@ -34,12 +34,12 @@ def cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, empty for None."""
+    """Return a number with three decimals, empty for None."""
     return "" if value is None else f"{value:.3f}"
 
 
 def page(record: dict[str, Any]) -> str:
-    """The page of a results.json."""
+    """Return the page of a results.json."""
     settings = record["settings"]
     lines = [
         "# Cache policies on a real model",
@@ -60,7 +60,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What could not be measured, each once: answers or costs."""
+    """Return what could not be measured, each once: answers or costs."""
     found = [f"Not measured: {row['problem']}" for row in rows if row["problem"]]
     found += [f"No cost: {row['no_cost']}" for row in rows if row["no_cost"] and not row["problem"]]
     return list(dict.fromkeys(found))

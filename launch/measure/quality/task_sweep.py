@@ -42,7 +42,7 @@ Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class TaskWishes:
+class TaskSettings:
     """What is asked for. tasks: of `TASKS`, and `TEXT`; prompts: of each task and length, at depths spread evenly; form:
     "chat" or "plain"; text: tokens of the text that perplexity is of."""
 
@@ -73,19 +73,19 @@ class TaskSweep:
     """Runs what is asked for and keeps it in `folder` (nothing is kept without one). tell: progress."""
 
     checkpoint: Checkpoint
-    wishes: TaskWishes
+    settings: TaskSettings
     folder: Path | None
     tell: Tell = lambda what, done, total: None
     _done: int = field(default=0, init=False)
 
     @cached_property
     def model(self) -> PrefilledModel:
-        """Loaded when the first prompt needs it."""
-        return PrefilledModel(self.checkpoint, self.wishes.device)
+        """Return the model, which is loaded when the first prompt needs it."""
+        return PrefilledModel(self.checkpoint, self.settings.device)
 
     @cached_property
     def model_digest(self) -> str:
-        """Of the checkpoint's files."""
+        """Return the digest of the checkpoint's files."""
         whole = hashlib.sha256()
         for path in sorted(self.checkpoint.directory.iterdir()):
             if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model") and path.is_file():
@@ -94,37 +94,37 @@ class TaskSweep:
         return whole.hexdigest()
 
     def places(self) -> list[Place]:
-        """All prompts, short ones first."""
-        wishes = self.wishes
-        return [Place(t, length, n) for length in wishes.lengths for t in wishes.tasks for n in range(wishes.prompts)]
+        """Return all prompts, short ones first."""
+        settings = self.settings
+        return [Place(t, length, n) for length in settings.lengths for t in settings.tasks for n in range(settings.prompts)]
 
     def run(self) -> dict[str, Any]:
-        """All results: "answers", one by prompt and policy, and "costs", one by policy and length."""
-        wishes = self.wishes
+        """Return all results: "answers", one by prompt and policy, and "costs", one by policy and length."""
+        settings = self.settings
         places = self.places()
-        total = len(places) * len(wishes.contenders)
+        total = len(places) * len(settings.contenders)
         answers = []
         for place in places:  # what does not fit is known before anything runs
             self._prompt(place)
         for place in places:
             answers += self._place(place, total)
-        return {"answers": answers, "costs": [self._cost(one, n) for n in wishes.lengths for one in wishes.contenders]}
+        return {"answers": answers, "costs": [self._cost(one, n) for n in settings.lengths for one in settings.contenders]}
 
     # ---- one prompt ------------------------------------------------------------------------------------------------
     def setting(self, place: Place) -> dict[str, Any]:
-        """All that a prompt's tokens and a model's answer depend on, but for the policy."""
-        wishes = self.wishes
-        found = {"version": VERSION, "model": self.model_digest, **vars(place), "form": wishes.form, "seed": wishes.seed}
+        """Return all that a prompt's tokens and a model's answer depend on, but for the policy."""
+        settings = self.settings
+        found = {"version": VERSION, "model": self.model_digest, **vars(place), "form": settings.form, "seed": settings.seed}
         if place.task == TEXT:
-            found["text"] = hashlib.sha256(json.dumps(list(wishes.text)).encode()).hexdigest()
-        return found | {"prompts": wishes.prompts}
+            found["text"] = hashlib.sha256(json.dumps(list(settings.text)).encode()).hexdigest()
+        return found | {"prompts": settings.prompts}
 
     def _place(self, place: Place, total: int) -> list[dict[str, Any]]:
         setting = self.setting(place)
         known = self._read(setting)
         prompt: Prefilled | None = None
         rows = []
-        for one in self.wishes.contenders:
+        for one in self.settings.contenders:
             what = f"{place.length} tokens, {place.task} {place.number + 1}: {one.policy}"
             self.tell(what, self._done, total)
             problem = one.problem(self.checkpoint.architecture, place.length)
@@ -138,15 +138,15 @@ class TaskSweep:
         return rows
 
     def _prompt(self, place: Place) -> tuple[list[int], Asked | None]:
-        """Token ids, and what is asked; of a text the prompt and what follows it."""
-        wishes = self.wishes
+        """Return token ids, and what is asked; of a text the prompt and what follows it."""
+        settings = self.settings
         if place.task == TEXT:
-            last = len(wishes.text) - place.length - FOLLOWING
-            start = round(place.number * last / max(1, wishes.prompts - 1))
-            return text_part(self.checkpoint.architecture, wishes.text[start:], place.length, FOLLOWING), None
-        rng = np.random.default_rng((wishes.seed, place.number, place.length))
-        asked = TASKS[place.task](rng, (place.number + 0.5) / wishes.prompts, place.length)
-        return wishes.frame.prompt(asked, place.length, rng), asked
+            last = len(settings.text) - place.length - FOLLOWING
+            start = round(place.number * last / max(1, settings.prompts - 1))
+            return text_part(self.checkpoint.architecture, settings.text[start:], place.length, FOLLOWING), None
+        rng = np.random.default_rng((settings.seed, place.number, place.length))
+        asked = TASKS[place.task](rng, (place.number + 0.5) / settings.prompts, place.length)
+        return settings.frame.prompt(asked, place.length, rng), asked
 
     def _answer(self, prompt: Prefilled, policy: str, following: list[int], asked: Asked | None) -> dict[str, Any]:
         started = time.monotonic()
@@ -169,7 +169,7 @@ class TaskSweep:
         return None if self.folder is None else self.folder / f"{name}.json"
 
     def _read(self, setting: dict[str, Any]) -> dict[str, Any]:
-        """Answers by policy. Raises `ConfigurationError` for a file that is not one of these."""
+        """Return the answers by policy. Raises `ConfigurationError` for a file that is not one of these."""
         path = self._path(setting)
         if path is None or not path.exists():
             return {}
@@ -182,7 +182,7 @@ class TaskSweep:
         raise ConfigurationError(f"--out: {path} is not what an earlier start has written; move it away")
 
     def _write(self, setting: dict[str, Any], answers: dict[str, Any]) -> None:
-        """All of it or nothing: written beside and renamed."""
+        """Write all of it or nothing: beside, then renamed."""
         path = self._path(setting)
         if path is None:
             return
@@ -192,8 +192,9 @@ class TaskSweep:
 
     # ---- costs -----------------------------------------------------------------------------------------------------
     def _cost(self, one: Contender, length: int) -> dict[str, Any]:
-        """Of the token behind a prompt, on shares, as `mpcache estimate` counts: rounds, bytes sent and dealt."""
-        setting = Setting(self.wishes.suite, self.wishes.parties, one.policy)
+        """Return the costs of the token behind a prompt, on shares, as `mpcache estimate` counts: rounds, bytes sent and
+        dealt."""
+        setting = Setting(self.settings.suite, self.settings.parties, one.policy)
         row: dict[str, Any] = {"policy": one.policy, "length": length, "rounds": None, "sent": None, "dealt": None}
         self.tell(f"{length} tokens, cost on shares: {one.policy}", self._done, self._done)
         try:
@@ -205,15 +206,15 @@ class TaskSweep:
         return row | {"rounds": cost.rounds, "sent": cost.bytes_sent, "dealt": cost.offline_bytes, "problem": None}
 
 
-def rows_of(found: dict[str, Any], wishes: TaskWishes) -> list[dict[str, Any]]:
-    """One row a policy and length: sums of scores by task, perplexity, costs."""
+def rows_of(found: dict[str, Any], settings: TaskSettings) -> list[dict[str, Any]]:
+    """Return one row a policy and length: sums of scores by task, perplexity, costs."""
     rows = []
-    for length in wishes.lengths:
-        for one in wishes.contenders:
+    for length in settings.lengths:
+        for one in settings.contenders:
             mine = [a for a in found["answers"] if (a["policy"], a["length"]) == (one.policy, length)]
             (cost,) = (c for c in found["costs"] if (c["policy"], c["length"]) == (one.policy, length))
             scores = {}
-            for task in wishes.tasks:
+            for task in settings.tasks:
                 if task != TEXT:
                     scores[task] = sum(a["score"] for a in mine if a["task"] == task and "score" in a)
             losses = [x for a in mine if a["task"] == TEXT for x in a.get("losses", ())]
@@ -224,7 +225,7 @@ def rows_of(found: dict[str, Any], wishes: TaskWishes) -> list[dict[str, Any]]:
                     "policy": one.policy,
                     "budget": one.budget,
                     "length": length,
-                    "prompts": wishes.prompts,
+                    "prompts": settings.prompts,
                     "scores": scores,
                     "perplexity": perplexity(losses) if losses else None,
                     "problem": problem,

@@ -27,13 +27,13 @@ _KINDS = {ReduceOp.SUM: "sum", ReduceOp.BXOR: "xor"}
 
 
 def plain(x: Any) -> Tensor:
-    """The int64 tensor inside CrypTen's wrapper for CUDA, or x itself."""
+    """Return the int64 tensor inside CrypTen's wrapper for CUDA, or x itself."""
     out: Tensor = x.tensor() if isinstance(x, CUDALongTensor) else x
     return out
 
 
 def wrapped(x: Tensor) -> Any:
-    """x as CrypTen wants it: CUDA tensors inside its wrapper."""
+    """Return x as CrypTen wants it: CUDA tensors inside its wrapper."""
     return CUDALongTensor(x) if x.is_cuda else x
 
 
@@ -69,19 +69,19 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
 
     @classmethod
     def get(cls) -> Any:
-        """The communicator of this thread's session."""
+        """Return the communicator of this thread's session."""
         return current_session().communicator
 
     def get_rank(self) -> int:
-        """This party's index."""
+        """Return this party's index."""
         return self._session.party
 
     def get_world_size(self) -> int:
-        """Number of compute parties."""
+        """Return the number of compute parties."""
         return self._session.parties
 
     def get_name(self) -> str:
-        """A name of this party."""
+        """Return a name of this party."""
         return self._name
 
     def set_name(self, name: str) -> None:
@@ -90,7 +90,8 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
 
     # ---- one round each ------------------------------------------------------------------------------------------
     def all_reduce(self, tensor: Any, op: Any = ReduceOp.SUM, async_op: bool = False, batched: bool = False) -> Any:
-        """Open: the sum (XOR) of all parties' tensors at every party. batched: a list of tensors, in the same round."""
+        """Open: return the sum (XOR) of all parties' tensors at every party. batched: a list of tensors, in the same
+        round."""
         self._synchronous(async_op)
         kind = _kind(op)
         parts = list(tensor) if batched else [tensor]
@@ -98,7 +99,7 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         return opened if batched else opened[0]
 
     def reduce(self, tensor: Any, dst: int, op: Any = ReduceOp.SUM, async_op: bool = False, batched: bool = False) -> Any:
-        """The sum (XOR) of all parties' tensors at party `dst`, None elsewhere."""
+        """Return the sum (XOR) of all parties' tensors at party `dst`, None elsewhere."""
         self._synchronous(async_op)
         kind = _kind(op)
         parts = [plain(x) for x in tensor] if batched else [plain(tensor)]
@@ -112,19 +113,19 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         return sums if batched else sums[0]
 
     def gather(self, tensor: Any, dst: int, async_op: bool = False) -> list[Any] | None:
-        """All parties' tensors at party `dst`, None elsewhere."""
+        """Return all parties' tensors at party `dst`, None elsewhere."""
         self._synchronous(async_op)
         gathered = self._gather(plain(tensor), dst)
         return None if gathered is None else [wrapped(x) for x in gathered]
 
     def all_gather(self, tensor: Any, async_op: bool = False) -> list[Any]:
-        """All parties' tensors at every party."""
+        """Return all parties' tensors at every party."""
         self._synchronous(async_op)
         x = plain(tensor)
         return [wrapped(part) for part in self._exchange(x, to=self._peers(), of=self._peers())]
 
     def broadcast(self, tensor: Any, src: int, async_op: bool = False, batched: bool = False) -> Any:
-        """Party `src`'s tensor at every party; the others give a tensor of the same shape."""
+        """Return party `src`'s tensor at every party; the others give a tensor of the same shape."""
         self._synchronous(async_op)
         parts = [plain(x) for x in tensor] if batched else [plain(tensor)]
         flat = torch.cat([x.reshape(-1) for x in parts])

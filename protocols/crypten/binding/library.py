@@ -68,7 +68,7 @@ def open_session(
     precision: int = 16,
     shape_only: bool = False,
 ) -> CryptenSession:
-    """A session with its CrypTen communicator and provider. Installs the binding on the first call.
+    """Return a session with its CrypTen communicator and provider. Installs the binding on the first call.
 
     channel None: the dealer (a dealer's tape) or an estimate (tape None). precision: CrypTen's own fraction bits.
     shape_only: compute on `ShapeTensor`s there (only our protocols can).

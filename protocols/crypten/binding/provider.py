@@ -27,7 +27,7 @@ Shape = Sequence[int]
 
 
 def ring_product(op: str, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`torch.<op>(a, b)` in Z_2^64; matrix products by exact limbs."""
+    """Return `torch.<op>(a, b)` in Z_2^64; matrix products by exact limbs."""
     if op == "matmul":
         return ring.matmul(a, b)
     out: Tensor = plain(getattr(torch, op)(wrapped(a), wrapped(b), *args, **kwargs))
@@ -51,7 +51,7 @@ class TapeProvider:
     def generate_additive_triple(
         self, size0: Shape, size1: Shape, op: str, device: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """a, b uniform, c = op(a, b). Offline: 8 bytes per element of c."""
+        """Return uniform a and b, and c = op(a, b). Offline: 8 bytes per element of c."""
         tape = self._session.tape
         shape = _result_shape(op, size0, size1, *args, **kwargs)
         a = tape.random(f"{op} a", size0)
@@ -60,13 +60,13 @@ class TapeProvider:
         return self._arithmetic(a), self._arithmetic(b), self._arithmetic(c)
 
     def square(self, size: Shape, device: Any = None) -> tuple[Any, Any]:
-        """r uniform and r^2. Offline: 8 bytes per element."""
+        """Return a uniform r, and r^2. Offline: 8 bytes per element."""
         tape = self._session.tape
         r = tape.random("square r", size)
         return self._arithmetic(r), self._arithmetic(tape.dependent("square rr", size, lambda: r * r))
 
     def generate_binary_triple(self, size0: Shape, size1: Shape, device: Any = None) -> tuple[Any, Any, Any]:
-        """Words a, b of 64 uniform bits, c = a AND b. Offline: 8 bytes per element of c."""
+        """Return words a, b of 64 uniform bits, c = a AND b. Offline: 8 bytes per element of c."""
         tape = self._session.tape
         a = tape.random("and a", size0, kind="xor")
         b = tape.random("and b", size1, kind="xor")
@@ -75,14 +75,15 @@ class TapeProvider:
         return self._binary(a), self._binary(b), self._binary(c)
 
     def wrap_rng(self, size: Shape, device: Any = None) -> tuple[Any, Any]:
-        """r uniform, and how often its signed shares wrap around when they are added. Offline: 8 bytes per element."""
+        """Return a uniform r, and how often its signed shares wrap around when they are added. Offline: 8 bytes per
+        element."""
         tape = self._session.tape
         shares = tape.random_shares("wrap r", size)
         theta = tape.dependent("wrap theta", size, lambda: count_wraps(shares))
         return self._arithmetic(shares[0]), self._arithmetic(theta)
 
     def B2A_rng(self, size: Shape, device: Any = None) -> tuple[Any, Any]:
-        """One uniform bit, shared by sum and by XOR. Offline: 8 bytes per element."""
+        """Return one uniform bit, shared by sum and by XOR. Offline: 8 bytes per element."""
         tape = self._session.tape
         r = tape.random("bit", size, bits=1, kind="xor")
         return self._arithmetic(tape.dependent("bit as sum", size, lambda: r)), self._binary(r)

@@ -35,7 +35,7 @@ def _alias_moved_module() -> None:
 
 
 def require_crypten() -> ModuleType:
-    """The module `crypten`, imported. Raises `EnvironmentProblem` with the command to run where that cannot work."""
+    """Return the module `crypten`, imported. Raises `EnvironmentProblem` with the command to run where that cannot work."""
     if "crypten" not in sys.modules:
         _alias_moved_module()
     try:

@@ -90,11 +90,11 @@ class CryptenSession:
 
     # ---- correlated randomness -----------------------------------------------------------------------------------
     def held(self, x: Tensor) -> Tensor:
-        """x as the program sees it: a party's share as it is, at the dealer an empty tensor of x's shape."""
+        """Return x as the program sees it: a party's share as it is, at the dealer an empty tensor of x's shape."""
         return x if self.channel is not None else self.without_content(x.shape)
 
     def without_content(self, shape: Sequence[int]) -> Tensor:
-        """A tensor of the dealer's or the estimate's program."""
+        """Return a tensor of the dealer's or the estimate's program."""
         made: Tensor = self._empty(shape)
         return made
 
@@ -130,7 +130,7 @@ class CryptenSession:
         self._opened_bits += first.numel() * bits
 
     def common_seed(self) -> bytes:
-        """256 bits that all compute parties know and nobody else: SHA-256 of what was opened first. Local.
+        """Return 256 bits that all compute parties know and nobody else: SHA-256 of what was opened first. Local.
 
         Opened values are uniform, since their masks are, and stay among the parties. Raises `ConfigurationError` before
         there are 256 bits of them.
@@ -149,13 +149,13 @@ class CryptenSession:
 
     # ---- randomness that the parties make themselves -------------------------------------------------------------
     def local_ring(self, shape: Sequence[int], bits: int = 64) -> Tensor:
-        """Uniform elements that only this party knows."""
+        """Return uniform elements that only this party knows."""
         if self.channel is None:
             return self.without_content(shape)
         return self._local.ring(shape, bits, self.device)
 
     def zero_sharing(self, shape: Sequence[int], kind: str = "sum") -> Tensor:
-        """This party's part of a fresh sharing of zero in Z_2^64 (or of 64 zero bits)."""
+        """Return this party's part of a fresh sharing of zero in Z_2^64 (or of 64 zero bits)."""
         pairs = self.agreed_pairs()
         if self.channel is None:
             return self.without_content(shape)
@@ -169,7 +169,7 @@ class CryptenSession:
         return out
 
     def agreed_pairs(self) -> dict[int, Prg]:
-        """A generator per peer, known to the two alone. One round on the first call, none later."""
+        """Return a generator per peer, known to the two alone. One round on the first call, none later."""
         if self._pairs is not None:
             return self._pairs
         with operation("zero-sharing seeds"):
@@ -190,7 +190,7 @@ def _zeros(shape: Sequence[int]) -> Tensor:
 
 
 def current_session() -> CryptenSession:
-    """The session in force in this thread. Raises `ConfigurationError` where there is none."""
+    """Return the session in force in this thread. Raises `ConfigurationError` where there is none."""
     session: CryptenSession | None = getattr(_active, "session", None)
     if session is None:
         raise ConfigurationError(

@@ -39,7 +39,7 @@ class Case:
 
     def watch(self, policy: str) -> Kept:
         """The last token is generated and not decoded any more."""
-        kept = self.runner.watch(self.ids[:PROMPT], [*self.ids[PROMPT:], 5], policy)
+        kept = self.runner.probe(self.ids[:PROMPT], [*self.ids[PROMPT:], 5], policy)
         assert kept is not None
         return kept
 
@@ -119,7 +119,7 @@ def test_perplexity_of_the_full_cache_is_that_of_transformers(gpt2: Case, groupe
 
 
 def test_a_watched_answer_of_one_token_has_no_step(gpt2: Case) -> None:
-    assert gpt2.runner.watch(gpt2.ids[:PROMPT], [5], "full") is None
+    assert gpt2.runner.probe(gpt2.ids[:PROMPT], [5], "full") is None
 
 
 def test_agreement_and_recall() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
+from launch.local.shares import KeptShares
 from launch.predict.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
 from models.costs import estimation
@@ -21,7 +22,7 @@ from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape
 from protocols.registry import secure_suite
-from protocols.suite import Norm, OutputShare
+from protocols.suite import Norm
 from tests.launch.conftest import Command
 
 WINDOWS = (None, 5, 5, None, 7, 5, None)
@@ -47,19 +48,6 @@ def llama(layers: int = 1, kv_heads: int = 1, group: int = 1, windows: tuple[int
     )
 
 
-class Silent:
-    """Ends nothing, shows nothing."""
-
-    def emit(self, step: int, share: OutputShare) -> bool:
-        return True
-
-    def next_token(self, step: int) -> None:
-        return None
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-
 def same(a: Estimate, b: Estimate) -> None:
     """Equal counts everywhere."""
     assert a.load == b.load
@@ -74,7 +62,7 @@ def generated(architecture: Architecture, setting: Setting, prompt: int, new: in
     suite.ledger.costs.clear()
     with torch.inference_mode():
         plan = GenerationPlan(prompt, new, setting.decoding, temperature=setting.temperature)
-        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, Silent()))
+        suite.run(generate(suite, Decoder(suite, architecture, weights), plan, None, KeptShares()))
     total = suite.ledger.total()
     return total.rounds, total.bytes_sent, total.offline_bytes
 
@@ -119,7 +107,7 @@ def test_alike_layers_are_multiplied(suite: str) -> None:
     reduced, _, repeats = alike(model, Setting(suite))
     assert (reduced.windows, repeats) == ((None, 5, None, 7, None), [1, 3, 1, 1, 1])
     short = estimate(model, Setting(suite), 9, 2)
-    same(short, estimate(model, Setting(suite), 9, 2, all_layers=True))
+    same(short, estimate(model, Setting(suite), 9, 2, exhaustive=True))
     assert short.last_layer["attention", "softmax sum" if suite == "masked" else "softmax", "rounds"] > 0
 
 
@@ -127,7 +115,7 @@ def test_one_and_two_layers() -> None:
     for layers in (1, 2):
         model = llama(layers)
         assert alike(model, Setting("masked"))[2] == [1] * layers
-        same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, all_layers=True))
+        same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, exhaustive=True))
 
 
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
@@ -137,7 +125,7 @@ def test_heads_of_a_long_prompt_are_multiplied(
 ) -> None:
     monkeypatch.setattr(estimation, "LONG_PROMPT", 0)
     model = llama(2, kv_heads, group)
-    quick, full = (estimate(model, Setting(suite), 13, 1, all_layers=every) for every in (False, True))
+    quick, full = (estimate(model, Setting(suite), 13, 1, exhaustive=every) for every in (False, True))
     assert full.exact
     assert not quick.exact
     assert set(quick.first) == set(full.first)
@@ -152,7 +140,7 @@ def test_tokens_are_interpolated_to_the_byte(monkeypatch: pytest.MonkeyPatch, su
     monkeypatch.setattr(estimation, "EACH", 8)
     model = llama(windows=(37,)) if suite == "crypten" else llama()
     quick = estimate(model, Setting(suite), 20, 60)
-    full = estimate(model, Setting(suite), 20, 60, every_length=True)
+    full = estimate(model, Setting(suite), 20, 60, exhaustive=True)
     same(quick, full)
     assert quick.lengths_traced < full.lengths_traced == 60
 

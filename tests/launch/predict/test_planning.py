@@ -10,7 +10,7 @@ import pytest
 
 from launch.predict.measured import read_measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, find_network
-from launch.predict.planning import make_plan, pays_after, price
+from launch.predict.planning import Lengths, make_plan, pays_after, price
 from models.costs.tracing import Setting, trace_step
 from models.policies import parse
 from mpc.errors import ConfigurationError
@@ -30,7 +30,7 @@ def test_a_price_is_what_a_step_costs() -> None:
 
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
 def test_the_best_alternative_is_the_cheapest(suite: str) -> None:
-    plan = make_plan(tiny(), Setting(suite, 2, POLICY), 96, 400, find_network("0,1"))
+    plan = make_plan(tiny(), Setting(suite, 2, POLICY), Lengths(96, 400), find_network("0,1"))
     assert len(plan.choices) == 8
     assert len({c.policy for c in plan.choices}) == 8
     usable = [c for c in plan.choices if not c.problem]
@@ -44,16 +44,16 @@ def test_the_best_alternative_is_the_cheapest(suite: str) -> None:
 
 
 def test_where_only_round_trips_count_the_full_cache_is_best() -> None:
-    plan = make_plan(tiny(), Setting("masked", 2, POLICY), 96, 8, find_network("50,100000"))
+    plan = make_plan(tiny(), Setting("masked", 2, POLICY), Lengths(96, 8), find_network("50,100000"))
     assert plan.best is plan.full
     assert all(plan.pays_after(c) == float("inf") for c in plan.choices if not c.problem)
 
 
 def test_other_policies_and_short_prompts_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="policy 'quest' has no alternatives to plan"):
-        make_plan(tiny(), Setting("masked", 2, "quest"), 96, 8, find_network("lan"))
+        make_plan(tiny(), Setting("masked", 2, "quest"), Lengths(96, 8), find_network("lan"))
     with pytest.raises(ConfigurationError, match=r"no alternative fits: policy mpcache: dynamic = 0\.1 attends to 10"):
-        make_plan(tiny(), Setting("masked", 2, "mpcache:sharing=1,static=1"), 96, 8, find_network("lan"))
+        make_plan(tiny(), Setting("masked", 2, "mpcache:sharing=1,static=1"), Lengths(96, 8), find_network("lan"))
 
 
 def test_the_command_explains(command: Command) -> None:
@@ -102,7 +102,7 @@ def test_measured_computing_decides_where_the_wire_does_not(tmp_path: Path) -> N
     paths = files(tmp_path, record(), record(policy=POLICY, seconds_median=1.5), eviction())
     known = read_measurements(paths, tiny(), setting, 96)
     assert (known.token, known.once) == ({"full": 2.0, parse(POLICY).spec: 1.5}, {parse(POLICY).spec: 4 * 2.0 + 3.0})
-    plan = make_plan(tiny(), setting, 96, 400, network, known)
+    plan = make_plan(tiny(), setting, Lengths(96, 400), network, known)
     (choice,) = (c for c in plan.choices if c.computing is not None)
     assert parse(choice.policy) == parse(POLICY)
     assert plan.pays_by_network(choice)[network.name] == pytest.approx(11.0 / 0.5, rel=0.05)
@@ -114,7 +114,7 @@ def test_measured_computing_decides_where_the_wire_does_not(tmp_path: Path) -> N
         expected = (11.0 + once) / (0.5 + wire) if 0.5 + wire > 0 else float("inf")
         assert plan.pays_by_network(choice)[name] == pytest.approx(expected)
     assert plan.best is choice  # 22 tokens of 400
-    assert make_plan(tiny(), setting, 96, 20, network, known).best.policy == "full"
+    assert make_plan(tiny(), setting, Lengths(96, 20), network, known).best.policy == "full"
     without = next(c for c in plan.choices if c.computing is None and not c.problem)
     assert plan.pays_by_network(without)["lan"] == plan.pays_after(without, NETWORKS["lan"])
 

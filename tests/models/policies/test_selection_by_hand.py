@@ -225,7 +225,7 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     cache.prompt_tokens = len(ids)
     for part in [ids[i : i + chunk] for i in range(0, len(ids), chunk)] if chunk else [ids]:
         indices = plain.suite.indices(len(part), token_indices(part, vocabulary), vocabulary)
-        plain.suite.run(decoder.forward(indices, cache, cache.seen, last_only=True))
+        plain.suite.run(decoder.forward(indices, cache, last_only=True))
     observed = 3 if isinstance(policy, SnapKV) else round(0.2 * len(ids))
     groups, group = plain.architecture.kv_heads, plain.architecture.group
     assert len(seen) == plain.architecture.layers

@@ -14,7 +14,8 @@ from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
-from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
+from protocols.crypten.linear import WEIGHT_BITS
+from protocols.crypten.suite import CryptenSuite
 from protocols.options import CryptenOptions
 from protocols.suite import RANGE_KINDS, OutputShare, Value
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mpc.errors import ConfigurationError, RangeError
 from mpc.random import Prg, new_seed
 from protocols.crypten import arithmetic, comparison
-from protocols.crypten.suite import WEIGHT_BITS
+from protocols.crypten.linear import WEIGHT_BITS
 from protocols.crypten.value import CryptenValue
 from protocols.suite import Linear, Value
 from tests.protocols.crypten.programs import decoded, evaluate

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from protocols.crypten.maximum import maximum
-from protocols.crypten.normalise import WORKING_BITS, reciprocal, rsqrt_unit
+from protocols.crypten.reciprocal import WORKING_BITS, reciprocal, rsqrt_unit
 from protocols.crypten.softmax import exp_negative
 from protocols.crypten.value import CryptenValue
 from protocols.suite import Linear, Norm, Value

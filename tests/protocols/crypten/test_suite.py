@@ -23,7 +23,8 @@ from mpc.tape import DealerTape, PartyTape
 from protocols.crypten.binding.library import use
 from protocols.crypten.binding.requirement import require_crypten
 from protocols.crypten.binding.session import CryptenSession
-from protocols.crypten.suite import WEIGHT_BITS, CryptenSuite
+from protocols.crypten.linear import WEIGHT_BITS
+from protocols.crypten.suite import CryptenSuite
 from protocols.crypten.value import CryptenValue, CryptenWeight
 from protocols.options import CryptenOptions
 from protocols.registry import SuiteSpec, secure_suite, suite_class

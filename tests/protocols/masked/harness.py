@@ -13,7 +13,8 @@ from mpc import fixed_point, ring
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import CountingTape
-from protocols.masked.suite import WEIGHT_BITS, MaskedSuite
+from protocols.masked.magnitudes import WEIGHT_BITS
+from protocols.masked.suite import MaskedSuite
 from protocols.options import MaskedOptions
 from protocols.suite import Value
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 import grpc
 
 from mpc.errors import MpcacheError
-from parties.client.client import Client
 from parties.client.model_reference import close_all
 from parties.identity.certificates import check as check_identity
 from parties.identity.trust import parties_of
 from parties.transport.connection import open_channel
+from tests.parties.deployment import AskingClient
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, live, shared
 
@@ -41,7 +41,7 @@ class TwoClientsOneSession:
         return Verdict(False, f"{len(tokens)} tokens were generated", "a session served two clients at once")
 
 
-class _Mixed(Client):
+class _Mixed(AskingClient):
     """Speaks to the last party as `ADVERSARY`, to the others as itself."""
 
     @contextmanager

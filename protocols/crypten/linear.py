@@ -1,4 +1,4 @@
-"""The suite `crypten` without its functions: options, values in and out, linear algebra.
+"""The linear half of the suite `crypten`: values in and out, products, scaling, linear layers, rows of tables.
 
 Leaks: nothing; outputs go to the client alone (docs/security.md, "Suite crypten").
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError, RangeError
 from mpc.fixed_point import encode
-from mpc.ledger import NO_OPERATION, Ledger, current, operation
+from mpc.ledger import Ledger, operation
 from mpc.tape import Tape
-from protocols.crypten import arithmetic, fixed, output
+from protocols.crypten import arithmetic, masked_factors, output
 from protocols.crypten.binding.library import CryptenSession, open_session, use
 from protocols.crypten.own import CryptenOwn
 from protocols.crypten.ranges import Ranges
-from protocols.crypten.value import CryptenValue, CryptenWeight
+from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.gumbel import scaled_gumbel
 from protocols.masked.tokens import blocks
 from protocols.options import CryptenOptions
@@ -34,8 +33,8 @@ MAX_CONSTANT_BITS = 30
 WEIGHT_BITS = 20
 
 
-class CryptenBase(Suite):
-    """What `protocols.crypten.suite.CryptenSuite` builds on; see there."""
+class CryptenLinear(Suite):
+    """What `protocols.crypten.suite.CryptenSuite` builds on: values in and out, and what is linear in secrets."""
 
     name: ClassVar[str] = "crypten"
     similarity_bound = 2.0**12
@@ -70,17 +69,15 @@ class CryptenBase(Suite):
 
     # ---- running -------------------------------------------------------------------------------------------------
     def begin(self, places: int) -> None:
-        """A program with so many places begins."""
         super().begin(places)
         self._ranges.begin(places)
 
     def at(self, place: int) -> None:
-        """What follows belongs to this place."""
         super().at(place)
         self._ranges.place = place
 
     def flags(self) -> Tensor | None:
-        """This party's XOR share of the range flags since the last call; CrypTen's own way has none. Local."""
+        """Return this party's XOR share of the range flags since the last call; CrypTen's own way has none. Local."""
         return None if self.crypten_own else self._ranges.words()
 
     def run(self, program: Coroutine[Any, Any, Any]) -> Any:
@@ -103,7 +100,8 @@ class CryptenBase(Suite):
         return share.to(self.device)
 
     async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
-        """A fixed secret with `weight_fraction_bits` fraction bits; W - b is opened once: 1 round, 8 bytes per element.
+        """Return a fixed secret with `weight_fraction_bits` fraction bits; W - b is opened once: 1 round, 8 bytes per
+        element.
 
         The result may be used by later suites of the same party in the same process, if the dealer does the same.
         """
@@ -120,15 +118,15 @@ class CryptenBase(Suite):
         return CryptenWeight(_columns(taken), self.weight_fraction_bits, party, _columns(difference), None)
 
     def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None) -> Value:
-        """A secret input from this party's share."""
+        """Return a secret input from this party's share."""
         return self._value(self._take("input", shape, share), fraction_bits)
 
     def indices(self, count: int, share: Tensor | None, size: int) -> Value:
-        """Places from this party's share, of which the bits of an index count."""
+        """Return the places from this party's share, of which the bits of an index count."""
         return self._value(self._take("indices", (count,), share), 0)
 
     def output(self, x: Value) -> OutputShare:
-        """This party's share of x plus its part of a fresh zero-sharing."""
+        """Return this party's share of x plus its part of a fresh zero-sharing."""
         x = own_value(x)
         with operation("output"):
             share = x.share + self.session.zero_sharing(x.shape)
@@ -137,14 +135,14 @@ class CryptenBase(Suite):
         return OutputShare(share, 64, x.fraction_bits)
 
     async def released(self, x: Value) -> Value:
-        """x cut to `fraction_bits` fraction bits by an exact floor; see `protocols.crypten.output`."""
+        """Return x cut to `fraction_bits` fraction bits by an exact floor; see `protocols.crypten.output`."""
         x = own_value(x)
         with operation("release"):
             wanted = min(x.fraction_bits, self.fraction_bits)
             return self._value(output.floor(self.session, x.share, x.fraction_bits - wanted), wanted)
 
     async def perturbed(self, x: Value, temperature: float) -> Value:
-        """x plus dealt Gumbel noise with x's fraction bits; local. Offline: 8 bytes per element."""
+        """Return x plus dealt Gumbel noise with x's fraction bits; local. Offline: 8 bytes per element."""
         x = own_value(x)
         with operation("sample"):
             noise = self.session.tape.dependent(
@@ -155,7 +153,7 @@ class CryptenBase(Suite):
             return x.like(x.share + self.session.held(noise))
 
     def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
-        """A public tensor as a value: party 0 holds it, the others zeros."""
+        """Return a public tensor as a value: party 0 holds it, the others zeros."""
         real = torch.as_tensor(x)
         target = tuple(real.shape if shape is None else shape)
         if self.session.channel is None:
@@ -163,7 +161,7 @@ class CryptenBase(Suite):
         return self._value(torch.zeros(target, dtype=torch.int64, device=self.device)) + real
 
     def with_bound(self, x: Value, bound: float) -> Value:
-        """x, known to lie within +-bound: not watched when it is kept."""
+        """Return x, known to lie within +-bound: not watched when it is kept."""
         own = own_value(x)
         return own if isinstance(own, CryptenWeight) else CryptenValue(own.share, own.fraction_bits, own.party, True)
 
@@ -172,24 +170,25 @@ class CryptenBase(Suite):
         own = [own_value(v) for v in values]
         kept = [v for v in own if isinstance(v, CryptenWeight)]
         if len(kept) == len(own) and len({v.fraction_bits for v in kept}) == 1:
-            return fixed.joined(kept, dim)
+            return masked_factors.joined(kept, dim)
         bits = max(v.fraction_bits for v in own)
         return self._value(torch.cat([v.raised(bits) for v in own], dim=dim), bits)
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
     def _standard(self, x: Value) -> CryptenValue:
-        """x with `fraction_bits` fraction bits: 1 round where it had more."""
+        """Return x with `fraction_bits` fraction bits: 1 round where it had more."""
         x = own_value(x)
         share = arithmetic.rescale(self.session, x.share, x.fraction_bits, self.fraction_bits)
         return self._value(share)
 
     def _back(self, product: Tensor, bits: int) -> CryptenValue:
-        """A product's share with at most `fraction_bits` fraction bits."""
+        """Return a product's share with at most `fraction_bits` fraction bits."""
         wanted = min(bits, self.fraction_bits)
         return self._value(arithmetic.rescale(self.session, product, bits, wanted), wanted)
 
     async def mul(self, x: Value, y: Value) -> Value:
-        """Element-wise product, |x y| < 2^(62 - bits of x - bits of y), within one unit. 2 rounds, 16 + 8 bytes."""
+        """Return the element-wise product, |x y| < 2^(62 - bits of x - bits of y), within one unit. 2 rounds, 16 + 8
+        bytes."""
         x, y = own_value(x), own_value(y)
         with label("mul"):
             if self._own is not None:
@@ -197,7 +196,8 @@ class CryptenBase(Suite):
             return self._back(arithmetic.mul(x.share, y.share), x.fraction_bits + y.fraction_bits)
 
     async def matmul(self, x: Value, y: Value) -> Value:
-        """Matrix product, within one unit. 2 rounds, 8 bytes per element of x, of y (not if fixed) and of the result."""
+        """Return the matrix product, within one unit. 2 rounds, 8 bytes per element of x, of y (not if fixed) and of the
+        result."""
         x, y = own_value(x), own_value(y)
         with label("matmul"):
             if self._own is not None:
@@ -208,11 +208,11 @@ class CryptenBase(Suite):
         if isinstance(y, CryptenWeight):
             if y.share.dim() == 2:
                 return arithmetic.matmul_fixed(self.session, x.share, [y])[0]
-            return fixed.matmul(self.session, x, y)
+            return masked_factors.matmul(self.session, x, y)
         return arithmetic.matmul(x.share, y.share)
 
     async def scale(self, x: Value, factor: Tensor | float) -> Value:
-        """x times public reals, encoded with 24 bits below the largest: 1 round, 8 bytes (none for integers).
+        """Return x times public reals, encoded with 24 bits below the largest: 1 round, 8 bytes (none for integers).
 
         |x factor| < 2^(38 - fraction_bits) with 24 bits; relative error of a factor 2^-24 of the largest one.
         """
@@ -230,13 +230,13 @@ class CryptenBase(Suite):
             return self._back((x * encode(real, bits)).share, x.fraction_bits + bits)
 
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
-        """x W + b (+ residual), within one unit. 2 rounds, 8 bytes per input and 8 per output element."""
+        """Return x W + b (+ residual), within one unit. 2 rounds, 8 bytes per input and 8 per output element."""
         x = own_value(x)
         with label("linear"):
             return (await self._linears(x, [layer], residual))[0]
 
     async def _linears(self, x: CryptenValue, layers: Sequence[Linear], residual: Value | None = None) -> list[Value]:
-        """Several linear layers of one x: it is opened once, one truncation round for all."""
+        """Apply several linear layers to one x: it is opened once, one truncation round for all."""
         weights = [own_value(layer.weight) for layer in layers]
         if self._own is not None or not all(isinstance(w, CryptenWeight) for w in weights):
             out: list[Value] = []
@@ -258,25 +258,27 @@ class CryptenBase(Suite):
         return [self._value(y, min(b, self.fraction_bits)) for y, b in zip(shares, bits, strict=True)]
 
     async def look_up(self, index: Value, table: Value) -> Value:
-        """Rows of a fixed secret table, see `protocols.masked.tokens`: 1 round, and 1 more each time that so many rows are
-        held as the table's size allows. w bits and 8 V bytes a token; offline a one-hot vector beside what `embed` needs."""
+        """Return the rows of a fixed secret table, see `protocols.masked.tokens`: 1 round, and 1 more each time that so many
+        rows are held as the table's size allows. w bits and 8 V bytes a token; offline a one-hot vector beside what `embed`
+        needs."""
         index, size = own_value(index), table.shape[0]
         with label("embed"):
             rows = []
-            opened = fixed.opened_indices(self.session, index.share, size)
+            opened = masked_factors.opened_indices(self.session, index.share, size)
             for cut in blocks(index.shape[0], size):
-                one_hot = self._value(fixed.one_hot_rows(self.session, opened, cut, size), 0)
+                one_hot = self._value(masked_factors.one_hot_rows(self.session, opened, cut, size), 0)
                 rows.append(await self.embed(one_hot, table))
             return self.concat(rows, 0)
 
     def _whole(self, x: CryptenValue, layer: Linear) -> Value:
-        """x W + b with the fraction bits of x and W, none of them cut. 1 round, 8 bytes per input element."""
+        """Return x W + b with the fraction bits of x and W, none of them cut. 1 round, 8 bytes per input element."""
         w = own_value(layer.weight)
         y = self._value(self._product(x, w), x.fraction_bits + w.fraction_bits)
         return y if layer.bias is None else y + own_value(layer.bias)
 
     async def embed(self, one_hot: Value, table: Value) -> Value:
-        """Rows of a fixed secret table, exact, with the table's fraction bits. 1 round, 8 bytes per element of one_hot."""
+        """Return the rows of a fixed secret table, exact, with the table's fraction bits. 1 round, 8 bytes per element of
+        one_hot."""
         one_hot = own_value(one_hot)
         with label("embed"):
             table = own_value(table)
@@ -286,17 +288,6 @@ class CryptenBase(Suite):
             return self._value(product, one_hot.fraction_bits + table.fraction_bits)
 
 
-def label(name: str) -> AbstractContextManager[None]:
-    """Book under `name`, unless the caller has already said what it is computing."""
-    return operation(name) if current()[1] == NO_OPERATION else nullcontext()
-
-
-def own_value(x: Value) -> CryptenValue:
-    if not isinstance(x, CryptenValue):
-        raise ConfigurationError(f"suite 'crypten' computes on its own values, got {type(x).__name__}")
-    return x
-
-
 def _columns(x: Tensor) -> Tensor:
-    """A matrix laid out column by column: products with few rows read it at memory speed."""
+    """Return a matrix laid out column by column: products with few rows read it at memory speed."""
     return x.t().contiguous().t() if x.dim() == 2 else x

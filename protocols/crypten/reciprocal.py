@@ -33,7 +33,7 @@ def _fixed(value: float, bits: int) -> int:
 
 
 def one_hot_factor(s: CryptenSession, below: Tensor, factors: Sequence[int]) -> Tensor:
-    """sum_j e_j factors[j] for the secret one-hot e of x's interval; local.
+    """Return the sum_j e_j factors[j] for the secret one-hot e of x's interval; local.
 
     below: additive [J, ...], the monotone [x < threshold_j]; factors: J + 1 integers from the lowest interval upwards.
     """
@@ -43,7 +43,7 @@ def one_hot_factor(s: CryptenSession, below: Tensor, factors: Sequence[int]) -> 
 
 
 def below_powers(s: CryptenSession, x: Tensor, low: int, high: int) -> Tensor:
-    """Additive bits [x < 2^(low + j)], j = 1 .. high - low - 1, for x in [2^low, 2^high): [J, *x.shape].
+    """Return the additive bits [x < 2^(low + j)], j = 1 .. high - low - 1, for x in [2^low, 2^high): [J, *x.shape].
 
     Thresholds may be off by 1 %: harmless, the interval that x is brought to grows by as much.
     """
@@ -56,7 +56,7 @@ def below_powers(s: CryptenSession, x: Tensor, low: int, high: int) -> Tensor:
 
 
 def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high: int, wanted: int) -> Tensor:
-    """1 / x with `wanted` fraction bits, for x in [2^low, 2^high) in ring units (high <= 62, public bounds).
+    """Return 1 / x with `wanted` fraction bits, for x in [2^low, 2^high) in ring units (high <= 62, public bounds).
 
     Error: 2^-24 relative, plus 2^-wanted. 20 rounds (21 when the range exceeds 22 bits); 200 bytes per element, and 12 (24
     for such a range) per power of two of the range.
@@ -87,7 +87,8 @@ def reciprocal(s: CryptenSession, x: Tensor, fraction_bits: int, low: int, high:
 
 
 def rsqrt_unit(s: CryptenSession, u: Tensor) -> Tensor:
-    """1 / sqrt(u) for u in [1/4, 1), both with `WORKING_BITS` fraction bits. Relative error 2^-19. 11 rounds, 168 bytes.
+    """Return 1 / sqrt(u) for u in [1/4, 1), both with `WORKING_BITS` fraction bits. Relative error 2^-19. 11 rounds, 168
+    bytes.
 
     Newton's iteration y <- y (3 - u y^2) / 2, twice, from a parabola (relative error 0.0254).
     """

@@ -22,7 +22,7 @@ from protocols.crypten import comparison
 from protocols.crypten.arithmetic import add_public, mul, rescale, truncate
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.comparison import Comparison
-from protocols.crypten.normalise import WORKING_BITS, one_hot_factor, rsqrt_unit
+from protocols.crypten.reciprocal import WORKING_BITS, one_hot_factor, rsqrt_unit
 from protocols.suite import Norm
 
 COARSE_BITS = 5
@@ -34,7 +34,7 @@ NOISE = 1 + 2.0**-5  # what roundings add to a coarse sum at most, for a norm of
 
 
 def centre(s: CryptenSession, x: Tensor, fraction_bits: int, bound: int) -> Tensor:
-    """x minus its mean over the last axis [..., D]; the mean is rounded to one unit. 1 round, 8 bytes per row.
+    """Return x minus its mean over the last axis [..., D]; the mean is rounded to one unit. 1 round, 8 bytes per row.
 
     bound: log2 of the rows' norms; it takes bits from 1 / D where more than 61 would be needed.
     """
@@ -46,7 +46,7 @@ def centre(s: CryptenSession, x: Tensor, fraction_bits: int, bound: int) -> Tens
 
 
 def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-    """Over the last axis [..., D] -> [..., 1]: the sum of x^2, and that of (x / 2^cut)^2, both modulo 2^64.
+    """Return over the last axis, [..., D] -> [..., 1], the sum of x^2 and that of (x / 2^cut)^2, both modulo 2^64.
 
     |x| < 2^62, 1 < cut <= 16. The first is exact; in the second every x / 2^cut is the integer below or above, the nearer
     one more often. 1 round, 8 bytes per element: one opening m = x + 2^62 + r serves both.
@@ -82,7 +82,7 @@ def sums_of_squares(s: CryptenSession, x: Tensor, cut: int) -> tuple[Tensor, Ten
 
 
 def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon: float, bound: int) -> tuple[Tensor, int]:
-    """1 / sqrt(mean(x^2) + epsilon) over the last axis, [..., D] -> [..., 1], and its number of fraction bits.
+    """Return 1 / sqrt(mean(x^2) + epsilon) over the last axis, [..., D] -> [..., 1], and its number of fraction bits.
 
     Right for every row whose norm is below 2^bound, or 2^(30 - fraction_bits) if that is more; what lies below 2^-2f for
     f = `fraction_bits` does not count. Relative error below 5e-5. A norm of 2^bound or more, 2^(bound + 1/40)
@@ -132,7 +132,7 @@ def rsqrt_mean_square(s: CryptenSession, x: Tensor, fraction_bits: int, epsilon:
 
 
 def _under(condition: Tensor, below: Tensor, factors: list[int]) -> Tensor:
-    """condition times `one_hot_factor`, from the condition and its product with every bit; local."""
+    """Return condition times `one_hot_factor`, from the condition and its product with every bit; local."""
     total = condition * factors[-1]
     for bit, (a, b) in zip(below.unbind(0), pairwise(factors), strict=True):
         total = total + bit * (a - b)
@@ -140,7 +140,8 @@ def _under(condition: Tensor, below: Tensor, factors: list[int]) -> Tensor:
 
 
 def rsqrt_moment(s: CryptenSession, x: Tensor, fraction_bits: int, norm: Norm, bound: int) -> tuple[Tensor, Tensor, int]:
-    """(x, 1 / sqrt(moment + epsilon), its fraction bits); for "layer" x is returned centred. bound: log2 of rows' norms."""
+    """Return (x, 1 / sqrt(moment + epsilon), its fraction bits); for "layer" x is returned centred. bound: log2 of rows'
+    norms."""
     if norm.kind == "layer":
         x = centre(s, x, fraction_bits, bound)
     inverse, bits = rsqrt_mean_square(s, x, fraction_bits, norm.epsilon, bound)

@@ -7,7 +7,7 @@ clusters is a factor of its own: the algebra is that of `protocols.masked.gather
 
 Security as for weights: x - b with a fresh uniform b that no party knows, opened once (Ben-Efraim et al. 2019). The dealer
 deals products of masks. Rings Z_2^64 throughout.
-Leaks: nothing (docs/security.md, "Kept factors").
+Leaks: nothing (docs/security.md, "Masked factors").
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Roles:
         self.first = s.channel is not None and s.party == 0
 
     def deal(self, op: str, shape: Sequence[int], bits: int, value: Callable[[], Tensor]) -> Tensor:
-        """A value computed from masks, shared modulo 2^64."""
+        """Return a value computed from masks, shared modulo 2^64."""
         dealt = self.s.tape.dependent(op, tuple(shape), value if self.s.dealing else None, bits)
         return self.s.held(dealt)
 
@@ -52,11 +52,11 @@ class _Roles:
         return self.s.held(dealt)
 
     def blank(self, shape: Sequence[int]) -> Tensor:
-        """A tensor nobody reads."""
+        """Return a tensor nobody reads."""
         return self.s.without_content(shape)
 
     def shared(self, x: Masked) -> Shared:
-        """This party's share of a masked value; local."""
+        """Return this party's share of a masked value; local."""
         return Shared(x.m - x.lam if self.first else -x.lam, x.bits, x.frac)
 
 
@@ -64,8 +64,8 @@ def _context(s: CryptenSession) -> Context:
     return cast(Context, cast(Any, _Roles(s)))
 
 
-def keep(s: CryptenSession, x: CryptenValue, kind: str | None = None, limit: int = 0) -> CryptenWeight:
-    """x made ready for the cache: x - b is opened. 1 round, 8 bytes per element.
+def mask_for_reuse(s: CryptenSession, x: CryptenValue, kind: str | None = None, limit: int = 0) -> CryptenWeight:
+    """Return x, masked for all its products: x - b is opened. 1 round, 8 bytes per element.
 
     kind, limit: of range flags for x, see `Ranges.watch`; none for a choice.
     """
@@ -79,19 +79,20 @@ def keep(s: CryptenSession, x: CryptenValue, kind: str | None = None, limit: int
 
 
 def opened_indices(s: CryptenSession, index: Tensor, size: int) -> Masked:
-    """Indices [T] into a table of `size` rows, masked modulo 2^w. 1 round, w bits each; see `protocols.masked.tokens`."""
+    """Return indices [T] into a table of `size` rows, masked modulo 2^w. 1 round, w bits each; see
+    `protocols.masked.tokens`."""
     bits = tokens.index_bits(size)
     mask = s.tape.random("index mask", index.shape, bits)
     return Masked(s.open(index + s.held(mask), bits), mask, bits, 0)
 
 
 def one_hot_rows(s: CryptenSession, index: Masked, cut: slice, size: int) -> Tensor:
-    """One-hot rows of some masked indices, [n, size] modulo 2^64. Local."""
+    """Return the one-hot rows of some masked indices, [n, size] modulo 2^64. Local."""
     return tokens.one_hot_rows(_context(s), Masked(index.m[cut], index.lam[cut], index.bits, 0), size, RING_BITS).x
 
 
 def joined(parts: Sequence[CryptenWeight], dim: int) -> CryptenWeight:
-    """Cached values one behind the other; local."""
+    """Return cached values one behind the other; local."""
     first = parts[0]
     differences = [p.difference for p in parts if p.difference is not None]
     masks = [p.mask for p in parts if p.mask is not None]
@@ -105,7 +106,7 @@ def joined(parts: Sequence[CryptenWeight], dim: int) -> CryptenWeight:
 
 
 def _masked(s: CryptenSession, x: CryptenValue) -> Masked:
-    """The masked form of a cached value."""
+    """Return the masked form of a cached value."""
     assert isinstance(x, CryptenWeight)
     if s.channel is None:
         lam = -x.mask if x.mask is not None else s.without_content(x.shape)
@@ -116,7 +117,7 @@ def _masked(s: CryptenSession, x: CryptenValue) -> Masked:
 
 
 def _opened(s: CryptenSession, values: Sequence[CryptenValue]) -> list[Masked]:
-    """Fresh masked forms of several values: 1 round, 8 bytes per element; cached values need none."""
+    """Return fresh masked forms of several values: 1 round, 8 bytes per element; cached values need none."""
     fresh = [x for x in values if not isinstance(x, CryptenWeight)]
     masks = [s.tape.random("factor mask", x.shape) for x in fresh]
     items = [(x.share - s.held(mask), RING_BITS, "sum") for x, mask in zip(fresh, masks, strict=True)]
@@ -132,13 +133,14 @@ def _opened(s: CryptenSession, values: Sequence[CryptenValue]) -> list[Masked]:
 
 
 def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
-    """x [..., M, K] times a cached y [..., K, N], no truncation. 1 round, 8 bytes per element of x."""
+    """Return x [..., M, K] times a cached y [..., K, N], no truncation. 1 round, 8 bytes per element of x."""
     a, b = _opened(s, [x, y])
     return product(_context(s), "cached product", a, b, ring.matmul).x
 
 
 def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequence[str | None], limit: int) -> Tensor:
-    """x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and y."""
+    """Return x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and
+    y."""
     masks = [s.tape.random("factor mask", v.shape) for v in (x, y)]
     opened = s.open_together([(v.share - s.held(m), RING_BITS, "sum") for v, m in zip((x, y), masks, strict=True)])
     factors = []
@@ -150,16 +152,16 @@ def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequ
 
 
 def scores_of_chosen(s: CryptenSession, chosen: CryptenWeight, q: CryptenValue, k: CryptenValue) -> Tensor:
-    """Scores of the chosen clusters [G, R, n, s], no truncation. 1 round, 8 bytes per element of q.
+    """Return the scores of the chosen clusters [G, R, n, s], no truncation. 1 round, 8 bytes per element of q.
 
-    chosen: [G, n, N] one-hot (0 fraction bits), kept (`keep`); q [G, R, C]; k cached [G, N, s, C].
+    chosen: [G, n, N] one-hot (0 fraction bits), masked (`mask_for_reuse`); q [G, R, C]; k cached [G, N, s, C].
     """
     mq, mk = _opened(s, [q, k])
     return chosen_scores(_context(s), _masked(s, chosen), mq, mk).x
 
 
 def values_of_chosen(s: CryptenSession, chosen: CryptenWeight, p: CryptenValue, v: CryptenValue) -> Tensor:
-    """sum over the chosen clusters of p [G, R, n, s] times v cached [G, N, s, C]: [G, R, C], no truncation.
+    """Return the sum over the chosen clusters of p [G, R, n, s] times v cached [G, N, s, C]: [G, R, C], no truncation.
 
     1 round, 8 bytes per element of p.
     """
