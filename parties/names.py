@@ -24,12 +24,16 @@ FINGERPRINT_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
 def in_words(role: Role) -> str:
-    """As a person says it: "a compute party"."""
+    """Return the role as a person says it.
+
+    >>> in_words("party"), in_words("model-owner")
+    ('a compute party', 'a model owner')
+    """
     return f"a {ARTICLES.get(role, role)}"
 
 
 def check_name(name: str) -> str:
-    """The name itself. Raises `ConfigurationError` unless it can be a DNS label that is not reserved."""
+    """Return the name itself. Raises `ConfigurationError` unless it can be a DNS label that is not reserved."""
     if not NAME_PATTERN.fullmatch(name) or name in RESERVED:
         raise ConfigurationError(
             f"'{name}' cannot be an identity's name: use 1 to 63 lower-case letters, digits and inner hyphens, "
@@ -39,7 +43,11 @@ def check_name(name: str) -> str:
 
 
 def read_fingerprint(text: str) -> str:
-    """The fingerprint that a person wrote, with or without colons. Raises `ValueError` when it cannot be one."""
+    """Return the fingerprint that a person wrote, with or without colons. Raises `ValueError` when it cannot be one.
+
+    >>> read_fingerprint("0A1B" * 16)[:11]
+    '0a:1b:0a:1b'
+    """
     digits = text.strip().replace(":", "").lower()
     if not FINGERPRINT_PATTERN.fullmatch(digits):
         raise ValueError(

@@ -16,7 +16,7 @@ COSTS = ("max_token_dealt_bytes", "max_token_sent_bytes", "max_dealt_bytes", "ma
 
 
 def checked_name(name: str) -> str:
-    """The name itself. Raises `ValueError` unless it can be an identity's name."""
+    """Return the name itself. Raises `ValueError` unless it can be an identity's name."""
     try:
         return check_name(name)
     except MpcacheError as error:
@@ -24,7 +24,7 @@ def checked_name(name: str) -> str:
 
 
 def checked_suites(names: list[str] | None) -> list[str] | None:
-    """The names themselves. Raises `ValueError` for one that is no secure suite."""
+    """Return the names themselves. Raises `ValueError` for one that is no secure suite."""
     known = secure_suites()
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"unknown suite '{unknown[0]}'; known: {', '.join(known)}")
@@ -32,7 +32,11 @@ def checked_suites(names: list[str] | None) -> list[str] | None:
 
 
 def fits(patterns: list[str] | None, *names: str) -> bool:
-    """Whether one of `names` is what a grant lists: equal, or by `*` and `?` as in file names. Without a list all are."""
+    """Whether one of `names` is what a grant lists: equal, or by `*` and `?` as in file names. Without a list all are.
+
+    >>> fits(["gpt2-*"], "gpt2-medium"), fits(["gpt2-*"], "llama"), fits(None, "llama")
+    (True, False, True)
+    """
     return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 

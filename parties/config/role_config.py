@@ -220,17 +220,17 @@ class RoleConfig(BaseModel):
     @field_validator("preprocessing", mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
-        """YAML reads on and off as true and false."""
+        """Take true and false for on and off, which YAML reads so."""
         return ("on" if value else "off") if isinstance(value, bool) else value
 
     @property
     def party_names(self) -> list[str]:
-        """Names of the compute parties in order."""
+        """Return names of the compute parties in order."""
         return [p.name for p in self.parties]
 
     @property
     def index(self) -> int:
-        """This party's index."""
+        """Return this party's index."""
         return self.party_names.index(self.name)
 
     @model_validator(mode="after")
@@ -262,7 +262,7 @@ class RoleConfig(BaseModel):
         return self
 
     def _check_overlap(self) -> None:
-        """One name has one role, and one key has one name: who were two roles would see what neither may see."""
+        """Raise `ValueError` unless one name has one role and one key one name: two roles would see what neither may see."""
         dealers = [self.dealer] if self.dealer is not None else []
         listed: list[tuple[Role, PeerAddress | ClientGrant | OwnerGrant]] = [
             *(("party", peer) for peer in self.parties),
@@ -293,7 +293,11 @@ def _check_name(name: str) -> None:
 
 
 def split_address(address: str, listening: bool = False) -> tuple[str, int]:
-    """Host and port of "host:port" ("[::1]:443" for IPv6). Port 0 only where `listening`: any free port."""
+    """Return host and port of "host:port" ("[::1]:443" for IPv6). Port 0 only where `listening`: any free port.
+
+    >>> split_address("[::1]:443")
+    ('::1', 443)
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or not (0 if listening else 1) <= int(port) <= 65535:
         raise ValueError(f"'{address}' is not an address: write host:port, for example 127.0.0.1:7000")
@@ -301,7 +305,7 @@ def split_address(address: str, listening: bool = False) -> tuple[str, int]:
 
 
 def _known(location: tuple[int | str, ...]) -> list[str]:
-    """Keys that are known where an unknown one was found."""
+    """Return keys that are known where an unknown one was found."""
     nested: dict[str, type[BaseModel]] = {
         "limits": Limits,
         "parties": PeerAddress,
@@ -335,7 +339,16 @@ def _explain(error: ValidationError) -> str:
 
 
 def make_config(values: dict[str, Any], source: str = "configuration") -> RoleConfig:
-    """A checked configuration. Raises `ConfigurationError` naming `source` and each wrong key."""
+    """Return a checked configuration. Raises `ConfigurationError` naming `source` and each wrong key.
+
+    >>> parties = [{"name": f"party{i}", "address": f"127.0.0.1:700{i}"} for i in (0, 1)]
+    >>> values = {"role": "client", "name": "ada", "parties": parties, "certificates": "certificates"}
+    >>> make_config(values).party_names
+    ['party0', 'party1']
+    >>> make_config({**values, "deadline_second": 5}, "client.yaml")
+    Traceback (most recent call last):
+    mpc.errors.ConfigurationError: client.yaml: unknown key 'deadline_second': did you mean 'deadline_seconds'?
+    """
     try:
         return RoleConfig.model_validate(values)
     except ValidationError as error:
@@ -354,7 +367,7 @@ def load_config(path: Path | str) -> RoleConfig:
 
 
 def read_config(text: str, path: Path) -> RoleConfig:
-    """As `load_config`, of a file's text that is, or may be, in `path`."""
+    """Return the configuration in a file's text, as `load_config` does; `path`: where the text is, or may be."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -74,7 +74,7 @@ class DealerSession(ServedSession):
         threading.Thread(target=self._main, name=f"session {self.id[:8]}", daemon=True).start()
 
     def join(self, stream: PeerStream, manifest: Manifest, client: str, loads: list[str]) -> TapeOutlet:
-        """A party wants its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
+        """Let a party have its tape. Raises `ManifestMismatch`, for everybody in the session, when it must not have it."""
         try:
             compare(self._first, self.manifest, stream.peer, manifest)
             check_client(self.id, self._first, self.ticket.client, stream.peer, client)
@@ -166,7 +166,7 @@ class DealerSession(ServedSession):
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Nothing to send; raises the session's error, and `ConfigurationError` where a token took more than it may."""
+        """Raise the session's error, and `ConfigurationError` where a token took more than it may."""
         self.check()
         total = self.ledger.total().offline_bytes
         before, self._dealt = self._dealt, total
@@ -174,7 +174,6 @@ class DealerSession(ServedSession):
         return True
 
     def next_token(self, step: int) -> Tensor | None:
-        """None: the dealer holds no share."""
         return None
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -198,7 +197,7 @@ class DealerServer(RoleServer[DealerSession]):
         services.add_DealerServicer_to_server(_Service(self), server)
 
     def open(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
-        """A party asks for its tape of a session; the first one opens the session."""
+        """Let a party have its tape of a session; the first one that asks opens the session."""
         if message.WhichOneof("content") != "open":
             raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
         opening = message.open
@@ -214,7 +213,7 @@ class DealerServer(RoleServer[DealerSession]):
         return session, stream.outgoing()
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
-        """What a session costs, if that takes time to predict."""
+        """Return what a session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
         opening = message.open
@@ -225,7 +224,7 @@ class DealerServer(RoleServer[DealerSession]):
         return lambda: self.costs.check(manifest, architecture, opening.client)
 
     def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> Architecture:
-        """The architecture of a session that may be. Raises a typed error for one that may not."""
+        """Return the architecture of a session that may be. Raises a typed error for one that may not."""
         check_name(client)
         check_version(manifest, party, self.version, self.name)
         self.check_parties(party, manifest.parties)

@@ -50,7 +50,7 @@ class Record(BaseModel):
         return self
 
     def find(self, name: str) -> Member | None:
-        """The member of this name."""
+        """Return the member of this name."""
         return next((member for member in self.members if member.name == name), None)
 
 
@@ -62,7 +62,7 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in an authority's folder, None when there is none. Raises `ConfigurationError` for a broken one."""
+    """Return the record in an authority's folder, None when there is none. Raises `ConfigurationError` for a broken one."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -116,7 +116,7 @@ def sign_request(
 
 
 def _member(folder: Path, request: Path, record: Record | None, found: str, role: Role | None) -> Member:
-    """Who asks, as the record says or else as the person who signs says. Raises `ConfigurationError`."""
+    """Return who asks, as the record says or else as the person who signs says. Raises `ConfigurationError`."""
     if record is None:
         if role is None:
             raise ConfigurationError(
@@ -159,7 +159,7 @@ def _check_key(folder: Path, request: Path, name: str, actual: str, expected: st
 
 
 def name_in(request: Path) -> str:
-    """Whom a request is from. Raises `ConfigurationError` when it is malformed."""
+    """Return whom a request is from. Raises `ConfigurationError` when it is malformed."""
     return _read_request(request)[0]
 
 

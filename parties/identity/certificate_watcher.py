@@ -56,7 +56,7 @@ class CertificateWatcher:
 
     @property
     def current(self) -> Identity:
-        """The newest fit identity; looks whether the files have changed."""
+        """Return the newest fit identity; looks whether the files have changed."""
         with self._lock:
             self._refresh()
             return self._current
@@ -99,7 +99,7 @@ class CertificateWatcher:
         self._logged, self._retry_at = state, now + RETRY_SECONDS
 
     def expiry_warning(self, now: datetime | None = None) -> str | None:
-        """What to log about the certificate's end, None as long as it is far off or was said today."""
+        """Return what to log about the certificate's end, None as long as it is far off or was said today."""
         identity = self.current
         left = identity.expires - (now if now is not None else datetime.now(UTC))
         days = left // timedelta(days=1)
@@ -131,7 +131,7 @@ class CertificateWatcher:
 
 
 def _state(files: Sequence[Path]) -> State:
-    """What tells whether a file was replaced: inode, time and size of each; None for a missing one."""
+    """Return what tells whether a file was replaced: inode, time and size of each; None for a missing one."""
     found: list[tuple[int, int, int] | None] = []
     for file in files:
         try:
@@ -149,7 +149,7 @@ def ends_soon(begins: datetime, expires: datetime, now: datetime | None = None) 
 
 
 def ending(identity: Identity, now: datetime | None = None) -> bool:
-    """The same of an identity."""
+    """Whether an identity's certificate is so near its end that one should be told."""
     return ends_soon(x509.load_pem_x509_certificate(identity.certificate).not_valid_before_utc, identity.expires, now)
 
 

@@ -60,7 +60,7 @@ class Identity:
 
 
 def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as unencrypted PEM. Secret."""
+    """Return a private key as unencrypted PEM. Secret."""
     plain = serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
 
@@ -148,7 +148,7 @@ def issue(
     hosts: Sequence[str] = (),
     start: datetime | None = None,
 ) -> x509.Certificate:
-    """A certificate for `name`, its role and its public key by the authority in `directory`. Nothing is written.
+    """Return a certificate for `name`, its role and its public key by the authority in `directory`. Nothing is written.
 
     Raises `ConfigurationError` when the key is the authority's own: the authority has no other role.
     """
@@ -181,7 +181,7 @@ def issue(
 def create_deployment(
     directory: Path, members: Mapping[str, Role], days: float = 365, hosts: Sequence[str] = ()
 ) -> dict[str, str]:
-    """An authority in `directory/authority`, and for every name of `members` an identity of its role in `directory`.
+    """Make an authority in `directory/authority`, and for every name of `members` an identity of its role in `directory`.
 
     `directory` (mode 0700) holds the authority's certificate too, but not its key. Returns each name's fingerprint.
     """
@@ -219,12 +219,12 @@ def _parse_certificates(data: bytes, path: Path, remedy: str) -> list[x509.Certi
 
 
 def read_certificates(path: Path) -> list[x509.Certificate]:
-    """The certificates of a PEM file, at least one."""
+    """Return the certificates of a PEM file, at least one."""
     return _parse_certificates(read_file(path, _REMEDY), path, _REMEDY)
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A private key that nobody else may read."""
+    """Return a private key that nobody else may read."""
     return _parse_key(read_file(path, _REMEDY), path)
 
 
@@ -254,7 +254,7 @@ def _check_time(certificate: x509.Certificate, path: Path) -> None:
 
 
 def issuer_of(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> x509.Certificate | None:
-    """The authority that signed the certificate, None if none of these did."""
+    """Return the authority that signed the certificate, None if none of these did."""
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
@@ -265,7 +265,7 @@ def issuer_of(certificate: x509.Certificate, authorities: Sequence[x509.Certific
 
 
 def name_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> str:
-    """The common name; several are joined, which no identity's name can equal."""
+    """Return the common name; several are joined, which no identity's name can equal."""
     return ", ".join(str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
 
 
@@ -299,7 +299,7 @@ def check_role(identity: Identity, role: Role | None) -> None:
 
 
 def check_files(name: str, certificate_file: Path, key_file: Path, authority_file: Path) -> Identity:
-    """As `check`, of three files. Each file is read once."""
+    """Read and check an identity as `check` does, from three files. Each file is read once."""
     authority_data = read_file(authority_file, _REMEDY)
     certificate_data = read_file(certificate_file, _REMEDY)
     key_data = read_file(key_file, _REMEDY)

@@ -17,13 +17,13 @@ from mpc.errors import ConfigurationError
 
 
 def fingerprint(key: Any) -> str:
-    """Of a public key."""
+    """Return the fingerprint of a public key."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).digest().hex(":")
 
 
 def fingerprint_of(certificate: x509.Certificate) -> str:
-    """Of a certificate's key. Raises `ConfigurationError` unless that is on an elliptic curve."""
+    """Return the fingerprint of a certificate's key. Raises `ConfigurationError` unless that is on an elliptic curve."""
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigurationError("the certificate is not for an elliptic-curve key")

@@ -106,12 +106,12 @@ def install(
 
 
 def waiting_request(directory: Path, name: str) -> Path | None:
-    """The request of `name` that has no answer yet."""
+    """Return the request of `name` that has no answer yet."""
     file = directory / REQUESTS / f"{name}.csr"
     return file if file.exists() else None
 
 
 def fingerprints(directory: Path, name: str) -> dict[str, str]:
-    """Fingerprint -> "in use" or "waits for its certificate", of the keys of `name`; nothing where there is no key."""
+    """Return fingerprint -> "in use" or "waits for its certificate", of the keys of `name`; none where there is no key."""
     files = {"in use": directory / f"{name}.key", "waits for its certificate": directory / REQUESTS / f"{name}.key"}
     return {fingerprint(read_key(path).public_key()): state for state, path in files.items() if path.exists()}

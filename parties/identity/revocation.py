@@ -18,7 +18,7 @@ HEAD = "# Fingerprints of keys that are trusted no more, one a line; read again 
 
 
 def read_revoked(directory: Path) -> frozenset[str]:
-    """The fingerprints that `directory` lists; none without a list. Raises `ConfigurationError` naming a bad line."""
+    """Return the fingerprints that `directory` lists; none without a list. Raises `ConfigurationError` naming a bad line."""
     path = directory / REVOKED
     if not path.exists():
         return frozenset()

@@ -11,12 +11,12 @@ PREFIX = "mpcache:role:"
 
 
 def uri_of(role: Role) -> x509.UniformResourceIdentifier:
-    """How a certificate says the role."""
+    """Return how a certificate says the role."""
     return x509.UniformResourceIdentifier(f"{PREFIX}{role}")
 
 
 def role_of(certificate: x509.Certificate) -> Role:
-    """The role of a certificate's name. Raises `ConfigurationError` unless it says exactly one that is known."""
+    """Return the role of a certificate's name. Raises `ConfigurationError` unless it says exactly one that is known."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         said = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(PREFIX)]

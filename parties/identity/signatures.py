@@ -25,12 +25,12 @@ def _message(context: str, data: bytes) -> bytes:
 
 
 def certificate_of(identity: Identity) -> bytes:
-    """The identity's certificate, DER."""
+    """Return the identity's certificate, DER."""
     return x509.load_pem_x509_certificate(identity.certificate).public_bytes(serialization.Encoding.DER)
 
 
 def sign(identity: Identity, context: str, data: bytes) -> bytes:
-    """The identity's signature, DER."""
+    """Return the identity's signature, DER."""
     key = serialization.load_pem_private_key(identity.key, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key.sign(_message(context, data), ec.ECDSA(hashes.SHA256()))

@@ -71,7 +71,7 @@ class Shown(NamedTuple):
 
 
 def shown(certificate: x509.Certificate) -> Shown:
-    """What a certificate says, which a handshake has shown or an authority has signed."""
+    """Return what a certificate says, which a handshake has shown or an authority has signed."""
     key = fingerprint(certificate.public_key())
     try:
         return Shown(name_of(certificate), role_of(certificate), key)
@@ -93,7 +93,7 @@ class Trust:
         self._identity = identity
 
     def caller(self, context: Any) -> Shown:
-        """Who calls, from the certificate of the connection, whose handshake has proved its key.
+        """Return who calls, from the certificate of the connection, whose handshake has proved its key.
 
         A name that is not listed is returned as it is: it has no rights. Raises `PermissionRefused` for a listed name with
         another role or key than it has, for a revoked key, and without a certificate.
@@ -115,17 +115,17 @@ class Trust:
 
 
 def parties_of(config: RoleConfig) -> list[Peer]:
-    """The compute parties in order, this one included."""
+    """Return the compute parties in order, this one included."""
     return _peers(config, "party", config.parties)
 
 
 def dealer_of(config: RoleConfig) -> Peer | None:
-    """The dealer, if this role knows one."""
+    """Return the dealer, if this role knows one."""
     return None if config.dealer is None else _peers(config, "dealer", [config.dealer])[0]
 
 
 def peers_of(config: RoleConfig) -> dict[str, Peer]:
-    """By name: everybody whom this role calls, and (at a server) who calls it."""
+    """Return, by name, everybody whom this role calls, and (at a server) who calls it."""
     serves = config.role in ("party", "dealer")
     callers = [
         *_peers(config, "client", config.clients if serves else []),
@@ -137,7 +137,7 @@ def peers_of(config: RoleConfig) -> dict[str, Peer]:
 
 
 def _peers(config: RoleConfig, role: Role, listed: Iterable[PeerAddress | ClientGrant | OwnerGrant]) -> list[Peer]:
-    """A fingerprint that is written counts even where the authority is trusted."""
+    """Return the peers that are listed; a fingerprint that is written counts even where the authority is trusted."""
 
     def pins(marks: tuple[str, ...]) -> frozenset[str] | None:
         return None if config.insecure_trust_authority and not marks else frozenset(marks)
@@ -148,7 +148,7 @@ def _peers(config: RoleConfig, role: Role, listed: Iterable[PeerAddress | Client
 
 
 def own_identity(config: RoleConfig) -> CertificateWatcher:
-    """This role's identity, once it is clear whom it trusts; logs where that is the authority.
+    """Return this role's identity, once it is clear whom it trusts; logs where that is the authority.
 
     Raises `ConfigurationError`, before anything is sent, for a peer without a fingerprint, for a key of the authority among
     the fingerprints or on this host, and as `certificates.check` does.
@@ -174,7 +174,7 @@ def own_identity(config: RoleConfig) -> CertificateWatcher:
 
 
 def check_pins(config: RoleConfig) -> list[Peer]:
-    """The peers, each with its fingerprints, or none where the authority is trusted.
+    """Return the peers, each with its fingerprints, or none where the authority is trusted.
 
     Raises `ConfigurationError`, with the commands that help, for a peer without a fingerprint.
     """

@@ -40,7 +40,7 @@ class ClientEndpoint:
         self._emitted_at = 0.0
 
     def begin(self) -> None:
-        """The session has its place: from here on outputs are timed, and all that the client sends is read."""
+        """Time the outputs, and read all that the client sends, from here on: the session has its place."""
         self._emitted_at = time.perf_counter()
         self.stream.make_room(INBOX_LIMIT)  # so far next to nothing of what it sends was read
 

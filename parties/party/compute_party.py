@@ -65,7 +65,7 @@ class ComputePartyServer(RoleServer[PartySession]):
 
     # ---- sessions --------------------------------------------------------------------------------------------------
     def open(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
-        """A client opens a session."""
+        """Open a client's session."""
         if message.WhichOneof("content") != "open":
             raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'open' was expected")
         id = check_id(message.open.session, "session", stream.peer)
@@ -91,7 +91,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         return session, stream.outgoing()
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
-        """What a client's session costs, if that takes time to predict."""
+        """Return what a client's session costs, if that takes time to predict."""
         if message.WhichOneof("content") != "open":
             return None
         manifest = Manifest.parse(message.open.manifest, stream.peer)
@@ -102,7 +102,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         return lambda: self.costs.check(manifest, architecture, stream.peer)
 
     def _checked(self, manifest: Manifest, client: str) -> StoredModel:
-        """The model of a session that may be. Raises a typed error for one that may not."""
+        """Return the model of a session that may be. Raises a typed error for one that may not."""
         facts = self._allowed(manifest, client)
         self.costs.check(manifest, Architecture.from_json(facts.architecture), client)
         return facts
@@ -121,7 +121,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         return facts
 
     def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
-        """A peer joins a session."""
+        """Let a peer join a session."""
         if message.WhichOneof("content") != "hello":
             raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
         id = check_id(message.hello.session, "session", stream.peer)
@@ -135,7 +135,7 @@ class ComputePartyServer(RoleServer[PartySession]):
 
     # ---- models ----------------------------------------------------------------------------------------------------
     def receive_model(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
-        """A model owner sends this party's shares; answers with a receipt once they are on disk."""
+        """Store this party's shares, which a model owner sends; answer with a receipt once they are on disk."""
         stream.session.step = "storing a model"
         stream.make_room(INBOX_LIMIT)
         if message.WhichOneof("content") != "header":
@@ -146,7 +146,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         return stream.session, stream.outgoing()
 
     def remove_model(self, owner: str, model: str) -> None:
-        """A model owner takes a model of its own away."""
+        """Take away a model of the owner's own."""
         check_id(model, "model", owner)
         self.store.remove(self.permissions.owned(owner, model, self.store.get(model)))
         self.weight_cache.drop(model)

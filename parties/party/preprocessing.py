@@ -53,7 +53,7 @@ class Preprocessing:
         return self._program.suite(PrecomputedTape(self._store, channel.ledger, self._program.device), channel)
 
     def stop(self) -> None:
-        """Nothing will be needed any more. Does not wait."""
+        """Prepare no more; does not wait for the thread."""
         self._store.stop()
 
     def join(self) -> None:
@@ -73,11 +73,9 @@ class Preprocessing:
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Nothing to send."""
         return True
 
     def next_token(self, step: int) -> Tensor | None:
-        """None: no share is known yet."""
         return None
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -60,7 +60,7 @@ class StoredModel(BaseModel):
     nonce: Identifier
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights, in order."""
+        """Return names and shapes of the weights, in order."""
         return Architecture.from_json(self.architecture).weight_shapes()
 
 
@@ -75,7 +75,7 @@ class StoredFiles(BaseModel):
 
     @classmethod
     def of(cls, facts: StoredModel, files: Mapping[str, str]) -> StoredFiles:
-        """With its check."""
+        """Return facts and files with their check."""
         return cls(facts=facts, files=dict(files), check=_check_of(facts, files))
 
     def intact(self) -> bool:
@@ -184,12 +184,12 @@ class ModelStore:
         return stored
 
     def models(self) -> list[StoredModel]:
-        """All stored models."""
+        """Return all stored models."""
         with self._lock:
             return list(self._models.values())
 
     def get(self, model: str) -> StoredModel | None:
-        """One stored model."""
+        """Return one stored model."""
         with self._lock:
             return self._models.get(model)
 
@@ -263,7 +263,7 @@ class ModelStore:
             )
 
     def share(self, facts: StoredModel, name: str) -> Tensor:
-        """This party's share of a weight: int64 in Z_2^64, `facts.fraction_bits` fraction bits. Secret.
+        """Return this party's share of a weight: int64 in Z_2^64, `facts.fraction_bits` fraction bits. Secret.
 
         Raises `CheckpointError` naming the file when it cannot be read, is not what was stored or has another shape.
         """
@@ -276,11 +276,11 @@ class ModelStore:
         return self._load(facts, path, "share", shape, torch.int64)
 
     def _named(self, path: Path) -> str:
-        """A file, for an error that a client reads as well: not where the store lies."""
+        """Name a file, for an error that a client reads as well: not where the store lies."""
         return f"{path.relative_to(self.root)} of the model store"
 
     def _current(self, facts: StoredModel) -> Mapping[str, str]:
-        """The checksums of this very storing. Raises `CheckpointError` when it was removed, or another one took its id."""
+        """Return the checksums of this storing. Raises `CheckpointError` when it was removed, or another one took its id."""
         with self._lock:
             found = self._models.get(facts.model)
             if found is None or found.nonce != facts.nonce:

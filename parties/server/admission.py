@@ -54,7 +54,8 @@ class Admission:
 
     # ---- coming and going --------------------------------------------------------------------------------------------
     def enter(self, client: str) -> Ticket:
-        """A session at party 0: it has a place at once or waits. Raises `Busy` when the queue, or its client's, is full."""
+        """Let a session in at party 0: it has a place at once or waits. Raises `Busy` when the queue, or its client's, is
+        full."""
         slots, queued = self._grant(client)
         ticket = Ticket(client)
         with self._changed:
@@ -69,7 +70,7 @@ class Admission:
         return ticket
 
     def expect(self, client: str) -> Ticket:
-        """A session that takes a place elsewhere first. Raises `Busy` when there are more than can be served or wait.
+        """Expect a session that takes a place elsewhere first. Raises `Busy` when there are more than can be served or wait.
 
         A session that is just leaving here may have left there already: up to `slots` more are expected.
         """
@@ -109,7 +110,7 @@ class Admission:
                 ticket.waited = time.monotonic() - began
 
     def leave(self, ticket: Ticket) -> None:
-        """The session has ended, or never began."""
+        """Free the place of a session that has ended, or never began."""
         with self._changed:
             if ticket.state == "running":
                 self._running[ticket.client] -= 1
@@ -127,7 +128,7 @@ class Admission:
 
     # ---- what there is -----------------------------------------------------------------------------------------------
     def count(self, state: str) -> int:
-        """How many sessions are "coming", "waiting" or "running"."""
+        """Return how many sessions are "coming", "waiting" or "running"."""
         with self._changed:
             return sum(ticket.state == state for ticket in self._tickets)
 
@@ -160,7 +161,7 @@ class Admission:
             self._running[client] += 1
 
     def _ahead(self, ticket: Ticket) -> int:
-        """How many turns come before its own, if no client is at its limit."""
+        """Return how many turns come before its own, if no client is at its limit."""
         before, place = True, self._queues[ticket.client].index(ticket)
         ahead = place
         for client, queue in self._queues.items():

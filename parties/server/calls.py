@@ -41,14 +41,14 @@ class Calls:
         self._clients = 0
 
     def cap(self, name: str) -> int:
-        """How many calls `name` may have open."""
+        """Return how many calls `name` may have open."""
         if self._permissions.is_peer(name):
             return 2 * self._permissions.all_sessions() + PEER_FURTHER
         return self._permissions.calls(name)
 
     @property
     def threads(self) -> int:
-        """Threads that the server needs."""
+        """Return how many threads the server needs."""
         clients = sum(self.cap(name) for name in self._permissions.clients_and_owners())
         peers = sum(self.cap(name) for name in self._permissions.peers())
         return min(clients, ALL_CLIENTS) + peers + REFUSING
@@ -69,7 +69,7 @@ class Calls:
             self._clients += not peer
 
     def leave(self, name: str) -> None:
-        """The call is over, and its thread free."""
+        """Count a call that is over as such."""
         with self._lock:
             self._open[name] -= 1
             self._clients -= not self._permissions.is_peer(name)
@@ -78,7 +78,7 @@ class Calls:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """A call for the time of the block. Raises as `enter`."""
+        """Count a call for the time of the block. Raises as `enter`."""
         self.enter(name)
         try:
             yield
@@ -113,7 +113,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refuse = refuse
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        """The method's handler, guarded. All read their requests as streams, which is the same on the wire."""
+        """Return the method's handler, guarded. All read their requests as streams, which is the same on the wire."""
         handler = continuation(details)
         if handler is None:
             return None
@@ -134,7 +134,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
     def _admit(self, context: Any, call: str, single: bool, stack: ExitStack) -> str | None:
-        """The caller's name, counted while `stack` is open. None when the call was refused."""
+        """Return the caller's name, counted while `stack` is open. None when the call was refused."""
         name = "unknown"
         try:
             name = self._caller(context)
@@ -148,7 +148,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         return name
 
     def _only(self, requests: Iterator[Any], context: Any) -> Any:
-        """The request of a call that has one; None when it does not come in time, and the call is over."""
+        """Return the request of a call that has one; None when it does not come in time, and the call is over."""
         timer = threading.Timer(self._first_seconds, context.cancel)
         timer.daemon = True
         timer.start()

@@ -44,13 +44,13 @@ class Allowances:
         self._left: dict[str, tuple[float, float]] = {}  # seconds, at a time
 
     def left(self, client: str) -> float:
-        """Seconds of predicting that the client has now."""
+        """Return the seconds of predicting that the client has now."""
         now = self._clock()
         seconds, then = self._left.get(client, (ALLOWANCE_SECONDS, now))
         return min(ALLOWANCE_SECONDS, seconds + REFILL * (now - then))
 
     def spend(self, client: str, seconds: float) -> None:
-        """The client has had so many."""
+        """Take so many seconds from the client's."""
         self._left[client] = (self.left(client) - seconds, self._clock())
 
 

@@ -105,7 +105,7 @@ class Metrics:
         self.get("mpcache_info", name=name, role=role, version=version).set(1)
 
     def get(self, name: str, /, **labels: str) -> Any:
-        """A metric of `METRICS`, with its labels. Values that are not known beforehand count as "other"."""
+        """Return a metric of `METRICS`, with its labels. Values that are not known beforehand count as "other"."""
         return (
             self._all[name].labels(**{key: self._bounded(key, text) for key, text in labels.items()})
             if labels
@@ -113,7 +113,7 @@ class Metrics:
         )
 
     def follow(self, name: str, value: Callable[[], float], /, **labels: str) -> None:
-        """A gauge that is asked for when somebody reads it."""
+        """Let a gauge show value() whenever somebody reads it."""
         self.get(name, **labels).set_function(value)
 
     def _bounded(self, label: str, text: str) -> str:

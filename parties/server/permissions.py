@@ -70,7 +70,7 @@ class Permissions:
             raise PermissionRefused(f"'{name}' may not have a tape of {self._server}: it is not listed in its 'parties'")
 
     def peers(self) -> list[str]:
-        """The compute parties and the dealer."""
+        """Return the compute parties and the dealer."""
         return [*self._parties, *self._dealer]
 
     def is_peer(self, name: str) -> bool:
@@ -78,7 +78,7 @@ class Permissions:
         return name in self._parties or name in self._dealer
 
     def clients_and_owners(self) -> list[str]:
-        """All clients and model owners."""
+        """Return all clients and model owners."""
         return sorted({*self._clients, *self._owners})
 
     def has_role(self, name: str) -> bool:
@@ -96,7 +96,7 @@ class Permissions:
 
     # ---- by what is asked for --------------------------------------------------------------------------------------
     def visible(self, name: str, models: list[M]) -> list[M]:
-        """Those of `models` that `name` may know of: a client's and a model owner's own, all for a compute party."""
+        """Return those of `models` that `name` may know of: a client's and a model owner's own, all for a compute party."""
         if name in self._parties:
             return models
         client, owner = self._clients.get(name), name in self._owners
@@ -163,7 +163,7 @@ class Permissions:
             )
 
     def model(self, manifest: Manifest, client: str, found: M | None) -> M:
-        """`found` itself. Raises one and the same `ConfigurationError` when there is none and when the client may not."""
+        """Return `found` itself. Raises the same `ConfigurationError` when there is none and when the client may not."""
         if found is None or not fits(self._clients[client].models, found.name, found.model):
             raise ConfigurationError(
                 f"{self._server} holds no model {manifest.model}: its owner must share it first, and the configuration of "
@@ -177,14 +177,14 @@ class Permissions:
             raise PermissionRefused(f"'{owner}' may not store a model of that name at {self._server}: choose another name")
 
     def owned(self, owner: str, model: str, found: M | None) -> M:
-        """`found` itself, to be removed. Raises one and the same `PermissionRefused` unless it is the owner's."""
+        """Return `found` itself, to be removed. Raises one and the same `PermissionRefused` unless it is the owner's."""
         if found is None or found.owner != owner or not fits(self._owners[owner].models, found.name):
             raise PermissionRefused(f"'{owner}' has no model {model} at {self._server} that it may remove")
         return found
 
     # ---- how much --------------------------------------------------------------------------------------------------
     def cost(self, setting: str, client: str) -> tuple[int | None, str]:
-        """One of `parties.config.grants.COSTS`: the smaller of the server's limit and the client's, and where that is
+        """Return one of `parties.config.grants.COSTS`: the smaller of the server's limit and the client's, and where that is
         written."""
         limit: int | None = getattr(self._limits, setting)
         own: int | None = getattr(self._clients.get(client, _ANYBODY), setting)
@@ -193,24 +193,24 @@ class Permissions:
         return limit, f"the 'limits' of {self._server}"
 
     def loads(self) -> int:
-        """How many loads are kept for one client at most, and how many its sessions use at a time."""
+        """Return how many loads are kept for one client at most, and how many its sessions use at a time."""
         limits = self._limits
         return min(limits.max_loads, limits.max_loads_per_client or limits.max_loads)
 
     def calls(self, name: str) -> int:
-        """How many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions that
-        run, wait or are just leaving, and `FURTHER_CALLS` more."""
+        """Return how many calls a client or a model owner may have open: `max_calls_per_client`, or as many as its sessions
+        that run, wait or are just leaving, and `FURTHER_CALLS` more."""
         if self._limits.max_calls_per_client is not None:
             return self._limits.max_calls_per_client
         running, queued = self.sessions(name)
         return 2 * running + queued + FURTHER_CALLS
 
     def all_sessions(self) -> int:
-        """How many sessions may be at this server: running, waiting, or just leaving."""
+        """Return how many sessions may be at this server: running, waiting, or just leaving."""
         return 2 * self._limits.max_sessions + self._limits.max_queued
 
     def sessions(self, client: str) -> tuple[int, int]:
-        """How many sessions of a client may run at a time, and how many may wait.
+        """Return how many sessions of a client may run at a time, and how many may wait.
 
         Where there are several clients, one that its grant does not allow more leaves a place to the others.
         """

@@ -89,7 +89,7 @@ class RoleServer(ABC, Generic[S]):
 
     @property
     def identity(self) -> Identity:
-        """The identity of the moment: a renewed certificate is used from when it lies in the folder."""
+        """Return the identity of the moment: a renewed certificate is used from when it lies in the folder."""
         return self.credentials.current
 
     @abstractmethod
@@ -97,7 +97,7 @@ class RoleServer(ABC, Generic[S]):
         """Add the role's service to the gRPC server."""
 
     def make_admission(self) -> Admission:
-        """The places for sessions."""
+        """Return the places for sessions."""
         limits = self.config.limits
         return Admission(
             self.name, limits.max_sessions, limits.max_queued, self.permissions.sessions, self.config.queue_seconds
@@ -117,7 +117,7 @@ class RoleServer(ABC, Generic[S]):
             )
 
     def hold(self, ticket: Ticket, make: Callable[[], S]) -> S:
-        """A new session with its place; the place is free again if there is none.
+        """Return a new session with its place; the place is free again if there is none.
 
         Raises `Busy` when the client's sessions use as many loads as they may.
         """
@@ -167,13 +167,13 @@ class RoleServer(ABC, Generic[S]):
         session.trace.end(outcome, **facts)
 
     def release(self, session: S) -> None:
-        """A session is over: its place is free."""
+        """Free the place of a session that is over."""
         self.sessions.remove(session)
         self.weight_cache.release(session)
         self.admission.leave(session.ticket)
 
     def wake(self) -> None:
-        """A session has failed: let its thread see that, wherever it waits."""
+        """Let the thread of a session that has failed see that, wherever it waits."""
         self.admission.wake()
         self.weight_cache.wake()
 
@@ -258,7 +258,7 @@ class RoleServer(ABC, Generic[S]):
         event("stopped", self.name)
 
     def describe(self, models: list[wire.HeldModel]) -> wire.Description:
-        """Who this is."""
+        """Return who this is."""
         return wire.Description(
             name=self.name,
             role=self.role,

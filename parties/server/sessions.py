@@ -54,7 +54,7 @@ class Sessions(Generic[S]):
             self._changed.notify_all()
 
     def remove(self, session: S) -> None:
-        """The session is over; its id is remembered."""
+        """Remember the id of a session that is over."""
         with self._changed:
             if self._live.pop(session.id, None) is not None:
                 error = None if session.finished else session.error
@@ -66,7 +66,7 @@ class Sessions(Generic[S]):
             self._changed.notify_all()
 
     def wait_for(self, id: str, seconds: float, check: Callable[[], None] = lambda: None) -> S | None:
-        """The live session `id`, waiting for it to be opened; None after `seconds` or when it is over.
+        """Return the live session `id`, waiting for it to be opened; None after `seconds` or when it is over.
 
         check() is called now and then and may raise to give up. Raises the error that ended it.
         """
@@ -91,6 +91,6 @@ class Sessions(Generic[S]):
             return any(s.error is error for s in self._live.values()) or error in self._reported
 
     def all(self) -> list[S]:
-        """All live sessions."""
+        """Return all live sessions."""
         with self._changed:
             return list(self._live.values())

@@ -33,14 +33,14 @@ class SessionTrace:
         self._inside = trace.set_span_in_context(self._span)
 
     def stage(self, name: str) -> None:
-        """The session enters a stage, and leaves the one before."""
+        """Begin a stage of the session, and end the one before."""
         if self._span is not None:
             if self._stage is not None:
                 self._stage.end()
             self._stage = self._tracer.start_span(name, self._inside)
 
     def end(self, outcome: str, **attributes: Any) -> None:
-        """The session is over."""
+        """End the session's spans."""
         if self._span is None:
             return
         from opentelemetry.trace import Status, StatusCode

@@ -42,12 +42,12 @@ class WeightCache:
             return len(self._held)
 
     def ids(self, key: Key) -> list[str]:
-        """Ids of the loads with this key, the latest used last."""
+        """Return ids of the loads with this key, the latest used last."""
         with self._changed:
             return [load for load, (held, _) in self._held.items() if held == key]
 
     def get(self, load: str, key: Key, client: str = "") -> dict[str, Any] | None:
-        """The weights of a load, None when it is not held (any more) or has another key. client: who uses it."""
+        """Return the weights of a load, None when it is not held (any more) or has another key. client: who uses it."""
         with self._changed:
             held = self._held.get(load)
             if held is None or held[0] != key:
@@ -71,7 +71,7 @@ class WeightCache:
         return sum(client in users for users in self._users.values())
 
     def _give_up(self, clients: set[str]) -> None:
-        """These clients no longer use the one of their loads that was not used for longest."""
+        """Let these clients no longer use the one of their loads that was not used for longest."""
         load = next(load for load in self._held if self._users[load] & clients)
         self._users[load] -= clients
         if not self._users[load]:

@@ -41,7 +41,7 @@ class Prober:
     def answer(
         self, requests: Iterator[wire.ProbeRequest], context: Any, authorise: Callable[[str], None]
     ) -> Iterator[wire.ProbeReply]:
-        """The replies of one probe. authorise(caller's name) may refuse; the call then ends with a typed status."""
+        """Yield the replies of one probe. authorise(caller's name) may refuse; the call then ends with a typed status."""
         wanted = "unknown"
         name: str | None = None
         timer = threading.Timer(PROBE_SECONDS, context.cancel)

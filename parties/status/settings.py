@@ -30,7 +30,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, config: RoleConfig) -> Settings:
-        """A role's own."""
+        """Return a role's own settings."""
         dealer = config.name if config.role == "dealer" else config.dealer.name if config.dealer else None
         return cls(
             parties=config.party_names,
@@ -43,12 +43,12 @@ class Settings(BaseModel):
         )
 
     def canonical(self) -> str:
-        """Canonical JSON: keys sorted, no spaces."""
+        """Return canonical JSON: keys sorted, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str, sender: str) -> Settings:
-        """From JSON. Raises `WireError`."""
+        """Return the settings that a peer sent as JSON. Raises `WireError`."""
         if len(text) > SETTINGS_BYTES:
             raise WireError(f"{sender} sent settings of {len(text)} characters, at most {SETTINGS_BYTES} are expected")
         try:
@@ -57,10 +57,10 @@ class Settings(BaseModel):
             raise WireError(f"{sender} sent settings that cannot be read") from None
 
     def mark(self) -> str:
-        """Eight hexadecimal digits that are equal where the settings are."""
+        """Return eight hexadecimal digits that are equal where the settings are."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:8]
 
     def differences(self, other: Settings) -> dict[str, tuple[object, object]]:
-        """Keys whose values differ, with both values."""
+        """Return keys whose values differ, with both values."""
         mine, theirs = self.model_dump(), other.model_dump()
         return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}

@@ -77,12 +77,12 @@ class PeerStatus:
 
     @property
     def answers(self) -> bool:
-        """It said who it is."""
+        """Whether it said who it is."""
         return self.version is not None
 
 
 def asked(config: RoleConfig) -> list[Peer]:
-    """All other roles that this one has an address of. A party with tapes of its own needs no running dealer."""
+    """Return all other roles that this one has an address of. A party with tapes of its own needs no running dealer."""
     found = [peer for peer in parties_of(config) if peer.name != config.name]
     dealer = dealer_of(config)
     if dealer is not None and dealer.name != config.name and config.tapes is None:
@@ -109,7 +109,7 @@ def ask(config: RoleConfig, identity: Identity, probe_bytes: int = 4 << 20) -> l
 
 
 def doubts(config: RoleConfig, identity: Identity) -> Iterator[Trouble]:
-    """What makes this role itself doubtful."""
+    """Yield what makes this role itself doubtful."""
     if config.insecure_trust_authority:
         reason, _, remedy = INSECURE.partition("; ")
         yield Trouble(f"{config.name}: {reason}", remedy, minor=True)
@@ -126,7 +126,7 @@ class _Refused(Trouble):
 
 
 def ask_one(config: RoleConfig, identity: Identity, peer: Peer) -> PeerStatus:
-    """Who is at a peer's address, and does it fit; measures nothing."""
+    """Return who is at a peer's address, and does it fit; measures nothing."""
     status = PeerStatus(peer.name, peer.role, peer.address)
     certificate = look(identity, peer)
     if isinstance(certificate, Unreachable):
@@ -157,7 +157,7 @@ def _stub(channel: grpc.Channel, role: Role) -> Any:
 
 
 def _why(identity: Identity, peer: Peer, error: Any) -> Trouble:
-    """What a failed call means."""
+    """Return what a failed call means."""
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         found = probe(identity, peer)
         return Trouble(found.reason, found.remedy)
@@ -175,7 +175,7 @@ def _why(identity: Identity, peer: Peer, error: Any) -> Trouble:
 
 
 def _judge(config: RoleConfig, status: PeerStatus, role: str, settings: str) -> Iterator[Trouble]:
-    """What does not fit between this role and the peer."""
+    """Yield what does not fit between this role and the peer."""
     here, there, own = config.name, status.name, package_version()
     if status.protocol != PROTOCOL_VERSION or status.version != own:
         yield Trouble(
@@ -206,7 +206,7 @@ def _short(value: object) -> str:
 
 
 def _compare_models(found: list[PeerStatus]) -> None:
-    """Models that some parties hold and others do not."""
+    """Note the models that some parties hold and others do not."""
     parties = [status for status in found if status.role == "party" and status.answers]
     for id, name in {id: name for status in parties for id, name in status.models.items()}.items():
         for status in parties:
@@ -261,7 +261,7 @@ def _measure_clock(sent: SimpleQueue[wire.ProbeRequest | None], replies: Iterato
 
 
 def _send_and_back(sent: SimpleQueue[wire.ProbeRequest | None], replies: Iterator[Any], size: int) -> tuple[float, float]:
-    """Seconds until the peer said that it has `size` bytes, and until they were all back."""
+    """Return seconds until the peer said that it has `size` bytes, and until they were all back."""
     piece = secrets.token_bytes(min(PIECE_BYTES, size))
     begin = time.perf_counter()
     for start in range(0, size, PIECE_BYTES):

@@ -115,7 +115,7 @@ class TapeAgreement:
                 self._ready.wait(LOOK_SECONDS)
 
     def look_again(self) -> None:
-        """The session waited for its turn: other sessions may have used tapes. Waits, or raises `TapeError`, as before."""
+        """Look once more, since other sessions may have used tapes meanwhile. Waits, or raises `TapeError`, as before."""
         self._ready.clear()
         if self._patience:
             self.wait()
@@ -130,13 +130,13 @@ class TapeAgreement:
         hello.tapes.extend(self._offers)
 
     def heard(self, peer: str, hello: wire.Hello) -> None:
-        """A peer's greeting."""
+        """Take in a peer's greeting."""
         if len(hello.tapes) > OFFERED:
             raise WireError(f"{peer} lists {len(hello.tapes)} tapes, expected {OFFERED} or fewer")
         self._theirs[peer] = {check_id(tape, "tape", peer) for tape in hello.tapes}
 
     def agree(self, peers: dict[int, PeerStream]) -> Dealt:
-        """The tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
+        """Return the tape that all parties have taken for this session. Raises `TapeError` naming party, tape and remedy."""
         return self._lead(peers) if 0 not in peers else self._follow(peers[0])
 
     def _lead(self, peers: dict[int, PeerStream]) -> Dealt:
@@ -199,7 +199,7 @@ class TapeAgreement:
         return Dealt(session, taken.header.load, weights, load)
 
     def release(self) -> None:
-        """The session is over, in whatever way."""
+        """Give up the tape of a session that is over, in whatever way."""
         if self._taken is not None:
             try:
                 self._store.release(self._taken)

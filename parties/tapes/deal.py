@@ -100,7 +100,7 @@ def deal(
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends well, and is removed when it does not."""
+    """Make a folder that becomes `out` when the block ends well, and is removed when it does not."""
     temporary = out.parent / f".{out.name}.dealing-{new_id()[:8]}"
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -188,11 +188,9 @@ class _Dealing:
 
     # ---- the endpoint ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Nothing to send; deal on to the last token."""
         return True
 
     def next_token(self, step: int) -> Tensor | None:
-        """None: the dealer holds no share."""
         return None
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -56,7 +56,7 @@ class TapeWriter:
         self._handle = create(folder / f"{tape}.tape")
 
     def append(self, data: bytes) -> None:
-        """What `DealerTape` emits for this party."""
+        """Write what `DealerTape` emits for this party."""
         self._buffer += data
         while len(self._buffer) >= CHUNK:
             self._flush(bytes(self._buffer[:CHUNK]))
@@ -115,7 +115,7 @@ class TapeFile:
         return TapeError(f"tape {self.tape} of {self.party} (deal {self.folder.name}): {problem}")
 
     def path(self, suffix: str) -> Path:
-        """One of its files."""
+        """Return one of its files."""
         return self.folder / f"{self.tape}.{suffix}"
 
     def _open(self, suffix: str) -> int:
@@ -159,7 +159,7 @@ class TapeFile:
             raise self._error(f"its file has {size} bytes, {header.length} were dealt: copy it again, or {REMEDY}")
 
     def seed(self) -> bytes:
-        """The seed. Secret."""
+        """Return the seed. Secret."""
         seed = self._small("seed", SEED_BYTES)
         path = self.path("seed")
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -170,7 +170,7 @@ class TapeFile:
         return seed
 
     def open(self) -> OpenTape:
-        """The tape, ready to be read once, even when its files are removed meanwhile."""
+        """Return the tape, ready to be read once, even when its files are removed meanwhile."""
         seed = self.seed()
         handle = self._open("tape")
         try:
@@ -218,7 +218,7 @@ class OpenTape:
         return f"OpenTape({self.file.tape})"
 
     def _sealed(self) -> Iterator[bytes]:
-        """The chunks as they are on disk, each checked before it is given."""
+        """Yield the chunks as they are on disk, each checked before it is given."""
         header = self.file.header
         for number, digest in enumerate(header.chunks):
             size = min(CHUNK, header.length - number * CHUNK)
@@ -236,7 +236,7 @@ class OpenTape:
             yield cipher.update(piece)
 
     def verify(self) -> OpenTape:
-        """The tape itself, all of it checked now; for a load's, which many sessions use."""
+        """Check all of the tape now, and return it; for a load's, which many sessions use."""
         for _ in self._sealed():
             pass
         return self

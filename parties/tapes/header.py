@@ -41,7 +41,7 @@ class TapeHeader(BaseModel):
     chunks: list[Digest]
 
     def common(self) -> bytes:
-        """SHA-256 of what the headers of all parties have in common."""
+        """Return SHA-256 of what the headers of all parties have in common."""
         own = {"party", "index", "length", "seed", "chunks"}
         return hashlib.sha256(_canonical(self.model_dump(mode="json", exclude=own))).digest()
 
@@ -59,7 +59,7 @@ def _canonical(values: object) -> bytes:
 
 
 def seal(header: TapeHeader, dealer: Identity) -> bytes:
-    """The header with the dealer's certificate and signature, as it is stored."""
+    """Return the header with the dealer's certificate and signature, as it is stored."""
     text = _canonical(header.model_dump(mode="json"))
     signature = sign(dealer, CONTEXT, text)
     signed = _Signed(certificate=certificate_of(dealer).hex(), header=text.decode(), signature=signature.hex())
@@ -67,7 +67,7 @@ def seal(header: TapeHeader, dealer: Identity) -> bytes:
 
 
 def unseal(data: bytes, dealer: Peer, own: Identity) -> TapeHeader | None:
-    """A stored header that `dealer` of this deployment signed, None when it is damaged. own: of who reads it.
+    """Return a stored header that `dealer` of this deployment signed, None when it is damaged. own: of who reads it.
 
     Raises `PermissionRefused` when the signature is another's or no longer valid.
     """

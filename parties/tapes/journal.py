@@ -72,11 +72,11 @@ class Records:
         return hashlib.sha256(self._check.encode() + body).hexdigest()
 
     def session(self, tape: str) -> str | None:
-        """The session that has used a tape."""
+        """Return the session that has used a tape."""
         return self._sessions.get(tape)
 
     def storing(self, load: str) -> str | None:
-        """The storing of a model (`parties.party.store`) that a load belongs to."""
+        """Return the storing of a model (`parties.party.store`) that a load belongs to."""
         return self._storings.get(load)
 
     def take(self, tape: str, session: str, load: str, storing: str) -> None:
@@ -121,7 +121,7 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[Records]:
-        """All records, while no other thread or process may read or append."""
+        """Yield all records, while no other thread or process may read or append."""
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

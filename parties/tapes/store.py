@@ -35,12 +35,12 @@ LENGTHS = ("prompt_tokens", "new_tokens")
 
 
 def describe(program: ProgramFacts) -> str:
-    """The lengths that a tape serves, in words."""
+    """Return the lengths that a tape serves, in words."""
     return f"a prompt of {program.prompt_tokens} and up to {program.new_tokens} new tokens"
 
 
 def choice(program: ProgramFacts) -> str:
-    """The decoding that a tape serves, in words."""
+    """Return the decoding that a tape serves, in words."""
     return program.decoding if program.temperature is None else f"{program.decoding} at temperature {program.temperature}"
 
 
@@ -87,7 +87,7 @@ class TapeStore:
 
     # ---- what there is ---------------------------------------------------------------------------------------------
     def _found(self) -> Iterator[tuple[Path, str]]:
-        """All session tapes that have a file here."""
+        """Yield all session tapes that have a file here."""
         try:
             for folder in sorted(self.root.iterdir()):
                 if ID_PATTERN.fullmatch(folder.name) and folder.is_dir():
@@ -100,7 +100,7 @@ class TapeStore:
             ) from None
 
     def _file(self, folder: Path, tape: str) -> TapeFile:
-        """A checked tape; the signature only when the header is new. Raises `TapeError`."""
+        """Return a checked tape; the signature only when the header is new. Raises `TapeError`."""
         path, own = folder / f"{tape}.json", self._own()
         try:
             stat = path.stat()
@@ -114,7 +114,7 @@ class TapeStore:
         return file
 
     def _look(self, records: Records) -> tuple[list[TapeHeader], list[str]]:
-        """Headers of the unused tapes, and why others are refused."""
+        """Return headers of the unused tapes, and why others are refused."""
         good, refused = [], []
         for folder, tape in self._found():
             try:
@@ -127,7 +127,7 @@ class TapeStore:
         return good, refused
 
     def stock(self) -> list[str]:
-        """Lines for a person: how many unused tapes there are, for what, and what is refused and why."""
+        """Return lines for a person: how many unused tapes there are, for what, and what is refused and why."""
         with self._journal.locked() as records:
             good, refused = self._look(records)
         kinds = Counter(f"{describe(h.program)} ({choice(h.program)}, suite {h.program.suite})" for h in good)
@@ -135,7 +135,7 @@ class TapeStore:
         return [*lines, *(f"refused: {reason}" for reason in refused)]
 
     def count(self) -> int:
-        """How many unused tapes there are. What is in the folder is looked at once in `COUNT_SECONDS` at most."""
+        """Return how many unused tapes there are. What is in the folder is looked at once in `COUNT_SECONDS` at most."""
         now = time.monotonic()
         if now >= self._counted_until:
             self._counted_until = now + COUNT_SECONDS
@@ -148,7 +148,7 @@ class TapeStore:
         return self._counted
 
     def offers(self, manifest: Manifest, storing: str, held: Collection[str] = ()) -> dict[str, TapeHeader]:
-        """The tapes that would serve a session, the best first: the shortest that suffices, then of loads that are `held`.
+        """Return the tapes that would serve a session, best first: the shortest that suffices, then of loads `held`.
 
         storing: of the session's model, see `parties.party.store`.
 
@@ -178,7 +178,7 @@ class TapeStore:
 
     # ---- taking one ------------------------------------------------------------------------------------------------
     def take(self, wanted: Sequence[tuple[str, str]], session: str, storing: str) -> Taken:
-        """The first of some (load, tape) pairs that is unused, now this session's for ever and unlinked; see the module.
+        """Return the first unused of some (load, tape) pairs, now this session's for ever and unlinked; see the module.
 
         Raises `TapeError` naming the tape when none is unused, or when one is missing or not as it was dealt.
         """
@@ -204,7 +204,7 @@ class TapeStore:
         return Taken(file.header, opened, weights)
 
     def release(self, taken: Taken) -> None:
-        """The session is over. The load's tape goes too when no session of its deal is left."""
+        """Free the tape of a session that is over. The load's tape goes too when no session of its deal is left."""
         taken.close()
         folder = self.root / taken.header.load
         with self._journal.locked():
@@ -216,8 +216,8 @@ class TapeStore:
 
 
 def _unfit(program: ProgramFacts, manifest: Manifest, free: bool) -> str:
-    """Why a tape of this program would not serve a session, in words; empty if it would. free: its masks of weights are not
-    those of another storing."""
+    """Return why a tape of this program would not serve a session, in words; empty if it would. free: its masks of weights
+    are not those of another storing."""
     wanted, dealt = manifest.model_dump(exclude={"model"}), program.model_dump()
     other = [key.replace("_", " ") for key in dealt if key not in LENGTHS and dealt[key] != wanted[key]]
     if other:

@@ -48,7 +48,7 @@ class TapeOutlet:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """No more will be written."""
+        """Note that no more will be written."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -93,7 +93,7 @@ class TapeOutlet:
 
 
 def tape_reader(stream: PeerStream) -> Callable[[int], Bytes]:
-    """`read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
+    """Return `read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
 
     def payloads() -> Iterator[bytes]:
         while (message := stream.receive_or_end()) is not None:

@@ -42,7 +42,7 @@ class GrpcChannel(Channel):
         self.sent_bytes[peer] += size
 
     def receive(self, peer: int, size: int) -> bytes:
-        """The next message of `peer`. Raises the session's error, `PeerLost` or `WireError`."""
+        """Return the next message of `peer`. Raises the session's error, `PeerLost` or `WireError`."""
         if size == 0:
             return b""
         first = self._frame(peer, size, 0)

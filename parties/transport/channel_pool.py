@@ -45,7 +45,7 @@ class ChannelPool:
     def lend(
         self, waiting: Callable[[str], None] = lambda reason: None, check: Callable[[], None] = lambda: None
     ) -> Iterator[list[grpc.Channel]]:
-        """Connected channels to all parties in order. check() may raise to give up waiting(reason).
+        """Yield connected channels to all parties in order. check() may raise to give up waiting(reason).
 
         Raises `PeerLost` with the reason for the first party that cannot be reached, `PermissionRefused` for one whose key
         was revoked.
@@ -79,7 +79,7 @@ class ChannelPool:
             self._pooled.clear()
 
     def _take(self, peer: Peer) -> _PooledChannel | None:
-        """The channel that is there, None without one, or where its key was revoked since."""
+        """Return the channel that is there, None without one, or where its key was revoked since."""
         identity = self._identity()
         known(identity, peer)
         with self._lock:

@@ -64,7 +64,7 @@ _REMEDIES = {  # by OpenSSL's number of what is wrong with a certificate
 
 
 def _server_credentials(identity: Identity | CertificateWatcher) -> grpc.ServerCredentials:
-    """Every new connection is greeted with the identity of the moment; connections that stand are left alone."""
+    """Return credentials that greet every new connection with the identity of the moment; standing ones are left alone."""
     if isinstance(identity, Identity):
         return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.authority, True)
     greeted = identity.current
@@ -91,7 +91,7 @@ def start_server(
     waiting: int = 0,
     guard: grpc.ServerInterceptor | None = None,
 ) -> tuple[grpc.Server, ThreadPoolExecutor, int]:
-    """A running server that requires certificates of the deployment's authority; with its threads and its port.
+    """Return a running server that requires certificates of the deployment's authority; with its threads and its port.
 
     calls: how many calls may run at a time. waiting: how many further ones wait for a thread, in which guard may refuse
     them; gRPC refuses what is beyond, and lets callers wait with more than `calls` in one connection. Raises
@@ -136,7 +136,7 @@ _looked_at: dict[tuple[Peer, bytes], x509.Certificate] = {}  # the newest by pee
 
 
 def known(identity: Identity, peer: Peer) -> x509.Certificate | None:
-    """The peer's certificate, if one was looked at. Raises `PermissionRefused` when its key was revoked since."""
+    """Return the peer's certificate, if one was looked at. Raises `PermissionRefused` when its key was revoked since."""
     found = _looked_at.get((peer, identity.authority))
     if found is not None:
         peer.check(shown(found), identity.revoked)
@@ -147,12 +147,12 @@ _keys: weakref.WeakKeyDictionary[grpc.Channel, str] = weakref.WeakKeyDictionary(
 
 
 def key_of(channel: grpc.Channel) -> str:
-    """Fingerprint of the key that a channel is made with, whatever key the peer has shown since."""
+    """Return the fingerprint of the key that a channel is made with, whatever key the peer has shown since."""
     return _keys.get(channel, "")
 
 
 def open_channel(identity: Identity, peer: Peer) -> grpc.Channel:
-    """A channel on which only `peer`, with the certificate that it has shown, can answer.
+    """Return a channel on which only `peer`, with the certificate that it has shown, can answer.
 
     Nothing is waited for but, where that certificate is not known yet, a look at it. Raises `PeerLost` when there is none to
     be had, `PermissionRefused` when its key was revoked.
@@ -175,7 +175,7 @@ def connect(
     check: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda reason: None,
 ) -> grpc.Channel:
-    """A connected channel to `peer`, waiting up to `seconds` for it to come up.
+    """Return a connected channel to `peer`, waiting up to `seconds` for it to come up.
 
     check() may raise to give up; waiting(reason) is told why it takes longer. Raises `PeerLost` with the reason and the
     remedy: at once for a refused or wrong certificate, after `seconds` when nothing answers; `PermissionRefused` for a
@@ -222,7 +222,7 @@ def _answers(channel: grpc.Channel, seconds: float) -> bool:
 def route(
     identity: Callable[[], Identity], peer: Peer, call: Callable[[grpc.Channel], Callable[[Iterator[Any]], Any]]
 ) -> Route:
-    """How a stream to `peer` is dialled, and dialled again with the identity that is current then."""
+    """Return how a stream to `peer` is dialled, and dialled again with the identity that is current then."""
     return Route(
         peer.name,
         lambda: open_channel(identity(), peer),
@@ -244,7 +244,7 @@ class Unreachable(NamedTuple):
 
 
 def probe(identity: Identity, peer: Peer) -> Unreachable:
-    """Why `peer` cannot be reached."""
+    """Return why `peer` cannot be reached."""
     found = look(identity, peer)
     if isinstance(found, Unreachable):
         return found
@@ -256,7 +256,7 @@ def _no_channel(peer: Peer) -> Unreachable:
 
 
 def look(identity: Identity, peer: Peer) -> x509.Certificate | Unreachable:
-    """The certificate that `peer` shows, checked and remembered; or why there is none. Takes at most 2 s and a second."""
+    """Return the certificate that `peer` shows, checked and remembered; or why there is none. Takes 3 s at most."""
     host, port = split_address(peer.address)
     try:
         plain = socket.create_connection((host, port), timeout=2)
@@ -278,7 +278,7 @@ def look(identity: Identity, peer: Peer) -> x509.Certificate | Unreachable:
 
 
 def _tls_settings(identity: Identity) -> ssl.SSLContext:
-    """For a handshake outside gRPC, which tells more about what is wrong. Names are left to the caller to check."""
+    """Return settings for a handshake outside gRPC, which tells more of what is wrong. The caller checks the names."""
     settings = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     settings.check_hostname = False
     settings.load_verify_locations(cadata=identity.authority.decode())
@@ -313,7 +313,7 @@ def _refusal(identity: Identity, peer: Peer) -> str:
 
 
 def _explain(identity: Identity, peer: Peer, error: OSError) -> Unreachable:
-    """What an exception of a handshake means."""
+    """Return what an exception of a handshake means."""
     address, name = peer.address, peer.name
     if isinstance(error, ssl.SSLCertVerificationError):
         return Unreachable(

@@ -255,7 +255,7 @@ class PeerStream:
 
     # ---- ending ----------------------------------------------------------------------------------------------------
     def _call_ended(self, epoch: int, error: Exception | None) -> None:
-        """The reader of a call has come to its end. error: what gRPC or the reader itself raised."""
+        """Act on the end of a call's reader. error: what gRPC or the reader itself raised."""
         if isinstance(error, MpcacheError):
             self.fail(error)
         elif self.receiving is Receiving.COMPLETE or self._ends_well(error):
@@ -274,7 +274,7 @@ class PeerStream:
         return error is None
 
     def _lose(self, epoch: int, error: MpcacheError) -> None:
-        """The connection is lost, and so is a plain stream."""
+        """Fail: with its connection a plain stream is lost."""
         if self.receiving is not Receiving.OVER:
             self.fail(error)
 
@@ -286,7 +286,7 @@ class PeerStream:
         self._give_up()
 
     def _give_up(self) -> None:
-        """Nothing more comes."""
+        """Note that nothing more comes."""
         with self._changed:
             self.receiving = Receiving.OVER
             self._changed.notify_all()
@@ -306,7 +306,7 @@ class PeerStream:
         self.outbox.put(None)
 
     def call_over(self, epoch: int = 0) -> None:
-        """The call of this epoch has ended, whoever ended it."""
+        """Act on the end of the call of this epoch, whoever ended it."""
         with self._lock:
             if epoch != self.epoch:
                 return
@@ -365,7 +365,7 @@ class PeerStream:
                 self.outbox.put(self.heartbeat)
 
     def excuse(self, now: float, seconds: float) -> None:
-        """This process was paused for so long, until now: the peer is not to blame for it."""
+        """Do not blame the peer for a pause of this process, so long and until now."""
         self.last_heard = now
 
     def check_silence(self, now: float, deadline: float) -> None:

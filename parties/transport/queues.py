@@ -60,7 +60,16 @@ class Inbox(Generic[S]):
 
 
 class UnacknowledgedQueue:
-    """Numbered messages that have been sent, until they are known to have arrived. Not safe for threads by itself."""
+    """Numbered messages that have been sent, until they are known to have arrived. Not safe for threads by itself.
+
+    >>> from parties.wire import wire_pb2 as wire
+    >>> queue = UnacknowledgedQueue()
+    >>> for _ in range(3):
+    ...     queue.add(wire.PeerMessage())
+    >>> queue.acknowledge(2, "party1")
+    >>> [message.number for message in queue.rest(2, "party1")]
+    [3]
+    """
 
     def __init__(self) -> None:
         self.sent = 0

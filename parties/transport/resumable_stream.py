@@ -155,7 +155,7 @@ class ResumableStream(PeerStream):
         self.outbox.put(self.kind(heartbeat=wire.Heartbeat(received=self.received)))
 
     def _acknowledge(self, received: int, epoch: int) -> None:
-        """The peer has received so many messages."""
+        """Forget what the peer has received, so many messages in all."""
         with self._lock:
             if epoch == self.epoch:
                 self.unacknowledged.acknowledge(received, self.peer)
@@ -191,7 +191,7 @@ class ResumableStream(PeerStream):
         return self.window > 0 and bool(session.id) and alive and self.receiving is Receiving.OPEN
 
     def _lose(self, epoch: int, error: MpcacheError, seconds: float | None = None) -> None:
-        """The connection is lost: dial again or wait for the peer to, for the window or so many seconds."""
+        """Note that the connection is lost, and dial again or wait for the peer to, for the window or so many seconds."""
         seconds = self.window if seconds is None else seconds
         with self._lock, self._reading:
             if epoch != self.epoch or self.loss is not None or self.receiving is Receiving.OVER:
@@ -223,7 +223,7 @@ class ResumableStream(PeerStream):
             return self._asked, message
 
     def connected(self, call: Call, received: int, route: Route, channel: grpc.Channel) -> bool:
-        """The peer, which has received so many messages, goes on with the stream in a new call. False: it is too late."""
+        """Go on with the stream in a new call with the peer, which has received so many messages. False: it is too late."""
         with self._lock, self._reading:
             if not self.wants_call():
                 return False
@@ -233,7 +233,7 @@ class ResumableStream(PeerStream):
         return True
 
     def resumed(self, resume: wire.Resume, incoming: Iterator[Message], cancel: Callable[[], Any]) -> Iterator[Message]:
-        """The peer has dialled again, and shown that it may. Returns what is to be sent to it now.
+        """Go on with a peer that has dialled again, and shown that it may; return what is to be sent to it now.
 
         Raises `WireError` for an epoch that is not newer than the present one, and for counts that cannot be.
         """
@@ -275,7 +275,7 @@ class ResumableStream(PeerStream):
 
     # ---- ending ----------------------------------------------------------------------------------------------------
     def _give_up(self) -> None:
-        """Nothing more comes, and what was not sent yet is of no use."""
+        """Note that nothing more comes, and that what was not sent yet is of no use."""
         with self._lock:
             self.receiving = Receiving.OVER
             if self.sending is not Sending.OPEN:
@@ -312,7 +312,7 @@ class ResumableStream(PeerStream):
                 self._tell()
 
     def excuse(self, now: float, seconds: float) -> None:
-        """This process was paused for so long, until now: the peer is not to blame for it."""
+        """Do not blame the peer for a pause of this process, so long and until now."""
         super().excuse(now, seconds)
         if (loss := self.loss) is not None:
             loss.limit += seconds

@@ -49,7 +49,7 @@ class Session:
 
     @property
     def error(self) -> MpcacheError | None:
-        """Why the session ends, None while it lives or when it succeeded."""
+        """Return why the session ends, None while it lives or when it succeeded."""
         return self._error
 
     @property

@@ -50,7 +50,7 @@ _STATUS = {
 
 
 def public(error: BaseException, where: str) -> errors.MpcacheError:
-    """The error itself if it is typed; else an `InternalError` without the message, which is not logged either."""
+    """Return the error itself if it is typed; else an `InternalError` without the message, which is not logged either."""
     if isinstance(error, errors.MpcacheError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
@@ -60,14 +60,14 @@ def public(error: BaseException, where: str) -> errors.MpcacheError:
 
 
 def farewell(error: BaseException, name: str, step: str) -> errors.MpcacheError:
-    """What the others are told when `name` ends a session because of any exception, Ctrl-C included."""
+    """Return what the others are told when `name` ends a session because of any exception, Ctrl-C included."""
     if isinstance(error, Exception) and not isinstance(error, Cancelled):
         return public(error, name)
     return errors.PeerLost(name, step, "gave the session up")
 
 
 def to_failure(error: errors.MpcacheError) -> wire.Failure:
-    """The wire form of an error."""
+    """Return the wire form of an error."""
     failure = wire.Failure(code=error.code, message=str(error)[:LONGEST])
     if isinstance(error, errors.PeerError):
         failure.peer, failure.step, failure.reason = error.peer, error.step, error.reason[:LONGEST]
@@ -75,7 +75,7 @@ def to_failure(error: errors.MpcacheError) -> wire.Failure:
 
 
 def from_failure(failure: wire.Failure, reporter: str) -> errors.MpcacheError:
-    """The error that `reporter` sent, of its own type."""
+    """Return the error that `reporter` sent, of its own type."""
     if failure.code in _PEER:
         return _PEER[failure.code](clean(failure.peer), clean(failure.step), clean(failure.reason))
     return _PLAIN.get(failure.code, InternalError)(clean(failure.message) or f"{reporter} failed without a message")
@@ -91,7 +91,7 @@ def said_why(error: Exception) -> bool:
 
 
 def from_rpc(error: Exception, peer: str, step: str) -> errors.MpcacheError:
-    """What an exception of a stream with `peer` means."""
+    """Return what an exception of a stream with `peer` means."""
     if not isinstance(error, grpc.Call) or error.code() is None:
         return errors.PeerLost(peer, step, "the connection ended")
     call: Any = error

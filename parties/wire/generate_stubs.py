@@ -34,7 +34,7 @@ def generate(target: Path) -> None:
 
 
 def different() -> list[str]:
-    """The names of committed stubs that are not what `wire.proto` generates."""
+    """Return the names of committed stubs that are not what `wire.proto` generates."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = Path(folder) / "parties" / "wire"
@@ -46,7 +46,7 @@ def different() -> list[str]:
 
 
 def main() -> int:
-    """Command line: no argument writes, `--check` compares and returns 1 on a difference."""
+    """Run the command line: without an argument write, with `--check` compare and return 1 on a difference."""
     if sys.argv[1:] == ["--check"]:
         changed = different()
         if changed:

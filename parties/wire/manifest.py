@@ -83,7 +83,7 @@ class ProgramFacts(BaseModel):
 
     @property
     def spec(self) -> SuiteSpec:
-        """The suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
+        """Return the suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
         return SuiteSpec(self.suite, self.fraction_bits, self.options)
 
 

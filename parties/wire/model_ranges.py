@@ -18,7 +18,13 @@ Ranges = Mapping[str, Mapping[str, int | str]]
 
 
 def pack_ranges(suites: Ranges | None) -> str:
-    """Canonical JSON, or nothing for a model that was never calibrated. Raises `ConfigurationError` where it is too long."""
+    """Return canonical JSON, or nothing for a model that was never calibrated.
+
+    Raises `ConfigurationError` where it is too long.
+
+    >>> pack_ranges({"masked": {"score": 8, "feature": 11}})
+    '{"masked":{"feature":11,"score":8}}'
+    """
     if suites is None:
         return ""
     text = json.dumps({suite: dict(bounds) for suite, bounds in suites.items()}, sort_keys=True, separators=(",", ":"))
@@ -28,7 +34,10 @@ def pack_ranges(suites: Ranges | None) -> str:
 
 
 def unpack_ranges(text: str, sender: str) -> dict[str, dict[str, int | str]] | None:
-    """From what a peer sent; None for a model that was never calibrated. Raises `WireError` naming the sender."""
+    """Return the bounds that a peer sent, None for a model that was never calibrated.
+
+    Raises `WireError` naming the sender.
+    """
     if not text:
         return None
     if len(text.encode()) > MOST_BYTES:

@@ -24,9 +24,14 @@ LEDGER_BYTES = 16 << 20
 
 
 def corrections(rows: Iterator[Tensor], seeds: Sequence[bytes]) -> Iterator[bytes]:
-    """The last party's bytes of a tensor given in consecutive pieces (int64, any shapes), in chunks of at most 1 MiB.
+    """Yield the last party's bytes of a tensor given in consecutive pieces (int64, any shapes), in chunks of at most 1 MiB.
 
     seeds: the other parties' (each used for this tensor only). Secret bytes: for the last party only.
+
+    >>> seed, secret = bytes(range(32)), torch.tensor([3, 17])
+    >>> rest = unpack(b"".join(corrections(iter([secret]), [seed])), BITS, (2,))
+    >>> rest + expand(seed, (2,), "client")
+    tensor([ 3, 17])
     """
     prgs = [Prg(seed) for seed in seeds]
     buffer = bytearray()
@@ -43,25 +48,25 @@ def corrections(rows: Iterator[Tensor], seeds: Sequence[bytes]) -> Iterator[byte
 
 
 def pieces(x: Tensor) -> Iterator[Tensor]:
-    """A tensor as consecutive flat pieces of at most 1 MiB."""
+    """Yield a tensor as consecutive flat pieces of at most 1 MiB."""
     yield from torch.split(x.reshape(-1), CHUNK_BYTES // 8)
 
 
 def expand(seed: bytes, shape: Sequence[int], sender: str) -> Tensor:
-    """A share from its seed. Raises `WireError` naming the sender for a seed of another size."""
+    """Return a share from its seed. Raises `WireError` naming the sender for a seed of another size."""
     if len(seed) != SEED_BYTES:
         raise WireError(f"{sender} sent a seed of {len(seed)} bytes, expected {SEED_BYTES}")
     return Prg(seed).ring(shape, BITS)
 
 
 def chunked(data: bytes) -> Iterator[bytes]:
-    """Consecutive pieces of at most 1 MiB."""
+    """Yield consecutive pieces of at most 1 MiB."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
 
 
 def collect(what: str, shape: Sequence[int], bits: int, size: int, sender: str, receive: Callable[[], Any]) -> Tensor:
-    """A tensor from its chunks: int64 `shape`, canonical in Z_2^bits.
+    """Return a tensor from its chunks: int64 `shape`, canonical in Z_2^bits.
 
     size: what the sender declared; it must be what shape and bits need, before anything is stored. receive() gives the
     next message. Raises `WireError` naming the sender, the tensor, what was expected and what came.
