@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from mpc.errors import MpcacheError, PeerLost, WireError
+from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
 from mpc.tape import DealerTape
@@ -29,6 +30,7 @@ from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
 from parties.tapes.stream import TapeOutlet
+from parties.transport.gathering import Gathering
 from parties.transport.peer_stream import PeerStream
 from parties.transport.queues import Message
 from parties.transport.session import Session
@@ -39,6 +41,14 @@ from parties.wire.manifest import Manifest, architecture_hash, check_client, che
 from protocols.suite import OutputShare
 
 TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A party that has asked for its tape. loads: those of the model that it holds."""
+
+    outlet: TapeOutlet
+    loads: list[str]
 
 
 class DealerSession(ServedSession):
@@ -65,9 +75,7 @@ class DealerSession(ServedSession):
         self._first = first
         self.ledger = Ledger()
         self._dealt = 0  # bytes up to the last token
-        self._joined = threading.Condition()
-        self._outlets: dict[str, TapeOutlet] = {}
-        self._loads: dict[str, list[str]] = {}
+        self._joined = Gathering[Joined](manifest.parties, self.check)
 
     def start(self) -> None:
         """Wait for the parties and deal, in the background."""
@@ -78,45 +86,40 @@ class DealerSession(ServedSession):
         try:
             compare(self._first, self.manifest, stream.peer, manifest)
             check_client(self.id, self._first, self.ticket.client, stream.peer, client)
-            if stream.peer not in self.manifest.parties or stream.peer in self._outlets:
+            if stream.peer not in self.manifest.parties or stream.peer in self._joined:
                 raise WireError(f"{stream.peer} is not a party of session {self.id}, or asked for its tape twice")
         except MpcacheError as error:
             self.fail(error)
             raise
         stream.move(self)
         outlet = TapeOutlet(stream)
-        with self._joined:
-            self._outlets[stream.peer] = outlet
-            self._loads[stream.peer] = loads
-            self._joined.notify_all()
+        self._joined.add(stream.peer, Joined(outlet, loads))
         return outlet
 
     def on_fail(self) -> None:
         """Wake everybody who waits."""
-        with self._joined:
-            self._joined.notify_all()
-            outlets = list(self._outlets.values())
+        self._joined.wake()
         self.server.wake()
-        for outlet in outlets:
-            outlet.wake()
+        for party in self._joined.here():
+            party.outlet.wake()
 
     def _main(self) -> None:
         began = time.perf_counter()
         try:
             self.trace.stage("connect")
-            self._wait_for_parties()
+            joined = self._wait_for_parties()
             self.step = "waiting for its turn"
             self.trace.stage("queue")
             self.server.admission.wait(self.ticket, self.check)
             self._lease.claim(self.check)
             self.trace.stage("deal")
             with torch.no_grad():
-                self._deal()
+                self._deal(joined)
             self.server.admission.leave(self.ticket)  # the client may know of the end before the tapes are drained
-            for outlet in self._outlets.values():
-                outlet.close()
-            for outlet in self._outlets.values():
-                outlet.drained()
+            for party in joined.values():
+                party.outlet.close()
+            for party in joined.values():
+                party.outlet.drained()
             self.settle()
         except SessionFinished:
             pass
@@ -124,32 +127,27 @@ class DealerSession(ServedSession):
             self.fail(public(error, self.role))
         finally:
             self.end()
-            for outlet in self._outlets.values():
-                outlet.close()
+            for party in self._joined.here():
+                party.outlet.close()
             for stream in self.streams:
                 self.server.heartbeats.remove(stream)
                 stream.close()
             self.server.release(self)
         self.server.report(self, began, tape_bytes=self.ledger.total().offline_bytes)
 
-    def _wait_for_parties(self) -> None:
-        seconds = self.server.config.connect_seconds
-        limit = time.monotonic() + seconds
-        with self._joined:
-            while missing := [name for name in self.manifest.parties if name not in self._outlets]:
-                self.check()
-                self.step = f"waiting for {', '.join(missing)} to ask for its tape"
-                if (left := limit - time.monotonic()) <= 0:
-                    raise PeerLost(missing[0], "connecting", f"did not ask {self.role} for its tape within {seconds:g} s")
-                self._joined.wait(left)
+    def _wait_for_parties(self) -> Mapping[str, Joined]:
+        def waiting(missing: list[str]) -> None:
+            self.step = f"waiting for {', '.join(missing)} to ask for its tape"
 
-    def _deal(self) -> None:
+        return self._joined.wait(self.server.config.connect_seconds, f"did not ask {self.role} for its tape", waiting)
+
+    def _deal(self, joined: Mapping[str, Joined]) -> None:
         names = self.manifest.parties
-        common = [load for load in self._lease.ids() if all(load in self._loads[name] for name in names)]
+        common = [load for load in self._lease.ids() if all(load in joined[name].loads for name in names)]
         weights = self._lease.get(common[-1]) if common else None
         load = common[-1] if weights is not None else new_id()
         seeds = [new_seed() for _ in names]
-        outlets = [self._outlets[name] for name in names]
+        outlets = [joined[name].outlet for name in names]
         for outlet, seed in zip(outlets, seeds, strict=True):
             outlet.stream.send(wire.TapeMessage(start=wire.TapeStart(seed=seed, load=load, fresh=weights is None)))
         tape = DealerTape(seeds, lambda party, data: outlets[party].append(data), self.ledger, self._program.device)

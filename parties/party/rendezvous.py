@@ -8,14 +8,13 @@ it, and tells those that it has dialled that it is ready.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from mpc.errors import MpcacheError, PeerLost, WireError
+from mpc.errors import MpcacheError, WireError
 from parties.config.role_config import RoleConfig
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer, dealer_of, parties_of
@@ -23,6 +22,7 @@ from parties.party.greeting import Greetings
 from parties.tapes.agreement import Dealt, HeldWeights, Source
 from parties.tapes.stream import tape_reader
 from parties.transport.connection import connect, route
+from parties.transport.gathering import Gathering
 from parties.transport.heartbeat import HeartbeatMonitor
 from parties.transport.opening import dialled
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
@@ -60,10 +60,11 @@ class Rendezvous:
         self._greetings = greetings
         self._progress = progress
         self._patience = network.config.queue_seconds + network.patience  # for a peer's answer, beyond a step's
-        self._peers: dict[int, PeerStream] = {}  # by index
+        others = [name for name in network.config.party_names if name != network.config.name]
+        self._attached = Gathering[PeerStream](others, session.check)
         self._tape: PeerStream | None = None
         self._channels: list[grpc.Channel] = []
-        self._attached = threading.Condition()  # guards peers and placed
+        self._lock = threading.Lock()  # of who is attached and of placed: each peer is told of the place once
         self._placed = False  # this session has its place here and, at all parties that it dials, there
 
     # ---- the other parties -----------------------------------------------------------------------------------------
@@ -81,35 +82,35 @@ class Rendezvous:
             raise
         stream.move(self._session)
         stream.make_room(INBOX_LIMIT)
-        with self._attached:
-            if index in self._peers:
+        with self._lock:
+            if stream.peer in self._attached:
                 raise WireError(f"{stream.peer} dialled twice in one session")
-            self._peers[index] = stream
+            self._attached.add(stream.peer, stream)
             if self._placed:
                 stream.send(self._greetings.own())
-            self._attached.notify_all()
 
     def meet(self, take_place: Callable[[], None]) -> dict[int, PeerStream]:
         """Connect with all other parties; return their streams by index. take_place() waits for this session's turn here."""
         for peer in parties_of(self._config)[: self._config.index]:
             self._greet(peer)
         take_place()
-        own = self._config.index
-        with self._attached:
+        own, index_of = self._config.index, self._config.party_names.index
+        with self._lock:
             self._placed = True
-            for index, stream in self._peers.items():
-                stream.send(self._greetings.own() if index > own else wire.PeerMessage(ready=wire.Ready()))
-        self._wait_until_attached()
-        self._wait_until_ready()
-        return self._peers
+            for stream in self._attached.here():
+                higher = index_of(stream.peer) > own
+                stream.send(self._greetings.own() if higher else wire.PeerMessage(ready=wire.Ready()))
+        peers = {index_of(name): stream for name, stream in self._wait_until_attached().items()}
+        for index in range(own + 1, len(self._config.parties)):
+            self._wait_until_ready(peers[index])
+        return peers
 
     def _greet(self, peer: Peer) -> None:
         """Dial a party of lower index and exchange greetings, which takes until it has its place."""
         channel = self._connect(peer)
         way = route(self._network.identity, peer, lambda channel: services.ComputePartyStub(channel).Exchange)
         stream = dialled(self._session, way, self._config.resume_seconds, PEER_BEAT)
-        with self._attached:
-            self._peers[self._config.party_names.index(peer.name)] = stream
+        self._attached.add(peer.name, stream)
         stream.dial(way, channel, self._greetings.own())
         self._network.heartbeats.add(stream)
         self._session.step = f"greeting {peer.name}"
@@ -130,25 +131,19 @@ class Rendezvous:
         self._channels.append(channel)
         return channel
 
-    def _wait_until_attached(self) -> None:
-        own, names, session = self._config.index, self._config.party_names, self._session
+    def _wait_until_attached(self) -> Mapping[str, PeerStream]:
         seconds = self._config.connect_seconds + (self._network.patience if self._greetings.from_files else 0.0)
-        limit = time.monotonic() + seconds
-        with self._attached:
-            while missing := [n for i, n in enumerate(names) if i != own and i not in self._peers]:
-                session.check()
-                session.step = f"waiting for {', '.join(missing)} to connect"
-                if (left := limit - time.monotonic()) <= 0:
-                    raise PeerLost(missing[0], "connecting", f"did not connect to {session.role} within {seconds:g} s")
-                self._attached.wait(left)
 
-    def _wait_until_ready(self) -> None:
-        for index in range(self._config.index + 1, len(self._config.parties)):
-            stream = self._peers[index]
-            self._progress(f"waiting for {stream.peer}", 0, 0)
-            message = stream.receive(self._patience)
-            if message.WhichOneof("content") != "ready":
-                raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
+        def waiting(missing: list[str]) -> None:
+            self._session.step = f"waiting for {', '.join(missing)} to connect"
+
+        return self._attached.wait(seconds, f"did not connect to {self._session.role}", waiting)
+
+    def _wait_until_ready(self, stream: PeerStream) -> None:
+        self._progress(f"waiting for {stream.peer}", 0, 0)
+        message = stream.receive(self._patience)
+        if message.WhichOneof("content") != "ready":
+            raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'ready' was expected")
 
     # ---- the dealer ------------------------------------------------------------------------------------------------
     def dealt(self, opening: wire.TapeOpen, weights: HeldWeights) -> Dealt:
@@ -174,8 +169,7 @@ class Rendezvous:
     # ---- ending ----------------------------------------------------------------------------------------------------
     def wake(self) -> None:
         """Let whoever waits for a peer to dial look at the session's error."""
-        with self._attached:
-            self._attached.notify_all()
+        self._attached.wake()
 
     def farewell(self) -> None:
         """Tell peers and dealer how the session ended, and send no more."""
@@ -188,7 +182,7 @@ class Rendezvous:
         def last(kind: type) -> Message | None:
             return kind(**said) if said else None
 
-        for stream in [*self._peers.values()]:
+        for stream in self._attached.here():
             stream.close(last(wire.PeerMessage))
         if self._tape is not None:
             self._tape.close(last(wire.TapeRequest))
