@@ -131,24 +131,24 @@ class ClientSession(Session):
         self._began = time.perf_counter()
         for peer, channel in zip(parties_of(self.config), channels, strict=True):
             way = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
-            link = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
-            self._parties.append(link)
-            self._incoming[link] = _Incoming()
+            stream = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
+            self._parties.append(stream)
+            self._incoming[stream] = _Incoming()
             opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
-            link.dial(way, channel, wire.ClientMessage(open=opening))
-            heartbeats.add(link)
+            stream.dial(way, channel, wire.ClientMessage(open=opening))
+            heartbeats.add(stream)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
         try:
             while not all(state.summary for state in self._incoming.values()):
                 self._next()
-            for link in self._parties:
-                link.close()
+            for stream in self._parties:
+                stream.close()
         except BaseException as error:
             problem = self._explain() if error is self.error else error
             failure = to_failure(farewell(problem, self.role, self.step))
-            for link in self._parties:
-                link.close(wire.ClientMessage(failure=failure))
+            for stream in self._parties:
+                stream.close(wire.ClientMessage(failure=failure))
             if problem is error:
                 raise
             raise problem from None
@@ -163,9 +163,9 @@ class ClientSession(Session):
         if self.error is not None and not isinstance(self.error, PeerError):
             return self.error
         limit = time.monotonic() + min(GRACE_SECONDS, self.config.deadline_seconds / 2)
-        for link in self._parties:
-            link.wait_until_over(max(0.0, limit - time.monotonic()))
-        found: list[MpcacheError] = [link.error for link in self._parties if link.error is not None]
+        for stream in self._parties:
+            stream.wait_until_over(max(0.0, limit - time.monotonic()))
+        found: list[MpcacheError] = [stream.error for stream in self._parties if stream.error is not None]
         if self.error is not None:
             found.append(self.error)
 
@@ -191,63 +191,65 @@ class ClientSession(Session):
         """Share a tensor: fresh seeds for all parties but the last, the rest in chunks for the last."""
         seeds = [new_seed() for _ in self._parties[1:]]
         size = packed_size(math.prod(shape), BITS)
-        for link, seed in zip(self._parties, [*seeds, b""], strict=True):
+        for stream, seed in zip(self._parties, [*seeds, b""], strict=True):
             header = wire.ShareHeader(name=name, step=step, shape=shape, bits=BITS, seed=seed, size=0 if seed else size)
-            link.send(wire.ClientMessage(share=header))
+            stream.send(wire.ClientMessage(share=header))
         for chunk in corrections(rows, seeds):
             self._parties[-1].send_bulk(wire.ClientMessage(chunk=wire.Chunk(payload=chunk)))
 
     # ---- shares in ---------------------------------------------------------------------------------------------------
     def _next(self) -> None:
         self.check()
-        link, message = self._inbox.get()
+        stream, message = self._inbox.get()
         self.check()
-        state = self._incoming[link]
+        state = self._incoming[stream]
         if message is None:
             if not state.summary:
-                raise PeerLost(link.peer, self.step, "left the session early")
+                raise PeerLost(stream.peer, self.step, "left the session early")
             return
         kind = message.WhichOneof("content")
         if kind == "progress":
-            if link is self._parties[0] or message.progress.stage.startswith("waiting for "):
+            if stream is self._parties[0] or message.progress.stage.startswith("waiting for "):
                 self.step = message.progress.stage
                 self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
         elif kind == "output" and state.header is None:
-            self._check_header(link, state, message.output)
+            self._check_header(stream, state, message.output)
             state.header = message.output
         elif kind == "chunk" and state.header is not None:
-            self._chunk(link, state, state.header, message.chunk.payload)
+            self._chunk(stream, state, state.header, message.chunk.payload)
         elif kind == "chunk" and state.ledger_size:
-            self._ledger_chunk(link, state, message.chunk.payload)
+            self._ledger_chunk(stream, state, message.chunk.payload)
         elif kind == "summary" and (self._over or state.step == self.request.manifest.new_tokens):
             state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
             if not 0 < state.ledger_size <= LEDGER_BYTES:
-                raise WireError(f"{link.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due")
+                raise WireError(
+                    f"{stream.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due"
+                )
         else:
             raise WireError(
-                f"{link.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
+                f"{stream.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
             )
 
-    def _check_header(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
+    def _check_header(self, stream: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
         logits = self.request.manifest.decoding == "logits"
         shape = (1, self.request.architecture.vocabulary) if logits else (1,)
         if header.step != state.step or tuple(header.shape) != shape:
             raise WireError(
-                f"{link.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
+                f"{stream.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
                 f"{state.step} and shape {list(shape)}"
             )
         if state.step >= self.request.manifest.new_tokens:
-            raise WireError(f"{link.peer} sent output {header.step}, {self.request.manifest.new_tokens} were asked for")
+            raise WireError(f"{stream.peer} sent output {header.step}, {self.request.manifest.new_tokens} were asked for")
         size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
         if header.size != size or header.fraction_bits >= header.bits:
             raise WireError(
-                f"{link.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "
+                f"{stream.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "
                 f"fraction bits, which does not fit shape {list(shape)}"
             )
         words = list(self._flags_shape)
         if len(header.flags) not in (0, packed_size(words[0] * words[1], BITS)):
             raise WireError(
-                f"{link.peer} sent {len(header.flags)} bytes of range flags with output {header.step}, which are none or "
+                f"{stream.peer} sent {len(header.flags)} bytes of range flags with output {header.step}, which are none or "
                 f"words of {BITS} bits of shape {words}"
             )
 
@@ -256,33 +258,33 @@ class ClientSession(Session):
         """Kinds and places (layers and head) of an output's range flags."""
         return len(RANGE_KINDS), self.request.architecture.layers + 1
 
-    def _chunk(self, link: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
+    def _chunk(self, stream: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
         if not payload or len(state.data) + len(payload) > header.size:
             rest = header.size - len(state.data)
-            raise WireError(f"{link.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
+            raise WireError(f"{stream.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
         state.data += payload
         if len(state.data) < header.size:
             return
         share = unpack(memoryview(state.data), header.bits, tuple(header.shape))
         shares = self._opened.setdefault(state.step, {})
-        shares[link] = (header, share)
+        shares[stream] = (header, share)
         state.header, state.data, state.step = None, bytearray(), state.step + 1
         if len(shares) == len(self._parties):
             self._open(header.step, shares)
 
-    def _ledger_chunk(self, link: PeerStream, state: _Incoming, payload: bytes) -> None:
+    def _ledger_chunk(self, stream: PeerStream, state: _Incoming, payload: bytes) -> None:
         rest = state.ledger_size - len(state.data)
         if not 0 < len(payload) <= rest:
-            raise WireError(f"{link.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
+            raise WireError(f"{stream.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
         state.data += payload
         if len(state.data) == state.ledger_size:
-            self.costs[link.peer] = _ledger(state.data, link.peer)
+            self.costs[stream.peer] = _ledger(state.data, stream.peer)
             state.summary = True
 
     def _open(self, step: int, shares: dict[PeerStream, tuple[wire.OutputHeader, Tensor]]) -> None:
         """Add up the shares of one output, and go on as the class says."""
         del self._opened[step]
-        headers = [(link.peer, shares[link][0]) for link in self._parties]
+        headers = [(stream.peer, shares[stream][0]) for stream in self._parties]
         if len({(header.bits, header.fraction_bits) for _, header in headers}) != 1:
             each = ", ".join(f"{peer} Z_2^{header.bits} with {header.fraction_bits}" for peer, header in headers)
             raise WireError(f"the parties sent output {step} in different rings or fraction bits: {each}")
@@ -374,8 +376,8 @@ class ClientSession(Session):
             return
         self._over = True
         if step + 1 < self.request.manifest.new_tokens:
-            for link in self._parties:
-                link.send(wire.ClientMessage(finish=wire.Finish()))
+            for stream in self._parties:
+                stream.send(wire.ClientMessage(finish=wire.Finish()))
 
 
 def _ledger(text: bytearray, sender: str) -> dict[str, Any]:

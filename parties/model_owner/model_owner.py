@@ -87,18 +87,18 @@ def share_model(
         seeds = [new_seed() for _ in config.parties[1:]]
         for index in [len(channels) - 1, *range(len(channels) - 1)]:
             session.step = f"sharing the model with {config.party_names[index]}"
-            link = _store_call(session, parties_of(config)[index], channels[index])
-            heartbeats.add(link)
+            stream = _store_call(session, parties_of(config)[index], channels[index])
+            heartbeats.add(stream)
             last = index == len(seeds)
-            link.send(wire.ModelMessage(header=_header(reference, terms.fraction_bits, b"" if last else seeds[index])))
+            stream.send(wire.ModelMessage(header=_header(reference, terms.fraction_bits, b"" if last else seeds[index])))
             if last:
-                _send_weights(link, checkpoint, seeds, terms.fraction_bits, on_progress)
-            _check_receipt(link, reference)
-            link.close()
+                _send_weights(stream, checkpoint, seeds, terms.fraction_bits, on_progress)
+            _check_receipt(stream, reference)
+            stream.close()
     except BaseException as error:
         failure = to_failure(farewell(error, config.name, session.step))
-        for stream in session.streams:
-            stream.close(wire.ModelMessage(failure=failure))
+        for opened in session.streams:
+            opened.close(wire.ModelMessage(failure=failure))
         raise
     finally:
         session.end()
@@ -124,18 +124,18 @@ def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ran
 
 def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> PeerStream:
     """Begin to store a model at a party."""
-    link = PeerStream(session, peer.name, BEAT)
-    link.key = partial(key_of, channel)
-    call = services.ComputePartyStub(channel).StoreModel(link.outgoing())
-    link.start(call, call.cancel)
-    return link
+    stream = PeerStream(session, peer.name, BEAT)
+    stream.key = partial(key_of, channel)
+    call = services.ComputePartyStub(channel).StoreModel(stream.outgoing())
+    stream.start(call, call.cancel)
+    return stream
 
 
-def _check_receipt(link: PeerStream, reference: ModelReference) -> None:
+def _check_receipt(stream: PeerStream, reference: ModelReference) -> None:
     """Wait for a party's receipt. Raises `WireError` unless it has stored all weights of this model."""
-    receipt, weights = link.receive().receipt, len(reference.architecture.weight_shapes())
+    receipt, weights = stream.receive().receipt, len(reference.architecture.weight_shapes())
     if receipt.model != reference.id or receipt.weights != weights:
-        raise WireError(f"{link.peer} stored {receipt.weights} weights, expected {weights}")
+        raise WireError(f"{stream.peer} stored {receipt.weights} weights, expected {weights}")
 
 
 def owned_models(config: RoleConfig, name: str) -> dict[str, list[str]]:
@@ -190,7 +190,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
     )
 
 
-def _send_weights(link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
+def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
     shapes = checkpoint.architecture.weight_shapes()
     for done, (weight, shape) in enumerate(shapes.items()):
         on_progress("share model", done, len(shapes))
@@ -198,10 +198,10 @@ def _send_weights(link: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], 
         if tuple(values.shape) != shape:
             raise CheckpointError(f"weight '{weight}' has shape {list(values.shape)}, expected {list(shape)}")
         size = packed_size(values.numel(), BITS)
-        link.send(wire.ModelMessage(weight=wire.WeightHeader(name=weight, shape=shape, size=size)))
+        stream.send(wire.ModelMessage(weight=wire.WeightHeader(name=weight, shape=shape, size=size)))
         own = [derive_seed(seed, "weight", weight) for seed in seeds]
         for chunk in corrections(_encoded(weight, values, bits), own):
-            link.send_bulk(wire.ModelMessage(chunk=wire.Chunk(payload=chunk)))
+            stream.send_bulk(wire.ModelMessage(chunk=wire.Chunk(payload=chunk)))
     on_progress("share model", len(shapes), len(shapes))
 
 

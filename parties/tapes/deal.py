@@ -25,7 +25,7 @@ from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
 from parties.files import sync_folder
 from parties.identity.certificates import Identity, check
-from parties.program import DECODER, Program, make_suite, plan_of
+from parties.program import DECODER, Program, SessionProgram
 from parties.tapes.file import TapeWriter
 from parties.wire.manifest import Manifest, ProgramFacts, new_id
 from protocols.registry import USUAL, SuiteSpec
@@ -49,53 +49,79 @@ class Deal:
     session_seconds: list[float]
 
 
+@dataclass(frozen=True)
+class DealSpec:
+    """What to deal: `sessions` tapes for every prompt length of `prompts`, each for up to `new_tokens` new tokens.
+
+    A tape serves one session whose prompt has exactly its length, and whose temperature is the one that its noise was dealt
+    for (decoding "sample"). policy: the cache policy's text. program: what the sessions compute.
+    """
+
+    prompts: Sequence[int]
+    new_tokens: int
+    sessions: int = 1
+    suite: SuiteSpec = USUAL
+    decoding: Decoding = "greedy"
+    temperature: float | None = None
+    policy: str = "full"
+    program: Program = DECODER
+
+    @property
+    def tapes(self) -> int:
+        """How many sessions' tapes there will be."""
+        return self.sessions * len(self.prompts)
+
+    def check(self) -> None:
+        """Raise `ConfigurationError`, naming the option, for lengths or numbers that cannot be."""
+        if not self.prompts or len(set(self.prompts)) != len(self.prompts):
+            given = ", ".join(map(str, self.prompts)) or "none"
+            raise ConfigurationError(f"--prompt: give each prompt length once, got {given}")
+        if not 1 <= self.tapes <= MOST_SESSIONS:
+            raise ConfigurationError(
+                f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {self.sessions} x {len(self.prompts)}"
+            )
+
+    def programs(self, load: str, architecture: Architecture, config: RoleConfig) -> list[SessionProgram]:
+        """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
+        when the load is used. Raises `ConfigurationError`."""
+        plans = [
+            GenerationPlan(prompt, self.new_tokens, self.decoding, self.policy, self.temperature) for prompt in self.prompts
+        ]
+        manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
+        return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
+
+
 def deal(
     config: RoleConfig,
     architecture: Architecture,
-    prompts: Sequence[int],
-    new_tokens: int,
+    spec: DealSpec,
     out: Path,
-    *,
-    sessions: int = 1,
-    suite: SuiteSpec = USUAL,
-    decoding: Decoding = "greedy",
-    temperature: float | None = None,
-    policy: str = "full",
-    program: Program = DECODER,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Deal:
-    """Deal `sessions` tapes for every prompt length of `prompts`, each for up to `new_tokens` new tokens, into `out/PARTY`.
-
-    config: the dealer's. A tape serves one session whose prompt has exactly its length, and whose temperature is the one
-    that its noise was dealt for (decoding "sample").
+    """Deal what `spec` says into `out/PARTY`. config: the dealer's.
 
     Raises `ConfigurationError` for arguments that cannot work or an `out` that is not empty, `EnvironmentProblem` when the
     disk is full or refuses; then nothing is left.
     """
     if config.role != "dealer":
         raise ConfigurationError(f"configuration is for role '{config.role}', not for 'dealer'")
-    if not prompts or len(set(prompts)) != len(prompts):
-        raise ConfigurationError(f"--prompt: give each prompt length once, got {', '.join(map(str, prompts)) or 'none'}")
-    if not 1 <= sessions * len(prompts) <= MOST_SESSIONS:
-        raise ConfigurationError(f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {sessions} x {len(prompts)}")
-    load = new_id()  # stands for the model: which one is decided when the load is used
-    asked = [GenerationPlan(prompt, new_tokens, decoding, policy, temperature) for prompt in prompts]
-    manifests = [Manifest.of(load, architecture, suite, plan, config.party_names) for plan in asked]
-    plans = [plan_of(manifest, architecture) for manifest in manifests]
+    spec.check()
+    load = new_id()
+    programs = spec.programs(load, architecture, config)
     identity = check(config.certificates, config.name, config.role)
     with _folder(out) as folder, torch.no_grad():
-        dealing = _Dealing(identity, config, program, architecture, folder, load, on_progress)
+        dealing = _Dealing(identity, config.party_names, folder, load, on_progress)
         began = time.perf_counter()
-        weights = dealing.load(manifests[0])
+        weights = dealing.load(programs[0])
         load_seconds, seconds = time.perf_counter() - began, []
-        for number in range(sessions * len(prompts)):
+        for number in range(spec.tapes):
             began = time.perf_counter()
-            dealing.session(manifests[number // sessions], plans[number // sessions], weights, number + 1)
+            dealing.session(programs[number // spec.sessions], weights, number + 1)
             seconds.append(time.perf_counter() - began)
-            on_progress("sessions", number + 1, sessions * len(prompts))
+            on_progress("sessions", number + 1, spec.tapes)
         sizes = {name: _size(folder / name) for name in config.party_names}
     folders = {name: out / name for name in config.party_names}
-    return Deal(load, folders, sizes, tuple(prompts), new_tokens, sessions, load_seconds, seconds)
+    return Deal(load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
 
 
 @contextmanager
@@ -130,56 +156,40 @@ def _size(folder: Path) -> int:
 class _Dealing:
     """One deal. It is the `Endpoint` of the generation program as well."""
 
-    def __init__(
-        self,
-        identity: Identity,
-        config: RoleConfig,
-        program: Program,
-        architecture: Architecture,
-        folder: Path,
-        load: str,
-        on_progress: Progress,
-    ) -> None:
-        self._identity, self._config, self._program = identity, config, program
-        self._architecture, self._load, self._on_progress = architecture, load, on_progress
+    def __init__(self, identity: Identity, parties: Sequence[str], folder: Path, load: str, on_progress: Progress) -> None:
+        self._identity, self._parties, self._load, self._on_progress = identity, parties, load, on_progress
         self._created = int(time.time())
-        self._folders = [folder / name / load for name in config.party_names]
+        self._folders = [folder / name / load for name in parties]
         for one in self._folders:
             one.parent.mkdir(mode=0o700)
             one.mkdir(mode=0o700)
 
-    def load(self, manifest: Manifest) -> dict[str, Any]:
-        """Deal the load; the dealer's side of the weights."""
+    def load(self, program: SessionProgram) -> dict[str, Any]:
+        """Deal the load; return the dealer's side of the weights."""
         self._on_progress("weights", 0, 0)
-        weights: dict[str, Any] = self._write(
-            manifest, self._load, 0, lambda suite: self._program.load(suite, self._architecture, lambda name: None)
-        )
+        weights: dict[str, Any] = self._write(program, self._load, 0, lambda suite: program.load(suite, lambda name: None))
         return weights
 
-    def session(self, manifest: Manifest, plan: GenerationPlan, weights: dict[str, Any], number: int) -> None:
+    def session(self, program: SessionProgram, weights: dict[str, Any], number: int) -> None:
         """Deal one session's tape."""
-        architecture = self._architecture
-        self._write(
-            manifest, new_id(), number, lambda suite: self._program.run(suite, architecture, weights, plan, None, self)
-        )
+        self._write(program, new_id(), number, lambda suite: program.run(suite, weights, None, self))
 
-    def _write(self, manifest: Manifest, tape: str, number: int, run: Callable[[Suite], Any]) -> Any:
+    def _write(self, program: SessionProgram, tape: str, number: int, run: Callable[[Suite], Any]) -> Any:
         seeds = [new_seed() for _ in self._folders]
         writers: list[TapeWriter] = []
         try:
             for folder, seed in zip(self._folders, seeds, strict=True):
                 writers.append(TapeWriter(folder, tape, seed))
-            device = self._config.device
-            end = DealerTape(seeds, lambda party, data: writers[party].append(data), device=device)
-            result = run(make_suite(manifest, end, None, device))
+            end = DealerTape(seeds, lambda party, data: writers[party].append(data), device=program.device)
+            result = run(program.suite(end, None))
             facts: dict[str, object] = {
                 "kind": "session" if number else "load",
                 "load": self._load,
                 "number": number,
                 "created": self._created,
-                "program": ProgramFacts.model_validate(manifest.model_dump(exclude={"model"})),
+                "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model"})),
             }
-            for index, (writer, party) in enumerate(zip(writers, self._config.party_names, strict=True)):
+            for index, (writer, party) in enumerate(zip(writers, self._parties, strict=True)):
                 writer.finish(self._identity, party=party, index=index, **facts)
             return result
         finally:

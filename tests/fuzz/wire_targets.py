@@ -80,7 +80,7 @@ PEER_MESSAGES = [
 
 
 class _Replies:
-    """A link that brings the messages of a case, whatever they are, and then the end."""
+    """A stream that brings the messages of a case, whatever they are, and then the end."""
 
     def __init__(self, messages: Iterator[Any]) -> None:
         self.peer = "party1"
@@ -127,12 +127,12 @@ def _outputs(data: bytes) -> None:
     config = make_config(yaml.safe_load(configurations()[1]))
     request = AgreedRequest(make_manifest(new_tokens=3, options={"score": 8}), SHAPE, [1], SamplingParams(3))
     session = ClientSession(new_id(), config, request, lambda token: None, lambda stage, done, total: None)
-    links: list[Any] = [_Party(name) for name in ("party0", "party1")]
-    for link in links:
-        session._parties.append(link)
-        session._incoming[link] = _Incoming()
+    streams: list[Any] = [_Party(name) for name in ("party0", "party1")]
+    for stream in streams:
+        session._parties.append(stream)
+        session._incoming[stream] = _Incoming()
     for number, message in enumerate(_parsed(wire.PartyMessage, data)):
-        session._inbox.put(links[number % 2], message)
+        session._inbox.put(streams[number % 2], message)
         session._next()
     assert all(0 <= token < SHAPE.vocabulary for token in session.tokens)
 

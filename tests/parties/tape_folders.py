@@ -8,7 +8,7 @@ from typing import Any
 from models.checkpoint import read_architecture
 from parties.config.role_config import make_config
 from parties.identity.certificates import check
-from parties.tapes.deal import Deal, deal
+from parties.tapes.deal import Deal, DealSpec, deal
 from parties.tapes.file import TapeFile
 from parties.tapes.store import TapeStore
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, package_version
@@ -26,9 +26,8 @@ def deal_toy(deployment: Deployment, checkpoint: Path, out: Path, toy: Toy | Non
     values: dict[str, Any] = {"prompts": [len(PROMPT)], "new_tokens": 4, "sessions": 2, "suite": "crypten", **changes}
     values["suite"] = SuiteSpec(values["suite"], options=values.pop("options", None))
     config = values.pop("config", deployment.config("dealer", "dealer"))
-    prompts, new_tokens = values.pop("prompts"), values.pop("new_tokens")
-    program = (toy or Toy()).program
-    return deal(config, read_architecture(checkpoint), prompts, new_tokens, out, program=program, **values)
+    spec = DealSpec(**values, program=(toy or Toy()).program)
+    return deal(config, read_architecture(checkpoint), spec, out)
 
 
 def manifest(checkpoint: Path, **changes: Any) -> Manifest:

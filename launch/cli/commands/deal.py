@@ -63,7 +63,7 @@ def run(
     from launch.serve.roles import load_role
     from models.calibration.record import read_record
     from models.checkpoint import read_architecture
-    from parties.tapes.deal import deal
+    from parties.tapes.deal import DealSpec, deal
     from protocols.registry import SuiteSpec
 
     check_suite(suite)
@@ -75,15 +75,9 @@ def run(
         dealt = deal(
             settings,
             architecture,
-            prompt,
-            tokens,
+            DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy),
             directory,
-            sessions=sessions,
-            suite=spec,
-            decoding=chosen,
-            temperature=agreed,
-            policy=policy,
-            on_progress=lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
+            lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )
     if as_json:
         print_json(deal_json(dealt))
