@@ -35,7 +35,10 @@ class ClientEndpoint:
         self._manifest = session.manifest
         self._last = config.index == len(session.manifest.parties) - 1
         self._device = config.device
-        self._metrics = metrics
+        suite = session.manifest.suite
+        self._first_seconds = metrics.get("mpcache_first_token_seconds", suite=suite)
+        self._token_seconds = metrics.get("mpcache_token_seconds", suite=suite)
+        self._tokens = metrics.get("mpcache_tokens_total", client=stream.peer)
         self._progress_at = 0.0
         self._emitted_at = 0.0
 
@@ -94,9 +97,9 @@ class ClientEndpoint:
         for piece in chunked(data):
             self.stream.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
         self.emitted = step + 1
-        now, metric = time.perf_counter(), "mpcache_token_seconds" if step else "mpcache_first_token_seconds"
-        self._metrics.get(metric, suite=self._manifest.suite).observe(now - self._emitted_at)
-        self._metrics.get("mpcache_tokens_total", client=self.stream.peer).inc()
+        now = time.perf_counter()
+        (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
+        self._tokens.inc()
         self._emitted_at = now
         if step == 0:
             self.session.trace.stage("decode")
