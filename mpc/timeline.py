@@ -55,4 +55,3 @@ def recording() -> Iterator[Timeline]:
         yield active
     finally:
         active = before
-

@@ -16,7 +16,7 @@ from parties.server.metrics import Metrics
 from parties.server.sessions import ServedSession
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.wire import wire_pb2 as wire
-from parties.wire.shares import BITS, LEDGER_BYTES, chunked, collect, expand
+from parties.wire.shares import BITS, CHUNK_BYTES, LEDGER_BYTES, collect, expand
 from protocols.suite import OutputShare
 
 PROGRESS_SECONDS = 0.05
@@ -94,8 +94,7 @@ class ClientEndpoint:
             flags=b"" if share.flags is None else pack(share.flags, BITS),
         )
         self.stream.send(wire.PartyMessage(output=header))
-        for piece in chunked(data):
-            self.stream.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self._send_data(data)
         self.emitted = step + 1
         now = time.perf_counter()
         (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
@@ -104,6 +103,11 @@ class ClientEndpoint:
         if step == 0:
             self.session.trace.stage("decode")
         return True
+
+    def _send_data(self, data: bytes) -> None:
+        for start in range(0, len(data), CHUNK_BYTES):
+            piece = wire.Chunk(payload=data[start : start + CHUNK_BYTES])
+            self.stream.send_bulk(wire.PartyMessage(chunk=piece))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell the client how far the session is."""
@@ -121,5 +125,4 @@ class ClientEndpoint:
             data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()
         summary = wire.Summary(steps=self.emitted, seconds=seconds, ledger_size=len(data))
         self.stream.send(wire.PartyMessage(summary=summary))
-        for piece in chunked(data):
-            self.stream.send(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self._send_data(data)
