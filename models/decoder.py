@@ -72,6 +72,7 @@ class Decoder:
         self.suite = suite
         suite.begin(architecture.layers + 1)
         self.architecture = architecture
+        self._group = architecture.group
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
         self._probe: Probe = probe if probe is not None else lambda name, value: None
@@ -222,7 +223,7 @@ class Decoder:
     ) -> tuple[Value, Value | None]:
         """Return the attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last
         `observed`."""
-        group, device = self.architecture.group, self.suite.public_device
+        group, device = self._group, self.suite.public_device
         mask = causal_mask(rows, k.shape[1], window, device)
         if mask is not None:
             mask = mask.repeat(group, 1)
@@ -263,7 +264,7 @@ class Decoder:
     def _stacked(self, q: Value) -> Value:
         """Turn [H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""
         a = self.architecture
-        return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
+        return q.reshape(a.kv_heads, self._group * q.shape[1], a.head_channels)
 
     def _merged(self, attended: Value, rows: int) -> Value:
         """Turn [G, R n, C] -> [n, H C]."""

@@ -10,12 +10,10 @@ Kinds: "compute" (a protocol's coroutine runs), "serialise" (messages packed and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from mpc.ledger import current
+from typing import TypeVar
 
 T = TypeVar("T")
 KINDS = ("compute", "serialise", "send", "wait")
@@ -57,14 +55,3 @@ def recording() -> Iterator[Timeline]:
         yield active
     finally:
         active = before
-
-
-def timed(kind: str, work: Callable[[], T], key: tuple[str, str] | None = None, **more: Any) -> T:
-    """Return the result of `work`, recorded as a span where a recording is on."""
-    line = active
-    if line is None:
-        return work()
-    start = time.perf_counter()
-    result = work()
-    line.add(kind, key or current(), start, **more)
-    return result

@@ -106,6 +106,7 @@ class ClientSession(Session):
         self._answered = False  # the answer is complete: outputs that still come are not looked at
         self._over = False  # and the parties have been told to finish
         self._problem: MpcacheError | None = None  # with the answer, to be raised when the session is over
+        self._bounds = request.manifest.spec.settings.bounds
         self._on_token = on_token
         self._on_progress = on_progress
         self._logits: list[Tensor] = []
@@ -336,7 +337,7 @@ class ClientSession(Session):
         if not flags[0]:
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
-        return findings_in(opened, step, self.request.manifest.spec.settings.bounds)
+        return findings_in(opened, step, self._bounds)
 
     def _choose_idly(self, value: Tensor) -> None:
         """Work, after the answer, as much as a choice takes, so that what is sent next comes no sooner."""

@@ -16,7 +16,7 @@ from parties.server.metrics import Metrics
 from parties.server.sessions import ServedSession
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.wire import wire_pb2 as wire
-from parties.wire.shares import BITS, LEDGER_BYTES, chunked, collect, expand
+from parties.wire.shares import BITS, CHUNK_BYTES, LEDGER_BYTES, collect, expand
 from protocols.suite import OutputShare
 
 PROGRESS_SECONDS = 0.05
@@ -35,7 +35,10 @@ class ClientEndpoint:
         self._manifest = session.manifest
         self._last = config.index == len(session.manifest.parties) - 1
         self._device = config.device
-        self._metrics = metrics
+        suite = session.manifest.suite
+        self._first_seconds = metrics.get("mpcache_first_token_seconds", suite=suite)
+        self._token_seconds = metrics.get("mpcache_token_seconds", suite=suite)
+        self._tokens = metrics.get("mpcache_tokens_total", client=stream.peer)
         self._progress_at = 0.0
         self._emitted_at = 0.0
 
@@ -91,16 +94,20 @@ class ClientEndpoint:
             flags=b"" if share.flags is None else pack(share.flags, BITS),
         )
         self.stream.send(wire.PartyMessage(output=header))
-        for piece in chunked(data):
-            self.stream.send_bulk(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self._send_data(data)
         self.emitted = step + 1
-        now, metric = time.perf_counter(), "mpcache_token_seconds" if step else "mpcache_first_token_seconds"
-        self._metrics.get(metric, suite=self._manifest.suite).observe(now - self._emitted_at)
-        self._metrics.get("mpcache_tokens_total", client=self.stream.peer).inc()
+        now = time.perf_counter()
+        (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
+        self._tokens.inc()
         self._emitted_at = now
         if step == 0:
             self.session.trace.stage("decode")
         return True
+
+    def _send_data(self, data: bytes) -> None:
+        for start in range(0, len(data), CHUNK_BYTES):
+            piece = wire.Chunk(payload=data[start : start + CHUNK_BYTES])
+            self.stream.send_bulk(wire.PartyMessage(chunk=piece))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell the client how far the session is."""
@@ -118,5 +125,4 @@ class ClientEndpoint:
             data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()
         summary = wire.Summary(steps=self.emitted, seconds=seconds, ledger_size=len(data))
         self.stream.send(wire.PartyMessage(summary=summary))
-        for piece in chunked(data):
-            self.stream.send(wire.PartyMessage(chunk=wire.Chunk(payload=piece)))
+        self._send_data(data)

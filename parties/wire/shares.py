@@ -59,12 +59,6 @@ def expand(seed: bytes, shape: Sequence[int], sender: str) -> Tensor:
     return Prg(seed).ring(shape, BITS)
 
 
-def chunked(data: bytes) -> Iterator[bytes]:
-    """Yield consecutive pieces of at most 1 MiB."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
-
-
 def collect(what: str, shape: Sequence[int], bits: int, size: int, sender: str, receive: Callable[[], Any]) -> Tensor:
     """Return a tensor from its chunks: int64 `shape`, canonical in Z_2^bits.
 

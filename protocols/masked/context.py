@@ -10,6 +10,7 @@ Leaks: nothing; what is sent is uniform (docs/security.md, "Openings").
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -198,19 +199,21 @@ class Context:
         for request in requests:
             keys[request.key] = keys.get(request.key, 0) + request.size
         first = requests[0].key
-        message = timeline.timed("serialise", lambda: b"".join(r.encode() for r in requests), first)
+        start = time.perf_counter()
+        message = b"".join(r.encode() for r in requests)
+        if timeline.active is not None:
+            timeline.active.add("serialise", first, start)
         received = [memoryview(m) for m in self.channel.exchange_all(message, keys)]
-
-        def decoded() -> list[Any]:
-            out = []
-            offset = 0
-            for request in requests:
-                end = offset + request.size
-                out.append(request.decode([message[offset:end] for message in received], self))
-                offset = end
-            return out
-
-        return timeline.timed("serialise", decoded, first)
+        start = time.perf_counter()
+        out = []
+        offset = 0
+        for request in requests:
+            end = offset + request.size
+            out.append(request.decode([message[offset:end] for message in received], self))
+            offset = end
+        if timeline.active is not None:
+            timeline.active.add("serialise", first, start)
+        return out
 
     def _flush_routed(self, channel: Channel, requests: list[Any]) -> Sequence[Any]:
         """Exchange a round in which not every party sends the same: one message over each link that carries anything."""
