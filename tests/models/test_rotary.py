@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from transformers import LlamaConfig
-from transformers.models.families.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.architecture import Rotary
 from models.rotary import _cos_sin, cosines_and_sines, frequencies

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mpc", "protocols", "models", "parties", "launch", "mpcache")
 PAGE = ROOT / "docs" / "architecture.md"
-DRAWN = ("protocols", "models", "parties", "launch")
+DRAWN = ("models", "parties", "launch")
 Graph = dict[str, set[str]]
 
 
@@ -131,11 +131,11 @@ def _reachable(graph: Graph, start: str) -> set[str]:
     return found
 
 
-def drawing(graph: Graph) -> str:
-    """A Mermaid flow chart of a graph without circles, arrows that a longer way implies left out."""
+def drawing(graph: Graph, folders: Container[str] = ()) -> str:
+    """A Mermaid flow chart of a graph without circles, without arrows that a longer way implies. Folders end with "/"."""
     lines = ["```mermaid", "flowchart TD"]
     for name in sorted(graph):
-        lines.append(f"    {name}[{name}]")
+        lines.append(f"    {name}[{name}{'/' if name in folders else ''}]")
     for name in sorted(graph):
         implied = set().union(*(_reachable(graph, other) for other in graph[name]))
         lines += [f"    {name} --> {target}" for target in sorted(graph[name] - implied)]
@@ -145,7 +145,11 @@ def drawing(graph: Graph) -> str:
 def drawings() -> dict[str, str]:
     """The page's drawings by name: "packages", and each package that has rooms."""
     graph = imports(modules(*PACKAGES))
-    return {"packages": drawing(siblings(graph, "")), **{name: drawing(siblings(graph, name)) for name in DRAWN}}
+    rooms = {name: {path.name for path in (ROOT / name).iterdir() if path.is_dir()} for name in DRAWN}
+    return {
+        "packages": drawing(siblings(graph, ""), PACKAGES),
+        **{name: drawing(siblings(graph, name), rooms[name]) for name in DRAWN},
+    }
 
 
 def redrawn(page: str) -> str:
