@@ -602,7 +602,7 @@ FAULTS: tuple[Fault, ...] = (
         "the parties are told of a range finding by another message",
         "parties/client/session.py",
         "stream.send(wire.ClientMessage(finish=wire.Finish()))",
-        'stream.send(wire.ClientMessage(**({"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()})))',
+        'stream.send(wire.ClientMessage(**{"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()}))',
         ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
     ),
     Fault(
