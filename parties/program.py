@@ -55,11 +55,6 @@ def preload() -> None:
             log.warning("suite '%s' cannot be used here: %s", name, error)
 
 
-def make_suite(manifest: Manifest, tape: Tape, channel: Channel | None, device: str) -> Suite:
-    """Return the suite of a manifest, for a party or (channel None) the dealer."""
-    return secure_suite(manifest.spec, parties=len(manifest.parties), tape=tape, channel=channel, device=device)
-
-
 def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     """Return the plan of a manifest, checked against the model and this installation.
 
@@ -93,7 +88,8 @@ class SessionProgram:
 
     def suite(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return the suite of the session, for a party or (channel None) for whom nothing is sent."""
-        return make_suite(self.manifest, tape, channel, self.device)
+        manifest, parties = self.manifest, len(self.manifest.parties)
+        return secure_suite(manifest.spec, parties=parties, tape=tape, channel=channel, device=self.device)
 
     def load(self, suite: Suite, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""
