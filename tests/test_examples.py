@@ -15,6 +15,7 @@ import mpcache
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mpc", "protocols", "models", "parties", "launch", "mpcache")
 # Needs running parties: tests/launch/test_pages.py runs it in a deployment.
+PUBLIC = ("Cancellation", "PrivateModel", "RangeFinding", "SamplingParams", "Setting", "SuiteSpec", "estimate", "policies")
 WITH_PARTIES = ("parties.client.private_model.PrivateModel",)
 
 
@@ -44,6 +45,6 @@ def test_examples(name: str) -> None:
     assert runner.failures == 0, "".join(said)
 
 
-@pytest.mark.parametrize("name", ["PrivateModel", "SamplingParams", "estimate", "policies"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_entries_have_an_example(name: str) -> None:
     assert ">>>" in (inspect.getdoc(getattr(mpcache, name)) or "")

@@ -178,6 +178,9 @@ class Setting:
     """What a trace depends on beside the model and the lengths.
 
     check(): called at every tape entry, may raise to end the trace. prepare(suite): called with each suite that is made.
+
+    >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
+    SuiteSpec(name='masked', fraction_bits=14, options={'score': 8})
     """
 
     suite: str

@@ -9,7 +9,13 @@ from parties.transport.session import Session
 
 
 class Cancellation:
-    """Ends one generation when `cancel` is called, from any thread, whatever it waits for. For one generation only."""
+    """Ends one generation when `cancel` is called, from any thread, whatever it waits for. For one generation only.
+
+    >>> cancellation = Cancellation()  # goes to `PrivateModel.generate(..., cancellation=cancellation)` or `Client.generate`
+    >>> cancellation.cancel()
+    >>> cancellation.cancelled
+    True
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -79,6 +79,7 @@ class PrivateModel:
     >>> with PrivateModel.connect("client.yaml", tokenizer="assistant", model="assistant") as model:
     ...     ids = model.generate("ab", max_new_tokens=4)
     ...     answer = model.complete("ab", SamplingParams(4))
+    ...     pieces = list(model.stream("ab", max_new_tokens=4))
     >>> ids.shape[1] - len(model.tokenizer.encode("ab"))
     4
     """
