@@ -183,7 +183,7 @@ def token_indices(ids: Sequence[int], vocabulary: int) -> Tensor:
     >>> token_indices([3, 1], vocabulary=5)
     tensor([3, 1])
     """
-    if not ids:
+    if not len(ids):
         raise ConfigurationError("the prompt is empty; give at least one token")
     for place, token in enumerate(ids):
         if not 0 <= token < vocabulary:

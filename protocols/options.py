@@ -79,8 +79,8 @@ class MaskedOptions(BoundedOptions):
     fraction_bits: int = 14
 
     def __post_init__(self) -> None:
-        if not 8 <= self.fraction_bits <= 16:
-            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits}")
+        if not _within(self.fraction_bits, 8, 16):
+            raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits!r}")
         super().__post_init__()
 
 
@@ -98,8 +98,12 @@ class CryptenOptions(BoundedOptions):
     crypten_own: bool = False
 
     def __post_init__(self) -> None:
-        if not 8 <= self.fraction_bits <= 20:
-            raise ConfigurationError(f"fraction_bits must be between 8 and 20, got {self.fraction_bits}")
+        if not _within(self.fraction_bits, 8, 20):
+            raise ConfigurationError(f"fraction_bits must be between 8 and 20, got {self.fraction_bits!r}")
         if not isinstance(self.crypten_own, bool):
             raise ConfigurationError(f"crypten_own = {self.crypten_own!r} must be true or false")
         super().__post_init__()
+
+
+def _within(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

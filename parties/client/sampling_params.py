@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from models.generation import Decoding, check_decoding, check_positive
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature
 
+T = TypeVar("T")
 Adjust = Callable[[Tensor, Sequence[int]], Tensor]
 """(logits [V], all tokens so far) -> logits [V], before a token is chosen from them."""
 
@@ -47,13 +49,17 @@ class SamplingParams:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    stop: tuple[str, ...] = field(default=(), repr=False)
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] | str = field(default=(), repr=False)
+    stop_token_ids: Sequence[int] = field(default=(), repr=False)
     ignore_eos: bool = False
     adjust: Adjust | None = None
     fixed_length: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _checked("stop", self.stop, str))
+        object.__setattr__(self, "stop_token_ids", _checked("stop_token_ids", self.stop_token_ids, int))
+        if "" in self.stop:
+            raise ConfigurationError("stop: an empty text would end every answer at once")
         self._check_filters()
         object.__setattr__(self, "temperature", self._checked_temperature())
         if self.adjust is not None and self.decoding != "logits":
@@ -93,6 +99,14 @@ class SamplingParams:
     def ends(self, eos: Sequence[int]) -> frozenset[int]:
         """Return the tokens that end an answer of a model with these end-of-text tokens."""
         return frozenset((*(() if self.ignore_eos else eos), *self.stop_token_ids))
+
+
+def _checked(name: str, values: Any, kind: type[T]) -> tuple[T, ...]:
+    """Return a list's members, each of this kind. Raises `ConfigurationError` naming the argument, not its secret value."""
+    found = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else None
+    if found is None or not all(isinstance(value, kind) and not isinstance(value, bool) for value in found):
+        raise ConfigurationError(f"{name} must be a list of {'texts' if kind is str else 'token ids'}")
+    return found
 
 
 GREEDY = SamplingParams()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from parties.config.role_config import RoleConfig
 from parties.server.metrics import Metrics
 from parties.server.sessions import ServedSession
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
+from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import BITS, CHUNK_BYTES, LEDGER_BYTES, collect, expand
 from protocols.suite import OutputShare
@@ -94,7 +96,8 @@ class ClientEndpoint:
             flags=b"" if share.flags is None else pack(share.flags, BITS),
         )
         self.stream.send(wire.PartyMessage(output=header))
-        self._send_data(data)
+        for message in _chunks(data):
+            self.stream.send_bulk(message)
         self.emitted = step + 1
         now = time.perf_counter()
         (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
@@ -103,11 +106,6 @@ class ClientEndpoint:
         if step == 0:
             self.session.trace.stage("decode")
         return True
-
-    def _send_data(self, data: bytes) -> None:
-        for start in range(0, len(data), CHUNK_BYTES):
-            piece = wire.Chunk(payload=data[start : start + CHUNK_BYTES])
-            self.stream.send_bulk(wire.PartyMessage(chunk=piece))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell the client how far the session is."""
@@ -125,4 +123,10 @@ class ClientEndpoint:
             data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()
         summary = wire.Summary(steps=self.emitted, seconds=seconds, ledger_size=len(data))
         self.stream.send(wire.PartyMessage(summary=summary))
-        self._send_data(data)
+        for message in _chunks(data):  # without waiting for room: that would raise how a finished session ended
+            self.stream.send(message)
+
+
+def _chunks(data: bytes) -> Iterator[Message]:
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield wire.PartyMessage(chunk=wire.Chunk(payload=data[start : start + CHUNK_BYTES]))

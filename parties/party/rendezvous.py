@@ -80,11 +80,11 @@ class Rendezvous:
         except MpcacheError as error:
             self._session.fail(error)
             raise
-        stream.move(self._session)
-        stream.make_room(INBOX_LIMIT)
         with self._lock:
-            if stream.peer in self._attached:
+            if stream.peer in self._attached:  # the session goes on with the first one
                 raise WireError(f"{stream.peer} dialled twice in one session")
+            stream.move(self._session)
+            stream.make_room(INBOX_LIMIT)
             self._attached.add(stream.peer, stream)
             if self._placed:
                 stream.send(self._greetings.own())

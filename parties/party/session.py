@@ -109,6 +109,8 @@ class PartySession(ServedSession):
             self._preprocessing.stop()
         try:
             self._end(began)
+        except Exception as error:
+            self.fail(public(error, self.role))
         finally:
             if self._preprocessing is not None:
                 self._preprocessing.join()
@@ -121,16 +123,17 @@ class PartySession(ServedSession):
 
     def _end(self, began: float) -> None:
         """Tell everybody how the session ended, and wait until they know."""
-        good = self.error is None or self.finished
-        if good:
-            self.server.admission.leave(self.ticket)  # a client that knows of the end may ask again at once
-            self.endpoint.summarise(self.ledger, time.perf_counter() - began)
-        self._farewell()
-        if self.error is None or self.finished:
-            self.settle()
-        self.end()
-        self.finish_calls(but=(self.client,))
-        self._rendezvous.close()
+        try:
+            if self.error is None or self.finished:
+                self.server.admission.leave(self.ticket)  # a client that knows of the end may ask again at once
+                self.endpoint.summarise(self.ledger, time.perf_counter() - began)
+        finally:
+            self._farewell()
+            if self.error is None or self.finished:
+                self.settle()
+            self.end()
+            self.finish_calls(but=(self.client,))
+            self._rendezvous.close()
 
     def on_fail(self) -> None:
         """Tell client, peers and dealer at once, even while this party computes."""

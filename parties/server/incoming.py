@@ -122,6 +122,7 @@ class IncomingCalls:
     def _serve(self, requests: Iterator[Message], context: Any, call: StreamCall) -> Iterator[Message]:
         stream: PeerStream | None = None
         session: Session | None = None
+        own: Session | None = None  # of the stream, until it is accepted into another one
         error: MpcacheError | None = None
         name, epoch, server = "unknown", 0, self._config.name
         try:
@@ -130,11 +131,13 @@ class IncomingCalls:
             call.authorise(name)
             times = self._config
             message = FirstMessage(requests, name).wait(times.first_message_seconds, times.deadline_seconds, server)
+            found = self._trust.caller(context)  # again: its key may have been revoked while the message was waited for
             if message.WhichOneof("content") == "resume":
                 stream, outgoing = self._resume(requests, context, call, found, message)
                 session, epoch = stream.session, message.resume.epoch
             else:
                 stream = self._new_stream(requests, context, call, found, message)
+                own = stream.session
                 if (work := call.foresee(stream, message)) is not None:
                     yield from self._meanwhile(stream, work)
                 session, outgoing = call.accept(stream, message)
@@ -149,8 +152,8 @@ class IncomingCalls:
         finally:
             if stream is not None and stream.leave_call(epoch):
                 self._heartbeats.remove(stream)
-            if stream is not None and session is None:
-                stream.session.end()  # nobody will read what the caller still sends: let the reader see the call's end
+            if own is not None and session is None:
+                own.end()  # nobody will read what the caller still sends: let the reader see the call's end
         if error is not None:
             if session is None or not session.id:
                 self._refusals.report(name, call_of(call.authorise), error)

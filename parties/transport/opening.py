@@ -21,6 +21,7 @@ from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import from_failure, from_rpc
 
 STEP = "opening the session"
+LOOK_SECONDS = 1.0
 
 
 def dialled(
@@ -84,14 +85,19 @@ class FirstMessage:
         return message
 
     def _wait(self, seconds: float, deadline: float, server: str) -> Message | Exception | None:
-        limit = time.monotonic() + seconds
+        before = time.monotonic()
+        limit = before + seconds
         while True:
-            silent = self._last_heard + deadline
+            patience = min(LOOK_SECONDS, max(0.0, min(limit, self._last_heard + deadline) - before))
             try:
-                return self._found.get(timeout=max(0.0, min(limit, silent) - time.monotonic()))
+                return self._found.get(timeout=patience)
             except Empty:
                 pass
             now = time.monotonic()
+            if (paused := now - before - patience) > LOOK_SECONDS:  # this process stood still, the caller need not have
+                limit += paused
+                self._last_heard += paused
+            before = now
             if now >= limit:
                 reason = f"sent no first message within {seconds:g} s ('first_message_seconds' of {server})"
                 raise PeerSilent(self._peer, "opening a call", reason)

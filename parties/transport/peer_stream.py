@@ -250,7 +250,8 @@ class PeerStream:
 
     def _complete(self) -> None:
         with self._changed:
-            self.receiving = Receiving.COMPLETE
+            if self.receiving is Receiving.OPEN:
+                self.receiving = Receiving.COMPLETE
         self.wake()
 
     # ---- ending ----------------------------------------------------------------------------------------------------

@@ -174,7 +174,8 @@ class ResumableStream(PeerStream):
 
     def _complete(self) -> None:
         with self._lock:
-            self.receiving = Receiving.COMPLETE
+            if self.receiving is Receiving.OPEN:
+                self.receiving = Receiving.COMPLETE
             self._tell()
             if self.sending is Sending.SETTLED:
                 self.outbox.put(None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -57,3 +58,26 @@ def test_bad_filters() -> None:
         SamplingParams(1, "logits", 1.0, top_k=0)
     with pytest.raises(ConfigurationError, match="top_p must be above 0 and at most 1, got 1"):
         SamplingParams(1, "logits", 1.0, top_p=1.5)
+
+
+def test_what_ends_an_answer() -> None:
+    assert SamplingParams(stop="END").stop == SamplingParams(stop=["END"]).stop == ("END",)
+    ends = SamplingParams(stop_token_ids=[7, 5]).ends(eos=[2])
+    assert ends == {2, 5, 7}
+    assert SamplingParams(stop_token_ids=(7,), ignore_eos=True).ends(eos=[2]) == {7}
+    assert "7" not in repr(SamplingParams(stop_token_ids=(7,)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stop": ["a", 3]}, "stop must be a list of texts"),
+        ({"stop": ("a", "")}, "stop: an empty text would end every answer at once"),
+        ({"stop_token_ids": 7}, "stop_token_ids must be a list of token ids"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids must be a list of token ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids must be a list of token ids"),
+    ],
+)
+def test_what_cannot_end_an_answer(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SamplingParams(**given)
