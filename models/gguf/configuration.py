@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from models.families.registry import FAMILIES
 from models.gguf.header import GgufHeader, MetadataValue
 from models.gguf.weights import read_array
 from mpc.errors import CheckpointError
@@ -116,7 +115,7 @@ def _architecture(header: GgufHeader) -> str:
     if pieces > 1:
         raise header.error(f"is one of {pieces} pieces of a model; join them first: llama-gguf-split --merge FIRST OUT.gguf")
     architecture = header.text("general.architecture")
-    supported = [name for name in FAMILIES if name != "mistral"]
+    supported = [name for name in _CLASSES if name != "mistral"]
     if architecture not in supported:
         said = "is missing" if architecture is None else f"= '{architecture}' is not supported"
         raise header.error(f"'general.architecture' {said}; supported: {', '.join(supported)} (Mistral's files say llama)")

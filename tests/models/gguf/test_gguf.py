@@ -19,8 +19,10 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import load_checkpoint
+from models.families.registry import FAMILIES
 from models.generation import plain_logits
 from models.gguf import conversion
+from models.gguf.configuration import _CLASSES
 from models.gguf.conversion import GgufModel
 from models.gguf.header import read_header
 from models.gguf.weights import read_array
@@ -379,3 +381,8 @@ def test_truncated_files(tmp_path: Path) -> None:
             GgufModel.open(path)
     with pytest.raises(CheckpointError, match="no such file"):
         GgufModel.open(tmp_path / "none.gguf")
+
+
+def test_that_a_family_of_checkpoints_is_not_one_of_files_by_itself() -> None:
+    """A file's family needs a class and a vocabulary of its own; every one that there is can be loaded."""
+    assert set(_CLASSES) <= set(FAMILIES)
