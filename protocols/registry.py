@@ -15,20 +15,24 @@ from protocols.suite import Suite
 
 DEFAULT_SUITE = "masked"
 PLAIN = "plain"
+CRYPTEN_VERSION = "0.4.1"
 
 
 @dataclass(frozen=True)
 class SuiteEntry:
-    """Where a suite's class is, and what may be set of it."""
+    """Where a suite's class is, and what may be set of it. install: the command for what it needs beside this package."""
 
     module: str
     attribute: str
     options: type[SuiteOptions]
+    install: str = ""
 
 
 SUITES: dict[str, SuiteEntry] = {
     PLAIN: SuiteEntry("protocols.plain.suite", "PlainSuite", SuiteOptions),
-    "crypten": SuiteEntry("protocols.crypten.suite", "CryptenSuite", CryptenOptions),
+    "crypten": SuiteEntry(
+        "protocols.crypten.suite", "CryptenSuite", CryptenOptions, f"pip install --no-deps crypten=={CRYPTEN_VERSION}"
+    ),
     "masked": SuiteEntry("protocols.masked.suite", "MaskedSuite", MaskedOptions),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.deployment.host_files import CRYPTEN
-from protocols.crypten.binding.requirement import INSTALL, VERSION
+from protocols.registry import CRYPTEN_VERSION, SUITES
 
 ROOT = Path(__file__).parents[2]
 FAKE = """#!/bin/sh
@@ -61,8 +61,8 @@ def test_development_tools_are_installed_for_those_who_develop(tmp_path: Path) -
 def test_one_version_of_crypten() -> None:
     """The Makefile, the extra, host files and the check at run time ask for the same release."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    wanted = f"crypten=={VERSION}"
+    wanted = f"crypten=={CRYPTEN_VERSION}"
     assert f"CRYPTEN := {wanted}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert wanted in extras["crypten"]
     assert wanted == CRYPTEN
-    assert INSTALL.endswith(wanted)
+    assert SUITES["crypten"].install.endswith(wanted)

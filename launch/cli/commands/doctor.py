@@ -21,7 +21,6 @@ from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
 
 MEMORY_NEEDED = 2e9
-CRYPTEN_INSTALL = "pip install --no-deps crypten==0.4.1"
 TORCHVISION_REMEDY = "pip uninstall torchvision (this build breaks transformers)"
 # What the commands import; the other requirements are theirs.
 PACKAGES = ("torch", "numpy", "transformers", "grpcio", "protobuf", "cryptography", "safetensors", "tokenizers", "pydantic")
@@ -97,8 +96,10 @@ def _package(name: str) -> Finding:
 
 
 def _crypten() -> Finding:
+    from protocols.registry import SUITES
+
     if find_spec("crypten") is None:
-        return Finding("crypten", f"not installed; for the suite crypten alone: {CRYPTEN_INSTALL}")
+        return Finding("crypten", f"not installed; for the suite crypten alone: {SUITES['crypten'].install}")
     try:
         from protocols.crypten.binding.requirement import require_crypten
 

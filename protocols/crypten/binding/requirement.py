@@ -12,9 +12,10 @@ import sys
 from types import ModuleType
 
 from mpc.errors import EnvironmentProblem
+from protocols.registry import CRYPTEN_VERSION as VERSION
+from protocols.registry import SUITES
 
-VERSION = "0.4.1"
-INSTALL = f"pip install --no-deps crypten=={VERSION}"
+INSTALL = SUITES["crypten"].install
 INSTALL_NEEDED = "pip install omegaconf pyyaml onnx"
 
 _MOVED = "torch.onnx._internal.registration"

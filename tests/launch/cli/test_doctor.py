@@ -11,7 +11,6 @@ import pytest
 from launch.cli.commands import doctor
 from mpc.errors import EnvironmentProblem
 from parties.identity.certificates import create_deployment
-from protocols.crypten.binding.requirement import INSTALL
 from tests.launch.conftest import Command
 
 
@@ -55,7 +54,7 @@ def test_crypten_is_not_needed_by_the_default_suite(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     found = doctor._crypten()
     assert not found.remedy
-    assert found.found == f"not installed; for the suite crypten alone: {INSTALL}"
+    assert found.found == "not installed; for the suite crypten alone: pip install --no-deps crypten==0.4.1"
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
