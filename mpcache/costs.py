@@ -18,10 +18,10 @@ _DEFAULT = Setting(DEFAULT_SUITE)
 class GenerationCosts:
     """Costs of a generation for a compute party, by stage.
 
-    model_load: sharing the weights, once a model and not once a session. first_token: the prompt and the first token.
-    further_tokens: all tokens after it together. session: `first_token` and `further_tokens`. memory_bytes: what a party
-    needs at most, with its weights. exact: counts are those on the wire; else they may be off by less than a byte for each
-    opening and head of the prompt.
+    model_load: masking the weights, in the first session of a model and not in later ones. first_token: the prompt and the
+    first token. further_tokens: all tokens after it together. session: `first_token` and `further_tokens`. memory_bytes:
+    what a party needs at most, with its weights. exact: counts are those on the wire; else they may be off by less than a
+    byte for each opening and head of the prompt.
     """
 
     model_load: StageCosts
