@@ -14,9 +14,11 @@ dealer deals XOR-shared one-time truth tables indexed by the *public* digit of m
 A looked-up bit is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is then
 linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic shares of
 the products of rho's, in any ring. The same products times a mask lam_y give answer * y for a masked y in the same round.
+Where a round costs less than the bytes of these products (31 of them for two digits and a borrow), `Bit.alone` looks the
+answer up by the opened bits in a second one-time table, masks and opens it: one rho is left.
 
-Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none. Leaks: nothing, opened
-bits are uniform (docs/security.md, "Comparisons").
+Rounds 1 (`alone`: 1 more); online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none.
+Leaks: nothing, opened bits are uniform (docs/security.md, "Comparisons").
 Offline: 64 bits a bit for digits of 6 bits, 32 for narrower ones, 256 for digits of 8.
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
@@ -60,6 +62,15 @@ class Form:
         return Form(tuple(widths), tuple(places), tuple(places.values()), tuple(polynomial), ordered)
 
     @property
+    def truth(self) -> tuple[bool, ...]:
+        """The predicate of all assignments to the bits, the first name's the lowest."""
+        out = []
+        for u in range(1 << len(self.names)):
+            true = {name for i, name in enumerate(self.names) if u >> i & 1}
+            out.append(sum(k for k, mono in self.polynomial if mono <= true) == 1)
+        return tuple(out)
+
+    @property
     def words(self) -> int:
         """64-bit words of a truth table; all are as long as the widest digit's."""
         return max(1, (1 << max(self.widths)) // 64)
@@ -68,6 +79,9 @@ class Form:
     def word_bits(self) -> int:
         """Bits of a word that are dealt: 32 where no digit has more than 5 bits."""
         return 32 if max(self.widths) <= 5 else 64
+
+
+SINGLE = Form.of([1], {"bit": 0}, [(1, frozenset({"bit"}))])
 
 
 def _widths(bits: int, most: int = MAX_DIGIT) -> list[int]:
@@ -96,9 +110,9 @@ def borrow_form(bits: int) -> Form:
 
 
 @cache
-def sign_form(bits: int) -> Form:
-    """Return [x < 0] in a ring of so many bits."""
-    widths = _widths(bits)
+def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
+    """Return [x < 0] in a ring of so many bits, from digits of at most `most`."""
+    widths = _widths(bits, most)
     top = len(widths) - 1
     lower, borrow = _borrow(top)
     places = ({"a0": top, "a1": top} if top else {"a0": top}) | lower
@@ -140,7 +154,13 @@ class Bit:
         """Shape of the comparison."""
         return self._rho.shape[1:]
 
-    def _products(self) -> Tensor:
+    @property
+    def count(self) -> int:
+        """Products of mask bits that the predicate needs."""
+        return len(self._form.subsets)
+
+    def products(self) -> Tensor:
+        """Return the products of mask bits, [subsets, ...]; at the dealer alone."""
         index = {name: i for i, name in enumerate(self._form.names)}
         out = []
         for subset in self._form.subsets:
@@ -152,8 +172,8 @@ class Bit:
             out.append(value)
         return torch.stack(out)
 
-    def _coefficients(self) -> tuple[Tensor, list[Tensor]]:
-        """Return the public part, and the public coefficient of every product of mask bits."""
+    def coefficients(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the public part, and the public coefficient of every product of mask bits; at a party alone."""
         u = {name: self._opened[i] for i, name in enumerate(self._form.names)}
         sign = {name: 1 - 2 * value for name, value in u.items()}
         table: dict[Monomial, Tensor] = {}
@@ -166,8 +186,8 @@ class Bit:
                     grown[chosen] = u[name] if term is None else term * u[name]
                     grown[chosen | {name}] = sign[name] if term is None else term * sign[name]
                 terms = grown
-            for chosen, term in terms.items():
-                assert term is not None
+            for chosen, found in terms.items():
+                term = torch.ones_like(self._opened[0]) if found is None else found
                 if chosen in table:
                     table[chosen] = table[chosen] + term if k > 0 else table[chosen] - term
                 else:
@@ -177,10 +197,10 @@ class Bit:
     def share(self, bits: int) -> Shared:
         """Return the bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
         c = self._c
-        dealt = c.deal_table("bit", (len(self._form.subsets), *self.shape), bits, self._products)
+        dealt = c.deal_table("bit", (len(self._form.subsets), *self.shape), bits, self.products)
         if not c.evaluating:
             return Shared(c.blank(self.shape), bits, 0)
-        constant, coefficients = self._coefficients()
+        constant, coefficients = self.coefficients()
         # narrow words wrap modulo a power of two that the ring divides
         out = constant.to(dealt.dtype) if c.first else torch.zeros(self.shape, dtype=dealt.dtype, device=dealt.device)
         for coefficient, value in zip(coefficients, dealt, strict=True):
@@ -191,14 +211,66 @@ class Bit:
         """Return bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
         c = self._c
         bit = self.share(y.bits)
-        dealt = c.deal("bit times mask", (len(self._form.subsets), *self.shape), y.bits, lambda: self._products() * y.lam)
+        dealt = c.deal("bit times mask", (len(self._form.subsets), *self.shape), y.bits, lambda: self.products() * y.lam)
         if not c.evaluating:
             return Shared(c.blank(self.shape), y.bits, y.frac)
-        constant, coefficients = self._coefficients()
+        constant, coefficients = self.coefficients()
         masked_part = constant * y.lam
         for coefficient, value in zip(coefficients, dealt, strict=True):
             masked_part = masked_part + coefficient * value
         return Shared(y.m * bit.x - masked_part, y.bits, y.frac)
+
+    def part(self, form: Form) -> Bit:
+        """Return another predicate in some of the bits that were opened."""
+        places = [self._form.names.index(name) for name in form.names]
+
+        def taken(t: Tensor) -> Tensor:
+            return self._c.blank((len(places), *self.shape)) if t.is_meta else t[places]
+
+        return Bit(self._c, form, taken(self._opened), taken(self._rho))
+
+    def opposite(self) -> Bit:
+        """Return 1 less the bit."""
+        form = self._form
+        polynomial = [(1, frozenset[str]()), *((-k, mono) for k, mono in form.polynomial)]
+        places = dict(zip(form.names, form.places, strict=True))
+        return Bit(self._c, Form.of(form.widths, places, polynomial), self._opened, self._rho)
+
+    async def alone(self) -> Bit:
+        """Return the same predicate as a bit of its own, one product of mask bits in place of all: the opened bits index a
+        one-time table of 2^names bits, whose entry is opened. 1 round, 1 bit. Offline: 2^names bits."""
+        c, names = self._c, len(self._form.names)
+        words, word_bits = max(1, (1 << names) // 64), min(64, 1 << names)
+
+        def table() -> Tensor:
+            place = _number(self._rho)
+            return _turned(self._form.truth, names, place.device)[place]
+
+        dealt = c.deal_xor("table of a predicate", (*self.shape, words), table, word_bits)
+        rho = c.tape.random("mask bits", self.shape, 1)
+        if not c.evaluating or dealt.is_meta or self._opened.is_meta:
+            return Bit(c, SINGLE, await BitOpening(c.blank((1, *self.shape))), rho.reshape(1, *self.shape))
+        place = _number(self._opened)
+        word = dealt.gather(-1, (place >> 6)[..., None])[..., 0]
+        opened = await BitOpening((((word >> (place & 63)) & 1) ^ rho)[None], torch.int8)
+        return Bit(c, SINGLE, opened, rho[None])
+
+
+def _number(bits: Tensor) -> Tensor:
+    """Return the numbers whose bits are [bits, ...], the lowest first."""
+    out = bits[0].to(torch.int64)
+    for i in range(1, bits.shape[0]):
+        out = out | (bits[i].to(torch.int64) << i)
+    return out
+
+
+@cache
+def _turned(truth: tuple[bool, ...], names: int, device: torch.device) -> Tensor:
+    """Return the tables by the mask bits rho: int64 words [2^names, words], bit u of which is truth[u xor rho]."""
+    u = torch.arange(1 << names)
+    bits = torch.tensor(truth)[u[:, None] ^ u].to(torch.int64)
+    count = min(64, 1 << names)
+    return (bits.reshape(1 << names, -1, count) << torch.arange(count)).sum(-1).to(device)
 
 
 def prefix_table(bound: Tensor, words: int) -> Tensor:
@@ -298,10 +370,10 @@ async def _ask(c: Context, x: Masked, form: Form, tables: Callable[[Tensor, Form
     return Bit(c, form, opened, rho)
 
 
-async def less_than_zero(c: Context, x: Masked) -> Bit:
-    """Return [x < 0] for x read as a signed number modulo 2^bits. 1 round."""
+async def less_than_zero(c: Context, x: Masked, most: int = MAX_DIGIT) -> Bit:
+    """Return [x < 0] for x read as a signed number modulo 2^bits, from digits of at most `most` bits. 1 round."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, sign_form(x.bits), _sign_tables)
+    return await _ask(c, x, sign_form(x.bits, most), _sign_tables)
 
 
 async def borrows(c: Context, x: Masked) -> Bit:
