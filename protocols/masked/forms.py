@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
-Prefer = Literal["auto", "rounds", "bytes"]
-PREFERENCES: tuple[Prefer, ...] = ("auto", "rounds", "bytes")
+from protocols.options import Prefer
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ class Rates:
 
 
 USUAL = Rates()
-T = TypeVar("T")
 
 
 def seconds(form: Form, rates: Rates = USUAL) -> float:

@@ -50,7 +50,7 @@ class _Term:
         """Return x times the public number."""
         if self.name == "mask":
             return -x
-        return (x if self.w is None else x * self.w) << self.shift
+        return (x if self.w is None else _where(self.w, x)) << self.shift
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
         public = moved - offset if x.bits < RING_BITS or bits <= RING_BITS else Wide.of_unsigned(moved) + -offset
     top = _Term("top bit", lambda: ring.shift_right(x.lam, x.bits - 1, x.bits), x.bits, w)
     return _Lifted(public, (_Term("mask", mask, 0), top), x.shape)
+
+
+def _where(w: Tensor, x: Words) -> Words:
+    """Return x where the public bit w is set, else 0."""
+    keep = -w
+    return x.map(lambda t: t & keep) if isinstance(x, Wide) else x & keep
 
 
 def _multiplied(a: Words, b: Words, bits: int) -> Words:
@@ -178,20 +184,19 @@ def lift(c: Context, x: Masked, bits: int, op: str = "lift") -> Shared | WideSha
 def square_sums(c: Context, op: str, x: Masked, bits: int) -> Shared:
     """Return the sums of squares over the last axis, [..., 1], modulo 2^bits of at most 64; local.
 
-    Offline: bits + 2 (bits - x.bits) per element, bits per row."""
-    require(
-        x.bits < bits <= min(RING_BITS, 2 * x.bits), op, f"squares in a ring of {bits} bits of values in one of {x.bits}"
-    )
+    Offline: bits + 2 (bits - x.bits) per element where x's ring is smaller, bits per row."""
+    require(bits <= min(RING_BITS, 2 * x.bits), op, f"squares in a ring of {bits} bits of values in one of {x.bits}")
     form = _lifted(c, x, bits)
-    mask, top = form.terms
     own = _own_terms(c, op, x, form, bits)
-    cross = _dealt(c, op, x.shape, bits, [mask, top])
+    cross = [_dealt(c, op, x.shape, bits, form.terms)] if len(form.terms) > 1 else []
     rows = (*x.shape[:-1], 1)
-    squares = deal(c, f"{op}: squares", rows, bits, lambda: (_low(mask.known()) ** 2).sum(-1, keepdim=True))
+    squares = deal(c, f"{op}: squares", rows, bits, lambda: (_low(form.terms[0].known()) ** 2).sum(-1, keepdim=True))
     if not c.evaluating:
         return Shared(c.blank(rows), bits, 2 * x.frac)
     public = _low(form.public)
-    total = 2 * (public * _low(own) + _low(cross))
+    total = 2 * public * _low(own)
+    for part in cross:
+        total = total + 2 * _low(part)
     if c.first:
         total = total + public * public
     return Shared(total.sum(-1, keepdim=True) + _low(squares), bits, 2 * x.frac)
