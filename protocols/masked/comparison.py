@@ -172,7 +172,7 @@ def digit_bits(bits: int, result: int) -> int:
     """Return the digits' bits with which signs in a ring of `bits` bits, shared modulo 2^result, move the fewest bytes.
 
     >>> digit_bits(20, 3), digit_bits(16, 64), digit_bits(8, 3)
-    (5, 8, 8)
+    (6, 8, 7)
     """
 
     def moved(most: int) -> int:

@@ -4,10 +4,18 @@ A level takes three rounds: every pair's comparison; ranks, sums of bits, opened
 at rank 0, a dealt one-hot vector of the rank times the masked values, Shared, opened. The last level takes two, since
 nothing of it is opened again: the maximum is left Shared; the one-hot row of the arg-max is, block by block of the last
 group's members, [rank = 0] times the one-hot vector of the member's place within its block. With two parties that is one
-point function of 2^b rank + place, opened in the ranks' round; with more, [rank = 0] is opened once more.
+point function of rank and place (`dpf.one_hot_below`); with more, [rank = 0] is opened once more.
 
-Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes nine rounds in groups of 8 and
-26 of which the last 242 are left, the opening of the logits counted; ten with more than two parties.
+Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes nine rounds, the opening of the
+logits counted, in groups of 8 and 28 that leave 225; ten with more than two parties. Logits of 20 bits, two parties:
+
+| groups | rounds | sent | dealt |
+| --- | --- | --- | --- |
+| 37, 37, 37 | 9 | 983 kB | 46.4 MB |
+| 8, 28, 225 | 9 | 419 kB | 10.7 MB |
+| 4, 6, 16, 131 | 12 | 308 kB | 4.6 MB |
+| 4, 4, 8, 16, 25 | 15 | 296 kB | 3.6 MB |
+| 16 times 2 | 48 | 408 kB | 1.4 MB |
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
 Valid range: |x| <= reach, 2 reach < 2^(x.bits - 1). Error: none (exact on the ring elements).
@@ -30,14 +38,16 @@ from mpc.errors import RangeError
 from mpc.ring import RING_BITS
 from protocols.masked.comparison import digit_bits, sign_form
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.forms import Prefer
+from protocols.masked.dpf import one_hot_below, reads_below
 from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.top_k import rank_bits, rank_shares, ranks
+from protocols.options import Prefer
 from protocols.schedule import together
 
 SIZES = (*range(2, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # of groups, but for the last
-PLACE_BITS = 16  # of a place and of the last ranks, about
+PLACE_BITS = 8  # of a place, about
+KEY_BITS = 2000  # of a point function of the last ranks and places, about
 LEVEL_ROUNDS, LAST_ROUNDS = 3, 2
 ROUND_BYTES: dict[Prefer, float] = {"auto": 2.5e6, "rounds": 1e7, "bytes": 0.0}
 """What a round is worth: 20 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
@@ -65,7 +75,7 @@ def last_bits(count: int, bits: int) -> tuple[int, int]:
     """Return the bits that the last level, of `count` values, is dealt and sends, a row."""
     dealt, sent = _pair_bits(count, bits)
     pairs = count * (count - 1) // 2
-    return pairs * dealt + count * 128 * PLACE_BITS, pairs * sent + count * PLACE_BITS
+    return pairs * dealt + count * KEY_BITS, pairs * sent + count * rank_bits(count)
 
 
 @lru_cache(1 << 14)
@@ -85,7 +95,7 @@ def group_sizes(shape: Sequence[int], bits: int, prefer: Prefer = "auto") -> tup
     group of the last level.
 
     >>> group_sizes((1, 50257), 20), group_sizes((1, 100), 20)
-    ((8, 26, 242), (100,))
+    ((8, 28, 225), (100,))
     """
     return _chosen(shape[-1], bits, math.prod(shape[:-1]), ROUND_BYTES[prefer])[1]
 
@@ -105,12 +115,10 @@ def _grouped(x: Masked, size: int, fill: int) -> Masked:
     return Masked(ring.reduce(grow(x.m, fill), x.bits), lambda: grow(x.lam, 0), x.bits, x.frac)
 
 
-def at_first(c: Context, rank: Masked, factors: Sequence[Callable[[], Tensor]], bits: int) -> Tensor:
-    """Return shares of [rank = 0] times factors that the dealer knows, [factors, ...], modulo 2^bits; local."""
-    dealt = deal_scaled(c, "rank one-hot", rank.lam, rank.bits, bits, factors)
-    if not c.evaluating:
-        return c.blank((len(factors), *rank.shape))
-    return torch.stack([look_up(table, rank.m) for table in dealt])
+def at_first(c: Context, rank: Masked, factor: Callable[[], Tensor], bits: int) -> Tensor:
+    """Return shares of [rank = 0] times a factor that the dealer knows, modulo 2^bits; local."""
+    dealt = deal_scaled(c, "rank one-hot", rank.lam, rank.bits, bits, [factor])[0]
+    return look_up(dealt, rank.m) if c.evaluating else c.blank(rank.shape)
 
 
 def _ones(rank: Masked) -> Callable[[], Tensor]:
@@ -131,17 +139,17 @@ def _best(c: Context, rank: Masked, values: Sequence[Masked], steps: Tensor | No
     """Return [value at rank 0] of each group for several values, [..., groups, size] -> [..., groups]: the last one's, and
     what rank 0 is more. steps: public values of a group [size] that are looked up beside them, last. Local."""
     above = [_above_last(x) for x in values]
-    factors = [_ones(rank), *(lambda d=d: d.lam for d in above)]
-    found = at_first(c, rank, factors, max(x.bits for x in values))
+    ones = at_first(c, rank, _ones(rank), max(x.bits for x in values))
+    hot_lams = [at_first(c, rank, lambda d=d: d.lam, d.bits) for d in above]  # type: ignore[misc]
     if not c.evaluating:
         blank = c.blank(rank.shape[:-1])
         return [Shared(blank, x.bits, x.frac) for x in values] + ([] if steps is None else [Shared(blank, RING_BITS, 0)])
     out = []
-    for x, d, hot_lam in zip(values, above, found[1:], strict=True):
-        more = Shared((d.m * found[0] - hot_lam).sum(-1), x.bits, x.frac)
+    for x, d, hot_lam in zip(values, above, hot_lams, strict=True):
+        more = Shared((d.m * ones - hot_lam).sum(-1), x.bits, x.frac)
         out.append(c.shared(x.move(lambda t: t[..., -1])).add(more))
     if steps is not None:
-        more = Shared((found[0] * (steps[:-1] - steps[-1])).sum(-1), RING_BITS, 0)
+        more = Shared((ones * (steps[:-1] - steps[-1])).sum(-1), RING_BITS, 0)
         out.append(c.add_public(more, steps[-1]))
     return out
 
@@ -192,13 +200,13 @@ async def first_largest(c: Context, x: Masked, reach: int, sizes: Sequence[int],
     `maximum`."""
     _check(x, reach, sizes)
     count, block = x.shape[-1], math.prod(sizes[:-1])
-    places: _Places | None = _Places(1, (block - 1).bit_length() + rank_bits(sizes[-1]))
+    places: _Places | None = _Places(1, (block - 1).bit_length())
     for size in sizes[:-1]:
         x, places = await _level(c, x, places, size, -reach)
     assert places is not None
     if places.masked is None:
         rank = await ranks(c, x)
-        return Shared(at_first(c, rank, [_ones(rank)], bits)[0], bits, 0)
+        return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
     row = await _blocks(c, x, places, bits)
     return row.map(lambda t: t.flatten(-2)[..., :count])
 
@@ -207,8 +215,10 @@ async def _blocks(c: Context, x: Masked, places: _Places, bits: int) -> Shared:
     """Return the one-hot row, a block of each member of the last group: [..., last] -> [..., last, block]."""
     rank, width = await ranks(c, x), places.width
     assert places.masked is not None
-    first = await open_value(c, Shared(at_first(c, rank, [_ones(rank)], bits)[0], bits, 0))
     place = places.masked.to_ring(width)
+    if c.parties == 2 and reads_below(rank.bits, width, bits):
+        return one_hot_below(c, rank, place, bits).map(lambda t: t[..., : places.size])
+    first = await open_value(c, Shared(at_first(c, rank, _ones(rank), bits), bits, 0))
     dealt = deal_scaled(c, "place", place.lam, width, bits, [_ones(place), lambda: first.lam])
     if not c.evaluating:
         return Shared(c.blank((*x.shape, places.size)), bits, 0)

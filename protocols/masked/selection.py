@@ -93,7 +93,7 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     f = convert.fraction_bits
     m = await convert.masked(t, f, f + t.magnitude + 3)
     with operation("max"):
-        sizes = ranking.group_sizes(m.shape, m.bits, "bytes" if background else "auto")
+        sizes = ranking.group_sizes(m.shape, m.bits, "bytes" if background else convert.context.prefer)
         found = await ranking.maximum(convert.context, m, 1 << (f + t.magnitude), sizes)
     return convert.new(found.map(lambda v: v[..., None]), t.magnitude)
 
@@ -106,7 +106,7 @@ async def argmax(convert: Conversion, x: Value) -> MaskedTensor:
     with operation("argmax"):
         reach, bits = t.reach_bits(f)
         m = await convert.masked(t, f, bits)
-        sizes = ranking.group_sizes(m.shape, bits)
+        sizes = ranking.group_sizes(m.shape, bits, convert.context.prefer)
         return convert.new(await ranking.first_largest(convert.context, m, reach, sizes, convert.bounds.table_bits), 1)
 
 

@@ -416,8 +416,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the place of a group's last member for its first",
         "protocols/masked/ranking.py",
-        "(found[0] * (steps[:-1] - steps[-1])).sum(-1)",
-        "(found[0] * steps[:-1]).sum(-1)",
+        "(ones * (steps[:-1] - steps[-1])).sum(-1)",
+        "(ones * steps[:-1]).sum(-1)",
         (f"{RANKING}::test_groups_of_any_size",),
     ),
     Fault(

@@ -336,6 +336,7 @@ def _orders() -> dict[str, list[Case]]:
 
     few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
     many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)
+    more = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0)
     seven = Input(torch.tensor([[4, 77, -3, 8, 77, -511, 6]]), 12, 0)
     return {
         "top_k": cases("ranks", ranked, [few])
@@ -350,7 +351,8 @@ def _orders() -> dict[str, list[Case]]:
             for groups in ([7], [3, 3], [2, 2, 2])
             for c in cases("maximum", largest, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
-        ],
+        ]
+        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,)),
         "argmax": cases(
             "argmax", position, [real([[1.5, -3.0, 4.25, 4.0]], 64, 16)], {"bits": 32, "magnitude": 8}, opened=False
         ),

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.vectors.independent import points
 from tests.vectors.independent.bits import Bit, digit_bits, less_than_zero
 from tests.vectors.independent.formats import U, Words, reduce, word
 from tests.vectors.independent.linear import product, reveal
-from tests.vectors.independent.lookup import at, exact_digits, hot, one_hot, prefix, scaled, selection_matrix, suffix, turned
+from tests.vectors.independent.lookup import (
+    at,
+    exact_digits,
+    hot,
+    one_hot,
+    points_below,
+    prefix,
+    scaled,
+    selection_matrix,
+    suffix,
+    turned,
+)
 from tests.vectors.independent.world import Handover, Masked, Open, Shared, Steps, World, together
 
 
@@ -196,10 +208,9 @@ def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
     return Masked(reduce(pad(x.m, fill), x.bits), lam, x.bits, x.frac)
 
 
-def _at_first(w: World, rank: Masked, factors: Sequence[Words | np.uint64], bits: int) -> list[Words]:
-    """[rank = 0] times factors of the dealer's."""
-    dealt = scaled(w, "rank one-hot", rank.mask, rank.bits, bits, factors)
-    return [at(dealt[:, f], rank.m) for f in range(len(factors))]
+def _at_first(w: World, rank: Masked, factor: Words | np.uint64, bits: int) -> Words:
+    """[rank = 0] times a factor of the dealer's."""
+    return at(scaled(w, "rank one-hot", rank.mask, rank.bits, bits, [factor])[:, 0], rank.m)
 
 
 def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> Steps:
@@ -207,15 +218,16 @@ def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> S
     rank = yield from w.open((yield from rank_shares(w, x)).each(lambda t: t[..., :-1]))
     values = [x] if places is None else [x, places]
     above = [v.each(lambda t: t[..., :-1] - t[..., -1:]) for v in values]
-    found = _at_first(w, rank, [U(1), *(d.mask for d in above)], max(v.bits for v in values))
+    ones = _at_first(w, rank, U(1), max(v.bits for v in values))
+    found = [_at_first(w, rank, d.mask, d.bits) for d in above]
     out = []
-    for v, d, masks in zip(values, above, found[1:], strict=True):
+    for v, d, masks in zip(values, above, found, strict=True):
         last = v.shared.each(lambda t: t[..., -1]).x
-        more = (d.m * found[0] - masks).sum(-1, dtype=U)
+        more = (d.m * ones - masks).sum(-1, dtype=U)
         out.append(Shared(reduce(last + more, v.bits), v.bits, v.frac))
     if places is None:
         steps = np.arange(x.shape[-1], dtype=U) * U(step)
-        place = Shared(reduce((found[0] * (steps[:-1] - steps[-1])).sum(-1, dtype=U), bits), bits, 0)
+        place = Shared(reduce((ones * (steps[:-1] - steps[-1])).sum(-1, dtype=U), bits), bits, 0)
         out.append(place.plus_public(np.broadcast_to(steps[-1], x.shape[:-1])))
     return out
 
@@ -230,7 +242,7 @@ def maximum(w: World, x: Masked, reach: int, groups: Sequence[int]) -> Steps:
 def first_largest(w: World, x: Masked, reach: int, groups: Sequence[int], bits: int) -> Steps:
     """One-hot of the maximum: a block of places of each member of the last group."""
     count, block, places, step = x.shape[-1], int(np.prod(groups[:-1])), None, 1
-    ring = (block - 1).bit_length() + (groups[-1] - 1).bit_length()
+    ring = (block - 1).bit_length()
     for size in groups[:-1]:
         before = None
         if places is not None:
@@ -242,14 +254,22 @@ def first_largest(w: World, x: Masked, reach: int, groups: Sequence[int], bits: 
         x, places = yield from together(w.open(value), w.open(place))
         step *= size
     rank = yield from ranks(w, x)
-    first = Shared(_at_first(w, rank, [U(1)], bits)[0], bits, 0)
-    if places is None:
+    width = (block - 1).bit_length()
+    place = None if places is None else places.to(width)
+    if place is not None and w.parties == 2 and points.depth(rank.bits + width, bits) >= rank.bits > 0:
+        row = points_below(w, rank, place, bits).x
+        return _joined(row, block, count, bits)
+    first = Shared(_at_first(w, rank, U(1), bits), bits, 0)
+    if place is None:
         return first
     win = yield from w.open(first)
-    width = (block - 1).bit_length()
-    place = places.to(width)
     dealt = scaled(w, "place", place.mask, width, bits, [U(1), win.mask])
     row = win.m[..., None] * turned(dealt[:, 0], place.m) - turned(dealt[:, 1], place.m)
+    return _joined(row, block, count, bits)
+
+
+def _joined(row: Words, block: int, count: int, bits: int) -> Shared:
+    """The first entries of each member's row, member by member."""
     row = row[..., :block].reshape(*row.shape[:-2], -1)[..., :count]
     return Shared(reduce(row, bits), bits, 0)
 
