@@ -22,6 +22,7 @@ from models.policies.full import FullCache
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Suite, Value
+from protocols.value import Use
 
 Probe = Callable[[str, Value], None]
 """Sees intermediate values by name: "embedding", "layer N/attention", "layer N/mlp" (hidden state after each), "logits"."""
@@ -86,16 +87,16 @@ class Decoder:
                     f"weight '{name}' has shape {list(weights[name].shape)}, the architecture needs {list(shape)}"
                 )
 
-    def _linear(self, name: str) -> Linear:
-        return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+    def _linear(self, name: str, use: Use = "any") -> Linear:
+        return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), use)
 
     def _weights_of(self, layer: int) -> _Layer:
         at = f"layers.{layer}"
         return _Layer(
-            qkv=self._linear(f"{at}.attention.qkv"),
+            qkv=self._linear(f"{at}.attention.qkv", "heads" if self.architecture.rotary is None else "rotated"),
             out=self._linear(f"{at}.attention.out"),
-            up=self._linear(f"{at}.mlp.up"),
-            gate=self._linear(f"{at}.mlp.gate") if self.architecture.gated else None,
+            up=self._linear(f"{at}.mlp.up", "function"),
+            gate=self._linear(f"{at}.mlp.gate", "function") if self.architecture.gated else None,
             down=self._linear(f"{at}.mlp.down"),
         )
 

@@ -15,8 +15,10 @@ raises `TapeError` naming both sides when they differ, before anything is opened
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
@@ -79,6 +81,12 @@ class Tape(ABC):
         Costs packed_size(elements, bits) offline bytes for the last party.
         """
 
+    def dependent_shares(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
+    ) -> list[Tensor]:
+        """Return as `dependent`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
+        return [self.dependent(op, shape, value, bits, kind)]
+
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
         """Return as `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
         2^bits: enough for what is looked up in, and small."""
@@ -128,13 +136,14 @@ class DealerTape(Tape):
             self._emit(party, header + (size if receives else 0).to_bytes(8, "little"))
         self.position += 1
 
+    def _expanded(self, shape: Shape, bits: int, kind: str, parties: int) -> Iterator[Tensor]:
+        """Yield the first parties' expansions, those of a sum not reduced."""
+        for prg in self._prgs[:parties]:
+            yield prg.ring(shape, bits, self.device, kind == "xor")
+
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
         """Return the XOR or sum of the first parties' expansions; a sum is not yet reduced."""
-        total = self._prgs[0].ring(shape, bits, self.device, kind == "xor")
-        for prg in self._prgs[1:parties]:
-            part = prg.ring(shape, bits, self.device, kind == "xor")
-            total = total ^ part if kind == "xor" else total + part
-        return total
+        return functools.reduce(operator.xor if kind == "xor" else operator.add, self._expanded(shape, bits, kind, parties))
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         """Return the sum (or XOR) of all parties' expansions."""
@@ -149,17 +158,37 @@ class DealerTape(Tape):
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
         """Compute the value, send the last party what the other expansions leave of it."""
+        whole, size = self._announced(op, shape, value, bits, kind)
+        self._correct(whole, self._combined(shape, bits, kind, len(self._prgs) - 1), bits, kind)
+        self.ledger.offline(size)
+        return whole
+
+    def _announced(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int, kind: str
+    ) -> tuple[Tensor, int]:
+        """Compute a dependent value and write its header; return it and its bytes."""
         assert value is not None
         whole = ring.reduce(value(), bits)
         if tuple(whole.shape) != tuple(shape):
             raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
-        others = self._combined(shape, bits, kind, len(self._prgs) - 1)
+        return whole, size
+
+    def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
+        """Send the last party its share, what the others' leave of the value; return it."""
         correction = whole ^ others if kind == "xor" else ring.reduce(whole - others, bits)
         self._emit(len(self._prgs) - 1, pack(correction, bits))
+        return correction
+
+    def dependent_shares(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
+    ) -> list[Tensor]:
+        whole, size = self._announced(op, shape, value, bits, kind)
+        others = [ring.reduce(x, bits) for x in self._expanded(shape, bits, kind, len(self._prgs) - 1)]
+        total = functools.reduce(operator.xor if kind == "xor" else operator.add, others)
         self.ledger.offline(size)
-        return whole
+        return [*others, self._correct(whole, total, bits, kind)]
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
         """Compute the value and send it to every party."""

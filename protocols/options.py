@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mpc.errors import ConfigurationError, RangeError
 from protocols.bounds import RANGES, Bounds
 from protocols.suite import RANGE_KINDS
+
+Prefer = Literal["auto", "rounds", "bytes"]
+PREFERENCES: tuple[Prefer, ...] = ("auto", "rounds", "bytes")
 
 OptionValue = bool | int | float | str | None
 """An option's value as it comes from a command line, a file or the wire."""
@@ -71,14 +74,20 @@ class BoundedOptions(SuiteOptions):
 class MaskedOptions(BoundedOptions):
     """Settings of the suite `masked`: 8 to 16 fraction bits, and bounds from which its rings follow.
 
+    prefer: of gates that have several forms the one with the fewest `rounds` or the fewest `bytes`; by default the one that
+    is predicted to be done soonest (`protocols.masked.forms`).
+
     >>> options = MaskedOptions(score=8, residual="10*2 15")
     >>> options.fraction_bits, options.bounds["score"].at(0), options.bounds["residual"].at(2)
     (14, 8, 15)
     """
 
     fraction_bits: int = 14
+    prefer: Prefer = "auto"
 
     def __post_init__(self) -> None:
+        if self.prefer not in PREFERENCES:
+            raise ConfigurationError(f"suite 'masked': prefer = {self.prefer!r} must be one of {', '.join(PREFERENCES)}")
         if not _within(self.fraction_bits, 8, 16):
             raise RangeError(f"suite 'masked' needs 8 to 16 fraction bits, got {self.fraction_bits!r}")
         super().__post_init__()

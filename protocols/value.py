@@ -81,12 +81,20 @@ class Norm:
     epsilon: float
 
 
+Use = Literal["any", "heads", "rotated", "function"]
+
+
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out]."""
+    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out].
+
+    use: what is done with its product, by which a suite chooses rings: `heads`, queries, keys and values, which are cached;
+    `rotated`, the same with rotary positions; `function`, an activation follows; `any`.
+    """
 
     weight: Value
     bias: Value | None = None
+    use: Use = "any"
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ async def scale(convert: Conversion, x: Value, factor: Tensor | float) -> Masked
 async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> MaskedTensor:
     """Return rotary positions of x [G, T, C], cos and sin public [T, C]; x is opened once, then everything is local."""
     t, c, f = convert.tensor(x), convert.context, convert.fraction_bits
+    if t.masked is None and t.wide is not None:
+        return _rotate_wide(convert, t, cos, sin)
     wide = f + t.magnitude + 3 + ROTATION_BITS  # the sum of two products
     if t.masked is None and t.frac > f:
         t = convert.new(lift(c, await convert.opened(t, f, 0), wide), t.magnitude)
@@ -111,3 +113,16 @@ async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> Mas
         return Shared(shared.x * integers, shared.bits, shared.frac + ROTATION_BITS)
 
     return convert.new(times(t, cos).add(times(swapped, sin)), t.magnitude + 1)
+
+
+def _rotate_wide(convert: Conversion, t: MaskedTensor, cos: Tensor, sin: Tensor) -> MaskedTensor:
+    """Return the rotation of what is not opened yet, in a ring that has room for it; local."""
+    wide, half = t.wide, t.shape[-1] // 2
+    assert wide is not None
+    signs = torch.cat([-torch.ones(half, dtype=sin.dtype), torch.ones(half, dtype=sin.dtype)]).to(sin.device)
+    swapped = wide.move(lambda u: torch.cat([u[..., half:], u[..., :half]], -1))
+    a, b = (
+        part.times(torch.round(factor * 2.0**ROTATION_BITS).to(torch.int64).to(convert.context.device), ROTATION_BITS)
+        for part, factor in ((wide, cos), (swapped, sin * signs))
+    )
+    return convert.new(a.add(b), t.magnitude + 1)

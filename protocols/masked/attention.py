@@ -20,7 +20,7 @@ from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import largest
-from protocols.masked import product
+from protocols.masked import lifted, product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM
@@ -97,12 +97,7 @@ class Widths:
 
     frac: int
     bits: int
-    inverse_bits: int
-
-
-def scaled_bits(convert: Conversion) -> int:
-    """Return the ring of weighted values times 1 / sum."""
-    return convert.fraction_bits + 4 + INVERSE_BITS + convert.bounds.here.value + 1 + 2
+    inverse_bits: int = INVERSE_BITS + gate.PEAK_BITS + 1 + 2
 
 
 async def weighted_values(
@@ -121,7 +116,7 @@ async def weighted_values(
     async def weighted() -> Masked:
         with operation("values"):
             o = convert.new(weigh(dense), gate.PEAK_BITS + rows.longest.bit_length() + bound)
-            return await convert.masked(o, f + 4, max(o.magnitude + f + 4 + 2, scaled_bits(convert)))
+            return await convert.masked(o, f + 4, o.magnitude + f + 4 + 2)
 
     async def one_over() -> Masked:
         with operation("softmax sum"):
@@ -130,7 +125,7 @@ async def weighted_values(
 
     o, r = await together(weighted(), one_over())
     with operation("values"):
-        return convert.new(product.multiply(convert.context, o, r), bound), dense, r
+        return convert.new(lifted.multiply(convert.context, "divide", o, r, RING_BITS + 4 + INVERSE_BITS), bound), dense, r
 
 
 def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
@@ -188,7 +183,7 @@ async def attention(
 
     s, mv = await together(_scores(convert, q, k, bias), cached())
     frac = min(NUMERATOR_BITS, spare_bits(convert, rows))
-    widths = Widths(frac, RING_BITS, scaled_bits(convert))
+    widths = Widths(frac, RING_BITS)
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)

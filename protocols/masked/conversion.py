@@ -18,9 +18,10 @@ from mpc.ring import RING_BITS
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.magnitudes import PlaceBounds
 from protocols.masked.ranges import RangeFlags
-from protocols.masked.shares import Masked, Shared
+from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut, truncate, truncate_and_lift
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.masked.wide import open_cut_wide
 from protocols.suite import Value
 
 
@@ -50,10 +51,12 @@ class Conversion:
         assert isinstance(x, MaskedTensor)
         return x
 
-    def new(self, x: Shared | Masked, magnitude: int) -> MaskedTensor:
+    def new(self, x: Shared | WideShared | Masked, magnitude: int) -> MaskedTensor:
         """Return a sharing or a masked value as a value, |x| < 2^magnitude."""
         if isinstance(x, Shared):
             return MaskedTensor(self.context, magnitude, x)
+        if isinstance(x, WideShared):
+            return MaskedTensor(self.context, magnitude, wide=x)
         return MaskedTensor(self.context, magnitude, masked=x)
 
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
@@ -88,22 +91,27 @@ class Conversion:
         else:
             offset = 1 << found.frac if x.positive else None
             result = await open_value(c, truncate_and_lift(c, found, excess, bits, offset))
-        x.masked, x.shared = result, None
+        x.masked, x.shared, x.wide = result, None, None
         return result
+
+    async def _cut(self, x: Shared | WideShared, count: int) -> Masked:
+        if isinstance(x, WideShared):
+            return await open_cut_wide(self.context, x, count)
+        return await open_cut(self.context, x, count)
 
     async def opened(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
-        shared = x.as_shared()
+        shared = x.widest()
         if shared.frac < frac:
-            shared = shared.shift_left(frac - shared.frac)
+            shared = x.as_shared().shift_left(frac - shared.frac)
         excess = shared.frac - frac
         least = max(frac + x.magnitude + 2 + int(x.watched is not None) - int(x.positive), 2)
         if x.magnitude:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await open_cut(self.context, shared.to_ring(opened + excess), excess)
+        found = await self._cut(shared.to_ring(opened + excess), excess)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

@@ -7,6 +7,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -14,15 +15,18 @@ from torch import Tensor
 from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import product, tokens
+from protocols.masked import lifted, product, tokens
+from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
-from protocols.masked.shares import Masked
+from protocols.masked.shares import Masked, WideShared
+from protocols.masked.stream import written_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.masked.weights import fixed_weight
 from protocols.suite import Linear, Value
 
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
+BIAS_RING = 112
 LARGEST_WEIGHT = 6  # entries of a weight matrix stay below 2^6
 
 
@@ -35,8 +39,16 @@ async def weight(convert: Conversion, name: str, shape: Sequence[int], share: Te
     with operation("weight"):
         bits = bounds.table_bits if name == TABLE else RING_BITS
         fixed = await fixed_weight(c, shape, share, WEIGHT_BITS, bits)
+        wide = _lifted(c, fixed) if len(shape) == 1 else None
     magnitude = bounds.first_stream if len(shape) == 1 or name.startswith("embedding") else LARGEST_WEIGHT
-    return MaskedWeight(c.local(), fixed, magnitude)
+    return MaskedWeight(c.local(), fixed, magnitude, wide)
+
+
+def _lifted(c: Context, vector: product.FixedWeight) -> WideShared:
+    """Return the sharing of a bias in a ring that holds it beside any product that it is added to; local."""
+    found = lifted.lift(c, Masked(vector.m, vector.lam, vector.bits, vector.frac), BIAS_RING, "bias")
+    assert isinstance(found, WideShared)
+    return found
 
 
 def _fixed(weight: Value) -> product.FixedWeight:
@@ -59,6 +71,8 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
     frac = min(t.frac, convert.fraction_bits)
     bits = frac + WEIGHT_BITS + max(magnitude + int(residual is None), t.magnitude) + 2
+    if residual is not None:
+        bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[1]))
     with operation("linear"):
         m = await convert.masked(t, frac, bits)
         out = weight_product(convert, m, layer.weight, magnitude)

@@ -13,52 +13,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import product
-from protocols.masked.context import open_value
+from protocols.masked import lifted
+from protocols.masked.arithmetic import ROTATION_BITS
+from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.linear import linear, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.power import power
-from protocols.masked.shares import Masked
-from protocols.masked.truncation import open_cut, truncate, truncate_and_lift
+from protocols.masked.shares import Masked, Shared
+from protocols.masked.stream import StreamBits, stream_bits
+from protocols.masked.truncation import lift, open_cut, truncate
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Linear, Norm, Value
 
-SCALE_BITS = 18  # fraction bits of 1/deviation at least
-RELATIVE_BITS = 10  # 1/deviation at the residual stream's bound keeps a relative precision of 2^-10
-RESIDUAL_BITS = (12, 16)  # fraction bits of the residual stream: early layers are small, and norms amplify
 PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
 SMALLEST_DEVIATION = 9  # a row whose deviation is below 2^-9 is flagged: the stream's fraction bits do not suffice for it
-MANY_ROWS = 4  # from here on a norm scales its input and not its output
-
-
-@dataclass(frozen=True)
-class NormBits:
-    """stream: fraction bits of the residual stream. scale: of 1 / deviation. bits: the stream's ring. product_first: whether
-    a product fits it before it is scaled."""
-
-    stream: int
-    scale: int
-    bits: int
-    product_first: bool
-
-
-def norm_bits(convert: Conversion, width: int) -> NormBits:
-    """Return fraction bits and rings of a norm here, for rows of `width` channels."""
-    residual, bound = convert.bounds.here.residual, convert.bounds.linear_kind[1]
-    scale = max(SCALE_BITS, math.ceil(residual - math.log2(width) / 2 + RELATIVE_BITS))
-    fixed = WEIGHT_BITS + bound + 1 + 3
-    low, high = RESIDUAL_BITS
-    stream = max(low, min(high, convert.fraction_bits + 2, RING_BITS - fixed - scale))
-    bits = max(stream + fixed + scale, 2 * stream + 2 * residual + ROOM + 2)
-    return NormBits(stream, scale, min(bits, RING_BITS), stream + fixed + scale <= RING_BITS)
 
 
 def _inverse_magnitude(norm: Norm) -> int:
@@ -66,14 +41,23 @@ def _inverse_magnitude(norm: Norm) -> int:
     return max(1, math.ceil(-0.5 * math.log2(norm.epsilon)) + 1)
 
 
-async def _stream(convert: Conversion, x: Value, b: NormBits) -> Masked:
-    """Return the residual stream, masked in the ring that both its square and its products need."""
+async def _stream(convert: Conversion, x: Value, b: StreamBits) -> Masked:
+    """Return the residual stream, masked in the ring that it and its products need."""
     with operation("residual"):
-        return await convert.masked(convert.tensor(x), b.stream, b.bits)
+        return await convert.masked(convert.tensor(x), b.frac, b.bits)
 
 
-def _times_public(x: Masked, factor: float, bits: int) -> Masked:
-    return x.map(lambda t: t * round(factor * 2.0**bits)).with_frac(x.frac + bits)
+def _bits_of(convert: Conversion, x: Value) -> StreamBits:
+    return stream_bits(convert, math.prod(x.shape[:-1]), x.shape[-1])
+
+
+async def _centred(c: Context, h: Masked) -> Masked:
+    """Return h less each row's mean. 1 round."""
+    width = h.shape[-1]
+    precision = 12 + width.bit_length()
+    whole = lift(c, h, RING_BITS)
+    mean = whole.map(lambda t: (t.sum(-1, keepdim=True) * round(2.0**precision / width)).expand(h.shape))
+    return await open_cut(c, Shared((whole.x << precision) - mean.x, RING_BITS, h.frac + precision), precision)
 
 
 async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
@@ -82,16 +66,11 @@ async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
     c = convert.context
     residual = convert.bounds.here.residual
     with operation("norm statistics"):
-        if norm.kind == "layer":
-            # the mean is cut by more than the ring can lose, hence one round for its lift; a model whose residual
-            # stream is centred by its weights uses the kind "rms" and needs no mean
-            precision = 12 + width.bit_length()
-            total = _times_public(h.map(lambda t: t.sum(-1, keepdim=True)), 1 / width, precision)
-            mean = truncate_and_lift(c, total, precision, h.bits)
-            h = await open_value(c, c.shared(h).add(mean.map(torch.neg).map(lambda t: t.expand(h.shape))))
-        # a copy with fewer fraction bits is squared where the ring could not hold the square with room above the bound
-        h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))
-        squares = product.multiply(c, h, h).map(lambda t: t.sum(-1, keepdim=True))
+        if norm.kind == "layer":  # a model whose stream is centred by its weights uses the kind "rms" and needs no mean
+            h = await _centred(c, h)
+        # a copy with fewer fraction bits is squared where a ring could not hold the square with room above the bound
+        h = truncate(c, h, max(0, h.frac + residual + ROOM // 2 + 1 - RING_BITS // 2))
+        squares = lifted.square_sums(c, "squares", h, 2 * h.frac + 2 * residual + ROOM + 2)
         epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
         moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=c.device))
         opened = await open_value(c, moment)
@@ -103,11 +82,12 @@ async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
     return convert.new(inverse, _inverse_magnitude(norm))
 
 
-async def _masked_inverse(convert: Conversion, h: Masked, norm: Norm, frac: int, bits: int) -> Masked:
-    """Return 1 / deviation of each row, masked. 4 rounds. Rows that are too small for the stream's precision are flagged."""
+async def _masked_inverse(convert: Conversion, h: Masked, norm: Norm, frac: int) -> Masked:
+    """Return 1 / deviation of each row, masked in the ring that holds it. Rows that are too small for the stream's
+    precision are flagged."""
     found = await _inverse(convert, h, norm)
     with operation("norm scale"):
-        r = await convert.masked(found, frac, bits)
+        r = await convert.masked(found, frac, frac + _inverse_magnitude(norm) + 2)
         if _inverse_magnitude(norm) > SMALLEST_DEVIATION + 1:
             wide = r.to_ring(min(r.bits, frac + _inverse_magnitude(norm) + 2))
             convert.ranges.check("residual", wide, 2.0**SMALLEST_DEVIATION, signed=False, width=8)
@@ -116,7 +96,7 @@ async def _masked_inverse(convert: Conversion, h: Masked, norm: Norm, frac: int,
 
 async def rsqrt_moment(convert: Conversion, x: Value, norm: Norm) -> MaskedTensor:
     """Return 1 / sqrt(moment + eps), [..., D] -> [..., 1], Shared."""
-    return await _inverse(convert, await _stream(convert, x, norm_bits(convert, x.shape[-1])), norm)
+    return await _inverse(convert, await _stream(convert, x, _bits_of(convert, x)), norm)
 
 
 async def norm_linear(
@@ -126,30 +106,34 @@ async def norm_linear(
 
     whole: no fraction bit of the products is cut: the input is scaled first.
     """
-    b = norm_bits(convert, x.shape[-1])
+    b = _bits_of(convert, x)
     h = await _stream(convert, x, b)
-    if math.prod(h.shape[:-1]) > MANY_ROWS or whole or not b.product_first:
+    if whole or not b.product_first:
         return await _scale_first(convert, h, norm, layers, b)
     return await _product_first(convert, h, norm, layers, b)
 
 
-async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: NormBits) -> list[Value]:
+async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
     """Return h W / deviation + b: the products are opened beside the statistics."""
-    c = convert.context
+    c, f = convert.context, convert.fraction_bits
     kind, bound = convert.bounds.linear_kind
-    cut = max(h.frac + WEIGHT_BITS - PRODUCT_BITS, 0)  # the scaled product is opened with so many bits fewer
+    cut = max(h.frac + WEIGHT_BITS - PRODUCT_BITS, 0)
 
     async def before(layer: Linear) -> Masked:
         with operation("linear"):
-            return await open_cut(c, weight_product(convert, h.to_ring(b.bits), layer.weight, 0).as_shared(), cut)
+            found = await open_cut(c, weight_product(convert, h.to_ring(b.bits), layer.weight, 0).as_shared(), cut)
+            convert.ranges.check(kind, found, b.product)
+            return found
 
-    (r, *products) = await together(
-        _masked_inverse(convert, h, norm, b.scale, b.bits - cut), *(before(layer) for layer in layers)
-    )
+    (r, *products) = await together(_masked_inverse(convert, h, norm, b.scale), *(before(layer) for layer in layers))
     out: list[Value] = []
     for pre, layer in zip(products, layers, strict=True):
+        excess = max(pre.frac + r.frac - f, 0)
+        left = f + bound + 1 + 3 if kind == "logits" or layer.use == "function" else RING_BITS
+        if layer.use == "rotated":
+            left += ROTATION_BITS + 1
         with operation("norm scale"):
-            y = convert.new(product.multiply(c, pre, r), bound + 1)
+            y = convert.new(lifted.multiply(c, "scale", pre, r, left + excess), bound + 1)
         if layer.bias is not None:
             y = y + convert.tensor(layer.bias)
             y.magnitude = bound + 1
@@ -158,14 +142,15 @@ async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Seq
     return out
 
 
-async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: NormBits) -> list[Value]:
+async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
     """Return (h / deviation) W + b. |h / deviation| <= sqrt(D), whatever h is."""
     f, bound = convert.fraction_bits, convert.bounds.linear_kind[1]
     magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
-    bits = h.frac + b.scale + max(magnitude, _inverse_magnitude(norm)) + 2
-    r = await _masked_inverse(convert, h, norm, b.scale, bits)
+    bits = f + WEIGHT_BITS + bound + 2 + ROOM
+    r = await _masked_inverse(convert, h, norm, b.scale)
     with operation("norm scale"):
-        y = convert.new(product.multiply(convert.context, h.to_ring(r.bits), r), magnitude)
-        scaled = convert.new(await convert.masked(y, f, f + WEIGHT_BITS + bound + 2 + ROOM), magnitude)
+        excess = max(h.frac + r.frac - f, 0)
+        y = convert.new(lifted.multiply(convert.context, "scale", h, r, bits + excess), magnitude)
+        scaled = convert.new(await convert.masked(y, f, bits), magnitude)
     outputs = await together(*(linear(convert, scaled, layer) for layer in layers))
     return list(outputs)

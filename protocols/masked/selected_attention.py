@@ -17,7 +17,7 @@ import torch
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import product
-from protocols.masked.attention import Widths, scaled_bits, score_bits, spare_bits, values_within_bound, weighted_values
+from protocols.masked.attention import Widths, score_bits, spare_bits, values_within_bound, weighted_values
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
@@ -78,7 +78,7 @@ async def selected_attention(convert: Conversion, q: Value, of: Clusters) -> Mas
     rows = Rows.of(torch.Size((groups, heads, taken + of.others)), None)
     room = spare_bits(convert, rows)
     frac = min(SELECTED_BITS, room)
-    widths = Widths(frac, RING_BITS - room + frac, scaled_bits(convert))  # this ring crosses the wire again and again
+    widths = Widths(frac, RING_BITS - room + frac)  # this ring crosses the wire again and again
 
     async def choice() -> Masked:
         with operation("selection"):

@@ -1,6 +1,6 @@
 """The two kinds of value of masked evaluation, and what can be done with them locally.
 
-`Shared` [x]: party i holds [x]_i in Z_2^bits; the shares add up to x.
+`Shared` [x]: party i holds [x]_i in Z_2^bits; the shares add up to x. `WideShared`: the same in more than 64 bits.
 `Masked` <x>: every party knows m = x + lam mod 2^bits; lam is uniform, known to the dealer alone, and the parties hold an
 additive sharing of it. Masked -> Shared is local; Shared -> Masked is an opening (protocols/masked/context.py).
 
@@ -28,6 +28,8 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.errors import RangeError
+from mpc.ring import RING_BITS
+from mpc.wide import WIDE_BITS, Wide
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Shared:
         return self if bits == self.bits else Shared(self.x, bits, self.frac)
 
     def shift_left(self, count: int) -> Shared:
-        """Return the same value with `count` more fraction bits; local and exact."""
-        return self if count == 0 else Shared(self.x << count, self.bits, self.frac + count)
+        """Return the same value with `count` more fraction bits, in a ring that is as much larger; local and exact."""
+        return self if count == 0 else Shared(self.x << count, min(self.bits + count, RING_BITS), self.frac + count)
 
     def with_frac(self, frac: int) -> Shared:
         """Return the same ring elements, read with other fraction bits."""
@@ -73,6 +75,51 @@ class Shared:
 
     def __repr__(self) -> str:
         return f"Shared(shape={list(self.shape)}, ring=2^{self.bits}, fraction bits={self.frac})"
+
+
+@dataclass(frozen=True)
+class WideShared:
+    """An additive sharing modulo 2^bits, 64 < bits <= 128: a product before it is cut. x: congruent to the share."""
+
+    x: Wide
+    bits: int
+    frac: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape."""
+        return self.x.shape
+
+    def move(self, f: Callable[[Tensor], Tensor]) -> WideShared:
+        """Apply what only moves elements (indexing, reshaping)."""
+        return WideShared(self.x.map(f), self.bits, self.frac)
+
+    def narrow(self) -> Shared:
+        """Return the same value modulo 2^64; local. For values that fit there before they are cut."""
+        return Shared(self.x.low, RING_BITS, self.frac)
+
+    def to_ring(self, bits: int) -> Shared | WideShared:
+        """Return the same value modulo a smaller power of two; local."""
+        if bits > self.bits:
+            raise RangeError(f"a sharing modulo 2^{self.bits} cannot be read modulo 2^{bits} without a lift")
+        return WideShared(self.x, bits, self.frac) if bits > RING_BITS else self.narrow().to_ring(bits)
+
+    def add(self, other: WideShared) -> WideShared:
+        """Return the sum of two sharings with the same fraction bits, in the smaller ring."""
+        if other.frac != self.frac:
+            raise RangeError(f"cannot add sharings with {self.frac} and {other.frac} fraction bits")
+        return WideShared(self.x + other.x, min(self.bits, other.bits), self.frac)
+
+    def shift_left(self, count: int) -> WideShared:
+        """Return the same value with `count` more fraction bits, in a ring that is as much larger; local and exact."""
+        return self if count == 0 else WideShared(self.x << count, min(self.bits + count, WIDE_BITS), self.frac + count)
+
+    def times(self, factor: Tensor, bits: int) -> WideShared:
+        """Return the product with public integers that are read with `bits` fraction bits."""
+        return WideShared(self.x * factor, self.bits, self.frac + bits)
+
+    def __repr__(self) -> str:
+        return f"WideShared(shape={list(self.shape)}, ring=2^{self.bits}, fraction bits={self.frac})"
 
 
 class Masked:

@@ -74,6 +74,7 @@ class MaskedSuite(Suite):
         device: torch.device | str = "cpu",
     ) -> None:
         self.context = Context(tape, channel, parties, device)
+        self.context.prefer = options.prefer
         super().__init__(parties, options.fraction_bits, self.context.ledger, device)
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 

@@ -14,14 +14,15 @@ from mpc.fixed_point import encode
 from protocols.masked import product
 from protocols.masked.append_buffer import AppendBuffer
 from protocols.masked.context import Context
-from protocols.masked.shares import Masked, Shared
+from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.suite import Value
 
 
 @dataclass
 class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared` and `masked` is set; both stand for the same value.
+    """A tensor of the suite. At least one of `shared`, `masked` and `wide` is set; all stand for the same value.
 
+    wide: a sharing in more than 64 bits, from which x is opened in one round whatever ring is asked for.
     |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is checked when x is opened; until
     then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. most: what |x| is at most, where
     that is known more closely. positive: x > -1.
@@ -36,13 +37,12 @@ class MaskedTensor(Value):
     checked: bool = False
     most: float | None = None
     positive: bool = False
+    wide: WideShared | None = None
 
     @property
     def form(self) -> Shared | Masked:
         """Whichever form there is; the masked one first."""
-        found = self.masked if self.masked is not None else self.shared
-        assert found is not None
-        return found
+        return self.masked if self.masked is not None else self.as_shared()
 
     @property
     def frac(self) -> int:
@@ -67,20 +67,34 @@ class MaskedTensor(Value):
         return reach, (2 * reach).bit_length() + 1
 
     def as_shared(self) -> Shared:
-        """Return a sharing of it; local."""
+        """Return a sharing of it in 64 bits or fewer; local."""
         if self.shared is None:
-            assert self.masked is not None
-            self.shared = self.context.shared(self.masked)
+            if self.masked is not None:
+                self.shared = self.context.shared(self.masked)
+            else:
+                assert self.wide is not None
+                self.shared = self.wide.narrow()
         return self.shared
 
+    def widest(self) -> Shared | WideShared:
+        """Return the sharing in the largest ring that there is; local."""
+        return self.as_shared() if self.wide is None else self.wide
+
     def _map(self, f: Any, grow: int = 0) -> MaskedTensor:
+        """Apply a linear map with public coefficients."""
         return MaskedTensor(
             self.context,
             self.magnitude + grow,
-            None if self.shared is None else self.shared.map(f),
+            self.as_shared().map(f) if self.masked is None else None,
             None if self.masked is None else self.masked.map(f),
             watched=self.watched,
         )
+
+    def _move(self, f: Any) -> MaskedTensor:
+        """Apply a map that only moves elements."""
+        if self.wide is None or self.masked is not None:
+            return self._map(f)
+        return MaskedTensor(self.context, self.magnitude, watched=self.watched, wide=self.wide.move(f))
 
     def needs(self, frac: int) -> int:
         """Return the bits of the smallest ring that holds it with so many fraction bits once it is opened."""
@@ -95,6 +109,10 @@ class MaskedTensor(Value):
         grow = max(self.magnitude, other.magnitude) + 1
         if self.masked is not None and other.masked is not None and self.masked.frac == other.masked.frac:
             return MaskedTensor(self.context, grow, masked=self.masked.add(other.masked))
+        if self.wide is not None and other.wide is not None:
+            frac = max(self.wide.frac, other.wide.frac)
+            left, right = (w.shift_left(frac - w.frac) for w in (self.wide, other.wide))
+            return MaskedTensor(self.context, grow, wide=left.add(right))
         a, b = self.as_shared(), other.as_shared()
         frac = max(a.frac, b.frac)
         a, b = a.shift_left(frac - a.frac), b.shift_left(frac - b.frac)
@@ -125,7 +143,7 @@ class MaskedTensor(Value):
 
     def __getitem__(self, index: Any) -> MaskedTensor:
         part = self._part(index)
-        return self._map(lambda t: t[index]) if part is None else self.of_rows(part)
+        return self._move(lambda t: t[index]) if part is None else self.of_rows(part)
 
     def of_rows(self, rows: AppendBuffer) -> MaskedTensor:
         """Return other rows of the same cache."""
@@ -142,13 +160,13 @@ class MaskedTensor(Value):
         return rows.part(start, stop) if step == 1 and stop > start else None
 
     def reshape(self, *shape: int) -> MaskedTensor:
-        return self._map(lambda t: t.reshape(*shape))
+        return self._move(lambda t: t.reshape(*shape))
 
     def permute(self, *dims: int) -> MaskedTensor:
-        return self._map(lambda t: t.permute(*dims))
+        return self._move(lambda t: t.permute(*dims))
 
     def expand(self, *shape: int) -> MaskedTensor:
-        return self._map(lambda t: t.expand(*shape))
+        return self._move(lambda t: t.expand(*shape))
 
     def sum(self, dim: int, keepdim: bool = False) -> MaskedTensor:
         return self._map(lambda t: t.sum(dim, keepdim=keepdim), self.shape[dim].bit_length())
@@ -161,17 +179,23 @@ class MaskedTensor(Value):
 
 
 class MaskedWeight(Value):
-    """A fixed secret. Independent of the session: later suites of the same role in this process may use it."""
+    """A fixed secret. Independent of the session: later suites of the same role in this process may use it.
 
-    def __init__(self, context: Context, weight: product.FixedWeight, magnitude: int) -> None:
+    wide: a vector's sharing in more than 64 bits, to be added to products in such rings.
+    """
+
+    def __init__(
+        self, context: Context, weight: product.FixedWeight, magnitude: int, wide: WideShared | None = None
+    ) -> None:
         self.context = context
         self.weight = weight
         self.magnitude = magnitude
+        self._wide = wide
 
     def tensor(self, context: Context | None = None) -> MaskedTensor:
         """Return the weight as an ordinary value (a sharing)."""
         share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
-        return MaskedTensor(context or self.context, self.magnitude, share)
+        return MaskedTensor(context or self.context, self.magnitude, share, wide=self._wide)
 
     @property
     def shape(self) -> torch.Size:

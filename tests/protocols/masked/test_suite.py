@@ -128,7 +128,7 @@ def test_norm_linear_both_ways(rows: int) -> None:
     exact = (x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)).double() @ w.double()
     assert (first - exact - b).abs().max() < 2e-3
     assert (second - exact).abs().max() < 2e-3
-    assert ledger.total().rounds == (6 if rows == 1 else 8)
+    assert ledger.total().rounds == (5 if rows == 1 else 6)
 
 
 @pytest.mark.parametrize("parties", PARTIES)

@@ -1,0 +1,61 @@
+"""Which form of a gate is run, where there are several: the one place.
+
+Forms give the same value and differ in rounds, bytes and work: harmonics or one-hot bits, point functions or tables. A gate
+lists what each form of it costs for its number of elements, and `choose` takes the one that is done soonest, by constants of
+`Rates` and public sizes only, never by a clock: dealer, parties and estimate decide alike. The option `prefer` of the suite
+overrides it: `rounds` (fewest rounds first), `bytes` (fewest dealt and sent bytes first).
+
+Leaks: nothing; public sizes decide (docs/security.md, "Choice of dealing").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocols.options import Prefer
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a form of a gate costs. rounds: beyond those of the cheapest form; sent: bytes of a party; dealt: bytes to all
+    parties; work: seconds on one core at the busiest party, online; dealing: seconds at the dealer."""
+
+    name: str
+    rounds: int
+    sent: float
+    dealt: float
+    work: float = 0.0
+    dealing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What `auto` assumes: seconds a round (a network between organisations of one region), bytes a second of links."""
+
+    round_seconds: float = 0.01
+    bytes_per_second: float = 1.25e8
+
+
+USUAL = Rates()
+
+
+def seconds(form: Form, rates: Rates = USUAL) -> float:
+    """Return the seconds that a form takes from the dealer's first step to the last party's last."""
+    moved = (form.sent + form.dealt) / rates.bytes_per_second
+    return form.rounds * rates.round_seconds + moved + form.work + form.dealing
+
+
+def choose(forms: Sequence[Form], prefer: Prefer = "auto") -> str:
+    """Return the name of the form to run; of equals the first.
+
+    >>> few = [Form("point functions", 0, 0, 1000), Form("bits", 1, 100, 300)]
+    >>> many = [Form(f.name, f.rounds, 1e5 * f.sent, 1e5 * f.dealt) for f in few]
+    >>> choose(few), choose(many), choose(many, "rounds"), choose(few, "bytes")
+    ('point functions', 'bits', 'point functions', 'bits')
+    """
+    if prefer == "rounds":
+        return min(forms, key=lambda f: (f.rounds, seconds(f))).name
+    if prefer == "bytes":
+        return min(forms, key=lambda f: (f.sent + f.dealt, seconds(f))).name
+    return min(forms, key=seconds).name

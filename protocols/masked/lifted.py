@@ -1,0 +1,196 @@
+"""Element-wise products whose factors are lifted on the way: no opening before them, however small the factors' rings are.
+
+For |x| < 2^(k - 2) a masked x is an integer that is linear in what the dealer knows. With the public c = m + 2^(k - 2)
+modulo 2^k, w = 1 - msb(c), and t = msb(lam),
+
+    x = (c - 2^(k - 2)) - lam + 2^k w t
+
+since c has wrapped exactly where w t = 1 (`truncation.truncate_and_lift`). A product of such x and y, or of x and a number
+that the dealer knows, is a sum of public numbers times dealt ones: local, in any ring, up to 128 bits. So a value is opened
+once, in the ring that its own range needs, and its product has the bits that the next step needs once it is cut.
+
+Rounds: 0. Error: none (exact in the result's ring, which the caller chooses so that the result fits).
+Offline, result of K bits, x of k and y of j: K + (K - k) of x and K + (K - j) of y, where they are smaller; of the product
+of the masks K + (K - k) + (K - j) + (K - k - j); each where it is positive, per element.
+Leaks: nothing, they are local (docs/security.md, "Products").
+Sources: Beaver 1991; SIGMA (Gupta et al. 2024) for the lift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from mpc.ring import RING_BITS
+from mpc.shape_tensor import broadcast
+from mpc.wide import WIDE_BITS, Wide, Words, widened_unsigned
+from protocols.masked.context import Context, require
+from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.masked.wide import deal
+
+Known = Callable[[], Words]
+"""What the dealer knows: signed numbers, called at the dealer alone."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A number that the dealer knows times a public one: -1, or 2^shift w with public bits w (None at other roles)."""
+
+    name: str
+    known: Known
+    shift: int
+    w: Tensor | None = None
+
+    def times_public(self, x: Words) -> Words:
+        """Return x times the public number."""
+        if self.name == "mask":
+            return -x
+        return (x if self.w is None else x * self.w) << self.shift
+
+
+@dataclass(frozen=True)
+class _Lifted:
+    """x as a sum: public words (a tensor where signed words hold them), and terms of shape `shape`."""
+
+    public: Words
+    terms: tuple[_Term, ...]
+    shape: torch.Size
+
+
+def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
+    def mask() -> Words:
+        return widened_unsigned(x.lam, bits)
+
+    if x.bits >= bits:  # it has wrapped alike, modulo 2^bits
+        return _Lifted(x.m if bits <= RING_BITS else widened_unsigned(x.m, bits), (_Term("mask", mask, 0),), x.shape)
+    w: Tensor | None = None
+    public: Words = x.m
+    if c.evaluating:
+        offset = 1 << (x.bits - 2)
+        moved = ring.reduce(x.m + offset, x.bits)
+        w = 1 - ring.shift_right(moved, x.bits - 1, x.bits)
+        public = moved - offset if x.bits < RING_BITS or bits <= RING_BITS else Wide.of_unsigned(moved) + -offset
+    top = _Term("top bit", lambda: ring.shift_right(x.lam, x.bits - 1, x.bits), x.bits, w)
+    return _Lifted(public, (_Term("mask", mask, 0), top), x.shape)
+
+
+def _multiplied(a: Words, b: Words, bits: int) -> Words:
+    """Return the product modulo 2^bits or more."""
+    if bits <= RING_BITS:
+        return _low(a) * _low(b)
+    return a * b if isinstance(a, Wide) else b * a if isinstance(b, Wide) else Wide.of(a) * b
+
+
+def _low(x: Words) -> Tensor:
+    return x.low if isinstance(x, Wide) else x
+
+
+def _dealt(
+    c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence[_Term], factor: Known | None = None
+) -> Words:
+    """Deal the product of what terms hold, and of `factor`, in the ring that their public numbers leave; return it times
+    these numbers."""
+    left = bits - sum(term.shift for term in terms)
+
+    def value() -> Words:
+        total = terms[0].known()
+        for known in (*[term.known for term in terms[1:]], *([] if factor is None else [factor])):
+            total = _multiplied(total, known(), bits)
+        return total
+
+    found = deal(c, f"{op}: {' by '.join(term.name for term in terms)}", shape, left, value)
+    if not c.evaluating:
+        return found
+    found = Wide.of(found) if bits > RING_BITS and not isinstance(found, Wide) else found  # what is above is shifted out
+    for term in terms:
+        found = term.times_public(found)
+    return found
+
+
+def _pairs(x: _Lifted, y: _Lifted, bits: int) -> list[tuple[_Term, _Term]]:
+    return [(a, b) for a in x.terms for b in y.terms if a.shift + b.shift < bits]
+
+
+def _shared(x: Words, bits: int, frac: int) -> Shared | WideShared:
+    return WideShared(x, bits, frac) if isinstance(x, Wide) else Shared(x, bits, frac)
+
+
+def _blank(c: Context, shape: Sequence[int], bits: int, frac: int) -> Shared | WideShared:
+    blank = c.blank(shape)
+    return _shared(Wide(blank, blank) if bits > RING_BITS else blank, bits, frac)
+
+
+def _own_terms(c: Context, op: str, x: Masked, form: _Lifted, bits: int) -> Words:
+    """Return this party's share of the terms of x: of its mask what it has, where the ring is no larger."""
+    if x.bits >= bits:
+        return -x.lam if c.evaluating else c.blank(x.shape)
+    parts = [_dealt(c, op, x.shape, bits, [term]) for term in form.terms]
+    return parts[0] + parts[1]  # type: ignore[operator]
+
+
+def multiply(c: Context, op: str, x: Masked, y: Masked, bits: int) -> Shared | WideShared:
+    """Return [x y] modulo 2^bits with the fraction bits of both, element by element, broadcasting; local."""
+    require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
+    a, b = _lifted(c, x, bits), _lifted(c, y, bits)
+    shape = broadcast(x.shape, y.shape)
+    of_x, of_y = _own_terms(c, f"{op}, left", x, a, bits), _own_terms(c, f"{op}, right", y, b, bits)
+    both = [_dealt(c, op, shape, bits, pair) for pair in _pairs(a, b, bits)]
+    if not c.evaluating:
+        return _blank(c, shape, bits, x.frac + y.frac)
+    total = _multiplied(of_x, b.public, bits) + _multiplied(of_y, a.public, bits)  # type: ignore[operator]
+    for part in both:
+        total = total + part  # type: ignore[operator]
+    if c.first:
+        total = total + _multiplied(a.public, b.public, bits)  # type: ignore[operator]
+    return _shared(total, bits, x.frac + y.frac)
+
+
+def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits: int) -> Shared | WideShared:
+    """Return [x F] modulo 2^bits for numbers F that the dealer knows, of x's shape, `frac` fraction bits; local.
+
+    Offline: 2 bits + (bits - x.bits) per element."""
+    require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
+    form = _lifted(c, x, bits)
+    factor = deal(c, f"{op}: factor", x.shape, bits, known)
+    parts = [_dealt(c, f"{op}: factor", x.shape, bits, [term], known) for term in form.terms]
+    if not c.evaluating:
+        return _blank(c, x.shape, bits, x.frac + frac)
+    total: Any = _multiplied(factor, form.public, bits)
+    for part in parts:
+        total = total + part
+    return _shared(total, bits, x.frac + frac)
+
+
+def lift(c: Context, x: Masked, bits: int, op: str = "lift") -> Shared | WideShared:
+    """Return [x] modulo 2^bits; local."""
+    form = _lifted(c, x, bits)
+    terms = _own_terms(c, op, x, form, bits)
+    if not c.evaluating:
+        return _blank(c, x.shape, bits, x.frac)
+    return _shared(terms + form.public if c.first else terms, bits, x.frac)  # type: ignore[operator]
+
+
+def square_sums(c: Context, op: str, x: Masked, bits: int) -> Shared:
+    """Return the sums of squares over the last axis, [..., 1], modulo 2^bits of at most 64; local.
+
+    Offline: bits + 2 (bits - x.bits) per element where x's ring is smaller, bits per row."""
+    require(bits <= min(RING_BITS, 2 * x.bits), op, f"squares in a ring of {bits} bits of values in one of {x.bits}")
+    form = _lifted(c, x, bits)
+    own = _own_terms(c, op, x, form, bits)
+    cross = [_dealt(c, op, x.shape, bits, form.terms)] if len(form.terms) > 1 else []
+    rows = (*x.shape[:-1], 1)
+    squares = deal(c, f"{op}: squares", rows, bits, lambda: (_low(form.terms[0].known()) ** 2).sum(-1, keepdim=True))
+    if not c.evaluating:
+        return Shared(c.blank(rows), bits, 2 * x.frac)
+    public = _low(form.public)
+    total = 2 * public * _low(own)
+    for part in cross:
+        total = total + 2 * _low(part)
+    if c.first:
+        total = total + public * public
+    return Shared(total.sum(-1, keepdim=True) + _low(squares), bits, 2 * x.frac)

@@ -1,0 +1,130 @@
+"""One-hot vectors dealt as bits, read with a sign that the dealer knows: 2^w bits in place of 2^w ring elements.
+
+Two parties. For a digit of w bits of x = m - lam the dealer deals the one-hot vector of lam's digit XOR-shared: b0 is
+random, b1 = b0 but at that digit. As integers b0 - b1 is sigma = +1 or -1 at the digit and 0 elsewhere. So for any public
+table T, in any ring, party 0 with the sum of b0[j] T[m_digit - j] and party 1 with minus that of b1 hold shares of sigma
+T[d], d = m_digit - lam_digit, however many tables there are. sigma depends on b0 and lam alone, so the dealer knows it: it
+is taken out where the value, opened under a fresh mask, is multiplied by what the dealer deals anyway
+(`lifted.multiply_known` with sigma times a factor). A borrow from below the digit is not taken out, as in `one_hot`.
+
+More parties: additive shares of the one-hot vector in the ring of the table (`one_hot.one_hot_table`), and sigma = 1; the
+parties' steps are the same.
+
+Rounds: 0. Offline: 2^w bits per element for the last party; 2^w times the ring's bits with more than two parties.
+Leaks: nothing; b0 and b1 alone are uniform (docs/security.md, "Signed one-hot lookups").
+Sources: one-time truth tables, Ishai et al. 2013; a sign left by an XOR-shared one-hot vector, SIGMA (Gupta et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpc import ring
+from protocols.masked.context import Context
+from protocols.masked.one_hot import deal_scaled, digit, rotate
+from protocols.masked.shares import Masked, Shared
+
+OCTET = 8
+
+
+@dataclass(frozen=True)
+class SignedOneHot:
+    """A signed one-hot vector of the digit of a masked value.
+
+    m_digit: public [...] at a party. width: w. words: a party's bits as int64 [..., words], or with more than two parties
+    its additive shares [..., 2^w] modulo 2^bits. sign: sigma [...], +1 or -1, called at the dealer alone.
+    """
+
+    m_digit: Tensor
+    width: int
+    words: Tensor
+    bits: int | None
+    sign: Callable[[], Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the value."""
+        return self.m_digit.shape
+
+
+def signed_one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> SignedOneHot:
+    """Return the vector of bits low .. low + width of x, to be read with tables modulo 2^bits or less; local."""
+    m_digit, lam_digit = digit(c, x, low, width)
+    if c.parties > 2:
+        dealt = deal_scaled(c, "one-hot", lam_digit, width, bits, [lambda: torch.ones_like(lam_digit)])[0]
+        return SignedOneHot(m_digit, width, dealt, bits, lambda: torch.ones_like(lam_digit))
+    size = 1 << width
+    word_bits, count = min(size, 64), max(1, size // 64)
+    shape = (*x.shape, count)
+
+    def point() -> Tensor:
+        start = torch.arange(count, device=lam_digit.device) * 64
+        offset = lam_digit[..., None] - start
+        hit = (offset >= 0) & (offset < 64)
+        return torch.where(hit, torch.ones_like(offset) << (offset & 63), torch.zeros_like(offset))
+
+    shares = c.tape.dependent_shares("one-hot bits", shape, point if c.tape.dealing else None, word_bits, "xor")
+
+    def sign() -> Tensor:
+        word = shares[0].gather(-1, (lam_digit >> 6)[..., None])[..., 0]
+        return 2 * ((word >> (lam_digit & 63)) & 1) - 1
+
+    return SignedOneHot(m_digit, width, shares[0], None, sign)
+
+
+def _bits(words: Tensor, width: int) -> Tensor:
+    """Return the bits of words [..., count], 0 or 1, as uint8 [..., 2^width]."""
+    octets = words.contiguous().view(torch.uint8)[..., : max(1, (1 << width) // OCTET)]
+    places = torch.arange(OCTET, dtype=torch.uint8, device=words.device)
+    return ((octets[..., None] >> places) & 1).flatten(-2)[..., : 1 << width]
+
+
+def own_vector(c: Context, x: SignedOneHot) -> Tensor:
+    """Return a party's share of sigma times the one-hot vector of d, [..., 2^width]; integers, of any ring up to `bits`."""
+    if x.bits is not None:
+        return rotate(x.words, x.m_digit)
+    size = 1 << x.width
+    places = (x.m_digit[..., None] - torch.arange(size, device=x.words.device)) & (size - 1)
+    found = _bits(x.words, x.width).gather(-1, places).to(torch.int64)
+    return found if c.first else -found
+
+
+def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Shared:
+    """Return [sigma T[d]] modulo 2^bits, [tables, ...], for public integer tables [tables, 2^width], equal at all parties.
+
+    A party reads its bits eight at a time: from each table it makes one of 2^width times 2^width / 8 times 256 sums.
+    Local."""
+    shape = (tables.shape[0], *x.shape)
+    if not c.evaluating or x.words.is_meta or x.m_digit.is_meta:
+        return Shared(c.blank(shape), bits, 0)
+    size = 1 << x.width
+    if x.bits is not None or size < OCTET:
+        vector = own_vector(c, x)
+        out = torch.stack([(vector * table).sum(-1) for table in tables])
+        return Shared(out, bits, 0)
+    octets = x.words.contiguous().view(torch.uint8)[..., : size // OCTET]
+    out = torch.zeros(shape, dtype=torch.int64, device=x.words.device)
+    for table, total in zip(tables, out, strict=True):
+        sums = _octet_sums(table, x.width)
+        for place in range(size // OCTET):
+            index = (x.m_digit << 8) | octets[..., place].to(torch.int64)
+            total += sums[place].take(index)
+    return Shared(ring.reduce(out, bits) if c.first else -out, bits, 0)
+
+
+def _octet_sums(table: Tensor, width: int) -> Tensor:
+    """Return [2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m - 8 i -
+    k]."""
+    size = 1 << width
+    device = table.device
+    m = torch.arange(size, device=device)[:, None, None]
+    j = torch.arange(size, device=device).reshape(1, -1, OCTET)
+    turned = table[(m - j) & (size - 1)]  # [m, place, bit]
+    octet = torch.arange(256, device=device)
+    bits = (octet[None] >> torch.arange(OCTET, device=device)[:, None]) & 1  # [bit, octet]
+    sums = (turned[..., None] * bits).sum(2)  # [m, place, octet]
+    return sums.transpose(0, 1).reshape(size // OCTET, -1)

@@ -1,0 +1,114 @@
+"""Element-wise products of lifted factors, and openings of wide values, against Python's integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from protocols.masked import lifted
+from protocols.masked.context import Context, open_value
+from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.masked.truncation import open_cut
+from protocols.masked.wide import open_cut_wide
+from protocols.schedule import together
+from tests.protocols.gate_harness import run
+
+PARTIES = [2, 3]
+
+
+def _edges(bits: int, count: int) -> Tensor:
+    """Return numbers |x| < 2^(bits - 2), the largest and smallest among them."""
+    most = (1 << (bits - 2)) - 1
+    found = torch.randint(-most, most, (count,), generator=torch.Generator().manual_seed(bits))
+    found[:6] = torch.tensor([most, -most, 0, -1, 1, most - 1])
+    return found
+
+
+async def _opened(c: Context, x: Shared | WideShared, count: int) -> Shared:
+    """Return the product with `count` bits fewer, as a sharing."""
+    found = await open_cut_wide(c, x, count) if isinstance(x, WideShared) else await open_cut(c, x, count)
+    return c.shared(found)
+
+
+def _cut(x: int, count: int) -> int:
+    return x >> count
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(
+    ("left", "right", "bits", "count"),
+    [(34, 44, 76, 12), (34, 44, 94, 40), (50, 50, 98, 44), (20, 64, 64, 10), (64, 40, 104, 60)],
+)
+def test_product(parties: int, left: int, right: int, bits: int, count: int) -> None:
+    x, y = _edges(left, 300), _edges(right, 300).flip(0)
+    reach = bits - 2  # what the result's ring holds
+    y = y >> max(0, left + right - 4 - reach)
+
+    async def gate(c: Context, a: Shared, b: Shared) -> Shared:
+        m, n = await together(open_value(c, a), open_value(c, b))
+        product = lifted.multiply(c, "product", m, n, bits)
+        return await _opened(c, product, count)
+
+    found = run(gate, [(x, left), (y, right)], parties)
+    for got, i, j in zip(found.out.tolist(), x.tolist(), y.tolist(), strict=True):
+        assert got - _cut(i * j, count) in (0, 1)
+    assert found.costs[0].rounds == 2
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_a_product_broadcasts(parties: int) -> None:
+    x, y = _edges(30, 12).reshape(3, 4), _edges(28, 6)[:3].reshape(3, 1)
+
+    async def gate(c: Context, a: Shared, b: Shared) -> Shared:
+        product = lifted.multiply(c, "product", await open_value(c, a), await open_value(c, b), 80)
+        assert isinstance(product, WideShared)
+        return product.move(lambda t: t.reshape(-1)).narrow()
+
+    found = run(gate, [(x, 30), (y, 28)], parties)
+    assert torch.equal(found.out, (x * y).reshape(-1))
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("bits", [60, 64, 90])
+def test_product_with_a_number_that_the_dealer_knows(parties: int, bits: int) -> None:
+    x = _edges(30, 200)
+
+    def known(m: Masked) -> Tensor:
+        return (m.lam & 255) - 128
+
+    async def gate(c: Context, a: Shared) -> Any:
+        m = await open_value(c, a)
+        product = lifted.multiply_known(c, "product", m, lambda: known(m), 0, bits)
+        other = c.deal("factor", x.shape, 16, lambda: known(m))
+        low = product.narrow() if isinstance(product, WideShared) else product
+        return low, Shared(other, 16, 0)
+
+    found = run(gate, [(x, 30)], parties)
+    assert torch.equal(found.outputs[0], x * found.outputs[1])
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(("bits", "small"), [(20, 10), (40, 26), (64, 50), (46, 46), (60, 64)])
+def test_sums_of_squares(parties: int, bits: int, small: int) -> None:
+    most = 1 << min(small - 2, bits // 2 - 4)
+    x = torch.randint(-most + 1, most, (5, 16), generator=torch.Generator().manual_seed(1))
+
+    async def gate(c: Context, a: Shared) -> Shared:
+        return lifted.square_sums(c, "squares", await open_value(c, a), bits)
+
+    assert torch.equal(run(gate, [(x, small)], parties).out, (x * x).sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_lift(parties: int) -> None:
+    x = _edges(33, 100)
+
+    async def gate(c: Context, a: Shared) -> Shared:
+        found = lifted.lift(c, await open_value(c, a), 100)
+        assert isinstance(found, WideShared)
+        return await _opened(c, WideShared(found.x << 40, 100, 0), 36)
+
+    assert torch.equal(run(gate, [(x, 33)], parties).out, x << 4)
