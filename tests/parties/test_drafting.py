@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from models.checkpoint import load_checkpoint
+from models.costs.estimation import estimate
+from models.costs.tracing import Setting
 from models.drafting import DraftPlan, Guess
 from models.generation import GenerationPlan, PlainModel
-from mpc.errors import ConfigurationError
 from parties.client.client import GenerationResult
 from parties.client.drafting import Draft
 from parties.program import DECODER
@@ -92,3 +93,18 @@ def test_tokens_are_those_of_greedy_decoding(
         assert steps(result) >= least
         if right(2):
             assert steps(result) == 2
+
+
+@pytest.mark.parametrize("policy", ["full", "streaming-llm:budget=0.5,sinks=2"])
+def test_costs_are_those_that_were_predicted(pair: Deployment, plain: PlainModel, policy: str) -> None:
+    """Rounds, bytes sent and bytes dealt of all steps, which keep all of their rows."""
+    answer = wanted(plain, policy)
+    result = ask(pair, knowing(answer), policy=policy)
+    assert result.tokens == answer
+    setting = Setting("masked", policy=policy, draft=DraftPlan(3))
+    predicted = estimate(plain.architecture, setting, len(PROMPT), NEW, kept=4)
+    assert predicted.steps == steps(result) == 2
+    for party, field in (("party0", "rounds"), ("party0", "bytes_sent"), ("party1", "offline_bytes")):
+        stages = result.costs[party]["stages"]
+        parts = [name for name in stages if name.startswith("token ") and name.partition("/")[0] != "token 0"]
+        assert sum(stages[name][field] for name in parts) == predicted.further.total(field), field
