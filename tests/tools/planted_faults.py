@@ -389,7 +389,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a norm's square in a ring without room",
         "protocols/masked/normalisation.py",
-        "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
+        "h = truncate(c, h, max(0, h.frac + residual + ROOM // 2 + 1 - RING_BITS // 2))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
