@@ -12,6 +12,7 @@ from launch.measure.bench.run import BenchResult, run_bench
 from launch.measure.bench.sources import step_name
 from launch.predict.networks import find_network
 from launch.predict.planning import trace_token
+from models.costs.estimation import estimate
 from models.costs.tracing import STEP, Setting
 from models.policies import parse
 from models.shapes import find_shape, with_layers, with_positions
@@ -35,7 +36,7 @@ def bench_plan(cell: Cell) -> BenchPlan:
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
     architecture = with_positions(architecture, cell.prompt + cell.new_tokens)
     parse(cell.policy).check(architecture, cell.prompt)
-    decode = cell.measure != "prompt"
+    decode = cell.measure not in ("prompt", "estimate-prompt")
     plan = BenchPlan(
         architecture=architecture.to_json(),
         suite=cell.suite,
@@ -116,6 +117,33 @@ def measure_estimate(cell: Cell) -> dict[str, Any]:
         "per_layer": {"rounds": layers.rounds / count, "bytes_sent": layers.bytes_sent / count},
         "parts": means(by_part(ledger, prefix, {})),
         "operations": means(by_operation(ledger, prefix)),
+    }
+
+
+def measure_prompt_estimate(cell: Cell) -> dict[str, Any]:
+    """Predict the prompt of an "estimate-prompt" cell up to its first token, as `mpcache estimate` does. exact: to the byte;
+    else a byte an opening and head may be missing. No seconds."""
+    plan = bench_plan(cell)
+    found = estimate(plan.shape, Setting(cell.suite, cell.parties, cell.policy, cell.options), cell.prompt, 1)
+    parts: dict[str, dict[str, float]] = {}
+    operations: dict[str, dict[str, float]] = {}
+    for (where, operation, what), value in found.first.items():
+        if what in ("rounds", "bytes_sent", "offline_bytes"):
+            for table, name in ((parts, PARTS.get(where, "other")), (operations, operation)):
+                entry = table.setdefault(name, {"rounds": 0, "bytes_sent": 0, "offline_bytes": 0})
+                entry[what] += value
+    rounds, sent, dealt = (found.first.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    layers = [parts[name] for name in ("attention", "feed-forward")]
+    count = plan.shape.layers
+    return {
+        "predicted": True,
+        "exact": found.exact,
+        "rounds": rounds,
+        "bytes_sent": {"party0": sent},
+        "offline_bytes": {"party0": dealt},
+        "per_layer": {name: sum(part[name] for part in layers) / count for name in ("rounds", "bytes_sent")},
+        "parts": parts,
+        "operations": operations,
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from launch.lab import iproute
 from launch.measure.baselines import environment
-from launch.measure.bench.cell import Cell, Matrix, changed, read_matrix
+from launch.measure.bench.cell import Cell, Matrix, Measure, changed, read_matrix
 from launch.measure.bench.measure import bench_plan, measure_estimate
 from launch.measure.bench.results import ResultFolder, read_results
 from launch.measure.matrix import run_matrix
@@ -214,10 +214,12 @@ def test_peers_that_cannot_run(
 
 
 @pytest.mark.skipif(not (environment.folder() / environment.READY).exists(), reason="`mpcache peers install` was not run")
-@pytest.mark.parametrize(("suite", "parties"), [("spu-aby3", 3), ("spu-semi2k", 2)])
-def test_a_peer(suite: str, parties: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("measure", "suite", "parties"), [("peer", "spu-aby3", 3), ("peer", "spu-semi2k", 2), ("peer-prompt", "spu-aby3", 3)]
+)
+def test_a_peer(measure: Measure, suite: str, parties: int, tmp_path: Path) -> None:
     """SPU's step is right, and its bytes are its own."""
-    cell = Cell(measure="peer", model="tiny", layers=2, suite=suite, parties=parties, prompt=17, repeat=1)
+    cell = Cell(measure=measure, model="tiny", layers=2, suite=suite, parties=parties, prompt=17, repeat=1)
     outcome = run_matrix([cell], ResultFolder(tmp_path), lambda line: None)
     assert not outcome.failed
     measured = read_results(tmp_path)[0]["measured"]
