@@ -152,10 +152,12 @@ def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float)
     prefix = f"{step_name(0)}/"
     totals = [ledger.total(prefix) for ledger in result.ledgers]
     heavy = max(range(len(totals)), key=lambda n: totals[n].bytes_sent)
-    offline = max(range(len(totals)), key=lambda n: totals[n].offline_bytes)
-    parts = by_part(result.ledgers[heavy], prefix, result.stage_seconds[heavy])
+    offline, ledger = max(range(len(totals)), key=lambda n: totals[n].offline_bytes), result.ledgers[heavy]
+    parts, operations = by_part(ledger, prefix, result.stage_seconds[heavy]), by_operation(ledger, prefix)
     for part, cost in by_part(result.ledgers[offline], prefix, {}).items():
         parts[part]["offline_bytes"] = cost["offline_bytes"]
+    for name, count in by_operation(result.ledgers[offline], prefix).items():
+        operations[name]["offline_bytes"] = count["offline_bytes"]
     seconds = statistics.median(result.seconds)
     weights = WEIGHT_BYTES * result.plan.shape.parameters()
     names = [party_name(n) for n in range(len(totals))]
@@ -175,7 +177,7 @@ def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float)
         "memory_bandwidth": bandwidth(weights, seconds, memory_bytes_per_second),
         "network_bandwidth": network_share(cell, totals[heavy], seconds),
         "parts": parts,
-        "operations": by_operation(result.ledgers[heavy], prefix),
+        "operations": operations,
         "max_logit_error": result.max_logit_error,
     }
 
