@@ -32,11 +32,12 @@ from typing import Any, Literal
 from mpc.ring import RING_BITS
 from mpc.tape import CountingTape
 from mpc.wide import WIDE_BITS, Wide
-from protocols.masked import brackets, curves, lifted
-from protocols.masked.brackets import Interval
+from protocols.masked import curves, lifted
+from protocols.masked.brackets import Interval, brackets
 from protocols.masked.comparison import Bit, less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.forms import Form, choose
+from protocols.masked.opened_bits import alone, opposite, times
 from protocols.masked.segments import result_frac, segments
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut, truncate_and_lift
@@ -136,16 +137,16 @@ async def activation(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | W
         return _whole(c, x, kind, plan)
     inside, above, p = await _bracketed(c, x, kind, plan.curve)
     reach = _interval(kind, plan.curve).reach << x.frac
-    upper = brackets.times(c, "above", above, x.starting(-reach), plan.left)
-    return lifted.add(upper, brackets.times(c, "inside", inside, p, plan.left))
+    upper = times(c, "above", above, x.starting(-reach), plan.left)
+    return lifted.add(upper, times(c, "inside", inside, p, plan.left))
 
 
 async def _relu(c: Context, x: Masked, plan: Plan) -> Shared | WideShared:
     if plan.curve == "one step":
         negative = await less_than_zero(c, x)
     else:
-        negative = await (await less_than_zero(c, x, SMALL_DIGIT)).alone()
-    return brackets.times(c, "positive", negative.opposite(), x.starting(0), plan.left)
+        negative = await alone(await less_than_zero(c, x, SMALL_DIGIT))
+    return times(c, "positive", opposite(negative), x.starting(0), plan.left)
 
 
 def _interval(kind: str, form: Curve) -> Interval:
@@ -188,7 +189,7 @@ async def _bracketed(c: Context, x: Masked, kind: str, form: Curve) -> tuple[Bit
         assert isinstance(half, Shared)
         return await open_cut(c, even.add(half.negate()), excess)
 
-    (inside, above), p = await together(brackets.brackets(c, x, interval, form == "brackets"), curve())
+    (inside, above), p = await together(brackets(c, x, interval, form == "brackets"), curve())
     return inside, above, p
 
 

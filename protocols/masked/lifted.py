@@ -53,7 +53,7 @@ class _Term:
         """Return x times the public number."""
         if self.name == "mask":
             return -x
-        return (x if self.w is None else x * self.w) << self.shift
+        return (x if self.w is None else _where(self.w, x)) << self.shift
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
         public = moved - offset if x.bits < RING_BITS or bits <= RING_BITS else Wide.of_unsigned(moved) + -offset
     top = _Term("top bit", lambda: ring.shift_right(x.lam, x.bits - 1, x.bits), x.bits, w)
     return _Lifted(public, (_Term("mask", mask, 0), top), x.shape)
+
+
+def _where(w: Tensor, x: Words) -> Words:
+    """Return x where the public bit w is set, else 0."""
+    keep = -w
+    return x.map(lambda t: t & keep) if isinstance(x, Wide) else x & keep
 
 
 def _multiplied(a: Words, b: Words, bits: int) -> Words:
@@ -175,7 +181,7 @@ def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Known]], frac: 
         return functools.reduce(operator.add, products)
 
     factors = [deal(c, f"{op}: factor", shape, bits, known) for _, known in terms]
-    of_masks = deal(c, f"{op}: factor by mask", shape, bits, masks)
+    of_masks = deal(c, f"{op}: factor: mask", shape, bits, masks)
     tops = [
         _dealt(c, f"{op}: factor", shape, bits, [top], known)
         for form, (_, known) in zip(forms, terms, strict=True)
