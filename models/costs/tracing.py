@@ -270,7 +270,6 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     products = _Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
-    cache.prompt_tokens = prompt
     for tokens in (prompt, *[1] * (new - 1)):
         suite.ledger.costs.clear()
         products.counts.clear()

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from mpc.random import Prg, new_seed
-from protocols.masked.comparison import prefix_table
 from protocols.masked.context import Context, require
 from protocols.masked.shares import Masked
 from protocols.suite import RANGE_KINDS
@@ -112,8 +111,16 @@ def _tables(width: int, below: int, above: int) -> Tensor:
     digit = torch.arange(size)
     start, end = (digit - below) & (size - 1), (digit + above + 1) & (size - 1)  # [start, end) around the circle is good
     words = max(1, size // 64)
-    between = prefix_table(start, words) ^ prefix_table(end, words)
+    between = _prefix_table(start, words) ^ _prefix_table(end, words)
     return torch.where((end > start)[:, None], ~between, between)
+
+
+def _prefix_table(bound: Tensor, words: int) -> Tensor:
+    """Return the tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
+    start = torch.arange(words, device=bound.device) * 64
+    inside = (bound[..., None] - start).clamp(0, 64)
+    partial = (torch.ones_like(inside) << (inside & 63)) - 1
+    return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r.
 Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed
 locally (`histogram`), the hashes are opened masked and compared with zero (`zero_words`): the number of those that are not
 zero is the highest bin, so the maximum is known to a bin without a single comparison of scores. It is opened masked, 6 bits
-a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 3 rounds, or 4 where many rows make
-shorter tables worth one. The shift is the bin's upper edge: exponents are negative, the largest lies above -8.
+a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds where point functions tell
+what is zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge:
+exponents are negative, the largest lies above -8.
 
 A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
 then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
@@ -35,11 +36,11 @@ from torch import Tensor
 
 from mpc.ledger import current, operation
 from mpc.packing import pack, packed_size, unpack
-from protocols.masked import histogram
+from protocols.masked import histogram, zero_test
 from protocols.masked.context import Context, open_value
 from protocols.masked.exponential import exponential
 from protocols.masked.forms import choose
-from protocols.masked.power import power
+from protocols.masked.power import Power, power
 from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
@@ -113,34 +114,39 @@ def _check(x: Masked, spread: Spread) -> None:
 
 
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
-    """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 3 or 4 rounds.
+    """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
     y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
     """
     width = spread.range_bits - BIN_BITS
     bins, unit = 1 << width, y.frac + BIN_BITS
     tests = rows.rows * (bins - 1)
-    plans: list[tuple[Way, Plan]] = [(way, Plan(way, bits)) for way, bits in HASH_BITS.items()]
-    way = choose([plan.form(tests, width + 1, c.parties) for _, plan in plans], c.prefer)
-    found = dict(plans)["one" if way == "one" else "two"]
+    plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
+    forms = [plan.form(tests, width + 1, c.parties) for plan in plans.values()]
+    if c.parties == 2:
+        forms.append(zero_test.points_form(tests, HASH_BITS["one"], width + 1))
+    form = choose(forms, c.prefer)
+    bits = plans.get(form, plans["one"]).bits
 
     def watch(words: Tensor) -> None:
         if spread.flags is not None:
             _watch_far(words, spread)
 
-    share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, found.bits, watch)
-    hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), found.bits, "xor"), found.bits)
-    empty = await zero_words(c, hashes, found.way, width + 1)
+    share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
+    hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
+    if form == "points":
+        empty = zero_test.by_points(c, hashes, width + 1)
+    else:
+        empty = await zero_words(c, hashes, plans[form].way, width + 1)
     edge = c.add_public(empty.map(lambda t: -t.sum(-1)), bins // 2)  # bins above the last score's, the highest one included
     opened = await open_value(c, edge)
-    bits = spread.range_bits + 1 + y.frac
-    return Masked(opened.m << unit, lambda: opened.lam << unit, bits, y.frac)
+    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 
 
 async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
     """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]).
 
-    y: masked scores [entries] in a ring of range_bits + 1 + y.frac bits or more. precision: (frac, bits). 6 to 8 rounds.
+    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 4 to 8 rounds.
     """
     frac, bits = precision
     with operation("softmax shift"):
@@ -154,5 +160,5 @@ async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, in
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
         total = p.map(rows.sum).to_ring(frac + grow + 1)
-        one_over = await power(c, total, frac - LEAST_BITS, frac + grow, -1.0)
+        one_over = await power(c, total, Power(frac - LEAST_BITS, frac + grow, -1.0))
     return p, one_over

@@ -54,8 +54,9 @@ def preferring(monkeypatch: pytest.MonkeyPatch) -> Any:
     return prefer
 
 
-@pytest.mark.parametrize("parties", [2, 3])
-@pytest.mark.parametrize(("prefer", "rounds"), [("rounds", 3), ("bytes", 4)])
+@pytest.mark.parametrize(
+    ("parties", "prefer", "rounds"), [(2, "rounds", 2), (3, "rounds", 3), (2, "bytes", 4), (3, "bytes", 4)]
+)
 def test_the_shift_is_the_edge_of_the_largest_ones_bin(parties: int, prefer: str, rounds: int, preferring: Any) -> None:
     """Within 8 below it: a bin is 4 wide, and a score may be counted in the next one."""
     preferring(prefer)
@@ -102,11 +103,11 @@ def test_bytes_of_a_row() -> None:
     assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 63 * 54, abs=0.1)
 
 
-@pytest.mark.parametrize(("prefer", "openings"), [("rounds", 4), ("bytes", 5)])
-def test_what_is_opened_is_uniform(prefer: str, openings: int, preferring: Any) -> None:
+@pytest.mark.parametrize(("parties", "prefer", "openings"), [(2, "rounds", 3), (3, "rounds", 4), (2, "bytes", 5)])
+def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, preferring: Any) -> None:
     """All scores equal: without masks every hash would be 0 or one of 20 words' XOR, and every shift the same."""
     preferring(prefer)
-    seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)]).seen
+    seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
     assert len(seen) == openings
     (hashes, size), *bits, (shift, _) = seen[1:]
     for part in range(0, size, 8):

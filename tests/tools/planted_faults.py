@@ -43,8 +43,11 @@ EXPONENTIAL = "tests/protocols/masked/test_exponential.py"
 CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
 GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
 SELECTION = "tests/protocols/masked/test_selection.py"
+RANKING = "tests/protocols/masked/test_ranking.py"
 SHUFFLE = "tests/protocols/masked/test_shuffle.py"
 DPF = "tests/protocols/masked/test_dpf.py"
+IDPF = "tests/protocols/masked/test_idpf.py"
+ZERO = "tests/protocols/masked/test_zero_test.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
@@ -184,10 +187,10 @@ FAULTS: tuple[Fault, ...] = (
         (f"{GATES}::test_less_than_zero",),
     ),
     Fault(
-        "a comparison's top digit ignores the borrow",
+        "a comparison's top digit ignores the borrow where that makes it negative",
         "protocols/masked/comparison.py",
-        'for name, borrow in (("a0", 0), ("a1", 1)):',
-        'for name, borrow in (("a0", 0), ("a1", 0)):',
+        "return _bit_at(words, place) ^ _bit_at(words, across)",
+        "return _bit_at(words, across)",
         (f"{GATES}::test_less_than_zero",),
     ),
     Fault(
@@ -220,6 +223,34 @@ FAULTS: tuple[Fault, ...] = (
         "    if party:\n        np.negative(out, out=out)",
         "    if party > 1:\n        np.negative(out, out=out)",
         (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "an incremental point function's control bit on the wrong side",
+        "protocols/masked/idpf.py",
+        "        turn[0] ^= bit ^ _ONE\n        turn[1] ^= bit\n",
+        "        turn[0] ^= bit\n        turn[1] ^= bit ^ _ONE\n",
+        (f"{IDPF}::test_every_point_of_a_small_domain",),
+    ),
+    Fault(
+        "payloads' corrections that do not know whose control bit is set",
+        "protocols/masked/idpf.py",
+        "(difference + payloads) * (1 - 2 * _controls(found[:, 1])[..., None])",
+        "(difference + payloads)",
+        (f"{IDPF}::test_every_point_of_a_small_domain", f"{ZERO}::test_every_value_of_a_ring"),
+    ),
+    Fault(
+        "a zero test that looks up its neighbour's entry",
+        "protocols/masked/zero_test.py",
+        "low = x.m.reshape(-1) & (entries - 1)",
+        "low = (x.m.reshape(-1) ^ 1) & (entries - 1)",
+        (f"{ZERO}::test_every_value_of_a_ring",),
+    ),
+    Fault(
+        "a piece that is read in two octaves",
+        "protocols/masked/power.py",
+        "    public[:, -1] *= (",
+        "    public[:, -1] *= 1 | (",
+        (f"{GATES}::test_power", f"{IDPF}::test_a_power_at_both_ends_of_every_octave"),
     ),
     Fault(
         "sign of a mask's low digit in a polynomial",
@@ -430,9 +461,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "padding that wins against negative values",
         "protocols/masked/ranking.py",
-        "lowest = -reach",
-        "lowest = 0",
-        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
+        "more = torch.full((*t.shape[:-1], missing), value,",
+        "more = torch.full((*t.shape[:-1], missing), 0,",
+        (f"{RANKING}::test_groups_of_any_size",),
+    ),
+    Fault(
+        "the place of a group's last member for its first",
+        "protocols/masked/ranking.py",
+        "(ones * (steps[:-1] - steps[-1])).sum(-1)",
+        "(ones * steps[:-1]).sum(-1)",
+        (f"{RANKING}::test_groups_of_any_size",),
     ),
     Fault(
         "a ring of ranked values without room for both ends",
