@@ -57,7 +57,7 @@ def costs(elements: int, bits: int, result: int, parties: int) -> list[Form]:
     if bits <= MOST_COMPARED:
         form = zero_form(bits)
         names, subsets = len(form.names), len(form.subsets)
-        table = packed_size(elements * names * form.words, form.word_bits)
+        table = -(-elements * form.table_bits // 8)
         sent = packed_size(elements * names, 1) * (parties - 1)
         dealt = table + packed_size(elements * subsets, result)
         out.append(Form("comparison", 1, sent, dealt, 3e-4 + 4e-8 * names * elements, 4e-4 + 6e-8 * names * elements))
