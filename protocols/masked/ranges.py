@@ -66,9 +66,17 @@ class RangeFlags:
             return
         digit = (x.m >> low) & (size - 1)
         word = dealt[..., 0] if words == 1 else dealt.gather(-1, (digit >> 6)[..., None])[..., 0]
+        self._set(kind, (word >> (digit & 63)) & 1)
+
+    def watch(self, kind: str, bits: Tensor) -> None:
+        """Flag `kind` here where one of these XOR-shared bits, 0 or 1, is set; local, and nothing is dealt for it."""
+        self._seed()
+        if self._c.evaluating and not self._c.tape.preprocessing:
+            self._set(kind, bits)
+
+    def _set(self, kind: str, bits: Tensor) -> None:
         assert self._coefficients is not None
-        weights = self._coefficients.ring(tuple(x.shape), 64, x.m.device)
-        found = weights & -((word >> (digit & 63)) & 1)
+        found = self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits
         self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
 
     def _seed(self) -> None:
