@@ -1,8 +1,8 @@
 """Norms of the suite `masked`: 1 / deviation of each row, and the linear layers that follow a norm.
 
-One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds: 6). Many tokens: the input is
-scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes). So too where large bounds
-leave no room for the product before it is scaled.
+One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds: 3 with two parties). Many
+tokens: the input is scaled first, a round more, but nothing is opened in the product's large ring (fewest bytes). So too
+where large bounds leave no room for the product before it is scaled.
 
 Error: 1 / deviation within 2^-12 relative for usual rows. Rows outside the declared norm, or whose deviation is too small
 for the residual stream's fraction bits, are flagged (`ranges`).
@@ -24,7 +24,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.linear import linear, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
-from protocols.masked.power import power
+from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.stream import StreamBits, stream_bits
 from protocols.masked.truncation import lift, open_cut, truncate
@@ -62,7 +62,8 @@ async def _centred(c: Context, h: Masked, residual: int) -> Masked:
 
 
 async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
-    """Return [1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
+    """Return [1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 1 round with two parties, else 3; one more for a
+    mean that is not centred."""
     width = h.shape[-1]
     c = convert.context
     residual = convert.bounds.here.residual
@@ -80,7 +81,7 @@ async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
         convert.ranges.check("residual", opened, 4.0**residual, signed=False, width=8)
         high = squares.frac + 2 * residual + 1
         low_bit = max(epsilon.bit_length() - 1, 1)
-        inverse = await power(c, opened.to_ring(high + 1), low_bit, high, -0.5, math.sqrt(width))
+        inverse = await power(c, opened.to_ring(high + 1), Power(low_bit, high, -0.5, math.sqrt(width)))
     return convert.new(inverse, _inverse_magnitude(norm))
 
 

@@ -6,8 +6,8 @@ local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r.
 Shift. The differences are masked values. Their high digits (units of 4) give one-hot vectors locally; summed over a row
 they are a histogram in a small ring. Its suffix sums are opened (masked) and compared with zero: the number of non-empty
 ones is the highest bin, so the maximum is known to +-4 without a single comparison of scores. 2 rounds, about 1.6 x 63
-bytes a *row*; per score nothing but 64 small dealt elements. Few short rows, as after a selection, take 1 round: there a
-dealt table of 63 x 2^bits small elements says which counts are zero (`non_zero`).
+bytes a *row*; per score nothing but 64 small dealt elements. A token's few rows take 1 round with two parties: point
+functions say which counts are zero (`zero_test`).
 
 Exponential. x = m - lam, so e^x = e^(8 d - lam_lo) e^(m_lo) with d the difference of the high digits (units of 8): the
 dealer deals one table of 32 entries over the public high digit, the second factor is public. Exact to rounding over the
@@ -32,14 +32,13 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import RangeError
 from mpc.ledger import operation
-from protocols.masked.comparison import is_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dealing import one_hot
-from protocols.masked.non_zero import affordable, non_zero
 from protocols.masked.one_hot import digit, look_up
-from protocols.masked.power import power
+from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift, open_cut
+from protocols.masked.zero_test import zero_test
 from protocols.schedule import together
 
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
@@ -120,7 +119,6 @@ async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
     bins = 1 << (range_bits - BIN_BITS)
     bits = range_bits + y.frac
     count_bits = max(rows.longest, 1).bit_length()
-    small = affordable(rows.rows * (bins - 1), count_bits)
     hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, range_bits - BIN_BITS, count_bits)  # [entries, bins]
 
     def suffixes(t: Tensor) -> Tensor:
@@ -129,12 +127,9 @@ async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
 
     counts = await open_value(c, hot.map(suffixes))
     unit = y.frac + BIN_BITS
-    lowest = -(1 << (range_bits - 1 + y.frac))
-    if small:
-        highest = non_zero(c, counts, range_bits - BIN_BITS).map(lambda t: t.sum(-1) << unit)
-    else:
-        highest = (await is_zero(c, counts)).share(bits).map(lambda t: -(t.sum(-1) << unit))
-        lowest += (bins - 1) << unit
+    lowest = ((bins - 1) << unit) - (1 << (range_bits - 1 + y.frac))
+    empty = await zero_test(c, counts, range_bits - BIN_BITS)
+    highest = empty.map(lambda t: -(t.sum(-1) << unit))
     return c.add_public(Shared(highest.x, bits, y.frac), lowest)
 
 
@@ -204,7 +199,7 @@ async def numerators(
     async def inverse() -> Shared:
         with operation("softmax sum"):
             total = await open_value(c, e.map(rows.sum))
-            return await power(c, total, e.frac - PEAK_BITS - 1, e.frac + grow, -1.0)
+            return await power(c, total, Power(e.frac - PEAK_BITS - 1, e.frac + grow, -1.0))
 
     p, one_over = await together(cut(), inverse())
     return p, one_over

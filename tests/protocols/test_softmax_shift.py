@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpc import ring
-from protocols.masked import non_zero, softmax
+from protocols.masked import softmax, zero_test
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
@@ -37,48 +36,36 @@ def shift_gate(rows: int, columns: int) -> Any:
     return gate
 
 
-@pytest.mark.parametrize("parties", [2, 3])
-@pytest.mark.parametrize("tables", [True, False])
-def test_the_histogram_is_right_within_four(parties: int, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a dealt table of counts, one round, and by comparisons, two."""
-    if not tables:
-        monkeypatch.setattr(non_zero, "ENTRIES", 0)
+def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every zero test takes this form."""
+    monkeypatch.setattr(zero_test, "choose", lambda forms, prefer: name)
+
+
+@pytest.mark.parametrize(
+    ("parties", "form"), [(2, "points"), (2, "table"), (3, "table"), (2, "comparison"), (3, "comparison")]
+)
+def test_the_histogram_is_right_within_four(parties: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By point functions or a dealt table of counts, one round, and by comparisons, two."""
+    only(monkeypatch, form)
     scores = torch.stack(hard_rows())
     gate = shift_gate(*scores.shape)
     result = run(gate, [((scores * 2.0**FRAC).round().to(torch.int64).flatten(), BITS)], parties)
     distance = scores.max(-1).values - result.out.double() / 2.0**FRAC
     assert bool(((distance >= -4) & (distance < 4)).all())
-    assert result.costs[0].rounds == 1 + (1 if tables else 2)  # after the opening of the scores
+    assert result.costs[0].rounds == 1 + (2 if form == "comparison" else 1)  # after the opening of the scores
 
 
-def test_one_round_where_rows_are_few_and_short() -> None:
-    """12 heads and 102 attended tokens: 10 % of 1 024. With a thousand rows the tables would be too large."""
-    few, many = (predict(shift_gate(rows, 102), [((rows * 102,), BITS)], 2) for rows in (12, 1000))
-    assert (few.rounds, many.rounds) == (2, 3)
-    opened = predict(lambda c, s: open_value(c, s), [((12 * 102,), BITS)], 2)
-    tables = few.offline_bytes - opened.offline_bytes - 12 * 102 * 64 * 7 / 8  # beside the one-hot digits
-    assert 12 * 63 * 2**7 * 6 / 8 <= tables < 1.05 * 12 * 63 * 2**7 * 6 / 8
-
-
-@pytest.mark.parametrize("parties", [2, 3])
-@pytest.mark.parametrize("bits", [1, 5, 8])
-def test_non_zero(bits: int, parties: int) -> None:
-    x = torch.arange(1 << bits).repeat(3)
-
-    async def gate(c: Context, s: Shared) -> list[Shared]:
-        m = await open_value(c, s)
-        return [non_zero.non_zero(c, m, 6), non_zero.non_zero(c, m, 22)]
-
-    result = run(gate, [(x, bits)], parties)
-    for found in result.outputs:
-        assert torch.equal(ring.reduce(found, 6), (x != 0).to(torch.int64))
-    assert result.costs[0].rounds == 1
+def test_one_round_where_rows_are_few() -> None:
+    """A token's rows, whatever their length. With ten thousand rows two rounds cost less."""
+    for columns in (102, 1024):
+        few, many = (predict(shift_gate(rows, columns), [((rows * columns,), BITS)], 2) for rows in (12, 10_000))
+        assert (few.rounds, many.rounds) == (2, 3)
 
 
 def test_what_is_opened_is_uniform() -> None:
     """All scores equal: without masks every count would be 0 or 20."""
     seen = run(shift_gate(400, 20), [(torch.zeros(8000, dtype=torch.int64), BITS)]).seen
-    assert len(seen) == 2
+    assert len(seen) == 3  # the scores, the counts, and the bits of so many zero tests
     for m, bits in seen[1:]:
         assert chi_square(m, 1 << bits) < chi_square_limit(1 << bits)
 

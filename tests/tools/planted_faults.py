@@ -44,6 +44,8 @@ GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_m
 SELECTION = "tests/protocols/masked/test_selection.py"
 SHUFFLE = "tests/protocols/masked/test_shuffle.py"
 DPF = "tests/protocols/masked/test_dpf.py"
+IDPF = "tests/protocols/masked/test_idpf.py"
+ZERO = "tests/protocols/masked/test_zero_test.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
@@ -221,6 +223,34 @@ FAULTS: tuple[Fault, ...] = (
         (f"{DPF}::test_shares_add_up_to_the_point",),
     ),
     Fault(
+        "an incremental point function's control bit on the wrong side",
+        "protocols/masked/idpf.py",
+        "        turn[0] ^= bit ^ _ONE\n        turn[1] ^= bit\n",
+        "        turn[0] ^= bit\n        turn[1] ^= bit ^ _ONE\n",
+        (f"{IDPF}::test_every_point_of_a_small_domain",),
+    ),
+    Fault(
+        "payloads' corrections that do not know whose control bit is set",
+        "protocols/masked/idpf.py",
+        "(difference + payloads) * (1 - 2 * _controls(found[:, 1])[..., None])",
+        "(difference + payloads)",
+        (f"{IDPF}::test_every_point_of_a_small_domain", f"{ZERO}::test_every_value_of_a_ring"),
+    ),
+    Fault(
+        "a zero test that looks up its neighbour's entry",
+        "protocols/masked/zero_test.py",
+        "low = x.m.reshape(-1) & (entries - 1)",
+        "low = (x.m.reshape(-1) ^ 1) & (entries - 1)",
+        (f"{ZERO}::test_every_value_of_a_ring",),
+    ),
+    Fault(
+        "a piece that is read in two octaves",
+        "protocols/masked/power.py",
+        "    public[:, -1] *= (",
+        "    public[:, -1] *= 1 | (",
+        (f"{GATES}::test_power", f"{IDPF}::test_a_power_at_both_ends_of_every_octave"),
+    ),
+    Fault(
         "sign of a mask's low digit in a polynomial",
         "protocols/masked/piecewise.py",
         "minus_rho = -(x.lam & ((1 << low_bits) - 1))",
@@ -379,8 +409,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lowest = -(1 << (range_bits - 1 + y.frac))",
-        "lowest = -(1 << (range_bits - 2 + y.frac))",
+        "lowest = ((bins - 1) << unit) - (1 << (range_bits - 1 + y.frac))",
+        "lowest = ((bins - 1) << unit) - (1 << (range_bits - 2 + y.frac))",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(

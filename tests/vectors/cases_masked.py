@@ -13,7 +13,6 @@ from protocols.masked import (
     dealing,
     digits,
     gather,
-    non_zero,
     one_hot,
     piecewise,
     power,
@@ -21,6 +20,7 @@ from protocols.masked import (
     softmax,
     tokens,
     truncation,
+    zero_test,
 )
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
 from protocols.masked.compaction import compact
@@ -239,9 +239,23 @@ def _lookup() -> dict[str, list[Case]]:
     return {
         "one_hot": table + keys + chosen,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
-        "non_zero": cases(
-            "non-zero", lambda s, x, bits: non_zero.non_zero(s.context, x, bits), [real([0, 3, -1], 5, 0)], {"bits": 9}
-        ),
+        "zero_test": cases(
+            "zero test by table",
+            lambda s, x, bits: zero_test.by_table(s.context, x, bits),
+            [real([0, 3, -1], 5, 0)],
+            {"bits": 9},
+        )
+        + [
+            c
+            for width, bits in ((5, 9), (24, 6), (40, 64))
+            for c in cases(
+                "zero test by points",
+                lambda s, x, bits: zero_test.by_points(s.context, x, bits),
+                [real([0, 3, -1], width, 0)],
+                {"bits": bits},
+                parties=(2,),
+            )
+        ],
         "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
     }
 
@@ -256,7 +270,7 @@ def _functions() -> dict[str, list[Case]]:
         return await activation(s.context, x, kind)
 
     async def powered(s: MaskedSuite, x: Masked, lowest: int, highest: int, exponent: float) -> Shared:
-        return await power.power(s.context, x, lowest, highest, exponent)
+        return await power.power(s.context, x, power.Power(lowest, highest, exponent))
 
     smooth = {"gelu": [-3.7, -1.5, 0.0, 2.9], "silu": [-15.5, -1.5, 0.0, 11.0]}
     curves = [

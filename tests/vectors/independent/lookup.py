@@ -1,4 +1,4 @@
-"""One-time tables over public digits: one-hot vectors, point functions, digits, non-zero, the selection matrix."""
+"""One-time tables over public digits: one-hot vectors, point functions, digits, zero tests, the selection matrix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.vectors.independent import points
 from tests.vectors.independent.formats import U, Words, high, packed_size, reduce
+from tests.vectors.independent.incremental import Tree, read
 from tests.vectors.independent.world import Masked, Shared, Steps, World, elements, together
 
 
@@ -120,10 +121,20 @@ def exact_digits(w: World, x: Masked, widths: Sequence[int]) -> Steps:
     return [*lower, *higher]
 
 
-def non_zero(w: World, x: Masked, bits: int) -> Shared:
-    """[x != 0] by a table over all of m."""
-    value = (np.arange(1 << x.bits, dtype=U) != x.mask[..., None]).astype(U)
-    return Shared(at(w.deal("non-zero", value.shape, bits, value), x.m), bits, 0)
+# ---- zero tests ------------------------------------------------------------------------------------------------------
+def zero_by_table(w: World, x: Masked, bits: int) -> Shared:
+    """[x = 0] by a table over all of m."""
+    value = hot(x.mask, 1 << x.bits)
+    return Shared(at(w.deal("zero test", value.shape, bits, value), x.m), bits, 0)
+
+
+def zero_by_points(w: World, x: Masked, bits: int) -> Shared:
+    """[x = 0] by a point function of all but the e lowest bits, whose payloads are e's one-hot vector; two parties."""
+    width = next(p for p in (8, 16, 32, 64) if p >= bits)
+    e = min((128 // width).bit_length() - 1, x.bits - 1)
+    tree = Tree([x.bits - e], [0], 1 << e, bits)
+    found = read(w, x, tree, hot(low(x.mask, e), 1 << e).reshape(1, -1, 1 << e))[:, 0, :, 0]
+    return Shared(at(found, low(x.m, e).reshape(-1)).reshape(2, *x.shape), bits, 0)
 
 
 # ---- one-hot vectors dealt as bits -----------------------------------------------------------------------------------

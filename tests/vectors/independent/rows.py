@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from tests.vectors.independent.bits import is_zero
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, from_real, high, reduce, word
 from tests.vectors.independent.linear import lift, multiply, open_cut, truncate, truncate_and_lift
-from tests.vectors.independent.lookup import at, digit, low, non_zero, one_hot, suffix
+from tests.vectors.independent.lookup import at, digit, low, one_hot, suffix, zero_by_table
 from tests.vectors.independent.wide import square_sums
 from tests.vectors.independent.world import Masked, Shared, Steps, World, together
 
@@ -67,14 +66,10 @@ def _shift(w: World, y: Masked, rows: int, columns: int, range_bits: int) -> Sha
         return suffix(histogram)[:, 1:]
 
     counts = yield from w.open(hot.each(suffixes))
-    unit, lowest = y.frac + 2, -(1 << (range_bits - 1 + y.frac))
-    if rows * (bins - 1) << count_bits <= 1 << 20:
-        highest = non_zero(w, counts, range_bits - 2).each(lambda t: t.sum(-1, dtype=U) << U(unit))
-    else:
-        bit = yield from is_zero(w, counts)
-        highest = bit.share(bits).each(lambda t: -(t.sum(-1, dtype=U) << U(unit)))
-        lowest += (bins - 1) << unit
-    return Shared(reduce(highest.x, bits), bits, y.frac).plus_public(word(lowest))
+    unit = y.frac + 2
+    empty = zero_by_table(w, counts, range_bits - 2).each(lambda t: -(t.sum(-1, dtype=U) << U(unit)))
+    lowest = ((bins - 1) << unit) - (1 << (range_bits - 1 + y.frac))
+    return Shared(reduce(empty.x, bits), bits, y.frac).plus_public(word(lowest))
 
 
 def exponential(w: World, x: Masked, bits: int, table_bits: int = 33) -> Shared:
