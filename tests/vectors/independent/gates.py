@@ -77,14 +77,9 @@ def _ranks(w: World, x: Masked) -> Steps:
     return (yield from order.ranks(w, x)).shared
 
 
-def _best(w: World, x: Masked, reach: int) -> Steps:
-    value, digits = yield from order.best(w, x, reach, True)
-    return [value.shared, *(d.shared for d in digits)]
-
-
 def _argmax(w: World, x: Shared, bits: int, magnitude: int) -> Steps:
     m = yield from linear.open_cut(w, x.to(10 + magnitude + 3 + x.frac - 10), x.frac - 10)
-    return (yield from order.argmax(w, m, 1 << (10 + magnitude), bits))
+    return (yield from order.first_largest(w, m, 1 << (10 + magnitude), [x.shape[-1]], bits))
 
 
 def _flags(w: World, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
@@ -227,7 +222,8 @@ GATES: dict[str, Gate] = {
     "ranks": _opened(_ranks, lambda x: ring(np.argsort(by_rank(x), -1))),
     "top-k": _opened(order.top_k, lambda x, k, bits, order: _top_k(x, k, order)),
     "top-k by threshold": _opened(order.by_threshold, _marks),
-    "maximum and position": _opened(_best, lambda x, reach: [exact(x.max(-1)), ring(np.argmax(x, -1))]),
+    "maximum": _opened(order.maximum, lambda x, **_: exact(x.max(-1))),
+    "first largest": _opened(order.first_largest, lambda x, **_: exact(hots(np.argmax(x, -1), x.shape[-1]))),
     "argmax": Gate(_argmax, lambda x, **_: exact(hots(np.argmax(x, -1), x.shape[-1]))),
     "shuffle": Gate(_shuffle, _rows_kept),
     "compaction by shuffle": _opened(order.compact_by_shuffle, _compacted),

@@ -55,11 +55,10 @@ def one_hot_table(w: World, x: Masked, start: int, width: int, bits: int) -> Sha
     return Shared(turned(dealt, digit(x.m, start, width, x.bits)), bits, 0)
 
 
-def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
-    """The same from point functions; two parties."""
-    count, depth, leaf = elements(x.shape), points.depth(width, bits), 256 // points.entry_bits(bits)
+def _keys(w: World, alphas: Words, width: int, bits: int) -> tuple[Words, list[points.Key]]:
+    """Root seeds [parties, count, 2] and keys of two parties for points of `width` bits."""
+    count, depth, leaf = len(alphas), points.depth(width, bits), 256 // points.entry_bits(bits)
     roots = w.random("point function roots", (count, 2), 64)
-    alphas = digit(x.mask, start, width, x.bits).reshape(-1)
     keys = [
         points.generate(int(alpha), [points.seed_of(roots[p, i]) for p in range(2)], width, bits)
         for i, alpha in enumerate(alphas)
@@ -69,9 +68,29 @@ def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Sh
     w.common("point function seeds", (depth, count, 2), 64, words)
     w.common("point function controls", (depth, count), 2, controls)
     w.common("point function output", (count, leaf), bits, np.stack([k[2] for k in keys]))
-    shares = [[points.evaluate(p, points.seed_of(roots[p, i]), *keys[i], bits) for i in range(count)] for p in range(2)]
-    whole = np.array(shares, U).reshape(2, *x.shape, 1 << width)
+    return roots, keys
+
+
+def _vectors(roots: Words, keys: list[points.Key], bits: int) -> Words:
+    """Both parties' whole vectors [2, count, 2^width]."""
+    return np.array([[points.evaluate(p, points.seed_of(roots[p, i]), *key, bits) for i, key in enumerate(keys)]
+                     for p in range(2)], U)  # fmt: skip
+
+
+def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
+    """The same from point functions; two parties."""
+    roots, keys = _keys(w, digit(x.mask, start, width, x.bits).reshape(-1), width, bits)
+    whole = _vectors(roots, keys, bits).reshape(2, *x.shape, 1 << width)
     return Shared(turned(whole, digit(x.m, start, width, x.bits)), bits, 0)
+
+
+def points_below(w: World, of: Masked, x: Masked, bits: int) -> Shared:
+    """[of = 0] times the one-hot vector of x, from point functions of both; two parties."""
+    alphas = ((of.mask << U(x.bits)) | x.mask).reshape(-1)
+    roots, keys = _keys(w, alphas, of.bits + x.bits, bits)
+    whole = _vectors(roots, keys, bits).reshape(2, *x.shape, 1 << of.bits, 1 << x.bits)
+    below = np.stack([np.take_along_axis(one, of.m[..., None, None].astype(np.int64), -2)[..., 0, :] for one in whole])
+    return Shared(turned(below, x.m), bits, 0)
 
 
 def by_points(count: int, width: int, bits: int, parties: int) -> bool:
