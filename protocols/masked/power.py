@@ -32,7 +32,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,16 +142,18 @@ def _pieces(exponent: float) -> Reals:
 
 @dataclass(frozen=True)
 class _Octaves:
-    """The octaves of a range: their l, first to last, and what scales a coefficient there before it is rounded [octaves,
-    powers of rho], and after it."""
+    """The octaves of a range: their l, first to last, what is read there, and what scales a coefficient before it is rounded
+    [octaves, powers of rho], and after it."""
 
     lows: npt.NDArray[np.uint64]
+    points: idpf.Points
     scales: Reals
     shifts: tuple[int, ...]
 
 
 @cache
 def _octaves(p: Power, frac: int, out_frac: int) -> _Octaves:
+    """Return the octaves of x modulo 2^(high + 1) with `frac` fraction bits."""
     lows = range(p.high - OCTAVE, p.low - OCTAVE - 1, -1)
     scales, shifts = [], []
     for low in lows:
@@ -160,7 +161,9 @@ def _octaves(p: Power, frac: int, out_frac: int) -> _Octaves:
         shift = max(0, math.frexp(scale)[1] - FACTOR_BITS)  # a coefficient is below 1 before it is scaled
         scales.append([math.ldexp(scale, -shift - bits) for bits in RHO_BITS])
         shifts.append(shift)
-    return _Octaves(np.array(lows, np.uint64), np.array(scales), tuple(shifts))
+    levels = tuple(p.high + 1 - low for low in lows)
+    points = idpf.Points(levels, PIECES, 2 * PIECES - 1, len(RHO_BITS), p.bits)
+    return _Octaves(np.array(lows, np.uint64), points, np.array(scales), tuple(shifts))
 
 
 def _remainders(x: Tensor, lows: npt.NDArray[np.uint64]) -> Reals:
@@ -192,14 +195,11 @@ def _read_pieces(share: Words, m: Tensor, p: Power, octaves: _Octaves) -> Words:
     # the last point's parent lies in the octave above where m's bit is 0: it has been read there
     public[:, -1] *= ((m.cpu().numpy().view(np.uint64) >> octaves.lows[:, None]) & np.uint64(1)).astype(np.int64)[..., None]
     terms = share * torch.from_numpy(public)
-    if isinstance(terms, Wide):
-        octave = (Wide(low, high) for low, high in zip(terms.low, terms.high, strict=True))
-        parts: list[Any] = [t.sum(-1).sum(0) for t in octave]
-    else:
-        parts = list(terms.sum((1, 3)))
-    total: Words = parts[0] << octaves.shifts[0]
-    for part, shift in zip(parts[1:], octaves.shifts[1:], strict=True):
-        total = (part << shift) + total
+    if not isinstance(terms, Wide):
+        return (terms.sum((1, 3)) << torch.tensor(octaves.shifts)[:, None]).sum(0)
+    total = Wide.of(torch.zeros(len(m), dtype=torch.int64))
+    for low, high, shift in zip(terms.low, terms.high, octaves.shifts, strict=True):
+        total = total + (Wide(low, high).sum(-1).sum(0) << shift)
     return total
 
 
@@ -214,13 +214,11 @@ def by_points(c: Context, x: Masked, p: Power) -> Words:
         x = Masked(x.m << lift, lambda: short.lam << lift, x.bits + lift, x.frac + lift)
         p = replace(p, low=p.low + lift, high=p.high + lift)
     octaves = _octaves(p, x.frac, out_frac)
-    levels = tuple(x.bits - int(low) for low in octaves.lows)
-    points = idpf.Points(levels, PIECES, 2 * PIECES - 1, len(RHO_BITS), p.bits)
     m = x.m.reshape(-1)
     return idpf.read(
         c,
         x,
-        points,
+        octaves.points,
         lambda: _payloads(x.lam, octaves, p.bits),
         lambda share, cut: _read_pieces(share, m[cut], p, octaves),
     )
