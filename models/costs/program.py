@@ -16,7 +16,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.cache import KVCache
 from models.decoder import Decoder, load_weights
-from models.generation import Decoding, choice
+from models.generation import Decoding, choice, prefill
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -97,17 +97,21 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`."""
+    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`. drafted: whether the
+    tokens are rows of a drafted step, each of which has a choice of its own."""
 
     tokens: int = 1
     decoding: Decoding = "greedy"
     temperature: float | None = None
+    drafted: bool = False
 
 
 async def step(
     decoder: Decoder, cache: KVCache, plan: StepPlan, given: Tensor | None, name: str
 ) -> tuple[Value, OutputShare]:
-    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index.
+    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index; of
+    a drafted step those after each token, [n, V]. How many of its rows stay is for the caller to say (`Decoder.keep`).
+    With an empty cache they are a prompt, which comes in the policy's batches.
 
     given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
     parts as in `Decoder.forward`, what follows from logits under "choice".
@@ -115,11 +119,16 @@ async def step(
     suite, vocabulary = decoder.suite, decoder.architecture.vocabulary
     shown = plan.decoding == "logits"
     with suite.ledger.timed(name):
-        if by_parties(cache.seen, plan.tokens) and not shown:
+        if by_parties(cache.seen, plan.tokens) and not shown and not plan.drafted:
             inputs = suite.input((plan.tokens, vocabulary), given, 0)
         else:
             inputs = suite.indices(plan.tokens, given, vocabulary)
-        logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
+        if plan.drafted:
+            logits = await decoder.verify(inputs, cache)
+        elif cache.seen:
+            logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
+        else:
+            logits = await prefill(decoder, cache, inputs, whole=shown)
         with suite.ledger.timed(CHOICE):
             _, share = await choice(suite, logits, plan.decoding, plan.temperature)
     return logits, share

@@ -11,8 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Stage
+from models.cache import KVCache, LayerCache, LayerState, Place, Stage
+from models.policies.eviction import EvictingPolicy, Seen
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -26,7 +29,7 @@ class StreamingState(LayerState):
 
 
 @dataclass(frozen=True)
-class StreamingLLM(CachePolicy):
+class StreamingLLM(EvictingPolicy):
     """budget: share of the prompt's tokens that is kept, sinks included; 1 keeps everything. sinks: first tokens that always
     stay."""
 
@@ -45,19 +48,29 @@ class StreamingLLM(CachePolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold the sinks and one recent token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = budget_tokens(self.budget, prompt_tokens)
+        kept = self.stays(prompt_tokens)
         if kept <= self.sinks and kept < prompt_tokens:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
                 f"sinks = {self.sinks} and a recent one; raise budget or lower sinks"
             )
 
+    @property
+    def verifies(self) -> bool:
+        return True
+
     def new_state(self, place: Place) -> StreamingState:
         return StreamingState()
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.budget, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        return f"sinks = {self.sinks} and a recent token", self.sinks + 1
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
         entry = cache.layers[layer]
-        entry.state_of(StreamingState).kept = budget_tokens(self.budget, entry.length)
+        entry.state_of(StreamingState).kept = kept
 
         async def cut() -> None:
             self._cut(suite, entry)
@@ -66,6 +79,22 @@ class StreamingLLM(CachePolicy):
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """Drop the oldest token of the window."""
+        self._cut(suite, cache.layers[layer])
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Attend, with each token, to the sinks and to the window that ends with it."""
+        entry, rows = cache.layers[layer], cache.drafted
+        if self.budget == 1:
+            return await super().attend_drafted(suite, cache, layer, q)
+        k, v = entry.keys_and_values()
+        recent = entry.state_of(StreamingState).kept - self.sinks
+        query = torch.arange(entry.length - rows, entry.length, device=suite.public_device)[:, None]
+        key = torch.arange(entry.length, device=suite.public_device)[None, :]
+        mask = (key <= query) & ((key < self.sinks) | (query - key < recent))
+        return await suite.attention(q, k, v, mask.repeat(cache.group, 1))
+
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        """Drop what the window has left behind."""
         self._cut(suite, cache.layers[layer])
 
     def _cut(self, suite: Suite, entry: LayerCache) -> None:

@@ -46,22 +46,25 @@ def _points(bits: int, result: int) -> idpf.Points:
 # Seconds below: one core of an AMD EPYC with AES instructions, a call's own and an element's.
 def costs(elements: int, bits: int, result: int, parties: int) -> list[Form]:
     """Return what each form costs that can be taken for x modulo 2^bits and a result modulo 2^result."""
-    out = []
-    if parties == 2:
-        p = _points(bits, result)
-        work, dealing = 3e-4 + elements * (1e-7 + 2.7e-8 * p.depth), 6e-4 + elements * (1e-6 + 5e-8 * p.depth)
-        out.append(Form("points", 0, 0, 2 * p.key_bytes(elements), work, dealing))
+    out = [] if parties > 2 else [points_form(elements, bits, result)]
     if 1 << bits <= MOST_ENTRIES:
         entries = elements << bits
         out.append(Form("table", 0, 0, packed_size(entries, result), 5e-5 + 2.5e-9 * entries, 1e-4 + 1e-8 * entries))
     if bits <= MOST_COMPARED:
         form = zero_form(bits)
-        names, subsets = len(form.names), len(form.subsets)
-        table = packed_size(elements * names * form.words, form.word_bits)
+        names, subsets = len(form.names), form.products
+        table = packed_size(elements * form.table_bits, 1)
         sent = packed_size(elements * names, 1) * (parties - 1)
         dealt = table + packed_size(elements * subsets, result)
         out.append(Form("comparison", 1, sent, dealt, 3e-4 + 4e-8 * names * elements, 4e-4 + 6e-8 * names * elements))
     return out
+
+
+def points_form(elements: int, bits: int, result: int) -> Form:
+    """Return what point functions cost, two parties, for values masked by a sum or by XOR."""
+    p = _points(bits, result)
+    work, dealing = 3e-4 + elements * (1e-7 + 2.7e-8 * p.depth), 6e-4 + elements * (1e-6 + 5e-8 * p.depth)
+    return Form("points", 0, 0, 2 * p.key_bytes(elements), work, dealing)
 
 
 async def zero_test(c: Context, x: Masked, bits: int) -> Shared:
