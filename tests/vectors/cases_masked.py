@@ -235,27 +235,18 @@ def _lookup() -> dict[str, list[Case]]:
 
     many = Input(torch.arange(-8, 8) * 63, 10, 0)
     chosen = cases("one-hot, the cheaper way", cheaper, [many], {"width": 10, "bits": 64})
+    zeros = []
+    for name, way, n in (("table", zero_test.by_table, (2, 3)), ("points", zero_test.by_points, (2,))):
+        for width, bits in ((5, 9),) if name == "table" else ((5, 9), (24, 6), (40, 64)):
+            given = [real([0, 3, -1], width, 0)]
+            zeros += cases(
+                f"zero test by {name}", lambda s, x, bits, way=way: way(s.context, x, bits), given, {"bits": bits}, n
+            )
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
         "one_hot": table + keys + chosen,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
-        "zero_test": cases(
-            "zero test by table",
-            lambda s, x, bits: zero_test.by_table(s.context, x, bits),
-            [real([0, 3, -1], 5, 0)],
-            {"bits": 9},
-        )
-        + [
-            c
-            for width, bits in ((5, 9), (24, 6), (40, 64))
-            for c in cases(
-                "zero test by points",
-                lambda s, x, bits: zero_test.by_points(s.context, x, bits),
-                [real([0, 3, -1], width, 0)],
-                {"bits": bits},
-                parties=(2,),
-            )
-        ],
+        "zero_test": zeros,
         "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from launch.measure.gates.check import Gate
 from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
-from protocols.masked import activation, comparison, power, softmax, truncation
+from protocols.masked import activation, comparison, power, softmax, truncation, zero_test
 from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
@@ -89,7 +89,24 @@ def _comparison() -> list[Gate]:
     for bits in (12, 20):
         name = f"within 0 to 2^{LOW} - 1, {bits} bits"
         found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
-    return found
+    return [*found, *(_zero_test(bits) for bits in (7, 24, 40))]
+
+
+def _zero_test(bits: int) -> Gate:
+    """Return the gate on zero, small numbers, and what differs from zero in one bit."""
+
+    async def program(c: Context, x: Masked) -> Shared:
+        return zero_test.by_points(c, x, OUT)
+
+    def points(count: int) -> list[Tensor]:
+        single = -(2.0 ** torch.arange(bits, dtype=torch.float64))  # -2^(bits - 1) is the ring's smallest
+        near = torch.arange(-(count // 4), count // 4, dtype=torch.float64).clamp(
+            -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+        )
+        return [torch.cat([single, near, torch.zeros(max(count // 4, 1), dtype=torch.float64)])]
+
+    name, judge = f"zero test by point function, {bits} bits", absolute(lambda x: x == 0)
+    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, 2)
 
 
 def _piecewise() -> list[Gate]:
