@@ -340,8 +340,7 @@ def _orders() -> dict[str, list[Case]]:
     async def threshold(s: MaskedSuite, x: Masked, k: int, bits: int, digit_bits: int) -> Shared:
         return await top_k_by_threshold(s.context, x, k, bits, digit_bits)
 
-    async def first(s: MaskedSuite, x: Masked, reach: int, groups: list[int], bits: int) -> Shared:
-        return await first_largest(s.context, x, reach, groups, bits)
+    top, first = (lambda s, x, g=g, **how: g(s.context, x, *how.values()) for g in (maximum, first_largest))
 
     async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
         return (await s.argmax(s.convert.new(x, magnitude))).as_shared()
@@ -361,9 +360,7 @@ def _orders() -> dict[str, list[Case]]:
         "ranking": [
             c
             for groups in ([7], [3, 3], [2, 2, 2])
-            for c in cases(
-                "maximum", lambda s, *x, **g: maximum(s.context, *x, *g.values()), [seven], {"reach": 511, "groups": groups}
-            )
+            for c in cases("maximum", top, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
         ]
         + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,))
