@@ -331,18 +331,14 @@ def _orders() -> dict[str, list[Case]]:
     async def threshold(s: MaskedSuite, x: Masked, k: int, bits: int, digit_bits: int) -> Shared:
         return await top_k_by_threshold(s.context, x, k, bits, digit_bits)
 
-    async def largest(s: MaskedSuite, x: Masked, reach: int, groups: list[int]) -> Shared:
-        return await maximum(s.context, x, reach, groups)
-
-    async def first(s: MaskedSuite, x: Masked, reach: int, groups: list[int], bits: int) -> Shared:
-        return await first_largest(s.context, x, reach, groups, bits)
+    top, first = (lambda s, x, g=g, **how: g(s.context, x, *how.values()) for g in (maximum, first_largest))
 
     async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
         return (await s.argmax(s.convert.new(x, magnitude))).as_shared()
 
     few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
     many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)
-    more = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0)
+    more, twenty = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0), Input(torch.arange(20)[None] * 7 % 20, 7, 0)
     seven = Input(torch.tensor([[4, 77, -3, 8, 77, -511, 6]]), 12, 0)
     return {
         "top_k": cases("ranks", ranked, [few])
@@ -355,10 +351,11 @@ def _orders() -> dict[str, list[Case]]:
         "ranking": [
             c
             for groups in ([7], [3, 3], [2, 2, 2])
-            for c in cases("maximum", largest, [seven], {"reach": 511, "groups": groups})
+            for c in cases("maximum", top, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
         ]
-        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,)),
+        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,))
+        + cases("first largest", first, [twenty], {"reach": 20, "groups": [17, 2], "bits": 20}, parties=(2,)),
         "argmax": cases(
             "argmax", position, [real([[1.5, -3.0, 4.25, 4.0]], 64, 16)], {"bits": 32, "magnitude": 8}, opened=False
         ),

@@ -93,6 +93,7 @@ NO_PROTOCOL = {
         "elementwise.py": "rounds of the gates above",
         "linear.py": "products with fixed weights",
         "magnitudes.py": "public bounds",
+        "marking.py": "a choice of two of the gates above",
         "selected_attention.py": "attention of the gates above",
         "suite.py": "passes on to the modules beside it",
         "values.py": "values of the suite",
