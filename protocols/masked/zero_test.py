@@ -52,8 +52,8 @@ def costs(elements: int, bits: int, result: int, parties: int) -> list[Form]:
         out.append(Form("table", 0, 0, packed_size(entries, result), 5e-5 + 2.5e-9 * entries, 1e-4 + 1e-8 * entries))
     if bits <= MOST_COMPARED:
         form = zero_form(bits)
-        names, subsets = len(form.names), len(form.subsets)
-        table = packed_size(elements * names * form.words, form.word_bits)
+        names, subsets = len(form.names), form.products
+        table = packed_size(elements * form.table_bits, 1)
         sent = packed_size(elements * names, 1) * (parties - 1)
         dealt = table + packed_size(elements * subsets, result)
         out.append(Form("comparison", 1, sent, dealt, 3e-4 + 4e-8 * names * elements, 4e-4 + 6e-8 * names * elements))

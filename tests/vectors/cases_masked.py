@@ -304,8 +304,8 @@ def _rows() -> dict[str, list[Case]]:
         found = await s.softmax(MaskedTensor(s.context, score + 1, x))
         return [found.as_shared(), s.flags()]
 
-    async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, frac: int, **_: int) -> list[Any]:
-        found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.activation), Norm(kind, epsilon))
+    async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, **_: Any) -> list[Any]:
+        found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.residual + 2), Norm(kind, epsilon))
         return [found.as_shared(), s.flags()]
 
     def flags(s: MaskedSuite, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
@@ -315,9 +315,10 @@ def _rows() -> dict[str, list[Case]]:
     scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
     row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
     norms, within = [], {"limit": 16.0, "signed_value": True, "width": 5}
-    for kind in ("rms", "layer"):
-        given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, "residual": 5, "activation": 8}
-        norms += cases("norm", moment, [row], given, opened=False, options={"residual": 5, "activation": 8})
+    for kind, prefer in (("rms", "bytes"), ("layer", "auto")):
+        bounds: Kinds = {"residual": 5, "activation": 8, "prefer": prefer}
+        given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, **bounds}
+        norms += cases("norm", moment, [row], given, opened=False, options=bounds)
     return {
         "softmax": cases("softmax", probabilities, [scores], {"frac": 14, "score": 5}, opened=False, options={"score": 5}),
         "norm": norms,

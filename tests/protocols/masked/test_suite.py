@@ -116,19 +116,19 @@ def test_norm_with_outliers_and_with_a_tiny_deviation(kind: str, parties: int) -
     assert relative[2] < 2.0**-10  # the input itself is rounded: a deviation of 0.01 is 160 units
 
 
-@pytest.mark.parametrize("rows", [1, 9])
-def test_norm_linear_both_ways(rows: int) -> None:
-    x = torch.randn(rows, 200) * 3
+@pytest.mark.parametrize(("prefer", "rounds"), [("rounds", 3), ("bytes", 6)])
+def test_norm_linear_both_ways(prefer: str, rounds: int) -> None:
+    x = torch.randn(9, 200) * 3
     w, b = torch.randn(200, 50) * 0.1, torch.randn(50)
 
     async def program(s: Any, v: Any, weight: Any, bias: Any) -> Any:
         return await s.norm_linear(v, Norm("rms", 1e-5), [Linear(weight, bias), Linear(weight)])
 
-    (first, second), ledger = run_masked(program, [x], [w, b])
+    (first, second), ledger = run_masked(program, [x], [w, b], prefer=prefer)
     exact = (x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)).double() @ w.double()
     assert (first - exact - b).abs().max() < 2e-3
     assert (second - exact).abs().max() < 2e-3
-    assert ledger.total().rounds == 3
+    assert ledger.total().rounds == rounds
 
 
 @pytest.mark.parametrize("parties", PARTIES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries
+from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries, wide
 from tests.vectors.independent.crypten_gates import CRYPTEN
 from tests.vectors.independent.formats import U, reduce, signed, tensor
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
@@ -172,6 +172,16 @@ GATES: dict[str, Gate] = {
     "output": Gate(linear.output, lambda x: exact(x)),
     "multiply": _opened(linear.multiply, lambda x, y: exact(x * y)),
     "matmul": _opened(linear.matmul, lambda x, y: exact(x @ y)),
+    "lifted product": _opened(
+        lambda w, x, y, bits, count: wide.cut(w, wide.multiply(w, "product", x, y, bits), count), wide.judge_product
+    ),
+    "known factor": _opened(wide.known_factor, wide.judge_known),
+    "sums of squares": _opened(wide.square_sums, lambda x, bits: exact((x * x).sum(-1, keepdims=True))),
+    "lifted": _opened(
+        lambda w, x, bits, count: wide.cut(w, wide.lift(w, x, bits), count), lambda x, bits, count: close(x, 2.0**count)
+    ),
+    "wide deal": _opened(wide.square_of_mask, lambda x, bits, count: [None]),
+    "signed one-hot": Gate(lookup.signed_tables, lookup.judge_signed),
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),

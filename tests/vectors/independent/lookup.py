@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -153,6 +154,51 @@ def zero_by_points(w: World, x: Masked, bits: int) -> Shared:
     tree = Tree([x.bits - e], [0], 1 << e, bits)
     found = read(w, x, tree, hot(low(x.mask, e), 1 << e).reshape(1, -1, 1 << e))[:, 0, :, 0]
     return Shared(at(found, low(x.m, e).reshape(-1)).reshape(2, *x.shape), bits, 0)
+
+
+# ---- one-hot vectors dealt as bits -----------------------------------------------------------------------------------
+def signed_one_hot(w: World, x: Masked, start: int, width: int, bits: int) -> tuple[Words, Words]:
+    """Every party's vector [parties, ..., 2^width] of sign e(d), and the sign modulo 2^64, as the dealer knows it."""
+    size, m_digit, lam_digit = 1 << width, digit(x.m, start, width, x.bits), digit(x.mask, start, width, x.bits)
+    if w.parties > 2:
+        dealt = scaled(w, "one-hot", lam_digit, width, bits, [U(1)])[:, 0]
+        return turned(dealt, m_digit), np.ones(x.shape, U)
+    each = min(size, 64)
+    groups = hot(lam_digit, size).reshape(*x.shape, size // each, each)
+    value = (groups << np.arange(each, dtype=U)).sum(-1, dtype=U)
+    dealt = w.deal("one-hot bits", value.shape, each, value, "xor")
+    ones = ((dealt[..., None] >> np.arange(each, dtype=U)) & U(1)).reshape(2, *x.shape, size)
+    sign = U(2) * at(ones[0], lam_digit) - U(1)
+    vector = turned(ones, m_digit)
+    vector[1] = -vector[1]
+    return vector, sign
+
+
+def signed_tables(w: World, x: Shared, low: int, width: int, bits: int) -> Steps:
+    """What is read of the tables 5 j^2 - 100 and 7 - j^3, and the sign."""
+    m = yield from w.open(x)
+    vector, sign = signed_one_hot(w, m, low, width, bits)
+    found = np.stack([(vector * table).sum(-1, dtype=U) for table in _tables(width)], 1)
+    dealt = w.deal("sign", x.shape, bits, sign)
+    return [Shared(reduce(found, bits), bits, 0), Shared(dealt, bits, 0)]
+
+
+def _tables(width: int) -> tuple[Words, Words]:
+    j = np.arange(1 << width, dtype=U)
+    return U(5) * j * j - U(100), U(7) - j * j * j
+
+
+def judge_signed(x: np.ndarray, low: int, width: int, bits: int) -> Any:
+    """sign T[d] of both tables; no bit is below the digit, so nothing borrows."""
+
+    def check(found: Sequence[np.ndarray]) -> None:
+        values, sign = found
+        assert (np.abs(sign) == 1).all()
+        place = x.astype(np.int64) % (1 << width)
+        for value, table in zip(values, _tables(width), strict=True):
+            assert (value * sign == table.view(np.int64)[place]).all()
+
+    return check
 
 
 # ---- the selection matrix --------------------------------------------------------------------------------------------
