@@ -42,12 +42,14 @@ from protocols.masked.dpf import one_hot_below, reads_below
 from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.top_k import rank_bits, rank_shares, ranks
+from protocols.masked.zero_test import by_points
 from protocols.options import Prefer
 from protocols.schedule import together
 
 SIZES = (*range(2, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # of groups, but for the last
 PLACE_BITS = 8  # of a place, about
 KEY_BITS = 2000  # of a point function of the last ranks and places, about
+POINT_BITS = 6  # of ranks whose tables are longer than keys
 LEVEL_ROUNDS, LAST_ROUNDS = 3, 2
 ROUND_BYTES: dict[Prefer, float] = {"auto": 2.5e6, "rounds": 1e7, "bytes": 0.0}
 """What a round is worth: 20 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
@@ -119,6 +121,13 @@ def at_first(c: Context, rank: Masked, factor: Callable[[], Tensor], bits: int) 
     """Return shares of [rank = 0] times a factor that the dealer knows, modulo 2^bits; local."""
     dealt = deal_scaled(c, "rank one-hot", rank.lam, rank.bits, bits, [factor])[0]
     return look_up(dealt, rank.m) if c.evaluating else c.blank(rank.shape)
+
+
+def is_first(c: Context, rank: Masked, bits: int) -> Shared:
+    """Return [rank = 0] modulo 2^bits, by point functions where two parties' ranks have `POINT_BITS` bits or more; local."""
+    if c.parties == 2 and rank.bits >= POINT_BITS:
+        return by_points(c, rank, bits)
+    return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
 
 
 def _ones(rank: Masked) -> Callable[[], Tensor]:
@@ -206,7 +215,7 @@ async def first_largest(c: Context, x: Masked, reach: int, sizes: Sequence[int],
     assert places is not None
     if places.masked is None:
         rank = await ranks(c, x)
-        return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
+        return is_first(c, rank, bits)
     row = await _blocks(c, x, places, bits)
     return row.map(lambda t: t.flatten(-2)[..., :count])
 
@@ -218,7 +227,7 @@ async def _blocks(c: Context, x: Masked, places: _Places, bits: int) -> Shared:
     place = places.masked.to_ring(width)
     if c.parties == 2 and reads_below(rank.bits, width, bits):
         return one_hot_below(c, rank, place, bits).map(lambda t: t[..., : places.size])
-    first = await open_value(c, Shared(at_first(c, rank, _ones(rank), bits), bits, 0))
+    first = await open_value(c, is_first(c, rank, bits))
     dealt = deal_scaled(c, "place", place.lam, width, bits, [_ones(place), lambda: first.lam])
     if not c.evaluating:
         return Shared(c.blank((*x.shape, places.size)), bits, 0)

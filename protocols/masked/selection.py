@@ -1,6 +1,6 @@
 """What cache policies need of the suite `masked`: similarities, ranking, choosing and compaction, maximum and arg-max.
 
-Rounds and bytes are those of the gates: `top_k`, `threshold`, `compaction`, `ranking`, and those of making a value masked.
+Rounds and bytes are those of the gates: `top_k`, `marking`, `compaction`, `ranking`, and those of making a value masked.
 Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranking").
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import compaction, product, ranking, threshold, top_k
+from protocols.masked import compaction, marking, product, ranking, top_k
 from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import require
@@ -24,9 +24,7 @@ from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
 
-PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
 RANKED_BITS = 30  # ring of what is ranked
-DIGIT_BITS = 6
 
 
 # ---- similarities ------------------------------------------------------------------------------------------------------
@@ -69,21 +67,23 @@ async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
 
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
+    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; a single one
+    is found in groups where that is worth its rounds (`ranking`)."""
+    c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        return convert.new(await top_k.top_k(convert.context, m, k, RING_BITS), 1)
+        if k > 1:
+            return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.prefer)
+        row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)
+        return convert.new(row.map(lambda t: t[..., None, :]), 1)
 
 
 async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return 1 at the k largest, else 0: by ranks up to `PAIRS` values, by threshold beyond."""
+    """Return 1 at the k largest, else 0: by ranks or by threshold, see `marking`."""
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        if x.shape[-1] <= PAIRS:
-            found = await top_k.top_k_indicator(convert.context, m, k, RING_BITS)
-        else:
-            found = await threshold.top_k_by_threshold(convert.context, m.with_frac(0), k, RING_BITS, DIGIT_BITS)
-        return convert.new(found, 1)
+        return convert.new(await marking.mark_largest(convert.context, m, k, RING_BITS), 1)
 
 
 async def largest(convert: Conversion, x: Value, background: bool = False) -> MaskedTensor:
