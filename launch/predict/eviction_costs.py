@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from models.architecture import Architecture
-from models.cache import KVCache
+from models.cache import KVCache, causal_mask
 from models.costs.estimation import Tracer
 from models.costs.tracing import Setting
 from models.policies import parse
