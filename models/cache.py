@@ -1,11 +1,13 @@
 """The key/value cache of a session, and what decides which of it a new token attends to.
 
-A *policy* is written once against the suite interface and runs on every suite. The decoder calls it at three points; a
+A *policy* is written once against the suite interface and runs on every suite. The decoder calls it at four points; a
 policy overrides those that it needs:
 
-* `prompt_stages`: once a layer, after the prompt's attention; may shrink the layer's cache. It is given the attention mass
-  of every cached token: what the prompt's last queries gave it, as many as `observed_queries` asked for. `after_prefill`
-  runs these stages;
+* `after_batch`: once a layer and prompt batch, after its attention; a prompt comes in the batches of `prompt_batches`, all
+  of it in one by default. It is given the attention mass of every cached token: what the batch's last queries gave it, as
+  many as `observed_in` asked for. By default masses add up, and the last batch is followed by:
+* `prompt_stages`: once a layer, after the prompt; may shrink the layer's cache. It is given what the prompt's last queries
+  gave to every token, as many as `observed_queries` asked for. `after_prefill` runs these stages;
 * `after_append`: once a layer and token, when the token's key and value have joined the cache;
 * `attend`: once a layer and token, the attention of that token; by default to all that is cached.
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar, final
 
@@ -83,6 +85,28 @@ class Place:
     sharing: Sharing | None = None
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A batch of a prompt of `prompt` tokens: `tokens` of them, behind the first `before`. Public.
+
+    >>> Batch(prompt=9, before=2, tokens=5).observed(4), Batch(prompt=9, before=7, tokens=2).last
+    (2, True)
+    """
+
+    prompt: int
+    before: int
+    tokens: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the prompt ends with it."""
+        return self.before + self.tokens == self.prompt
+
+    def observed(self, queries: int) -> int:
+        """Return how many of the prompt's last `queries` queries are in this batch."""
+        return max(0, min(min(queries, self.prompt) - (self.prompt - self.before - self.tokens), self.tokens))
+
+
 @dataclass
 class LayerCache:
     """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt.
@@ -121,12 +145,18 @@ class KVCache:
     """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
     that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows; drafted: rows of a
     step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
-    step), 0 otherwise. All public."""
+    step), 0 otherwise. All public.
+
+    prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
+    them look at batches before their own; ahead: how many of them do so in the present batch, public.
+    """
 
     def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
         every = tuple(range(architecture.layers))
         self.group = architecture.group
         self.prompt_tokens = 0
+        self.prompt_end: Value | None = None
+        self.ahead = 0
         self.layers = [LayerCache(architecture.window(n), policy.new_state(Place(n, every))) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
@@ -134,10 +164,21 @@ class KVCache:
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
+    def prompt_length(self, layer: int) -> int:
+        """Return the tokens of the prompt, cached or not; public. Asked before the first decoded token."""
+        return max(self.prompt_tokens, self.layers[layer].length)
+
     async def append(self, suite: Suite, layer: int, k: Value, v: Value) -> None:
         """Append keys and values [G, T, C] to a layer."""
         entry = self.layers[layer]
         entry.k, entry.v = await suite.together(_appended(suite, entry.k, k), _appended(suite, entry.v, v, "value"))
+
+    def drop_last(self, suite: Suite, layer: int, tokens: int) -> None:
+        """Take back the last tokens that were appended to a layer; local."""
+        entry = self.layers[layer]
+        k, v = entry.keys_and_values()
+        count = entry.length - tokens
+        entry.k, entry.v = suite.keep_first(k, count, 1), suite.keep_first(v, count, 1)
 
     async def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Start work that nothing waits for before the token's end: its openings ride along in other rounds."""
@@ -196,12 +237,11 @@ class KVCache:
 
 
 class CachePolicy(ABC):
-    """What is kept after the prompt and what a new token attends to. prefill_chunk: tokens of a prompt batch, None for
-    all. presets: named settings, which stand for themselves in a policy's text (`models.policies.registry`)."""
+    """What is kept of a prompt and what a new token attends to. presets: named settings, which stand for themselves in a
+    policy's text (`models.policies.registry`)."""
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {}
-    prefill_chunk: int | None = None
 
     @property
     def plaintext_only(self) -> str:
@@ -250,6 +290,44 @@ class CachePolicy(ABC):
     def new_state(self, place: Place) -> LayerState:
         """Return what this policy keeps of a layer, as it is before the prompt."""
         return LayerState()
+
+    @property
+    def evicts_within_prompt(self) -> bool:
+        """Whether later tokens of a prompt do not see all earlier ones: the full cache's pass tells nothing of them then."""
+        return False
+
+    def prompt_batches(self, tokens: int) -> Sequence[int]:
+        """Return the sizes, in order, of the batches in which a prompt of `tokens` tokens is processed; public."""
+        return [tokens]
+
+    def looking_ahead(self, batch: Batch) -> int:
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, at their places in
+        the prompt, so that their queries say what of it matters; they are not cached. Public; 0 for the last batch."""
+        return 0
+
+    def observed_in(self, batch: Batch, layer: int) -> int:
+        """Return how many queries give the attention mass for `after_batch`: the last ones of a batch, those that look ahead
+        counted behind it; public."""
+        return batch.observed(self.observed_queries(batch.prompt, layer))
+
+    async def after_batch(
+        self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
+    ) -> None:
+        """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache.
+
+        attention_mass: attention that each cached token got from the last n queries, summed over them and the R heads,
+        secret [G, S]; n = observed_in(batch), None for n = 0. Masses of batches are added up; local.
+        """
+        entry = cache.layers[layer]
+        before, entry.attention_mass = entry.attention_mass, None
+        if before is not None and attention_mass is not None:
+            added = entry.length - before.shape[1]
+            zeros = suite.public(torch.zeros(1), (before.shape[0], added))
+            attention_mass = attention_mass + (suite.concat([before, zeros], 1) if added else before)
+        if batch.last:
+            await self.after_prefill(suite, cache, layer, attention_mass)
+        else:
+            entry.attention_mass = attention_mass
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         """Return how many of the last queries of a prompt of `tokens` tokens give the attention mass for `prompt_stages`."""

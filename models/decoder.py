@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, causal_mask
+from models.cache import Batch, CachePolicy, KVCache, causal_mask
 from models.policies.full import FullCache
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
@@ -124,10 +124,14 @@ class Decoder:
         """
         a, position = self.architecture, cache.seen
         tokens = self._checked(inputs, position)
+        batch = Batch(max(cache.prompt_tokens, position + tokens), position, tokens)
         angles = self._angles_of(cache, tokens)
         h = await self.embedded(inputs, position)
+        cache.ahead = 0 if cache.prompt_end is None else self.policy.looking_ahead(batch)
+        if cache.ahead:
+            h, angles = self._with_ahead(h, angles, cache, batch)
         for layer in range(a.layers):
-            h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else tokens)
+            h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else h.shape[0])
             if progress is not None:
                 progress(layer + 1, a.layers)
         if not cache.drafted:
@@ -187,6 +191,15 @@ class Decoder:
         self._probe("logits", logits)
         return logits
 
+    def _with_ahead(self, h: Value, angles: Angles | None, cache: KVCache, batch: Batch) -> tuple[Value, Angles | None]:
+        """Return rows and angles of a batch, with those of the `cache.ahead` last tokens of the prompt behind them."""
+        count, end = cache.ahead, cache.prompt_end
+        assert end is not None
+        theirs = self.angles(batch.prompt - count, count, batch.prompt)
+        if angles is not None and theirs is not None:
+            angles = torch.cat([angles[0], theirs[0]]), torch.cat([angles[1], theirs[1]])
+        return self.suite.concat([h, end[end.shape[0] - count :]], 0), angles
+
     def _checked(self, inputs: Value, position: int) -> int:
         """Return T, after checking public shapes and positions."""
         a = self.architecture
@@ -221,26 +234,27 @@ class Decoder:
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
         """Run the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, a, weights, policy = self.suite, self.architecture, self._weights_of(layer), self.policy
-        tokens = h.shape[0]
+        tokens = h.shape[0] - cache.ahead
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
-        whole = max(cache.prompt_tokens, cache.seen + tokens)  # of the prompt, which may come in several batches
-        observed = min(policy.observed_queries(whole, layer), whole) if prompt else 0
-        observed = max(0, observed - (whole - cache.seen - tokens))  # queries that are in this batch: the last ones
-        observed = min(observed, tokens)
+        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
+        observed = policy.observed_in(batch, layer) if prompt else 0
         wanted = max(rows, observed)
         (fused,) = await suite.norm_linear(h, a.norm, [weights.qkv])
         q, k, v = await self._heads(fused, angles, wanted)
         q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
-        residual = h[tokens - rows :]
+        residual = h[h.shape[0] - rows :]
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await suite.linear(self._merged(attended, rows), weights.out, residual)
         keys, values = cache.layers[layer].keys_and_values()
         attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
+        if cache.ahead:
+            cache.drop_last(suite, layer, cache.ahead)
+            mass = None if mass is None else mass[:, : cache.layers[layer].length]
         merged = self._merged(attended, wanted)[wanted - rows :]
         out, _ = await suite.together(
             suite.linear(merged, weights.out, residual),
-            self._after_batch(cache, layer, mass, whole == cache.seen + tokens),
+            policy.after_batch(suite, cache, layer, batch, mass),
         )
         cache.trim(layer)
         h_out: Value = out
@@ -267,19 +281,6 @@ class Decoder:
             return await self.suite.attention(self._stacked(q), k, v, mask), None
         last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
         return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
-
-    async def _after_batch(self, cache: KVCache, layer: int, mass: Value | None, last: bool) -> None:
-        """Add up attention masses [G, S] over a prompt's batches; the policy is told after the last one."""
-        entry = cache.layers[layer]
-        before, entry.attention_mass = entry.attention_mass, None
-        if before is not None and mass is not None:
-            added = entry.length - before.shape[1]
-            zeros = self.suite.public(torch.zeros(1), (before.shape[0], added))
-            mass = mass + (self.suite.concat([before, zeros], 1) if added else before)
-        if last:
-            await self.policy.after_prefill(self.suite, cache, layer, mass)
-        else:
-            entry.attention_mass = mass
 
     async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
         """Return the queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H

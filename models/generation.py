@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache
+from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe, load_weights
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
@@ -157,9 +158,12 @@ async def generate(
     prompt = suite.indices(plan.prompt_tokens, prompt_share, vocabulary)
     released = plan.decoding == "logits"
     cache = decoder.new_cache()
-    cache.prompt_tokens = plan.prompt_tokens
+
+    def progress(done: int, total: int) -> None:
+        endpoint.progress("prefill", done, total)
+
     with suite.ledger.timed("prefill"):
-        logits = await _prefill(decoder, cache, prompt, endpoint, released)
+        logits = await prefill(decoder, cache, prompt, progress, released)
     chosen: Value | None = None
     for step in range(plan.new_tokens):
         with suite.ledger.timed(f"token {step}"):
@@ -212,19 +216,32 @@ async def choice(
     return chosen, replace(share, flags=suite.flags())
 
 
-async def _prefill(decoder: Decoder, cache: KVCache, prompt: Value, endpoint: Endpoint, whole: bool) -> Value:
-    """Return the logits [1, V] after a prompt's indices [T], in batches of the policy's `prefill_chunk`. whole: as in
-    `forward`."""
-    tokens = prompt.shape[0]
-    chunk = decoder.policy.prefill_chunk or tokens
-    starts = range(0, tokens, chunk)
-    logits: Value | None = None
-    for n, start in enumerate(starts):
+async def prefill(
+    decoder: Decoder,
+    cache: KVCache,
+    prompt: Value,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    whole: bool = False,
+) -> Value:
+    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache.
 
-        def progress(done: int, total: int, n: int = n) -> None:
-            endpoint.progress("prefill", n * total + done, len(starts) * total)
+    progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
+    """
+    length = cache.prompt_tokens = prompt.shape[0]
+    ends = list(accumulate(decoder.policy.prompt_batches(length), initial=0))
+    batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
+    ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
+    if ahead:
+        cache.prompt_end = await decoder.embedded(prompt[length - ahead :], length - ahead)
+    logits = None
+    for n, batch in enumerate(batches):
 
-        logits = await decoder.forward(prompt[start : start + chunk], cache, True, progress, whole)
+        def after_layer(done: int, total: int, n: int = n) -> None:
+            progress(n * total + done, len(batches) * total)
+
+        inputs = prompt[batch.before : batch.before + batch.tokens]
+        logits = await decoder.forward(inputs, cache, True, after_layer, whole)
+    cache.prompt_end = None
     assert logits is not None
     return logits
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.cache import KVCache
 from models.decoder import Decoder, load_weights
-from models.generation import Decoding, choice
+from models.generation import Decoding, choice, prefill
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -111,6 +111,7 @@ async def step(
 ) -> tuple[Value, OutputShare]:
     """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index; of
     a drafted step those after each token, [n, V]. How many of its rows stay is for the caller to say (`Decoder.keep`).
+    With an empty cache they are a prompt, which comes in the policy's batches.
 
     given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
     parts as in `Decoder.forward`, what follows from logits under "choice".
@@ -124,8 +125,10 @@ async def step(
             inputs = suite.indices(plan.tokens, given, vocabulary)
         if plan.drafted:
             logits = await decoder.verify(inputs, cache)
-        else:
+        elif cache.seen:
             logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
+        else:
+            logits = await prefill(decoder, cache, inputs, whole=shown)
         with suite.ledger.timed(CHOICE):
             _, share = await choice(suite, logits, plan.decoding, plan.temperature)
     return logits, share

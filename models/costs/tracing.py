@@ -284,7 +284,6 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     products = _Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
-    cache.prompt_tokens = prompt
     drafted = setting.draft is not None
     for cached, tokens in ((0, prompt), *setting.steps(prompt, new, kept)):
         suite.ledger.costs.clear()

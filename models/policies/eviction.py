@@ -1,17 +1,61 @@
 """What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order.
 
+`EvictingPolicy` is one that drops tokens when its layer's cache has come to hold more than a public number: after the prompt
+or, within `models.policies.batches.Batches`, after each batch of it.
+
 Leaks: to parties and dealer how many rows stay, not which (docs/security.md, "Policies").
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
-from models.cache import LayerCache, Stage
+from models.cache import CachePolicy, KVCache, LayerCache, Stage
 from protocols.suite import Suite, Value
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a policy is told of a batch of the prompt. mass: secret [G, S], attention that each cached token got from the
+    batch's last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the R heads."""
+
+    mass: Value | None
+    queries: int
+
+
+class EvictingPolicy(CachePolicy):
+    """A policy that drops tokens, in secret, down to a public number. sees_all: whether every query counts, those of batches
+    after which nothing is dropped too."""
+
+    sees_all: ClassVar[bool] = False
+
+    @abstractmethod
+    def stays(self, tokens: int) -> int:
+        """Return how many tokens of a prompt of `tokens` tokens are cached after it; public."""
+
+    @abstractmethod
+    def least_batch(self) -> tuple[str, int]:
+        """Return the setting, as text, that needs a batch of the prompt to have at least so many tokens, and that number."""
+
+    @abstractmethod
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
+        """Return the steps of dropping tokens until `kept` are cached, where there are more, after any prompt batch."""
+
+    def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
+        """Return the steps that follow once, when only those tokens of the prompt are cached that stay."""
+        return []
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+        """Return the steps of dropping all but `stays` tokens, and what follows."""
+        tokens = cache.prompt_length(layer)
+        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)))
+        dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens))
+        return [*dropping, *self.final_stages(suite, cache, layer)]
 
 
 @dataclass(frozen=True)

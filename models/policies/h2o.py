@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
-from models.policies.eviction import Eviction, Kept, Scores, drop_least, zeros
+from models.cache import KVCache, LayerState, Place, Stage
+from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen, drop_least, zeros
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -24,20 +24,23 @@ from protocols.suite import Suite, Value
 
 @dataclass
 class H2OState(LayerState):
-    """kept: public number of tokens that stay. scores [G, S], secret: attention that each cached token has got so far."""
+    """kept: public number of tokens that stay. queries: public, all that have given attention so far. scores [G, S], secret:
+    attention that each cached token has got from them."""
 
     kept: int = 0
+    queries: int = 0
     scores: Value | None = None
 
 
 @dataclass(frozen=True)
-class H2O(CachePolicy):
+class H2O(EvictingPolicy):
     """budget: share of the prompt's tokens that a head keeps; 1 keeps everything. recent: share of the budget for recent
     tokens."""
 
     budget: float = 0.1
     recent: float = 0.5
     name: ClassVar[str] = "h2o"
+    sees_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ratio(self.name, "budget", self.budget)
@@ -50,7 +53,7 @@ class H2O(CachePolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold a heavy hitter and a recent token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = budget_tokens(self.budget, prompt_tokens)
+        kept = self.stays(prompt_tokens)
         if kept < prompt_tokens and kept - budget_tokens(self.recent, kept) < 1:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, recent = {self.recent} "
@@ -67,16 +70,27 @@ class H2O(CachePolicy):
     def observed_queries(self, tokens: int, layer: int) -> int:
         return tokens if self.budget < 1 else 0
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        if attention_mass is None:
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.budget, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        return "a heavy hitter and a recent token", 2
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
+        if seen.mass is None:
             return []
         entry = cache.layers[layer]
         state, tokens = entry.state_of(H2OState), entry.length
-        state.kept = budget_tokens(self.budget, tokens)
-        recent = budget_tokens(self.recent, state.kept)
-        bound, older = tokens * cache.group + 1, tokens - recent
-        scores, kept = Scores(attention_mass[:, :older], bound), Kept(0, older, state.kept - recent)
-        eviction = Eviction(suite, [entry], scores, kept, extra=attention_mass)
+        state.kept = kept
+        recent = budget_tokens(self.recent, kept)
+        state.queries += seen.queries
+        bound, older = state.queries * cache.group + 1, tokens - recent
+        mass = seen.mass
+        if state.scores is not None:  # of the batches before
+            before = suite.concat([state.scores, zeros(suite, mass.shape[0], tokens - state.scores.shape[1])], -1)
+            mass = before + mass
+        scores = Scores(mass[:, :older], bound)
+        eviction = Eviction(suite, [entry], scores, Kept(0, older, kept - recent), extra=mass)
 
         async def remember() -> None:
             assert eviction.extra is not None
@@ -95,7 +109,8 @@ class H2O(CachePolicy):
         everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         mass = await suite.mask_for_cache(suite.with_bound(mass, cache.group + 1))
-        bound = (cache.seen + 1) * cache.group + 1
+        state.queries += 1
+        bound = state.queries * cache.group + 1
         before = suite.concat([state.scores, zeros(suite, state.scores.shape[0], 1)], -1)
         scores = suite.with_bound(before + mass, bound)
         if entry.length > state.kept:

@@ -34,7 +34,7 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Place, SettingValue, Sharing, Stage
-from models.policies.eviction import Eviction, Kept, Scores
+from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen
 from models.policies.levels import Choosing, Describing, Levels, Sizes
 from models.policies.selecting import (
     Choice,
@@ -74,7 +74,7 @@ class MPCacheState(ChoosingState):
 
 
 @dataclass(frozen=True)
-class MPCache(CachePolicy):
+class MPCache(EvictingPolicy):
     """static: share of the prompt's tokens that stays (1 switches eviction off). observed: the prompt's last queries
     that decide on it, averaged over all heads; below 1 a share of its queries. following: tokens that what the one before
     them receives counts for, too. dynamic: share of all tokens so far that a token attends to (1: all
@@ -217,7 +217,7 @@ class MPCache(CachePolicy):
                 f"{self.apart + self.sharing} layers, the model has {architecture.layers}; lower them, or set sharing=1"
             )
         always = self.sinks + self.window
-        stays = budget_tokens(self.static, prompt_tokens)
+        stays = self.stays(prompt_tokens)
         if stays <= always and stays < prompt_tokens and self.static < 1:
             raise ConfigurationError(
                 f"policy {self.name}: static = {self.static} keeps {stays} of {prompt_tokens} tokens, which does not hold "
@@ -245,7 +245,7 @@ class MPCache(CachePolicy):
     def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
         """As in `CachePolicy`: they differ in cluster sizes and gathering. Where a gathering is what "auto" means, "auto"
         stays."""
-        sizes = self.sizes(budget_tokens(self.static, prompt_tokens))
+        sizes = self.sizes(self.stays(prompt_tokens))
         fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
         one = replace(self, levels=0, coarse=0)
         shapes = [
@@ -274,38 +274,52 @@ class MPCache(CachePolicy):
             return 0
         return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        """Return the eviction's steps and the clusters' description; both wait for the last layer of a group that shares."""
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.static, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        always = self.sinks + self.window
+        if self.observed > always:
+            return f"observed = {int(self.observed)} queries", int(self.observed)
+        return f"sinks = {self.sinks}, window = {self.window} and one more token", always + 1
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
+        """Return the eviction's steps; they wait for the last layer of a group that shares."""
         members = cache.layers[layer].state_of(MPCacheState).members
         entries = [cache.layers[n] for n in members]
         tokens = entries[0].length
-        stays = budget_tokens(self.static, tokens)
-        stages: list[Stage] = []
         if self.scoring == "authors" and self.static < 1:
             keep_important(entries[0], self.observed_queries(tokens, layer), self.threshold)
-        elif attention_mass is not None and stays < tokens:
-            most = self.observed_queries(tokens, layer) * cache.group  # each of a layer's queries gives 1
-            total = self._votes(suite, entries[0], attention_mass, most * (members.index(layer) + 1))
-            if layer != members[-1]:
-                return []
-            start, stop = self.sinks, tokens - self.window
-            bound = most * len(members) * attention_mass.shape[0] + 1
-            scores = Scores(total.sum(0, keepdim=True)[:, start:stop], bound, self.following)
-            kept = Kept(start, stop, stays - self.sinks - self.window)
-            stages += Eviction(suite, entries, scores, kept).stages()
-        elif layer != members[-1]:
+            return []
+        if seen.mass is None or kept >= tokens:
+            return []
+        most = seen.queries * cache.group  # each of a layer's queries gives 1
+        total = self._votes(suite, entries[0], seen.mass, most * (members.index(layer) + 1))
+        if layer != members[-1]:
+            return []
+        entries[0].state_of(MPCacheState).votes = None
+        start, stop = self.sinks, tokens - self.window
+        bound = most * len(members) * seen.mass.shape[0] + 1
+        scores = Scores(total.sum(0, keepdim=True)[:, start:stop], bound, self.following)
+        return Eviction(suite, entries, scores, Kept(start, stop, kept - self.sinks - self.window)).stages()
+
+    def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
+        """Return the clusters' description, which waits for the last layer of a group that shares."""
+        members = cache.layers[layer].state_of(MPCacheState).members
+        entries = [cache.layers[n] for n in members]
+        if layer != members[-1]:
             return []
 
         async def clusters() -> None:
             states = [entry.state_of(MPCacheState) for entry in entries]
             sizes = self.sizes(entries[0].length)
             for state in states:
-                state.levels, state.votes = Levels(sizes), None
+                state.levels = Levels(sizes)
             choosing = [n for n, state in zip(members, states, strict=True) if state.chooser == n]
             chosen = [cache.layers[n] for n in choosing]
             await suite.together(*(self._describe(suite, one, one.keys_and_values()[0]) for one in chosen))
 
-        return [*stages, ("clusters", clusters)]
+        return [("clusters", clusters)]
 
     def _votes(self, suite: Suite, first: LayerCache, attention_mass: Value, most: int) -> Value:
         """Add a layer's attention mass to that of the layers before it in its group; at most `most` a token, of all."""

@@ -2,8 +2,8 @@
 
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
-policy `shared:layers=2|policy` and `chunked:tokens=256|policy`. A manifest carries this text; equal texts are equal
-policies.
+policy `shared:layers=2|policy`, `chunked:tokens=256|policy` and `batches:tokens=128|policy`. A manifest carries this
+text; equal texts are equal policies.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from models.cache import CachePolicy
+from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
@@ -21,13 +22,13 @@ from models.policies.settings import value_of
 from models.policies.snapkv import SnapKV
 from models.policies.streaming_llm import StreamingLLM
 from models.policies.tova import TOVA
-from models.policies.wrappers import ChunkedPrefill, PerLayer, SharedChoice
+from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
     kind.name: kind for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Quest, DynamicTopK)
 }
-WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill)}
+WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches)}
 MAX_LENGTH = 400
 
 

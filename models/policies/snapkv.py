@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, Stage
-from models.policies.eviction import Eviction, Kept, Scores, pooled
+from models.cache import KVCache, Stage
+from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen, pooled
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
-from protocols.suite import Suite, Value
+from protocols.suite import Suite
 
 
 @dataclass(frozen=True)
-class SnapKV(CachePolicy):
+class SnapKV(EvictingPolicy):
     """budget: share of the prompt's tokens that a head keeps, window included; 1 keeps everything. window: queries that
     vote, 32 in the paper. kernel: width of the pooling, odd."""
 
@@ -44,7 +44,7 @@ class SnapKV(CachePolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold the window and one voted token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = budget_tokens(self.budget, prompt_tokens)
+        kept = self.stays(prompt_tokens)
         if kept <= self.window and kept < prompt_tokens:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
@@ -61,12 +61,17 @@ class SnapKV(CachePolicy):
     def observed_queries(self, tokens: int, layer: int) -> int:
         return self.window if self.budget < 1 else 0
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.budget, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        return f"window = {self.window} and a voted token", self.window + 1
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
         entry = cache.layers[layer]
-        kept = budget_tokens(self.budget, entry.length)
-        if attention_mass is None or kept >= entry.length:
+        if seen.mass is None or kept >= entry.length:
             return []
         half, older = self.kernel // 2, entry.length - self.window
-        votes = pooled(suite, attention_mass[:, :older], half, half)
+        votes = pooled(suite, seen.mass[:, :older], half, half)
         scores = Scores(votes, self.window * cache.group + 1)
         return Eviction(suite, [entry], scores, Kept(0, older, kept - self.window)).stages()

@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Stage
+from models.cache import KVCache, LayerCache, LayerState, Place, Stage
+from models.policies.eviction import EvictingPolicy, Seen
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -28,7 +29,7 @@ class StreamingState(LayerState):
 
 
 @dataclass(frozen=True)
-class StreamingLLM(CachePolicy):
+class StreamingLLM(EvictingPolicy):
     """budget: share of the prompt's tokens that is kept, sinks included; 1 keeps everything. sinks: first tokens that always
     stay."""
 
@@ -47,7 +48,7 @@ class StreamingLLM(CachePolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold the sinks and one recent token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = budget_tokens(self.budget, prompt_tokens)
+        kept = self.stays(prompt_tokens)
         if kept <= self.sinks and kept < prompt_tokens:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
@@ -60,9 +61,15 @@ class StreamingLLM(CachePolicy):
     def new_state(self, place: Place) -> StreamingState:
         return StreamingState()
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.budget, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        return f"sinks = {self.sinks} and a recent token", self.sinks + 1
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
         entry = cache.layers[layer]
-        entry.state_of(StreamingState).kept = budget_tokens(self.budget, entry.length)
+        entry.state_of(StreamingState).kept = kept
 
         async def cut() -> None:
             self._cut(suite, entry)

@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
-from models.policies.eviction import Eviction, Kept, Scores, drop_least
+from models.cache import KVCache, LayerState, Place, Stage
+from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen, drop_least
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from protocols.suite import Suite, Value
 
@@ -29,7 +29,7 @@ class TOVAState(LayerState):
 
 
 @dataclass(frozen=True)
-class TOVA(CachePolicy):
+class TOVA(EvictingPolicy):
     """budget: share of the prompt's tokens that a layer keeps; 1 keeps everything."""
 
     budget: float = 0.1
@@ -59,15 +59,19 @@ class TOVA(CachePolicy):
     def observed_queries(self, tokens: int, layer: int) -> int:
         return 1 if self.budget < 1 else 0
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        if attention_mass is None:
+    def stays(self, tokens: int) -> int:
+        return budget_tokens(self.budget, tokens)
+
+    def least_batch(self) -> tuple[str, int]:
+        return "its one query", 1
+
+    def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
+        if seen.mass is None:
             return []
         entry = cache.layers[layer]
-        state, tokens = entry.state_of(TOVAState), entry.length
-        state.kept = budget_tokens(self.budget, tokens)
-        bound = attention_mass.shape[0] * cache.group + 1
-        scores = Scores(attention_mass.sum(0, keepdim=True), bound)
-        return Eviction(suite, [entry], scores, Kept(0, tokens, state.kept)).stages()
+        entry.state_of(TOVAState).kept = kept
+        scores = Scores(seen.mass.sum(0, keepdim=True), seen.mass.shape[0] * cache.group + 1)
+        return Eviction(suite, [entry], scores, Kept(0, entry.length, kept)).stages()
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to everything; then the least attended goes."""

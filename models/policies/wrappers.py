@@ -1,4 +1,4 @@
-"""Policies around policies: other settings per layer, one choice for several layers, a prompt in several batches.
+"""Policies around policies: other settings per layer, one choice for several layers.
 
 Leaks: to parties and dealer their text and what the policies inside leak (docs/security.md, "Policies").
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import CachePolicy, KVCache, LayerState, Place, Sharing, Stage
+from models.cache import Batch, CachePolicy, KVCache, LayerState, Place, Sharing, Stage
 from models.policies.settings import whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 
-class _Around(CachePolicy):
+class Around(CachePolicy):
     """A policy that asks the policy of a layer for everything."""
 
     def of(self, layer: int) -> CachePolicy:
@@ -48,8 +48,26 @@ class _Around(CachePolicy):
     def equal_layers(self) -> bool:
         return all(policy.equal_layers for policy in self.inside())
 
+    @property
+    def evicts_within_prompt(self) -> bool:
+        return any(policy.evicts_within_prompt for policy in self.inside())
+
     def new_state(self, place: Place) -> LayerState:
         return self.of(place.layer).new_state(place)
+
+    def prompt_batches(self, tokens: int) -> Sequence[int]:
+        return self.of(0).prompt_batches(tokens)
+
+    def looking_ahead(self, batch: Batch) -> int:
+        return self.of(0).looking_ahead(batch)
+
+    def observed_in(self, batch: Batch, layer: int) -> int:
+        return self.of(layer).observed_in(batch, layer)
+
+    async def after_batch(
+        self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
+    ) -> None:
+        await self.of(layer).after_batch(suite, cache, layer, batch, attention_mass)
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         return self.of(layer).observed_queries(tokens, layer)
@@ -71,7 +89,7 @@ class _Around(CachePolicy):
 
 
 @dataclass(frozen=True)
-class PerLayer(_Around):
+class PerLayer(Around):
     """rules: (first layer, last layer, policy), the first that fits counts; rest: for all other layers.
 
     Text form: `full@0-1;mpcache:dynamic=0.1`.
@@ -114,7 +132,7 @@ class PerLayer(_Around):
 
 
 @dataclass(frozen=True)
-class SharedChoice(_Around):
+class SharedChoice(Around):
     """Adjacent layers, `layers` each, use one choice of clusters; the first `apart` choose alone. For policies that choose.
 
     Source: Zeng et al., "MPCache", NeurIPS 2025, section 4.4. Text form: `shared:layers=2,apart=2|quest:budget=0.1`.
@@ -158,33 +176,3 @@ class SharedChoice(_Around):
 
     def new_state(self, place: Place) -> LayerState:
         return self.inner.new_state(replace(place, sharing=Sharing(self.layers, self.apart)))
-
-
-@dataclass(frozen=True)
-class ChunkedPrefill(_Around):
-    """The prompt is processed in batches of `tokens` tokens: less memory at a time, the same result, more rounds.
-
-    Text form: `chunked:tokens=256|mpcache`.
-    """
-
-    inner: CachePolicy
-    tokens: int = 256
-    name: ClassVar[str] = "chunked"
-
-    def __post_init__(self) -> None:
-        whole(self.name, "tokens", self.tokens, 2)
-
-    @property
-    def prefill_chunk(self) -> int:  # type: ignore[override]
-        """Return the number of tokens of a batch."""
-        return self.tokens
-
-    @property
-    def spec(self) -> str:
-        return f"chunked:tokens={self.tokens}|{self.inner.spec}"
-
-    def of(self, layer: int) -> CachePolicy:
-        return self.inner
-
-    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        self.inner.check(architecture, prompt_tokens)

@@ -70,7 +70,7 @@ class AppendBuffer:
         """Return these rows and, behind them, `new` (same ring and fraction bits)."""
         buffer, rows = self._buffer, new.shape[self.dim]
         if self._stop != buffer.filled or self._stop + rows > buffer.capacity:
-            return append_buffer(self.value, self.dim).append_in_place(new)
+            return append_buffer(self.value, self.dim, rows).append_in_place(new)
         return self.append_in_place(new)
 
     def append_in_place(self, new: Masked) -> AppendBuffer:

@@ -11,6 +11,7 @@ numbers off the keys that reach them. Plaintext only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -101,11 +102,11 @@ class AttentionProbe(CachePolicy):
     kept: list[int] = field(default_factory=list)
     name: ClassVar[str] = "probe"
 
-    def __post_init__(self) -> None:
-        self.prefill_chunk = self.inner.prefill_chunk
-
     def new_state(self, place: Place) -> LayerState:
         return self.inner.new_state(place)
+
+    def prompt_batches(self, tokens: int) -> Sequence[int]:
+        return self.inner.prompt_batches(tokens)
 
     def observed_queries(self, tokens: int, layer: int) -> int:
         return self.inner.observed_queries(tokens, layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -69,8 +69,8 @@ class Runner:
         suite, vocabulary = decoder.suite, self.architecture.vocabulary
         indices = suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         cache.prompt_tokens = prompt_tokens
-        chunk = decoder.policy.prefill_chunk or prompt_tokens
-        bounds = [*range(0, prompt_tokens, chunk), *range(prompt_tokens, len(ids) + 1)]
+        ends = accumulate(decoder.policy.prompt_batches(prompt_tokens))
+        bounds = [0, *ends, *range(prompt_tokens + 1, len(ids) + 1)]
         found: list[Tensor] = []
         for start, stop in pairwise(bounds):
             logits: Value = suite.run(decoder.forward(indices[start:stop], cache, True))
