@@ -252,7 +252,7 @@ def test_what_no_prompt_can_exceed_is_flagged_for_certain_before_a_norm_divides_
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_outputs_of_a_row_at_its_bound_are_flagged_up_to_their_certain_size(prefer: str) -> None:
-    """Of 1 824 channels, where the product's ring goes around soonest: divided by the deviation it would look small again."""
+    """Of 1 824 channels, where the ring of products goes around soonest: divided they would look small again."""
 
     async def program(s: Any, h: Any, w: Any) -> Any:
         return await s.activation(await normed_plain(s, h, w), "gelu")
