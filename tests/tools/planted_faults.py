@@ -343,8 +343,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "flags of equal words for all values",
         "protocols/masked/ranges.py",
-        "weights & -((word >> (digit & 63)) & 1)",
-        "-((word >> (digit & 63)) & 1)",
+        "self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits",
+        "-bits",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
     ),
     Fault(
@@ -660,8 +660,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "votes = pooled(suite, attention_mass[:, :older], half, half)",
-        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
+        "votes = pooled(suite, seen.mass[:, :older], half, half)",
+        "votes = pooled(suite, seen.mass[:, :older], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored
