@@ -9,7 +9,7 @@ from mpc import ring
 from mpc.errors import RangeError
 from mpc.tape import HEADER_BYTES
 from protocols.masked import forms, zero_test
-from protocols.masked.comparison import is_zero
+from protocols.masked.comparison import is_zero, zero_form
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Shared
 from tests.protocols.gate_harness import Gate, predict, run
@@ -63,7 +63,12 @@ def test_the_choice_goes_by_what_is_counted(elements: int, bits: int, parties: i
     assert {f.name for f in listed} == {name for n, name in FORMS if n == parties and (name != "table" or bits <= 16)}
     for form in listed:
         cost = predict(gate(form.name, 6), shapes, parties)
-        headers = HEADER_BYTES * {"points": 3, "table": 1, "comparison": 3}[form.name]
+        entries = {
+            "points": 3,
+            "table": 1,
+            "comparison": 2 + len(zero_form(bits).groups),
+        }  # tables by width, mask bits, bits
+        headers = HEADER_BYTES * entries[form.name]
         dealt = (cost.offline_bytes - opened.offline_bytes - headers) * (2 if form.name == "points" else 1)
         assert (cost.rounds - opened.rounds, cost.bytes_sent - opened.bytes_sent) == (form.rounds, form.sent)
         assert dealt == form.dealt, form.name
