@@ -317,10 +317,10 @@ def _walk(party: int, root: Blocks, words: Blocks, m: Blocks, p: Points) -> Bloc
 def evaluate(
     party: int, root: Tensor, key: tuple[Tensor, Words], m: Tensor, p: Points, combine: Callable[[Words, slice], Words]
 ) -> Words:
-    """Return what `combine` makes of party 0's or 1's shares of the payloads at m - y, [elements], modulo 2^bits.
+    """Return what `combine` makes of party 0's or 1's shares of the payloads at m - y, [elements, ...], modulo 2^bits.
 
     root: [elements, 2]; key: the corrections of `generate`; m: public points [elements] of p.depth bits. combine: a linear
-    map with public coefficients, shares [levels, points, elements, values] of the elements in a slice -> [elements]."""
+    map with public coefficients, shares [levels, points, elements, values] of the elements in a slice -> [elements, ...]."""
     roots, words, public = _words(root), _words(key[0]), _words(m)
     step = max(1, CHUNK_NODES // max(last - first + 1 for first, last in _windows(p)))
     out = []
@@ -342,8 +342,8 @@ def _joined(parts: list[Words]) -> Words:
 
 
 def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Callable[[Words, slice], Words]) -> Words:
-    """Return what `combine` makes of shares of payloads at the prefixes of lam, read at those of m less y: [*x.shape] modulo
-    2^bits (not reduced); local, two parties.
+    """Return what `combine` makes of shares of payloads at the prefixes of lam, read at those of m less y: [*x.shape, ...]
+    modulo 2^bits (not reduced); local, two parties.
 
     p: read in the p.depth leading bits of x. payloads: what the dealer computes of lam, [levels, elements, values], as wide
     as the ring. combine: see `evaluate`. Roles without values get a shape tensor."""
@@ -369,7 +369,7 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
         return c.blank(x.shape)
     m = ring.shift_right(x.m, low, x.bits).reshape(-1)
     share = evaluate(0 if c.first else 1, roots[0], (words, output), m, p, combine)
-    whole: Words = moved(share, lambda t: t.reshape(x.shape).to(c.device))
+    whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
     return whole
 
 
