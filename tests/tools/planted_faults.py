@@ -341,8 +341,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "flags of equal words for all values",
         "protocols/masked/ranges.py",
-        "weights & -((word >> (digit & 63)) & 1)",
-        "-((word >> (digit & 63)) & 1)",
+        "self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits",
+        "-bits",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
     ),
     Fault(
@@ -411,8 +411,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lambda t: -t.sum(-1)), bins // 2)",
-        "lambda t: -t.sum(-1)), bins // 4)",
+        "map(lambda t: -t.sum(-1)), bins // 2",
+        "map(lambda t: -t.sum(-1)), bins // 4",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
@@ -432,8 +432,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
-        "return -(-self.bits // DIGIT[self.way])",
-        "return max(1, self.bits // DIGIT[self.way])",
+        "first = -(-self.bits // (DIGIT[self.way] * self.each))",
+        "first = max(1, self.bits // (DIGIT[self.way] * self.each))",
         (f"{EXPONENTIAL}::test_zero_words",),
     ),
     Fault(
