@@ -7,6 +7,7 @@ range, and what the gate gives then is some number of the ring.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import shuffle
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import top_k
+from protocols.masked.wide import open_any
 
 FRAC = 14  # the suite's default
 UNIT = 2.0**-FRAC
@@ -109,36 +111,39 @@ def _zero_test(bits: int) -> Gate:
     return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, 2)
 
 
-def _piecewise() -> list[Gate]:
-    exact: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-        "gelu": (torch.nn.functional.gelu, 2.0**-12),
-        "gelu_tanh": (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), 2.0**-12),
-        "silu": (torch.nn.functional.silu, 2.0**-12),
-    }
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+}
+
+
+def _activations() -> list[Gate]:
+    """Every form: of the curve, and of a result that the next layer wants in 50 bits."""
     out = []
-    for kind, (oracle, bound) in exact.items():
-        half, _ = activation.SHAPES[kind]
+    for kind, oracle in CURVES.items():
+        edges = {"gelu": 8, "gelu_tanh": 8, "silu": 20, "relu": 1}[kind]  # what is curved, and a bracket's unit beside it
+        for least in (24, 21):
+            limit = 3 * 2.0 ** (least - FRAC - 3)
+            for plan in activation.plans(kind, activation.Rings(FRAC, least, 50)):
+                if (plan.curve == "waves") == (least == 24):
+                    continue
 
-        async def program(c: Context, x: Masked, kind: str = kind) -> Shared:
-            """Return P(x) + [x >= 0] x, the bracket with P's borrow."""
-            p = activation.evaluate_curve(c, x, kind, x.bits)
-            negative = await comparison.less_than_zero(c, truncation.truncate(c, x, x.frac))
-            return p.add(c.shared(x).add(negative.times(x).negate()).shift_left(p.frac - x.frac))
+                async def program(c: Context, x: Masked, kind: str = kind, plan: activation.Plan = plan) -> Shared:
+                    found = await activation.activation(c, x, kind, plan)
+                    excess = found.frac - FRAC
+                    opened = await open_any(c, found.to_ring(plan.left + excess), excess)
+                    return truncation.truncate_and_lift(c, opened, 0, OUT, 1 << FRAC)
 
-        out.append(
-            Gate(
-                f"piecewise polynomial, {kind}",
-                "piecewise polynomial",
-                f"|x| < {half}: all segments",
-                "absolute",
-                span(-half, half - UNIT, UNIT, range(-half, half)),
-                absolute(oracle),
-                program,
-                bound,
-                WIDE,
-                FRAC,
-            )
-        )
+                name = f"{kind}, {plan.curve}, {plan.result}"
+                breaks = [e / 4 for e in range(-4 * edges, 4 * edges + 1)]
+                bound = 0.0 if kind == "relu" else 2.0**-12
+                points = span(-limit, limit, UNIT, breaks)
+                words = f"|x| <= {limit:g}"
+                rings = (plan.x_bits, FRAC)
+                gate = Gate(name, "activation", words, "absolute", points, absolute(oracle), program, bound, *rings)
+                out.append(replace(gate, meaning="exact") if kind == "relu" else gate)
     return out
 
 
@@ -344,5 +349,5 @@ def _rows() -> list[Gate]:
 
 def masked_gates() -> list[Gate]:
     """Return all gates, in the order of the table."""
-    parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _zero_words, _rows)
+    parts = (_truncation, _comparison, _activations, _lookup, _selection, _powers, _exponential, _zero_words, _rows)
     return [gate for part in parts for gate in part()]

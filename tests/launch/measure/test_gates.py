@@ -13,7 +13,7 @@ from launch.cli.main import app
 from launch.measure.gates import products, table
 from launch.measure.gates.check import Check, Gate, measure
 from mpc.errors import ConfigurationError
-from protocols.masked import activation
+from protocols.masked import curves
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "gates.md"
 POINTS = 300
@@ -60,16 +60,15 @@ def test_the_document_lists_every_gate_with_the_bound_of_the_code(suite: str) ->
     assert bounds == expected, "docs/gates.md is out of date; run `make gates`"
 
 
-@pytest.mark.parametrize("kind", sorted(activation.SHAPES))
+@pytest.mark.parametrize("kind", sorted(curves.HALF))
 def test_points_hold_both_ends_and_what_lies_beside_breakpoints(kind: str) -> None:
-    half, _ = activation.SHAPES[kind]
-    (check,) = [c for c in table.checks("masked") if c.name == f"piecewise polynomial, {kind}"]
+    (check,) = [c for c in table.checks("masked") if c.name == f"{kind}, segments, opened"]
     assert isinstance(check, Gate)
     (x,) = check.points(100)
     unit = 2.0**-check.frac
-    assert x.min() == -half
-    assert x.max() == half - unit
-    for edge in range(1 - half, half):
+    assert x.min() == -384
+    assert x.max() == 384
+    for edge in range(-curves.HALF[kind], curves.HALF[kind] + 1):
         for step in (-unit, 0.0, unit):
             assert int((x == edge + step).sum()) >= 8
 
