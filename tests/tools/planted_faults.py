@@ -227,8 +227,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "an incremental point function's control bit on the wrong side",
         "protocols/masked/idpf.py",
-        "        turn[0] ^= bit ^ _ONE\n        turn[1] ^= bit\n",
-        "        turn[0] ^= bit\n        turn[1] ^= bit ^ _ONE\n",
+        "np.stack([bits ^ _ONE, bits], 1)",
+        "np.stack([bits, bits ^ _ONE], 1)",
         (f"{IDPF}::test_every_point_of_a_small_domain",),
     ),
     Fault(
