@@ -6,7 +6,7 @@
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
 # make policies   regenerate the tables of docs/policies.md (minutes)
-# make bench   measure what the README's tables show (7 minutes on 2 cores, 12 GB), into $(RESULTS), and report on it
+# make bench   measure what the README's tables show (10 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash

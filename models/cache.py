@@ -11,6 +11,9 @@ policy overrides those that it needs:
 * `after_append`: once a layer and token, when the token's key and value have joined the cache;
 * `attend`: once a layer and token, the attention of that token; by default to all that is cached.
 
+Drafted tokens (`models.drafting`) come several in one step, and some of them are dropped again. A policy that `verifies`
+has, in place of the last two, `attend_drafted`, for all rows of the step, and `after_kept`, once it is known how many stay.
+
 What a policy keeps between calls is a `LayerState` of its own, made by `CachePolicy.new_state` for every layer of every
 session; a policy object itself is configuration and serves any number of sessions. What layers share lies in the state of
 one of them. Which tokens are kept or selected is secret; how many is public. `docs/policies.md` says how to add one.
@@ -140,7 +143,9 @@ class LayerCache:
 
 class KVCache:
     """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
-    that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows. All public.
+    that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows; drafted: rows of a
+    step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
+    step), 0 otherwise. All public.
 
     prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
     them look at batches before their own; ahead: how many of them do so in the present batch, public.
@@ -155,6 +160,7 @@ class KVCache:
         self.layers = [LayerCache(architecture.window(n), policy.new_state(Place(n, every))) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
+        self.drafted = 0
         self._started: list[Future[None]] = []
 
     def prompt_length(self, layer: int) -> int:
@@ -189,6 +195,15 @@ class KVCache:
             k, v = entry.keys_and_values()
             entry.k, entry.v = k[:, -entry.window :], v[:, -entry.window :]
 
+    def keep(self, suite: Suite, rows: int) -> None:
+        """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
+        for entry in self.layers:
+            k, v = entry.keys_and_values()
+            stay = entry.length - self.drafted + rows
+            entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
+        self.seen += rows
+        self.drafted = 0
+
     def copied(self) -> Self:
         """Return a cache that may grow without this one changing, between two tokens; values are shared."""
         out = copy.copy(self)
@@ -222,6 +237,12 @@ class CachePolicy(ABC):
     @property
     def append_only(self) -> bool:
         """Whether a decoded token changes a layer's keys and values by appending its own alone."""
+        return False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether drafted tokens can be verified: several rows in one step, each with its own attention, some of which are
+        dropped again."""
         return False
 
     @property
@@ -323,6 +344,34 @@ class CachePolicy(ABC):
         """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
         k, v = cache.layers[layer].keys_and_values()
         return await suite.attention(q, k, v, None)
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Return the attention of n = `cache.drafted` tokens, the last ones that are cached: q [G, R n, C] -> [G, R n, C],
+        each to what it would attend to as the only one; by default to all that is cached up to itself, in one batch. Only
+        where the policy `verifies`."""
+        entry = cache.layers[layer]
+        k, v = entry.keys_and_values()
+        mask = causal_mask(cache.drafted, entry.length, entry.window, suite.public_device)
+        return await suite.attention(q, k, v, None if mask is None else mask.repeat(cache.group, 1))
+
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        """Do the work after a step of drafted tokens: the first `rows` stay in the cache, the others are gone."""
+        return None
+
+
+def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
+
+    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
+    tensor([[0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    if rows == 1 and (window is None or cached <= window):
+        return None
+    query = torch.arange(cached - rows, cached, device=device)[:, None]
+    key = torch.arange(cached, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (query - key < window)
 
 
 async def _appended(suite: Suite, cache: Value | None, new: Value, kind: str | None = None) -> Value:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.cache import Batch, CachePolicy, KVCache
+from models.cache import Batch, CachePolicy, KVCache, causal_mask
 from models.policies.full import FullCache
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
@@ -117,15 +117,15 @@ class Decoder:
         inputs: secret tokens: `Suite.indices` [T], as a client shares them, or one-hot rows [T, V] with 0 fraction bits,
         as an arg-max leaves them. cache: holds what was processed before, grows by T tokens. A batch of several tokens
         (or the first token) is a prompt batch: public causal mask. A single later token attends to what the cache policy
-        selects. progress(done, total): called after each layer. whole: of the logits no fraction bit is cut, see
-        `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
+        selects; several of them go through `verify`. progress(done, total): called after each layer. whole: of the logits
+        no fraction bit is cut, see `Suite.released`. Returns [T, V], or [1, V] with `last_only`.
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
         a, position = self.architecture, cache.seen
         tokens = self._checked(inputs, position)
         batch = Batch(max(cache.prompt_tokens, position + tokens), position, tokens)
-        angles = self.angles(position, tokens, batch.prompt)
+        angles = self._angles_of(cache, tokens)
         h = await self.embedded(inputs, position)
         cache.ahead = 0 if cache.prompt_end is None else self.policy.looking_ahead(batch)
         if cache.ahead:
@@ -134,8 +134,27 @@ class Decoder:
             h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else h.shape[0])
             if progress is not None:
                 progress(layer + 1, a.layers)
-        cache.seen += tokens
+        if not cache.drafted:
+            cache.seen += tokens
         return await self.head(h, cache, whole)
+
+    async def verify(self, inputs: Value, cache: KVCache) -> Value:
+        """Return the logits [n, V] after each of n drafted tokens behind the cache, `Suite.indices` [n]: those that each of
+        them would get as the only one of its step, if the ones before it are right.
+
+        The cache then holds all n; `keep` says how many of them stay, before anything else is computed. For policies that
+        verify (`CachePolicy.verifies`). Raises `ConfigurationError` as `forward` does.
+        """
+        cache.drafted = self._checked(inputs, cache.seen)
+        return await self.forward(inputs, cache)
+
+    async def keep(self, cache: KVCache, rows: int) -> None:
+        """Let the first `rows` of the tokens that were verified last stay in the cache, public; the others are dropped."""
+        cache.keep(self.suite, rows)
+        for layer in range(self.architecture.layers):
+            cache.trim(layer)
+            self.suite.at(layer)
+            await self.policy.after_kept(self.suite, cache, layer, rows)
 
     async def embedded(self, inputs: Value, position: int) -> Value:
         """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""
@@ -202,11 +221,20 @@ class Decoder:
         device = self.suite.public_device
         return cos.to(device), sin.to(device)
 
+    def _angles_of(self, cache: KVCache, tokens: int) -> Angles | None:
+        """Return `angles` of the next batch. A drafted token's sequence ends with it, as if it came alone."""
+        position, prompt = cache.seen, cache.prompt_tokens
+        if not cache.drafted:
+            return self.angles(position, tokens, max(prompt, position + tokens))
+        found = [self.angles(position + n, 1, max(prompt, position + n + 1)) for n in range(tokens)]
+        each = [one for one in found if one is not None]
+        return (torch.cat([cos for cos, _ in each]), torch.cat([sin for _, sin in each])) if each else None
+
     async def _attention(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
         """Run the attention sub-layer: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, a, weights, policy = self.suite, self.architecture, self._weights_of(layer), self.policy
         tokens = h.shape[0] - cache.ahead
-        prompt = tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens
+        prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         observed = policy.observed_in(batch, layer) if prompt else 0
         wanted = max(rows, observed)
@@ -215,10 +243,8 @@ class Decoder:
         q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
         residual = h[h.shape[0] - rows :]
         if not prompt:
-            cache.trim(layer)
-            await policy.after_append(suite, cache, layer)
-            attended = await policy.attend(suite, cache, layer, self._stacked(q))
-            return await suite.linear(self._merged(attended, 1), weights.out, residual)
+            attended = await self._token_attention(cache, layer, self._stacked(q))
+            return await suite.linear(self._merged(attended, rows), weights.out, residual)
         keys, values = cache.layers[layer].keys_and_values()
         attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
         if cache.ahead:
@@ -232,6 +258,14 @@ class Decoder:
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    async def _token_attention(self, cache: KVCache, layer: int, q: Value) -> Value:
+        """Return the attention of an answer's token, q [G, R, C], or of drafted ones, [G, R n, C], as the policy says."""
+        if cache.drafted:
+            return await self.policy.attend_drafted(self.suite, cache, layer, q)
+        cache.trim(layer)
+        await self.policy.after_append(self.suite, cache, layer)
+        return await self.policy.attend(self.suite, cache, layer, q)
 
     async def _prompt_attention(
         self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
@@ -291,18 +325,3 @@ class StreamedDecoder(Decoder):
 
     def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
         pass
-
-
-def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
-
-    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
-    tensor([[0, 1, 1, 0],
-            [0, 0, 1, 1]], dtype=torch.int32)
-    """
-    if rows == 1 and (window is None or cached <= window):
-        return None
-    query = torch.arange(cached - rows, cached, device=device)[:, None]
-    key = torch.arange(cached, device=device)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (query - key < window)

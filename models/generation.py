@@ -3,6 +3,9 @@
 What leaves the program goes to the client alone, as output shares: each token's index ("greedy", "sample") or each
 step's logits ("logits"). Between steps the chosen token stays inside as a secret one-hot row, so in "greedy" and "sample"
 the client is not asked for anything after its prompt. The noise of a sample is dealt.
+
+With a draft ("greedy" only, see `models.drafting`) the client shares the indices of each step's rows, learns what is chosen
+after each of them, and says how many rows stay: that number is public.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe, load_weights
+from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
@@ -36,7 +40,7 @@ class GenerationPlan:
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
     "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
     of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
-    see `models.policies.registry`.
+    see `models.policies.registry`. draft: of the tokens that the client guesses, None without.
     """
 
     prompt_tokens: int
@@ -44,13 +48,16 @@ class GenerationPlan:
     decoding: Decoding = "greedy"
     policy: str = "full"
     temperature: float | None = None
+    draft: DraftPlan | None = None
 
     def __post_init__(self) -> None:
         check_positive("prompt_tokens", self.prompt_tokens)
         check_positive("new_tokens", self.new_tokens)
         check_decoding(self.decoding)
         check_agreed_temperature(self.decoding, self.temperature)
-        parse(self.policy)
+        policy = parse(self.policy)
+        if self.draft is not None:
+            check_verifiable(self.decoding, policy)
 
     def check(self, architecture: Architecture) -> None:
         """Raise `ConfigurationError` unless the model has the positions and suits the policy; the last token needs none."""
@@ -89,20 +96,40 @@ def check_agreed_temperature(decoding: str, temperature: float | None) -> None:
         raise ConfigurationError(f"temperature = {temperature:g} goes with decoding 'sample', not with '{decoding}'")
 
 
+def check_verifiable(decoding: str, policy: CachePolicy) -> None:
+    """Raise `ConfigurationError` unless drafted tokens can be verified with this decoding and this policy."""
+    if decoding != "greedy":
+        raise ConfigurationError(
+            f"decoding = '{decoding}' cannot verify drafted tokens, which are compared with the most likely ones; use "
+            "decoding 'greedy' without a temperature, or draft 'off'"
+        )
+    if not policy.verifies:
+        raise ConfigurationError(
+            f"policy {policy.spec} cannot verify drafted tokens: what it does after a token cannot be taken back, or is for "
+            "one token only; use draft 'off', or a policy such as full, snapkv, streaming-llm or mpcache:dynamic=1"
+        )
+
+
 class Endpoint(Protocol):
     """Where a party's program meets the client (and the person who watches)."""
 
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Hand out this party's share of token `step`'s index [1] ("greedy", "sample") or of its logits [1, V]
-        ("logits"), with the flags of what left its range on the way to it.
+        """Hand out this party's share of output `step`: a token's index [1] ("greedy", "sample"), its logits [1, V]
+        ("logits"), or the indices [n] chosen after each row of a drafted step, with the flags of what left its range on the
+        way to it.
 
         False ends the generation; all parties and the dealer must return the same.
         """
         ...
 
-    def next_token(self, step: int) -> Tensor | None:
-        """Return this party's int64 share [1] of the index that the client chose at `step` ("logits"); None at the
-        dealer."""
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
+        """Return this party's int64 share [count] of the indices that the client shares after output `step`: of the token
+        that it chose ("logits"), or of a drafted step's rows; None at the dealer."""
+        ...
+
+    def kept(self, step: int, rows: int) -> int:
+        """Return how many of the drafted rows of output `step` stay, 1 to `rows`. Public: the client says it, and all
+        parties and the dealer must return the same."""
         ...
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -121,7 +148,8 @@ async def generate(
 
     prompt_share: this party's int64 share of the prompt's token indices [T]; None at the dealer.
 
-    Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes.
+    Ledger stages: "prefill" (the prompt up to its logits), then "token N" for what each token takes, with a draft for what
+    the step takes that begins with token N.
     """
     architecture = decoder.architecture
     plan.check(architecture)
@@ -145,16 +173,39 @@ async def generate(
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
             return step + 1
+        if plan.draft is not None:
+            return await _drafted(decoder, cache, plan, plan.draft, endpoint)
         if plan.decoding == "logits":
-            chosen = suite.indices(1, endpoint.next_token(step), vocabulary)
+            chosen = suite.indices(1, endpoint.next_tokens(step, 1), vocabulary)
     raise AssertionError("unreachable: a plan has at least one token")
+
+
+async def _drafted(decoder: Decoder, cache: KVCache, plan: GenerationPlan, draft: DraftPlan, endpoint: Endpoint) -> int:
+    """Generate what follows the first token, in steps of several rows; returns the number of all tokens (public)."""
+    suite, vocabulary = decoder.suite, decoder.architecture.vocabulary
+    produced, step = 1, 0
+    while True:
+        rows = draft.rows(plan.new_tokens - produced)
+        inputs = suite.indices(rows, endpoint.next_tokens(step, rows), vocabulary)
+        step += 1
+        with suite.ledger.timed(f"token {produced}"):
+            logits = await decoder.verify(inputs, cache)
+            _, share = await choice(suite, logits, plan.decoding, plan.temperature)
+        more = endpoint.emit(step, share)
+        kept = endpoint.kept(step, rows) if more and rows > 1 else 1
+        produced += kept
+        endpoint.progress("tokens", produced, plan.new_tokens)
+        if not more or produced == plan.new_tokens:
+            return produced
+        with suite.ledger.timed(f"token {produced}"):
+            await decoder.keep(cache, kept)
 
 
 async def choice(
     suite: Suite, logits: Value, decoding: Decoding, temperature: float | None
 ) -> tuple[Value | None, OutputShare]:
-    """Return what follows from logits [1, V]: the next token as a secret one-hot row [1, V], None where the client
-    chooses, and what goes to the client, with its range flags: a share of its index [1], or of the logits."""
+    """Return what follows from logits [n, V]: the next token after each row as a secret one-hot row [n, V], None where the
+    client chooses, and what goes to the client, with its range flags: a share of their indices [n], or of the logits."""
     if decoding == "logits":
         chosen, share = None, suite.output(await suite.released(logits))
     else:
@@ -250,13 +301,14 @@ class PlainModel:
         plan: GenerationPlan,
         probe: Probe | None = None,
         suite: Suite | None = None,
+        guess: Guess = lambda text, count: (),
     ) -> list[int]:
         """Return generated token ids, up to and with the first end-of-text token. suite: one around the model's own,
-        which sees what is asked of it."""
+        which sees what is asked of it. guess: of the tokens that follow, where the plan has a draft."""
         if len(prompt_ids) != plan.prompt_tokens:
             raise ConfigurationError(f"prompt_tokens = {plan.prompt_tokens}, but the prompt has {len(prompt_ids)} tokens")
         indices = token_indices(prompt_ids, self.architecture.vocabulary)
-        endpoint = _Collector(self.architecture)
+        endpoint = _Collector(self.architecture, prompt_ids, guess)
         asked = self.suite if suite is None else suite
         decoder = Decoder(asked, self.architecture, self.weights, self.policy or parse(plan.policy), probe)
         self.suite.run(generate(asked, decoder, plan, indices, endpoint))
@@ -266,17 +318,30 @@ class PlainModel:
 class _Collector:
     """The client of the plain reference; in decoding "logits" it takes the most likely token."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, prompt_ids: Sequence[int], guess: Guess) -> None:
         self.ids: list[int] = []
         self._architecture = architecture
+        self._prompt = list(prompt_ids)
+        self._guess = guess
+        self._rows = [0]
+        self._kept = 1
 
     def emit(self, step: int, share: OutputShare) -> bool:
-        token = share.share.argmax(-1) if share.share.dim() == 2 else share.share.round()
-        self.ids.append(int(token.item()))
-        return self.ids[-1] not in self._architecture.eos
+        chosen = share.share.argmax(-1) if share.share.dim() == 2 else share.share.round()
+        choices = [int(token) for token in chosen.tolist()]
+        self._kept = rows_that_stay(self._rows, choices)
+        for token in choices[: self._kept]:
+            self.ids.append(token)
+            if token in self._architecture.eos:
+                return False
+        return True
 
-    def next_token(self, step: int) -> Tensor | None:
-        return token_indices(self.ids[-1:], self._architecture.vocabulary)
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
+        self._rows = drafted_rows([*self._prompt, *self.ids], self._guess, count)
+        return token_indices(self._rows, self._architecture.vocabulary)
+
+    def kept(self, step: int, rows: int) -> int:
+        return self._kept
 
     def progress(self, stage: str, done: int, total: int) -> None:
         pass

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mpc.errors import WireError
 from mpc.ring import check_bits
+from mpc.timeline import timed
 
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
 _GROUP = 8  # so many elements of any number of bits end on a byte
@@ -74,6 +75,7 @@ def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
     return out.reshape(-1)[:count]
 
 
+@timed("serialise")
 def pack(x: Tensor, bits: int) -> bytes:
     """Serialise int64 elements of Z_2^bits (any shape, row-major). Bits above `bits` are dropped.
 
@@ -109,6 +111,7 @@ def _column(octets: np.ndarray, at: int, size: int) -> np.ndarray:
     return octets.view(f"<u{size}")[:, at // size]
 
 
+@timed("serialise")
 def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     """Return the inverse of `pack`: int64 tensor of `shape`, canonical in Z_2^bits.
 
@@ -119,6 +122,7 @@ def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]
     return torch.from_numpy(words if owned else words.astype(np.int64)).reshape(tuple(shape))
 
 
+@timed("serialise")
 def unpack_words(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     """As `unpack`, in the narrowest signed integers that hold `bits`: congruent modulo 2^bits, not canonical."""
     width = word_bytes(bits)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mpc.packing import word_bytes
 from mpc.ring import check_bits, reduce
+from mpc.timeline import timed
 
 SEED_BYTES = 32
 _BLOCK = 16  # an AES block: what the cipher wants as spare room behind its output
@@ -60,6 +61,7 @@ class Prg:
         """Return the next `count` bytes of the stream."""
         return self._expand(count).tobytes()
 
+    @timed("expand")
     def _expand(self, count: int) -> np.ndarray:
         """Return the next `count` bytes as writable uint8 [count]: zeros, encrypted piece by piece while they are in the
         cache."""

@@ -1,22 +1,27 @@
-"""What a party does when: spans of computing, serialising, sending and waiting, while a recording is on.
+"""What a role does when: spans of computing, expanding, serialising, sending and waiting, while a recording is on.
 
 A span has a kind, the (stage, operation) that it belongs to, a start and a length; nothing else, so nothing secret. When no
 recording is on, a span costs one look at a global.
 
-Kinds: "compute" (a protocol's coroutine runs), "serialise" (messages packed and unpacked), "send" (handed to the transport),
-"wait" (for the peers' messages of a round).
+Kinds: "compute" (a protocol's coroutine runs), "expand" (a generator makes bytes from a seed), "serialise" (ring elements
+and messages packed and unpacked), "send" (handed to the transport), "wait" (for the peers' messages of a round). A span may
+lie within another one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
+from mpc.ledger import current
+
+P = ParamSpec("P")
 T = TypeVar("T")
-KINDS = ("compute", "serialise", "send", "wait")
+KINDS = ("compute", "expand", "serialise", "send", "wait")
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,22 @@ def recording() -> Iterator[Timeline]:
         yield active
     finally:
         active = before
+
+
+def timed(kind: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that each call adds a span of this kind, under the stage and operation it is called for."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            line = active
+            if line is None:
+                return function(*args, **kwargs)
+            start = time.perf_counter()
+            out = function(*args, **kwargs)
+            line.add(kind, current(), start)
+            return out
+
+        return call
+
+    return decorate

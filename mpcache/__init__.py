@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.costs.tracing import Setting, StageCosts
+    from models.drafting import DraftPlan
     from mpc.errors import (
         ConfigurationError,
         EnvironmentProblem,
@@ -48,6 +49,7 @@ _MODULES = {
         "TapeError",
     ),
     "models.costs.tracing": ("Setting", "StageCosts"),
+    "models.drafting": ("DraftPlan",),
     "mpcache.catalogue": ("Policy", "policies"),
     "mpcache.costs": ("GenerationCosts", "estimate"),
     "parties.client.cancellation": ("Cancellation",),
@@ -64,6 +66,7 @@ __all__ = [
     "Cancellation",
     "Cancelled",
     "ConfigurationError",
+    "DraftPlan",
     "EnvironmentProblem",
     "GenerationCosts",
     "MpcacheError",

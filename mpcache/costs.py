@@ -33,13 +33,14 @@ class GenerationCosts:
 
 
 def estimate(
-    model: str | PathLike[str], prompt_tokens: int, new_tokens: int = 1, setting: Setting = _DEFAULT
+    model: str | PathLike[str], prompt_tokens: int, new_tokens: int = 1, setting: Setting = _DEFAULT, kept: int = 1
 ) -> GenerationCosts:
     """Return what it costs to answer a prompt of `prompt_tokens` tokens with `new_tokens` tokens, without running it.
 
     model: a known shape ("gpt2", "llama-2-7b", ...; `models.shapes`), a checkpoint's folder, its config.json or a GGUF file;
-    no weights are read. setting: suite, number of parties, cache policy, suite options and decoding; suite `masked`, two
-    parties and the full cache by default. Lengths beyond the model's own positions are estimated as if it had them.
+    no weights are read. setting: suite, number of parties, cache policy, suite options, decoding and draft; suite `masked`,
+    two parties and the full cache by default. kept: rows of a drafted step that stay, 1 at worst. Lengths beyond the model's
+    own positions are estimated as if it had them.
 
     The session's own program runs on tensors without content, and what it counts is what parties count on the wire. Raises
     `ConfigurationError` for a length, suite, policy or option that cannot work, `CheckpointError` for an unsupported model.
@@ -51,11 +52,11 @@ def estimate(
     >>> three.session.online_bytes > costs.session.online_bytes
     True
     """
-    for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+    for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("kept", kept)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} = {value!r} must be a whole number, 1 or more")
     architecture = with_positions(find_shape(fspath(model)), prompt_tokens + new_tokens - 1)
-    found = trace(architecture, setting, prompt_tokens, new_tokens)
+    found = trace(architecture, setting, prompt_tokens, new_tokens, kept=kept)
     return GenerationCosts(
         model_load=StageCosts.of(found.load),
         first_token=StageCosts.of(found.first),

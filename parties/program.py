@@ -61,9 +61,7 @@ def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     Raises `ConfigurationError`, and `RangeError` for a bound that the suite does not have.
     """
     suite_class(manifest.spec.name)
-    plan = GenerationPlan(
-        manifest.prompt_tokens, manifest.new_tokens, manifest.decoding, manifest.policy, manifest.temperature
-    )
+    plan = manifest.plan
     plan.check(architecture)
     return plan
 

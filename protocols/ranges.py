@@ -16,8 +16,12 @@ from protocols.registry import SUITES
 MARGIN = 2.0
 """What calibration leaves between the largest value that it has seen and the bound, as a factor: one bit."""
 
-SURE = 14.0
-"""Up to how many bounds a value that a linear layer gives is flagged for certain, before its ring has gone around."""
+SURE = 3.4
+"""Up to how many bounds a value that a linear layer gives is flagged for certain, before a ring has gone around.
+
+The output itself is looked at in a ring that goes around after 14 bounds. Where the product with the weights comes before
+the division by a row's deviation, it is looked at first, and its ring goes around after 25 / 6 of what a row at the bound of
+`residual` makes of an output at its bound; a row that is flagged for nothing is below sqrt(1.5) bounds."""
 
 
 def least_bound(kind: str, extreme: float) -> int:

@@ -13,6 +13,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from models.generation import Decoding
+    from parties.client.drafting import Draft
 
 DEFAULT_SUITE = "masked"
 SuiteOptionValue = bool | int | float | str | None
@@ -85,6 +86,19 @@ FixedLengthOption = Annotated[
         help="Parties always generate --max-new-tokens tokens, the answer is cut here: else they learn its length.",
     ),
 ]
+DraftOption = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        help="Guess tokens here, for the parties to check several in the rounds of one; the answer is the same. ngram: what "
+        "followed the same words before (ngram:tokens=4,longest=3); or the folder of a small public checkpoint with the "
+        "model's tokenizer (FOLDER:tokens=4). Public then: guesses of a step, and how many of each step were right.",
+    ),
+]
+KeptOption = Annotated[
+    int,
+    typer.Option("--kept", min=1, help="With --draft: rows of each step that stay, as is expected; 1 at worst."),
+]
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
@@ -114,6 +128,13 @@ def _option_value(text: str) -> SuiteOptionValue:
         except ValueError:
             continue
     return text
+
+
+def chosen_draft(text: str) -> Draft | None:
+    """Return the draft that --draft asks for, None for off. Raises `ConfigurationError`."""
+    from parties.client.draft_text import parse_draft
+
+    return parse_draft(text)
 
 
 def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:

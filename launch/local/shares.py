@@ -104,8 +104,11 @@ class KeptShares:
         self.shares.append(share)
         return True
 
-    def next_token(self, step: int) -> Tensor | None:
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
         return self.chosen
+
+    def kept(self, step: int, rows: int) -> int:
+        return rows
 
     def progress(self, stage: str, done: int, total: int) -> None:
         pass

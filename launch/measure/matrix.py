@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.measure.bench.cell import Cell
 from launch.measure.bench.environment import environment
-from launch.measure.bench.measure import bench_plan, measure_estimate, measure_step
+from launch.measure.bench.measure import bench_plan, measure_estimate, measure_prompt_estimate, measure_step
 from launch.measure.bench.results import ResultFolder
 from launch.terminal.console import error_line
 from mpc.errors import MpcacheError
@@ -32,20 +32,22 @@ def measure(cell: Cell, place: dict[str, Any]) -> dict[str, Any]:
         from launch.measure.bench.sessions import measure_session
 
         return measure_session(cell, rate)
-    if cell.measure == "peer":
+    if cell.measure in ("peer", "peer-prompt"):
         from launch.measure.baselines.run import measure_baseline
 
         return measure_baseline(cell)
     if cell.measure == "estimate":
         return measure_estimate(cell)
+    if cell.measure == "estimate-prompt":
+        return measure_prompt_estimate(cell)
     return measure_step(cell, rate)
 
 
 def check(cell: Cell) -> None:
     """Refuse what cannot work before anything runs. Raises typed errors."""
-    if cell.measure in ("token", "prompt", "estimate"):
+    if cell.measure in ("token", "prompt", "estimate", "estimate-prompt"):
         bench_plan(cell)
-    elif cell.measure == "peer":
+    elif cell.measure in ("peer", "peer-prompt"):
         from launch.measure.baselines.run import check_baseline
 
         check_baseline(cell)

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 
 from models.architecture import Architecture
-from models.cache import KVCache
+from models.cache import KVCache, causal_mask
 from models.costs.estimation import Tracer
 from models.costs.tracing import Setting
-from models.decoder import causal_mask
 from models.policies import parse
 from mpc.ledger import Cost
 from protocols.suite import Suite, Value

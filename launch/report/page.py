@@ -14,6 +14,8 @@ from launch.report.tables import (
     exponent_table,
     network_table,
     peer_table,
+    prompt_peer_table,
+    prompt_tables,
     ratio_table,
     token_tables,
     where_table,
@@ -31,7 +33,8 @@ td:first-child, td:nth-child(2) { text-align: left } img { max-width: 100%; marg
 
 def all_tables(rows: Sequence[Row]) -> list[Table]:
     """Return every table that these rows allow."""
-    found = [*token_tables(rows), ratio_table(rows), exponent_table(rows), network_table(rows), peer_table(rows)]
+    found = [*token_tables(rows), *prompt_tables(rows), ratio_table(rows), exponent_table(rows), network_table(rows)]
+    found += [peer_table(rows), prompt_peer_table(rows)]
     return [*(table for table in found if table is not None), where_table(rows)]
 
 

@@ -12,13 +12,24 @@ from collections.abc import Callable, Sequence
 
 from launch.report.paper import paper_tables
 from launch.report.rows import FULL, Row, counted, pick, tokens
-from launch.report.tables import Table, exponents, network_table, peer_table, ratios, seconds_text
+from launch.report.rows import prompts as prompt_rows
+from launch.report.tables import Table, exponents, network_table, peer_table, prompt_peer_table, ratios, seconds_text
 from launch.terminal.console import byte_count
 from mpc.errors import ConfigurationError
 
 BLOCK = re.compile(r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 GPT2 = "gpt2"
+PROMPT_SECONDS = ("dealer_seconds", "prepare_seconds", "seconds")
 LENGTHS = (128, 1024, 2048, 4096, 8192)
+
+
+def thousands(value: int) -> str:
+    """Return a whole number with its thousands apart.
+
+    >>> thousands(1024)
+    '1 024'
+    """
+    return f"{value:,}".replace(",", " ")
 
 
 def _token_cell(row: Row) -> str:
@@ -32,7 +43,7 @@ def _by_length(rows: Sequence[Row], columns: Sequence[tuple[str, dict[str, objec
     lines = []
     for length in lengths:
         cells = [pick(found, prompt=length, **wanted) for _, wanted in columns]
-        lines.append((f"{length:,}".replace(",", " "), *(_token_cell(c[0]) if c else "" for c in cells)))
+        lines.append((thousands(length), *(_token_cell(c[0]) if c else "" for c in cells)))
     dealt = [pick(found, prompt=1024, **wanted) for _, wanted in columns]
     lines.append(("dealt to a party for a token, 1 024", *(byte_count(c[0].offline_bytes) if c else "" for c in dealt)))
     return Table("", "", (first, *(title for title, _ in columns)), tuple(lines)).markdown()
@@ -63,7 +74,7 @@ def seconds(rows: Sequence[Row]) -> str:
     for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
         lines.append(
             (
-                f"{row.cell.prompt:,}".replace(",", " "),
+                thousands(row.cell.prompt),
                 row.label,
                 seconds_text(row.seconds),
                 seconds_text(row.measured["prepare_seconds"]["median"]),
@@ -76,22 +87,21 @@ def seconds(rows: Sequence[Row]) -> str:
 
 
 def prompts(rows: Sequence[Row]) -> str:
-    """Return the measured costs of a prompt of GPT-2 base, up to its first token."""
+    """Return the costs of a prompt up to its first token; where nothing was run, rounds and bytes by the estimate."""
     lines = []
-    for row in sorted((r for r in rows if r.cell.measure == "prompt" and r.model == GPT2), key=lambda r: r.cell.prompt):
+    for row in prompt_rows(rows):
         lines.append(
             (
-                f"{row.cell.prompt:,}".replace(",", " "),
+                f"{row.model}, {thousands(row.cell.prompt)}",
                 row.label,
                 f"{row.rounds:.0f}",
                 byte_count(row.bytes_sent),
                 byte_count(row.offline_bytes),
-                seconds_text(row.seconds),
-                seconds_text(row.measured["prepare_seconds"]["median"]),
-                seconds_text(row.measured["dealer_seconds"]["median"]),
+                *(seconds_text(row.measured.get(name, {}).get("median")) for name in PROMPT_SECONDS),
+                "estimate" if row.predicted else "measured",
             )
         )
-    header = ("prompt", "suite, policy", "rounds", "sent", "dealt", "seconds", "before it", "dealer's seconds")
+    header = ("prompt", "suite, policy", "rounds", "sent", "dealt", "dealer's seconds", "before it", "seconds", "")
     return Table("", "", header, tuple(lines)).markdown()
 
 
@@ -128,6 +138,12 @@ def peers(rows: Sequence[Row]) -> str:
     return "" if table is None else table.markdown()
 
 
+def prompt_peers(rows: Sequence[Row]) -> str:
+    """Return other systems beside this one at a prompt."""
+    table = prompt_peer_table(rows)
+    return "" if table is None else table.markdown()
+
+
 def networks(rows: Sequence[Row]) -> str:
     """Return shaped networks beside the prediction."""
     table = network_table(rows)
@@ -147,6 +163,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "growth": growth,
     "against-full": against_full,
     "peers": peers,
+    "prompt-peers": prompt_peers,
     "networks": networks,
     "paper": paper,
 }

@@ -88,7 +88,17 @@ def tokens(rows: Sequence[Row]) -> list[Row]:
     measured over as many tokens."""
     measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST]
     have = {(*_setting(r), r.cell.new_tokens) for r in measured}
-    return [*measured, *(r for r in rows if r.predicted and (*_setting(r), r.cell.new_tokens) not in have)]
+    predicted = [r for r in rows if r.cell.measure == "estimate"]
+    return [*measured, *(r for r in predicted if (*_setting(r), r.cell.new_tokens) not in have)]
+
+
+def prompts(rows: Sequence[Row]) -> list[Row]:
+    """Return rows about one prompt on this machine as it is, up to its first token, by length: measured ones, and predicted
+    ones where none was measured."""
+    measured = [r for r in rows if r.cell.measure == "prompt" and r.cell.network == LOCALHOST]
+    have = {_setting(r) for r in measured}
+    predicted = [r for r in rows if r.cell.measure == "estimate-prompt" and _setting(r) not in have]
+    return sorted([*measured, *predicted], key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy))
 
 
 def counted(rows: Sequence[Row]) -> list[Row]:

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from launch.measure.bench.cell import LOCALHOST
 from launch.predict.networks import NETWORKS
 from launch.report.network_model import comparisons, predicted_seconds
-from launch.report.rows import FULL, Row, by_label, counted, groups, pick, timed, tokens
+from launch.report.rows import FULL, Row, by_label, counted, groups, pick, prompts, timed, tokens
 from launch.terminal.console import byte_count
+
+COLUMNS = ("suite, policy", "rounds", "sent", "dealt", "seconds", "before", "dealer", "memory", "")
+COLUMNS_ARE = (
+    "Bytes that the busiest party sends; dealt bytes of the party that gets most; median seconds of the slowest party: "
+    "online, and before it (what the tape alone needs); the dealer's; a party's peak memory."
+)
 
 
 @dataclass(frozen=True)
@@ -53,34 +59,45 @@ def token_tables(rows: Sequence[Row]) -> list[Table]:
     """Tabulate one decoded token: a table a model, a row a suite, policy and length."""
     out = []
     for (model, parties), found in groups(tokens(rows)).items():
-        lines = []
-        for row in sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy)):
-            dealer = row.measured.get("dealer_seconds", {}).get("median")
-            memory = row.measured.get("peak_memory_bytes", {}).get("party")
-            lines.append(
-                (
-                    str(row.cell.prompt),
-                    row.label,
-                    f"{row.rounds:.0f}",
-                    byte_count(row.bytes_sent),
-                    byte_count(row.offline_bytes),
-                    seconds_text(row.seconds),
-                    seconds_text(row.measured.get("prepare_seconds", {}).get("median")),
-                    seconds_text(dealer),
-                    "-" if memory is None else byte_count(memory),
-                    how(row),
-                )
-            )
+        ordered = sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy))
         out.append(
             Table(
                 f"One decoded token: {model}, {parties} parties",
-                "Bytes that the busiest party sends; dealt bytes of the party that gets most; median seconds of the slowest "
-                "party: online, and before it (what the tape alone needs); the dealer's; a party's peak memory.",
-                ("cached", "suite, policy", "rounds", "sent", "dealt", "seconds", "before", "dealer", "memory", ""),
-                tuple(lines),
+                COLUMNS_ARE,
+                ("cached", *COLUMNS),
+                tuple((str(row.cell.prompt), *cost_cells(row)) for row in ordered),
             )
         )
     return out
+
+
+def prompt_tables(rows: Sequence[Row]) -> list[Table]:
+    """Tabulate one prompt up to its first token: a table a model, a row a suite, policy and length."""
+    return [
+        Table(
+            f"One prompt: {model}, {parties} parties",
+            f"Up to the first token. {COLUMNS_ARE}",
+            ("prompt", *COLUMNS),
+            tuple((str(row.cell.prompt), *cost_cells(row)) for row in found),
+        )
+        for (model, parties), found in groups(prompts(rows)).items()
+    ]
+
+
+def cost_cells(row: Row) -> tuple[str, ...]:
+    """Return what `COLUMNS` name of a token or a prompt; "-" where nothing was run."""
+    memory = row.measured.get("peak_memory_bytes", {}).get("party")
+    return (
+        row.label,
+        f"{row.rounds:.0f}",
+        byte_count(row.bytes_sent),
+        byte_count(row.offline_bytes),
+        seconds_text(row.seconds),
+        seconds_text(row.measured.get("prepare_seconds", {}).get("median")),
+        seconds_text(row.measured.get("dealer_seconds", {}).get("median")),
+        "-" if memory is None else byte_count(memory),
+        how(row),
+    )
 
 
 @dataclass(frozen=True)
@@ -214,21 +231,32 @@ def network_table(rows: Sequence[Row]) -> Table | None:
 
 
 def peer_table(rows: Sequence[Row]) -> Table | None:
-    """Tabulate other systems and this one: same shape, same machine, same run; each divided by this one's with fewest
-    bytes."""
+    """Tabulate other systems and this one at a decoded token: same shape, same machine, same run; each divided by this
+    one's with fewest bytes."""
+    own = [(row, ran) for row in counted(rows) if (ran := timed(rows, row)) is not None]
+    return _peers(rows, "peer", own, "One decoded token", "cached")
+
+
+def prompt_peer_table(rows: Sequence[Row]) -> Table | None:
+    """Tabulate other systems and this one at a prompt up to its first token, as `peer_table` does."""
+    own = [(row, row) for row in prompts(rows) if row.seconds is not None]
+    return _peers(rows, "peer-prompt", own, "One prompt up to its first token", "prompt")
+
+
+def _peers(rows: Sequence[Row], measure: str, own: Sequence[tuple[Row, Row]], what: str, first: str) -> Table | None:
+    """own: this system's rows, each with the row of its seconds."""
     lines = []
-    for peer in (r for r in rows if r.cell.measure == "peer" and r.cell.network == LOCALHOST):
-        own = [r for r in pick(counted(rows), prompt=peer.cell.prompt) if r.model == peer.model]
-        pairs = [(row, ran) for row in own if (ran := timed(rows, row)) is not None]
-        pairs = [(peer, peer), *sorted(pairs, key=lambda pair: -pair[0].bytes_sent)]
+    for peer in (r for r in rows if r.cell.measure == measure and r.cell.network == LOCALHOST):
+        mine = [pair for pair in own if pair[0].model == peer.model and pair[0].cell.prompt == peer.cell.prompt]
+        pairs = [(peer, peer), *sorted(mine, key=lambda pair: -pair[0].bytes_sent)]
         lines += [_beside(rows, *pair, *pairs[-1]) for pair in pairs]
     if not lines:
         return None
     return Table(
-        "Beside other systems",
-        "One decoded token, same shape, same machine, same run; in brackets: divided by the last row. Sent: by the party "
-        "that sends most. For SPU the rounds are the send actions that it logs, of the party with the most.",
-        ("cached", "system", "parties", "rounds", "sent", "dealt before", "seconds", "seconds, wan"),
+        f"Beside other systems: {what[0].lower()}{what[1:]}",
+        f"{what}, same shape, same machine, same run; in brackets: divided by the last row. Sent: by the party that sends "
+        "most. For SPU the rounds are the send actions that it logs, of the party with the most.",
+        (first, "system", "parties", "rounds", "sent", "dealt before", "seconds", "seconds, wan"),
         tuple(lines),
     )
 
@@ -242,7 +270,7 @@ def _beside(rows: Sequence[Row], row: Row, ran: Row, base: Row, base_ran: Row) -
     (wan, shaped), (its_wan, _) = (on_network(rows, r, "wan") for r in (ran, base_ran))
     return (
         str(row.cell.prompt),
-        f"SPU, {row.cell.suite}" if row.cell.measure == "peer" else row.label,
+        f"SPU, {row.cell.suite}" if row.cell.measure.startswith("peer") else row.label,
         str(row.cell.parties),
         f"{row.rounds:.0f}{times(row.rounds, base.rounds)}",
         f"{byte_count(row.bytes_sent)}{times(row.bytes_sent, base.bytes_sent)}",

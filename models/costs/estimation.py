@@ -90,20 +90,22 @@ class Tracer:
         self.architecture = architecture
         self.setting = setting
         self.all_layers = all_layers
-        self.lengths: dict[tuple[int, int], Step] = {}
+        self.lengths: dict[tuple[int, int, bool], Step] = {}
         self.exact = True
 
-    def step(self, cached: int, tokens: int = 1) -> Step:
-        """Return the costs of `tokens` tokens after `cached` ones."""
-        key = cached, tokens
+    def step(self, cached: int, tokens: int = 1, drafted: bool = False) -> Step:
+        """Return the costs of `tokens` tokens after `cached` ones. drafted: see `StepPlan`."""
+        key = cached, tokens, drafted
         if key not in self.lengths:
             long = tokens * (cached + tokens) * self.architecture.heads > LONG_PROMPT
             whole = self._whole(self.architecture, *key)
-            self.lengths[key] = self._by_heads(*key) if long and tokens > 1 and not self.all_layers else whole()
+            heads = long and tokens > 1 and not drafted and not self.all_layers
+            self.lengths[key] = self._by_heads(cached, tokens) if heads else whole()
         return self.lengths[key]
 
-    def follow(self, prompt: int, new: int) -> None:
-        """Trace a whole session in order, for a policy. Raises `ConfigurationError` for a prompt that takes too long."""
+    def follow(self, prompt: int, new: int, kept: int = 1) -> None:
+        """Trace a whole session in order, for a policy. Raises `ConfigurationError` for a prompt that takes too long. kept:
+        as in `Setting.steps`."""
         a = self.architecture
         if max(parse(self.setting.policy).prompt_batches(prompt)) * prompt * a.heads > LONGEST_PROMPT:
             most = math.isqrt(LONGEST_PROMPT // a.heads)
@@ -112,16 +114,17 @@ class Tracer:
                 "estimated for this model; `mpcache plan` predicts the tokens after longer ones"
             )
         every = [1] * a.layers
-        for n, found in enumerate(trace_session(a, self.setting, prompt, new)):
-            key = (0, prompt) if n == 0 else (prompt + n - 1, 1)
+        drafted = self.setting.draft is not None
+        keys = [(0, prompt, False), *((*step, drafted) for step in self.setting.steps(prompt, new, kept))]
+        for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
             self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
 
-    def _whole(self, architecture: Architecture, cached: int, tokens: int) -> Callable[[], Step]:
+    def _whole(self, architecture: Architecture, cached: int, tokens: int, drafted: bool = False) -> Callable[[], Step]:
         def trace() -> Step:
             reduced, setting, repeats = architecture, self.setting, [1] * architecture.layers
             if not self.all_layers:
                 reduced, setting, repeats = alike(architecture, self.setting)
-            found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
+            found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted)
             middle = len(repeats) // 2
             flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
             costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
@@ -182,7 +185,8 @@ def _sum(costs: Iterable[Costs]) -> Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of a generation. first: up to the first token; further: of all tokens after it, `new - 1` of them.
+    """Costs of a generation. first: up to the first token; further: of all tokens after it, `new - 1` of them, in `steps`
+    steps: as many, or with a draft fewer, if `kept` rows of each stay.
 
     exact: counts are those of a trace of every layer, head and token; else heads were multiplied, see above.
     """
@@ -200,6 +204,8 @@ class Estimate:
     lengths_traced: int
     exact: bool
     seconds: float
+    steps: int
+    kept: int = 1
 
     @cached_property
     def total(self) -> Costs:
@@ -217,10 +223,13 @@ class Estimate:
         return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
 
 
-def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False) -> Estimate:
+def estimate(
+    architecture: Architecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False, *, kept: int = 1
+) -> Estimate:
     """Return the costs of a prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
-    exhaustive: trace every layer, head and token; the same counts, slowly. Raises `ConfigurationError` when the model has
+    exhaustive: trace every layer, head and token; the same counts, slowly. kept: rows of a drafted step that stay, where so
+    many can. Raises `ConfigurationError` when the model has
     fewer positions or for an unknown suite or policy.
 
     >>> from models.shapes import SHAPES
@@ -228,19 +237,21 @@ def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int
     >>> found.exact and found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
     True
     """
-    GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature).check(architecture)
+    GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature, setting.draft).check(architecture)
+    drafted = setting.draft is not None
+    steps = list(setting.steps(prompt, new, kept))
     start = time.perf_counter()
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive)
         load_costs = trace_load(architecture, setting)
         if setting.policy != "full":
-            tracer.follow(prompt, new)
+            tracer.follow(prompt, new, kept)
         first = tracer.step(0, prompt)
-        if exhaustive or setting.policy != "full":
-            further = _sum(tracer.step(n).costs for n in range(prompt, prompt + new - 1))
+        if exhaustive or drafted or setting.policy != "full":
+            further = _sum(tracer.step(*step, drafted).costs for step in steps)
         else:
             further = tracer.tokens(prompt, prompt + new - 2)
-        last = tracer.step(prompt + new - 2) if new > 1 else first
+        last = tracer.step(*steps[-1], drafted) if steps else first
     return Estimate(
         architecture=architecture,
         setting=setting,
@@ -255,6 +266,8 @@ def estimate(architecture: Architecture, setting: Setting, prompt: int, new: int
         lengths_traced=len(tracer.lengths),
         exact=tracer.exact,
         seconds=time.perf_counter() - start,
+        steps=len(steps),
+        kept=kept,
     )
 
 

@@ -2,7 +2,8 @@
 
 The prompt and one new token are traced (`models.costs.estimation`), with lengths rounded up to an eighth of a power of two,
 so that sessions of like lengths share a trace. A new token is traced after the prompt and after all tokens but the last,
-each time as after a prompt of so many tokens, and the larger cost counts for all. So a session is predicted a little too
+each time as after a prompt of so many tokens, and the larger cost counts for all. With a draft a token is a step of all its
+rows, as if one of them stayed: the most steps that there can be. So a session is predicted a little too
 high, but for policies that drop a share of the prompt and then generate many more tokens than the prompt had. Whoever deals
 counts what it deals as well.
 
@@ -82,7 +83,7 @@ class Predictor:
         self._limit = time.perf_counter() + seconds
         positions = self._architecture.positions
         first = self._step(0, rounded(prompt, positions))
-        tokens = [self._step(rounded(n, positions - 1), 1) for n in (prompt, prompt + new - 2)] if new > 1 else []
+        tokens = [self._step(*key) for key in self._later(prompt, new)]
 
         def most(field: str) -> int:
             return max((round(step.costs.total(field)) for step in tokens), default=0)
@@ -99,9 +100,18 @@ class Predictor:
     def known(self, prompt: int, new: int) -> bool:
         """Whether `predict` has nothing to trace for these lengths."""
         positions, lengths = self._architecture.positions, self._tracer.lengths
-        later = [(rounded(n, positions - 1), 1) for n in (prompt, prompt + new - 2)] if new > 1 else []
-        return all(key in lengths for key in [(0, rounded(prompt, positions)), *later])
+        first = (0, rounded(prompt, positions), False)
+        return all(key in lengths for key in [first, *self._later(prompt, new)])
 
-    def _step(self, cached: int, tokens: int) -> Step:
+    def _later(self, prompt: int, new: int) -> list[tuple[int, int, bool]]:
+        """Return tokens before it, rows, and whether it is drafted, of the steps that stand for all further tokens."""
+        if new == 1:
+            return []
+        draft = self._tracer.setting.draft
+        rows = 1 if draft is None else draft.rows(new - 1)
+        most = self._architecture.positions - rows
+        return [(rounded(min(n, most), most), rows, draft is not None) for n in (prompt, prompt + new - 2)]
+
+    def _step(self, cached: int, tokens: int, drafted: bool = False) -> Step:
         with torch.inference_mode():
-            return self._tracer.step(cached, tokens)
+            return self._tracer.step(cached, tokens, drafted)

@@ -97,17 +97,20 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`."""
+    """One step; public. tokens: that it processes. decoding, temperature: as in `GenerationPlan`. drafted: whether the
+    tokens are rows of a drafted step, each of which has a choice of its own."""
 
     tokens: int = 1
     decoding: Decoding = "greedy"
     temperature: float | None = None
+    drafted: bool = False
 
 
 async def step(
     decoder: Decoder, cache: KVCache, plan: StepPlan, given: Tensor | None, name: str
 ) -> tuple[Value, OutputShare]:
-    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index.
+    """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index; of
+    a drafted step those after each token, [n, V]. How many of its rows stay is for the caller to say (`Decoder.keep`).
     With an empty cache they are a prompt, which comes in the policy's batches.
 
     given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
@@ -116,11 +119,13 @@ async def step(
     suite, vocabulary = decoder.suite, decoder.architecture.vocabulary
     shown = plan.decoding == "logits"
     with suite.ledger.timed(name):
-        if by_parties(cache.seen, plan.tokens) and not shown:
+        if by_parties(cache.seen, plan.tokens) and not shown and not plan.drafted:
             inputs = suite.input((plan.tokens, vocabulary), given, 0)
         else:
             inputs = suite.indices(plan.tokens, given, vocabulary)
-        if cache.seen:
+        if plan.drafted:
+            logits = await decoder.verify(inputs, cache)
+        elif cache.seen:
             logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
         else:
             logits = await prefill(decoder, cache, inputs, whole=shown)

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.costs.program import NoInputs, StepPlan, fill, load, step
 from models.decoder import LOAD, Decoder
+from models.drafting import DraftPlan
 from models.generation import Decoding
 from models.policies import parse
 from mpc.ledger import Ledger, current
@@ -177,7 +178,8 @@ class _Products:
 class Setting:
     """What a trace depends on beside the model and the lengths.
 
-    check(): called at every tape entry, may raise to end the trace. prepare(suite): called with each suite that is made.
+    draft: of drafted steps, None for one token a step. check(): called at every tape entry, may raise to end the trace.
+    prepare(suite): called with each suite that is made.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
     SuiteSpec(name='masked', fraction_bits=14, options={'score': 8})
@@ -189,6 +191,7 @@ class Setting:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     decoding: Decoding = "greedy"
     temperature: float | None = None
+    draft: DraftPlan | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
@@ -204,9 +207,18 @@ class Setting:
         self.prepare(suite)
         return suite, tape
 
-    def step(self, tokens: int = 1) -> StepPlan:
-        """Return a step of so many tokens."""
-        return StepPlan(tokens, self.decoding, self.temperature)
+    def step(self, tokens: int = 1, drafted: bool = False) -> StepPlan:
+        """Return a step of so many tokens. drafted: see `StepPlan`."""
+        return StepPlan(tokens, self.decoding, self.temperature, drafted)
+
+    def steps(self, prompt: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. kept: rows of a
+        drafted step that stay, where so many can; 1 is the most steps that there can be."""
+        produced = 1
+        while produced < new:
+            rows = 1 if self.draft is None else self.draft.rows(new - produced)
+            yield prompt + produced - 1, rows
+            produced += min(kept, rows)
 
 
 @dataclass(frozen=True)
@@ -245,10 +257,12 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
     return names[0] if names else "step", 1
 
 
-def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, agreed: bool = True) -> Trace:
+def trace_step(
+    architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, *, agreed: bool = True, drafted: bool = False
+) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
+    drafted: see `StepPlan`. agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
     """
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
@@ -258,23 +272,27 @@ def trace_step(architecture: Architecture, setting: Setting, cached: int, tokens
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
+    suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
-def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int) -> Iterator[Trace]:
-    """Trace the prompt up to the first token, then each further token, one after the other: for policies, whose work on a
-    token depends on the tokens before. Every layer, head and token is traced."""
+def trace_session(architecture: Architecture, setting: Setting, prompt: int, new: int, kept: int = 1) -> Iterator[Trace]:
+    """Trace the prompt up to the first token, then each further step, one after the other: for policies, whose work on a
+    token depends on the tokens before. Every layer, head and token is traced. kept: as in `Setting.steps`."""
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = _Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
-    for tokens in (prompt, *[1] * (new - 1)):
+    drafted = setting.draft is not None
+    for cached, tokens in ((0, prompt), *setting.steps(prompt, new, kept)):
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
-        suite.run(step(decoder, cache, setting.step(tokens), None, STEP))
+        if cache.drafted:
+            with suite.ledger.timed(STEP):
+                suite.run(decoder.keep(cache, cached - cache.seen))
+        suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 

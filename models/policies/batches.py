@@ -83,7 +83,7 @@ class Batches(InBatches):
     """
 
     keep: int = 0
-    ahead: int = 32
+    ahead: int = 24
     name: ClassVar[str] = "batches"
 
     def __post_init__(self) -> None:

@@ -20,3 +20,7 @@ class FullCache(CachePolicy):
     @property
     def append_only(self) -> bool:
         return True
+
+    @property
+    def verifies(self) -> bool:
+        return True

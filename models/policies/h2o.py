@@ -60,6 +60,11 @@ class H2O(EvictingPolicy):
                 "leaves none of them to heavy hitters; raise budget or lower recent"
             )
 
+    @property
+    def verifies(self) -> bool:
+        """Whether nothing is evicted: else every token drops another one, which cannot be taken back."""
+        return self.budget == 1
+
     def new_state(self, place: Place) -> H2OState:
         return H2OState()
 

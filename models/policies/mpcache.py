@@ -234,6 +234,11 @@ class MPCache(EvictingPolicy):
         return True
 
     @property
+    def verifies(self) -> bool:
+        """Whether a token attends to all that stayed: clusters are chosen by one token's queries."""
+        return self.dynamic == 1
+
+    @property
     def one_set_for_all_heads(self) -> bool:
         return True
 

@@ -55,6 +55,10 @@ class SnapKV(EvictingPolicy):
     def append_only(self) -> bool:
         return True
 
+    @property
+    def verifies(self) -> bool:
+        return True
+
     def observed_queries(self, tokens: int, layer: int) -> int:
         return self.window if self.budget < 1 else 0
 

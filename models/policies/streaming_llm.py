@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, LayerState, Place, Stage
 from models.policies.eviction import EvictingPolicy, Seen
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
-from protocols.suite import Suite
+from protocols.suite import Suite, Value
 
 
 @dataclass
@@ -53,6 +55,10 @@ class StreamingLLM(EvictingPolicy):
                 f"sinks = {self.sinks} and a recent one; raise budget or lower sinks"
             )
 
+    @property
+    def verifies(self) -> bool:
+        return True
+
     def new_state(self, place: Place) -> StreamingState:
         return StreamingState()
 
@@ -73,6 +79,22 @@ class StreamingLLM(EvictingPolicy):
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """Drop the oldest token of the window."""
+        self._cut(suite, cache.layers[layer])
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Attend, with each token, to the sinks and to the window that ends with it."""
+        entry, rows = cache.layers[layer], cache.drafted
+        if self.budget == 1:
+            return await super().attend_drafted(suite, cache, layer, q)
+        k, v = entry.keys_and_values()
+        recent = entry.state_of(StreamingState).kept - self.sinks
+        query = torch.arange(entry.length - rows, entry.length, device=suite.public_device)[:, None]
+        key = torch.arange(entry.length, device=suite.public_device)[None, :]
+        mask = (key <= query) & ((key < self.sinks) | (query - key < recent))
+        return await suite.attention(q, k, v, mask.repeat(cache.group, 1))
+
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        """Drop what the window has left behind."""
         self._cut(suite, cache.layers[layer])
 
     def _cut(self, suite: Suite, entry: LayerCache) -> None:

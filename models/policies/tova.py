@@ -49,6 +49,11 @@ class TOVA(EvictingPolicy):
     def one_set_for_all_heads(self) -> bool:
         return True
 
+    @property
+    def verifies(self) -> bool:
+        """Whether nothing is evicted: else every token drops another one, which cannot be taken back."""
+        return self.budget == 1
+
     def new_state(self, place: Place) -> TOVAState:
         return TOVAState()
 

@@ -42,6 +42,10 @@ class Around(CachePolicy):
         return all(policy.append_only for policy in self.inside())
 
     @property
+    def verifies(self) -> bool:
+        return all(policy.verifies for policy in self.inside())
+
+    @property
     def equal_layers(self) -> bool:
         return all(policy.equal_layers for policy in self.inside())
 
@@ -77,6 +81,12 @@ class Around(CachePolicy):
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         return await self.of(layer).attend(suite, cache, layer, q)
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        return await self.of(layer).attend_drafted(suite, cache, layer, q)
+
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        await self.of(layer).after_kept(suite, cache, layer, rows)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ class TextTokenizer:
         found = [(int(token), str(text)) for token, text in self._tokenizer.added_tokens_decoder.items()]
         return sorted(found, key=lambda entry: -len(entry[1]))
 
+    def same_tokens(self, other: TextTokenizer) -> bool:
+        """Whether every number stands for the same token in both."""
+        return bool(self._tokenizer.get_vocab() == other._tokenizer.get_vocab())
+
     def is_byte(self, token: int) -> bool:
         """Whether it stands for one byte (byte fallback of sentencepiece)."""
         with self._lock:

@@ -170,6 +170,8 @@ class Client:
         architecture = reference.architecture
         plan.check(architecture)
         token_indices(request.prompt_ids, architecture.vocabulary)
+        if request.draft is not None:
+            request.draft.check(architecture)
         suite = reference.over_bounds(request.suite)
         manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
-        return AgreedRequest(manifest, architecture, list(request.prompt_ids), request.params)
+        return AgreedRequest(manifest, architecture, list(request.prompt_ids), request.params, request.draft)

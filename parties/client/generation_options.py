@@ -30,8 +30,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_cache": ((True,), "parties always keep a cache"),
     "past_key_values": ((), f"the cache {_SHARED}"),
     "inputs_embeds": ((), "the embedding is looked up on shares; give token ids"),
-    "assistant_model": ((), "no second model can verify tokens that are shared"),
-    "prompt_lookup_num_tokens": ((), "tokens to verify are shared"),
+    "assistant_model": ((), "the parties verify tokens that this client drafts; give draft='FOLDER'"),
+    "prompt_lookup_num_tokens": ((), "the parties verify tokens that this client drafts; give draft='ngram:tokens=N'"),
     "guidance_scale": ((1, 1.0), "it needs a second generation in step with the first"),
     "seed": ((), "the dealer's noise comes from its operating system's generator and is used once"),
 }

@@ -19,6 +19,8 @@ from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
+from parties.client.draft_text import OFF, parse_draft
+from parties.client.drafting import Draft
 from parties.client.generation_options import GenerationOptions, needs_logits, read_options
 from parties.client.model_reference import ModelReference, check_architecture
 from parties.client.prompts import Inputs, Prompt, PromptReader
@@ -97,6 +99,7 @@ class PrivateModel:
         self.tokenizer = tokenizer
         self.allow_logits = allow_logits
         self._prompts = PromptReader(tokenizer, folder)
+        self._drafts: dict[str, Draft | None] = {}
 
     @classmethod
     def connect(
@@ -107,13 +110,15 @@ class PrivateModel:
         model: str | None = None,
         suite: SuiteSpec | str = USUAL,
         policy: str = "full",
+        draft: str = OFF,
         allow_logits: bool = False,
     ) -> PrivateModel:
         """Connect to the parties of a client's configuration.
 
         tokenizer: folder with config.json and the tokenizer's files, needed for texts. model: a name or id; by default
-        the only model. suite, policy: the defaults of each call; a suite with options is a `SuiteSpec`. allow_logits: this
-        client may learn logits, which top_k, top_p and penalties need, and which every party's configuration must grant it.
+        the only model. suite, policy, draft: the defaults of each call; a suite with options is a `SuiteSpec`. allow_logits:
+        this client may learn logits, which top_k, top_p and penalties need, and which every party's configuration must grant
+        it.
         Raises `ConfigurationError` when model and tokenizer do not fit, `PeerLost`.
         """
         suite = _spec(suite)
@@ -127,7 +132,9 @@ class PrivateModel:
                 check_architecture(folder, architecture, reference)
                 words = TextTokenizer.load(folder, architecture.eos)
             defaults = GenerationRequest(suite=suite, policy=policy, model=reference)
-            return cls(client, defaults, words, folder, allow_logits)
+            found = cls(client, defaults, words, folder, allow_logits)
+            found.defaults = replace(defaults, draft=found._draft(draft))
+            return found
         except BaseException:
             client.close()
             raise
@@ -161,8 +168,9 @@ class PrivateModel:
         chat template's), stop_token_ids (besides them), stop_strings, stopping_criteria, fixed_length (False; True: parties
         generate all of max_new_tokens and the answer is cut here, so that they do not learn its length);
         where logits are allowed top_k, top_p, repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
-        logits_processor, output_logits. policy, suite: of this call. cancellation: a `Cancellation`, which lets another
-        thread end it with `Cancelled`.
+        logits_processor, output_logits. policy, suite, draft: of this call; draft is "off", "ngram:tokens=4" or the folder
+        of a small public checkpoint, and needs the likeliest tokens (no do_sample). cancellation: a `Cancellation`, which
+        lets another thread end it with `Cancelled`.
         """
         prompt = self._prompts.read(_inputs(inputs, options))
         if streamer is not None:
@@ -228,7 +236,7 @@ class PrivateModel:
         """Return what a call asks for. Raises `ConfigurationError` for an option that cannot work."""
         given = _given(config, options)
         cancellation = given.pop("cancellation", None) or Cancellation()
-        policy, suite = given.pop("policy", None), given.pop("suite", None)
+        policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
         if isinstance(config, SamplingParams):
             if others := [name for name in given if name != "return_dict_in_generate"]:
                 raise ConfigurationError(f"{', '.join(sorted(others))}: give SamplingParams or options, not both")
@@ -244,8 +252,19 @@ class PrivateModel:
             params=replace(asked.params, stop=()),  # texts are looked for here
             policy=self.defaults.policy if policy is None else policy,
             suite=self.defaults.suite if suite is None else _spec(suite, self.defaults.suite),
+            draft=self.defaults.draft if draft is None else self._draft(draft),
         )
         return _Call(prompt, request, asked, cancellation)
+
+    def _draft(self, text: str) -> Draft | None:
+        """Return the draft of a text; a checkpoint is read once. Raises `ConfigurationError` where it is not for this
+        model."""
+        if text not in self._drafts:
+            draft = parse_draft(text)
+            if draft is not None:
+                draft.check(self.reference.architecture, self.tokenizer)
+            self._drafts[text] = draft
+        return self._drafts[text]
 
     def _run(self, call: _Call, on_token: Callable[[int], None]) -> GenerationResult:
         so_far, stop = list(call.prompt.ids), list(call.options.params.stop)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.generation import GenerationPlan
 from mpc.errors import ConfigurationError
+from parties.client.drafting import Draft
 from parties.client.model_reference import ModelReference
 from parties.client.sampling_params import GREEDY, SamplingParams
 from protocols.registry import USUAL, SuiteSpec
@@ -18,7 +19,8 @@ class GenerationRequest:
 
     prompt_ids: token ids of the prompt, secret. params: how to answer. suite: what computes; its options go over the bounds
     that the model's owner gave. policy: the cache policy's text (`models.policies.registry`). model: a reference, an id or a
-    name; None: the only model.
+    name; None: the only model. draft: how this client guesses tokens for the parties to verify, several in the rounds of
+    one (`parties.client.drafting`); None: one token a step.
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -30,12 +32,19 @@ class GenerationRequest:
     suite: SuiteSpec = USUAL
     policy: str = "full"
     model: ModelReference | str | None = None
+    draft: Draft | None = None
 
     def plan(self) -> GenerationPlan:
-        """Return what is public about it. Raises `ConfigurationError` for an empty prompt or an unknown policy."""
+        """Return what is public about it. Raises `ConfigurationError` for an empty prompt, an unknown policy, or a draft
+        that cannot be verified."""
         if not len(self.prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
         params = self.params
         return GenerationPlan(
-            len(self.prompt_ids), params.max_tokens, params.decoding, self.policy, params.agreed_temperature
+            len(self.prompt_ids),
+            params.max_tokens,
+            params.decoding,
+            self.policy,
+            params.agreed_temperature,
+            None if self.draft is None else self.draft.plan,
         )

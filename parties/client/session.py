@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -22,8 +21,11 @@ from mpc.fixed_point import decode
 from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
+from parties.client.drafting import Draft
+from parties.client.outputs import Incoming
 from parties.client.sampling import choose
 from parties.client.sampling_params import SamplingParams
+from parties.client.steps import Steps
 from parties.config.role_config import RoleConfig
 from parties.errors import WrongOutput
 from parties.identity.certificates import Identity
@@ -35,9 +37,10 @@ from parties.transport.peer_stream import PeerStream
 from parties.transport.queues import Inbox
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
+from parties.wire.draft import kept
 from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
-from parties.wire.shares import BITS, LEDGER_BYTES, corrections
+from parties.wire.shares import BITS, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.suite import RANGE_KINDS
 
@@ -49,23 +52,14 @@ FinishReason = Literal["stop", "length", "range"]
 
 @dataclass(frozen=True)
 class AgreedRequest:
-    """A request with the manifest that all parties get for it. The prompt's token ids are secret."""
+    """A request with the manifest that all parties get for it. The prompt's token ids are secret. draft: how this client
+    guesses, where the manifest has a draft."""
 
     manifest: Manifest
     architecture: Architecture
     prompt_ids: list[int] = field(repr=False)
     params: SamplingParams
-
-
-@dataclass
-class _Incoming:
-    """One party's output that is arriving."""
-
-    header: wire.OutputHeader | None = None
-    data: bytearray = field(default_factory=bytearray)
-    step: int = 0
-    ledger_size: int = 0  # announced, once the outputs are over
-    summary: bool = False
+    draft: Draft | None = None
 
 
 class ClientSession(Session):
@@ -83,6 +77,9 @@ class ClientSession(Session):
     Shares that do not add up to a token end nothing here: the session goes on as after any token that is no stop token, to
     the next stop token or value beyond its range (with `fixed_length` to its full number), and `run` then raises
     `WrongOutput`. The caller sees no token after it, so that whatever else would have ended the answer no longer does.
+
+    With a draft an output has a choice for each row of its step, and parties are told how many rows stay: as many as choices
+    are tokens of the answer. An output on whose way a value left its range ends the answer before all of its tokens.
     """
 
     def __init__(
@@ -112,7 +109,8 @@ class ClientSession(Session):
         self._logits: list[Tensor] = []
         self._inbox: Inbox[PeerStream] = Inbox()
         self._parties: list[PeerStream] = []
-        self._incoming: dict[PeerStream, _Incoming] = {}
+        self._incoming: dict[PeerStream, Incoming] = {}
+        self._steps = Steps(request.prompt_ids, request.manifest.new_tokens, request.draft)
         self._opened: dict[int, dict[PeerStream, tuple[wire.OutputHeader, Tensor]]] = {}
         self._began = 0.0
 
@@ -134,14 +132,14 @@ class ClientSession(Session):
             way = route(identity, peer, lambda channel: services.ComputePartyStub(channel).Generate)
             stream = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(stream)
-            self._incoming[stream] = _Incoming()
+            self._incoming[stream] = Incoming(peer.name, self._flags_shape)
             opening = wire.Open(session=self.id, manifest=self.request.manifest.canonical())
             stream.dial(way, channel, wire.ClientMessage(open=opening))
             heartbeats.add(stream)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
         try:
-            while not all(state.summary for state in self._incoming.values()):
+            while any(state.costs is None for state in self._incoming.values()):
                 self._next()
             for stream in self._parties:
                 stream.close()
@@ -183,9 +181,19 @@ class ClientSession(Session):
         except Exception as error:
             self.fail(public(error, self.role))
 
-    def _share_choice(self, step: int, token: int) -> None:
-        """Share, in decoding "logits", the token that follows output `step`, if one more output is to come."""
-        if self.request.manifest.decoding == "logits" and step + 1 < self.request.manifest.new_tokens:
+    def _go_on(self, step: int, stay: int, token: int) -> None:
+        """Send what the parties need for the output after `step`: with a draft how many of its rows stay and the rows of the
+        next step, in decoding "logits" the token. Nothing but the former where no more output is to come."""
+        rows = len(self._steps.rows)
+        if self.request.draft is not None and rows > 1:
+            for stream in self._parties:
+                stream.send(wire.ClientMessage(kept=kept(step, stay)))
+        if not self._steps.left:
+            return
+        if self.request.draft is not None:
+            draft = self._steps.draft()
+            self._share("draft", step, (len(draft),), iter([torch.tensor(draft)]))
+        elif self.request.manifest.decoding == "logits":
             self._share("token", step, (1,), iter([torch.tensor([token])]))
 
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
@@ -205,7 +213,7 @@ class ClientSession(Session):
         self.check()
         state = self._incoming[stream]
         if message is None:
-            if not state.summary:
+            if state.costs is None:
                 raise PeerLost(stream.peer, self.step, "left the session early")
             return
         kind = message.WhichOneof("content")
@@ -213,74 +221,46 @@ class ClientSession(Session):
             if stream is self._parties[0] or message.progress.stage.startswith("waiting for "):
                 self.step = message.progress.stage
                 self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
-        elif kind == "output" and state.header is None:
-            self._check_header(stream, state, message.output)
-            state.header = message.output
-        elif kind == "chunk" and state.header is not None:
-            self._chunk(stream, state, state.header, message.chunk.payload)
-        elif kind == "chunk" and state.ledger_size:
-            self._ledger_chunk(stream, state, message.chunk.payload)
-        elif kind == "summary" and (self._over or state.step == self.request.manifest.new_tokens):
-            state.header, state.data, state.ledger_size = None, bytearray(), message.summary.ledger_size
-            if not 0 < state.ledger_size <= LEDGER_BYTES:
-                raise WireError(
-                    f"{stream.peer} announced a ledger of {state.ledger_size} bytes, 1 to {LEDGER_BYTES} are due"
-                )
+        elif kind == "output" and not state.arriving:
+            self._check_due(stream, state, message.output)
+            state.begin(message.output, self._shape_due())
+        elif kind == "chunk" and state.arriving:
+            if (output := state.chunk(message.chunk.payload)) is not None:
+                self._add(stream, *output)
+        elif kind == "chunk" and state.in_ledger:
+            state.ledger_chunk(message.chunk.payload)
+            if state.costs is not None:
+                self.costs[stream.peer] = state.costs
+        elif kind == "summary" and (self._over or state.step == self._steps.outputs):
+            state.summary(message.summary.ledger_size)
         else:
             raise WireError(
-                f"{stream.peer} sent '{kind}' where {'more of an output' if state.header else 'an output'} was due"
+                f"{stream.peer} sent '{kind}' where {'more of an output' if state.arriving else 'an output'} was due"
             )
 
-    def _check_header(self, stream: PeerStream, state: _Incoming, header: wire.OutputHeader) -> None:
-        logits = self.request.manifest.decoding == "logits"
-        shape = (1, self.request.architecture.vocabulary) if logits else (1,)
-        if header.step != state.step or tuple(header.shape) != shape:
-            raise WireError(
-                f"{stream.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
-                f"{state.step} and shape {list(shape)}"
-            )
+    def _check_due(self, stream: PeerStream, state: Incoming, header: wire.OutputHeader) -> None:
         if state.step >= self.request.manifest.new_tokens:
             raise WireError(f"{stream.peer} sent output {header.step}, {self.request.manifest.new_tokens} were asked for")
-        size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
-        if header.size != size or header.fraction_bits >= header.bits:
-            raise WireError(
-                f"{stream.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "
-                f"fraction bits, which does not fit shape {list(shape)}"
-            )
-        words = list(self._flags_shape)
-        if len(header.flags) not in (0, packed_size(words[0] * words[1], BITS)):
-            raise WireError(
-                f"{stream.peer} sent {len(header.flags)} bytes of range flags with output {header.step}, which are none or "
-                f"words of {BITS} bits of shape {words}"
-            )
+        if self.request.draft is not None and state.step > self._steps.taken:
+            raise WireError(f"{stream.peer} sent output {header.step} before it had the draft's rows for it")
+
+    def _shape_due(self) -> tuple[int, ...]:
+        """Return the shape of the output that is due: a choice for each row, or logits."""
+        if self.request.manifest.decoding == "logits":
+            return 1, self.request.architecture.vocabulary
+        return (len(self._steps.rows),)
 
     @property
     def _flags_shape(self) -> tuple[int, int]:
         """Kinds and places (layers and head) of an output's range flags."""
         return len(RANGE_KINDS), self.request.architecture.layers + 1
 
-    def _chunk(self, stream: PeerStream, state: _Incoming, header: wire.OutputHeader, payload: bytes) -> None:
-        if not payload or len(state.data) + len(payload) > header.size:
-            rest = header.size - len(state.data)
-            raise WireError(f"{stream.peer} sent {len(payload)} bytes of an output where 1 to {rest} were expected")
-        state.data += payload
-        if len(state.data) < header.size:
-            return
-        share = unpack(memoryview(state.data), header.bits, tuple(header.shape))
-        shares = self._opened.setdefault(state.step, {})
+    def _add(self, stream: PeerStream, header: wire.OutputHeader, share: Tensor) -> None:
+        """Keep one party's share of an output; open it once all are here."""
+        shares = self._opened.setdefault(header.step, {})
         shares[stream] = (header, share)
-        state.header, state.data, state.step = None, bytearray(), state.step + 1
         if len(shares) == len(self._parties):
             self._open(header.step, shares)
-
-    def _ledger_chunk(self, stream: PeerStream, state: _Incoming, payload: bytes) -> None:
-        rest = state.ledger_size - len(state.data)
-        if not 0 < len(payload) <= rest:
-            raise WireError(f"{stream.peer} sent {len(payload)} bytes of its ledger where 1 to {rest} were expected")
-        state.data += payload
-        if len(state.data) == state.ledger_size:
-            self.costs[stream.peer] = _ledger(state.data, stream.peer)
-            state.summary = True
 
     def _open(self, step: int, shares: dict[PeerStream, tuple[wire.OutputHeader, Tensor]]) -> None:
         """Add up the shares of one output, and go on as the class says."""
@@ -299,23 +279,36 @@ class ClientSession(Session):
         value = decode(reduce(total, bits), fraction_bits, bits)
         if self._answered:
             self._choose_idly(value)
-        token = None if self._answered else self._token(step, value, [header.flags for _, header in headers])
-        if self._over:
-            return
-        if self._answered or self.request.params.fixed_length:  # when it is sent depends on nothing that the caller does
-            self._share_choice(step, token or 0)
-        if token is not None and self._problem is None:
-            self._accept(step, token)
-        elif token in self.stop_ids:
-            self._end(step, "stop")
-
-    def _token(self, step: int, value: Tensor, flags: Sequence[bytes]) -> int | None:
-        """Return the token of an opened output [1] (or of logits [1, V]); None where the answer ends before it."""
-        if findings := self._left_range(step, flags):
+        elif findings := self._left_range(self._steps.produced, [header.flags for _, header in headers]):
             self.findings = findings
             self.seconds = time.perf_counter() - self._began
             self._end(step, "range")
-            return None
+        if self._over:
+            return
+        choices = [None] if self._answered and value.dim() == 2 else self._choices(value)
+        first = self._steps.produced
+        stay = self._steps.take(choices)
+        early = self._answered or self.request.params.fixed_length  # when it is sent depends on nothing that the caller does
+        if early:
+            self._go_on(step, stay, choices[0] or 0)
+        self._answer(step, first, choices[:stay])
+        if not early and not self._over:
+            self._go_on(step, stay, choices[stay - 1] or 0)
+
+    def _answer(self, step: int, first: int, choices: Sequence[int | None]) -> None:
+        """Give the caller the tokens of output `step`, up to what ends the answer. first: the number of the first one."""
+        for number, token in enumerate(choices, first):
+            if self._answered:
+                return
+            if token is None:
+                self._problem = self._problem or WrongOutput(number, self.request.manifest.parties, self.tokens)
+            elif self._problem is None:
+                self._accept(step, token)
+            elif token in self.stop_ids:
+                self._end(step, "stop")
+
+    def _choices(self, value: Tensor) -> list[int | None]:
+        """Return the tokens of an opened output [n], None for what is none; of logits [1, V] the chosen one."""
         if self.request.manifest.decoding == "logits":
             try:
                 token = self._choose(value[0])
@@ -323,14 +316,13 @@ class ClientSession(Session):
                 if not self.request.params.fixed_length:
                     raise
                 self._problem, self._answered = error, True
-                return None
+                return [None]
             self._logits.append(value[0])
-            return token
-        token = round(float(value[0]))
-        if not 0 <= token < self.request.architecture.vocabulary or float(value[0]) != token:
-            self._problem = self._problem or WrongOutput(step, self.request.manifest.parties, self.tokens)
-            return None
-        return token
+            return [token]
+        found = [round(float(x)) for x in value]
+        vocabulary = self.request.architecture.vocabulary
+        whole = [0 <= token < vocabulary and float(x) == token for token, x in zip(found, value, strict=True)]
+        return [token if fits else None for token, fits in zip(found, whole, strict=True)]
 
     def _left_range(self, step: int, flags: Sequence[bytes]) -> tuple[RangeFinding, ...]:
         """Return what left its range on the way to an output, from all parties' shares of its flags."""
@@ -365,8 +357,6 @@ class ClientSession(Session):
         more = self._on_token(token)
         if more is False or token in self.stop_ids:
             self._end(step, "stop")
-        elif not self.request.params.fixed_length:
-            self._share_choice(step, token)
 
     def _end(self, step: int, reason: FinishReason) -> None:
         """End the answer with this output. Whatever the reason, the parties are told the same, if they would go on and the
@@ -376,16 +366,6 @@ class ClientSession(Session):
         if self.request.params.fixed_length:
             return
         self._over = True
-        if step + 1 < self.request.manifest.new_tokens:
+        if step + 1 != self._steps.outputs or len(self._steps.rows) > 1:  # else nothing is waited for
             for stream in self._parties:
                 stream.send(wire.ClientMessage(finish=wire.Finish()))
-
-
-def _ledger(text: bytearray, sender: str) -> dict[str, Any]:
-    try:
-        ledger = json.loads(text)
-    except ValueError:
-        raise WireError(f"{sender} sent a ledger that is not JSON") from None
-    if not isinstance(ledger, dict) or "total" not in ledger:
-        raise WireError(f"{sender} sent a ledger without totals")
-    return ledger

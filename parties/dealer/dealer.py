@@ -36,6 +36,7 @@ from parties.transport.queues import Message
 from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
+from parties.wire.draft import kept_rows
 from parties.wire.error_codec import public
 from parties.wire.manifest import Manifest, architecture_hash, check_client, check_id, check_version, compare, new_id
 from protocols.suite import OutputShare
@@ -171,8 +172,21 @@ class DealerSession(ServedSession):
         self.server.costs.check_token((total - before) // (1 if step else self.manifest.prompt_tokens), self.ticket.client)
         return True
 
-    def next_token(self, step: int) -> Tensor | None:
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
         return None
+
+    def kept(self, step: int, rows: int) -> int:
+        """Return what all parties say that the client said; deal no further before they have. Raises `WireError` where they
+        say different things: the client must send all of them the same."""
+        self.step = f"waiting for how many rows of output {step} stay"
+        said: dict[str, int] = {}
+        for party in self._joined.here():
+            stream = party.outlet.stream
+            said[stream.peer] = kept_rows(stream.receive(), step, rows, stream.peer)
+        if len(set(said.values())) != 1:
+            each = ", ".join(f"{peer} {count}" for peer, count in said.items())
+            raise WireError(f"the parties keep different numbers of rows of output {step}: {each}")
+        return next(iter(said.values()))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Remember the step for errors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -13,11 +13,13 @@ from mpc.ledger import Ledger
 from mpc.packing import pack
 from mpc.ring import reduce
 from parties.config.role_config import RoleConfig
+from parties.party.kept_rows import KeptRows
 from parties.server.metrics import Metrics
 from parties.server.sessions import ServedSession
 from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
+from parties.wire.draft import kept, kept_rows
 from parties.wire.shares import BITS, CHUNK_BYTES, LEDGER_BYTES, collect, expand
 from protocols.suite import OutputShare
 
@@ -27,13 +29,16 @@ PROGRESS_SECONDS = 0.05
 class ClientEndpoint:
     """One session's client, as the party's program sees it: the `Endpoint` of the generation program.
 
-    stream: the client's. emitted: outputs so far.
+    stream: the client's. emitted: outputs so far. kept_rows: of drafted steps. tell_dealer(request): passes on what the
+    dealer must know to go on, once there is one.
     """
 
     def __init__(self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics) -> None:
         self.stream = stream
         self.emitted = 0
         self.session = session
+        self.kept_rows = KeptRows(session.check)
+        self.tell_dealer: Callable[[wire.TapeRequest], None] = lambda request: None
         self._manifest = session.manifest
         self._last = config.index == len(session.manifest.parties) - 1
         self._device = config.device
@@ -55,10 +60,20 @@ class ClientEndpoint:
         self.session.step = "receiving the prompt's shares"
         return self._take("prompt", 0, (self._manifest.prompt_tokens,))
 
-    def next_token(self, step: int) -> Tensor:
-        """Wait for the client's choice; return this party's share of its index, int64 [1] in Z_2^64. Secret."""
-        self.session.step = f"waiting for the client's token {step}"
-        return self._take("token", step, (1,))
+    def next_tokens(self, step: int, count: int) -> Tensor:
+        """Wait for the client's choice, or its draft's rows; return this party's share of their indices, int64 [count] in
+        Z_2^64. Secret."""
+        name = "draft" if self._manifest.draft else "token"
+        self.session.step = f"waiting for the client's {name} after output {step}"
+        return self._take(name, step, (count,))
+
+    def kept(self, step: int, rows: int) -> int:
+        """Wait for how many of the drafted rows of output `step` stay, and let the dealer know. Public."""
+        self.session.step = f"waiting for the client's rows of output {step}"
+        count = kept_rows(self.stream.receive(), step, rows, self.stream.peer)
+        self.kept_rows.put(step, count)
+        self.tell_dealer(wire.TapeRequest(kept=kept(step, count)))
+        return count
 
     def _take(self, name: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Return this party's int64 share of what the client sends next, which must be `name` of `step` and `shape`."""
@@ -79,10 +94,11 @@ class ClientEndpoint:
 
     # ---- shares out ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Send this party's share of a token or of logits to the client, with its share of the range flags."""
+        """Send this party's share of an output to the client, with its share of the range flags."""
         self.session.check()
         decoding = self._manifest.decoding
-        if decoding != "logits" and (kind := self.stream.unasked()):
+        asks = decoding == "logits" or self._manifest.draft > 0
+        if not asks and (kind := self.stream.unasked()):
             raise WireError(
                 f"{self.stream.peer} sent '{kind}' after its prompt, where decoding '{decoding}' asks for nothing"
             )

@@ -118,6 +118,11 @@ class ComputePartyServer(RoleServer[PartySession]):
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
         plan_of(manifest, Architecture.from_json(facts.architecture))
         self.permissions.check_choices(manifest, client, facts)
+        if manifest.draft and self.tapes is not None:
+            raise ConfigurationError(
+                f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
+                "drafted rows stay; ask without a draft, or let it ask a running dealer"
+            )
         return facts
 
     def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:

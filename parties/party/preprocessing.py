@@ -18,6 +18,7 @@ from torch import Tensor
 from mpc.preprocessing import PrecomputedTape, PrecomputedValues, PreprocessingTape, Stopped
 from mpc.tape import PartyTape
 from parties.config.role_config import RoleConfig
+from parties.party.kept_rows import KeptRows
 from parties.program import SessionProgram
 from parties.transport.channel import GrpcChannel
 from parties.transport.session import Session
@@ -36,13 +37,22 @@ def wanted(config: RoleConfig) -> bool:
 
 
 class Preprocessing:
-    """The preprocessing pass of one session. It is the `Endpoint` of its program."""
+    """The preprocessing pass of one session. It is the `Endpoint` of its program. kept: what the client says of drafted
+    rows, which this pass waits for as the online pass does."""
 
-    def __init__(self, session: Session, program: SessionProgram, tape: PartyTape, weights: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        program: SessionProgram,
+        tape: PartyTape,
+        weights: dict[str, Any],
+        kept: KeptRows,
+    ) -> None:
         self._session = session
         self._program = program
         self._tape = tape
         self._weights = weights
+        self._kept = kept
         self._store = PrecomputedValues(LIMIT_BYTES, session.check)
         self._thread = threading.Thread(target=self._main, name=f"preprocessing {session.id[:8]}", daemon=True)
 
@@ -75,8 +85,12 @@ class Preprocessing:
     def emit(self, step: int, share: OutputShare) -> bool:
         return True
 
-    def next_token(self, step: int) -> Tensor | None:
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
         return None
+
+    def kept(self, step: int, rows: int) -> int:
+        """Wait for what the client says to the session itself."""
+        return self._kept.wait(step)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Raises the session's error."""

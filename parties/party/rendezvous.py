@@ -166,6 +166,11 @@ class Rendezvous:
             raise WireError(f"the dealer wants load {start.load}, which {self._session.role} does not hold (any more)")
         return Dealt(Source(start.seed, tape_reader(stream)), start.load, held)
 
+    def tell_dealer(self, request: wire.TapeRequest) -> None:
+        """Send the dealer what it must know to go on."""
+        if self._tape is not None:
+            self._tape.send(request)
+
     # ---- ending ----------------------------------------------------------------------------------------------------
     def wake(self) -> None:
         """Let whoever waits for a peer to dial look at the session's error."""

@@ -83,6 +83,7 @@ class PartySession(ServedSession):
         self._greetings = Greetings(hello, manifest, self._tapes)
         network = Network(config, lambda: server.identity, server.heartbeats, patience)
         self._rendezvous = Rendezvous(self, network, self._greetings, self.endpoint.progress)
+        self.endpoint.tell_dealer = self._rendezvous.tell_dealer
         self._channel: GrpcChannel | None = None
         self._preprocessing: Preprocessing | None = None
 
@@ -169,7 +170,7 @@ class PartySession(ServedSession):
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
         if suite.preprocesses and wanted(config):
-            self._preprocessing = Preprocessing(self, self._program, tape, weights)
+            self._preprocessing = Preprocessing(self, self._program, tape, weights, self.endpoint.kept_rows)
             suite = self._preprocessing.start(channel)
         self.trace.stage("prompt")
         prompt = self.endpoint.prompt()

@@ -116,6 +116,7 @@ class Costs:
             options,
             manifest.policy,
             manifest.decoding,
+            str(manifest.draft),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -127,7 +128,8 @@ class Costs:
                 options = {**manifest.options, "fraction_bits": manifest.fraction_bits}
                 hottest = HIGHEST_TEMPERATURE if manifest.decoding == "sample" else None  # no other one costs more
                 parties = len(manifest.parties)
-                setting = Setting(manifest.suite, parties, manifest.policy, options, manifest.decoding, hottest)
+                draft = manifest.plan.draft
+                setting = Setting(manifest.suite, parties, manifest.policy, options, manifest.decoding, hottest, draft)
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:
                     self._predictors.popitem(last=False)

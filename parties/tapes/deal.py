@@ -200,8 +200,12 @@ class _Dealing:
     def emit(self, step: int, share: OutputShare) -> bool:
         return True
 
-    def next_token(self, step: int) -> Tensor | None:
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
         return None
+
+    def kept(self, step: int, rows: int) -> int:
+        """Raise `ConfigurationError`: nobody knows that before the session."""
+        raise ConfigurationError("a draft needs a dealer that runs: what is dealt depends on how many rows stay")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell who watches."""

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
+from models.drafting import MOST_GUESSES, DraftPlan
 from models.generation import GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
@@ -54,7 +55,8 @@ class ProgramFacts(BaseModel):
     """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
 
     architecture: hash of its canonical JSON. options: the suite's own settings. temperature: of the dealt noise, with
-    decoding "sample" and only there. parties: names in order of their index.
+    decoding "sample" and only there. draft: guesses of a drafted step, 0 without a draft. parties: names in order of their
+    index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -70,6 +72,7 @@ class ProgramFacts(BaseModel):
     decoding: Literal["greedy", "sample", "logits"]
     temperature: float | None
     policy: Annotated[str, Field(max_length=400)]
+    draft: Annotated[int, Field(ge=0, le=MOST_GUESSES)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
 
     @field_validator("temperature")
@@ -85,6 +88,12 @@ class ProgramFacts(BaseModel):
     def spec(self) -> SuiteSpec:
         """Return the suite. Raises `ConfigurationError`, `RangeError` for one that cannot be made here."""
         return SuiteSpec(self.suite, self.fraction_bits, self.options)
+
+    @property
+    def plan(self) -> GenerationPlan:
+        """Return the plan. Raises `ConfigurationError` for one that cannot be."""
+        draft = DraftPlan(self.draft) if self.draft else None
+        return GenerationPlan(self.prompt_tokens, self.new_tokens, self.decoding, self.policy, self.temperature, draft)
 
 
 class Manifest(ProgramFacts):
@@ -110,6 +119,7 @@ class Manifest(ProgramFacts):
             decoding=plan.decoding,
             temperature=plan.temperature,
             policy=plan.policy,
+            draft=0 if plan.draft is None else plan.draft.tokens,
             parties=parties,
         )
 

@@ -52,6 +52,14 @@ class Finish(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Kept(_message.Message):
+    __slots__ = ("step", "rows")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    rows: int
+    def __init__(self, step: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
+
 class Chunk(_message.Message):
     __slots__ = ("payload",)
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -139,13 +147,14 @@ class ShareHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., seed: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
-    __slots__ = ("open", "share", "chunk", "finish", "heartbeat", "failure", "resume", "end", "number", "resume_secret")
+    __slots__ = ("open", "share", "chunk", "finish", "heartbeat", "failure", "kept", "resume", "end", "number", "resume_secret")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -156,11 +165,12 @@ class ClientMessage(_message.Message):
     finish: Finish
     heartbeat: Heartbeat
     failure: Failure
+    kept: Kept
     resume: Resume
     end: End
     number: int
     resume_secret: bytes
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class OutputHeader(_message.Message):
     __slots__ = ("step", "shape", "bits", "fraction_bits", "size", "flags")
@@ -317,11 +327,12 @@ class TapeOpen(_message.Message):
     def __init__(self, session: _Optional[str] = ..., manifest: _Optional[bytes] = ..., architecture: _Optional[str] = ..., loads: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ...) -> None: ...
 
 class TapeRequest(_message.Message):
-    __slots__ = ("open", "heartbeat", "finish", "failure", "resume", "end", "number", "resume_secret")
+    __slots__ = ("open", "heartbeat", "finish", "failure", "kept", "resume", "end", "number", "resume_secret")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -330,11 +341,12 @@ class TapeRequest(_message.Message):
     heartbeat: Heartbeat
     finish: Finish
     failure: Failure
+    kept: Kept
     resume: Resume
     end: End
     number: int
     resume_secret: bytes
-    def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[TapeOpen, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeStart(_message.Message):
     __slots__ = ("seed", "load", "fresh")

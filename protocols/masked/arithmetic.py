@@ -116,7 +116,8 @@ async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> Mas
 
 
 def _rotate_wide(convert: Conversion, t: MaskedTensor, cos: Tensor, sin: Tensor) -> MaskedTensor:
-    """Return the rotation of what is not opened yet, in a ring that has room for it; local."""
+    """Return the rotation of what is not opened yet, in a ring that has room for it; local. What is watched stays so, at
+    twice its bound: a rotation makes an entry larger by sqrt(2) at most."""
     wide, half = t.wide, t.shape[-1] // 2
     assert wide is not None
     signs = torch.cat([-torch.ones(half, dtype=sin.dtype), torch.ones(half, dtype=sin.dtype)]).to(sin.device)
@@ -125,4 +126,6 @@ def _rotate_wide(convert: Conversion, t: MaskedTensor, cos: Tensor, sin: Tensor)
         part.times(torch.round(factor * 2.0**ROTATION_BITS).to(torch.int64).to(convert.context.device), ROTATION_BITS)
         for part, factor in ((wide, cos), (swapped, sin * signs))
     )
-    return convert.new(a.add(b), t.magnitude + 1)
+    rotated = convert.new(a.add(b), t.magnitude + 1)
+    rotated.watched = t.watched
+    return rotated

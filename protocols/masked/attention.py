@@ -1,7 +1,7 @@
 """Attention of the suite `masked`: softmax with the division after the product with the values, and softmax by itself.
 
-Scores are opened masked, numerators come from a dealt table (`softmax`), weigh the values, and the sum of the numerators is
-inverted meanwhile; one product with the inverse gives the result. Rounds: that of the scores, those of `softmax`, and one
+Scores are opened masked, numerators (`softmax`) weigh the values, their sum is inverted; one product with the inverse gives
+the result. Rounds: that of the scores, those of `softmax`, and one
 for the weighted values. Bytes: per score and per output element; none for a cached key or value, which was masked once.
 
 Error of a probability: below 2^-11. A row whose spread exceeds its bound is flagged (`ranges`).
@@ -24,6 +24,7 @@ from protocols.masked import lifted, product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM
+from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
@@ -31,7 +32,8 @@ from protocols.schedule import together
 from protocols.suite import Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
-NUMERATOR_BITS = 28  # fraction bits of numerators at most
+NUMERATOR_BITS = 28  # fraction bits of numerators at most; a row's largest is above e^-8
+WEIGHTED_BITS = 10  # fraction bits of weighted values beyond those of values, before the division: a sum may be e^-8
 SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
 
@@ -45,39 +47,33 @@ def query_bits(convert: Conversion) -> int:
     return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
 
 
-def spare_bits(convert: Conversion, rows: gate.Rows) -> int:
-    """Return the fraction bits that numerators may have in the largest ring, so that their sum times the values fits."""
-    peak = convert.fraction_bits + gate.PEAK_BITS + convert.bounds.here.value
-    return RING_BITS - 3 - peak - max(rows.longest, 1).bit_length()
+def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
+    """Return the fraction bits of numerators and their ring, the smallest in which their sum times the values fits."""
+    room = 3 + convert.fraction_bits + convert.bounds.here.value + max(rows.longest, 1).bit_length()
+    frac = min(NUMERATOR_BITS, RING_BITS - room)
+    return frac, frac + room
 
 
-def _flag_scores(convert: Conversion, difference: Masked) -> None:
-    """Flag a score that is too far from the last one of its row."""
+async def _numerators(convert: Conversion, y: Masked, rows: Rows, precision: tuple[int, int]) -> tuple[Masked, Shared]:
+    """Return numerators [entries] with (fraction bits, ring) of `precision`, and 1 / sum [rows], of scores [entries]."""
     bounds = convert.bounds.here
-    near = difference.to_ring(difference.frac + bounds.range_bits + 1)
-    convert.ranges.check("score", near, largest("score", bounds.score), width=6)
-
-
-async def _numerators(convert: Conversion, s: Masked, rows: gate.Rows, frac: int, bits: int) -> tuple[Masked, Shared]:
-    """Return numerators [entries] with `frac` fraction bits modulo 2^bits, and 1 / sum [rows], from scores of any shape."""
-    y = Masked(rows.take(s.m), rows.take(s.lam), s.bits, s.frac)
-    range_bits = convert.bounds.here.range_bits
-    return await gate.numerators(convert.context, y, rows, frac, bits, range_bits, lambda d: _flag_scores(convert, d))
+    spread = gate.Spread(bounds.range_bits, largest("score", bounds.score), convert.ranges)
+    return await gate.numerators(convert.context, y, rows, precision, spread)
 
 
 async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> MaskedTensor:
     """Return probabilities over the last axis, Shared; positions that the public mask removes are exactly 0."""
     f, range_bits = convert.fraction_bits, convert.bounds.here.range_bits
-    rows = gate.Rows.of(x.shape, mask)
+    rows = Rows.of(x.shape, mask)
     t = convert.tensor(x)
     t.magnitude = min(t.magnitude, range_bits)
     s = await convert.masked(t, f, f + range_bits + 2)
-    frac = min(NUMERATOR_BITS - 2, RING_BITS - 2 - INVERSE_BITS - gate.PEAK_BITS - 1)
-    p, inverse = await _numerators(convert, s, rows, frac, RING_BITS)
-    r = await convert.masked(convert.new(inverse, gate.PEAK_BITS + 1), INVERSE_BITS, RING_BITS)
+    bits = NUMERATOR_BITS + INVERSE_BITS + 4
+    p, inverse = await _numerators(convert, s.move(rows.take), rows, (NUMERATOR_BITS, bits))
+    r = await convert.masked(convert.new(inverse, gate.LEAST_BITS), INVERSE_BITS, bits)
     spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
     out = product.multiply(convert.context, p, spread)
-    return convert.new(out.map(lambda t: rows.put(t).reshape(x.shape)), 1)
+    return convert.new(out.map(lambda t: rows.put(t)), 1)
 
 
 async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
@@ -97,35 +93,36 @@ class Widths:
 
     frac: int
     bits: int
-    inverse_bits: int = INVERSE_BITS + gate.PEAK_BITS + 1 + 2
+    inverse_bits: int = INVERSE_BITS + gate.LEAST_BITS + 2
 
 
 async def weighted_values(
-    convert: Conversion, s: Masked, rows: gate.Rows, weigh: Callable[[Masked], Shared], widths: Widths
+    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Shared], widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
-    """Return the weighted values [G, T, C] of masked scores [G, T, S], and what probabilities are products of: numerators
+    """Return the weighted values [G, T, C] of masked scores [entries], and what probabilities are products of: numerators
     [G, T, S] and 1 / sum [G, T, 1].
 
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
     """
-    f, shape = convert.fraction_bits, s.shape
-    p, inverse = await _numerators(convert, s, rows, widths.frac, widths.bits)
-    dense = Masked(rows.put(p.m).reshape(shape), rows.put(p.lam).reshape(shape), p.bits, p.frac)
+    f = convert.fraction_bits
+    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits))
+    dense = p.move(rows.put)
     bound = convert.bounds.here.value + 1
 
     async def weighted() -> Masked:
         with operation("values"):
-            o = convert.new(weigh(dense), gate.PEAK_BITS + rows.longest.bit_length() + bound)
-            return await convert.masked(o, f + 4, o.magnitude + f + 4 + 2)
+            o = convert.new(weigh(dense), rows.longest.bit_length() + bound)
+            return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2)
 
     async def one_over() -> Masked:
         with operation("softmax sum"):
-            r = convert.new(inverse.map(lambda t: t.reshape(*shape[:-1], 1)), gate.PEAK_BITS + 1)
+            r = convert.new(inverse.map(lambda t: t.reshape(*rows.shape[:-1], 1)), gate.LEAST_BITS)
             return await convert.masked(r, INVERSE_BITS, widths.inverse_bits)
 
     o, r = await together(weighted(), one_over())
     with operation("values"):
-        return convert.new(lifted.multiply(convert.context, "divide", o, r, RING_BITS + 4 + INVERSE_BITS), bound), dense, r
+        quotient = lifted.multiply(convert.context, "divide", o, r, RING_BITS + WEIGHTED_BITS + INVERSE_BITS)
+        return convert.new(quotient, bound), dense, r
 
 
 def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
@@ -141,17 +138,21 @@ def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor)
     return convert.new(total, max(1, count.bit_length()))
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None) -> Masked:
-    """Return q k^T (+ bias), opened masked."""
+async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Masked:
+    """Return the entries of q k^T (+ bias) that take part, opened masked: [entries]."""
     c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
+
+    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
+        return rows.take(ring.matmul(a, b.transpose(1, 2), modulo))
+
     with operation("scores"):
         a, b = convert.tensor(q), convert.tensor(k)
         ma, mb = await together(convert.masked(a, f, bits), convert.masked(b, f, bits, cut=False))
-        s = product.matmul(c, ma, mb.map(lambda t: t.transpose(1, 2))).to_ring(bits)
+        s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
-            s = s.add(added.map(lambda t: t.expand(s.shape)))
+            s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
         return await open_cut(c, s, f)
 
 
@@ -173,19 +174,18 @@ async def attention(
     bool [R T]; the sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
     """
     q, k, v = factors
-    shape = torch.Size((*q.shape[:-1], k.shape[1]))
-    rows = gate.Rows.of(shape, mask)
+    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
     values = values_within_bound(convert, v)
 
     async def cached() -> Masked:
         with operation("values"):
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
-    s, mv = await together(_scores(convert, q, k, bias), cached())
-    frac = min(NUMERATOR_BITS, spare_bits(convert, rows))
-    widths = Widths(frac, RING_BITS)
+    s, mv = await together(_scores(convert, q, k, bias, rows), cached())
+    frac, bits = precision(convert, rows)
+    widths = Widths(frac, bits)
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - shape[0].bit_length()
+        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)
     out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
     if observed is None:

@@ -2,88 +2,127 @@
 
 Any number of parties.
 
-x = m - lam modulo 2^k is negative when its top bit is set. m is cut into digits of at most 8 bits. For every digit the
-dealer deals XOR-shared one-time truth tables indexed by the *public* digit of m:
+x = m - lam modulo 2^k is negative when its top bit is set. m and lam are cut into digits of a few bits. For every digit the
+dealer deals the one-hot vector of lam's digit as XOR-shared *bits*; whatever is asked of a pair of digits is the parity of
+some of them, which the public digit of m names, so a party reads it off its own bits:
 
 * lower digits: lt = [m_i < lam_i] and eq = [m_i = lam_i]; the borrow into the top digit is lt + eq (lt' + eq' (...));
   over all digits that is [m < lam], the borrow of m - lam, from digits of at most 6 bits;
-* top digit: the sign without (a0) and with (a1) a borrow; the answer is a0 + (a1 - a0) borrow. For membership the digits
-  above the n low bits are 0 without (z) or with (n) the low digit's borrow: z z' ... (1 - borrow) + n n' ... borrow.
-  For equality m_i = lam_i in every digit.
+* top digit: the sign s without a borrow, and whether a borrow flips it (t); the answer is s xor t borrow. For membership the
+  digits above the n low bits are 0 without (z) or with (n, digits of lam + 2^n) the low digit's borrow: z z' ... (1 -
+  borrow) + n n' ... borrow. For equality m_i = lam_i in every digit.
 
-A looked-up bit is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is then
-linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic shares of
-the products of rho's, in any ring. The same products times a mask lam_y give answer * y for a masked y in the same round.
+A bit that was read is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is
+then linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic
+shares of the products of rho's, in any ring. The mask of s is a factor 1 - 2 rho of all others, so s adds none of its own.
+The same products times a mask lam_y give answer * y for a masked y in the same round.
 
 Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none. Leaks: nothing, opened
 bits are uniform (docs/security.md, "Comparisons").
-Offline: 64 bits a bit for digits of 6 bits, 32 for narrower ones, 256 for digits of 8.
+Offline: 2^w bits a digit of w bits, and of the sign 4, 10, 22 elements of its ring for 2, 3, 4 digits (`digit_bits`).
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mpc import ring
 from protocols.masked.context import BitOpening, Context, require
 from protocols.masked.shares import Masked, Shared
 
 MAX_DIGIT = 8
-BORROW_DIGIT = 6  # what a borrow out of 16 bits is cheapest with: 70 bytes dealt, 5 bits opened
+MIN_DIGIT = 4
+BORROW_DIGIT = 6  # what a borrow out of 16 bits is cheapest with: 5 bits opened
+WORD = 64  # bits of a word of a longer one-hot vector
 Monomial = frozenset[str]
+Kind = Literal["lt", "eq", "sign", "flips"]
+
+
+@dataclass(frozen=True)
+class Digit:
+    """A digit of the mask whose one-hot vector is dealt, and the digit of m that it is compared with.
+
+    low, width: the bits of m. add: lam's digit is that of lam + add."""
+
+    low: int
+    width: int
+    add: int = 0
 
 
 @dataclass(frozen=True)
 class Form:
-    """A predicate of x. widths: of m's digits, low to high; names: the bits that are looked up and opened, in order; places:
-    each one's digit; polynomial: the answer in these bits; subsets: all products of mask bits that it needs."""
+    """A predicate of x. digits: dealt, low to high; bits: what is read and opened, name -> (digit, kind), in order;
+    polynomial: the answer in these bits, or its part that `flip`, a bit, is added to modulo 2; subsets: all products of mask
+    bits that the polynomial needs."""
 
-    widths: tuple[int, ...]
-    names: tuple[str, ...]
-    places: tuple[int, ...]
+    digits: tuple[Digit, ...]
+    bits: tuple[tuple[str, int, Kind], ...]
     polynomial: tuple[tuple[int, Monomial], ...]
     subsets: tuple[Monomial, ...]
+    flip: str | None
 
     @staticmethod
-    def of(widths: Sequence[int], places: dict[str, int], polynomial: Sequence[tuple[int, Monomial]]) -> Form:
+    def of(
+        digits: Sequence[Digit],
+        bits: dict[str, tuple[int, Kind]],
+        polynomial: Sequence[tuple[int, Monomial]],
+        flip: str | None = None,
+    ) -> Form:
         """Return the form, with the subsets that follow from its polynomial."""
         subsets = {
             frozenset(s) for _, mono in polynomial for n in range(1, len(mono) + 1) for s in combinations(sorted(mono), n)
         }
         ordered = tuple(sorted(subsets, key=lambda s: (len(s), sorted(s))))
-        return Form(tuple(widths), tuple(places), tuple(places.values()), tuple(polynomial), ordered)
+        return Form(tuple(digits), tuple((n, *at) for n, at in bits.items()), tuple(polynomial), ordered, flip)
 
     @property
-    def words(self) -> int:
-        """64-bit words of a truth table; all are as long as the widest digit's."""
-        return max(1, (1 << max(self.widths)) // 64)
+    def names(self) -> tuple[str, ...]:
+        """Names of the bits, in order."""
+        return tuple(name for name, _, _ in self.bits)
 
     @property
-    def word_bits(self) -> int:
-        """Bits of a word that are dealt: 32 where no digit has more than 5 bits."""
-        return 32 if max(self.widths) <= 5 else 64
+    def products(self) -> int:
+        """Elements that are dealt of an answer."""
+        return len(self.subsets) + int(self.flip is not None)
+
+    @property
+    def table_bits(self) -> int:
+        """Bits of all one-hot vectors."""
+        return sum(1 << d.width for d in self.digits)
+
+    @property
+    def groups(self) -> dict[int, list[int]]:
+        """Width -> the digits that have it, which are dealt as one entry."""
+        return {w: [i for i, d in enumerate(self.digits) if d.width == w] for w in sorted({d.width for d in self.digits})}
 
 
-def _widths(bits: int, most: int = MAX_DIGIT) -> list[int]:
+def _digits(bits: int, most: int, low: int = 0, add: int = 0) -> list[Digit]:
+    """Return digits of bits low .. low + bits, as even as can be, the wider ones low."""
     count = -(-bits // most)
     base, extra = divmod(bits, count)
-    return [base + int(i < extra) for i in range(count)]
+    out = []
+    for i in range(count):
+        out.append(Digit(low, base + int(i < extra), add))
+        low += out[-1].width
+    return out
 
 
-def _borrow(digits: int) -> tuple[dict[str, int], list[tuple[int, Monomial]]]:
-    """Return the bits to look up for the borrow out of so many digits, with their places, and the borrow in them."""
-    places: dict[str, int] = {}
+def _borrow(digits: int) -> tuple[dict[str, tuple[int, Kind]], list[tuple[int, Monomial]]]:
+    """Return the bits to read for the borrow out of so many digits, with their places, and the borrow in them."""
+    places: dict[str, tuple[int, Kind]] = {}
     borrow: list[tuple[int, Monomial]] = []
     for i in range(digits):  # low to high: borrow = lt_i + eq_i * borrow
-        places[f"lt{i}"] = i
+        places[f"lt{i}"] = (i, "lt")
         if i:  # eq of the lowest digit is not needed
-            places[f"eq{i}"] = i
+            places[f"eq{i}"] = (i, "eq")
         borrow = [(1, frozenset({f"lt{i}"}))] + [(k, mono | {f"eq{i}"}) for k, mono in borrow]
     return places, borrow
 
@@ -91,41 +130,56 @@ def _borrow(digits: int) -> tuple[dict[str, int], list[tuple[int, Monomial]]]:
 @cache
 def borrow_form(bits: int) -> Form:
     """Return [m < lam] for an x = m - lam in a ring of so many bits."""
-    widths = _widths(bits, BORROW_DIGIT)
-    return Form.of(widths, *_borrow(len(widths)))
+    digits = _digits(bits, BORROW_DIGIT)
+    return Form.of(digits, *_borrow(len(digits)))
 
 
 @cache
-def sign_form(bits: int) -> Form:
-    """Return [x < 0] in a ring of so many bits."""
-    widths = _widths(bits)
-    top = len(widths) - 1
+def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
+    """Return [x < 0] in a ring of so many bits, from digits of at most `most` bits."""
+    digits = _digits(bits, most)
+    top = len(digits) - 1
     lower, borrow = _borrow(top)
-    places = ({"a0": top, "a1": top} if top else {"a0": top}) | lower
-    polynomial = [(1, frozenset({"a0"}))]
-    for k, mono in borrow:
-        polynomial += [(k, mono | {"a1"}), (-k, mono | {"a0"})]
-    return Form.of(widths, places, polynomial)
+    places: dict[str, tuple[int, Kind]] = {"s": (top, "sign")}
+    if top:
+        places["t"] = (top, "flips")
+    return Form.of(digits, places | lower, [(k, mono | {"t"}) for k, mono in borrow], "s")
 
 
 @cache
 def zero_form(bits: int) -> Form:
     """Return [x = 0] in a ring of so many bits."""
-    widths = _widths(bits)
-    places = {f"eq{i}": i for i in range(len(widths))}
-    return Form.of(widths, places, [(1, frozenset(places))])
+    digits = _digits(bits, MAX_DIGIT)
+    places: dict[str, tuple[int, Kind]] = {f"eq{i}": (i, "eq") for i in range(len(digits))}
+    return Form.of(digits, places, [(1, frozenset(places))])
 
 
 @cache
 def within_form(bits: int, low_bits: int) -> Form:
     """Return [0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
-    high = _widths(bits - low_bits)
-    places: dict[str, int] = {"lt0": 0}
-    for i in range(1, len(high) + 1):
-        places |= {f"z{i}": i, f"n{i}": i}
-    without, with_borrow = (frozenset(f"{kind}{i}" for i in range(1, len(high) + 1)) for kind in "zn")
+    plain, moved = (_digits(bits - low_bits, MAX_DIGIT, low_bits, add) for add in (0, 1 << low_bits))
+    places: dict[str, tuple[int, Kind]] = {"lt0": (0, "lt")}
+    for i in range(1, len(plain) + 1):
+        places |= {f"z{i}": (i, "eq"), f"n{i}": (len(plain) + i, "eq")}
+    without, with_borrow = (frozenset(f"{kind}{i}" for i in range(1, len(plain) + 1)) for kind in "zn")
     borrow = frozenset({"lt0"})
-    return Form.of([low_bits, *high], places, [(1, without), (-1, without | borrow), (1, with_borrow | borrow)])
+    terms = [(1, without), (-1, without | borrow), (1, with_borrow | borrow)]
+    return Form.of([Digit(0, low_bits), *plain, *moved], places, terms)
+
+
+@cache
+def digit_bits(bits: int, result: int) -> int:
+    """Return the digits' bits with which signs in a ring of `bits` bits, shared modulo 2^result, move the fewest bytes.
+
+    >>> digit_bits(20, 3), digit_bits(16, 64), digit_bits(8, 3)
+    (6, 8, 7)
+    """
+
+    def moved(most: int) -> int:
+        form = sign_form(bits, most)
+        return form.table_bits + form.products * result + len(form.bits)
+
+    return min(range(MAX_DIGIT, MIN_DIGIT - 1, -1), key=moved)
 
 
 class Bit:
@@ -141,6 +195,7 @@ class Bit:
         return self._rho.shape[1:]
 
     def _products(self) -> Tensor:
+        """Return what is dealt of the answer: products of mask bits, signed by the flip's, and that one."""
         index = {name: i for i, name in enumerate(self._form.names)}
         out = []
         for subset in self._form.subsets:
@@ -150,7 +205,10 @@ class Bit:
                 value = bit if value is None else value & bit
             assert value is not None
             out.append(value)
-        return torch.stack(out)
+        if self._form.flip is None:
+            return torch.stack(out)
+        flip = self._rho[index[self._form.flip]]
+        return torch.stack([*(value * (1 - 2 * flip) for value in out), flip])
 
     def _coefficients(self) -> tuple[Tensor, list[Tensor]]:
         """Return the public part, and the public coefficient of every product of mask bits."""
@@ -172,12 +230,19 @@ class Bit:
                     table[chosen] = table[chosen] + term if k > 0 else table[chosen] - term
                 else:
                     table[chosen] = term if k > 0 else -term
-        return table[frozenset()], [table[s] for s in self._form.subsets]
+        constant, rest = table.get(frozenset()), [table[s] for s in self._form.subsets]
+        if self._form.flip is None:
+            assert constant is not None
+            return constant, rest
+        u_flip, turned = u[self._form.flip], sign[self._form.flip]  # u + (1 - 2u) (rho + (1 - 2 rho) the rest)
+        if constant is None:
+            return u_flip, [turned]
+        return u_flip + turned * constant, [*(turned * value for value in rest), turned * (1 - 2 * constant)]
 
     def share(self, bits: int) -> Shared:
         """Return the bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
         c = self._c
-        dealt = c.deal_table("bit", (len(self._form.subsets), *self.shape), bits, self._products)
+        dealt = c.deal_table("bit", (self._form.products, *self.shape), bits, self._products)
         if not c.evaluating:
             return Shared(c.blank(self.shape), bits, 0)
         constant, coefficients = self._coefficients()
@@ -191,7 +256,7 @@ class Bit:
         """Return bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
         c = self._c
         bit = self.share(y.bits)
-        dealt = c.deal("bit times mask", (len(self._form.subsets), *self.shape), y.bits, lambda: self._products() * y.lam)
+        dealt = c.deal("bit times mask", (self._form.products, *self.shape), y.bits, lambda: self._products() * y.lam)
         if not c.evaluating:
             return Shared(c.blank(self.shape), y.bits, y.frac)
         constant, coefficients = self._coefficients()
@@ -201,119 +266,94 @@ class Bit:
         return Shared(y.m * bit.x - masked_part, y.bits, y.frac)
 
 
-def prefix_table(bound: Tensor, words: int) -> Tensor:
-    """Return the tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
-    start = torch.arange(words, device=bound.device) * 64
-    inside = (bound[..., None] - start).clamp(0, 64)
-    partial = (torch.ones_like(inside) << (inside & 63)) - 1
-    return torch.where(inside == 64, torch.full_like(inside, -1), partial)
-
-
-def _point(at: Tensor, words: int) -> Tensor:
-    """Return the tables of [j = at]."""
-    start = torch.arange(words, device=at.device) * 64
+def _point(at: Tensor, width: int) -> Tensor:
+    """Return the one-hot vectors of 2^width bits: int64 words [..., words]."""
+    start = torch.arange(_words(width), device=at.device) * WORD
     offset = at[..., None] - start
-    hit = (offset >= 0) & (offset < 64)
-    return torch.where(hit, torch.ones_like(offset) << (offset & 63), torch.zeros_like(offset))
+    hit = (offset >= 0) & (offset < WORD)
+    return torch.where(hit, torch.ones_like(offset) << (offset & (WORD - 1)), torch.zeros_like(offset))
 
 
-def _lower_tables(lam: Tensor, form: Form, digits: int) -> dict[str, Tensor]:
-    """Return the truth tables of lt and eq for the lowest digits of masks lam: [..., words] each."""
-    out: dict[str, Tensor] = {}
-    offset = 0
-    for i, width in enumerate(form.widths[:digits]):
-        digit = (lam >> offset) & ((1 << width) - 1)
-        out[f"lt{i}"] = prefix_table(digit, form.words)
-        if i > 0:
-            out[f"eq{i}"] = _point(digit, form.words)
-        offset += width
-    return out
+def _words(width: int) -> int:
+    return max(1, (1 << width) // WORD)
 
 
-def _borrow_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Return the truth tables of `borrow_form` for masks lam: [..., words] each."""
-    return _lower_tables(lam, form, len(form.widths))
+def _until(words: Tensor, width: int) -> Tensor:
+    """Return the parities of all bits up to and with each: of a one-hot vector, [j >= its place]; [..., words] again."""
+    out = words
+    for step in range(min(width, WORD.bit_length() - 1)):
+        out = out ^ (out << (1 << step))
+    if words.shape[-1] == 1:
+        return out
+    before = torch.zeros_like(out[..., 0])
+    parts = []
+    for part in out.unbind(-1):
+        parts.append(part ^ -before)
+        before = before ^ ((part >> (WORD - 1)) & 1)
+    return torch.stack(parts, -1)
 
 
-def _sign_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Return the truth tables of `sign_form` for masks lam: [..., words] each."""
-    out = _lower_tables(lam, form, len(form.widths) - 1)
-    width = form.widths[-1]
-    top = (lam >> sum(form.widths[:-1])) & ((1 << width) - 1)
-    for name, borrow in (("a0", 0), ("a1", 1)):
-        start = (top + borrow) & ((1 << width) - 1)  # x >= 0 for m in [start, start + half), x < 0 for the next half
-        half = 1 << (width - 1)
-        low = (start + half) & ((1 << width) - 1)
-        negative = prefix_table(start, form.words) ^ prefix_table(low, form.words)
-        out[name] = torch.where((low > start)[..., None], ~negative, negative)
-    return out
+def _bit_at(words: Tensor, place: Tensor) -> Tensor:
+    """Return bit place[...] of words [..., words]."""
+    word = words[..., 0] if words.shape[-1] == 1 else words.gather(-1, (place >> 6)[..., None])[..., 0]
+    return (word >> (place & (WORD - 1))) & 1
 
 
-def _zero_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Return the truth tables of `zero_form` for masks lam: [..., words] each."""
-    out: dict[str, Tensor] = {}
-    offset = 0
-    for i, width in enumerate(form.widths):
-        out[f"eq{i}"] = _point((lam >> offset) & ((1 << width) - 1), form.words)
-        offset += width
-    return out
+def _read(c: Context, words: Tensor, until: Tensor, m: Tensor, digit: Digit, kind: Kind) -> Tensor:
+    """Return a party's share of what is asked of m's digit and the mask's, from its share of the one-hot vector."""
+    size = 1 << digit.width
+    place = ring.shift_right(m, digit.low, ring.RING_BITS) & (size - 1)
+    across = (place + size // 2) & (size - 1)
+    if kind == "eq":
+        return _bit_at(words, place)
+    if kind == "flips":  # m - lam is 0 or the half: one less has another sign
+        return _bit_at(words, place) ^ _bit_at(words, across)
+    found = _bit_at(until, place)
+    if kind == "lt":
+        return found ^ 1 if c.first else found  # the place is not up to m
+    found = found ^ _bit_at(until, across)  # m - lam below 0: the place is one of the next half
+    return found ^ (place >> (digit.width - 1)) if c.first else found
 
 
-def _within_tables(lam: Tensor, form: Form) -> dict[str, Tensor]:
-    """Return the truth tables of `within_form` for masks lam: [..., words] each."""
-    low, *high = form.widths
-    out = {"lt0": prefix_table(lam & ((1 << low) - 1), form.words)}
-    for kind, borrow in (("z", 0), ("n", 1)):
-        rest = (lam >> low) + borrow
-        for i, width in enumerate(high, 1):
-            out[f"{kind}{i}"] = _point(rest & ((1 << width) - 1), form.words)
-            rest = rest >> width
-    return out
+async def _ask(c: Context, x: Masked, form: Form) -> Bit:
+    """Read and open a predicate's bits. 1 round."""
+    dealt: dict[int, Tensor] = {}
+    for width, members in form.groups.items():
 
+        def made(width: int = width, members: list[int] = members) -> Tensor:
+            found = [form.digits[i] for i in members]
+            places = [ring.shift_right(x.lam + d.add, d.low, ring.RING_BITS) & ((1 << width) - 1) for d in found]
+            return torch.stack([_point(place, width) for place in places])
 
-async def _ask(c: Context, x: Masked, form: Form, tables: Callable[[Tensor, Form], dict[str, Tensor]]) -> Bit:
-    """Look up and open a predicate's bits. 1 round."""
-    shape = (len(form.names), *x.shape)
-
-    def made() -> Tensor:
-        found = tables(x.lam, form)
-        return torch.stack([found[name] for name in form.names])
-
-    dealt = c.deal_xor("comparison tables", (*shape, form.words), made, form.word_bits)
-    rho = c.tape.random("mask bits", shape, 1)
+        shape = (len(members), *x.shape, _words(width))
+        vectors = c.deal_xor("comparison digits", shape, made, min(1 << width, WORD))
+        dealt |= dict(zip(members, vectors.unbind(0), strict=True))
+    opened_shape = (len(form.bits), *x.shape)
+    rho = c.tape.random("mask bits", opened_shape, 1)
     if not c.evaluating:
-        return Bit(c, form, await BitOpening(c.blank(shape)), rho)
-    octets = dealt.view(torch.uint8).reshape(*shape, 8 * form.words)  # little-endian, as everywhere here
-    digits: list[tuple[Tensor, Tensor]] = []  # the octet's position, the bit in it
-    offset = 0
-    for width in form.widths:
-        digit = (x.m >> offset) & ((1 << width) - 1)
-        digits.append(((digit >> 3)[..., None], (digit & 7).to(torch.uint8)))
-        offset += width
-    found = []
-    for place, table in zip(form.places, octets, strict=True):
-        octet, bit = digits[place]
-        found.append((table.gather(-1, octet)[..., 0] >> bit) & 1)
-    opened = await BitOpening(torch.stack(found) ^ rho.to(torch.uint8), torch.int8)
+        return Bit(c, form, await BitOpening(c.blank(opened_shape)), rho)
+    until = {i: _until(words, form.digits[i].width) for i, words in dealt.items()}
+    found = [_read(c, dealt[i], until[i], x.m, form.digits[i], kind) for _, i, kind in form.bits]
+    opened = await BitOpening((torch.stack(found) ^ rho).to(torch.uint8), torch.int8)
     return Bit(c, form, opened, rho)
 
 
-async def less_than_zero(c: Context, x: Masked) -> Bit:
-    """Return [x < 0] for x read as a signed number modulo 2^bits. 1 round."""
+async def less_than_zero(c: Context, x: Masked, most: int = MAX_DIGIT) -> Bit:
+    """Return [x < 0] for x read as a signed number modulo 2^bits. 1 round. most: bits of a digit, see `digit_bits`."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, sign_form(x.bits), _sign_tables)
+    return await _ask(c, x, sign_form(x.bits, most))
 
 
 async def borrows(c: Context, x: Masked) -> Bit:
     """Return [m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
     require(1 <= x.bits <= 32, "borrow", f"rings of 1 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, borrow_form(x.bits), _borrow_tables)
+    return await _ask(c, x, borrow_form(x.bits))
 
 
 async def is_zero(c: Context, x: Masked) -> Bit:
     """Return [x = 0] for x modulo 2^bits. 1 round."""
     require(1 <= x.bits <= 32, "equality", f"rings of 1 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, zero_form(x.bits), _zero_tables)
+    return await _ask(c, x, zero_form(x.bits))
 
 
 async def within(c: Context, x: Masked, low_bits: int) -> Bit:
@@ -323,4 +363,4 @@ async def within(c: Context, x: Masked, low_bits: int) -> Bit:
         "within",
         f"intervals of 1 to {MAX_DIGIT} bits in a ring of up to 32 are supported, got {low_bits} bits in one of {x.bits}",
     )
-    return await _ask(c, x, within_form(x.bits, low_bits), _within_tables)
+    return await _ask(c, x, within_form(x.bits, low_bits))

@@ -167,12 +167,21 @@ def generate(alpha: Tensor, roots: list[Tensor], shape: Shape) -> tuple[Tensor, 
     return _tensor(seed_words), _tensor(control_words), ring.reduce(_tensor(output), shape.bits)
 
 
-def evaluate(party: int, root: Tensor, seed_words: Tensor, control_words: Tensor, output: Tensor, shape: Shape) -> Tensor:
-    """Return party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits."""
+Key = tuple[Tensor, Tensor, Tensor]
+"""Seed, control and output corrections, as `generate` makes them."""
+
+
+def evaluate(party: int, root: Tensor, key: Key, shape: Shape, path: Tensor | None = None, steps: int = 0) -> Tensor:
+    """Return party 0's or 1's part: its share of all one-hot vectors, [elements, 2^width] modulo 2^bits.
+
+    path: public [elements]; of each vector only the 2^(width - steps) entries are computed whose places begin with these
+    `steps` bits, at most `depth`."""
     elements = len(root)
-    step = max(1, CHUNK_SEEDS >> shape.depth)
-    out = np.empty((elements, (1 << shape.width) // shape.leaf, shape.leaf), np.int64)
+    step = max(1, CHUNK_SEEDS >> (shape.depth - steps))
+    out = np.empty((elements, (1 << (shape.width - steps)) // shape.leaf, shape.leaf), np.int64)
+    seed_words, control_words, output = key
     roots, words, controls, last = _words(root), _words(seed_words), control_words.cpu().numpy(), output.cpu().numpy()
+    taken = None if path is None else path.cpu().numpy()
     for start in range(0, elements, step):
         cut = slice(start, start + step)
         seeds: Words = np.ascontiguousarray(roots[cut].T)[:, None]  # [word, nodes, elements]
@@ -184,6 +193,10 @@ def evaluate(party: int, root: Tensor, seed_words: Tensor, control_words: Tensor
                 bits[:, child] ^= control & (pair >> np.uint64(child))
                 for word in range(2):
                     grown[word, :, child] ^= control * lower[word]
+            if taken is not None and level < steps:  # one node of each, and of its children that on the path
+                side, each = (taken[cut] >> (steps - 1 - level)) & 1, np.arange(bits.shape[-1])
+                control, seeds = bits[:, side, each], np.ascontiguousarray(grown[:, :, side, each])
+                continue
             control = bits.reshape(-1, bits.shape[-1])
             seeds = grown.reshape(2, *control.shape)
         correction = np.ascontiguousarray(control.T).astype(np.int64)[..., None] * last[cut][:, None]
@@ -197,18 +210,45 @@ def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Share
     """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x: as `one_hot_table`, dealt as keys. Two
     parties."""
     shape = Shape(width, bits)
-    if c.parties != 2:
-        raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot_table")
     if shape.depth < 1:
         raise RangeError(f"a domain of 2^{width} entries of {bits} bits fits one leaf; use one_hot_table")
     m_digit, lam_digit = digit(c, x, low, width)
-    elements = x.shape.numel()
+    root, key = _deal(c, lam_digit.reshape(-1), x.shape.numel(), shape)
+    if not c.evaluating:
+        return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
+    share = evaluate(0 if c.first else 1, root, key, shape).to(c.device)
+    return Shared(rotate(share.reshape(*x.shape, 1 << width), m_digit), bits, 0)
+
+
+def reads_below(first: int, width: int, bits: int) -> bool:
+    """Whether `one_hot_below` can read one-hot vectors of `width` bits below `first` bits, modulo 2^bits."""
+    return 0 < first <= Shape(first + width, bits).depth
+
+
+def one_hot_below(c: Context, of: Masked, x: Masked, bits: int) -> Shared:
+    """Return [of = 0] times the one-hot vector of x, [..., 2^x.bits] modulo 2^bits, local; two parties.
+
+    One point function of the mask of `of`, followed by x's: read at m of `of`, and all entries below it."""
+    shape = Shape(of.bits + x.bits, bits)
+    if not reads_below(of.bits, x.bits, bits):
+        raise RangeError(f"2^{x.bits} entries of {bits} bits below {of.bits} bits lie within one leaf; use tables")
+    root, key = _deal(c, ((of.lam << x.bits) | x.lam).reshape(-1), x.shape.numel(), shape)
+    if not c.evaluating:
+        return Shared(c.blank((*x.shape, 1 << x.bits)), bits, 0)
+    share = evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1), of.bits).to(c.device)
+    return Shared(rotate(share.reshape(*x.shape, 1 << x.bits), x.m), bits, 0)
+
+
+def _deal(c: Context, alpha: Tensor, elements: int, shape: Shape) -> tuple[Tensor, Key]:
+    """Return this party's root seeds and the common corrections of keys for the points alpha [elements]."""
+    if c.parties != 2:
+        raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot_table")
     roots = c.tape.random_shares("point function roots", (elements, 2), 64)
     found: list[Tensor] = []
 
     def part(index: int) -> Tensor:
         if not found:
-            found.extend(generate(lam_digit.reshape(-1), roots, shape))
+            found.extend(generate(alpha, roots, shape))
         return found[index]
 
     def deal(op: str, index: int, of: tuple[int, ...], ring_bits: int) -> Tensor:
@@ -216,8 +256,5 @@ def one_hot_dpf(c: Context, x: Masked, low: int, width: int, bits: int) -> Share
 
     seed_words = deal("point function seeds", 0, (shape.depth, elements, 2), 64)
     control_words = deal("point function controls", 1, (shape.depth, elements), 2)
-    output = deal("point function output", 2, (elements, shape.leaf), bits)
-    if not c.evaluating:
-        return Shared(c.blank((*x.shape, 1 << width)), bits, 0)
-    share = evaluate(0 if c.first else 1, roots[0], seed_words, control_words, output, shape).to(c.device)
-    return Shared(rotate(share.reshape(*x.shape, 1 << width), m_digit), bits, 0)
+    output = deal("point function output", 2, (elements, shape.leaf), shape.bits)
+    return roots[0], (seed_words, control_words, output)

@@ -50,7 +50,7 @@ class _Term:
         """Return x times the public number."""
         if self.name == "mask":
             return -x
-        return (x if self.w is None else x * self.w) << self.shift
+        return (x if self.w is None else _where(self.w, x)) << self.shift
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
         public = moved - offset if x.bits < RING_BITS or bits <= RING_BITS else Wide.of_unsigned(moved) + -offset
     top = _Term("top bit", lambda: ring.shift_right(x.lam, x.bits - 1, x.bits), x.bits, w)
     return _Lifted(public, (_Term("mask", mask, 0), top), x.shape)
+
+
+def _where(w: Tensor, x: Words) -> Words:
+    """Return x where the public bit w is set, else 0."""
+    keep = -w
+    return x.map(lambda t: t & keep) if isinstance(x, Wide) else x & keep
 
 
 def _multiplied(a: Words, b: Words, bits: int) -> Words:

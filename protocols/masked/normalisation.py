@@ -1,8 +1,8 @@
 """Norms of the suite `masked`: 1 / deviation of each row, and the linear layers that follow a norm.
 
-One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds: 6). Many tokens: the input is
-scaled first, two rounds more, but nothing is opened in the product's large ring (fewest bytes). So too where large bounds
-leave no room for the product before it is scaled.
+One token: the statistics run beside the matrix product, whose result is scaled (fewest rounds: 3 with two parties). Many
+tokens: the input is scaled first, a round more, but nothing is opened in the product's large ring (fewest bytes). So too
+where large bounds leave no room for the product before it is scaled.
 
 Error: 1 / deviation within 2^-12 relative for usual rows. Rows outside the declared norm, or whose deviation is too small
 for the residual stream's fraction bits, are flagged (`ranges`).
@@ -24,7 +24,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.linear import linear, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
-from protocols.masked.power import power
+from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.stream import StreamBits, stream_bits
 from protocols.masked.truncation import lift, open_cut, truncate
@@ -33,6 +33,7 @@ from protocols.schedule import together
 from protocols.suite import Linear, Norm, Value
 
 PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
+SQUARE_ROOM = 7  # bits between the square of a row's norm at its bound and what a ring holds where it is checked
 SMALLEST_DEVIATION = 9  # a row whose deviation is below 2^-9 is flagged: the stream's fraction bits do not suffice for it
 
 
@@ -51,34 +52,36 @@ def _bits_of(convert: Conversion, x: Value) -> StreamBits:
     return stream_bits(convert, math.prod(x.shape[:-1]), x.shape[-1])
 
 
-async def _centred(c: Context, h: Masked) -> Masked:
-    """Return h less each row's mean. 1 round."""
+async def _centred(c: Context, h: Masked, residual: int) -> Masked:
+    """Return h less each row's mean, for rows up to four times the bound 2^residual. 1 round."""
     width = h.shape[-1]
-    precision = 12 + width.bit_length()
+    precision = min(12 + width.bit_length(), RING_BITS - 2 - h.frac - residual - ROOM)
     whole = lift(c, h, RING_BITS)
     mean = whole.map(lambda t: (t.sum(-1, keepdim=True) * round(2.0**precision / width)).expand(h.shape))
     return await open_cut(c, Shared((whole.x << precision) - mean.x, RING_BITS, h.frac + precision), precision)
 
 
 async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
-    """Return [1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 3 rounds."""
+    """Return [1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 1 round with two parties, else 3; one more for a
+    mean that is not centred."""
     width = h.shape[-1]
     c = convert.context
     residual = convert.bounds.here.residual
     with operation("norm statistics"):
         if norm.kind == "layer":  # a model whose stream is centred by its weights uses the kind "rms" and needs no mean
-            h = await _centred(c, h)
+            h = await _centred(c, h, residual)
         # a copy with fewer fraction bits is squared where a ring could not hold the square with room above the bound
         h = truncate(c, h, max(0, h.frac + residual + ROOM // 2 + 1 - RING_BITS // 2))
-        squares = lifted.square_sums(c, "squares", h, 2 * h.frac + 2 * residual + ROOM + 2)
+        # norms up to eleven times the bound, where a word has room for them; up to four times always
+        bits = min(RING_BITS, 2 * h.frac + 2 * residual + SQUARE_ROOM)
+        squares = lifted.square_sums(c, "squares", h, bits)
         epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
         moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=c.device))
         opened = await open_value(c, moment)
-        near = opened.to_ring(min(opened.bits, opened.frac + 2 * residual + 7))  # norms up to eleven times the bound
-        convert.ranges.check("residual", near, 4.0**residual, signed=False, width=8)
+        convert.ranges.check("residual", opened, 4.0**residual, signed=False, width=8)
         high = squares.frac + 2 * residual + 1
         low_bit = max(epsilon.bit_length() - 1, 1)
-        inverse = await power(c, opened.to_ring(high + 1), low_bit, high, -0.5, math.sqrt(width))
+        inverse = await power(c, opened.to_ring(high + 1), Power(low_bit, high, -0.5, math.sqrt(width)))
     return convert.new(inverse, _inverse_magnitude(norm))
 
 

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from mpc.random import Prg, new_seed
-from protocols.masked.comparison import prefix_table
 from protocols.masked.context import Context, require
 from protocols.masked.shares import Masked
 from protocols.suite import RANGE_KINDS
@@ -67,9 +66,17 @@ class RangeFlags:
             return
         digit = (x.m >> low) & (size - 1)
         word = dealt[..., 0] if words == 1 else dealt.gather(-1, (digit >> 6)[..., None])[..., 0]
+        self._set(kind, (word >> (digit & 63)) & 1)
+
+    def watch(self, kind: str, bits: Tensor) -> None:
+        """Flag `kind` here where one of these XOR-shared bits, 0 or 1, is set; local, and nothing is dealt for it."""
+        self._seed()
+        if self._c.evaluating and not self._c.tape.preprocessing:
+            self._set(kind, bits)
+
+    def _set(self, kind: str, bits: Tensor) -> None:
         assert self._coefficients is not None
-        weights = self._coefficients.ring(tuple(x.shape), 64, x.m.device)
-        found = weights & -((word >> (digit & 63)) & 1)
+        found = self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits
         self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
 
     def _seed(self) -> None:
@@ -104,8 +111,16 @@ def _tables(width: int, below: int, above: int) -> Tensor:
     digit = torch.arange(size)
     start, end = (digit - below) & (size - 1), (digit + above + 1) & (size - 1)  # [start, end) around the circle is good
     words = max(1, size // 64)
-    between = prefix_table(start, words) ^ prefix_table(end, words)
+    between = _prefix_table(start, words) ^ _prefix_table(end, words)
     return torch.where((end > start)[:, None], ~between, between)
+
+
+def _prefix_table(bound: Tensor, words: int) -> Tensor:
+    """Return the tables of [j < bound]: int64 words [..., words] whose bit j is set for j < bound."""
+    start = torch.arange(words, device=bound.device) * 64
+    inside = (bound[..., None] - start).clamp(0, 64)
+    partial = (torch.ones_like(inside) << (inside & 63)) - 1
+    return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
 def _fold(x: Tensor) -> Tensor:

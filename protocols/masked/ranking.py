@@ -1,110 +1,244 @@
-"""Maximum and argmax by groups: all pairs of a group are compared at once, the best of each group goes on.
+"""Maximum and arg-max by groups: all pairs of a group are compared at once, the best of each group goes on.
 
-One level: every pair's comparison (1 round), ranks are sums of bits and are opened masked (1 round, 2 to 4 bits), the value
-and index at rank 0 are a dealt one-hot of the rank times the masked values: Shared, opened (1 round). Groups of 2, 4, 8, 8,
-16 and 7 bring a vocabulary of 50 257 to one in six levels, eighteen rounds.
+A level takes three rounds: every pair's comparison; ranks, sums of bits, opened masked (a few bits); the value and the place
+at rank 0, a dealt one-hot vector of the rank times the masked values, Shared, opened. The last level takes two, since
+nothing of it is opened again: the maximum is left Shared; the one-hot row of the arg-max is, block by block of the last
+group's members, [rank = 0] times the one-hot vector of the member's place within its block. With two parties that is one
+point function of rank and place (`dpf.one_hot_below`); with more, [rank = 0] is opened once more.
+
+Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes nine rounds, the opening of the
+logits counted, in groups of 8 and 28 that leave 225; ten with more than two parties. Logits of 20 bits, two parties:
+
+| groups | rounds | sent | dealt |
+| --- | --- | --- | --- |
+| 37, 37, 37 | 9 | 983 kB | 46.4 MB |
+| 8, 28, 225 | 9 | 419 kB | 10.7 MB |
+| 4, 6, 16, 131 | 12 | 308 kB | 4.6 MB |
+| 4, 4, 8, 16, 25 | 15 | 296 kB | 3.6 MB |
+| 16 times 2 | 48 | 408 kB | 1.4 MB |
 
 Ties go to the earlier position: of a pair i < j, i loses exactly when x_i < x_j, so ranks are a permutation.
-Leaks: nothing; comparison bits, ranks and values are opened under fresh uniform masks
+Valid range: |x| <= reach, 2 reach < 2^(x.bits - 1). Error: none (exact on the ring elements).
+Leaks: nothing; comparison bits, ranks, places and values are opened under fresh uniform masks
 (docs/security.md, "Maximum and arg-max").
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mpc import ring
-from protocols.masked.comparison import less_than_zero
+from mpc.errors import RangeError
+from mpc.ring import RING_BITS
+from protocols.masked.comparison import digit_bits, sign_form
 from protocols.masked.context import Context, open_value, require
-from protocols.masked.one_hot import deal_scaled, look_up
+from protocols.masked.dpf import one_hot_below, reads_below
+from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
+from protocols.masked.top_k import rank_bits, rank_shares, ranks
+from protocols.masked.zero_test import by_points
+from protocols.options import Prefer
 from protocols.schedule import together
 
-INDEX_DIGIT = 8
+SIZES = (*range(2, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # of groups, but for the last
+PLACE_BITS = 8  # of a place, about
+KEY_BITS = 2000  # of a point function of the last ranks and places, about
+POINT_BITS = 6  # of ranks whose tables are longer than keys
+LEVEL_ROUNDS, LAST_ROUNDS = 3, 2
+ROUND_BYTES: dict[Prefer, float] = {"auto": 2.5e6, "rounds": 1e7, "bytes": 0.0}
+"""What a round is worth: 20 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
 
 
-@dataclass(frozen=True)
-class Best:
-    """Best of each row: its value and its index as base-256 digits, low first."""
-
-    value: Masked
-    digits: tuple[Masked, ...]
-
-
-def group_sizes(count: int, rows: int = 1, background: bool = False) -> list[int]:
-    """Return the sizes of groups level by level, until one of `count` is left in each of `rows` rows: small ones while there
-    are many values (fewest comparisons), then large ones (fewest rounds). background: pairs throughout."""
-    sizes: list[int] = []
-    many = 1 << (15 if rows == 1 else 17)  # of one row's argmax the rounds are few beside those of the whole model
-    while count > 1:
-        total = rows * count
-        size = min(count, 2 if background or total > many else 4 if total > 1 << 14 else 8 if total > 256 else 16)
-        sizes.append(size)
-        count = -(-count // size)
-    return sizes
+# ---- groups --------------------------------------------------------------------------------------------------------------
+def _pair_bits(size: int, bits: int) -> tuple[int, int]:
+    """Return the bits that a comparison in a group of `size` is dealt, and those it sends."""
+    of = rank_bits(size)
+    form = sign_form(bits, digit_bits(bits, of))
+    return form.table_bits + form.products * of, len(form.bits)
 
 
-def _pad(x: Masked, size: int, fill: int) -> Masked:
-    """Pad the last axis to a multiple of `size` with a public value (mask 0: it is public)."""
+def level_bits(count: int, size: int, bits: int) -> tuple[int, int]:
+    """Return the bits that a level of groups of `size` of `count` values is dealt and sends, a row."""
+    groups, of = -(-count // size), rank_bits(size)
+    dealt, sent = _pair_bits(size, bits)
+    pairs, values = groups * size * (size - 1) // 2, groups * size
+    return pairs * dealt + (values << of) * (2 * bits + PLACE_BITS), pairs * sent + values * of + groups * (
+        bits + PLACE_BITS
+    )
+
+
+def last_bits(count: int, bits: int) -> tuple[int, int]:
+    """Return the bits that the last level, of `count` values, is dealt and sends, a row."""
+    dealt, sent = _pair_bits(count, bits)
+    pairs = count * (count - 1) // 2
+    return pairs * dealt + count * KEY_BITS, pairs * sent + count * rank_bits(count)
+
+
+@lru_cache(1 << 14)
+def _chosen(count: int, bits: int, rows: int, worth: float) -> tuple[float, tuple[int, ...]]:
+    """Return (bytes, and `worth` a round; sizes of groups) of the cheapest levels for `count` values a row."""
+    found = (worth * LAST_ROUNDS + rows * sum(last_bits(count, bits)) / 8, (count,))
+    for size in SIZES:
+        if size < count:
+            rest, sizes = _chosen(-(-count // size), bits, rows, worth)
+            here = worth * LEVEL_ROUNDS + rows * sum(level_bits(count, size, bits)) / 8
+            found = min(found, (here + rest, (size, *sizes)))
+    return found
+
+
+def group_sizes(shape: Sequence[int], bits: int, prefer: Prefer = "auto") -> tuple[int, ...]:
+    """Return the sizes of groups, level by level, for values [..., n] in a ring of `bits` bits; the last is that of the only
+    group of the last level.
+
+    >>> group_sizes((1, 50257), 20), group_sizes((1, 100), 20)
+    ((8, 28, 225), (100,))
+    """
+    return _chosen(shape[-1], bits, math.prod(shape[:-1]), ROUND_BYTES[prefer])[1]
+
+
+# ---- levels --------------------------------------------------------------------------------------------------------------
+def _grouped(x: Masked, size: int, fill: int) -> Masked:
+    """Return [rows, groups, size], filled up with a public value (mask 0: it is public)."""
     missing = -x.shape[-1] % size
-    if not missing:
-        return x
+    shape = (*x.shape[:-1], -(-x.shape[-1] // size), size)
 
     def grow(t: Tensor, value: int) -> Tensor:
-        return torch.cat([t, torch.full((*t.shape[:-1], missing), value, dtype=t.dtype, device=t.device)], -1)
+        if not missing:
+            return t.reshape(shape)
+        more = torch.full((*t.shape[:-1], missing), value, dtype=t.dtype, device=t.device)
+        return torch.cat([t, more], -1).reshape(shape)
 
     return Masked(ring.reduce(grow(x.m, fill), x.bits), lambda: grow(x.lam, 0), x.bits, x.frac)
 
 
-async def _level(c: Context, values: Masked, digits: list[Masked], size: int, lowest: int) -> Best:
-    """Reduce a level: [rows, count] -> [rows, ceil(count / size)]."""
-    values = _pad(values, size, lowest)
-    digits = [_pad(d, size, 0) for d in digits]
-    groups = (*values.shape[:-1], values.shape[-1] // size, size)
-    x = values.move(lambda t: t.reshape(groups))
-    ds = [d.move(lambda t: t.reshape(groups)) for d in digits]
-    rank_bits = (size - 1).bit_length()
-    i, j = torch.triu_indices(size, size, 1).unbind(0)
-    pairs = x.map(lambda t: t[..., i] - t[..., j])
-    loses = (await less_than_zero(c, pairs)).share(rank_bits)  # position i loses against j, j > i
-
-    def ranks(t: Tensor) -> Tensor:
-        out = t.new_zeros((*t.shape[:-1], size))
-        return out.index_add(-1, i.to(t.device), t).index_add(-1, j.to(t.device), -t)
-
-    base = torch.zeros(size, dtype=torch.int64).index_add(0, j, torch.ones_like(j)).to(c.device)
-    rank = await open_value(c, c.add_public(loses.map(ranks), base.expand(groups)))
-
-    async def select(of: Masked) -> Masked:
-        """Return <sum over the group of [rank = 0] of>."""
-        hot = deal_scaled(
-            c, "rank one-hot", rank.lam, rank_bits, of.bits, [lambda: torch.ones_like(rank.lam), lambda: of.lam]
-        )
-        if not c.evaluating:
-            return await open_value(c, Shared(c.blank(groups[:-1]), of.bits, of.frac))
-        bit, bit_lam = look_up(hot[0], rank.m), look_up(hot[1], rank.m)
-        return await open_value(c, Shared((of.m * bit - bit_lam).sum(-1), of.bits, of.frac))
-
-    opened = await together(*(select(of) for of in [x, *ds]))
-    return Best(opened[0], tuple(opened[1:]))
+def at_first(c: Context, rank: Masked, factor: Callable[[], Tensor], bits: int) -> Tensor:
+    """Return shares of [rank = 0] times a factor that the dealer knows, modulo 2^bits; local."""
+    dealt = deal_scaled(c, "rank one-hot", rank.lam, rank.bits, bits, [factor])[0]
+    return look_up(dealt, rank.m) if c.evaluating else c.blank(rank.shape)
 
 
-async def best(c: Context, x: Masked, reach: int, with_index: bool, background: bool = False) -> Best:
-    """Return the maximum (and index) over the last axis: [..., n] -> [...]. |x| <= reach ring units; a difference of both
-    ends must fit the ring. background: see `group_sizes`."""
+def is_first(c: Context, rank: Masked, bits: int) -> Shared:
+    """Return [rank = 0] modulo 2^bits, by point functions where two parties' ranks have `POINT_BITS` bits or more; local."""
+    if c.parties == 2 and rank.bits >= POINT_BITS:
+        return by_points(c, rank, bits)
+    return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
+
+
+def _ones(rank: Masked) -> Callable[[], Tensor]:
+    return lambda: torch.ones_like(rank.lam)
+
+
+async def _others_ranks(c: Context, x: Masked) -> Masked:
+    """Return <rank> of all but the last of each group: what none of them is, the last one is. 2 rounds."""
+    return await open_value(c, (await rank_shares(c, x)).map(lambda t: t[..., :-1]))
+
+
+def _above_last(x: Masked) -> Masked:
+    """Return what each of the others is more than the last."""
+    return x.map(lambda t: t[..., :-1] - t[..., -1:])
+
+
+def _best(c: Context, rank: Masked, values: Sequence[Masked], steps: Tensor | None = None) -> list[Shared]:
+    """Return [value at rank 0] of each group for several values, [..., groups, size] -> [..., groups]: the last one's, and
+    what rank 0 is more. steps: public values of a group [size] that are looked up beside them, last. Local."""
+    above = [_above_last(x) for x in values]
+    ones = at_first(c, rank, _ones(rank), max(x.bits for x in values))
+    hot_lams = [at_first(c, rank, lambda d=d: d.lam, d.bits) for d in above]  # type: ignore[misc]
+    if not c.evaluating:
+        blank = c.blank(rank.shape[:-1])
+        return [Shared(blank, x.bits, x.frac) for x in values] + ([] if steps is None else [Shared(blank, RING_BITS, 0)])
+    out = []
+    for x, d, hot_lam in zip(values, above, hot_lams, strict=True):
+        more = Shared((d.m * ones - hot_lam).sum(-1), x.bits, x.frac)
+        out.append(c.shared(x.move(lambda t: t[..., -1])).add(more))
+    if steps is not None:
+        more = Shared((ones * (steps[:-1] - steps[-1])).sum(-1), RING_BITS, 0)
+        out.append(c.add_public(more, steps[-1]))
+    return out
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the values that are left stood: within blocks of `size` values each, masked modulo 2^bits; None: each is its
+    own block."""
+
+    size: int
+    bits: int
+    masked: Masked | None = None
+
+    @property
+    def width(self) -> int:
+        """Bits of a place."""
+        return (self.size - 1).bit_length()
+
+
+async def _level(c: Context, x: Masked, places: _Places | None, size: int, lowest: int) -> tuple[Masked, _Places | None]:
+    """Reduce a level: [rows, count] -> [rows, ceil(count / size)]. 3 rounds."""
+    x = _grouped(x, size, lowest)
+    rank = await _others_ranks(c, x)
+    if places is None:
+        return await open_value(c, _best(c, rank, [x])[0]), None
+    steps = torch.arange(size, device=c.device) * places.size
+    if places.masked is None:
+        value, place = _best(c, rank, [x], steps)
+    else:
+        value, place = _best(c, rank, [x, _grouped(places.masked, size, 0).add_public(steps)])
+    opened, place_opened = await together(open_value(c, value), open_value(c, place.to_ring(places.bits)))
+    return opened, _Places(places.size * size, places.bits, place_opened)
+
+
+async def maximum(c: Context, x: Masked, reach: int, sizes: Sequence[int]) -> Shared:
+    """Return the maximum over the last axis, [..., n] -> [...], in groups of `sizes` (`group_sizes`). |x| <= reach ring
+    units; a difference of both ends must fit the ring."""
+    _check(x, reach, sizes)
+    for size in sizes[:-1]:
+        x, _ = await _level(c, x, None, size, -reach)
+    if x.shape[-1] == 1:
+        return c.shared(x.move(lambda t: t[..., 0]))
+    return _best(c, await _others_ranks(c, x), [x])[0]
+
+
+async def first_largest(c: Context, x: Masked, reach: int, sizes: Sequence[int], bits: int) -> Shared:
+    """Return the one-hot row of the arg-max over the last axis, [..., n] -> [..., n], modulo 2^bits. reach, sizes: as in
+    `maximum`."""
+    _check(x, reach, sizes)
+    count, block = x.shape[-1], math.prod(sizes[:-1])
+    places: _Places | None = _Places(1, (block - 1).bit_length())
+    for size in sizes[:-1]:
+        x, places = await _level(c, x, places, size, -reach)
+    assert places is not None
+    if places.masked is None:
+        rank = await ranks(c, x)
+        return is_first(c, rank, bits)
+    row = await _blocks(c, x, places, bits)
+    return row.map(lambda t: t.flatten(-2)[..., :count])
+
+
+async def _blocks(c: Context, x: Masked, places: _Places, bits: int) -> Shared:
+    """Return the one-hot row, a block of each member of the last group: [..., last] -> [..., last, block]."""
+    rank, width = await ranks(c, x), places.width
+    assert places.masked is not None
+    place = places.masked.to_ring(width)
+    if c.parties == 2 and reads_below(rank.bits, width, bits):
+        return one_hot_below(c, rank, place, bits).map(lambda t: t[..., : places.size])
+    first = await open_value(c, is_first(c, rank, bits))
+    dealt = deal_scaled(c, "place", place.lam, width, bits, [_ones(place), lambda: first.lam])
+    if not c.evaluating:
+        return Shared(c.blank((*x.shape, places.size)), bits, 0)
+    hot, hot_lam = rotate(dealt[0], place.m), rotate(dealt[1], place.m)
+    return Shared((first.m[..., None] * hot - hot_lam)[..., : places.size], bits, 0)
+
+
+def _check(x: Masked, reach: int, sizes: Sequence[int]) -> None:
     require(2 * reach < 1 << (x.bits - 1), "argmax", f"a ring of {x.bits} bits is too small")
-    n = x.shape[-1]
-    digits: list[Masked] = []
-    if with_index:
-        position = torch.arange(n, device=c.device)
-        for k in range(max(1, -(-(n - 1).bit_length() // INDEX_DIGIT))):
-            public = ((position >> (k * INDEX_DIGIT)) & 255).expand(x.shape)
-            digits.append(Masked(public, torch.zeros_like(x.lam), INDEX_DIGIT, 0))
-    lowest = -reach
-    out = Best(x, tuple(digits))
-    for size in group_sizes(n, x.shape[:-1].numel(), background):
-        out = await _level(c, out.value, list(out.digits), size, lowest)
-    return Best(out.value.map(lambda t: t[..., 0]), tuple(d.map(lambda t: t[..., 0]) for d in out.digits))
+    left = x.shape[-1]
+    for size in sizes:
+        left = -(-left // size)
+    if left != 1:
+        raise RangeError(f"argmax: groups of {list(sizes)} leave {left} of {x.shape[-1]} values; they must leave one")

@@ -15,21 +15,19 @@ from dataclasses import dataclass
 import torch
 
 from mpc.ledger import operation
-from mpc.ring import RING_BITS
 from protocols.masked import product
-from protocols.masked.attention import Widths, score_bits, spare_bits, values_within_bound, weighted_values
+from protocols.masked.attention import Widths, precision, score_bits, values_within_bound, weighted_values
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
+from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.softmax import Rows
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
 
 OPENED_TOKENS = 1024  # up to so many tokens to choose from have their scores opened
-SELECTED_BITS = 22  # fraction bits of the numerators of chosen tokens; the largest is above e^-4
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ async def selected_attention(convert: Conversion, q: Value, of: Clusters) -> Mas
     count, size = of.chosen.shape[1], of.keys.shape[2]
     taken = count * size
     rows = Rows.of(torch.Size((groups, heads, taken + of.others)), None)
-    room = spare_bits(convert, rows)
-    frac = min(SELECTED_BITS, room)
-    widths = Widths(frac, RING_BITS - room + frac)  # this ring crosses the wire again and again
+    widths = Widths(*precision(convert, rows))  # this ring crosses the wire again and again
 
     async def choice() -> Masked:
         with operation("selection"):
@@ -92,7 +88,7 @@ async def selected_attention(convert: Conversion, q: Value, of: Clusters) -> Mas
 
     e, keys, mv = await together(choice(), _keys(convert, q, of), values())
     s = (await _chosen_scores(convert, e, keys, of)).move(lambda t: t.reshape(groups, heads, taken))
-    s = s if keys.others is None else s.beside(keys.others)
+    s = (s if keys.others is None else s.beside(keys.others)).move(rows.take)
 
     def weigh(p: Masked) -> Shared:
         out = chosen_values(c, e, p.move(lambda t: t[..., :taken].reshape(groups, heads, count, size)), mv[0])

@@ -1,6 +1,6 @@
 """What cache policies need of the suite `masked`: similarities, ranking, choosing and compaction, maximum and arg-max.
 
-Rounds and bytes are those of the gates: `top_k`, `threshold`, `compaction`, `ranking`, and those of making a value masked.
+Rounds and bytes are those of the gates: `top_k`, `marking`, `compaction`, `ranking`, and those of making a value masked.
 Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranking").
 """
 
@@ -11,23 +11,20 @@ from collections.abc import Sequence
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import compaction, product, ranking, threshold, top_k
+from protocols.masked import compaction, marking, product, ranking, top_k
 from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
-from protocols.masked.context import Context, open_value, require
+from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
-from protocols.masked.dealing import one_hot
 from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.output import CHOICE_BITS
 from protocols.masked.selection_matrix import count_bits
-from protocols.masked.shares import Masked, Shared
+from protocols.masked.shares import Masked
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
 
-PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
 RANKED_BITS = 30  # ring of what is ranked
-DIGIT_BITS = 6
 
 
 # ---- similarities ------------------------------------------------------------------------------------------------------
@@ -70,31 +67,35 @@ async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
 
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
+    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; a single one
+    is found in groups where that is worth its rounds (`ranking`)."""
+    c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        return convert.new(await top_k.top_k(convert.context, m, k, RING_BITS), 1)
+        if k > 1:
+            return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.prefer)
+        row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)
+        return convert.new(row.map(lambda t: t[..., None, :]), 1)
 
 
 async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return 1 at the k largest, else 0: by ranks up to `PAIRS` values, by threshold beyond."""
+    """Return 1 at the k largest, else 0: by ranks or by threshold, see `marking`."""
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        if x.shape[-1] <= PAIRS:
-            found = await top_k.top_k_indicator(convert.context, m, k, RING_BITS)
-        else:
-            found = await threshold.top_k_by_threshold(convert.context, m.with_frac(0), k, RING_BITS, DIGIT_BITS)
-        return convert.new(found, 1)
+        return convert.new(await marking.mark_largest(convert.context, m, k, RING_BITS), 1)
 
 
 async def largest(convert: Conversion, x: Value, background: bool = False) -> MaskedTensor:
-    """Return the maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point."""
+    """Return the maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point. background: few bytes, whatever the
+    rounds."""
     t = convert.tensor(x)
     f = convert.fraction_bits
     m = await convert.masked(t, f, f + t.magnitude + 3)
     with operation("max"):
-        found = await ranking.best(convert.context, m, 1 << (f + t.magnitude), False, background)
-    return convert.new(found.value.map(lambda v: v[..., None]), t.magnitude)
+        sizes = ranking.group_sizes(m.shape, m.bits, "bytes" if background else convert.context.prefer)
+        found = await ranking.maximum(convert.context, m, 1 << (f + t.magnitude), sizes)
+    return convert.new(found.map(lambda v: v[..., None]), t.magnitude)
 
 
 async def argmax(convert: Conversion, x: Value) -> MaskedTensor:
@@ -104,23 +105,9 @@ async def argmax(convert: Conversion, x: Value) -> MaskedTensor:
     f = min(CHOICE_BITS, convert.fraction_bits)
     with operation("argmax"):
         reach, bits = t.reach_bits(f)
-        found = await ranking.best(convert.context, await convert.masked(t, f, bits), reach, True)
-        row = await _one_hot(convert.context, found.digits, convert.bounds.table_bits)
-        return convert.new(row.map(lambda v: v[..., : x.shape[-1]]), 1)
-
-
-async def _one_hot(c: Context, digits: Sequence[Masked], bits: int) -> Shared:
-    """Return the one-hot of an index from its digits, low first: the product of theirs. A round a digit beyond the first."""
-    hots = [one_hot(c, d, 0, d.bits, bits) for d in digits]
-    if len(hots) == 1:
-        return hots[0]
-    low, *others = await together(*(open_value(c, h) for h in hots))
-    for index, high in enumerate(others):
-        total = product.multiply(c, high.map(lambda v: v[..., :, None]), low.map(lambda v: v[..., None, :]))
-        total = total.map(lambda v: v.flatten(-2))
-        if index < len(others) - 1:
-            low = await open_value(c, total)
-    return total
+        m = await convert.masked(t, f, bits)
+        sizes = ranking.group_sizes(m.shape, bits, convert.context.prefer)
+        return convert.new(await ranking.first_largest(convert.context, m, reach, sizes, convert.bounds.table_bits), 1)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------

@@ -57,9 +57,21 @@ def signed_one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Si
     if c.parties > 2:
         dealt = deal_scaled(c, "one-hot", lam_digit, width, bits, [lambda: torch.ones_like(lam_digit)])[0]
         return SignedOneHot(m_digit, width, dealt, bits, lambda: torch.ones_like(lam_digit))
+    shares = one_hot_words(c, lam_digit, width)
+
+    def sign() -> Tensor:
+        word = shares[0].gather(-1, (lam_digit >> 6)[..., None])[..., 0]
+        return 2 * ((word >> (lam_digit & 63)) & 1) - 1
+
+    return SignedOneHot(m_digit, width, shares[0], None, sign)
+
+
+def one_hot_words(c: Context, lam_digit: Tensor, width: int, op: str = "one-hot bits") -> list[Tensor]:
+    """Deal the one-hot vectors of lam's digit XOR-shared, any number of parties; words of 64 bits, or one of 2^width.
+
+    Return the list of all shares [..., words] at the dealer, of the own one elsewhere. Offline: 2^width bits per element."""
     size = 1 << width
     word_bits, count = min(size, 64), max(1, size // 64)
-    shape = (*x.shape, count)
 
     def point() -> Tensor:
         start = torch.arange(count, device=lam_digit.device) * 64
@@ -67,13 +79,32 @@ def signed_one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Si
         hit = (offset >= 0) & (offset < 64)
         return torch.where(hit, torch.ones_like(offset) << (offset & 63), torch.zeros_like(offset))
 
-    shares = c.tape.dependent_shares("one-hot bits", shape, point if c.tape.dealing else None, word_bits, "xor")
+    shape = (*lam_digit.shape, count)
+    return c.tape.dependent_shares(op, shape, point if c.tape.dealing else None, word_bits, "xor")
 
-    def sign() -> Tensor:
-        word = shares[0].gather(-1, (lam_digit >> 6)[..., None])[..., 0]
-        return 2 * ((word >> (lam_digit & 63)) & 1) - 1
 
-    return SignedOneHot(m_digit, width, shares[0], None, sign)
+def turned(words: Tensor, start: Tensor, width: int, count: int = 0) -> Tensor:
+    """Return the bits of words [..., words] from place `start` [...] on, around the circle of 2^width places, 2^width >= 8:
+    bit i is that of place start + i. As many words as there are, or the first `count`; fewer than 64 bits are the lowest."""
+    size, held = 1 << width, words.shape[-1]
+    if size < 64:
+        whole = words[..., 0]
+        for step in (s for s in (8, 16, 32) if s >= size):
+            whole = whole | (whole << step)
+        words = whole[..., None]
+    place, inside = start >> 6, start & 63
+    left = 63 - inside
+    out = []
+    for i in range(count or held):
+        first, second = (
+            (words[..., 0], words[..., 0])
+            if held == 1
+            else tuple(words.gather(-1, ((place + i + j) & (held - 1))[..., None])[..., 0] for j in (0, 1))
+        )
+        low = (first >> inside) & ((2 << left) - 1)  # a shift by 64 is none: by 63, then by 1
+        out.append(low | ((second << left) << 1))
+    found = torch.stack(out, -1) if len(out) > 1 else out[0][..., None]
+    return found if size >= 64 else found & ((1 << size) - 1)
 
 
 def _bits(words: Tensor, width: int) -> Tensor:

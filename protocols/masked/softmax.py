@@ -1,210 +1,164 @@
-"""Softmax of masked scores without a maximum: a shift found in two rounds, exponentials in no round.
+"""Softmax of masked scores without a maximum: a shift that is opened masked, exponentials that are opened once.
 
 Only differences within a row matter to a softmax, so each row is read relative to its own last score (of the masks likewise,
 local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r. What must fit is a row's spread.
 
-Shift. The differences are masked values. Their high digits (units of 4) give one-hot vectors locally; summed over a row
-they are a histogram in a small ring. Its suffix sums are opened (masked) and compared with zero: the number of non-empty
-ones is the highest bin, so the maximum is known to +-4 without a single comparison of scores. 2 rounds, about 1.6 x 63
-bytes a *row*; per score nothing but 64 small dealt elements. Few short rows, as after a selection, take 1 round: there a
-dealt table of 63 x 2^bits small elements says which counts are zero (`non_zero`).
+Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed
+locally (`histogram`), the hashes are opened masked and compared with zero (`zero_words`): the number of those that are not
+zero is the highest bin, so the maximum is known to a bin without a single comparison of scores. It is opened masked, 6 bits
+a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds where point functions tell
+what is zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge:
+exponents are negative, the largest lies above -8.
 
-Exponential. x = m - lam, so e^x = e^(8 d - lam_lo) e^(m_lo) with d the difference of the high digits (units of 8): the
-dealer deals one table of 32 entries over the public high digit, the second factor is public. Exact to rounding over the
-whole range, no polynomial, no clamp. The numerators carry about 42 fraction bits and are cut when they are opened.
+A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
+then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
+heads, 9 million hashes of 64 bits, that has a chance of 2^-40; in a token, 9 072 of 48 bits, of 2^-34.
 
-Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default. What is computed
-is right while each score is less than 15/16 2^(r-1) away from the row's last one, and flagged otherwise (`ranges`).
-Error of a probability: below 2^-11 (see tests for the table). Offline: 64 (1 + log2 n) bits and 32 x 64 bits per score,
-twice that for each further bit of r. Leaks: nothing (docs/security.md, "Softmax").
-A public mask removes positions altogether.
+Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
+
+Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default, in what the
+figures in brackets are for. Two flags (`ranges`) tell where it is not. A score that is further from the row's last one than
+29/32 2^(r-1) (116), but not by 3/16 of it (140), modulo 2^r (256): its bin is among the far ones, of which the hashes are
+there anyway. And one that lies above the shift or 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of 32 bits
+a score. Both together flag every score beyond 116 and below 396 from the last one. What is not flagged is right.
+Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
+A public mask removes positions altogether (`rows`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mpc import ring
-from mpc.errors import RangeError
-from mpc.ledger import operation
-from protocols.masked.comparison import is_zero
-from protocols.masked.context import Context, open_value, require
-from protocols.masked.dealing import one_hot
-from protocols.masked.non_zero import affordable, non_zero
-from protocols.masked.one_hot import digit, look_up
-from protocols.masked.power import power
+from mpc.ledger import current, operation
+from mpc.packing import pack, packed_size, unpack
+from protocols.masked import histogram, zero_test
+from protocols.masked.context import Context, open_value
+from protocols.masked.exponential import exponential
+from protocols.masked.forms import choose
+from protocols.masked.power import Power, power
+from protocols.masked.ranges import DIGIT, RangeFlags
+from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.truncation import lift, open_cut
-from protocols.schedule import together
+from protocols.masked.zero_words import Plan, Way, zero_words
+from protocols.schedule import Request
 
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
-WIDE_BITS = 3  # the exponential's digit is 8 wide
-FACTOR_BITS = 12  # of the public factor e^(m_lo)
-TABLE_BITS = 33  # of the dealt table
-PEAK = 4  # the largest numerator lies between e^-4 and e^4
-PEAK_BITS = 6  # e^4 < 2^6
+HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
+LEAST_BITS = 12  # a row's largest numerator lies between e^-8 > 2^-12 and 1
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Public positions of a [rows, columns] matrix that take part, flattened in row-major order."""
+class Spread:
+    """What is declared of a row's scores. range_bits: their differences are read modulo 2^range_bits. limit: in real units,
+    what lies further from the last score is flagged. flags: where, if anywhere."""
 
-    rows: int
-    columns: int
-    index: Tensor | None  # [entries] positions row * columns + column, None when all take part
-
-    @staticmethod
-    def of(shape: torch.Size, mask: Tensor | None) -> Rows:
-        """Return the rows of a mask broadcastable to [..., columns]; all leading axes are rows."""
-        columns = shape[-1]
-        rows = math.prod(shape[:-1])
-        if mask is None or bool(mask.all()):
-            return Rows(rows, columns, None)
-        full = mask.expand(shape).reshape(rows, columns)
-        if not bool(full.any(-1).all()):
-            raise RangeError("softmax: a row of the mask is False everywhere; every query needs at least one key")
-        return Rows(rows, columns, full.reshape(-1).nonzero()[:, 0])
-
-    @property
-    def longest(self) -> int:
-        """An upper bound on the entries of a row."""
-        return self.columns
-
-    def take(self, x: Tensor) -> Tensor:
-        """Return the entries that take part: [..., columns], all leading axes rows -> [entries]."""
-        flat = x.reshape(-1)
-        return flat if self.index is None else flat[self.index.to(flat.device)]
-
-    def relative(self, x: Tensor) -> Tensor:
-        """Return each entry less the last entry of its row: [entries] -> [entries]."""
-        if self.index is None:
-            whole = x.reshape(self.rows, self.columns)
-            return (whole - whole[:, -1:]).reshape(-1)
-        row = torch.div(self.index, self.columns, rounding_mode="floor")
-        last = torch.bincount(row, minlength=self.rows).cumsum(0) - 1
-        return x - x[last[row].to(x.device)]
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Return the sum of each row: [entries, ...] -> [rows, ...]."""
-        if self.index is None:
-            return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
-        out = x.new_zeros((self.rows, *x.shape[1:]))
-        return out.index_add_(0, torch.div(self.index, self.columns, rounding_mode="floor").to(x.device), x)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """Return the value of its row for each entry: [rows] -> [entries]."""
-        if self.index is None:
-            return x[:, None].expand(self.rows, self.columns).reshape(-1)
-        return x[torch.div(self.index, self.columns, rounding_mode="floor").to(x.device)]
-
-    def put(self, x: Tensor) -> Tensor:
-        """Return entries in their places, zero where masked out: [entries] -> [rows, columns]."""
-        if self.index is None:
-            return x.reshape(self.rows, self.columns)
-        out = x.new_zeros((self.rows * self.columns,))
-        out[self.index.to(x.device)] = x
-        return out.reshape(self.rows, self.columns)
+    range_bits: int = RANGE_BITS
+    limit: float = 0.0
+    flags: RangeFlags | None = None
 
 
-async def shift(c: Context, y: Masked, rows: Rows, range_bits: int) -> Shared:
-    """Return [shift] per row modulo 2^(range_bits + frac): the row's maximum lies in [shift - 4, shift + 4). 2 rounds.
+class XorOpening(Request[Masked]):
+    """A request to open XOR-shared words under an XOR mask. Cost: 1 round (shared), bits per word per direction."""
 
-    y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], y.frac fraction bits.
+    def __init__(self, share: Tensor, lam: Tensor, bits: int) -> None:
+        self.share, self.lam, self.bits = share, lam, bits
+        self.key = current()
+        self.size = packed_size(share.shape.numel(), bits)
+
+    def encode(self) -> bytes:
+        """Return this party's message: its words XOR its words of the mask."""
+        return pack(self.share ^ self.lam, self.bits)
+
+    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
+        """Return m = x XOR lam beside the mask: zero and equality are read off them as off a sum."""
+        total = torch.zeros(self.share.shape, dtype=torch.int64)
+        for part in parts:
+            total ^= unpack(part, self.bits, self.share.shape)
+        m = total.to(c.device)
+        if c.observer is not None:
+            c.observer(m, self.bits)
+        return Masked(m, self.lam, self.bits, 0)
+
+    def blank(self, c: Context) -> Masked:
+        """Return what a role that does not evaluate gets."""
+        return Masked(c.blank(self.share.shape), self.lam, self.bits, 0)
+
+
+def _watch_far(words: Tensor, spread: Spread) -> None:
+    """Flag rows in which a single bin further away than the limit is not empty; words: `histogram.hashes`."""
+    bins = 1 << (spread.range_bits - BIN_BITS)
+    reach = -(-int(spread.limit) // (1 << BIN_BITS))
+    assert spread.flags is not None
+    if words.is_meta:
+        spread.flags.watch("score", words[..., 0])
+        return
+    far = [i <= bins // 2 - 2 - reach or i >= bins // 2 + reach for i in range(bins)]
+    masks = [sum(1 << i for i, out in enumerate(far[start : start + 64]) if out) for start in range(0, bins, 64)]
+    mask = torch.tensor([m - ((m >> 63) << 64) for m in masks], device=words.device)
+    odd = histogram.parity(words & mask)
+    spread.flags.watch("score", histogram.parity((odd << torch.arange(len(masks), device=words.device)).sum(-1)))
+
+
+def _check(x: Masked, spread: Spread) -> None:
+    """Flag a score above its row's shift, or further below than the limit and the 8 that the shift may lie above."""
+    if spread.flags is not None:
+        unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
+        reach = math.ceil((spread.limit + (2 << BIN_BITS)) / 2 / unit) * unit
+        spread.flags.check("score", x.add_public(int(reach * 2.0**x.frac)), reach)
+
+
+async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
+    """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
+
+    y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
     """
-    bins = 1 << (range_bits - BIN_BITS)
-    bits = range_bits + y.frac
-    count_bits = max(rows.longest, 1).bit_length()
-    small = affordable(rows.rows * (bins - 1), count_bits)
-    hot = one_hot(c, y.to_ring(bits), y.frac + BIN_BITS, range_bits - BIN_BITS, count_bits)  # [entries, bins]
+    width = spread.range_bits - BIN_BITS
+    bins, unit = 1 << width, y.frac + BIN_BITS
+    tests = rows.rows * (bins - 1)
+    plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
+    forms = [plan.form(tests, width + 1, c.parties) for plan in plans.values()]
+    if c.parties == 2:
+        forms.append(zero_test.points_form(tests, HASH_BITS["one"], width + 1))
+    form = choose(forms, c.prefer)
+    bits = plans.get(form, plans["one"]).bits
 
-    def suffixes(t: Tensor) -> Tensor:
-        histogram = rows.sum(t).roll(bins // 2, -1)  # bin 0 is the lowest score
-        return histogram.flip(-1).cumsum(-1).flip(-1)[:, 1:]
+    def watch(words: Tensor) -> None:
+        if spread.flags is not None:
+            _watch_far(words, spread)
 
-    counts = await open_value(c, hot.map(suffixes))
-    unit = y.frac + BIN_BITS
-    lowest = -(1 << (range_bits - 1 + y.frac))
-    if small:
-        highest = non_zero(c, counts, range_bits - BIN_BITS).map(lambda t: t.sum(-1) << unit)
+    share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
+    hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
+    if form == "points":
+        empty = zero_test.by_points(c, hashes, width + 1)
     else:
-        highest = (await is_zero(c, counts)).share(bits).map(lambda t: -(t.sum(-1) << unit))
-        lowest += (bins - 1) << unit
-    return c.add_public(Shared(highest.x, bits, y.frac), lowest)
+        empty = await zero_words(c, hashes, plans[form].way, width + 1)
+    edge = c.add_public(empty.map(lambda t: -t.sum(-1)), bins // 2)  # bins above the last score's, the highest one included
+    opened = await open_value(c, edge)
+    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 
 
-def _exponential_tables(x: Masked, table_bits: int) -> Tensor:
-    low_bits = x.frac + WIDE_BITS
-    size = 1 << (x.bits - low_bits)
-    lam_hi = ring.shift_right(x.lam, low_bits, x.bits)
-    lam_lo = (x.lam & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
-    d = (torch.arange(size, device=x.lam.device) - lam_hi[..., None]) & (size - 1)
-    units = torch.where(d < 1, d, d - size).to(torch.float64)
-    exponent = units * (1 << WIDE_BITS) - lam_lo[..., None] + PEAK
-    return torch.round(torch.exp(exponent) * 2.0**table_bits).to(torch.int64)
+async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
+    """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]).
 
-
-def exponential(c: Context, x: Masked, bits: int, table_bits: int = TABLE_BITS) -> Shared:
-    """Return [e^(x + 4)] for x in [-2^r + 8, 0), r = x.bits - x.frac; local, modulo 2^bits. table_bits + FACTOR_BITS
-    fraction bits."""
-    low_bits = x.frac + WIDE_BITS
-    require(x.bits > low_bits + 1, "exponential", f"a ring of {x.bits} bits is too small")
-    shape = (*x.shape, 1 << (x.bits - low_bits))
-    dealt = c.deal_table("exponential table", shape, bits, lambda: _exponential_tables(x, table_bits))
-    frac = table_bits + FACTOR_BITS
-    if not c.evaluating:
-        return Shared(c.blank(x.shape), bits, frac)
-    m_hi, _ = digit(c, x, low_bits, x.bits - low_bits)
-    m_lo = (x.m & ((1 << low_bits) - 1)).to(torch.float64) / 2.0**x.frac
-    factor = torch.round(torch.exp(m_lo) * 2.0**FACTOR_BITS).to(torch.int64)
-    return Shared(look_up(dealt, m_hi) * factor, bits, frac)
-
-
-async def numerators(
-    c: Context,
-    y: Masked,
-    rows: Rows,
-    frac: int,
-    bits: int,
-    range_bits: int = RANGE_BITS,
-    flags: Callable[[Masked], None] | None = None,
-) -> tuple[Masked, Shared]:
-    """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]). 5 rounds, or 4.
-
-    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. flags: told of differences beyond the spread.
-    The reciprocal needs no round beyond these: it runs beside the opening of the numerators.
+    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 4 to 8 rounds.
     """
+    frac, bits = precision
     with operation("softmax shift"):
-        ring_bits = range_bits + y.frac
-        difference = y.map(rows.relative)
-        if flags is not None:
-            flags(difference)
-        difference = difference.to_ring(ring_bits)
-        offset = await shift(c, difference, rows, range_bits)
-        x = c.shared(difference).add(offset.map(rows.spread).negate())
-        x = c.add_public(x, -(PEAK << x.frac))
+        difference = y.to_ring(spread.range_bits + 1 + y.frac).map(rows.relative)
+        edge = await shift(c, difference, rows, spread)
+        away = Masked(rows.spread(edge.m), lambda: rows.spread(edge.lam), edge.bits, edge.frac).map(torch.neg)
+        x = difference.add(away)
+        _check(x, spread)
     with operation("exponential"):
-        masked_x = await open_value(c, x)
-        grow = PEAK_BITS + max(rows.longest, 1).bit_length()  # of a row's sum
-        table_bits = min(TABLE_BITS, 62 - FACTOR_BITS - grow)
-        e_bits = min(64, -(-(table_bits + FACTOR_BITS + grow + 1) // 8) * 8)  # whole bytes are unpacked faster
-        e = exponential(c, masked_x, e_bits, table_bits)
-    entry_bits = e.frac + PEAK_BITS + 2
-
-    async def cut() -> Masked:
-        with operation("exponential"):
-            opened = await open_cut(c, e.to_ring(entry_bits), e.frac - frac)
-            return await open_value(c, lift(c, opened, bits))
-
-    async def inverse() -> Shared:
-        with operation("softmax sum"):
-            total = await open_value(c, e.map(rows.sum))
-            return await power(c, total, e.frac - PEAK_BITS - 1, e.frac + grow, -1.0)
-
-    p, one_over = await together(cut(), inverse())
+        p = await exponential(c, x.to_ring(spread.range_bits + y.frac), frac, bits)
+    with operation("softmax sum"):
+        grow = max(rows.longest, 1).bit_length()
+        total = p.map(rows.sum).to_ring(frac + grow + 1)
+        one_over = await power(c, total, Power(frac - LEAST_BITS, frac + grow, -1.0))
     return p, one_over

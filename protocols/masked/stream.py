@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from mpc.ring import RING_BITS
 from protocols.masked.conversion import Conversion
+from protocols.masked.forms import Form, choose
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 
 SCALE_BITS = 20  # fraction bits of 1/deviation at least
 RELATIVE_BITS = 10  # 1/deviation at the residual stream's bound keeps a relative precision of 2^-10
 RESIDUAL_BITS = (12, 16)  # fraction bits of the residual stream: early layers are small, and norms amplify
-MANY_ROWS = 4  # above so many rows a norm scales its input and not its output
+MOVED = (20, 150)  # bytes that a product before the norm's division sends and is dealt more, per channel of the stream
 SURE_UNITS = 0.75  # a value flagged from so much of a power of two on is flagged for certain below it (`ranges`)
 
 
@@ -45,9 +46,16 @@ def stream_bits(convert: Conversion, rows: int, width: int) -> StreamBits:
     low, high = RESIDUAL_BITS
     frac = max(low, min(high, convert.fraction_bits + 2))
     scale = max(SCALE_BITS, math.ceil(deviation + RELATIVE_BITS))
-    product_first = rows <= MANY_ROWS and frac + whole <= RING_BITS
+    product_first = _product_first(convert, rows * width) and frac + whole <= RING_BITS
     least = frac + residual + ROOM + 2
     return StreamBits(frac, max(frac + whole, least) if product_first else least, scale, product_first, product)
+
+
+def _product_first(convert: Conversion, channels: int) -> bool:
+    """Return whether linear layers come first: a round less for each norm, and more bytes."""
+    sent, dealt = (each * channels for each in MOVED)
+    forms = [Form("scale", 1, 0, 0), Form("product", 0, sent, dealt)]
+    return choose(forms, convert.context.prefer) == "product"
 
 
 def written_bits(convert: Conversion, frac: int, rows: int, width: int) -> int:

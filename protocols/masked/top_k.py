@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from protocols.masked.comparison import less_than_zero
+from protocols.masked.comparison import digit_bits, less_than_zero
 from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
 from protocols.masked.one_hot import look_up
@@ -39,17 +39,16 @@ def rank_bits(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
-async def ranks(c: Context, x: Masked) -> Masked:
-    """Return <rank> of every value along the last axis, 0 for the largest, modulo 2^rank_bits: [..., C] -> [..., C]. 2
-    rounds."""
+async def rank_shares(c: Context, x: Masked) -> Shared:
+    """Return [rank] of every value along the last axis, 0 for the largest, modulo 2^rank_bits: [..., C] -> [..., C]. 1
+    round."""
     count = x.shape[-1]
     bits = rank_bits(count)
     if count == 1:
-        zero = torch.zeros_like(x.lam)
-        return Masked(zero if c.evaluating else c.blank(x.shape), zero, bits, 0)
-    i, j = torch.triu_indices(count, count, 1, device=x.lam.device).unbind(0)
+        return c.public(torch.zeros(x.shape, dtype=torch.int64, device=c.device), bits, 0)
+    i, j = torch.triu_indices(count, count, 1, device=c.device).unbind(0)
     pairs = x.map(lambda t: t[..., i.to(t.device)] - t[..., j.to(t.device)])
-    loses = (await less_than_zero(c, pairs)).share(bits)  # i loses against j, j > i
+    loses = (await less_than_zero(c, pairs, digit_bits(x.bits, bits))).share(bits)  # i loses against j, j > i
 
     def balance(t: Tensor) -> Tensor:
         out = t.new_zeros((*t.shape[:-1], count))
@@ -57,7 +56,15 @@ async def ranks(c: Context, x: Masked) -> Masked:
 
     # j loses against every earlier i that does not lose against it: j minus the sum of their bits
     position = torch.arange(count, device=c.device)
-    return await open_value(c, c.add_public(loses.map(balance), position.expand(x.shape)))
+    return c.add_public(loses.map(balance), position.expand(x.shape))
+
+
+async def ranks(c: Context, x: Masked) -> Masked:
+    """Return <rank> of every value along the last axis, see `rank_shares`. 2 rounds."""
+    if x.shape[-1] == 1:
+        zero = torch.zeros_like(x.lam)
+        return Masked(zero if c.evaluating else c.blank(x.shape), zero, 1, 0)
+    return await open_value(c, await rank_shares(c, x))
 
 
 def by_value(c: Context, rank: Masked, k: int, bits: int) -> Shared:

@@ -54,7 +54,7 @@ def deal(c: Context, op: str, shape: Sequence[int], bits: int, value: Callable[[
     return whole
 
 
-class _WideOpening(Request[Wide]):
+class WideOpening(Request[Wide]):
     """A request to open a wide sharing under a mask. Cost: 1 round (shared), bits per element per direction."""
 
     def __init__(self, x: WideShared, lam: Wide) -> None:
@@ -115,6 +115,6 @@ async def open_cut_wide(c: Context, x: WideShared, count: int) -> Masked:
         cut = wide.shifted(wide.reduce(own, x.bits), count, x.bits)
         return await open_cut(c, Shared(cut, left, frac), 0)
     lam = _fresh_mask(c, x.shape, x.bits)
-    m = await _WideOpening(x, lam)
+    m = await WideOpening(x, lam)
     short = c.deal("truncate", x.shape, left, lambda: wide.shifted(lam, count, x.bits))
     return Masked(wide.shifted(m, count, x.bits) if c.evaluating else c.blank(x.shape), short, left, frac)

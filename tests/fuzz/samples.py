@@ -38,6 +38,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "decoding": "greedy",
         "temperature": None,
         "policy": "mpcache:static=0.5",
+        "draft": 0,
         "parties": ["party0", "party1"],
     }
     return Manifest(**{**values, **changes})

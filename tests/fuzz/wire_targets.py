@@ -16,8 +16,9 @@ from mpc.ledger import Ledger
 from mpc.packing import pack, unpack, unpack_words
 from mpc.random import SEED_BYTES
 from mpc.tape import DealerTape, PartyTape, chunks
+from parties.client.outputs import Incoming
 from parties.client.sampling_params import SamplingParams
-from parties.client.session import AgreedRequest, ClientSession, _Incoming
+from parties.client.session import AgreedRequest, ClientSession
 from parties.config.role_config import make_config
 from parties.transport.channel import GrpcChannel
 from parties.wire import wire_pb2 as wire
@@ -130,7 +131,7 @@ def _outputs(data: bytes) -> None:
     streams: list[Any] = [_Party(name) for name in ("party0", "party1")]
     for stream in streams:
         session._parties.append(stream)
-        session._incoming[stream] = _Incoming()
+        session._incoming[stream] = Incoming(stream.peer, session._flags_shape)
     for number, message in enumerate(_parsed(wire.PartyMessage, data)):
         session._inbox.put(streams[number % 2], message)
         session._next()

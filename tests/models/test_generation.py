@@ -46,7 +46,8 @@ class Client:
         self.shares.append(share)
         return len(self.shares) < self.stop
 
-    def next_token(self, step: int) -> Tensor | None:
+    def next_tokens(self, step: int, count: int) -> Tensor | None:
+        assert count == 1
         assert step == len(self.shares) - 1
         self.chosen.append(int(self.shares[-1].share[0].argmin()))
         return token_indices(self.chosen[-1:], 101)

@@ -13,6 +13,7 @@ from typing import Any
 
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
+from parties.client.drafting import Draft
 from parties.client.model_reference import ModelReference
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
@@ -66,6 +67,7 @@ class AskingClient(Client):
         options: Mapping[str, OptionValue] | None = None,
         policy: str = "full",
         stop_ids: Sequence[int] | None = None,
+        draft: Draft | None = None,
         on_token: Callable[[int], bool | None] = lambda token: None,
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
         cancellation: Cancellation | None = None,
@@ -75,7 +77,7 @@ class AskingClient(Client):
         `SamplingParams`."""
         ends = {} if stop_ids is None else {"ignore_eos": True, "stop_token_ids": tuple(stop_ids)}
         spec = SuiteSpec(suite, fraction_bits, options)
-        request = GenerationRequest(prompt_ids, SamplingParams(max_tokens, **ends, **params), spec, policy, model)
+        request = GenerationRequest(prompt_ids, SamplingParams(max_tokens, **ends, **params), spec, policy, model, draft)
         return self.generate(request, on_token=on_token, on_progress=on_progress, cancellation=cancellation)
 
 

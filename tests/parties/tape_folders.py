@@ -45,6 +45,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "decoding": "greedy",
         "temperature": None,
         "policy": "full",
+        "draft": 0,
         "parties": ["party0", "party1"],
     }
     return Manifest(**{**values, **changes})

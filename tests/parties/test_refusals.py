@@ -47,6 +47,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "decoding": "greedy",
         "temperature": None,
         "policy": "full",
+        "draft": 0,
         "parties": running.deployment.names,
     }
     return Manifest(**{**values, **changes})

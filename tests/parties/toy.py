@@ -119,7 +119,7 @@ class Toy:
             if not more or step + 1 == plan.new_tokens:
                 return step + 1
             if plan.decoding == "logits":
-                chosen = endpoint.next_token(step)
+                chosen = endpoint.next_tokens(step, 1)
                 if chosen is not None:
                     total = chosen.sum()
         raise AssertionError("unreachable")

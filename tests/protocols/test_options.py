@@ -51,6 +51,7 @@ def test_a_spec_keeps_what_was_said() -> None:
         ("crypten", None, {"fraction_bits": True}, "fraction_bits must be between 8 and 20, got True"),
         ("crypten", 24, {}, "fraction_bits must be between 8 and 20, got 24"),
         ("crypten", None, {"crypten_own": "yes"}, "crypten_own = 'yes' must be true or false"),
+        ("masked", None, {"prefer": "speed"}, "suite 'masked': prefer = 'speed' must be one of auto, rounds, bytes"),
         ("masked", None, {"score": None}, "score = None must be a whole number from 5 to 10"),
         ("masked", None, {"residual": "10*2 19"}, "residual = '10\\*2 19' must be a whole number from 4 to 18"),
     ],

@@ -3,6 +3,7 @@ until a flag is certain."""
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -11,15 +12,22 @@ import torch
 from torch import Tensor
 
 from mpc.errors import RangeError
-from protocols.bounds import Bounds
-from protocols.masked.ranges import RangeFlags
+from mpc.tape import CountingTape
+from protocols.bounds import RANGES, Bounds
+from protocols.masked.magnitudes import WEIGHT_BITS
+from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.shares import Masked
+from protocols.masked.stream import stream_bits
+from protocols.masked.suite import MaskedSuite
+from protocols.options import MaskedOptions
+from protocols.ranges import SURE
 from protocols.suite import RANGE_KINDS, Linear, Norm
 from tests.protocols.gate_harness import chi_square, chi_square_limit
 from tests.protocols.masked.harness import run_masked
 
 PARTIES = [2, 3]
 PLACES = 4
+PREFERENCES = ["rounds", "bytes"]  # linear layers before a norm's division, or after it
 
 
 def flags(program: Any, inputs: list[Tensor], weights: list[Tensor] | None = None, **options: Any) -> tuple[Any, set[Any]]:
@@ -69,6 +77,15 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
                 assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
+@pytest.mark.parametrize("other", [0.0, 100.0, -100.0])
+def test_a_far_score_is_flagged_on_both_sides(other: float) -> None:
+    """A score from 116 to 396 away from the row's last one, whatever else the row holds."""
+    for distance in (116.1, 119.0, 127.9, 128.0, 139.9, 141.0, 160.0, 255.9, 260.0, 371.0, 383.9, 395.9):
+        for sign in (1, -1):
+            _, set_ = flags(scores, [torch.tensor([[sign * distance, other, 0.0]])])
+            assert set_ == {("score", 1)}, (sign * distance, other)
+
+
 def test_scores_are_right_wherever_they_are_not_flagged() -> None:
     """Between bound and certain flag, either: rows whose spread goes from 90 to 140, both signs of the last score."""
     wrong = flagged = 0
@@ -97,27 +114,50 @@ def test_cached_values(parties: int) -> None:
             assert (found - exact).abs().max() < 0.03
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 120.0), (6, 120.0), (1, 255.0), (6, 255.0)])
-def test_activations_within_their_bound(rows: int, size: float) -> None:
-    h = torch.randn(rows, 64)
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("size", [120.0, 255.0])
+def test_activations_within_their_bound(prefer: str, size: float) -> None:
+    h = torch.randn(6, 64)
     h = h / h.square().mean(-1, keepdim=True).sqrt()
     w = torch.randn(64, 40) / 8
     y = h @ w
     w[:, 0] *= size / y[:, 0].abs().max()
     exact = torch.nn.functional.gelu((h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)).double() @ w.double())
-    (found,), set_ = flags(normed, [h], [w])
+    (found,), set_ = flags(normed, [h], [w], prefer=prefer)
     assert set_ == set()
     assert (found - exact).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("prefer", PREFERENCES)
 @pytest.mark.parametrize("size", [390.0, 700.0, 1800.0])
-def test_activations_beyond_their_bound(rows: int, size: float) -> None:
-    h, w = torch.randn(rows, 64), torch.randn(64, 40) / 8
+def test_activations_beyond_their_bound(prefer: str, size: float) -> None:
+    h, w = torch.randn(6, 64), torch.randn(64, 40) / 8
     y = h / h.square().mean(-1, keepdim=True).sqrt() @ w
     w[:, 0] *= size / y[:, 0].abs().max()
-    assert flags(normed, [h], [w])[1] == {("activation", 1)}
-    assert flags(normed, [h], [w], activation=11)[1] == set()
+    assert flags(normed, [h], [w], prefer=prefer)[1] == {("activation", 1)}
+    assert flags(normed, [h], [w], prefer=prefer, activation=11)[1] == set()
+
+
+async def rotated(s: Any, h: Any, w: Any) -> Any:
+    (y,) = await s.norm_linear(h, Norm("rms", 1e-6), [Linear(w, use="rotated")])
+    angles = torch.outer(torch.arange(1.0, 1 + h.shape[0]), torch.tensor([0.1, 0.7, 2.0, 0.0])).repeat(1, 2).double()
+    return await s.mask_for_cache(await s.rotate(y.reshape(1, *y.shape), torch.cos(angles), torch.sin(angles)))
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize(("size", "expected"), [(250.0, False), (800.0, True), (-1800.0, True)])
+def test_queries_and_keys_are_checked_where_they_are_rotated(parties: int, prefer: str, size: float, expected: bool) -> None:
+    h, w = torch.randn(1, 64), torch.randn(64, 8) / 8
+    unit = h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+    w[:, 0] = unit[0] * size / unit.square().sum()
+    (found,), set_ = flags(rotated, [h], [w], parties=parties, prefer=prefer)
+    assert set_ == ({("activation", 1)} if expected else set())
+    if not expected:
+        y, angles = (unit.double() @ w.double())[0], torch.tensor([0.1, 0.7, 2.0, 0.0]).double()
+        a, b = y[:4], y[4:]
+        exact = torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()])
+        assert (found[0, 0] - exact).abs().max() < 0.02
 
 
 async def fed_forward(s: Any, h: Any, w: Any, back: Any) -> Any:
@@ -160,9 +200,9 @@ def test_logits_have_a_bound_of_their_own(parties: int) -> None:
     assert int(found[0].argmax()) == best
 
 
-@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize(("rows", "prefer"), [(1, "rounds"), (1, "bytes"), (6, "bytes")])
 @pytest.mark.parametrize("residual", [8, 12, 15, 18])
-def test_the_residual_stream_up_to_its_bound_and_beyond(rows: int, residual: int) -> None:
+def test_the_residual_stream_up_to_its_bound_and_beyond(rows: int, prefer: str, residual: int) -> None:
     """One channel at the bound, the others as small as ever; right within the bound, flagged beyond."""
     w = torch.randn(64, 16) / 8
     w[0] = 0  # a model that reads the small channels beside the outlier
@@ -172,11 +212,64 @@ def test_the_residual_stream_up_to_its_bound_and_beyond(rows: int, residual: int
             h[-1, 0] = factor * 2.0**residual
         else:
             h[0, 0] = -factor * 2.0**residual
-        outputs, set_ = flags(normed_plain, [h], [w], residual=residual, input_bits=16)
+        outputs, set_ = flags(normed_plain, [h], [w], residual=residual, prefer=prefer, input_bits=16)
         assert set_ == ({("residual", 1)} if expected else set())
         if not expected:
             exact = (h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)).double() @ w.double()
             assert (outputs[0] - exact).abs().max() < 0.002 * max(1.0, float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "residual", "width"), [("rms", 8, 64), ("layer", 12, 64), ("rms", 18, 64), ("layer", 18, 1 << 14)]
+)
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_a_norm_up_to_four_bounds_is_flagged_for_certain(kind: Any, residual: int, width: int, prefer: str) -> None:
+    async def program(s: Any, h: Any, w: Any) -> Any:
+        h.magnitude = s.convert.bounds.here.residual + 2
+        (y,) = await s.norm_linear(h, Norm(kind, 1e-6), [Linear(w)])
+        return y
+
+    w = torch.randn(width, 2) / math.sqrt(width)
+    w[0] = 0
+    for factor in (1.3, 2.1, 3.94, -3.94):
+        h = torch.zeros(1, width)
+        h[0, 0] = factor * 2.0**residual
+        assert flags(program, [h], [w], residual=residual, prefer=prefer)[1] == {("residual", 1)}
+
+
+@pytest.mark.parametrize("width", [64, 576, 768, 896, 4096, 8192])
+def test_what_no_prompt_can_exceed_is_flagged_for_certain_before_a_norm_divides_it(width: int) -> None:
+    """A row flagged for nothing has a norm below sqrt(1.5) bounds, so |h W| stays below sqrt(1.5) 2^residual |W|, with
+    sqrt(D) |W| up to `SURE` bounds: less than where the ring is around, for all bounds."""
+    for residual in range(RANGES["residual"].low, RANGES["residual"].high + 1):
+        for bound in range(RANGES["activation"].low, RANGES["activation"].high + 1):
+            suite = MaskedSuite(
+                parties=2,
+                tape=CountingTape(),
+                channel=None,
+                options=MaskedOptions(residual=residual, activation=bound, prefer="rounds"),
+            )
+            b = stream_bits(suite.convert, 1, width)
+            assert b.product_first
+            whole = b.bits - b.frac - WEIGHT_BITS  # integer bits where the product is opened
+            unit = 2.0 ** (whole - DIGIT)
+            certain = ((1 << DIGIT) - 1 - math.ceil(b.product / unit)) * unit
+            reach = math.sqrt(1.5) * 2.0**residual * SURE * 2.0**bound / math.sqrt(width)
+            assert reach < certain
+            assert (math.ceil(b.product / unit) + 1) * unit <= 2.0 ** (whole - 2)  # it is lifted where it is not flagged
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_outputs_of_a_row_at_its_bound_are_flagged_up_to_their_certain_size(prefer: str) -> None:
+    async def program(s: Any, h: Any, w: Any) -> Any:
+        return await s.activation(await normed_plain(s, h, w), "gelu")
+
+    h, w = torch.randn(1, 768), torch.randn(768, 4) / 32
+    h *= 1.2 * 2.0**12 / h.norm()
+    unit = h / h.square().mean().sqrt()
+    for bounds in (1.6, 2.5, SURE):
+        w[:, 0] = unit[0] * bounds * 256 / unit.square().sum()
+        assert ("activation", 1) in flags(program, [h], [w], prefer=prefer)[1]
 
 
 async def normed_plain(s: Any, h: Any, w: Any) -> Any:
@@ -201,8 +294,8 @@ def test_every_declared_option_works_at_the_default_precision() -> None:
     wanted: list[dict[str, int]] = [{option: value} for option, both in ends.items() for value in both]
     wanted += [{option: both[end] for option, both in ends.items()} for end in (0, 1)]
     for options in wanted:
-        for rows in (h, h.repeat(6, 1)):
-            found, set_ = flags(whole, [rows], [w], **options)
+        for rows, prefer in ((h, "rounds"), (h.repeat(6, 1), "bytes")):
+            found, set_ = flags(whole, [rows], [w], prefer=prefer, **options)
             assert set_ == set(), options
             assert (found[0] - plain_whole(rows.double(), w.double())).abs().max() < 0.01, options
 

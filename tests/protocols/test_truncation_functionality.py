@@ -13,12 +13,15 @@ from torch import Tensor
 
 from launch.local.in_process import run_in_process
 from mpc import ring
+from mpc.random import Prg, new_seed
+from mpc.wide import Wide
 from protocols.crypten import arithmetic
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.value import CryptenValue
 from protocols.masked import truncation
 from protocols.masked.context import Context, open_value
-from protocols.masked.shares import Shared
+from protocols.masked.shares import Shared, WideShared
+from protocols.masked.wide import open_cut_wide
 from protocols.schedule import Scheduler
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import additive
@@ -78,6 +81,48 @@ def test_a_local_cut_of_two_parties_is_decided_by_either_share() -> None:
     check_uniform(u)
 
 
+WIDE, WIDE_CUT = 71, 9  # 9 bits cut, and 62 stay
+
+
+def _wide_shares(parties: int) -> tuple[list[Wide], list[int], list[list[int]]]:
+    """Shares modulo 2^71 of elements of its whole range; the elements; every party's shares as integers."""
+    prg = Prg(new_seed())
+    shares = [Wide(prg.ring((20_000,), 64), prg.ring((20_000,), WIDE - 64)) for _ in range(parties)]
+    numbers = [[(int(b) << 64) + int(a) % (1 << 64) for a, b in zip(s.low, s.high, strict=True)] for s in shares]
+    return shares, [sum(each) % (1 << WIDE) for each in zip(*numbers, strict=True)], numbers
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_a_wide_cut(parties: int) -> None:
+    shares, xs, numbers = _wide_shares(parties)
+    seen: list[Tensor] = []
+
+    def at_role(c: Context, share: Wide) -> Shared:
+        async def gate() -> Shared:
+            return c.shared(await open_cut_wide(c, WideShared(share, WIDE, WIDE_CUT), WIDE_CUT))
+
+        out: Shared = Scheduler(c.flush).run(gate())
+        return out
+
+    def at_party(channel: Any, tape: Any) -> Shared:
+        c = Context(tape, channel, parties)
+        if c.first:
+            c.observer = lambda m, bits: seen.append(m)
+        return at_role(c, shares[channel.party])
+
+    def at_dealer(tape: Any) -> None:
+        c = Context(tape, None, parties)
+        at_role(c, Wide(c.blank((20_000,)), c.blank((20_000,))))
+
+    found, _ = run_in_process(parties, at_party, at_dealer)
+    result = ring.reduce(torch.stack([s.x for s in found]).sum(0), WIDE - WIDE_CUT)
+    low = (1 << WIDE_CUT) - 1
+    us = [(x + low) & low for x in numbers[0]] if parties == 2 else (seen[0] & low).tolist()
+    wanted = [((x >> WIDE_CUT) + (u < (x & low))) % (1 << (WIDE - WIDE_CUT)) for x, u in zip(xs, us, strict=True)]
+    assert result.tolist() == wanted
+    assert chi_square_p(torch.bincount(torch.tensor(us), minlength=low + 1).double()) > RARE
+
+
 @pytest.mark.parametrize("parties", [2, 3])
 def test_crypten(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
@@ -96,6 +141,6 @@ def test_crypten(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     x = EVERY - (1 << (BITS - 1))
     out = evaluate(program, [x], parties=parties, input_bits=0)
-    found = sum(parts[0].share for parts in out.shares)
+    found = torch.stack([parts[0].share for parts in out.shares]).sum(0)
     assert torch.equal(found, expected(x, seen[0] & LOW))
     check_uniform(seen[0].reshape(-1) & LOW)

@@ -36,6 +36,7 @@ from models.generation import Decoding, GenerationPlan, generate, token_indices
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite
+from protocols.masked.wide import WideOpening
 from protocols.suite import OutputShare
 from tests.protocols.masked.harness import additive
 
@@ -121,15 +122,16 @@ class _Watch:
         self.seen: list[Opened] = []
         self._round: list[tuple[Tensor, int]] = []
         self._flush = suite.context.flush
-        suite.context.observer = lambda m, bits: self._round.append((m.clone(), bits))
+        suite.context.observer = lambda m, bits: self._round.append((m.clone(), bits))  # of wide values both words
         suite.context.revealed = self._revealed
         suite.context.flush = self._watched  # type: ignore[method-assign]
 
     def _watched(self, requests: list[Any]) -> Any:
         self._round.clear()
         out = self._flush(requests)
-        assert len(self._round) == len(requests), "an opening was not observed"
-        self.seen += [Opened(r.key[1], m, bits) for r, (m, bits) in zip(requests, self._round, strict=True)]
+        keys = [r.key[1] for r in requests for _ in range(1 + isinstance(r, WideOpening))]
+        assert len(self._round) == len(keys), "an opening was not observed"
+        self.seen += [Opened(key, m, bits) for key, (m, bits) in zip(keys, self._round, strict=True)]
         return out
 
     def _revealed(self, m: Tensor, bits: int) -> None:

@@ -82,7 +82,7 @@ def _key_seconds(shape: dpf.Shape, elements: int, repeat: int) -> tuple[float, f
     key = dpf.generate(digits, roots, shape)
 
     def take() -> None:
-        rotate(dpf.evaluate(1, roots[1], *key, shape), digits)
+        rotate(dpf.evaluate(1, roots[1], key, shape), digits)
 
     return _fastest(lambda: dpf.generate(digits, roots, shape), repeat), _fastest(take, repeat)
 

@@ -39,11 +39,15 @@ class Fault:
 GATES = "tests/protocols/masked/test_gates.py"
 SUITE = "tests/protocols/masked/test_suite.py"
 RANGES = "tests/protocols/test_ranges.py"
+EXPONENTIAL = "tests/protocols/masked/test_exponential.py"
 CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
 GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
 SELECTION = "tests/protocols/masked/test_selection.py"
+RANKING = "tests/protocols/masked/test_ranking.py"
 SHUFFLE = "tests/protocols/masked/test_shuffle.py"
 DPF = "tests/protocols/masked/test_dpf.py"
+IDPF = "tests/protocols/masked/test_idpf.py"
+ZERO = "tests/protocols/masked/test_zero_test.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
@@ -183,10 +187,10 @@ FAULTS: tuple[Fault, ...] = (
         (f"{GATES}::test_less_than_zero",),
     ),
     Fault(
-        "a comparison's top digit ignores the borrow",
+        "a comparison's top digit ignores the borrow where that makes it negative",
         "protocols/masked/comparison.py",
-        'for name, borrow in (("a0", 0), ("a1", 1)):',
-        'for name, borrow in (("a0", 0), ("a1", 0)):',
+        "return _bit_at(words, place) ^ _bit_at(words, across)",
+        "return _bit_at(words, across)",
         (f"{GATES}::test_less_than_zero",),
     ),
     Fault(
@@ -219,6 +223,34 @@ FAULTS: tuple[Fault, ...] = (
         "    if party:\n        np.negative(out, out=out)",
         "    if party > 1:\n        np.negative(out, out=out)",
         (f"{DPF}::test_shares_add_up_to_the_point",),
+    ),
+    Fault(
+        "an incremental point function's control bit on the wrong side",
+        "protocols/masked/idpf.py",
+        "        turn[0] ^= bit ^ _ONE\n        turn[1] ^= bit\n",
+        "        turn[0] ^= bit\n        turn[1] ^= bit ^ _ONE\n",
+        (f"{IDPF}::test_every_point_of_a_small_domain",),
+    ),
+    Fault(
+        "payloads' corrections that do not know whose control bit is set",
+        "protocols/masked/idpf.py",
+        "(difference + payloads) * (1 - 2 * _controls(found[:, 1])[..., None])",
+        "(difference + payloads)",
+        (f"{IDPF}::test_every_point_of_a_small_domain", f"{ZERO}::test_every_value_of_a_ring"),
+    ),
+    Fault(
+        "a zero test that looks up its neighbour's entry",
+        "protocols/masked/zero_test.py",
+        "low = x.m.reshape(-1) & (entries - 1)",
+        "low = (x.m.reshape(-1) ^ 1) & (entries - 1)",
+        (f"{ZERO}::test_every_value_of_a_ring",),
+    ),
+    Fault(
+        "a piece that is read in two octaves",
+        "protocols/masked/power.py",
+        "    public[:, -1] *= (",
+        "    public[:, -1] *= 1 | (",
+        (f"{GATES}::test_power", f"{IDPF}::test_a_power_at_both_ends_of_every_octave"),
     ),
     Fault(
         "sign of a mask's low digit in a polynomial",
@@ -265,17 +297,17 @@ FAULTS: tuple[Fault, ...] = (
     # ---- softmax and norms
     Fault(
         "scores read as they are, not relative to their row",
-        "protocols/masked/softmax.py",
+        "protocols/masked/rows.py",
         "return (whole - whole[:, -1:]).reshape(-1)",
         "return whole.reshape(-1)",
         (f"{SUITE}::test_softmax", f"{RANGES}::test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie"),
     ),
     Fault(
-        "exponentials of what lies two units lower",
+        "a score beyond the far bins is not flagged",
         "protocols/masked/softmax.py",
-        "units = torch.where(d < 1, d, d - size)",
-        "units = torch.where(d < 2, d, d - size)",
-        (f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged", GATES_OF_MASKED),
+        "odd = histogram.parity(words & mask)",
+        "odd = histogram.parity(words & (mask >> 1))",
+        (f"{RANGES}::test_a_far_score_is_flagged_on_both_sides",),
     ),
     Fault(
         "shares cut without what a lost carry takes",
@@ -358,7 +390,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a norm's square in a ring without room",
         "protocols/masked/normalisation.py",
-        "h = truncate(c, h, max(0, 2 * h.frac + 2 * residual + ROOM + 2 - h.bits))",
+        "h = truncate(c, h, max(0, h.frac + residual + ROOM // 2 + 1 - RING_BITS // 2))",
         "h = h",
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
@@ -372,23 +404,44 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift counts bins of half the width",
         "protocols/masked/softmax.py",
-        "unit = y.frac + BIN_BITS",
-        "unit = y.frac + BIN_BITS - 1",
+        "y.frac + BIN_BITS",
+        "y.frac + BIN_BITS - 1",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lowest = -(1 << (range_bits - 1 + y.frac))",
-        "lowest = -(1 << (range_bits - 2 + y.frac))",
+        "lambda t: -t.sum(-1)), bins // 2)",
+        "lambda t: -t.sum(-1)), bins // 4)",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
-        "exponentials of the wrong unit",
-        "protocols/masked/softmax.py",
-        "units * (1 << WIDE_BITS) - lam_lo",
-        "units * (1 << WIDE_BITS) + lam_lo",
-        (f"{SUITE}::test_softmax",),
+        "a dealt power whose sign stays",
+        "protocols/masked/exponential.py",
+        "return torch.where(bit == 1, value, -value)",
+        "return value",
+        (f"{EXPONENTIAL}::test_exponentials",),
+    ),
+    Fault(
+        "exponentials of the next digit",
+        "protocols/masked/exponential.py",
+        "turned(shares[0], (m_hi + 1)",
+        "turned(shares[0], (m_hi + 2)",
+        (f"{EXPONENTIAL}::test_exponentials",),
+    ),
+    Fault(
+        "a zero test that looks at all digits but one",
+        "protocols/masked/zero_words.py",
+        "return -(-self.bits // DIGIT[self.way])",
+        "return max(1, self.bits // DIGIT[self.way])",
+        (f"{EXPONENTIAL}::test_zero_words",),
+    ),
+    Fault(
+        "hashes with one word for four places",
+        "protocols/masked/histogram.py",
+        "return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)",
+        "return (picks[..., :1] * 15).sum(-1).to(seed.device)",
+        (f"{EXPONENTIAL}::test_hashes_are_zero_where_no_score_lies",),
     ),
     Fault(
         "a norm without its epsilon",
@@ -408,9 +461,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "padding that wins against negative values",
         "protocols/masked/ranking.py",
-        "lowest = -reach",
-        "lowest = 0",
-        ("tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked",),
+        "more = torch.full((*t.shape[:-1], missing), value,",
+        "more = torch.full((*t.shape[:-1], missing), 0,",
+        (f"{RANKING}::test_groups_of_any_size",),
+    ),
+    Fault(
+        "the place of a group's last member for its first",
+        "protocols/masked/ranking.py",
+        "(ones * (steps[:-1] - steps[-1])).sum(-1)",
+        "(ones * steps[:-1]).sum(-1)",
+        (f"{RANKING}::test_groups_of_any_size",),
     ),
     Fault(
         "a ring of ranked values without room for both ends",
@@ -571,14 +631,14 @@ FAULTS: tuple[Fault, ...] = (
     # ---- model and wire
     Fault(
         "a query does not see its own token",
-        "models/decoder.py",
+        "models/cache.py",
         "mask = key <= query",
         "mask = (key < query) | (key == 0)",
         ("tests/models/test_decoder.py",),
     ),
     Fault(
         "a query sees the next token",
-        "models/decoder.py",
+        "models/cache.py",
         "mask = key <= query",
         "mask = key <= query + 1",
         ("tests/models/test_decoder.py",),
@@ -615,15 +675,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a choice is sent only after the caller has seen the token",
         "parties/client/session.py",
-        "if self._answered or self.request.params.fixed_length:",
-        "if self._answered:",
+        "early = self._answered or self.request.params.fixed_length",
+        "early = self._answered",
         (f"{OUTPUTS}::test_with_a_fixed_length_parties_see_nothing_of_the_answer",),
     ),
     Fault(
         "a client sends what it likes behind its prompt",
         "parties/party/client_endpoint.py",
-        'if decoding != "logits" and (kind := self.stream.unasked()):',
-        'if decoding == "" and (kind := self.stream.unasked()):',
+        'asks = decoding == "logits" or self._manifest.draft > 0',
+        "asks = True",
         (f"{OUTPUTS}::test_an_attack_is_caught",),
     ),
     # ---- calibration

@@ -168,7 +168,7 @@ def point_functions() -> dict[str, Any]:
         alphas = torch.tensor([0, (1 << width) - 1, 5])
         roots = [Prg(seed_of("roots", width, bits, p)).ring((3, 2)) for p in range(2)]
         seeds, controls, output = dpf.generate(alphas, roots, shape)
-        found = [dpf.evaluate(p, roots[p], seeds, controls, output, shape) for p in range(2)]
+        found = [dpf.evaluate(p, roots[p], (seeds, controls, output), shape) for p in range(2)]
         cases.append(
             {
                 "width": width,

@@ -13,7 +13,6 @@ from protocols.masked import (
     dealing,
     digits,
     gather,
-    non_zero,
     one_hot,
     piecewise,
     power,
@@ -21,12 +20,13 @@ from protocols.masked import (
     softmax,
     tokens,
     truncation,
+    zero_test,
 )
 from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
 from protocols.masked.compaction import compact
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
-from protocols.masked.ranking import best
+from protocols.masked.ranking import first_largest, maximum
 from protocols.masked.selection_matrix import selection_matrix
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import shuffle
@@ -239,9 +239,23 @@ def _lookup() -> dict[str, list[Case]]:
     return {
         "one_hot": table + keys + chosen,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
-        "non_zero": cases(
-            "non-zero", lambda s, x, bits: non_zero.non_zero(s.context, x, bits), [real([0, 3, -1], 5, 0)], {"bits": 9}
-        ),
+        "zero_test": cases(
+            "zero test by table",
+            lambda s, x, bits: zero_test.by_table(s.context, x, bits),
+            [real([0, 3, -1], 5, 0)],
+            {"bits": 9},
+        )
+        + [
+            c
+            for width, bits in ((5, 9), (24, 6), (40, 64))
+            for c in cases(
+                "zero test by points",
+                lambda s, x, bits: zero_test.by_points(s.context, x, bits),
+                [real([0, 3, -1], width, 0)],
+                {"bits": bits},
+                parties=(2,),
+            )
+        ],
         "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
     }
 
@@ -256,7 +270,7 @@ def _functions() -> dict[str, list[Case]]:
         return await activation(s.context, x, kind)
 
     async def powered(s: MaskedSuite, x: Masked, lowest: int, highest: int, exponent: float) -> Shared:
-        return await power.power(s.context, x, lowest, highest, exponent)
+        return await power.power(s.context, x, power.Power(lowest, highest, exponent))
 
     smooth = {"gelu": [-3.7, -1.5, 0.0, 2.9], "silu": [-15.5, -1.5, 0.0, 11.0]}
     curves = [
@@ -290,8 +304,8 @@ def _rows() -> dict[str, list[Case]]:
         found = await s.softmax(MaskedTensor(s.context, score + 1, x))
         return [found.as_shared(), s.flags()]
 
-    async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, frac: int, **_: int) -> list[Any]:
-        found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.activation), Norm(kind, epsilon))
+    async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, **_: Any) -> list[Any]:
+        found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.residual + 2), Norm(kind, epsilon))
         return [found.as_shared(), s.flags()]
 
     def flags(s: MaskedSuite, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
@@ -301,9 +315,10 @@ def _rows() -> dict[str, list[Case]]:
     scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
     row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
     norms, within = [], {"limit": 16.0, "signed_value": True, "width": 5}
-    for kind in ("rms", "layer"):
-        given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, "residual": 5, "activation": 8}
-        norms += cases("norm", moment, [row], given, opened=False, options={"residual": 5, "activation": 8})
+    for kind, prefer in (("rms", "bytes"), ("layer", "auto")):
+        bounds: Kinds = {"residual": 5, "activation": 8, "prefer": prefer}
+        given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, **bounds}
+        norms += cases("norm", moment, [row], given, opened=False, options=bounds)
     return {
         "softmax": cases("softmax", probabilities, [scores], {"frac": 14, "score": 5}, opened=False, options={"score": 5}),
         "norm": norms,
@@ -325,16 +340,19 @@ def _orders() -> dict[str, list[Case]]:
     async def threshold(s: MaskedSuite, x: Masked, k: int, bits: int, digit_bits: int) -> Shared:
         return await top_k_by_threshold(s.context, x, k, bits, digit_bits)
 
-    async def largest(s: MaskedSuite, x: Masked, reach: int) -> list[Masked]:
-        found = await best(s.context, x, reach, True)
-        return [found.value, *found.digits]
+    async def largest(s: MaskedSuite, x: Masked, reach: int, groups: list[int]) -> Shared:
+        return await maximum(s.context, x, reach, groups)
+
+    async def first(s: MaskedSuite, x: Masked, reach: int, groups: list[int], bits: int) -> Shared:
+        return await first_largest(s.context, x, reach, groups, bits)
 
     async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
         return (await s.argmax(s.convert.new(x, magnitude))).as_shared()
 
     few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
     many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)
-    long = Input(whole((1, 260), "argmax", 23), 32, 16)
+    more = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0)
+    seven = Input(torch.tensor([[4, 77, -3, 8, 77, -511, 6]]), 12, 0)
     return {
         "top_k": cases("ranks", ranked, [few])
         + [
@@ -343,13 +361,16 @@ def _orders() -> dict[str, list[Case]]:
             for c in cases("top-k", chosen, [few], {"k": 2, "bits": 24, "order": order})
         ],
         "threshold": cases("top-k by threshold", threshold, [many], {"k": 4, "bits": 16, "digit_bits": 3}),
-        "ranking": cases(
-            "maximum and position", largest, [Input(torch.tensor([[4, 77, -3, 77, 8]]), 12, 0)], {"reach": 511}
-        ),
+        "ranking": [
+            c
+            for groups in ([7], [3, 3], [2, 2, 2])
+            for c in cases("maximum", largest, [seven], {"reach": 511, "groups": groups})
+            + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
+        ]
+        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,)),
         "argmax": cases(
             "argmax", position, [real([[1.5, -3.0, 4.25, 4.0]], 64, 16)], {"bits": 32, "magnitude": 8}, opened=False
-        )
-        + cases("argmax", position, [long], {"bits": 32, "magnitude": 8}, parties=(2,), opened=False),
+        ),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.vectors import cases_formats as formats
 from tests.vectors.cases_crypten import crypten_files
+from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
 from tests.vectors.cases_outputs import output_files
 from tests.vectors.recording import Case, record
@@ -34,6 +35,8 @@ MASKED: dict[str, tuple[str, ...]] = {
     "opening": ("context.py", "shares.py"),
     "output": ("output.py",),
     "product": ("product.py",),
+    "lifted": ("lifted.py",),
+    "wide": ("wide.py", "mpc/wide.py"),
     "fixed_weight": ("product.py", "weights.py"),
     "look_up": ("tokens.py", "weights.py"),
     "gather": ("gather.py",),
@@ -45,15 +48,16 @@ MASKED: dict[str, tuple[str, ...]] = {
     "within": ("comparison.py",),
     "is_zero": ("comparison.py",),
     "one_hot": ("one_hot.py", "dpf.py"),
+    "signed_one_hot": ("signed_one_hot.py",),
     "digits": ("digits.py",),
-    "non_zero": ("non_zero.py",),
+    "zero_test": ("zero_test.py", "idpf.py"),
     "selection_matrix": ("selection_matrix.py",),
     "piecewise": ("piecewise.py",),
     "activation": ("activation.py",),
-    "power": ("power.py",),
+    "power": ("power.py", "idpf.py"),
     "exponential": ("softmax.py",),
     "softmax": ("softmax.py", "attention.py"),
-    "norm": ("normalisation.py", "ranges.py"),
+    "norm": ("normalisation.py", "stream.py", "forms.py", "ranges.py"),
     "range_flags": ("ranges.py",),
     "top_k": ("top_k.py",),
     "threshold": ("threshold.py",),
@@ -113,7 +117,7 @@ def sources() -> dict[str, list[str]]:
 
 def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
-    return {**masked_files(), **crypten_files(), **output_files()}
+    return {**masked_files(), **lifted_files(), **crypten_files(), **output_files()}
 
 
 def content(name: str) -> dict[str, Any]:
@@ -133,17 +137,15 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def text(value: Any, indent: str = "") -> str:
-    """JSON with a line for whatever fits one, or holds nothing that is nested twice."""
+def text(value: Any) -> str:
+    """JSON with a line for whatever fits one, or holds nothing that is nested twice; not indented, to be small."""
     flat = json.dumps(value)
     nested = isinstance(value, dict | list) and any(isinstance(v, dict | list) for v in _values(value))
-    if not nested or len(flat) + len(indent) <= 240 or not isinstance(value, dict | list):
+    if not nested or len(flat) <= 240 or not isinstance(value, dict | list):
         return flat
-    inner = indent + " "
     if isinstance(value, dict):
-        lines = [f"{inner}{json.dumps(key)}: {text(v, inner)}" for key, v in value.items()]
-        return "{\n" + ",\n".join(lines) + "\n" + indent + "}"
-    return "[\n" + ",\n".join(inner + text(v, inner) for v in value) + "\n" + indent + "]"
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {text(v)}" for key, v in value.items()) + "\n}"
+    return "[\n" + ",\n".join(map(text, value)) + "\n]"
 
 
 def _values(value: dict[str, Any] | list[Any]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from launch.cli.options import (
     DEFAULT_SUITE,
     ConfigOption,
     DecodingOption,
+    DraftOption,
     FixedLengthOption,
     PolicyOption,
     SuiteOption,
@@ -23,6 +24,7 @@ from launch.cli.options import (
     TopPOption,
     TrustAuthorityOption,
     chosen_decoding,
+    chosen_draft,
     suite_options,
     tokenizer_option,
 )
@@ -31,6 +33,8 @@ from launch.terminal.console import RANGE_EXIT, err, out, show_error
 from launch.terminal.texts import decode_text
 
 if TYPE_CHECKING:
+    from models.generation import check_verifiable
+    from models.policies import parse
     from models.tokenizer.text import TextTokenizer
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
@@ -52,6 +56,7 @@ def run(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
+    draft: DraftOption = "off",
     suite_option: SuiteOptionsOption = None,
     insecure_trust_authority: TrustAuthorityOption = False,
 ) -> None:
@@ -79,7 +84,10 @@ def run(
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     reference = client.find_model(name)
-    request = GenerationRequest((), params, spec, policy, reference)
+    request = GenerationRequest((), params, spec, policy, reference, chosen_draft(draft))
+    if request.draft is not None:
+        check_verifiable(chosen, parse(policy))
+        request.draft.check(reference.architecture, words)
     warn_if_never_calibrated(reference)
     if not _answer_lines(client, words, request):
         raise typer.Exit(RANGE_EXIT)

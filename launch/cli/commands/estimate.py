@@ -11,13 +11,16 @@ from launch.cli.commands.bench import LayersOption
 from launch.cli.options import (
     DEFAULT_SUITE,
     DecodingOption,
+    DraftOption,
     JsonOption,
+    KeptOption,
     PartiesOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
     agreed_choice,
+    chosen_draft,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
     from models.costs.estimation import Estimate, Rates
     from models.costs.tracing import Costs, Setting
+    from models.drafting import DraftPlan
 
 SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 
@@ -68,6 +72,8 @@ def run(
     layers: LayersOption = None,
     decoding: DecodingOption = None,
     temperature: TemperatureOption = None,
+    draft: DraftOption = "off",
+    kept: KeptOption = 1,
     suite_option: SuiteOptionsOption = None,
     all_layers: AllLayersOption = False,
     critical_path: CriticalPathOption = False,
@@ -94,9 +100,10 @@ def run(
     own_positions = architecture.positions
     architecture = with_positions(architecture, prompt + new - 1)
     chosen, temperature = agreed_choice(decoding, temperature)
-    setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature)
+    drafting = _drafting(draft, kept)
+    setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature, drafting)
     with err.status(f"{model}: tracing"):
-        found = estimate(architecture, setting, prompt, new, exhaustive=all_layers)
+        found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)
         measured = rates is None
         rates = rates or measure_rates()
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
@@ -112,6 +119,17 @@ def run(
         _show_path(path, new > 1)
     if architecture.positions > own_positions:
         out.print(f"the model itself has {own_positions} positions only")
+
+
+def _drafting(draft: str, kept: int) -> DraftPlan | None:
+    """Return what is public of --draft. Raises `ConfigurationError` where its steps have no `kept` rows."""
+    from mpc.errors import ConfigurationError
+
+    found = chosen_draft(draft)
+    rows = 1 if found is None else found.plan.tokens + 1
+    if kept > rows:
+        raise ConfigurationError(f"--kept {kept}: a step of --draft {draft} has {rows} rows; at most so many can stay")
+    return None if found is None else found.plan
 
 
 def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
@@ -188,6 +206,9 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "policy": setting.policy,
         "decoding": setting.decoding,
         "temperature": setting.temperature,
+        "draft": 0 if setting.draft is None else setting.draft.tokens,
+        "kept": found.kept,
+        "steps": found.steps,
         "options": dict(setting.options),
         "parties": setting.parties,
         "network": {"name": network.name, "round_trip_seconds": network.round_trip, "bits_per_second": network.bandwidth},
@@ -225,6 +246,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     stages = [("loading the model", found.load, 1), ("prompt, 1st token", found.first, 1)]
     if found.new > 1:
         stages.append(("a further token", found.further, found.new - 1))
+    if found.setting.draft is not None and found.steps:
+        stages.append(("a step of its rows", found.further, found.steps))
     for title, costs, count in stages:
         add(title, costs, None, count, "bold")
         parts = costs.parts()
@@ -245,5 +268,10 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
         f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "
         "Tables, masks and the dealer's work are not in them, which is most of a prompt's time where products are fast."
     )
+    if found.setting.draft is not None:
+        out.print(
+            f"Draft: {found.steps} steps after the first token, of at most {found.setting.draft.tokens + 1} rows, of which "
+            f"{found.kept} stay (--kept). What is dealt for a step is dealt once it is known how many rows of the last stay."
+        )
     how = "exact" if found.exact else "exact but for rounding to bytes in the prompt's openings"
     out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s: {how}.")

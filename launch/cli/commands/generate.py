@@ -11,6 +11,7 @@ import typer
 from launch.cli.options import (
     DEFAULT_SUITE,
     DecodingOption,
+    DraftOption,
     FixedLengthOption,
     JsonOption,
     ModelOption,
@@ -22,6 +23,7 @@ from launch.cli.options import (
     TopPOption,
     TrustAuthorityOption,
     chosen_decoding,
+    chosen_draft,
     read_prompt,
     suite_options,
 )
@@ -77,6 +79,7 @@ def run(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
+    draft: DraftOption = "off",
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -101,7 +104,8 @@ def run(
 
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
-    request = GenerationRequest((), params, SuiteSpec(suite, options=suite_options(suite_option)), policy)
+    spec = SuiteSpec(suite, options=suite_options(suite_option))
+    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft))
     if config is not None:
         from launch.serve.roles import load_role
 
@@ -147,6 +151,7 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
         "findings": [finding.to_json() for finding in answer.result.findings],
         "suite": request.suite.name,
         "decoding": request.params.decoding,
+        "draft": 0 if request.draft is None else request.draft.plan.tokens,
         "session": answer.result.session,
         "seconds": answer.result.seconds,
         "first_token_seconds": answer.result.first_token_seconds,
@@ -177,12 +182,14 @@ def _ask_local(directory: Path, text: str, request: GenerationRequest, started: 
 def _of_prompt(
     request: GenerationRequest, tokenizer: TextTokenizer, text: str, architecture: Architecture
 ) -> GenerationRequest:
-    """Return the request with this prompt. What the model cannot do is refused before any process is started."""
+    """Return the request with this prompt. What the model cannot do is refused before anything is started or sent."""
     from models.generation import token_indices
 
     request = replace(request, prompt_ids=tokenizer.encode(text))
     token_indices(request.prompt_ids, architecture.vocabulary)
     request.plan().check(architecture)
+    if request.draft is not None:
+        request.draft.check(architecture, tokenizer)
     return request
 
 
@@ -204,5 +211,6 @@ def _ask_running(config: RoleConfig, directory: Path, text: str, request: Genera
             f"--model {directory} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
         )
+    request = _of_prompt(replace(request, model=reference), tokenizer, text, architecture)
     warn_if_never_calibrated(reference)
-    return answer(client, tokenizer, replace(request, prompt_ids=tokenizer.encode(text), model=reference), streaming)
+    return answer(client, tokenizer, request, streaming)

@@ -13,11 +13,13 @@ import typer
 from launch.cli.options import (
     DEFAULT_SUITE,
     ConfigOption,
+    DraftOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
     SupervisedOption,
     TrustAuthorityOption,
+    chosen_draft,
     suite_options,
     tokenizer_option,
 )
@@ -92,6 +94,7 @@ def run(
     listen: ListenOption = "127.0.0.1:8000",
     suite: SuiteOption = DEFAULT_SUITE,
     policy: PolicyOption = "full",
+    draft: DraftOption = "off",
     suite_option: SuiteOptionsOption = None,
     allow_logits: AllowLogitsOption = False,
     fixed_length: FixedLengthOption = False,
@@ -118,16 +121,20 @@ def run(
 
     from launch.serve.gateway.settings import GatewaySettings
     from launch.serve.roles import load_role
+    from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
-    parse(policy)
+    known, drafting = parse(policy), chosen_draft(draft)
+    if drafting is not None:
+        check_verifiable("greedy", known)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
         suite=spec,
         policy=policy,
+        draft=drafting,
         keys=keys if keys or insecure_no_key else _own_keys(config.parent),
         allow_logits=allow_logits,
         fixed_length=fixed_length,
@@ -206,6 +213,8 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
         catalogue.check()
         for served in catalogue.all():
+            if settings.draft is not None:
+                settings.draft.check(served.reference.architecture, served.words.tokenizer)
             warn_if_never_calibrated(served.reference)
         names = ", ".join(sorted(served.name for served in catalogue.all()))
         if supervised:

@@ -1,9 +1,10 @@
-"""The decode step of a GPT-2 shape in SecretFlow-SPU, on this machine, in the same run as this project's.
+"""A decode step or a prompt of a GPT-2 shape in SecretFlow-SPU, on this machine, in the same run as this project's.
 
-SPU runs one layer and the output head with arg-max; a whole token is `layers` times the layer plus the head, which leaves
-the embedding out and so favours SPU. Bytes and send actions are those of SPU's own log, of the party with the most. An
-action is a message to one party; SPU counts no rounds. Several messages can share a round, and a round in which that party
-only receives adds none: what a shaped network's delay adds says how many one-way delays the step really waits for.
+SPU runs one layer and the output head with arg-max; a whole token, or prompt, is `layers` times the layer plus the head,
+which leaves the embedding out and so favours SPU. Bytes and send actions are those of SPU's own log, of the party with the
+most. An action is a message to one party; SPU counts no rounds. Several messages can share a round, and a round in which
+that party only receives adds none: what a shaped network's delay adds says how many one-way delays the step really waits
+for.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def measure_baseline(cell: Cell) -> dict[str, Any]:
         "exp": exponential,
         "width": shape.width,
         "heads": shape.heads,
-        "cached": cell.prompt,
+        "cached": 0 if cell.measure == "peer-prompt" else cell.prompt,
+        "tokens": cell.prompt if cell.measure == "peer-prompt" else 1,
         "vocabulary": shape.vocabulary,
         "seed": cell.seed,
         "repeat": cell.repeat,

@@ -1,4 +1,5 @@
-"""One party of a decode step in SecretFlow-SPU. Runs under a Python that has `spu`, and imports nothing of this project.
+"""One party of a decode step or of a prompt in SecretFlow-SPU. Runs under a Python that has `spu`, and imports nothing of
+this project.
 
     python spu_party.py FOLDER RANK
 
@@ -28,6 +29,7 @@ from spu.utils import frontend
 
 LINK = re.compile(rb"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 ZERO = "zero"
+HIDDEN = -100.0  # the score of a later token: e^x of it is 0 in SPU's fixed point, and still in range of its polynomial
 POLL_SECONDS = 0.05
 
 
@@ -41,26 +43,53 @@ def gelu_puma(x: Any) -> Any:
 
 
 def norm(x: Any) -> Any:
-    """Compute LayerNorm with gain 1 and offset 0, [1, D]."""
+    """Compute LayerNorm with gain 1 and offset 0, [T, D]."""
     centred = x - jnp.mean(x, -1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + 1e-5)
 
 
-def layer(h: Any, keys: Any, values: Any, qkv: Any, out: Any, up: Any, down: Any, biases: Any) -> Any:
-    """Compute one GPT-2 layer for one token. h: [1, D]; keys, values: [H, N, C] cached; weights [in, out]. Returns [1,
-    D]."""
-    heads, _, channels = keys.shape
-    width = heads * channels
-    joined = norm(h) @ qkv + biases[: 3 * width]
-    q, k, v = (joined[:, n * width : (n + 1) * width].reshape(heads, 1, channels) for n in range(3))
-    keys, values = jnp.concatenate([keys, k], 1), jnp.concatenate([values, v], 1)
-    scores = jnp.einsum("hqc,hnc->hqn", q, keys)
+def attended(scores: Any, values: Any) -> Any:
+    """Compute softmax(scores) values. scores: [H, T, N]; values: [H, N, C]. Returns [H, T, C]."""
     scores = scores - jnp.max(scores, -1, keepdims=True)
     weights = jnp.exp(scores)
-    mixed = jnp.einsum("hqn,hnc->hqc", weights, values) / jnp.sum(weights, -1, keepdims=True)
-    h = h + mixed.reshape(1, width) @ out + biases[3 * width : 4 * width]
+    return jnp.einsum("hqn,hnc->hqc", weights, values) / jnp.sum(weights, -1, keepdims=True)
+
+
+def feed_forward(h: Any, mixed: Any, out: Any, up: Any, down: Any, biases: Any) -> Any:
+    """Compute what follows attention. h: [T, D]; mixed: [H, T, C]. Returns [T, D]."""
+    rows, width = h.shape
+    h = h + mixed.transpose(1, 0, 2).reshape(rows, width) @ out + biases[3 * width : 4 * width]
     inner = gelu_puma(norm(h) @ up + biases[4 * width : 8 * width])
     return h + inner @ down + biases[8 * width :]
+
+
+def queries_keys_values(h: Any, heads: int, qkv: Any, biases: Any) -> Any:
+    """Compute queries, keys and values of the tokens, each [H, T, C]. h: [T, D]."""
+    rows, width = h.shape
+    joined = norm(h) @ qkv + biases[: 3 * width]
+    parts = (joined[:, n * width : (n + 1) * width] for n in range(3))
+    return [part.reshape(rows, heads, width // heads).transpose(1, 0, 2) for part in parts]
+
+
+def token_layer(h: Any, keys: Any, values: Any, qkv: Any, out: Any, up: Any, down: Any, biases: Any) -> Any:
+    """Compute one GPT-2 layer for one token. h: [1, D]; keys, values: [H, N, C] cached; weights [in, out]. Returns [1,
+    D]."""
+    q, k, v = queries_keys_values(h, keys.shape[0], qkv, biases)
+    keys, values = jnp.concatenate([keys, k], 1), jnp.concatenate([values, v], 1)
+    mixed = attended(jnp.einsum("hqc,hnc->hqn", q, keys), values)
+    return feed_forward(h, mixed, out, up, down, biases)
+
+
+def prompt_layer(heads: int) -> Any:
+    """Return one GPT-2 layer for a prompt, [T, D] to [T, D]: no token attends to a later one."""
+
+    def layer(h: Any, qkv: Any, out: Any, up: Any, down: Any, biases: Any) -> Any:
+        q, k, v = queries_keys_values(h, heads, qkv, biases)
+        seen = jnp.tril(jnp.ones((h.shape[0], h.shape[0]), dtype=bool))
+        mixed = attended(jnp.where(seen, jnp.einsum("hqc,hnc->hqn", q, k), HIDDEN), v)
+        return feed_forward(h, mixed, out, up, down, biases)
+
+    return layer
 
 
 def head(h: Any, table: Any) -> Any:
@@ -70,7 +99,7 @@ def head(h: Any, table: Any) -> Any:
 
 def values_of(plan: dict[str, Any]) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
     """Return the inputs of each program, from the plan's seed."""
-    width, heads, cached = plan["width"], plan["heads"], plan["cached"]
+    width, heads, cached, tokens = plan["width"], plan["heads"], plan["cached"], plan["tokens"]
     rng = np.random.default_rng(plan["seed"])
 
     def normal(*shape: int, deviation: float = 0.02) -> np.ndarray[Any, Any]:
@@ -80,19 +109,18 @@ def values_of(plan: dict[str, Any]) -> dict[str, dict[str, np.ndarray[Any, Any]]
     deviation = 0.02 * width**0.5
     qkv = normal(width, 3 * width)
     qkv[:, :width] *= channels**-0.5
-    return {
-        "layer": {
-            "h": normal(1, width, deviation=1.0),
-            "keys": normal(heads, cached, channels, deviation=deviation),
-            "values": normal(heads, cached, channels, deviation=deviation),
-            "qkv": qkv,
-            "out": normal(width, width),
-            "up": normal(width, 4 * width),
-            "down": normal(4 * width, width),
-            "biases": normal(9 * width),
-        },
-        "head": {"h": normal(1, width, deviation=1.0), "table": normal(width, plan["vocabulary"])},
+    layer = {"h": normal(tokens, width, deviation=1.0)}
+    if cached:
+        layer["keys"] = normal(heads, cached, channels, deviation=deviation)
+        layer["values"] = normal(heads, cached, channels, deviation=deviation)
+    layer |= {
+        "qkv": qkv,
+        "out": normal(width, width),
+        "up": normal(width, 4 * width),
+        "down": normal(4 * width, width),
+        "biases": normal(9 * width),
     }
+    return {"layer": layer, "head": {"h": normal(1, width, deviation=1.0), "table": normal(width, plan["vocabulary"])}}
 
 
 class Captured:
@@ -168,6 +196,7 @@ def main() -> None:
     zero = shared_zero(plan, folder, rank, link, config)
     runtime = api.Runtime(link, config)
     record: dict[str, Any] = {"spu": getattr(spu, "__version__", "unknown"), "programs": {}}
+    layer = token_layer if plan["cached"] else prompt_layer(plan["heads"])
     for name, function in (("layer", layer), ("head", head)):
         inputs = values_of(plan)[name]
         runtime.set_var(ZERO, zero)

@@ -16,7 +16,7 @@ from launch.predict.networks import find_network
 from mpc.errors import ConfigurationError
 
 Option = bool | int | float | str | None
-Measure = Literal["token", "prompt", "session", "estimate", "peer"]
+Measure = Literal["token", "prompt", "session", "estimate", "estimate-prompt", "peer", "peer-prompt"]
 LOCALHOST = "localhost"
 
 
@@ -25,9 +25,10 @@ class Cell(BaseModel):
 
     measure: "token", one decode step after `prompt` cached tokens; "prompt", the prompt itself up to the first token;
     "session", `new_tokens` tokens by client, parties, dealer and model owner as in real use, from a checkpoint; "estimate",
-    the mean of `new_tokens` decode steps predicted without running them; "peer", the decode step in another system that
-    `suite` names. model: a known shape or config.json; for a session a checkpoint's folder. network: "localhost" as it is,
-    or a profile or "RTT_MS,MBIT" shaped in network namespaces.
+    the mean of `new_tokens` decode steps predicted without running them; "estimate-prompt", the prompt predicted likewise;
+    "peer" and "peer-prompt", the decode step and the prompt in another system that `suite` names. model: a known shape or
+    config.json; for a session a checkpoint's folder. network: "localhost" as it is, or a profile or "RTT_MS,MBIT" shaped in
+    network namespaces.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -12,6 +12,7 @@ from launch.measure.bench.run import BenchResult, run_bench
 from launch.measure.bench.sources import step_name
 from launch.predict.networks import find_network
 from launch.predict.planning import trace_token
+from models.costs.estimation import estimate
 from models.costs.tracing import STEP, Setting
 from models.policies import parse
 from models.shapes import find_shape, with_layers, with_positions
@@ -35,7 +36,7 @@ def bench_plan(cell: Cell) -> BenchPlan:
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
     architecture = with_positions(architecture, cell.prompt + cell.new_tokens)
     parse(cell.policy).check(architecture, cell.prompt)
-    decode = cell.measure != "prompt"
+    decode = cell.measure not in ("prompt", "estimate-prompt")
     plan = BenchPlan(
         architecture=architecture.to_json(),
         suite=cell.suite,
@@ -119,15 +120,44 @@ def measure_estimate(cell: Cell) -> dict[str, Any]:
     }
 
 
+def measure_prompt_estimate(cell: Cell) -> dict[str, Any]:
+    """Predict the prompt of an "estimate-prompt" cell up to its first token, as `mpcache estimate` does. exact: to the byte;
+    else a byte an opening and head may be missing. No seconds."""
+    plan = bench_plan(cell)
+    found = estimate(plan.shape, Setting(cell.suite, cell.parties, cell.policy, cell.options), cell.prompt, 1)
+    parts: dict[str, dict[str, float]] = {}
+    operations: dict[str, dict[str, float]] = {}
+    for (where, operation, what), value in found.first.items():
+        if what in ("rounds", "bytes_sent", "offline_bytes"):
+            for table, name in ((parts, PARTS.get(where, "other")), (operations, operation)):
+                entry = table.setdefault(name, {"rounds": 0, "bytes_sent": 0, "offline_bytes": 0})
+                entry[what] += value
+    rounds, sent, dealt = (found.first.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
+    layers = [parts[name] for name in ("attention", "feed-forward")]
+    count = plan.shape.layers
+    return {
+        "predicted": True,
+        "exact": found.exact,
+        "rounds": rounds,
+        "bytes_sent": {"party0": sent},
+        "offline_bytes": {"party0": dealt},
+        "per_layer": {name: sum(part[name] for part in layers) / count for name in ("rounds", "bytes_sent")},
+        "parts": parts,
+        "operations": operations,
+    }
+
+
 def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float) -> dict[str, Any]:
     """Return the result of a step as plain numbers. Bytes of a party are those of one step."""
     prefix = f"{step_name(0)}/"
     totals = [ledger.total(prefix) for ledger in result.ledgers]
     heavy = max(range(len(totals)), key=lambda n: totals[n].bytes_sent)
-    offline = max(range(len(totals)), key=lambda n: totals[n].offline_bytes)
-    parts = by_part(result.ledgers[heavy], prefix, result.stage_seconds[heavy])
+    offline, ledger = max(range(len(totals)), key=lambda n: totals[n].offline_bytes), result.ledgers[heavy]
+    parts, operations = by_part(ledger, prefix, result.stage_seconds[heavy]), by_operation(ledger, prefix)
     for part, cost in by_part(result.ledgers[offline], prefix, {}).items():
         parts[part]["offline_bytes"] = cost["offline_bytes"]
+    for name, count in by_operation(result.ledgers[offline], prefix).items():
+        operations[name]["offline_bytes"] = count["offline_bytes"]
     seconds = statistics.median(result.seconds)
     weights = WEIGHT_BYTES * result.plan.shape.parameters()
     names = [party_name(n) for n in range(len(totals))]
@@ -147,7 +177,7 @@ def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float)
         "memory_bandwidth": bandwidth(weights, seconds, memory_bytes_per_second),
         "network_bandwidth": network_share(cell, totals[heavy], seconds),
         "parts": parts,
-        "operations": by_operation(result.ledgers[heavy], prefix),
+        "operations": operations,
         "max_logit_error": result.max_logit_error,
     }
 

@@ -24,6 +24,7 @@ from launch.measure.bench.cell import LOCALHOST
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import DEALER, BenchPlan
 from launch.measure.bench.sources import RealInputs, step_name
+from launch.measure.bench.trace import Timelines, name_of
 from launch.measure.bench.transport import CERTIFICATES
 from launch.measure.bench.worker import Segmented
 from launch.terminal.console import Settings
@@ -52,7 +53,7 @@ class CountsDiffer(MpcacheError):
 class BenchResult:
     """What was measured. ledgers: of each party; seconds, dealer_seconds, prepare_seconds: of each measured step (its
     slowest party); stage_seconds: of each party, by ledger stage. prepared_bytes: the most that a party's preprocessing
-    held."""
+    held. timelines: of the last step, where the plan asks for them."""
 
     plan: BenchPlan
     ledgers: list[Ledger]
@@ -68,7 +69,7 @@ class BenchResult:
     logits: Tensor = field(repr=False)
     max_logit_error: float
     stage_seconds: list[dict[str, float]] = field(default_factory=list, repr=False)
-    spans: list[list[Span]] = field(default_factory=list, repr=False)
+    timelines: Timelines = field(default_factory=Timelines, repr=False)
 
     def step_cost(self, part: str = "") -> Cost:
         """Return the cost of one step: rounds and bytes of the party that sends most, offline bytes of the party that
@@ -213,8 +214,20 @@ def _collected(plan: BenchPlan, folder: Path) -> BenchResult:
         dealer_peak_rss_bytes=found.dealer["peak_rss_bytes"],
         logits=found.output,
         max_logit_error=float((found.output - plain_logits(plan)).abs().max()),
-        spans=[[Span(*span) for span in report["spans"]] for report in found.parties],
+        timelines=_timelines(found),
     )
+
+
+def _timelines(found: Reports) -> Timelines:
+    def spans(report: dict[str, Any], phase: str) -> list[Span]:
+        return [Span(*span) for span in report["spans"].get(phase, [])]
+
+    most = max(found.ledgers, key=lambda ledger: ledger.total(f"{step_name(0)}/").offline_bytes)
+    dealt: dict[str, int] = {}
+    for (where, op), (_, _, offline) in counts(most, f"{step_name(0)}/").items():
+        dealt[name_of(where, op)] = dealt.get(name_of(where, op), 0) + offline
+    before, online = ([spans(report, phase) for report in found.parties] for phase in ("before", "online"))
+    return Timelines(spans(found.dealer, "dealer"), before, online, dealt)
 
 
 def _check_counts(plan: BenchPlan, ledgers: list[Ledger]) -> None:

@@ -1,52 +1,84 @@
-"""A token's timeline from the spans that parties recorded: as a Chrome trace, and summed by operation."""
+"""A step's timeline from the spans that its roles recorded: as a Chrome trace, and summed by operation."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpc.timeline import KINDS, Span
 
 
-def without_nesting(spans: Sequence[Span]) -> list[Span]:
-    """Return the spans that do not overlap: what a "compute" span holds of other spans is cut out of it.
+@dataclass(frozen=True)
+class Timelines:
+    """Spans of one step. dealer: dealing its tape; before: each party, what follows from the tape alone; online: each
+    party, from the input on. dealt: bytes to the party that gets most, by "part: operation"."""
 
-    A piece before another span belongs to that one's operation (a program that exchanges in the middle of computing was
-    computing for the exchange), the rest to the span's own.
+    dealer: list[Span] = field(default_factory=list)
+    before: list[list[Span]] = field(default_factory=list)
+    online: list[list[Span]] = field(default_factory=list)
+    dealt: dict[str, int] = field(default_factory=dict)
+
+    def rows(self, parties: Sequence[str]) -> dict[str, list[Span]]:
+        """Return the spans of each role and phase, by the name that a person sees."""
+        before = {f"{name}, from the tape alone": spans for name, spans in zip(parties, self.before, strict=True) if spans}
+        return {"dealer": self.dealer, **before, **dict(zip(parties, self.online, strict=True))}
+
+
+def name_of(stage: str, operation: str) -> str:
+    """Return "attention: scores" of the stage "step 0/layer 3/attention" and its operation "scores"."""
+    return f"{stage.rpartition('/')[2] or 'outside'}: {operation}"
+
+
+def without_nesting(spans: Sequence[Span]) -> list[Span]:
+    """Return the spans in pieces that do not overlap: what holds others is cut around them.
+
+    A piece of a "compute" span before another span belongs to that one's operation (a program that exchanges in the middle
+    of computing was computing for the exchange), the rest to the span's own.
 
     >>> outer = Span("compute", "step 0", "softmax", 0.0, 3.0)
     >>> inner = Span("wait", "step 0", "open", 1.0, 1.0)
     >>> [(span.kind, span.operation, span.start, span.seconds) for span in without_nesting([outer, inner])]
     [('compute', 'open', 0.0, 1.0), ('wait', 'open', 1.0, 1.0), ('compute', 'softmax', 2.0, 1.0)]
     """
-    others = sorted((s for s in spans if s.kind != "compute"), key=lambda s: s.start)
-    starts = [s.start for s in others]
-    out = list(others)
-    for span in spans:
-        if span.kind != "compute":
-            continue
-        at, end = span.start, span.start + span.seconds
-        for other in others[bisect.bisect_left(starts, at) : bisect.bisect_left(starts, end)]:
-            if other.start > at:
-                out.append(Span("compute", other.stage, other.operation, at, other.start - at))
-            at = max(at, other.start + other.seconds)
-        if end > at:
-            out.append(Span("compute", span.stage, span.operation, at, end - at))
+    out: list[Span] = []
+    open_spans: list[tuple[Span, float]] = []  # the span, and until when it is told
+
+    def tell(span: Span, key: Span, start: float, end: float) -> None:
+        if end > start:
+            out.append(Span(span.kind, key.stage, key.operation, start, end - start, span.sent))
+
+    def close() -> None:
+        span, told = open_spans.pop()
+        end = span.start + span.seconds
+        tell(span, span, told, end)
+        if open_spans:
+            outer, before = open_spans.pop()
+            open_spans.append((outer, max(before, end)))
+
+    for span in sorted(spans, key=lambda s: (s.start, -s.seconds)):
+        while open_spans and open_spans[-1][0].start + open_spans[-1][0].seconds <= span.start:
+            close()
+        if open_spans:
+            outer, told = open_spans.pop()
+            tell(outer, span if outer.kind == "compute" else outer, told, span.start)
+            open_spans.append((outer, max(told, span.start)))
+        open_spans.append((span, span.start))
+    while open_spans:
+        close()
     return sorted(out, key=lambda s: s.start)
 
 
-def chrome_trace(parties: Sequence[Sequence[Span]], names: Sequence[str]) -> dict[str, Any]:
-    """Return the trace event format that Perfetto (ui.perfetto.dev) and chrome://tracing open: a process a party, a row a
-    kind.
+def chrome_trace(rows: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
+    """Return the trace event format that Perfetto (ui.perfetto.dev) and chrome://tracing open: a process a role and phase, a
+    row a kind.
 
     Times are microseconds since the first span.
     """
-    flat = [without_nesting(spans) for spans in parties]
-    origin = min((span.start for spans in flat for span in spans), default=0.0)
+    flat = {name: without_nesting(spans) for name, spans in rows.items()}
+    origin = min((span.start for spans in flat.values() for span in spans), default=0.0)
     events: list[dict[str, Any]] = []
-    for pid, (name, spans) in enumerate(zip(names, flat, strict=True)):
+    for pid, (name, spans) in enumerate(flat.items()):
         events.append({"ph": "M", "pid": pid, "tid": 0, "name": "process_name", "args": {"name": name}})
         for tid, kind in enumerate(KINDS):
             events.append({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": kind}})
@@ -82,14 +114,58 @@ class OperationTime:
 
 
 def by_operation(spans: Sequence[Span]) -> dict[str, OperationTime]:
-    """Return one party's spans summed by part of the model and operation, the longest first. A round is booked on its first
+    """Return one role's spans summed by part of the model and operation, the longest first. A round is booked on its first
     opening's operation, as in the ledger."""
     out: dict[str, OperationTime] = {}
     for span in without_nesting(spans):
-        part = span.stage.rpartition("/")[2]
-        entry = out.setdefault(f"{part}: {span.operation}", OperationTime())
-        entry.seconds[span.kind] += span.seconds
+        out.setdefault(name_of(span.stage, span.operation), OperationTime()).seconds[span.kind] += span.seconds
+    for span in spans:
         if span.kind == "send":
+            entry = out.setdefault(name_of(span.stage, span.operation), OperationTime())
             entry.rounds += 1
             entry.sent += span.sent
     return dict(sorted(out.items(), key=lambda item: -item[1].total))
+
+
+@dataclass(frozen=True)
+class OperationCost:
+    """What one operation of a step takes. Seconds: of the dealer, of a party from the tape alone (`before`) and from the
+    input on (`online`, of which `waiting` for peers). sent, dealt: bytes of that party."""
+
+    name: str
+    dealer: float
+    before: float
+    online: float
+    waiting: float
+    rounds: int
+    sent: int
+    dealt: int
+
+    @property
+    def total(self) -> float:
+        """Return the seconds one after the other."""
+        return self.dealer + self.before + self.online
+
+
+def operation_costs(timelines: Timelines) -> list[OperationCost]:
+    """Return every operation's costs, the longest first; the party is the last one, which is dealt most."""
+    found = [by_operation(spans) for spans in (timelines.dealer, timelines.before[-1], timelines.online[-1])]
+    names = dict.fromkeys([*found[0], *found[1], *found[2], *timelines.dealt])
+    out = []
+    for name in names:
+        dealer, before, online = (each.get(name, OperationTime()) for each in found)
+        seconds = (dealer.total, before.total, online.total, online.seconds["wait"])
+        out.append(OperationCost(name, *seconds, online.rounds, online.sent, timelines.dealt.get(name, 0)))
+    return sorted(out, key=lambda cost: -cost.total)
+
+
+def most_of(spans: Sequence[Span], count: int = 3) -> str:
+    """Say which operations take most of one role's seconds.
+
+    >>> most_of([Span("compute", "step 0/mlp", "gelu", 0.0, 3.0), Span("compute", "step 0/mlp", "linear", 3.0, 1.0)])
+    '4.00 s: mlp: gelu 75 %, mlp: linear 25 %'
+    """
+    found = by_operation(spans)
+    whole = sum(entry.total for entry in found.values())
+    shares = ", ".join(f"{name} {100 * entry.total / whole:.0f} %" for name, entry in list(found.items())[:count])
+    return f"{whole:.2f} s: {shares}"

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -141,6 +141,24 @@ class Timer:
         self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - own
 
 
+class Traced:
+    """Spans of the step that a plan wants traced, the last one, by phase; none where it wants none."""
+
+    def __init__(self, plan: BenchPlan) -> None:
+        self._wanted = step_name(plan.repeat - 1) if plan.trace else None
+        self.spans: dict[str, list[tuple[Any, ...]]] = {}
+
+    @contextmanager
+    def of(self, name: str, phase: str) -> Iterator[None]:
+        """Record what is inside, if `name` is that step."""
+        if name != self._wanted:
+            yield
+            return
+        with timeline.recording() as line:
+            yield
+        self.spans[phase] = [astuple(span) for span in line.spans]
+
+
 def run_party(folder: Path, index: int) -> None:
     """Run a compute party: it writes `partyN.json` (costs, seconds) and `partyN.safetensors` (its share of the logits)."""
     plan = BenchPlan.read(folder)
@@ -156,7 +174,7 @@ def run_party(folder: Path, index: int) -> None:
         program = program_of(plan, plan.make_suite(tape, channel), SharedInputs(inputs, index))
         preparing: Iterator[tuple[str, Callable[[], Any]]] | None = None
         most = 0
-        spans: list[tuple[Any, ...]] = []
+        traced = Traced(plan)
         for number, (name, work) in enumerate(program.segments()):
             if number > 0:
                 tapes.fetch(number)
@@ -167,16 +185,13 @@ def run_party(folder: Path, index: int) -> None:
             if preparing is not None and name == CACHE:
                 background = prepare_in_background(next(preparing)[1], store)
             elif preparing is not None:
-                with timers["preparation"].of(name):
+                with timers["preparation"].of(name), traced.of(name, "before"):
                     next(preparing)[1]()
                 most = max(most, store.waiting_bytes)
             with stage("ready"):
                 channel.exchange_all(b"\1")  # nobody's seconds include waiting for another one's preparations
-            traced = plan.trace and name == step_name(plan.repeat - 1)
-            with timers["online"].of(name), timeline.recording() if traced else nullcontext() as line:
+            with timers["online"].of(name), traced.of(name, "online"):
                 output = work()
-            if line is not None:
-                spans = [astuple(span) for span in line.spans]
             if background is not None:
                 background.join()
                 store.limit = None
@@ -193,7 +208,7 @@ def run_party(folder: Path, index: int) -> None:
         "prepare_seconds": timers["preparation"].seconds,
         "prepare_cpu_seconds": timers["preparation"].cpu,
         "prepared_bytes": most,
-        "spans": spans,
+        "spans": traced.spans,
         "peak_rss_bytes": peak_memory(),
         "bits": output.bits,
         "fraction_bits": output.fraction_bits,
@@ -236,15 +251,15 @@ def run_dealer(folder: Path) -> None:
     plan = BenchPlan.read(folder)
     torch.set_num_threads(plan.threads)
     seeds = [new_seed() for _ in plan.names]
-    timer = Timer()
+    timer, traced = Timer(), Traced(plan)
     with Segments(folder, DEALER, plan.names, seeds, plan.host(DEALER)) as tapes, torch.inference_mode():
         tape = DealerTape(seeds, tapes.emit, Ledger(), plan.device)
         suite = plan.make_suite(tape, None)
         for number, (name, work) in enumerate(program_of(plan, suite, NoInputs()).segments()):
             tapes.begin(number)
-            with timer.of(name):
+            with timer.of(name), traced.of(name, "dealer"):
                 work()
             tapes.end()
         tapes.wait_until_fetched()
-    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "peak_rss_bytes": peak_memory()}
+    report = {"seconds": timer.seconds, "cpu_seconds": timer.cpu, "spans": traced.spans, "peak_rss_bytes": peak_memory()}
     (folder / f"{DEALER}.json").write_text(json.dumps(report), encoding="utf-8")

@@ -216,7 +216,7 @@ def _powers() -> list[Gate]:
 
     def entry(name: str, exponent: float, high: int, bound: float) -> Gate:
         async def program(c: Context, x: Masked) -> Shared:
-            return await power.power(c, x, low, high, exponent)
+            return await power.power(c, x, power.Power(low, high, exponent))
 
         def points(count: int) -> list[Tensor]:
             logs = torch.linspace(low - frac, high - frac, max(count, 2), dtype=torch.float64)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.cache import CachePolicy, KVCache, Stage
+from models.cache import CachePolicy, KVCache, Stage, causal_mask
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, causal_mask, load_weights
+from models.decoder import Decoder, load_weights
 from models.generation import prefill
 from models.policies import parse
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of

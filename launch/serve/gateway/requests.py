@@ -53,7 +53,8 @@ def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) 
 
 def _request(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> TextRequest:
     params = _params(parameters, settings, _most_tokens(parameters, served, prompt), prompt.end)
-    request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference)
+    draft = settings.draft if params.decoding == "greedy" else None
+    request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
     request.plan().check(served.reference.architecture)
     return TextRequest(served, request, prompt.context, prompt.echo)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpc.errors import ConfigurationError
+from parties.client.drafting import Draft
 from parties.files import write_file
 from protocols.registry import USUAL, SuiteSpec
 
@@ -22,12 +23,14 @@ class GatewaySettings:
     """keys: bearer keys; empty, none is asked for (`--insecure-no-key`). hosts: names that a request may call this gateway
     by, besides addresses. default_temperature, default_max_tokens (chat): where a request says nothing. allow_logits: the
     client may learn logits, which top_p and top_k need. fixed_length: parties generate as many tokens as a request allows,
-    so that they do not learn the answer's length."""
+    so that they do not learn the answer's length. draft: of requests that take the likeliest tokens; a sample cannot be
+    verified and goes without."""
 
     suite: SuiteSpec = USUAL
     policy: str = "full"
     allow_logits: bool = False
     fixed_length: bool = False
+    draft: Draft | None = None
     default_temperature: float = 0.0
     default_max_tokens: int = 256
     max_concurrent: int = 4

@@ -10,8 +10,8 @@ import pytest
 
 from launch.lab import iproute
 from launch.measure.baselines import environment
-from launch.measure.bench.cell import Cell, Matrix, changed, read_matrix
-from launch.measure.bench.measure import bench_plan, measure_estimate
+from launch.measure.bench.cell import Cell, Matrix, Measure, changed, read_matrix
+from launch.measure.bench.measure import bench_plan, measure_estimate, measure_prompt_estimate
 from launch.measure.bench.results import ResultFolder, read_results
 from launch.measure.matrix import run_matrix
 from models.costs.tracing import STEP, Setting, trace_session, trace_step
@@ -128,23 +128,54 @@ def test_an_estimate_of_several_tokens_is_their_mean() -> None:
     assert found["per_layer"]["rounds"] < found["rounds"] / a.layers
 
 
+def test_a_prompts_estimate_counts_what_a_trace_counts() -> None:
+    cell = Cell(measure="estimate-prompt", model="tiny", prompt=9)
+    found = measure_prompt_estimate(cell)
+    total = trace_step(bench_plan(cell).shape, Setting("masked", 2), 0, 9).ledger.total(f"{STEP}/")
+    counted = (found["rounds"], found["bytes_sent"]["party0"], found["offline_bytes"]["party0"])
+    assert counted == (total.rounds, total.bytes_sent, total.offline_bytes)
+    assert found["exact"]
+    for what in ("rounds", "bytes_sent", "offline_bytes"):
+        for table in ("parts", "operations"):
+            assert sum(entry[what] for entry in found[table].values()) == pytest.approx(getattr(total, what))
+
+
+def test_the_readmes_matrix_can_be_measured() -> None:
+    """Every configuration beside docs/bench/readme.yaml is a matrix, and the prompts are in it."""
+    folder = Path(__file__).parents[3] / "docs" / "bench"
+    cells = {path.stem: read_matrix(path).all_cells() for path in folder.glob("*.yaml") if path.stem != "published"}
+    prompts = {(c.measure, c.model, c.prompt) for c in cells["readme"] if c.measure in ("prompt", "estimate-prompt")}
+    assert prompts == {
+        ("prompt", "gpt2", 128),
+        ("estimate-prompt", "gpt2", 512),
+        ("estimate-prompt", "gpt2", 1024),
+        ("estimate-prompt", "llama-2-7b", 1024),
+    }
+    for cell in (cell for found in cells.values() for cell in found if not cell.measure.startswith("peer")):
+        bench_plan(cell)
+
+
 def test_a_matrix_on_the_wire(tmp_path: Path, command: Command) -> None:
     """One measured cell agrees with its estimate to the byte, carries where it was made, and is not measured twice."""
-    setting = ["--set", "models=tiny", "--set", "prompts=9", "--set", "repeat=1", "--set", "measures=[token, estimate]"]
+    setting = ["--set", "models=tiny", "--set", "prompts=9", "--set", "repeat=1"]
+    setting += ["--set", "measures=[token, estimate, prompt, estimate-prompt]"]
     done = command("bench", *setting, "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
-    assert len(json.loads(done.out)["measured"]) == 2
+    assert len(json.loads(done.out)["measured"]) == 4
     found = {r["cell"].measure: r for r in read_results(tmp_path / "out")}
-    wire, predicted = found["token"]["measured"], found["estimate"]["measured"]
-    for what in ("rounds", "per_layer"):
-        assert wire[what] == predicted[what]
-    assert max(wire["bytes_sent"].values()) == predicted["bytes_sent"]["party0"]
-    assert max(wire["offline_bytes"].values()) == predicted["offline_bytes"]["party0"]
-    assert sum(p["bytes_sent"] for p in wire["parts"].values()) == max(wire["bytes_sent"].values())
-    assert wire["seconds"]["median"] > 0
+    for measure, estimate in (("token", "estimate"), ("prompt", "estimate-prompt")):
+        wire, predicted = found[measure]["measured"], found[estimate]["measured"]
+        for what in ("rounds", "per_layer"):
+            assert wire[what] == predicted[what]
+        for what in ("bytes_sent", "offline_bytes"):
+            assert max(wire[what].values()) == predicted[what]["party0"]
+            for table in ("parts", "operations"):
+                assert sum(entry[what] for entry in wire[table].values()) == max(wire[what].values())
+        assert wire["operations"] == predicted["operations"]
+        assert wire["seconds"]["median"] > 0
     assert found["token"]["environment"]["hardware"]["cores"] >= 1
     again = command("bench", *setting, "--out", tmp_path / "out", "--json")
-    assert len(json.loads(again.out)["skipped"]) == 2
+    assert len(json.loads(again.out)["skipped"]) == 4
 
 
 def test_a_matrix_needs_a_folder(command: Command, tmp_path: Path) -> None:
@@ -214,10 +245,12 @@ def test_peers_that_cannot_run(
 
 
 @pytest.mark.skipif(not (environment.folder() / environment.READY).exists(), reason="`mpcache peers install` was not run")
-@pytest.mark.parametrize(("suite", "parties"), [("spu-aby3", 3), ("spu-semi2k", 2)])
-def test_a_peer(suite: str, parties: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("measure", "suite", "parties"), [("peer", "spu-aby3", 3), ("peer", "spu-semi2k", 2), ("peer-prompt", "spu-aby3", 3)]
+)
+def test_a_peer(measure: Measure, suite: str, parties: int, tmp_path: Path) -> None:
     """SPU's step is right, and its bytes are its own."""
-    cell = Cell(measure="peer", model="tiny", layers=2, suite=suite, parties=parties, prompt=17, repeat=1)
+    cell = Cell(measure=measure, model="tiny", layers=2, suite=suite, parties=parties, prompt=17, repeat=1)
     outcome = run_matrix([cell], ResultFolder(tmp_path), lambda line: None)
     assert not outcome.failed
     measured = read_results(tmp_path)[0]["measured"]

@@ -16,7 +16,15 @@ from launch.report.page import all_tables
 from launch.report.paper import paper_tables
 from launch.report.readme import filled
 from launch.report.rows import Row, rows_of, tokens
-from launch.report.tables import exponent, exponents, network_table, peer_table, ratios
+from launch.report.tables import (
+    exponent,
+    exponents,
+    network_table,
+    peer_table,
+    prompt_peer_table,
+    prompt_tables,
+    ratios,
+)
 from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
 
@@ -122,6 +130,43 @@ def test_a_mean_over_tokens_is_what_is_counted_and_one_token_what_is_timed(tmp_p
     assert found.networks["wan"] == pytest.approx((2.0 + 96 * 0.0203 + 0.24) / (0.5 + 120 * 0.0203 + 0.12))
     page = filled("<!-- results: policies -->\n<!-- /results -->", rows)
     assert "| 1 024 | 8 rounds, 1.00 MB | 10 rounds, 0.50 MB |" in page
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Row]:
+    """A prompt that was measured and predicted, a longer one that was predicted, a shaped one, and a peer's."""
+    folder = ResultFolder(tmp_path / "prompts")
+    folder.keep(Cell(measure="prompt", prompt=128), PLACE, measured(4000, 300, 5.0, peak_memory_bytes={"party": 9_000_000}))
+    folder.keep(Cell(measure="prompt", prompt=128, network="wan"), PLACE, measured(4000, 300, 11.0))
+    for prompt in (128, 1024):
+        folder.keep(Cell(measure="estimate-prompt", prompt=prompt), PLACE, measured(40 * prompt, 300, None))
+    folder.keep(Cell(measure="peer-prompt", suite="spu-aby3", parties=3, prompt=128), PLACE, measured(80_000, 6000, 50.0))
+    return rows_of(read_results(tmp_path / "prompts"))
+
+
+def test_prompts_say_what_was_measured(prompts: list[Row]) -> None:
+    assert tokens(prompts) == []
+    (table,) = prompt_tables(prompts)
+    assert table.rows == (
+        ("128", "masked", "300", "4.00 KB", "28.00 KB", "5", "5", "5", "9.00 MB", "measured"),
+        ("1024", "masked", "300", "40.96 KB", "286.72 KB", "-", "-", "-", "-", "predicted"),
+    )
+    page = filled("<!-- results: prompts -->\n<!-- /results -->", prompts)
+    assert "| gpt2, 128 | masked | 300 | 4.00 KB | 28.00 KB | 5 | 5 | 5 | measured |" in page
+    assert "| gpt2, 1 024 | masked | 300 | 40.96 KB | 286.72 KB | - | - | - | estimate |" in page
+
+
+def test_a_peers_prompt_stands_beside_the_measured_one_alone(prompts: list[Row]) -> None:
+    assert peer_table(prompts) is None
+    table = prompt_peer_table(prompts)
+    assert table is not None
+    assert [line[:5] for line in table.rows] == [
+        ("128", "SPU, spu-aby3", "3", "6000 (20x)", "80.00 KB (20x)"),
+        ("128", "masked", "2", "300", "4.00 KB"),
+    ]
+    assert [line[6] for line in table.rows] == ["50 (10x)", "5"]
+    assert table.rows[1][7] == "11"  # on the shaped network
+    assert table.markdown() in filled("<!-- results: prompt-peers -->\n<!-- /results -->", prompts)
 
 
 def test_the_papers_form_says_what_is_an_estimate(rows: list[Row]) -> None:

@@ -207,7 +207,7 @@ def test_weights_whose_values_a_flag_could_miss_are_found() -> None:
     sizes = {
         "table": (70000.0, "residual=17"),
         "gate": (2.0**20, "no option"),
-        "head": (6000.0, "logits=9"),
+        "head": (6000.0, "logits=11"),
         "": (1.0, None),
     }
     for where, (size, remedy) in sizes.items():

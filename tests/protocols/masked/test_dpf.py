@@ -27,7 +27,7 @@ def test_shares_add_up_to_the_point(width: int, bits: int) -> None:
     prg = Prg(new_seed())
     roots = [prg.ring((len(alpha), 2)) for _ in range(2)]
     key = dpf.generate(alpha, roots, shape)
-    total = sum((dpf.evaluate(party, roots[party], *key, shape) for party in (0, 1)), torch.tensor(0))
+    total = sum((dpf.evaluate(party, roots[party], key, shape) for party in (0, 1)), torch.tensor(0))
     assert torch.equal(ring.reduce(total, bits), torch.nn.functional.one_hot(alpha, size))
 
 
@@ -69,7 +69,7 @@ def test_a_key_alone_does_not_depend_on_the_point() -> None:
     for entry in range(shape.leaf):
         assert chi_square(output[:, entry], 256) < chi_square_limit(256)
     for party in (0, 1):
-        share = dpf.evaluate(party, roots[party], seeds, controls, output, shape)
+        share = dpf.evaluate(party, roots[party], (seeds, controls, output), shape)
         assert chi_square(share[:, 77], 256) < chi_square_limit(256)
         assert chi_square(share[:, 78], 256) < chi_square_limit(256)
     same = [roots[0], roots[0]]
@@ -107,7 +107,7 @@ def test_the_dealing_that_is_taken_is_the_cheaper_one_as_counted(elements: int, 
     if dpf.Shape(width, bits).depth >= 1:
         costs["dpf"] = dealing.key_cost(elements, width, bits)
         assert counted(keys) == costs["dpf"].offline_bytes + 4 * HEADER_BYTES
-    cheapest = min(costs, key=lambda name: costs[name].seconds(rates))
+    cheapest = min(costs, key=lambda n: costs[n].dealer + costs[n].dealt_bytes / rates.bytes_per_second + costs[n].party)
     assert dealing.choose_dealing(elements, width, bits, 2) == cheapest
     assert counted(taken) == counted(table if cheapest == "table" else keys)
     assert dealing.choose_dealing(elements, width, bits, 3) == "table"

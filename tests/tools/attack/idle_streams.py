@@ -82,6 +82,7 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         decoding="greedy",
         temperature=None,
         policy="full",
+        draft=0,
         parties=deployment.names,
     )
     opening = wire.Open(session=new_id(), manifest=manifest.canonical())

@@ -9,7 +9,6 @@ from itertools import combinations
 import numpy as np
 
 from tests.vectors.independent.formats import U, Words, reduce, word
-from tests.vectors.independent.lookup import digit
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
 
 Term = tuple[int, frozenset[str]]
@@ -18,11 +17,13 @@ Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Predicate:
-    """widths: of the digits, low to high. bits: name -> (digit, truth of (m's, lam's digit)). terms: the answer."""
+    """digits: (lowest bit, width, what is added to lam). bits: name -> (digit, truth of (m's, lam's digit)). terms: the
+    answer, or what is added modulo 2 to the bit `flip`."""
 
-    widths: list[int]
+    digits: list[tuple[int, int, int]]
     bits: dict[str, tuple[int, Truth]]
     terms: list[Term]
+    flip: str | None = None
 
     @property
     def subsets(self) -> list[frozenset[str]]:
@@ -31,10 +32,11 @@ class Predicate:
         return sorted(found, key=lambda s: (len(s), sorted(s)))
 
 
-def even(bits: int, most: int = 8) -> list[int]:
+def even(bits: int, most: int = 8, low: int = 0, add: int = 0) -> list[tuple[int, int, int]]:
     """Digits of at most so many bits, as even as can be, the wider ones low."""
     count = -(-bits // most)
-    return [bits // count + int(i < bits % count) for i in range(count)]
+    widths = [bits // count + int(i < bits % count) for i in range(count)]
+    return [(low + sum(widths[:i]), width, add) for i, width in enumerate(widths)]
 
 
 def _below(digits: int) -> tuple[dict[str, tuple[int, Truth]], list[Term]]:
@@ -51,45 +53,52 @@ def _below(digits: int) -> tuple[dict[str, tuple[int, Truth]], list[Term]]:
 
 def borrowing(bits: int) -> Predicate:
     """[m < lam], from digits of at most 6 bits."""
-    widths = even(bits, 6)
-    return Predicate(widths, *_below(len(widths)))
+    digits = even(bits, 6)
+    return Predicate(digits, *_below(len(digits)))
 
 
-def negative(bits: int) -> Predicate:
-    """[x < 0]: a0 + (a1 - a0) borrow."""
-    widths = even(bits)
-    top, size = len(widths) - 1, 1 << widths[-1]
-    named: dict[str, tuple[int, Truth]] = {"a0": (top, lambda m, lam: (m - lam) % size >= size // 2)}
+def negative(bits: int, most: int = 8) -> Predicate:
+    """[x < 0]: s xor t borrow."""
+    digits = even(bits, most)
+    top, size = len(digits) - 1, 1 << digits[-1][1]
+
+    def sign(m: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        return (m - lam) % size >= size // 2
+
+    named: dict[str, tuple[int, Truth]] = {"s": (top, sign)}
     if top:
-        named["a1"] = (top, lambda m, lam: (m - lam - 1) % size >= size // 2)
+        named["t"] = (top, lambda m, lam: sign(m, lam) ^ sign(m - 1, lam))
     lower, borrowed = _below(top)
-    named |= lower
-    terms: list[Term] = [(1, frozenset({"a0"}))]
-    for k, term in borrowed:
-        terms += [(k, term | {"a1"}), (-k, term | {"a0"})]
-    return Predicate(widths, named, terms)
+    return Predicate(digits, named | lower, [(k, term | {"t"}) for k, term in borrowed], "s")
 
 
 def zero(bits: int) -> Predicate:
     """[x = 0]: all digits are equal."""
-    widths = even(bits)
-    named = {f"eq{i}": (i, lambda m, lam: m == lam) for i in range(len(widths))}
-    return Predicate(widths, named, [(1, frozenset(named))])
+    digits = even(bits)
+    named = {f"eq{i}": (i, lambda m, lam: m == lam) for i in range(len(digits))}
+    return Predicate(digits, named, [(1, frozenset(named))])
 
 
 def member(bits: int, low_bits: int) -> Predicate:
-    """[0 <= x < 2^low]: the higher digits are 0, without or with the low digit's borrow.
-
-    The tables of the higher digits belong to lam >> low and (lam >> low) + 1, so their digits are given ready.
-    """
-    upper = even(bits - low_bits)
+    """[0 <= x < 2^low]: the higher digits are 0, without or with the low digit's borrow."""
+    upper, moved = (even(bits - low_bits, 8, low_bits, add) for add in (0, 1 << low_bits))
     named: dict[str, tuple[int, Truth]] = {"lt0": (0, lambda m, lam: m < lam)}
     for i in range(1, len(upper) + 1):
-        for kind in "zn":
-            named[f"{kind}{i}"] = (i, lambda m, lam: m == lam)
+        for kind, place in (("z", i), ("n", len(upper) + i)):
+            named[f"{kind}{i}"] = (place, lambda m, lam: m == lam)
     z, n = (frozenset(f"{kind}{i}" for i in range(1, len(upper) + 1)) for kind in "zn")
     borrow = frozenset({"lt0"})
-    return Predicate([low_bits, *upper], named, [(1, z), (-1, z | borrow), (1, n | borrow)])
+    return Predicate([(0, low_bits, 0), *upper, *moved], named, [(1, z), (-1, z | borrow), (1, n | borrow)])
+
+
+def digit_bits(bits: int, result: int) -> int:
+    """Bits of a sign's digits with which tables, products modulo 2^result and opened bits are fewest; of equals the most."""
+
+    def moved(most: int) -> int:
+        p = negative(bits, most)
+        return sum(1 << width for _, width, _ in p.digits) + (len(p.subsets) + 1) * result + len(p.bits)
+
+    return min(range(8, 3, -1), key=moved)
 
 
 class Bit:
@@ -99,10 +108,13 @@ class Bit:
         self.w, self.predicate, self.u, self.rho = w, predicate, opened, np.bitwise_xor.reduce(rho, 0)
 
     def _products(self) -> Words:
+        """Products of mask bits; where a bit is added modulo 2, times 1 - 2 its mask, and that mask last."""
         names = list(self.predicate.bits)
-        return np.stack(
-            [np.prod(np.stack([self.rho[names.index(n)] for n in s]), 0, dtype=U) for s in self.predicate.subsets]
-        )
+        found = [np.prod(np.stack([self.rho[names.index(n)] for n in s]), 0, dtype=U) for s in self.predicate.subsets]
+        if self.predicate.flip is not None:
+            mask = self.rho[names.index(self.predicate.flip)]
+            found = [*(product * (U(1) - U(2) * mask) for product in found), mask]
+        return np.stack(found)
 
     def _coefficients(self) -> tuple[Words, list[Words]]:
         names = list(self.predicate.bits)
@@ -119,7 +131,12 @@ class Bit:
                     out += part
             return out
 
-        return coefficient(frozenset()), [coefficient(s) for s in self.predicate.subsets]
+        constant, rest = coefficient(frozenset()), [coefficient(s) for s in self.predicate.subsets]
+        if self.predicate.flip is None:
+            return constant, rest
+        # the bit is u + (1 - 2u) mask; b xor c = b + (1 - 2b) c
+        other, turn = u[self.predicate.flip], U(1) - U(2) * u[self.predicate.flip]
+        return other + turn * constant, [*(turn * r for r in rest), turn * (U(1) - U(2) * constant)]
 
     def _evaluate(self, op: str, bits: int, factor: Words | None) -> tuple[Words, Words]:
         """(the answer's public part, shares of the rest) times a factor that only the dealer knows."""
@@ -141,66 +158,51 @@ class Bit:
         return Shared(reduce(y.m * bit.x - constant * y.lam - rest, y.bits), y.bits, y.frac)
 
 
-def _ask(w: World, x: Masked, predicate: Predicate, digits: Callable[[str, int], Words]) -> Steps:
-    """Tables over m's digits, their bits opened under rho. digits(name, place): the mask's digit for a bit's table."""
-    widest = max(predicate.widths)
-    size, word_bits = max(64, 1 << widest), 32 if widest <= 5 else 64
-    starts = np.cumsum([0, *predicate.widths])
-    tables, found = [], []
+def _ask(w: World, x: Masked, predicate: Predicate) -> Steps:
+    """One-hot vectors of lam's digits as bits; what is asked is the parity of those where it is true, opened under rho."""
+    shares: dict[int, Words] = {}
+    for width in sorted({width for _, width, _ in predicate.digits}):
+        members = [i for i, (_, of, _) in enumerate(predicate.digits) if of == width]
+        size, word_bits = 1 << width, min(64, 1 << width)
+        lam = [(x.mask + U(add)) >> U(low) & U(size - 1) for low, _, add in (predicate.digits[i] for i in members)]
+        hot = (np.arange(size, dtype=U) == np.stack(lam)[..., None]).astype(np.uint8)
+        padded = np.concatenate([hot, np.zeros((*hot.shape[:-1], max(64, size) - size), np.uint8)], -1)
+        value = np.packbits(padded, -1, bitorder="little").view("<u8").astype(U)
+        dealt = w.deal("comparison digits", value.shape, word_bits, value, "xor")
+        for place, i in enumerate(members):
+            shares[i] = np.unpackbits(
+                np.ascontiguousarray(dealt[:, place]).astype("<u8").view(np.uint8), axis=-1, bitorder="little"
+            )[..., :size]
+    rho = w.random("mask bits", (len(predicate.bits), *x.shape), 1)
+    looked = []
     for name, (place, truth) in predicate.bits.items():
-        width = predicate.widths[place]
-        lam = digits(name, place).astype(np.int64)[..., None]
-        positions = np.arange(1 << width)
-        bits = np.zeros((*x.shape, size), np.uint8)
-        bits[..., : 1 << width] = truth(positions, lam)
-        if name[0] == "a":  # beyond a sign digit's range its last entry goes on
-            bits[..., 1 << width :] = bits[..., (1 << width) - 1, None]
-        tables.append(np.packbits(bits, -1, bitorder="little").view("<u8").astype(U))
-        found.append(digit(x.m, int(starts[place]), width, x.bits))
-    value = np.stack(tables)
-    dealt = w.deal("comparison tables", value.shape, word_bits, value, "xor")
-    rho = w.random("mask bits", value.shape[:-1], 1)
-    index = np.stack(found)
-    words = np.take_along_axis(
-        dealt, np.broadcast_to((index >> U(6)).astype(np.int64)[..., None], (*dealt.shape[:-1], 1)), -1
-    )
-    looked = (words[..., 0] >> (index & U(63))) & U(1)
-    opened = yield Open(looked ^ rho, 1, "xor")
+        low, width, _ = predicate.digits[place]
+        m = ((x.m >> U(low)) & U((1 << width) - 1)).astype(np.int64)
+        true = truth(m[..., None], np.arange(1 << width)).astype(np.uint8)
+        # of lt, and of the sign where it holds for lam's digit 0, the others are read, and party 0 turns the result
+        turned = np.ones_like(true[..., 0]) if name[:2] == "lt" else true[..., 0] if name == "s" else 0 * true[..., 0]
+        own = ((shares[place] & (true ^ turned[..., None])).sum(-1) % 2).astype(U)
+        own[0] ^= turned.astype(U)
+        looked.append(own)
+    opened = yield Open(np.stack(looked, 1) ^ rho, 1, "xor")
     return Bit(w, predicate, opened, rho)
 
 
-def _own(x: Masked, predicate: Predicate) -> Callable[[str, int], Words]:
-    starts = np.cumsum([0, *predicate.widths])
-    return lambda name, place: digit(x.mask, int(starts[place]), predicate.widths[place], x.bits)
-
-
-def less_than_zero(w: World, x: Masked) -> Steps:
+def less_than_zero(w: World, x: Masked, most: int = 8) -> Steps:
     """[x < 0]."""
-    predicate = negative(x.bits)
-    return (yield from _ask(w, x, predicate, _own(x, predicate)))
+    return (yield from _ask(w, x, negative(x.bits, most)))
 
 
 def is_zero(w: World, x: Masked) -> Steps:
     """[x = 0]."""
-    predicate = zero(x.bits)
-    return (yield from _ask(w, x, predicate, _own(x, predicate)))
+    return (yield from _ask(w, x, zero(x.bits)))
 
 
 def borrow(w: World, x: Masked) -> Steps:
     """[m < lam]: the borrow out of these bits."""
-    predicate = borrowing(x.bits)
-    return (yield from _ask(w, x, predicate, _own(x, predicate)))
+    return (yield from _ask(w, x, borrowing(x.bits)))
 
 
 def within(w: World, x: Masked, low_bits: int) -> Steps:
     """[0 <= x < 2^low_bits]."""
-    predicate = member(x.bits, low_bits)
-    starts = np.cumsum([0, *predicate.widths[1:]])
-
-    def digits(name: str, place: int) -> Words:
-        if place == 0:
-            return reduce(x.mask, low_bits)
-        rest = (x.mask >> U(low_bits)) + U(int(name[0] == "n"))
-        return reduce(rest >> U(int(starts[place - 1])), predicate.widths[place])
-
-    return (yield from _ask(w, x, predicate, digits))
+    return (yield from _ask(w, x, member(x.bits, low_bits)))

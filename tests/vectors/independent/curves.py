@@ -14,6 +14,7 @@ import numpy as np
 
 from tests.vectors.independent.bits import less_than_zero, within
 from tests.vectors.independent.formats import U, Words, from_real, high, reduce, word
+from tests.vectors.independent.incremental import Tree, read
 from tests.vectors.independent.linear import open_cut, truncate
 from tests.vectors.independent.lookup import at, digit, low, scaled
 from tests.vectors.independent.world import Masked, Shared, Steps, World, together
@@ -144,7 +145,7 @@ def activation(w: World, x: Masked, kind: str) -> Steps:
     return x.shared.plus(below.times(x), -1).plus(inside.times(p))
 
 
-# ---- powers ----------------------------------------------------------------------------------------------------------
+# ---- powers by thresholds --------------------------------------------------------------------------------------------
 DIGIT, COUNT_BITS = 6, 4
 
 
@@ -180,8 +181,8 @@ def _weighted(below: Shared, top: Shared, weights: list[int]) -> Shared:
     return Shared(reduce(out, below.bits), below.bits, below.frac)
 
 
-def power(w: World, x: Masked, lowest: int, highest: int, exponent: float, constant: float = 1.0) -> Steps:
-    """[constant x^exponent], exponent -1 or -1/2, 2^lowest <= x < 2^highest ring units."""
+def by_thresholds(w: World, x: Masked, lowest: int, highest: int, exponent: float, constant: float) -> Steps:
+    """Two rounds, any number of parties."""
     ps = [*range(lowest + (highest - lowest) % 2, highest, 2), highest]
     factor = constant * 2.0 ** (exponent * (highest - x.frac))
     step = 1 if exponent == -0.5 else 2
@@ -194,3 +195,62 @@ def power(w: World, x: Masked, lowest: int, highest: int, exponent: float, const
     name = f"power {exponent:g}"
     unit = Masked(t.m, t.lam, t.bits, 18)
     return piecewise(w, name, curve(name), unit, 64, frac, 12, undone, factor)
+
+
+# ---- powers by points ------------------------------------------------------------------------------------------------
+PIECES, RHO_BITS = 12, (0, 13, 10, 7)
+NODES = (0.9238795325112867, 0.3826834323650898, -0.3826834323650898, -0.9238795325112867)
+
+
+def cubic(exponent: float, y: int) -> list[float]:
+    """(y + z)^exponent for |z| < 1 in powers of z: Newton's interpolation, multiplied out from its innermost bracket."""
+    table = [1 / (y + z) if exponent == -1.0 else 1 / math.sqrt(y + z) for z in NODES]
+    for order in range(1, 4):
+        for i in range(3, order - 1, -1):
+            table[i] = (table[i] - table[i - 1]) / (NODES[i] - NODES[i - order])
+    out = [0.0] * 4
+    for i in range(3, -1, -1):
+        out = [table[i] - NODES[i] * out[0], *(out[k - 1] - NODES[i] * out[k] for k in range(1, 4))]
+    return out
+
+
+def _factor(c: list[float], gamma: float, j: int, scale: float) -> int:
+    """The coefficient of rho^j, in units of `scale`."""
+    value = 0.0
+    for n in range(3 - j, -1, -1):
+        value = value * gamma + (-1) ** j * math.comb(n + j, j) * c[n + j]
+    return round(value * scale)
+
+
+def by_points(w: World, x: Masked, lowest: int, highest: int, exponent: float, constant: float) -> Shared:
+    """No round, two parties."""
+    frac = 30 - math.floor(math.log2(constant * 2.0 ** (exponent * (highest - x.frac))))
+    up = max(0, 4 - lowest)
+    ring, f = highest + 1 + up, x.frac + up
+    x = Masked(reduce(x.m << U(up), ring), reduce(x.lam << U(up), ring), ring, f)
+    octaves = range(highest + up - 4, lowest + up - 5, -1)
+    rho = np.stack([low(x.mask, cut).reshape(-1).astype(float) / 2.0**cut for cut in octaves])
+    payloads = from_real(np.stack([np.rint(rho**j * 2.0**b) for j, b in enumerate(RHO_BITS)], -1))
+    offsets = range(PIECES, 2 * PIECES)
+    found = read(w, x, Tree([ring - cut for cut in octaves], offsets, 4, 64), payloads)
+    out = np.zeros((2, x.m.size), U)
+    for i, m in enumerate(x.m.reshape(-1).tolist()):
+        for o, cut in enumerate(octaves):
+            half = cut - f if exponent == -0.5 else 2 * (cut - f)
+            scale = constant * (math.sqrt(2) if half % 2 else 1.0) * 2.0 ** (-(half + half % 2) // 2 + frac)
+            shift = max(0, math.frexp(scale)[1] - 50)
+            for k, y in enumerate(offsets):
+                if y == offsets[-1] and not m >> cut & 1:
+                    continue  # its parent has been read
+                c, gamma = cubic(exponent, y), m % (1 << cut) / 2.0**cut
+                for j, bits in enumerate(RHO_BITS):
+                    a = _factor(c, gamma, j, scale * 2.0 ** -(shift + bits))
+                    out[:, i] += found[:, o, i, k, j] * word(a << shift)
+    return Shared(out.reshape(2, *x.shape), 64, frac)
+
+
+def power(w: World, x: Masked, lowest: int, highest: int, exponent: float, constant: float = 1.0) -> Steps:
+    """[constant x^exponent], exponent -1 or -1/2, 2^lowest <= x < 2^highest ring units."""
+    if w.parties == 2:
+        return by_points(w, x, lowest, highest, exponent, constant)
+    return (yield from by_thresholds(w, x, lowest, highest, exponent, constant))

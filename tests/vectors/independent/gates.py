@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries
+from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries, wide
 from tests.vectors.independent.crypten_gates import CRYPTEN
 from tests.vectors.independent.formats import U, reduce, signed, tensor
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
@@ -77,14 +77,9 @@ def _ranks(w: World, x: Masked) -> Steps:
     return (yield from order.ranks(w, x)).shared
 
 
-def _best(w: World, x: Masked, reach: int) -> Steps:
-    value, digits = yield from order.best(w, x, reach, True)
-    return [value.shared, *(d.shared for d in digits)]
-
-
 def _argmax(w: World, x: Shared, bits: int, magnitude: int) -> Steps:
     m = yield from linear.open_cut(w, x.to(10 + magnitude + 3 + x.frac - 10), x.frac - 10)
-    return (yield from order.argmax(w, m, 1 << (10 + magnitude), bits))
+    return (yield from order.first_largest(w, m, 1 << (10 + magnitude), [x.shape[-1]], bits))
 
 
 def _flags(w: World, x: Masked, limit: float, signed_value: bool, width: int) -> Any:
@@ -177,6 +172,16 @@ GATES: dict[str, Gate] = {
     "output": Gate(linear.output, lambda x: exact(x)),
     "multiply": _opened(linear.multiply, lambda x, y: exact(x * y)),
     "matmul": _opened(linear.matmul, lambda x, y: exact(x @ y)),
+    "lifted product": _opened(
+        lambda w, x, y, bits, count: wide.cut(w, wide.multiply(w, "product", x, y, bits), count), wide.judge_product
+    ),
+    "known factor": _opened(wide.known_factor, wide.judge_known),
+    "sums of squares": _opened(wide.square_sums, lambda x, bits: exact((x * x).sum(-1, keepdims=True))),
+    "lifted": _opened(
+        lambda w, x, bits, count: wide.cut(w, wide.lift(w, x, bits), count), lambda x, bits, count: close(x, 2.0**count)
+    ),
+    "wide deal": _opened(wide.square_of_mask, lambda x, bits, count: [None]),
+    "signed one-hot": Gate(lookup.signed_tables, lookup.judge_signed),
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
@@ -201,7 +206,8 @@ GATES: dict[str, Gate] = {
     ),
     "one-hot, the cheaper way": _opened(_valued, lambda x, width, bits: exact(x % (1 << width))),
     "digits": _opened(_digits, _digit_judge),
-    "non-zero": _opened(lambda w, x, bits: lookup.non_zero(w, x, bits), lambda x, bits: exact(x != 0)),
+    "zero test by table": _opened(lookup.zero_by_table, lambda x, bits: exact(x == 0)),
+    "zero test by points": _opened(lookup.zero_by_points, lambda x, bits: exact(x == 0)),
     "selection matrix": Gate(lambda w, x, k, bits: lookup.selection_matrix(w, x, k, bits), _selected),
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(curves.REAL[kind](x) - np.maximum(x, 0), 2.0**-12)),
     "activation": _opened(curves.activation, lambda x, kind: close(curves.REAL[kind](x), 2.0**-12)),
@@ -216,7 +222,8 @@ GATES: dict[str, Gate] = {
     "ranks": _opened(_ranks, lambda x: ring(np.argsort(by_rank(x), -1))),
     "top-k": _opened(order.top_k, lambda x, k, bits, order: _top_k(x, k, order)),
     "top-k by threshold": _opened(order.by_threshold, _marks),
-    "maximum and position": _opened(_best, lambda x, reach: [exact(x.max(-1)), ring(np.argmax(x, -1))]),
+    "maximum": _opened(order.maximum, lambda x, **_: exact(x.max(-1))),
+    "first largest": _opened(order.first_largest, lambda x, **_: exact(hots(np.argmax(x, -1), x.shape[-1]))),
     "argmax": Gate(_argmax, lambda x, **_: exact(hots(np.argmax(x, -1), x.shape[-1]))),
     "shuffle": Gate(_shuffle, _rows_kept),
     "compaction by shuffle": _opened(order.compact_by_shuffle, _compacted),

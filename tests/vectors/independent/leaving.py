@@ -12,7 +12,7 @@ from tests.vectors.independent import crypten
 from tests.vectors.independent.bits import borrow
 from tests.vectors.independent.formats import Stream, Words, from_real, reduce
 from tests.vectors.independent.linear import output, truncate, truncate_and_lift
-from tests.vectors.independent.order import argmax
+from tests.vectors.independent.order import first_largest
 from tests.vectors.independent.results import Result, close, exact, flagged, hots
 from tests.vectors.independent.rows import Flags, fitting
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
@@ -81,7 +81,7 @@ def sample(w: World, x: Shared, temperature: float, magnitude: int, form: str, n
         scores = found.to(bits) if found.bits >= bits else (yield from w.open(truncate_and_lift(w, found, 0, bits)))
     dealt = noise(w, noise_seeds[0], scores.shape, temperature, CHOICE, bits)
     scores = Masked(scores.m, reduce(scores.lam - dealt, bits), bits, CHOICE)
-    choice = yield from argmax(w, scores, reach, EMBED)
+    choice = yield from first_largest(w, scores, reach, [x.shape[-1]], EMBED)
     return scores.shared, choice, flags.take()
 
 

@@ -1,13 +1,15 @@
-"""One-time tables over public digits: one-hot vectors, point functions, digits, non-zero, the selection matrix."""
+"""One-time tables over public digits: one-hot vectors, point functions, digits, zero tests, the selection matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tests.vectors.independent import points
 from tests.vectors.independent.formats import U, Words, high, packed_size, reduce
+from tests.vectors.independent.incremental import Tree, read
 from tests.vectors.independent.world import Masked, Shared, Steps, World, elements, together
 
 
@@ -53,11 +55,10 @@ def one_hot_table(w: World, x: Masked, start: int, width: int, bits: int) -> Sha
     return Shared(turned(dealt, digit(x.m, start, width, x.bits)), bits, 0)
 
 
-def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
-    """The same from point functions; two parties."""
-    count, depth, leaf = elements(x.shape), points.depth(width, bits), 256 // points.entry_bits(bits)
+def _keys(w: World, alphas: Words, width: int, bits: int) -> tuple[Words, list[points.Key]]:
+    """Root seeds [parties, count, 2] and keys of two parties for points of `width` bits."""
+    count, depth, leaf = len(alphas), points.depth(width, bits), 256 // points.entry_bits(bits)
     roots = w.random("point function roots", (count, 2), 64)
-    alphas = digit(x.mask, start, width, x.bits).reshape(-1)
     keys = [
         points.generate(int(alpha), [points.seed_of(roots[p, i]) for p in range(2)], width, bits)
         for i, alpha in enumerate(alphas)
@@ -67,9 +68,29 @@ def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Sh
     w.common("point function seeds", (depth, count, 2), 64, words)
     w.common("point function controls", (depth, count), 2, controls)
     w.common("point function output", (count, leaf), bits, np.stack([k[2] for k in keys]))
-    shares = [[points.evaluate(p, points.seed_of(roots[p, i]), *keys[i], bits) for i in range(count)] for p in range(2)]
-    whole = np.array(shares, U).reshape(2, *x.shape, 1 << width)
+    return roots, keys
+
+
+def _vectors(roots: Words, keys: list[points.Key], bits: int) -> Words:
+    """Both parties' whole vectors [2, count, 2^width]."""
+    return np.array([[points.evaluate(p, points.seed_of(roots[p, i]), *key, bits) for i, key in enumerate(keys)]
+                     for p in range(2)], U)  # fmt: skip
+
+
+def one_hot_points(w: World, x: Masked, start: int, width: int, bits: int) -> Shared:
+    """The same from point functions; two parties."""
+    roots, keys = _keys(w, digit(x.mask, start, width, x.bits).reshape(-1), width, bits)
+    whole = _vectors(roots, keys, bits).reshape(2, *x.shape, 1 << width)
     return Shared(turned(whole, digit(x.m, start, width, x.bits)), bits, 0)
+
+
+def points_below(w: World, of: Masked, x: Masked, bits: int) -> Shared:
+    """[of = 0] times the one-hot vector of x, from point functions of both; two parties."""
+    alphas = ((of.mask << U(x.bits)) | x.mask).reshape(-1)
+    roots, keys = _keys(w, alphas, of.bits + x.bits, bits)
+    whole = _vectors(roots, keys, bits).reshape(2, *x.shape, 1 << of.bits, 1 << x.bits)
+    below = np.stack([np.take_along_axis(one, of.m[..., None, None].astype(np.int64), -2)[..., 0, :] for one in whole])
+    return Shared(turned(below, x.m), bits, 0)
 
 
 def by_points(count: int, width: int, bits: int, parties: int) -> bool:
@@ -119,10 +140,65 @@ def exact_digits(w: World, x: Masked, widths: Sequence[int]) -> Steps:
     return [*lower, *higher]
 
 
-def non_zero(w: World, x: Masked, bits: int) -> Shared:
-    """[x != 0] by a table over all of m."""
-    value = (np.arange(1 << x.bits, dtype=U) != x.mask[..., None]).astype(U)
-    return Shared(at(w.deal("non-zero", value.shape, bits, value), x.m), bits, 0)
+# ---- zero tests ------------------------------------------------------------------------------------------------------
+def zero_by_table(w: World, x: Masked, bits: int) -> Shared:
+    """[x = 0] by a table over all of m."""
+    value = hot(x.mask, 1 << x.bits)
+    return Shared(at(w.deal("zero test", value.shape, bits, value), x.m), bits, 0)
+
+
+def zero_by_points(w: World, x: Masked, bits: int) -> Shared:
+    """[x = 0] by a point function of all but the e lowest bits, whose payloads are e's one-hot vector; two parties."""
+    width = next(p for p in (8, 16, 32, 64) if p >= bits)
+    e = min((128 // width).bit_length() - 1, x.bits - 1)
+    tree = Tree([x.bits - e], [0], 1 << e, bits)
+    found = read(w, x, tree, hot(low(x.mask, e), 1 << e).reshape(1, -1, 1 << e))[:, 0, :, 0]
+    return Shared(at(found, low(x.m, e).reshape(-1)).reshape(2, *x.shape), bits, 0)
+
+
+# ---- one-hot vectors dealt as bits -----------------------------------------------------------------------------------
+def signed_one_hot(w: World, x: Masked, start: int, width: int, bits: int) -> tuple[Words, Words]:
+    """Every party's vector [parties, ..., 2^width] of sign e(d), and the sign modulo 2^64, as the dealer knows it."""
+    size, m_digit, lam_digit = 1 << width, digit(x.m, start, width, x.bits), digit(x.mask, start, width, x.bits)
+    if w.parties > 2:
+        dealt = scaled(w, "one-hot", lam_digit, width, bits, [U(1)])[:, 0]
+        return turned(dealt, m_digit), np.ones(x.shape, U)
+    each = min(size, 64)
+    groups = hot(lam_digit, size).reshape(*x.shape, size // each, each)
+    value = (groups << np.arange(each, dtype=U)).sum(-1, dtype=U)
+    dealt = w.deal("one-hot bits", value.shape, each, value, "xor")
+    ones = ((dealt[..., None] >> np.arange(each, dtype=U)) & U(1)).reshape(2, *x.shape, size)
+    sign = U(2) * at(ones[0], lam_digit) - U(1)
+    vector = turned(ones, m_digit)
+    vector[1] = -vector[1]
+    return vector, sign
+
+
+def signed_tables(w: World, x: Shared, low: int, width: int, bits: int) -> Steps:
+    """What is read of the tables 5 j^2 - 100 and 7 - j^3, and the sign."""
+    m = yield from w.open(x)
+    vector, sign = signed_one_hot(w, m, low, width, bits)
+    found = np.stack([(vector * table).sum(-1, dtype=U) for table in _tables(width)], 1)
+    dealt = w.deal("sign", x.shape, bits, sign)
+    return [Shared(reduce(found, bits), bits, 0), Shared(dealt, bits, 0)]
+
+
+def _tables(width: int) -> tuple[Words, Words]:
+    j = np.arange(1 << width, dtype=U)
+    return U(5) * j * j - U(100), U(7) - j * j * j
+
+
+def judge_signed(x: np.ndarray, low: int, width: int, bits: int) -> Any:
+    """sign T[d] of both tables; no bit is below the digit, so nothing borrows."""
+
+    def check(found: Sequence[np.ndarray]) -> None:
+        values, sign = found
+        assert (np.abs(sign) == 1).all()
+        place = x.astype(np.int64) % (1 << width)
+        for value, table in zip(values, _tables(width), strict=True):
+            assert (value * sign == table.view(np.int64)[place]).all()
+
+    return check
 
 
 # ---- the selection matrix --------------------------------------------------------------------------------------------

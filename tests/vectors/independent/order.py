@@ -7,11 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.vectors.independent.bits import Bit, less_than_zero
+from tests.vectors.independent import points
+from tests.vectors.independent.bits import Bit, digit_bits, less_than_zero
 from tests.vectors.independent.formats import U, Words, reduce, word
 from tests.vectors.independent.linear import product, reveal
-from tests.vectors.independent.lookup import at, exact_digits, hot, one_hot, prefix, scaled, selection_matrix, suffix, turned
-from tests.vectors.independent.world import Handover, Masked, Open, Shared, Steps, World, elements, together
+from tests.vectors.independent.lookup import (
+    at,
+    exact_digits,
+    hot,
+    one_hot,
+    points_below,
+    prefix,
+    scaled,
+    selection_matrix,
+    suffix,
+    turned,
+)
+from tests.vectors.independent.world import Handover, Masked, Open, Shared, Steps, World, together
 
 
 def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,14 +39,19 @@ def _balance(t: Words, count: int) -> Words:
     return out
 
 
-def ranks(w: World, x: Masked) -> Steps:
-    """<rank>, 0 for the largest."""
+def rank_shares(w: World, x: Masked) -> Steps:
+    """[rank], 0 for the largest."""
     count = x.shape[-1]
     bits = max(1, (count - 1).bit_length())
     i, j = _pairs(count)
-    bit: Bit = yield from less_than_zero(w, x.each(lambda t: t[..., i] - t[..., j]))
+    bit: Bit = yield from less_than_zero(w, x.each(lambda t: t[..., i] - t[..., j]), digit_bits(x.bits, bits))
     lost = bit.share(bits).each(lambda t: _balance(t, count))
-    return (yield from w.open(lost.plus_public(np.broadcast_to(np.arange(count, dtype=U), x.shape))))
+    return lost.plus_public(np.broadcast_to(np.arange(count, dtype=U), x.shape))
+
+
+def ranks(w: World, x: Masked) -> Steps:
+    """<rank>."""
+    return (yield from w.open((yield from rank_shares(w, x))))
 
 
 def by_value(w: World, rank: Masked, k: int, bits: int) -> Shared:
@@ -180,16 +197,6 @@ def _mark(w: World, below: Bit, equal: Candidates, k: int, bits: int) -> Steps:
 
 
 # ---- maximum ---------------------------------------------------------------------------------------------------------
-def group_sizes(count: int, rows: int) -> list[int]:
-    """Of up to 256 values in all: groups of 16; of more, of 8 (4 above 2^14)."""
-    out = []
-    while count > 1:
-        whole = rows * count
-        out.append(min(count, 4 if whole > 1 << 14 else 8 if whole > 256 else 16))
-        count = -(-count // out[-1])
-    return out
-
-
 def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
     missing = -x.shape[-1] % size
 
@@ -201,46 +208,70 @@ def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
     return Masked(reduce(pad(x.m, fill), x.bits), lam, x.bits, x.frac)
 
 
-def _level(w: World, values: Masked, digits: list[Masked], size: int, lowest: np.uint64) -> Steps:
-    x, ds = _grouped(values, size, lowest), [_grouped(d, size, U(0)) for d in digits]
-    rank_bits = (size - 1).bit_length()
-    i, j = _pairs(size)
-    bit = yield from less_than_zero(w, x.each(lambda t: t[..., i] - t[..., j]))
-    lost = bit.share(rank_bits).each(lambda t: _balance(t, size))
-    rank = yield from w.open(lost.plus_public(np.broadcast_to(np.arange(size, dtype=U), x.shape)))
-
-    def select(of: Masked) -> Steps:
-        dealt = scaled(w, "rank one-hot", rank.mask, rank_bits, of.bits, [U(1), of.mask])
-        chosen, chosen_lam = at(dealt[:, 0], rank.m), at(dealt[:, 1], rank.m)
-        out = (of.m * chosen - chosen_lam).sum(-1, dtype=U)
-        return (yield from w.open(Shared(reduce(out, of.bits), of.bits, of.frac)))
-
-    return (yield from together(*(select(of) for of in (x, *ds))))
+def _at_first(w: World, rank: Masked, factor: Words | np.uint64, bits: int) -> Words:
+    """[rank = 0] times a factor of the dealer's."""
+    return at(scaled(w, "rank one-hot", rank.mask, rank.bits, bits, [factor])[:, 0], rank.m)
 
 
-def best(w: World, x: Masked, reach: int, with_index: bool) -> Steps:
-    """(<maximum>, its position's base-256 digits) over the last axis."""
-    n, digits = x.shape[-1], []
-    if with_index:
-        for k in range(max(1, -(-(n - 1).bit_length() // 8))):
-            public = (np.arange(n, dtype=U) >> U(8 * k)) & U(255)
-            digits.append(Masked(np.broadcast_to(public, x.shape), np.zeros_like(x.lam), 8, 0))
-    for size in group_sizes(n, elements(x.shape[:-1])):
-        x, *digits = yield from _level(w, x, digits, size, word(-reach))
-    return x.each(lambda t: t[..., 0]), [d.each(lambda t: t[..., 0]) for d in digits]
+def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> Steps:
+    """[value], [place modulo 2^bits] of the best of each group; places None: the member times `step`."""
+    rank = yield from w.open((yield from rank_shares(w, x)).each(lambda t: t[..., :-1]))
+    values = [x] if places is None else [x, places]
+    above = [v.each(lambda t: t[..., :-1] - t[..., -1:]) for v in values]
+    ones = _at_first(w, rank, U(1), max(v.bits for v in values))
+    found = [_at_first(w, rank, d.mask, d.bits) for d in above]
+    out = []
+    for v, d, masks in zip(values, above, found, strict=True):
+        last = v.shared.each(lambda t: t[..., -1]).x
+        more = (d.m * ones - masks).sum(-1, dtype=U)
+        out.append(Shared(reduce(last + more, v.bits), v.bits, v.frac))
+    if places is None:
+        steps = np.arange(x.shape[-1], dtype=U) * U(step)
+        place = Shared(reduce((ones * (steps[:-1] - steps[-1])).sum(-1, dtype=U), bits), bits, 0)
+        out.append(place.plus_public(np.broadcast_to(steps[-1], x.shape[:-1])))
+    return out
 
 
-def argmax(w: World, x: Masked, reach: int, bits: int) -> Steps:
-    """One-hot of the maximum: the product of the digits' one-hot vectors."""
-    n = x.shape[-1]
-    _, digits = yield from best(w, x, reach, True)
-    hots = [one_hot(w, d, 0, 8, bits) for d in digits]
-    if len(hots) == 1:
-        return hots[0].each(lambda t: t[..., :n])
-    first, *others = yield from together(*(w.open(h) for h in hots))
-    (second,) = others  # two digits: up to 65 536 values
-    out = product(w, "multiply", second.each(lambda t: t[..., :, None]), first.each(lambda t: t[..., None, :]))
-    return out.each(lambda t: t.reshape(*t.shape[:-2], -1)[..., :n])
+def maximum(w: World, x: Masked, reach: int, groups: Sequence[int]) -> Steps:
+    """[maximum] over the last axis."""
+    for size in groups[:-1]:
+        x = yield from w.open((yield from _best(w, _grouped(x, size, word(-reach)), None, 0, 64))[0])
+    return (yield from _best(w, x, None, 0, 64))[0]
+
+
+def first_largest(w: World, x: Masked, reach: int, groups: Sequence[int], bits: int) -> Steps:
+    """One-hot of the maximum: a block of places of each member of the last group."""
+    count, block, places, step = x.shape[-1], int(np.prod(groups[:-1])), None, 1
+    ring = (block - 1).bit_length()
+    for size in groups[:-1]:
+        before = None
+        if places is not None:
+            steps = np.arange(size, dtype=U) * U(step)
+            before = _grouped(places, size, U(0)).plus_public(
+                np.broadcast_to(steps, (*x.shape[:-1], -(-x.shape[-1] // size), size))
+            )
+        value, place = yield from _best(w, _grouped(x, size, word(-reach)), before, step, ring)
+        x, places = yield from together(w.open(value), w.open(place))
+        step *= size
+    rank = yield from ranks(w, x)
+    width = (block - 1).bit_length()
+    place = None if places is None else places.to(width)
+    if place is not None and w.parties == 2 and points.depth(rank.bits + width, bits) >= rank.bits > 0:
+        row = points_below(w, rank, place, bits).x
+        return _joined(row, block, count, bits)
+    first = Shared(_at_first(w, rank, U(1), bits), bits, 0)
+    if place is None:
+        return first
+    win = yield from w.open(first)
+    dealt = scaled(w, "place", place.mask, width, bits, [U(1), win.mask])
+    row = win.m[..., None] * turned(dealt[:, 0], place.m) - turned(dealt[:, 1], place.m)
+    return _joined(row, block, count, bits)
+
+
+def _joined(row: Words, block: int, count: int, bits: int) -> Shared:
+    """The first entries of each member's row, member by member."""
+    row = row[..., :block].reshape(*row.shape[:-2], -1)[..., :count]
+    return Shared(reduce(row, bits), bits, 0)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

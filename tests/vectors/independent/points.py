@@ -9,6 +9,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.vectors.independent.formats import U, Words, reduce
 
+Key = tuple[list[bytes], list[int], Words]
+"""Seed and control corrections of every level, the leaf's."""
+
 _CIPHERS = [
     Cipher(
         algorithms.AES128(hashlib.sha256(f"distributed point function, {side} child".encode()).digest()[:16]), modes.ECB()

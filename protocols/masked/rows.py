@@ -1,0 +1,113 @@
+"""Rows of a matrix with public positions that take part: what a softmax over masked scores is taken over. Local.
+
+Leaks: nothing; positions are public, and nothing is sent (docs/security.md, "Softmax").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mpc.errors import RangeError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Public positions of a [..., columns] tensor that take part, in row-major order; all leading axes are rows."""
+
+    shape: torch.Size
+    index: Tensor | None = None  # [entries] positions row * columns + column, None when all take part
+
+    @property
+    def columns(self) -> int:
+        """Positions of a row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return math.prod(self.shape[:-1])
+
+    @staticmethod
+    def of(shape: torch.Size, mask: Tensor | None) -> Rows:
+        """Return the rows of a mask broadcastable to [..., columns]. Raises `RangeError` for a row without any entry."""
+        if mask is None or bool(mask.all()):
+            return Rows(shape)
+        full = mask.expand(shape)
+        if not bool(full.any(-1).all()):
+            raise RangeError("softmax: a row of the mask is False everywhere; every query needs at least one key")
+        return Rows(shape, full.reshape(-1).nonzero()[:, 0])
+
+    @property
+    def longest(self) -> int:
+        """An upper bound on the entries of a row."""
+        return self.columns
+
+    @cached_property
+    def _row(self) -> Tensor:
+        """The row of each entry, [entries]."""
+        assert self.index is not None
+        return torch.div(self.index, self.columns, rounding_mode="floor")
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        """Where the entries of each row begin, and their number: [rows + 1]."""
+        ends = torch.bincount(self._row, minlength=self.rows).cumsum(0)
+        return torch.cat([torch.zeros_like(ends[:1]), ends])
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the entries that take part: [..., columns], all leading axes rows -> [entries]."""
+        flat = x.reshape(-1)
+        return flat if self.index is None else flat[self.index.to(flat.device)]
+
+    def relative(self, x: Tensor) -> Tensor:
+        """Return each entry less the last entry of its row: [entries] -> [entries]."""
+        if self.index is None:
+            whole = x.reshape(self.rows, self.columns)
+            return (whole - whole[:, -1:]).reshape(-1)
+        last = (self._starts[1:] - 1)[self._row]
+        return x - x[last.to(x.device)]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum of each row: [entries, ...] -> [rows, ...]."""
+        if self.index is None:
+            return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
+        out = x.new_zeros((self.rows, *x.shape[1:]))
+        return out.index_add_(0, self._row.to(x.device), x)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return the value of its row for each entry: [rows] -> [entries]."""
+        if self.index is None:
+            return x[:, None].expand(self.rows, self.columns).reshape(-1)
+        return x[self._row.to(x.device)]
+
+    def put(self, x: Tensor) -> Tensor:
+        """Return entries in their places, zero where masked out: [entries] -> [..., columns]."""
+        if self.index is None:
+            return x.reshape(self.shape)
+        out = x.new_zeros((self.rows * self.columns,))
+        out[self.index.to(x.device)] = x
+        return out.reshape(self.shape)
+
+    def pieces(self, x: Tensor, step: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield `step` rows at a time: the first row, the one after the last, and their entries in columns, [places, rows,
+        ...]: the i-th entry of each row at place i, zero where a row has fewer. x: [entries, ...]."""
+        rest = x.shape[1:]
+        whole = x.reshape(self.rows, self.columns, *rest) if self.index is None else None
+        for start in range(0, self.rows, step):
+            stop = min(start + step, self.rows)
+            if whole is not None:
+                yield start, stop, whole[start:stop].transpose(0, 1)
+                continue
+            starts = self._starts[start : stop + 1]
+            first, last = int(starts[0]), int(starts[-1])
+            row = self._row[first:last] - start
+            place = torch.arange(first, last) - starts[row]
+            out = x.new_zeros((int(place.max()) + 1, stop - start, *rest))
+            out[place.to(x.device), row.to(x.device)] = x[first:last]
+            yield start, stop, out
