@@ -231,6 +231,7 @@ def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> 
             await cache.append(s, 0, k[:, start:stop], v[:, start:stop])
             mass = votes[n, :, : cache.layers[0].length] if policy.observed_in(batch, 0) else None
             await policy.after_batch(s, cache, 0, batch, mass)
+            await cache.settle()
             cache.seen = stop
         return cache.layers[0].keys_and_values()
 
