@@ -6,6 +6,8 @@
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
 # make policies   regenerate the tables of docs/policies.md (minutes)
+# make published   regenerate the table of docs/bench.md beside published logs (seconds)
+# make results   measure every table again into $(RESULTS) and fill the pages from it (an hour; SPU needs 1 GB, networks need root)
 # make bench   measure what the README's tables show (10 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
 # make clean   remove the virtual environment and caches
 
@@ -23,7 +25,7 @@ EDITABLE := -c constraints.txt --config-settings editable_mode=compat -e
 STAMP := $(VENV)/.mpcache-installed
 DEV_STAMP := $(VENV)/.mpcache-dev-installed
 
-.PHONY: setup dev demo test check reference gates policies bench clean
+.PHONY: setup dev demo test check reference gates policies published bench results clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -65,9 +67,17 @@ gates: setup
 policies: dev
 	"$(BIN)/python" -m tests.tools.policy_page $(ARGS)
 
+published: dev
+	"$(BIN)/python" -m tests.tools.published_page $(ARGS)
+
 bench: setup
 	"$(BIN)/mpcache" bench --config docs/bench/readme.yaml --out $(RESULTS) $(ARGS)
 	"$(BIN)/mpcache" report --results $(RESULTS) --out $(RESULTS)/report
+
+results: setup
+	"$(BIN)/mpcache" peers install
+	set -e; for matrix in readme paper peers networks; do "$(BIN)/mpcache" bench --config docs/bench/$$matrix.yaml --out $(RESULTS); done
+	set -e; for page in README.md docs/bench.md docs/paper.md; do "$(BIN)/mpcache" report --results $(RESULTS) --fill $$page; done
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -141,7 +141,7 @@ def peers(rows: Sequence[Row]) -> str:
 def prompt_peers(rows: Sequence[Row]) -> str:
     """Return other systems beside this one at a prompt."""
     table = prompt_peer_table(rows)
-    return "" if table is None else table.markdown()
+    return "Not in these results (docs/bench/peers.yaml)." if table is None else table.markdown()
 
 
 def networks(rows: Sequence[Row]) -> str:

@@ -72,9 +72,9 @@ async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> M
     c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        if k > 1:
+        if k != 1:
             return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
-        sizes = ranking.group_sizes(m.shape, m.bits, c.prefer)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.parties, c.prefer)
         row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)
         return convert.new(row.map(lambda t: t[..., None, :]), 1)
 
@@ -90,11 +90,11 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     """Return the maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point. background: few bytes, whatever the
     rounds."""
     t = convert.tensor(x)
-    f = convert.fraction_bits
+    c, f = convert.context, convert.fraction_bits
     m = await convert.masked(t, f, f + t.magnitude + 3)
     with operation("max"):
-        sizes = ranking.group_sizes(m.shape, m.bits, "bytes" if background else convert.context.prefer)
-        found = await ranking.maximum(convert.context, m, 1 << (f + t.magnitude), sizes)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.parties, "bytes" if background else c.prefer)
+        found = await ranking.maximum(c, m, 1 << (f + t.magnitude), sizes)
     return convert.new(found.map(lambda v: v[..., None]), t.magnitude)
 
 
@@ -102,12 +102,12 @@ async def argmax(convert: Conversion, x: Value) -> MaskedTensor:
     """Return the one-hot of the maximum, in the ring of products with the token table; ties (within 2^-10) go to the earlier
     position."""
     t = convert.tensor(x)
-    f = min(CHOICE_BITS, convert.fraction_bits)
+    c, f = convert.context, min(CHOICE_BITS, convert.fraction_bits)
     with operation("argmax"):
         reach, bits = t.reach_bits(f)
         m = await convert.masked(t, f, bits)
-        sizes = ranking.group_sizes(m.shape, bits, convert.context.prefer)
-        return convert.new(await ranking.first_largest(convert.context, m, reach, sizes, convert.bounds.table_bits), 1)
+        sizes = ranking.group_sizes(m.shape, bits, c.parties, c.prefer)
+        return convert.new(await ranking.first_largest(c, m, reach, sizes, convert.bounds.table_bits), 1)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------

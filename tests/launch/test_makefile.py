@@ -47,12 +47,12 @@ def test_development_tools_are_installed_for_those_who_develop(tmp_path: Path) -
         arguments = ["make", "-C", str(ROOT), "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
         return subprocess.run(arguments, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
 
-    for target in ("setup", "demo", "bench", "gates"):
+    for target in ("setup", "demo", "bench", "gates", "results"):
         said = recipe(target)
         assert "[dev]" not in said
         assert "-c constraints.txt" in said
         assert "--no-deps crypten==" in said
-    for target in ("dev", "test", "check", "reference", "policies"):
+    for target in ("dev", "test", "check", "reference", "policies", "published"):
         said = recipe(target)
         assert said.index("--no-deps crypten==") < said.index("'.[dev]'")
         assert said.count("-c constraints.txt") == 2
