@@ -161,6 +161,7 @@ class KVCache:
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
         self.drafted = 0
+        self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
     def prompt_length(self, layer: int) -> int:
@@ -195,20 +196,33 @@ class KVCache:
             k, v = entry.keys_and_values()
             entry.k, entry.v = k[:, -entry.window :], v[:, -entry.window :]
 
+    def row(self, number: int, layer: int) -> Self:
+        """Return the cache as a drafted token sees it, with this layer up to itself: `seen`, `length` and the policy's state
+        are those of a token that is the only one of its step. What the policy notes in it is gone after the step."""
+        if not self._rows:
+            self._rows = [self.copied() for _ in range(self.drafted)]
+            for n, one in enumerate(self._rows):
+                one.seen, one.drafted = self.seen + n, 0
+        found, entry = self._rows[number], self.layers[layer]
+        k, v = entry.keys_and_values()
+        stop = entry.length - self.drafted + number + 1
+        found.layers[layer].k, found.layers[layer].v = k[:, :stop], v[:, :stop]
+        return found
+
     def keep(self, suite: Suite, rows: int) -> None:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
+        self._rows = []
         for entry in self.layers:
             k, v = entry.keys_and_values()
             stay = entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
         self.seen += rows
-        self.drafted = 0
 
     def copied(self) -> Self:
         """Return a cache that may grow without this one changing, between two tokens; values are shared."""
         out = copy.copy(self)
         out.layers = [replace(entry, state=copy.copy(entry.state)) for entry in self.layers]
-        out._started = []
+        out._started, out._rows = [], []
         return out
 
     def rewind(self, suite: Suite, after: KVCache) -> None:
@@ -239,9 +253,8 @@ class CachePolicy(ABC):
         """Whether a decoded token changes a layer's keys and values by appending its own alone."""
         return False
 
-    @property
-    def verifies(self) -> bool:
-        """Whether drafted tokens can be verified: several rows in one step, each with its own attention, some of which are
+    def verifies(self, rows: int) -> bool:
+        """Whether drafted tokens can be verified: so many rows in one step, each with its own attention, some of which are
         dropped again."""
         return False
 

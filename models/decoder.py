@@ -155,6 +155,7 @@ class Decoder:
             cache.trim(layer)
             self.suite.at(layer)
             await self.policy.after_kept(self.suite, cache, layer, rows)
+        cache.drafted = 0
 
     async def embedded(self, inputs: Value, position: int) -> Value:
         """Return the residual stream before the first layer, [T, D]. inputs: as in `forward`."""

@@ -57,7 +57,7 @@ class GenerationPlan:
         check_agreed_temperature(self.decoding, self.temperature)
         policy = parse(self.policy)
         if self.draft is not None:
-            check_verifiable(self.decoding, policy)
+            check_verifiable(self.decoding, policy, self.draft)
 
     def check(self, architecture: Architecture) -> None:
         """Raise `ConfigurationError` unless the model has the positions and suits the policy; the last token needs none."""
@@ -96,17 +96,18 @@ def check_agreed_temperature(decoding: str, temperature: float | None) -> None:
         raise ConfigurationError(f"temperature = {temperature:g} goes with decoding 'sample', not with '{decoding}'")
 
 
-def check_verifiable(decoding: str, policy: CachePolicy) -> None:
+def check_verifiable(decoding: str, policy: CachePolicy, draft: DraftPlan) -> None:
     """Raise `ConfigurationError` unless drafted tokens can be verified with this decoding and this policy."""
     if decoding != "greedy":
         raise ConfigurationError(
             f"decoding = '{decoding}' cannot verify drafted tokens, which are compared with the most likely ones; use "
             "decoding 'greedy' without a temperature, or draft 'off'"
         )
-    if not policy.verifies:
+    if not policy.verifies(draft.tokens + 1):
         raise ConfigurationError(
-            f"policy {policy.spec} cannot verify drafted tokens: what it does after a token cannot be taken back, or is for "
-            "one token only; use draft 'off', or a policy such as full, snapkv, streaming-llm or mpcache:dynamic=1"
+            f"policy {policy.spec} cannot verify {draft.tokens} drafted tokens a step: what it does after a token cannot be "
+            "taken back, or a row would need what its own step leaves; use draft 'off', or a policy such as full, snapkv, "
+            "streaming-llm, or mpcache with a window larger than the number of guesses"
         )
 
 

@@ -4,18 +4,22 @@ Per layer: what it takes to know the attention mass of tokens, then the policy's
 compute the attention of all queries anyway; the last one, whose first token needs one query only, computes the observed
 ones besides, which is most of it. Bytes are what parties count; rounds are at most these, since a session runs the stages
 beside other work.
+
+Of a prompt in several batches the whole is traced and compared with the full cache's in one: what tokens that are dropped
+save in it counts, too, and is negative where it is more than the policy costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, causal_mask
+from models.costs.estimation import Tracer
 from models.costs.tracing import Setting
 from models.policies import parse
 from mpc.ledger import Cost
@@ -36,12 +40,34 @@ def combined(*terms: tuple[float, Cost]) -> Cost:
 def after_prompt(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> Cost:
     """Return the costs of all layers together, beyond the full cache, for whatever evicts alike in all layers.
 
-    known: what `importance` says, where it is known already.
+    known: what `common` says, where it is known already.
     """
+    if _in_batches(setting, prompt):
+        full = common(architecture, setting, prompt) if known is None else known
+        return combined((1, _whole_prompt(architecture, setting, prompt)), (1, full))
     observed = min(prompt, parse(setting.policy).observed_queries(prompt, 0))
     stages = _layer(architecture, setting, prompt, observed)
     knowing = importance(architecture, setting, prompt) if known is None else known
     return combined((architecture.layers, stages), (1, knowing))
+
+
+def common(architecture: Architecture, setting: Setting, prompt: int) -> Cost:
+    """Return the part of `after_prompt` that is the same for all of a policy's alternatives: `importance`, or minus the full
+    cache's prompt where one in batches is compared with it."""
+    if not _in_batches(setting, prompt):
+        return importance(architecture, setting, prompt)
+    return combined((-1, _whole_prompt(architecture, replace(setting, policy="full"), prompt)))
+
+
+def _in_batches(setting: Setting, prompt: int) -> bool:
+    return len(parse(setting.policy).prompt_batches(prompt)) > 1
+
+
+def _whole_prompt(architecture: Architecture, setting: Setting, prompt: int) -> Cost:
+    """Return the costs of a prompt up to its first token."""
+    with torch.inference_mode():
+        found = Tracer(architecture, setting).step(0, prompt).costs
+    return Cost(**{name: round(found.total(name)) for name in ("rounds", "bytes_sent", "offline_bytes")})
 
 
 def importance(architecture: Architecture, setting: Setting, prompt: int) -> Cost:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.predict.eviction_costs import after_prompt, importance
+from launch.predict.eviction_costs import after_prompt, common
 from launch.predict.measured import Measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, Network
 from models.architecture import Architecture
@@ -156,7 +156,7 @@ def make_plan(
     if not ways:
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
     known = measured or Measurements()
-    knowing = importance(architecture, setting, prompt)  # the same for all alternatives
+    knowing = common(architecture, setting, prompt)
     full = Choice(
         "full",
         "full cache",

@@ -33,7 +33,7 @@ from protocols.bounds import Bounds
 from protocols.registry import suite_class
 
 LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
-LONGEST_PROMPT = 1 << 28  # that are traced at all where heads cannot be multiplied
+LONGEST_PROMPT = 1 << 28  # of a batch, that are traced at all where heads cannot be multiplied
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
@@ -107,11 +107,11 @@ class Tracer:
         """Trace a whole session in order, for a policy. Raises `ConfigurationError` for a prompt that takes too long. kept:
         as in `Setting.steps`."""
         a = self.architecture
-        if prompt * prompt * a.heads > LONGEST_PROMPT:
+        if max(parse(self.setting.policy).prompt_batches(prompt)) * prompt * a.heads > LONGEST_PROMPT:
             most = math.isqrt(LONGEST_PROMPT // a.heads)
             raise ConfigurationError(
-                f"--prompt {prompt}: with a policy other than full, prompts of up to {most} tokens can be estimated for "
-                "this model; `mpcache plan` predicts the tokens after longer ones"
+                f"--prompt {prompt}: with a policy other than full, prompts of up to {most} tokens in one batch can be "
+                "estimated for this model; `mpcache plan` predicts the tokens after longer ones"
             )
         every = [1] * a.layers
         drafted = self.setting.draft is not None

@@ -75,8 +75,8 @@ class ChunkedPrefill(InBatches):
 class Batches(InBatches):
     """The policy inside drops tokens after every batch of the prompt. keep: tokens that a layer keeps between batches; 0
     for the share of the tokens so far that stays of the whole prompt, at least a batch. ahead: of the prompt's last tokens,
-    whose queries the policy inside asks, so many look at every batch after which tokens go; 0 lets the batch's own last
-    queries decide. Layers whose policy drops nothing keep everything. All public.
+    whose queries the policy inside asks, so many (at most a batch) look at every batch after which tokens go; 0 lets the
+    batch's own last queries decide. Layers whose policy drops nothing keep everything. All public.
 
     Batches of `tokens` tokens, but for the first one, which is what is left over: so the last ones are whole. Text form:
     `batches:tokens=128|snapkv:budget=0.25`, `batches:tokens=512,keep=1024|mpcache`.
@@ -125,10 +125,6 @@ class Batches(InBatches):
                 f"policy {self.name}: tokens = {self.tokens} is more than the {prompt_tokens} tokens of the prompt; lower "
                 f"it, or leave out {self.name}"
             )
-        if self.ahead > self.tokens:
-            raise ConfigurationError(
-                f"policy {self.name}: ahead = {self.ahead} is more than a batch of tokens = {self.tokens}; lower ahead"
-            )
         self.inner.check(architecture, prompt_tokens)
         for policy in _all_inside(self.inner):
             if isinstance(policy, EvictingPolicy):
@@ -171,7 +167,7 @@ class Batches(InBatches):
         """As in `CachePolicy`: no more than a policy inside asks for, where it drops tokens."""
         inside = [policy for policy in _all_inside(self.inner) if isinstance(policy, EvictingPolicy)]
         asked = [policy.observed_queries(batch.prompt, 0) for policy in inside if self._drops(policy, batch)]
-        return 0 if batch.last else min(self.ahead, max(asked, default=0))
+        return 0 if batch.last else min(self.ahead, self.tokens, max(asked, default=0))
 
     def observed_in(self, batch: Batch, layer: int) -> int:
         """As in `CachePolicy`: the queries that look ahead, as many as the policy of the layer asks for, or the batch's own;

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
+from models.policies.selecting import attend_each
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from protocols.suite import Suite, Value
 
@@ -40,6 +41,13 @@ class DynamicTopK(CachePolicy):
     @property
     def append_only(self) -> bool:
         return True
+
+    def verifies(self, rows: int) -> bool:
+        return True
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Choose with each token by itself."""
+        return await attend_each(self, suite, cache, layer, q)
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to the tokens with the highest scores."""

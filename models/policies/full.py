@@ -21,6 +21,5 @@ class FullCache(CachePolicy):
     def append_only(self) -> bool:
         return True
 
-    @property
-    def verifies(self) -> bool:
+    def verifies(self, rows: int) -> bool:
         return True

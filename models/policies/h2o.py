@@ -60,8 +60,7 @@ class H2O(EvictingPolicy):
                 "leaves none of them to heavy hitters; raise budget or lower recent"
             )
 
-    @property
-    def verifies(self) -> bool:
+    def verifies(self, rows: int) -> bool:
         """Whether nothing is evicted: else every token drops another one, which cannot be taken back."""
         return self.budget == 1
 

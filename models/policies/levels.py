@@ -69,20 +69,24 @@ class Describing:
         """Return `old` with what is not described yet of the cached keys [G, S, C]: clusters that are full, and the begun
         one where extremes are kept up. background: see `Suite.max`."""
         known = old.fine.count if old.fine is not None else 0
+        rest = False
         if old.growing is not None:
-            behind = self.sinks + known * old.sizes.fine + old.growing.tokens
-            growing = await grown(suite, old.growing, keys[:, behind:], background)
+            start = self.sinks + known * old.sizes.fine
+            behind, stop = start + old.growing.tokens, start + old.sizes.fine
+            growing = await grown(suite, old.growing, keys[:, behind:stop], background)
             if growing.tokens < old.sizes.fine:
                 return replace(old, growing=growing)
             new: Clusters | None = await completed(suite, growing, self.alpha)
             begun: Growing | None = None
+            rest = keys.shape[1] > stop
         else:
             new, begun = await self._from_keys(suite, old.sizes.fine, known, keys, background)
         found = replace(old, growing=begun)
         if new is None:
             return found
         found = replace(found, fine=await extended(suite, old.fine, new))
-        return await self._with_coarse(suite, found, background) if self.two_levels else found
+        found = await self._with_coarse(suite, found, background) if self.two_levels else found
+        return await self.described(suite, found, keys, background) if rest else found
 
     async def _from_keys(
         self, suite: Suite, size: int, known: int, keys: Value, background: bool

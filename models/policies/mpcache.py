@@ -41,6 +41,7 @@ from models.policies.selecting import (
     ChoosingState,
     Layout,
     attend_by_bias,
+    attend_each,
     attend_to,
     chooser_of,
     layout,
@@ -233,10 +234,9 @@ class MPCache(EvictingPolicy):
     def append_only(self) -> bool:
         return True
 
-    @property
-    def verifies(self) -> bool:
-        """Whether a token attends to all that stayed: clusters are chosen by one token's queries."""
-        return self.dynamic == 1
+    def verifies(self, rows: int) -> bool:
+        """Whether no row chooses from clusters with tokens of its own step, which are not described yet."""
+        return self.dynamic == 1 or self.window >= rows
 
     @property
     def one_set_for_all_heads(self) -> bool:
@@ -316,7 +316,8 @@ class MPCache(EvictingPolicy):
             for state in states:
                 state.levels = Levels(sizes)
             choosing = [n for n, state in zip(members, states, strict=True) if state.chooser == n]
-            await suite.together(*(self._describe(suite, cache.layers[n]) for n in choosing))
+            chosen = [cache.layers[n] for n in choosing]
+            await suite.together(*(self._describe(suite, one, one.keys_and_values()[0]) for one in chosen))
 
         return [("clusters", clusters)]
 
@@ -331,17 +332,30 @@ class MPCache(EvictingPolicy):
         entry = cache.layers[layer]
         if entry.state_of(MPCacheState).chooser != layer:
             return
-        work = self._describe(suite, entry, self.window > 0)
+        work = self._describe(suite, entry, entry.keys_and_values()[0], self.window > 0)
         if self.window == 0:  # this token chooses among it already
             await work
         else:
             await cache.run_in_background(work)
 
-    async def _describe(self, suite: Suite, entry: LayerCache, background: bool = False) -> None:
-        """Describe what is not described yet."""
+    async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
+        """Let the tokens that stay join the descriptions, beside the next step's work if none of its rows chooses among
+        them."""
+        entry = cache.layers[layer]
+        if entry.state_of(MPCacheState).chooser != layer:
+            return
+        beside = self.window >= 2 * cache.drafted
+        work = self._describe(suite, entry, entry.keys_and_values()[0], beside)
+        if beside:
+            await cache.run_in_background(work)
+        else:
+            await work
+
+    async def _describe(self, suite: Suite, entry: LayerCache, keys: Value, background: bool = False) -> None:
+        """Describe what of the keys [G, S, C] is not described yet."""
         if self.dynamic == 1:
             return
-        state, (keys, _) = entry.state_of(MPCacheState), entry.keys_and_values()
+        state = entry.state_of(MPCacheState)
         how = Describing(self.sinks, self.alpha if self.linear else None, self.two_levels, keeps_up=self.window > 0)
         state.levels = await how.described(suite, state.described, keys, background)
 
@@ -368,6 +382,12 @@ class MPCache(EvictingPolicy):
         if gathering == "scores":
             return await attend_by_bias(suite, entry, q, choice)
         return await attend_to(suite, entry, q, choice, gathering == "rows")
+
+    async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+        """Choose with each token by itself; all choices share their rounds."""
+        if self.dynamic == 1:
+            return await super().attend_drafted(suite, cache, layer, q)
+        return await attend_each(self, suite, cache, layer, q)
 
     def gathers(self, suite: Suite) -> str:
         """Return how attention reaches what was chosen, with "auto" decided. Bias and products give the same result."""

@@ -54,6 +54,10 @@ class Quest(CachePolicy):
     def append_only(self) -> bool:
         return True
 
+    def verifies(self, rows: int) -> bool:
+        """Whether all pages count: else a row would choose from pages that its own step has filled."""
+        return self.budget == 1
+
     def new_state(self, place: Place) -> QuestState:
         return QuestState(chooser_of(place, Sharing(), self.skip))
 

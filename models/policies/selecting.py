@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.cache import KVCache, LayerCache, LayerState, Place, Sharing
+from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Sharing
 from protocols.suite import Suite, Value
 
 
@@ -101,6 +101,19 @@ async def attend_to(suite: Suite, entry: LayerCache, q: Value, choice: Choice, r
     if rows:
         return await suite.gathered_attention(q, chosen, parts[0][0], parts[1][0], pair)
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
+
+
+async def attend_each(policy: CachePolicy, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
+    """Return the attention of n drafted tokens, q [G, R n, C] -> [G, R n, C], each with the choice of its own that it would
+    make as the only one of its step (`CachePolicy.attend`); their rounds are shared."""
+    groups, stacked, channels = q.shape
+    heads, rows = cache.group, cache.drafted
+    queries = q.reshape(groups, heads, rows, channels)
+    found = await suite.together(*(policy.attend(suite, cache.row(n, layer), layer, queries[:, :, n]) for n in range(rows)))
+    if rows == 1:
+        return found[0]  # type: ignore[no-any-return]
+    joined = suite.concat([x.reshape(groups, heads, 1, channels) for x in found], 2)
+    return joined.reshape(groups, stacked, channels)
 
 
 @dataclass

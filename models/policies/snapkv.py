@@ -55,8 +55,7 @@ class SnapKV(EvictingPolicy):
     def append_only(self) -> bool:
         return True
 
-    @property
-    def verifies(self) -> bool:
+    def verifies(self, rows: int) -> bool:
         return True
 
     def observed_queries(self, tokens: int, layer: int) -> int:

@@ -49,8 +49,7 @@ class TOVA(EvictingPolicy):
     def one_set_for_all_heads(self) -> bool:
         return True
 
-    @property
-    def verifies(self) -> bool:
+    def verifies(self, rows: int) -> bool:
         """Whether nothing is evicted: else every token drops another one, which cannot be taken back."""
         return self.budget == 1
 

@@ -41,9 +41,8 @@ class Around(CachePolicy):
     def append_only(self) -> bool:
         return all(policy.append_only for policy in self.inside())
 
-    @property
-    def verifies(self) -> bool:
-        return all(policy.verifies for policy in self.inside())
+    def verifies(self, rows: int) -> bool:
+        return all(policy.verifies(rows) for policy in self.inside())
 
     @property
     def equal_layers(self) -> bool:

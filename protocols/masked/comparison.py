@@ -25,6 +25,8 @@ Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on m
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +45,10 @@ MIN_DIGIT = 4
 BORROW_DIGIT = 6  # what a borrow out of 16 bits is cheapest with: 5 bits opened
 WORD = 64  # bits of a word of a longer one-hot vector
 Monomial = frozenset[str]
-Kind = Literal["lt", "eq", "sign", "flips"]
+Kind = Literal["lt", "eq", "sign", "flips"] | tuple[int, int]
+"""What is asked of m's digit and the mask's; (start, end): whether their difference modulo 2^width is from start to end."""
+Places = dict[str, tuple[int, Kind]]
+"""Names of bits -> the digit that each is read from, and what is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Form:
     @staticmethod
     def of(
         digits: Sequence[Digit],
-        bits: dict[str, tuple[int, Kind]],
+        bits: Places,
         polynomial: Sequence[tuple[int, Monomial]],
         flip: str | None = None,
     ) -> Form:
@@ -115,9 +120,9 @@ def _digits(bits: int, most: int, low: int = 0, add: int = 0) -> list[Digit]:
     return out
 
 
-def _borrow(digits: int) -> tuple[dict[str, tuple[int, Kind]], list[tuple[int, Monomial]]]:
+def _borrow(digits: int) -> tuple[Places, list[tuple[int, Monomial]]]:
     """Return the bits to read for the borrow out of so many digits, with their places, and the borrow in them."""
-    places: dict[str, tuple[int, Kind]] = {}
+    places: Places = {}
     borrow: list[tuple[int, Monomial]] = []
     for i in range(digits):  # low to high: borrow = lt_i + eq_i * borrow
         places[f"lt{i}"] = (i, "lt")
@@ -140,7 +145,7 @@ def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
     digits = _digits(bits, most)
     top = len(digits) - 1
     lower, borrow = _borrow(top)
-    places: dict[str, tuple[int, Kind]] = {"s": (top, "sign")}
+    places: Places = {"s": (top, "sign")}
     if top:
         places["t"] = (top, "flips")
     return Form.of(digits, places | lower, [(k, mono | {"t"}) for k, mono in borrow], "s")
@@ -150,7 +155,7 @@ def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
 def zero_form(bits: int) -> Form:
     """Return [x = 0] in a ring of so many bits."""
     digits = _digits(bits, MAX_DIGIT)
-    places: dict[str, tuple[int, Kind]] = {f"eq{i}": (i, "eq") for i in range(len(digits))}
+    places: Places = {f"eq{i}": (i, "eq") for i in range(len(digits))}
     return Form.of(digits, places, [(1, frozenset(places))])
 
 
@@ -158,7 +163,7 @@ def zero_form(bits: int) -> Form:
 def within_form(bits: int, low_bits: int) -> Form:
     """Return [0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
     plain, moved = (_digits(bits - low_bits, MAX_DIGIT, low_bits, add) for add in (0, 1 << low_bits))
-    places: dict[str, tuple[int, Kind]] = {"lt0": (0, "lt")}
+    places: Places = {"lt0": (0, "lt")}
     for i in range(1, len(plain) + 1):
         places |= {f"z{i}": (i, "eq"), f"n{i}": (len(plain) + i, "eq")}
     without, with_borrow = (frozenset(f"{kind}{i}" for i in range(1, len(plain) + 1)) for kind in "zn")
@@ -183,39 +188,43 @@ def digit_bits(bits: int, result: int) -> int:
 
 
 class Bit:
-    """The result of a comparison before anyone has chosen a ring for it."""
+    """The result of a comparison before anyone has chosen a ring for it.
+
+    opened: public bits [names, ...] at a party, each masked by rho (`form`): whole at the dealer, an XOR share at a party.
+    """
 
     def __init__(self, c: Context, form: Form, opened: Tensor, rho: Tensor) -> None:
-        self._c, self._form, self._rho = c, form, rho  # [names, ...]
-        self._opened = opened
+        self.c, self.form = c, form
+        self.opened, self.rho = opened, rho  # [names, ...]
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the comparison."""
-        return self._rho.shape[1:]
+        return self.rho.shape[1:]
 
-    def _products(self) -> Tensor:
-        """Return what is dealt of the answer: products of mask bits, signed by the flip's, and that one."""
-        index = {name: i for i, name in enumerate(self._form.names)}
+    def products(self) -> Tensor:
+        """Return what is dealt of the answer, [form.products, ...]: products of mask bits, signed by the flip's, and that
+        one; at the dealer alone."""
+        index = {name: i for i, name in enumerate(self.form.names)}
         out = []
-        for subset in self._form.subsets:
+        for subset in self.form.subsets:
             value: Tensor | None = None
             for name in subset:
-                bit = self._rho[index[name]]
+                bit = self.rho[index[name]]
                 value = bit if value is None else value & bit
             assert value is not None
             out.append(value)
-        if self._form.flip is None:
+        if self.form.flip is None:
             return torch.stack(out)
-        flip = self._rho[index[self._form.flip]]
+        flip = self.rho[index[self.form.flip]]
         return torch.stack([*(value * (1 - 2 * flip) for value in out), flip])
 
-    def _coefficients(self) -> tuple[Tensor, list[Tensor]]:
-        """Return the public part, and the public coefficient of every product of mask bits."""
-        u = {name: self._opened[i] for i, name in enumerate(self._form.names)}
+    def coefficients(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the public part, and the public coefficient of all that is dealt of the answer; at a party alone."""
+        u = {name: self.opened[i] for i, name in enumerate(self.form.names)}
         sign = {name: 1 - 2 * value for name, value in u.items()}
         table: dict[Monomial, Tensor] = {}
-        for k, mono in self._form.polynomial:
+        for k, mono in self.form.polynomial:
             names = sorted(mono)
             terms: dict[Monomial, Tensor | None] = {frozenset(): None}  # products over the names so far; None: one
             for name in names:
@@ -230,22 +239,22 @@ class Bit:
                     table[chosen] = table[chosen] + term if k > 0 else table[chosen] - term
                 else:
                     table[chosen] = term if k > 0 else -term
-        constant, rest = table.get(frozenset()), [table[s] for s in self._form.subsets]
-        if self._form.flip is None:
+        constant, rest = table.get(frozenset()), [table[s] for s in self.form.subsets]
+        if self.form.flip is None:
             assert constant is not None
             return constant, rest
-        u_flip, turned = u[self._form.flip], sign[self._form.flip]  # u + (1 - 2u) (rho + (1 - 2 rho) the rest)
+        u_flip, turned = u[self.form.flip], sign[self.form.flip]  # u + (1 - 2u) (rho + (1 - 2 rho) the rest)
         if constant is None:
             return u_flip, [turned]
         return u_flip + turned * constant, [*(turned * value for value in rest), turned * (1 - 2 * constant)]
 
     def share(self, bits: int) -> Shared:
         """Return the bit as an arithmetic sharing modulo 2^bits; local. Offline: bits per product of mask bits."""
-        c = self._c
-        dealt = c.deal_table("bit", (self._form.products, *self.shape), bits, self._products)
+        c = self.c
+        dealt = c.deal_table("bit", (self.form.products, *self.shape), bits, self.products)
         if not c.evaluating:
             return Shared(c.blank(self.shape), bits, 0)
-        constant, coefficients = self._coefficients()
+        constant, coefficients = self.coefficients()
         # narrow words wrap modulo a power of two that the ring divides
         out = constant.to(dealt.dtype) if c.first else torch.zeros(self.shape, dtype=dealt.dtype, device=dealt.device)
         for coefficient, value in zip(coefficients, dealt, strict=True):
@@ -254,12 +263,12 @@ class Bit:
 
     def times(self, y: Masked) -> Shared:
         """Return bit * y as a sharing in y's ring; local. y has the comparison's shape. Offline: twice `share`."""
-        c = self._c
+        c = self.c
         bit = self.share(y.bits)
-        dealt = c.deal("bit times mask", (self._form.products, *self.shape), y.bits, lambda: self._products() * y.lam)
+        dealt = c.deal("bit times mask", (self.form.products, *self.shape), y.bits, lambda: self.products() * y.lam)
         if not c.evaluating:
             return Shared(c.blank(self.shape), y.bits, y.frac)
-        constant, coefficients = self._coefficients()
+        constant, coefficients = self.coefficients()
         masked_part = constant * y.lam
         for coefficient, value in zip(coefficients, dealt, strict=True):
             masked_part = masked_part + coefficient * value
@@ -304,6 +313,9 @@ def _read(c: Context, words: Tensor, until: Tensor, m: Tensor, digit: Digit, kin
     size = 1 << digit.width
     place = ring.shift_right(m, digit.low, ring.RING_BITS) & (size - 1)
     across = (place + size // 2) & (size - 1)
+    if isinstance(kind, tuple):
+        parts = [_bit_at(words, (place - d) & (size - 1)) for d in range(*kind)]
+        return functools.reduce(operator.xor, parts)
     if kind == "eq":
         return _bit_at(words, place)
     if kind == "flips":  # m - lam is 0 or the half: one less has another sign
@@ -315,7 +327,7 @@ def _read(c: Context, words: Tensor, until: Tensor, m: Tensor, digit: Digit, kin
     return found ^ (place >> (digit.width - 1)) if c.first else found
 
 
-async def _ask(c: Context, x: Masked, form: Form) -> Bit:
+async def ask(c: Context, x: Masked, form: Form) -> Bit:
     """Read and open a predicate's bits. 1 round."""
     dealt: dict[int, Tensor] = {}
     for width, members in form.groups.items():
@@ -341,19 +353,19 @@ async def _ask(c: Context, x: Masked, form: Form) -> Bit:
 async def less_than_zero(c: Context, x: Masked, most: int = MAX_DIGIT) -> Bit:
     """Return [x < 0] for x read as a signed number modulo 2^bits. 1 round. most: bits of a digit, see `digit_bits`."""
     require(2 <= x.bits <= 32, "less-than-zero", f"rings of 2 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, sign_form(x.bits, most))
+    return await ask(c, x, sign_form(x.bits, most))
 
 
 async def borrows(c: Context, x: Masked) -> Bit:
     """Return [m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
     require(1 <= x.bits <= 32, "borrow", f"rings of 1 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, borrow_form(x.bits))
+    return await ask(c, x, borrow_form(x.bits))
 
 
 async def is_zero(c: Context, x: Masked) -> Bit:
     """Return [x = 0] for x modulo 2^bits. 1 round."""
     require(1 <= x.bits <= 32, "equality", f"rings of 1 to 32 bits are supported, got {x.bits}")
-    return await _ask(c, x, zero_form(x.bits))
+    return await ask(c, x, zero_form(x.bits))
 
 
 async def within(c: Context, x: Masked, low_bits: int) -> Bit:
@@ -363,4 +375,4 @@ async def within(c: Context, x: Masked, low_bits: int) -> Bit:
         "within",
         f"intervals of 1 to {MAX_DIGIT} bits in a ring of up to 32 are supported, got {low_bits} bits in one of {x.bits}",
     )
-    return await _ask(c, x, within_form(x.bits, low_bits))
+    return await ask(c, x, within_form(x.bits, low_bits))

@@ -19,9 +19,9 @@ from protocols.masked.context import Context, open_value, require
 from protocols.masked.magnitudes import PlaceBounds
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.truncation import open_cut, truncate, truncate_and_lift
+from protocols.masked.truncation import truncate, truncate_and_lift
 from protocols.masked.values import MaskedTensor, MaskedWeight
-from protocols.masked.wide import open_cut_wide
+from protocols.masked.wide import open_any
 from protocols.suite import Value
 
 
@@ -94,11 +94,6 @@ class Conversion:
         x.masked, x.shared, x.wide = result, None, None
         return result
 
-    async def _cut(self, x: Shared | WideShared, count: int) -> Masked:
-        if isinstance(x, WideShared):
-            return await open_cut_wide(self.context, x, count)
-        return await open_cut(self.context, x, count)
-
     async def opened(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
@@ -111,7 +106,7 @@ class Conversion:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await self._cut(shared.to_ring(opened + excess), excess)
+        found = await open_any(self.context, shared.to_ring(opened + excess), excess)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

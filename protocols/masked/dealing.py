@@ -1,7 +1,7 @@
-"""Which way a one-hot lookup is dealt: as a one-time truth table or as distributed point functions. The one place.
+"""Which way a one-hot lookup is dealt: as a one-time truth table or as distributed point functions.
 
 Every gate asks `one_hot` here. Both dealings give the same sharing; they differ in offline bytes and in work, so the one is
-taken that is done sooner: dealer's work, then its bytes to all parties over its link, then the busiest party's work. The
+taken that `forms.choose` names, by dealer's work, its bytes to all parties and the busiest party's work. The
 rule uses public sizes and the constants of `Rates` only, never a clock, so dealer and parties decide alike.
 
 | | table | point functions |
@@ -21,10 +21,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from protocols.masked import dpf
+from protocols.masked import dpf, forms
 from protocols.masked.context import Context
+from protocols.masked.forms import Form, choose
 from protocols.masked.one_hot import one_hot_table
 from protocols.masked.shares import Masked, Shared
+from protocols.options import Prefer
 
 Dealing = Literal["table", "dpf"]
 
@@ -56,10 +58,6 @@ class Cost:
     dealer: float
     party: float
 
-    def seconds(self, rates: Rates) -> float:
-        """Return the seconds from the dealer's first step to the party's last."""
-        return self.dealer + self.dealt_bytes / rates.bytes_per_second + self.party
-
 
 def table_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -> Cost:
     """Return the cost of the truth table; headers are not counted."""
@@ -79,19 +77,22 @@ def key_cost(elements: int, width: int, bits: int, rates: Rates | None = None) -
     return Cost(size, 2 * size, dealer + r.key_call, party + r.key_call)
 
 
-def choose_dealing(elements: int, width: int, bits: int, parties: int, rates: Rates | None = None) -> Dealing:
-    """Return the dealing that is done sooner. Always "table" for more than two parties, or where a leaf covers the
+def choose_dealing(
+    elements: int, width: int, bits: int, parties: int, rates: Rates | None = None, prefer: Prefer = "auto"
+) -> Dealing:
+    """Return the dealing that `forms.choose` takes. Always "table" for more than two parties, or where a leaf covers the
     domain."""
     if parties != 2 or dpf.Shape(width, bits).depth < 1:
         return "table"
     r = rates or Rates()
-    keys, table = key_cost(elements, width, bits, r), table_cost(elements, width, bits, r)
-    return "dpf" if keys.seconds(r) < table.seconds(r) else "table"
+    found = {"dpf": key_cost(elements, width, bits, r), "table": table_cost(elements, width, bits, r)}
+    costs = [Form(name, 0, 0, cost.dealt_bytes, cost.party, cost.dealer) for name, cost in found.items()]
+    return "dpf" if choose(costs, prefer, forms.Rates(bytes_per_second=r.bytes_per_second)) == "dpf" else "table"
 
 
 def one_hot(c: Context, x: Masked, low: int, width: int, bits: int) -> Shared:
     """Return a one-hot sharing [..., 2^width] modulo 2^bits of a digit of x, dealt the cheaper way; local. See
     `one_hot_table`."""
-    if choose_dealing(x.shape.numel(), width, bits, c.parties) == "dpf":
+    if choose_dealing(x.shape.numel(), width, bits, c.parties, prefer=c.prefer) == "dpf":
         return dpf.one_hot_dpf(c, x, low, width, bits)
     return one_hot_table(c, x, low, width, bits)

@@ -6,37 +6,64 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import math
+
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
-from protocols.masked import comparison, product
+from protocols.masked import comparison, lifted
+from protocols.masked.activation import Rings
 from protocols.masked.conversion import Conversion
+from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.shares import Masked
+from protocols.masked.stream import stream_bits
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Activation, Value
 
+EXPANSION = 4  # a feed-forward layer is about that many times as wide as the stream
+
+
+def _wanted(convert: Conversion, x: MaskedTensor, magnitude: int) -> int:
+    """Return the ring that the layer behind needs of a factor below 2^magnitude, whose product is added to the stream."""
+    f, width = convert.fraction_bits, x.shape[-1] // EXPANSION
+    if stream_bits(convert, math.prod(x.shape[:-1]), max(width, 1)).product_first:
+        return RING_BITS
+    return min(RING_BITS, f + WEIGHT_BITS + max(convert.bounds.stream + ROOM, magnitude) + 2)
+
+
+async def _activated(convert: Conversion, t: MaskedTensor, kind: Activation, wanted: int) -> MaskedTensor:
+    c, f = convert.context, convert.fraction_bits
+    least = max(t.needs(f), gate.least_bits(kind, f))
+    plan = gate.chosen(c, kind, t.shape.numel(), Rings(f, least, max(wanted, least)))
+    m = await convert.masked(t, f, plan.x_bits)
+    out = convert.new(await gate.activation(c, m, kind, plan), t.magnitude)
+    out.positive = True
+    return out
+
 
 async def activation(convert: Conversion, x: Value, kind: Activation) -> MaskedTensor:
-    """Return gelu, gelu_tanh, silu or relu of x, Shared."""
-    t, f = convert.tensor(x), convert.fraction_bits
+    """Return gelu, gelu_tanh, silu or relu of x, Shared or WideShared: to be opened once, where it pays."""
+    t = convert.tensor(x)
     with operation(kind):
-        m = await convert.masked(t, f, max(t.needs(f), gate.least_bits(kind, f)))
-        out = convert.new(await gate.activation(convert.context, m, kind), t.magnitude)
-        out.positive = True
-        return out
+        return await _activated(convert, t, kind, _wanted(convert, t, t.magnitude))
 
 
 async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: Activation) -> MaskedTensor:
-    """Return activation(gated) * up, Shared; `up` is made masked beside the activation."""
+    """Return activation(gated) * up, WideShared or Shared; `up` is made masked beside the activation.
+
+    Both are opened as they are and lifted in the product, which is made in the ring that the layer behind needs."""
     f, bound = convert.fraction_bits, convert.bounds.here.activation
-    bits = 2 * f + 2 * bound + 4
+    t, other = convert.tensor(gated), convert.tensor(up)
 
     async def activated() -> Masked:
-        return await convert.masked(await activation(convert, gated, kind), f, bits)
+        with operation(kind):
+            y = await _activated(convert, t, kind, 0)
+            return (await convert.masked(y, f, y.needs(f))).starting(-1 << f)
 
-    a, b = await together(activated(), convert.masked(up, f, bits))
-    return convert.new(product.multiply(convert.context, a, b), 2 * bound + 2)
+    a, b = await together(activated(), convert.masked(other, f, other.needs(f) + 1, cut=False))
+    bits = _wanted(convert, t, 2 * bound + 2) + f
+    return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), 2 * bound + 2)
 
 
 async def less_than_zero(convert: Conversion, x: Value) -> MaskedTensor:

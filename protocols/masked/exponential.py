@@ -13,7 +13,7 @@ u is below 1, opened in 32 bits with 30 fraction bits: only d < 0 is read (`expo
 integer tables, equal at all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot
 vector in u's ring; they take the table.
 
-Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-27 and 2^-16 relative. Range: the whole ring.
+Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-27 and 2^-16 relative. Range: see `exponential`.
 Leaks: nothing (docs/security.md, "Exponentials"). Sources: as `signed_one_hot`, `one_hot`, `lifted`.
 """
 
@@ -35,13 +35,14 @@ from protocols.masked.signed_one_hot import one_hot_words, turned
 from protocols.masked.truncation import open_cut
 from protocols.masked.wide import deal, open_cut_wide
 
-TABLE_UNIT = 5  # log2 of the digit's unit
-TABLE_PEAK = 46  # e^-32 and 2^-28 are what a table's entry still tells apart: 2^-74
+TABLE_UNIT = 5  # log2 of the digit's unit at most
+TABLE_PEAK = 46  # bits of e^32: a table's entry is multiplied by so much
+LOWEST = 24  # e^-24 < 2^-34: nothing is left
 TABLE_FACTOR = 16  # fraction bits of the public factor
 UNIT = 2  # of the form `bits`
 FACTOR = 26  # fraction bits of its public factor e^(m_lo - 4)
 READ = 32  # fraction bits of what its bits are read with, e^(4 d + 4)
-DIGITS = 7  # d = -1 to -7: below 2^-34 nothing is left
+DIGITS = 1 + (LOWEST >> UNIT)  # d = -1 to -7
 OPENED = 32  # the ring of u
 DEALT_FACTOR = 22  # fraction bits of the dealt e^(-lam_lo)
 
@@ -50,13 +51,17 @@ def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, part
     """Return what each form costs for so many x with range_bits before the point; results modulo 2^bits."""
     others = parties - 1
     ring_bits = bits + TABLE_PEAK + TABLE_FACTOR
-    table = (ring_bits << range_bits) >> TABLE_UNIT
+    table = (ring_bits << range_bits) >> _table_unit(range_bits)
     opened = bits if parties == 2 else ring_bits
     forms = [Form("table", 0, elements * opened * others / 8, elements * table / 8, elements * 3e-7, elements * 5e-7)]
     if parties == 2:
         dealt = (1 << (range_bits - UNIT)) + 3 * (bits + _cut(frac)) - OPENED
         forms.append(Form("bits", 1, elements * (bits + OPENED) / 8, elements * dealt / 8, elements * 3e-7, elements * 2e-7))
     return forms
+
+
+def _table_unit(range_bits: int) -> int:
+    return min(TABLE_UNIT, range_bits - 2)
 
 
 def _cut(frac: int) -> int:
@@ -66,8 +71,9 @@ def _cut(frac: int) -> int:
 async def exponential(c: Context, x: Masked, frac: int, bits: int) -> Masked:
     """Return <e^x> with `frac` fraction bits modulo 2^bits. 1 or 2 rounds.
 
-    x < 0, and the digit above its lowest x.frac + 2 bits is negative even with a borrow from below: so it is for x < -4,
-    and for all x < 0 whose mask has there the bits of what was subtracted from it (`softmax`)."""
+    x < 0, and not within 32 of the lowest value of its ring (16 with 6 bits before the point). The digit above the lowest
+    x.frac + 2 bits must be negative even with a borrow from below: so it is for x < -4, and for all x < 0 that are a masked
+    value less a multiple of 4 beyond its digit (`softmax`)."""
     require(frac <= 30, "exponential", f"{frac} fraction bits, at most 30")
     forms = exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties)
     if choose(forms, c.prefer) == "table":
@@ -76,10 +82,9 @@ async def exponential(c: Context, x: Masked, frac: int, bits: int) -> Masked:
 
 
 async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
-    """As `exponential`, from dealt tables, for all x < 0; any number of parties. 1 round."""
-    low = x.frac + TABLE_UNIT
-    width = x.bits - low
-    require(width >= 1, "exponential", f"a ring of {x.bits} bits is too small")
+    """As `exponential`, from dealt tables, whatever the digit; any number of parties. 1 round."""
+    unit = _table_unit(x.bits - x.frac)
+    low, width = x.frac + unit, x.bits - x.frac - unit
     out = bits + TABLE_PEAK + TABLE_FACTOR
     m_hi, lam_hi = digit(c, x, low, width)
 
@@ -87,10 +92,10 @@ async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
         below = x.lam & ((1 << low) - 1)
         d = (torch.arange(1 << width, device=x.lam.device) - lam_hi[..., None]) & ((1 << width) - 1)
         words = torch.zeros((2, *d.shape), dtype=torch.int64, device=x.lam.device)
-        for place, offset in ((0, 0), ((1 << width) - 1, -(1 << TABLE_UNIT))):
-            entry = powers_wide(-1, low, x.frac, offset, frac + TABLE_PEAK)
+        for below_zero in range(1 - (-LOWEST >> unit)):
+            entry = powers_wide(-1, low, x.frac, -(below_zero << unit), frac + TABLE_PEAK)
             for word, of in zip(words, (entry.low, entry.high), strict=True):
-                word += torch.where(d == place, of.to(below.device)[below][..., None], 0)
+                word += torch.where(d == (-below_zero & ((1 << width) - 1)), of.to(below.device)[below][..., None], 0)
         return Wide(words[0], words[1])
 
     dealt = deal(c, "exponential table", (*x.shape, 1 << width), out, table)

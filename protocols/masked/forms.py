@@ -46,7 +46,7 @@ def seconds(form: Form, rates: Rates = USUAL) -> float:
     return form.rounds * rates.round_seconds + moved + form.work + form.dealing
 
 
-def choose(forms: Sequence[Form], prefer: Prefer = "auto") -> str:
+def choose(forms: Sequence[Form], prefer: Prefer = "auto", rates: Rates = USUAL) -> str:
     """Return the name of the form to run; of equals the first.
 
     >>> few = [Form("point functions", 0, 0, 1000), Form("bits", 1, 100, 300)]
@@ -55,7 +55,7 @@ def choose(forms: Sequence[Form], prefer: Prefer = "auto") -> str:
     ('point functions', 'bits', 'point functions', 'bits')
     """
     if prefer == "rounds":
-        return min(forms, key=lambda f: (f.rounds, seconds(f))).name
+        return min(forms, key=lambda f: (f.rounds, seconds(f, rates))).name
     if prefer == "bytes":
-        return min(forms, key=lambda f: (f.sent + f.dealt, seconds(f))).name
-    return min(forms, key=seconds).name
+        return min(forms, key=lambda f: (f.sent + f.dealt, seconds(f, rates))).name
+    return min(forms, key=lambda f: seconds(f, rates)).name

@@ -51,7 +51,7 @@ def hashes(c: Context, y: Masked, rows: Rows, low: int, bits: int, watch: Callab
         watch(c.blank((rows.rows, bits, max(1, bins // 64))))
         return c.blank((rows.rows, bins - 1))
     bin_words = turned(words, (m_digit + (bins // 2 + 1)) & (bins - 1), width)  # bit i: the i-th highest bin
-    found = _row_hashes(bin_words, rows, _weights(seed, rows.longest, bits))
+    found = _row_hashes(bin_words, rows, hash_words(seed, rows.longest, bits))
     watch(found)
     return _transposed(_running(found))[:, : bins - 1]
 
@@ -60,8 +60,8 @@ def _fresh() -> Tensor:
     return Prg(new_seed()).ring((SEED_WORDS,))
 
 
-def _weights(seed: Tensor, places: int, bits: int) -> Tensor:
-    """Return four bits of the weights of each group of places at a time, none of them zero: [bits, groups] of 0 to 15."""
+def hash_words(seed: Tensor, places: int, bits: int) -> Tensor:
+    """Return a bit of the random words of four places at a time, no word being zero: [bits, groups] of 0 to 15."""
     groups = -(-places // GROUP)
     weights = Prg(seed.cpu().numpy().tobytes()).ring((groups * GROUP,), bits)
     weights = torch.where(weights == 0, torch.ones_like(weights), weights).reshape(1, groups, GROUP)

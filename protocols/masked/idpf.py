@@ -23,6 +23,7 @@ fixed-key AES with the child in the hash's input.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -145,15 +146,20 @@ def _steps(p: Points) -> tuple[Blocks, Blocks, tuple[int, ...]]:
     return parents.view(np.uint64), odd, counts
 
 
-@cache
-def _cipher(use: str) -> Cipher[modes.ECB]:
-    key = hashlib.sha256(f"incremental point function, {use}".encode()).digest()[:_BLOCK]
-    return Cipher(algorithms.AES128(key), modes.ECB())
+class _Encryptors(threading.local):
+    """Ciphers under fixed public keys, one of a use for each thread: blocks are encrypted by themselves, no state stays."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, CipherContext] = {}
+
+    def __call__(self, use: str) -> CipherContext:
+        if use not in self._made:
+            key = hashlib.sha256(f"incremental point function, {use}".encode()).digest()[:_BLOCK]
+            self._made[use] = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
+        return self._made[use]
 
 
-def _encryptor(use: str) -> CipherContext:
-    """Return a cipher under a fixed public key, for this thread."""
-    return _cipher(use).encryptor()
+_encryptor = _Encryptors()
 
 
 def _hash(use: str, blocks: Blocks, out: Blocks | None = None) -> Blocks:
@@ -197,33 +203,50 @@ def generate(alpha: Tensor, roots: list[Tensor], p: Points, payloads: Words) -> 
 
     alpha: [elements] of p.depth bits. roots: both parties' [elements, 2]. payloads: [levels, elements, values].
     """
-    point = _words(alpha)
-    nodes: Blocks = np.stack([_words(r) for r in roots]) & _SEED  # [party, elements, 2]
-    nodes[1, :, 0] |= _ONE
-    words = np.empty((p.depth, len(point), 2), np.uint64)
-    kept = []
-    for level in range(p.depth):
-        bit = (point >> np.uint64(p.depth - 1 - level)) & _ONE
-        control = -(nodes[..., 0] & _ONE)
-        inputs = np.stack([nodes & _SEED] * 2)  # [side, party, elements, 2]
-        inputs[1, ..., 0] |= _ONE
-        grown = _hash("children", inputs)
-        right = bit.astype(bool)[:, None]
-        word = np.where(right, grown[0, 0] ^ grown[0, 1], grown[1, 0] ^ grown[1, 1]) & _SEED  # of the side that is left
-        turn = (grown[:, 0, :, 0] ^ grown[:, 1, :, 0]) & _ONE  # [side, elements]
-        turn[0] ^= bit ^ _ONE
-        turn[1] ^= bit
-        words[level] = word
-        words[level, :, 0] |= turn[0] | (turn[1] << _ONE)
-        word[:, 0] |= np.where(right[:, 0], turn[1], turn[0])
-        nodes = np.where(right, grown[1], grown[0]) ^ (control[..., None] & word)
-        if level + 1 in p.levels:
-            kept.append(nodes)
+    words, kept = _correct(_words(alpha), np.stack([_words(r) for r in roots]), p)
     found = np.stack(kept)  # [levels, party, elements, 2]
     masks = _masks(found, p)
     difference = moved(masks, lambda t: t[:, 1]) - moved(masks, lambda t: t[:, 0])
     output = (difference + payloads) * (1 - 2 * _controls(found[:, 1])[..., None])
     return _tensor(words), wide.reduce(output, p.bits)
+
+
+def _correct(point: npt.NDArray[np.uint64], roots: Blocks, p: Points) -> tuple[Blocks, list[Blocks]]:
+    """Return the correction words [depth, elements, 2] for points [elements] under roots [party, elements, 2], and both
+    parties' nodes there [party, elements, 2] at the levels that carry payloads. As in `_walk`, operands have one shape."""
+    elements = len(point)
+    shifts = np.arange(p.depth - 1, -1, -1, dtype=np.uint64)[:, None]
+    bits = (point >> shifts) & _ONE  # [depth, elements]
+    right = np.repeat(-bits, 2).reshape(p.depth, 1, elements, 2).repeat(2, 1)  # all ones where the point goes right
+    turned = np.stack([bits ^ _ONE, bits], 1)  # what the sides' control bits differ by: 1 on the point's side
+    seeds, ones = np.broadcast_to(_SEED, roots.shape).copy(), np.ones((2, elements), np.uint64)
+    inputs, kept = np.empty((2, *roots.shape), np.uint64), []
+    words, side = np.empty((p.depth, elements, 2), np.uint64), np.zeros_like(roots)
+    side[..., 0] = _ONE
+    nodes: Blocks = roots & seeds
+    nodes[1, :, 0] |= _ONE
+    for level in range(p.depth):
+        np.bitwise_and(nodes, seeds, out=inputs[0])
+        np.bitwise_or(inputs[0], side, out=inputs[1])
+        left_child, right_child = _hash("children", inputs)
+        child = right_child ^ left_child
+        child &= right[level]
+        child ^= left_child  # on the point's side
+        both = left_child[0] ^ left_child[1], right_child[0] ^ right_child[1]
+        word = both[0] ^ both[1]
+        word &= right[level, 0]
+        word ^= both[1]
+        word &= seeds[0]  # of the other side
+        turn = np.stack([both[0][:, 0], both[1][:, 0]]) & ones
+        turn ^= turned[level]
+        words[level] = word
+        words[level, :, 0] |= turn[0] | (turn[1] << ones[0])
+        word[:, 0] |= turn[0] ^ ((turn[0] ^ turn[1]) & bits[level])
+        child ^= _CHOICE.take((nodes[..., 0] & ones).view(np.int64), 0) & word
+        nodes = child
+        if level + 1 in p.levels:
+            kept.append(nodes)
+    return words, kept
 
 
 def moved(x: Words, f: Callable[[Tensor], Tensor]) -> Any:
@@ -262,41 +285,43 @@ def _walk(party: int, root: Blocks, words: Blocks, m: Blocks, p: Points) -> Bloc
     seeds, ones = np.tile(_SEED, (most, 1)), np.ones(most, np.int64)
     inputs, buffer = np.empty((most, 2), np.uint64), np.empty((most + 1) * _BLOCK, np.uint8)
     hashed = buffer[: most * _BLOCK].view(np.uint64).reshape(most, 2)
-    data, encrypt = inputs.reshape(-1).view(np.uint8).data, _encryptor("children").update_into
+    data, room, encrypt = inputs.reshape(-1).view(np.uint8).data, buffer.data, _encryptor("children").update_into
     nodes = root & _SEED
     if party:
         nodes[:, 0] |= _ONE
     out = np.empty((len(p.levels), p.count, elements, 2), np.uint64)
+    slots, size = dict(zip(p.levels, out, strict=True)), 0
     for level, count in enumerate(counts[1:]):
-        size = count * elements
-        given, found = inputs[:size], hashed[:size]
+        if count * elements != size:
+            size = count * elements
+            given, found, kept, one, block = inputs[:size], hashed[:size], seeds[:size], ones[:size], data[: size * _BLOCK]
+            lowest = given.view(np.int64)[:, 0]
         nodes.take(places[level, :count].reshape(-1), 0, given, "clip")
-        control = given.view(np.int64)[:, 0] & ones[:size]
-        change = _CHOICE.take(control, 0)
+        change = _CHOICE.take(lowest & one, 0)
         change &= correction[level, :count].reshape(size, 2)
-        given &= seeds[:size]
+        given &= kept
         given |= side[level, :count].reshape(size, 2)
-        encrypt(data[: size * _BLOCK], buffer.data)
+        encrypt(block, room)
         found ^= given
         found ^= change
         nodes = found
-        if level + 1 in p.levels:
-            read = out[p.levels.index(level + 1)]
+        read = slots.get(level + 1)
+        if read is not None:
             start = p.first - windows[level + 1][0]
             if start >= 0 and start + p.count <= count:
-                read[:] = nodes.reshape(count, elements, 2)[start : start + p.count]
+                read[:] = found.reshape(count, elements, 2)[start : start + p.count]
             else:  # all nodes are there, in their order modulo 2^level
-                read[:] = nodes.reshape(count, elements, 2)[[(start + i) % count for i in range(p.count)]]
+                read[:] = found.reshape(count, elements, 2)[[(start + i) % count for i in range(p.count)]]
     return out
 
 
 def evaluate(
     party: int, root: Tensor, key: tuple[Tensor, Words], m: Tensor, p: Points, combine: Callable[[Words, slice], Words]
 ) -> Words:
-    """Return what `combine` makes of party 0's or 1's shares of the payloads at m - y, [elements], modulo 2^bits.
+    """Return what `combine` makes of party 0's or 1's shares of the payloads at m - y, [elements, ...], modulo 2^bits.
 
     root: [elements, 2]; key: the corrections of `generate`; m: public points [elements] of p.depth bits. combine: a linear
-    map with public coefficients, shares [levels, points, elements, values] of the elements in a slice -> [elements]."""
+    map with public coefficients, shares [levels, points, elements, values] of the elements in a slice -> [elements, ...]."""
     roots, words, public = _words(root), _words(key[0]), _words(m)
     step = max(1, CHUNK_NODES // max(last - first + 1 for first, last in _windows(p)))
     out = []
@@ -318,8 +343,8 @@ def _joined(parts: list[Words]) -> Words:
 
 
 def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Callable[[Words, slice], Words]) -> Words:
-    """Return what `combine` makes of shares of payloads at the prefixes of lam, read at those of m less y: [*x.shape] modulo
-    2^bits (not reduced); local, two parties.
+    """Return what `combine` makes of shares of payloads at the prefixes of lam, read at those of m less y: [*x.shape, ...]
+    modulo 2^bits (not reduced); local, two parties.
 
     p: read in the p.depth leading bits of x. payloads: what the dealer computes of lam, [levels, elements, values], as wide
     as the ring. combine: see `evaluate`. Roles without values get a shape tensor."""
@@ -345,7 +370,7 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
         return c.blank(x.shape)
     m = ring.shift_right(x.m, low, x.bits).reshape(-1)
     share = evaluate(0 if c.first else 1, roots[0], (words, output), m, p, combine)
-    whole: Words = moved(share, lambda t: t.reshape(x.shape).to(c.device))
+    whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
     return whole
 
 

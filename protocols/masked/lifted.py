@@ -5,7 +5,8 @@ modulo 2^k, w = 1 - msb(c), and t = msb(lam),
 
     x = (c - 2^(k - 2)) - lam + 2^k w t
 
-since c has wrapped exactly where w t = 1 (`truncation.truncate_and_lift`). A product of such x and y, or of x and a number
+since c has wrapped exactly where w t = 1 (`truncation.truncate_and_lift`). Where more is known of x than |x| < 2^(k - 2),
+2^(k - 2) is less its lowest value (`Masked.starting`). A product of such x and y, or of x and a number
 that the dealer knows, is a sum of public numbers times dealt ones: local, in any ring, up to 128 bits. So a value is opened
 once, in the ring that its own range needs, and its product has the bits that the next step needs once it is cut.
 
@@ -18,6 +19,8 @@ Sources: Beaver 1991; SIGMA (Gupta et al. 2024) for the lift.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +74,7 @@ def _lifted(c: Context, x: Masked, bits: int) -> _Lifted:
     w: Tensor | None = None
     public: Words = x.m
     if c.evaluating:
-        offset = 1 << (x.bits - 2)
+        offset = 1 << (x.bits - 2) if x.lowest is None else -x.lowest
         moved = ring.reduce(x.m + offset, x.bits)
         w = 1 - ring.shift_right(moved, x.bits - 1, x.bits)
         public = moved - offset if x.bits < RING_BITS or bits <= RING_BITS else Wide.of_unsigned(moved) + -offset
@@ -122,13 +125,15 @@ def _pairs(x: _Lifted, y: _Lifted, bits: int) -> list[tuple[_Term, _Term]]:
     return [(a, b) for a in x.terms for b in y.terms if a.shift + b.shift < bits]
 
 
-def _shared(x: Words, bits: int, frac: int) -> Shared | WideShared:
+def sharing(x: Words, bits: int, frac: int) -> Shared | WideShared:
+    """Return words as a sharing, wide where they are."""
     return WideShared(x, bits, frac) if isinstance(x, Wide) else Shared(x, bits, frac)
 
 
-def _blank(c: Context, shape: Sequence[int], bits: int, frac: int) -> Shared | WideShared:
-    blank = c.blank(shape)
-    return _shared(Wide(blank, blank) if bits > RING_BITS else blank, bits, frac)
+def blank(c: Context, shape: Sequence[int], bits: int, frac: int) -> Shared | WideShared:
+    """Return what a role that does not evaluate holds."""
+    word = c.blank(shape)
+    return sharing(Wide(word, word) if bits > RING_BITS else word, bits, frac)
 
 
 def _own_terms(c: Context, op: str, x: Masked, form: _Lifted, bits: int) -> Words:
@@ -147,29 +152,47 @@ def multiply(c: Context, op: str, x: Masked, y: Masked, bits: int) -> Shared | W
     of_x, of_y = _own_terms(c, f"{op}, left", x, a, bits), _own_terms(c, f"{op}, right", y, b, bits)
     both = [_dealt(c, op, shape, bits, pair) for pair in _pairs(a, b, bits)]
     if not c.evaluating:
-        return _blank(c, shape, bits, x.frac + y.frac)
+        return blank(c, shape, bits, x.frac + y.frac)
     total = _multiplied(of_x, b.public, bits) + _multiplied(of_y, a.public, bits)  # type: ignore[operator]
     for part in both:
         total = total + part  # type: ignore[operator]
     if c.first:
         total = total + _multiplied(a.public, b.public, bits)  # type: ignore[operator]
-    return _shared(total, bits, x.frac + y.frac)
+    return sharing(total, bits, x.frac + y.frac)
 
 
 def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits: int) -> Shared | WideShared:
     """Return [x F] modulo 2^bits for numbers F that the dealer knows, of x's shape, `frac` fraction bits; local.
 
     Offline: 2 bits + (bits - x.bits) per element."""
+    return sum_known(c, op, [(x, known)], x.frac + frac, bits)
+
+
+def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Known]], frac: int, bits: int) -> Shared | WideShared:
+    """Return [sum_e x_e F_e] modulo 2^bits with `frac` fraction bits, for numbers F_e that the dealer knows; local.
+
+    terms: all of one shape. Offline: (terms + 1) bits and the (bits - x_e.bits) per element."""
     require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
-    form = _lifted(c, x, bits)
-    factor = deal(c, f"{op}: factor", x.shape, bits, known)
-    parts = [_dealt(c, f"{op}: factor", x.shape, bits, [term], known) for term in form.terms]
+    shape = terms[0][0].shape
+    forms = [_lifted(c, x, bits) for x, _ in terms]
+
+    def masks() -> Words:
+        products = [_multiplied(form.terms[0].known(), known(), bits) for form, (_, known) in zip(forms, terms, strict=True)]
+        return functools.reduce(operator.add, products)
+
+    factors = [deal(c, f"{op}: factor", shape, bits, known) for _, known in terms]
+    of_masks = deal(c, f"{op}: factor: mask", shape, bits, masks)
+    tops = [
+        _dealt(c, f"{op}: factor", shape, bits, [top], known)
+        for form, (_, known) in zip(forms, terms, strict=True)
+        for top in form.terms[1:]
+    ]
     if not c.evaluating:
-        return _blank(c, x.shape, bits, x.frac + frac)
-    total: Any = _multiplied(factor, form.public, bits)
-    for part in parts:
+        return blank(c, shape, bits, frac)
+    total: Any = -of_masks
+    for part in (*(_multiplied(f, form.public, bits) for f, form in zip(factors, forms, strict=True)), *tops):
         total = total + part
-    return _shared(total, bits, x.frac + frac)
+    return sharing(total, bits, frac)
 
 
 def lift(c: Context, x: Masked, bits: int, op: str = "lift") -> Shared | WideShared:
@@ -177,8 +200,22 @@ def lift(c: Context, x: Masked, bits: int, op: str = "lift") -> Shared | WideSha
     form = _lifted(c, x, bits)
     terms = _own_terms(c, op, x, form, bits)
     if not c.evaluating:
-        return _blank(c, x.shape, bits, x.frac)
-    return _shared(terms + form.public if c.first else terms, bits, x.frac)  # type: ignore[operator]
+        return blank(c, x.shape, bits, x.frac)
+    return sharing(terms + form.public if c.first else terms, bits, x.frac)  # type: ignore[operator]
+
+
+def add(x: Shared | WideShared, y: Shared | WideShared) -> Shared | WideShared:
+    """Return [x + y] of two sharings of one ring."""
+    if isinstance(x, WideShared):
+        assert isinstance(y, WideShared)
+        return x.add(y)
+    assert isinstance(y, Shared)
+    return x.add(y)
+
+
+def plus_public(c: Context, x: Shared | WideShared, value: int) -> Shared | WideShared:
+    """Return [x + value] for a public ring element (already scaled); local."""
+    return sharing(x.x + value, x.bits, x.frac) if c.first else x
 
 
 def square_sums(c: Context, op: str, x: Masked, bits: int) -> Shared:

@@ -16,7 +16,7 @@ By thresholds (any number of parties, two rounds, `by_thresholds`).
 3. A piecewise polynomial of the normalised value, times the factor (no round), is the result.
 
 Either result is Shared: the caller opens it together with something else. By points is less of everything: 1.1 to 1.8 kB
-at each party for 11 to 20 kB at the last, no round, half the error; a row of many takes 29 us of one core at a party (by
+at each party for 7 to 12 kB at the last, no round, half the error; a row of many takes 29 us of one core at a party (by
 thresholds 30) and 19 at the dealer (470). So two parties take it always.
 Range: 2^low <= x < 2^high ring units (outside it the result is meaningless); x.bits >= high + 1.
 What both parties must compute alike uses sums, products, quotients and roots of float64 in a fixed order, which IEEE 754
@@ -28,10 +28,10 @@ Sources: `idpf`; otherwise as in the gates used.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,6 @@ OCTAVE = 4  # log2 of PIECES, rounded up
 RHO_BITS = (0, 13, 10, 7)  # fraction bits of the dealt 1, rho, rho^2, rho^3
 FACTOR_BITS = 50  # bits of a public coefficient
 
-DIGIT = 6
 MANTISSA_BITS = 18  # fraction bits kept of the normalised value
 GAMMA_BITS = 12  # of the public powers in its polynomial
 
@@ -143,16 +142,18 @@ def _pieces(exponent: float) -> Reals:
 
 @dataclass(frozen=True)
 class _Octaves:
-    """The octaves of a range: their l, first to last, and what scales a coefficient there before it is rounded [octaves,
-    powers of rho], and after it."""
+    """The octaves of a range: their l, first to last, what is read there, and what scales a coefficient before it is rounded
+    [octaves, powers of rho], and after it."""
 
     lows: npt.NDArray[np.uint64]
+    points: idpf.Points
     scales: Reals
     shifts: tuple[int, ...]
 
 
 @cache
 def _octaves(p: Power, frac: int, out_frac: int) -> _Octaves:
+    """Return the octaves of x modulo 2^(high + 1) with `frac` fraction bits."""
     lows = range(p.high - OCTAVE, p.low - OCTAVE - 1, -1)
     scales, shifts = [], []
     for low in lows:
@@ -160,7 +161,9 @@ def _octaves(p: Power, frac: int, out_frac: int) -> _Octaves:
         shift = max(0, math.frexp(scale)[1] - FACTOR_BITS)  # a coefficient is below 1 before it is scaled
         scales.append([math.ldexp(scale, -shift - bits) for bits in RHO_BITS])
         shifts.append(shift)
-    return _Octaves(np.array(lows, np.uint64), np.array(scales), tuple(shifts))
+    levels = tuple(p.high + 1 - low for low in lows)
+    points = idpf.Points(levels, PIECES, 2 * PIECES - 1, len(RHO_BITS), p.bits)
+    return _Octaves(np.array(lows, np.uint64), points, np.array(scales), tuple(shifts))
 
 
 def _remainders(x: Tensor, lows: npt.NDArray[np.uint64]) -> Reals:
@@ -192,14 +195,11 @@ def _read_pieces(share: Words, m: Tensor, p: Power, octaves: _Octaves) -> Words:
     # the last point's parent lies in the octave above where m's bit is 0: it has been read there
     public[:, -1] *= ((m.cpu().numpy().view(np.uint64) >> octaves.lows[:, None]) & np.uint64(1)).astype(np.int64)[..., None]
     terms = share * torch.from_numpy(public)
-    if isinstance(terms, Wide):
-        octave = (Wide(low, high) for low, high in zip(terms.low, terms.high, strict=True))
-        parts: list[Any] = [t.sum(-1).sum(0) for t in octave]
-    else:
-        parts = list(terms.sum((1, 3)))
-    total: Words = parts[0] << octaves.shifts[0]
-    for part, shift in zip(parts[1:], octaves.shifts[1:], strict=True):
-        total = (part << shift) + total
+    if not isinstance(terms, Wide):
+        return (terms.sum((1, 3)) << torch.tensor(octaves.shifts)[:, None]).sum(0)
+    total = Wide.of(torch.zeros(len(m), dtype=torch.int64))
+    for low, high, shift in zip(terms.low, terms.high, octaves.shifts, strict=True):
+        total = total + (Wide(low, high).sum(-1).sum(0) << shift)
     return total
 
 
@@ -214,13 +214,11 @@ def by_points(c: Context, x: Masked, p: Power) -> Words:
         x = Masked(x.m << lift, lambda: short.lam << lift, x.bits + lift, x.frac + lift)
         p = replace(p, low=p.low + lift, high=p.high + lift)
     octaves = _octaves(p, x.frac, out_frac)
-    levels = tuple(x.bits - int(low) for low in octaves.lows)
-    points = idpf.Points(levels, PIECES, 2 * PIECES - 1, len(RHO_BITS), p.bits)
     m = x.m.reshape(-1)
     return idpf.read(
         c,
         x,
-        points,
+        octaves.points,
         lambda: _payloads(x.lam, octaves, p.bits),
         lambda share, cut: _read_pieces(share, m[cut], p, octaves),
     )
@@ -231,70 +229,88 @@ def _thresholds(low: int, high: int) -> list[int]:
     return list(range(low + (high - low) % 2, high, 2))
 
 
-def _candidate_digits(lam: Tensor, shift: int, bits: int, count: int) -> Tensor:
+@dataclass(frozen=True)
+class _Digits:
+    """How many bits are cut into how many digits, and the ring that counts mismatches of as many."""
+
+    width: int
+    count: int
+
+    @property
+    def count_bits(self) -> int:
+        return self.count.bit_length()
+
+    @staticmethod
+    @cache
+    def of(bits: int) -> _Digits:
+        """Return the cut with the smallest tables: of digits and, in rings of about 64 bits twice, of counts."""
+        cuts = [_Digits(width, -(-bits // width)) for width in range(1, 9)]
+        return min(cuts, key=lambda d: (d.count << d.width) * d.count_bits + (1 << d.count_bits) * 2 * RING_BITS)
+
+
+def _candidate_digits(lam: Tensor, shift: int, bits: int, d: _Digits) -> Tensor:
     """Return the digits of lam >> shift and (lam >> shift) + 1 modulo 2^(bits - shift): [2, count, ...]."""
+    mask = (1 << d.width) - 1
     base = ring.shift_right(lam, shift, bits)
     out = []
     for step in (0, 1):
         value = ring.reduce(base + step, bits - shift)
-        out.append(torch.stack([ring.shift_right(value, i * DIGIT, 64) & ((1 << DIGIT) - 1) for i in range(count)]))
+        out.append(torch.stack([ring.shift_right(value, i * d.width, 64) & mask for i in range(d.count)]))
     return torch.stack(out)
 
 
 @cache
-def _digit_cuts(ps: tuple[int, ...], count: int, bits: int) -> tuple[Tensor, Tensor]:
+def _digit_cuts(ps: tuple[int, ...], d: _Digits, bits: int) -> tuple[Tensor, Tensor]:
     """Shift and mask of digit i above threshold p in a ring of `bits` bits: [thresholds, count] each."""
-    shifts = torch.tensor([[p + i * DIGIT for i in range(count)] for p in ps])
-    return shifts.clamp(max=63), (1 << (bits - shifts).clamp(0, DIGIT)) - 1
+    shifts = torch.tensor([[p + i * d.width for i in range(d.count)] for p in ps])
+    return shifts.clamp(max=63), (1 << (bits - shifts).clamp(0, d.width)) - 1
 
 
-async def _below(c: Context, x: Masked, low: int, high: int, bits: int) -> tuple[Shared, Shared]:
-    """Return for each threshold [x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, [thresholds, ...]. One round."""
-    ps = _thresholds(low, high)
-    digits = -(-(x.bits - ps[0]) // DIGIT)
-    count_bits = 4
-    require(digits < 1 << count_bits, "power", f"a ring of {x.bits} bits has too many digits")
-    shape = (2, len(ps), digits, *x.shape)
+async def _below(c: Context, x: Masked, ps: Sequence[int]) -> tuple[Shared, Shared]:
+    """Return for each threshold [x < 2^p] modulo 2^64 and [x < 2^p] x in x's ring, [thresholds, ...]. One round."""
+    d = _Digits.of(x.bits - ps[0])
+    count_bits = d.count_bits
+    shape = (2, len(ps), d.count, *x.shape)
 
     def candidates() -> Tensor:
-        return torch.stack([_candidate_digits(x.lam, p, x.bits, digits) for p in ps], 1)
+        return torch.stack([_candidate_digits(x.lam, p, x.bits, d) for p in ps], 1)
 
     # mismatch counts: sum over digits of 1 - [digit of m = candidate's digit]
     lam_digits = candidates() if c.tape.dealing else c.blank(shape)
-    dealt = deal_scaled(c, "threshold digits", lam_digits, DIGIT, count_bits, [lambda: torch.ones_like(lam_digits)])[0]
+    dealt = deal_scaled(c, "threshold digits", lam_digits, d.width, count_bits, [lambda: torch.ones_like(lam_digits)])[0]
     if c.evaluating:
-        shifts, masks = _digit_cuts(tuple(ps), digits, x.bits)
-        axes = (len(ps), digits, *[1] * x.m.dim())
+        shifts, masks = _digit_cuts(tuple(ps), d, x.bits)
+        axes = (len(ps), d.count, *[1] * x.m.dim())
         m_digits = (x.m >> shifts.to(x.m.device).reshape(axes)) & masks.to(x.m.device).reshape(axes)
         m_digits = m_digits[None].expand(shape)
         match = look_up(dealt, m_digits).sum(2)
         mismatch = Shared(-match, count_bits, 0)
-        mismatch = c.add_public(mismatch, torch.full(mismatch.shape, digits))
+        mismatch = c.add_public(mismatch, torch.full(mismatch.shape, d.count))
     else:
         mismatch = Shared(c.blank((2, len(ps), *x.shape)), count_bits, 0)
     counts = await open_value(c, mismatch)
     ones = deal_scaled(c, "threshold bits", counts.lam, count_bits, 64, [lambda: torch.ones_like(counts.lam)])[0]
-    scaled = deal_scaled(c, "threshold bits times mask", counts.lam, count_bits, bits, [lambda: x.lam.expand(counts.shape)])[
-        0
-    ]
+    factors = [lambda: x.lam.expand(counts.shape)]
+    scaled = deal_scaled(c, "threshold bits times mask", counts.lam, count_bits, x.bits, factors)[0]
     shape = (len(ps), *x.shape)
     if not c.evaluating:
-        return Shared(c.blank(shape), 64, 0), Shared(c.blank(shape), bits, x.frac)
+        return Shared(c.blank(shape), 64, 0), Shared(c.blank(shape), x.bits, x.frac)
     # a count is zero where lam = m; at most one of the two candidates has none
     bit = look_up(ones, counts.m).sum(0)
     bit_lam = look_up(scaled, counts.m).sum(0)
-    return Shared(bit, 64, 0), Shared(x.m * bit - bit_lam, bits, x.frac)
+    return Shared(bit, 64, 0), Shared(x.m * bit - bit_lam, x.bits, x.frac)
 
 
 async def by_thresholds(c: Context, x: Masked, p: Power) -> Shared:
     """Return the power in two rounds, modulo 2^64; any number of parties. See `power`."""
+    x = x.to_ring(p.high + 1)
     ps = [*_thresholds(p.low, p.high), p.high]
     # x^e = t^e 2^(e (high - x.frac)) up^-e for x = t 2^high / up; up^-e is an integer for powers of four
     step = 1 if p.exponent == -0.5 else 2
-    below, below_x = await _below(c, x, p.low, p.high, p.high + 1)
+    below, below_x = await _below(c, x, ps[:-1])
     up = [1 << (p.high - at) for at in ps]
     back = [1 << ((p.high - at) // 2 * step) for at in ps]
-    normal = _weighted(c, below_x, c.shared(x).to_ring(p.high + 1), up)
+    normal = _weighted(c, below_x, c.shared(x), up)
     one = c.public(torch.ones(x.shape, dtype=torch.int64, device=c.device), 64, 0)
     undo = _weighted(c, below, one, back)
     t, masked_undo = await together(open_cut(c, normal, p.high - MANTISSA_BITS), open_value(c, undo))

@@ -36,21 +36,25 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import RangeError
 from mpc.ring import RING_BITS
+from mpc.wide import Wide, Words
+from protocols.masked import idpf
 from protocols.masked.comparison import digit_bits, sign_form
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dpf import one_hot_below, reads_below
 from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.top_k import rank_bits, rank_shares, ranks
+from protocols.masked.zero_test import by_points
 from protocols.options import Prefer
 from protocols.schedule import together
 
 SIZES = (*range(2, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # of groups, but for the last
 PLACE_BITS = 8  # of a place, about
-KEY_BITS = 2000  # of a point function of the last ranks and places, about
+KEY_BITS = 130  # of a level of a point function
+POINT_BITS = 5  # of ranks whose tables are longer than keys
 LEVEL_ROUNDS, LAST_ROUNDS = 3, 2
-ROUND_BYTES: dict[Prefer, float] = {"auto": 2.5e6, "rounds": 1e7, "bytes": 0.0}
-"""What a round is worth: 20 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
+ROUND_BYTES: dict[Prefer, float] = {"auto": 2.2e6, "rounds": 1e7, "bytes": 0.0}
+"""What a round is worth: 18 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
 
 
 # ---- groups --------------------------------------------------------------------------------------------------------------
@@ -61,43 +65,44 @@ def _pair_bits(size: int, bits: int) -> tuple[int, int]:
     return form.table_bits + form.products * of, len(form.bits)
 
 
-def level_bits(count: int, size: int, bits: int) -> tuple[int, int]:
+def level_bits(count: int, size: int, bits: int, parties: int) -> tuple[int, int]:
     """Return the bits that a level of groups of `size` of `count` values is dealt and sends, a row."""
     groups, of = -(-count // size), rank_bits(size)
     dealt, sent = _pair_bits(size, bits)
-    pairs, values = groups * size * (size - 1) // 2, groups * size
-    return pairs * dealt + (values << of) * (2 * bits + PLACE_BITS), pairs * sent + values * of + groups * (
-        bits + PLACE_BITS
-    )
+    pairs, values = groups * size * (size - 1) // 2, groups * (size - 1)
+    picked = KEY_BITS * of + 2 * bits if by_keys(of, parties) else 2 * bits << of
+    return pairs * dealt + values * picked, pairs * sent + values * of + groups * (bits + PLACE_BITS)
 
 
-def last_bits(count: int, bits: int) -> tuple[int, int]:
+def last_bits(count: int, bits: int, parties: int) -> tuple[int, int]:
     """Return the bits that the last level, of `count` values, is dealt and sends, a row."""
+    of = rank_bits(count)
     dealt, sent = _pair_bits(count, bits)
     pairs = count * (count - 1) // 2
-    return pairs * dealt + count * KEY_BITS, pairs * sent + count * rank_bits(count)
+    picked = KEY_BITS * (of + PLACE_BITS) if parties == 2 else bits << of
+    return pairs * dealt + count * picked, pairs * sent + count * of
 
 
 @lru_cache(1 << 14)
-def _chosen(count: int, bits: int, rows: int, worth: float) -> tuple[float, tuple[int, ...]]:
-    """Return (bytes, and `worth` a round; sizes of groups) of the cheapest levels for `count` values a row."""
-    found = (worth * LAST_ROUNDS + rows * sum(last_bits(count, bits)) / 8, (count,))
+def _chosen(count: int, bits: int, parties: int, worth: float) -> tuple[float, tuple[int, ...]]:
+    """Return (bytes a row, and `worth` a round; sizes of groups) of the cheapest levels for `count` values a row."""
+    found = (worth * LAST_ROUNDS + sum(last_bits(count, bits, parties)) / 8, (count,))
     for size in SIZES:
         if size < count:
-            rest, sizes = _chosen(-(-count // size), bits, rows, worth)
-            here = worth * LEVEL_ROUNDS + rows * sum(level_bits(count, size, bits)) / 8
+            rest, sizes = _chosen(-(-count // size), bits, parties, worth)
+            here = worth * LEVEL_ROUNDS + sum(level_bits(count, size, bits, parties)) / 8
             found = min(found, (here + rest, (size, *sizes)))
     return found
 
 
-def group_sizes(shape: Sequence[int], bits: int, prefer: Prefer = "auto") -> tuple[int, ...]:
+def group_sizes(shape: Sequence[int], bits: int, parties: int, prefer: Prefer = "auto") -> tuple[int, ...]:
     """Return the sizes of groups, level by level, for values [..., n] in a ring of `bits` bits; the last is that of the only
     group of the last level.
 
-    >>> group_sizes((1, 50257), 20), group_sizes((1, 100), 20)
+    >>> group_sizes((1, 50257), 20, 2), group_sizes((1, 100), 20, 3)
     ((8, 28, 225), (100,))
     """
-    return _chosen(shape[-1], bits, math.prod(shape[:-1]), ROUND_BYTES[prefer])[1]
+    return _chosen(shape[-1], bits, parties, ROUND_BYTES[prefer] / max(1, math.prod(shape[:-1])))[1]
 
 
 # ---- levels --------------------------------------------------------------------------------------------------------------
@@ -121,6 +126,13 @@ def at_first(c: Context, rank: Masked, factor: Callable[[], Tensor], bits: int) 
     return look_up(dealt, rank.m) if c.evaluating else c.blank(rank.shape)
 
 
+def is_first(c: Context, rank: Masked, bits: int) -> Shared:
+    """Return [rank = 0] modulo 2^bits; local."""
+    if by_keys(rank.bits, c.parties):
+        return by_points(c, rank, bits)
+    return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
+
+
 def _ones(rank: Masked) -> Callable[[], Tensor]:
     return lambda: torch.ones_like(rank.lam)
 
@@ -135,12 +147,37 @@ def _above_last(x: Masked) -> Masked:
     return x.map(lambda t: t[..., :-1] - t[..., -1:])
 
 
+def _picks(c: Context, rank: Masked, of: Sequence[Masked]) -> list[Tensor]:
+    """Return shares of [rank = 0] modulo the largest ring of `of`, and of its products with each one's mask; local."""
+    bits = max(x.bits for x in of)
+    if not by_keys(rank.bits, c.parties):
+        ones = at_first(c, rank, _ones(rank), bits)
+        return [ones, *(at_first(c, rank, lambda x=x: x.lam, x.bits) for x in of)]  # type: ignore[misc]
+    tree = idpf.Points((rank.bits,), 0, 0, 1 + len(of), bits)
+
+    def payloads() -> Tensor:
+        return torch.stack([torch.ones_like(rank.lam), *(x.lam for x in of)], -1).reshape(1, -1, tree.values)
+
+    found = idpf.read_narrow(c, rank, tree, payloads, _all_values)
+    return list(found.unbind(-1)) if c.evaluating else [found] * tree.values
+
+
+def _all_values(share: Words, cut: slice) -> Words:
+    """Return every payload of the only level and point."""
+    assert not isinstance(share, Wide)
+    return share[0, 0]
+
+
+def by_keys(rank_bits: int, parties: int) -> bool:
+    """Whether ranks of so many bits are read from point functions, which are dealt in fewer bytes than tables."""
+    return parties == 2 and rank_bits >= POINT_BITS
+
+
 def _best(c: Context, rank: Masked, values: Sequence[Masked], steps: Tensor | None = None) -> list[Shared]:
     """Return [value at rank 0] of each group for several values, [..., groups, size] -> [..., groups]: the last one's, and
     what rank 0 is more. steps: public values of a group [size] that are looked up beside them, last. Local."""
     above = [_above_last(x) for x in values]
-    ones = at_first(c, rank, _ones(rank), max(x.bits for x in values))
-    hot_lams = [at_first(c, rank, lambda d=d: d.lam, d.bits) for d in above]  # type: ignore[misc]
+    ones, *hot_lams = _picks(c, rank, above)
     if not c.evaluating:
         blank = c.blank(rank.shape[:-1])
         return [Shared(blank, x.bits, x.frac) for x in values] + ([] if steps is None else [Shared(blank, RING_BITS, 0)])
@@ -206,7 +243,7 @@ async def first_largest(c: Context, x: Masked, reach: int, sizes: Sequence[int],
     assert places is not None
     if places.masked is None:
         rank = await ranks(c, x)
-        return Shared(at_first(c, rank, _ones(rank), bits), bits, 0)
+        return is_first(c, rank, bits)
     row = await _blocks(c, x, places, bits)
     return row.map(lambda t: t.flatten(-2)[..., :count])
 
@@ -218,7 +255,7 @@ async def _blocks(c: Context, x: Masked, places: _Places, bits: int) -> Shared:
     place = places.masked.to_ring(width)
     if c.parties == 2 and reads_below(rank.bits, width, bits):
         return one_hot_below(c, rank, place, bits).map(lambda t: t[..., : places.size])
-    first = await open_value(c, Shared(at_first(c, rank, _ones(rank), bits), bits, 0))
+    first = await open_value(c, is_first(c, rank, bits))
     dealt = deal_scaled(c, "place", place.lam, width, bits, [_ones(place), lambda: first.lam])
     if not c.evaluating:
         return Shared(c.blank((*x.shape, places.size)), bits, 0)

@@ -1,6 +1,6 @@
 """What cache policies need of the suite `masked`: similarities, ranking, choosing and compaction, maximum and arg-max.
 
-Rounds and bytes are those of the gates: `top_k`, `threshold`, `compaction`, `ranking`, and those of making a value masked.
+Rounds and bytes are those of the gates: `top_k`, `marking`, `compaction`, `ranking`, and those of making a value masked.
 Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranking").
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import compaction, product, ranking, threshold, top_k
+from protocols.masked import compaction, marking, product, ranking, top_k
 from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import require
@@ -24,9 +24,7 @@ from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
 
-PAIRS = 64  # up to so many values are ranked by all pairs, more are compared with a threshold
 RANKED_BITS = 30  # ring of what is ranked
-DIGIT_BITS = 6
 
 
 # ---- similarities ------------------------------------------------------------------------------------------------------
@@ -69,32 +67,34 @@ async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
 
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet."""
+    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; a single one
+    is found in groups where that is worth its rounds (`ranking`)."""
+    c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        return convert.new(await top_k.top_k(convert.context, m, k, RING_BITS), 1)
+        if k > 1:
+            return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.parties, c.prefer)
+        row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)
+        return convert.new(row.map(lambda t: t[..., None, :]), 1)
 
 
 async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return 1 at the k largest, else 0: by ranks up to `PAIRS` values, by threshold beyond."""
+    """Return 1 at the k largest, else 0: by ranks or by threshold, see `marking`."""
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        if x.shape[-1] <= PAIRS:
-            found = await top_k.top_k_indicator(convert.context, m, k, RING_BITS)
-        else:
-            found = await threshold.top_k_by_threshold(convert.context, m.with_frac(0), k, RING_BITS, DIGIT_BITS)
-        return convert.new(found, 1)
+        return convert.new(await marking.mark_largest(convert.context, m, k, RING_BITS), 1)
 
 
 async def largest(convert: Conversion, x: Value, background: bool = False) -> MaskedTensor:
     """Return the maximum over the last axis, [..., n] -> [..., 1]; exact in fixed point. background: few bytes, whatever the
     rounds."""
     t = convert.tensor(x)
-    f = convert.fraction_bits
+    c, f = convert.context, convert.fraction_bits
     m = await convert.masked(t, f, f + t.magnitude + 3)
     with operation("max"):
-        sizes = ranking.group_sizes(m.shape, m.bits, "bytes" if background else convert.context.prefer)
-        found = await ranking.maximum(convert.context, m, 1 << (f + t.magnitude), sizes)
+        sizes = ranking.group_sizes(m.shape, m.bits, c.parties, "bytes" if background else c.prefer)
+        found = await ranking.maximum(c, m, 1 << (f + t.magnitude), sizes)
     return convert.new(found.map(lambda v: v[..., None]), t.magnitude)
 
 
@@ -102,12 +102,12 @@ async def argmax(convert: Conversion, x: Value) -> MaskedTensor:
     """Return the one-hot of the maximum, in the ring of products with the token table; ties (within 2^-10) go to the earlier
     position."""
     t = convert.tensor(x)
-    f = min(CHOICE_BITS, convert.fraction_bits)
+    c, f = convert.context, min(CHOICE_BITS, convert.fraction_bits)
     with operation("argmax"):
         reach, bits = t.reach_bits(f)
         m = await convert.masked(t, f, bits)
-        sizes = ranking.group_sizes(m.shape, bits, convert.context.prefer)
-        return convert.new(await ranking.first_largest(convert.context, m, reach, sizes, convert.bounds.table_bits), 1)
+        sizes = ranking.group_sizes(m.shape, bits, c.parties, c.prefer)
+        return convert.new(await ranking.first_largest(c, m, reach, sizes, convert.bounds.table_bits), 1)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------

@@ -123,15 +123,22 @@ class WideShared:
 
 
 class Masked:
-    """A masked value: m = x + lam modulo 2^bits, with `frac` fraction bits. lam: a tensor, or what computes it."""
+    """A masked value: m = x + lam modulo 2^bits, with `frac` fraction bits. lam: a tensor, or what computes it.
 
-    __slots__ = ("_lam", "bits", "frac", "m")
+    lowest: x is at least that, in ring units, and below lowest + 2^(bits - 1), where it is lifted to a larger ring; if it is
+    not said, -2^(bits - 2).
+    """
 
-    def __init__(self, m: Tensor, lam: Tensor | Callable[[], Tensor], bits: int, frac: int) -> None:
+    __slots__ = ("_lam", "bits", "frac", "lowest", "m")
+
+    def __init__(
+        self, m: Tensor, lam: Tensor | Callable[[], Tensor], bits: int, frac: int, lowest: int | None = None
+    ) -> None:
         self.m = m
         self._lam = lam
         self.bits = bits
         self.frac = frac
+        self.lowest = lowest
 
     @property
     def lam(self) -> Tensor:
@@ -152,7 +159,11 @@ class Masked:
 
     def move(self, f: Callable[[Tensor], Tensor]) -> Masked:
         """As `map`, for an f that only moves elements (indexing, reshaping, joining with zeros): nothing needs a cut."""
-        return Masked(f(self.m), lambda: f(self.lam), self.bits, self.frac)
+        return Masked(f(self.m), lambda: f(self.lam), self.bits, self.frac, self.lowest)
+
+    def starting(self, lowest: int) -> Masked:
+        """Return the same value, known to be at least so many ring units."""
+        return Masked(self.m, lambda: self.lam, self.bits, self.frac, lowest)
 
     def beside(self, other: Masked) -> Masked:
         """Return both, joined along the last axis; same ring and fraction bits."""

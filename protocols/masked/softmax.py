@@ -16,15 +16,18 @@ heads, 9 million hashes of 64 bits, that has a chance of 2^-40; in a token, 9 07
 
 Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
 
-Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default. What is computed
-is right while each score is less than 31/32 2^(r-1) away from the row's last one. A score further away than 29/32 of it is
-flagged, at no byte beyond the hashes, up to the circle's other side; 32 bits a score tell what lies there (`ranges`).
+Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default, in what the
+figures in brackets are for. Two flags (`ranges`) tell where it is not. A score that is further from the row's last one than
+29/32 2^(r-1) (116), but not by 3/16 of it (140), modulo 2^r (256): its bin is among the far ones, of which the hashes are
+there anyway. And one that lies above the shift or 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of 32 bits
+a score. Both together flag every score beyond 116 and below 396 from the last one. What is not flagged is right.
 Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
 A public mask removes positions altogether (`rows`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +41,7 @@ from protocols.masked.context import Context, open_value
 from protocols.masked.exponential import exponential
 from protocols.masked.forms import choose
 from protocols.masked.power import Power, power
-from protocols.masked.ranges import RangeFlags
+from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.zero_words import Plan, Way, zero_words
@@ -102,18 +105,26 @@ def _watch_far(words: Tensor, spread: Spread) -> None:
     spread.flags.watch("score", histogram.parity((odd << torch.arange(len(masks), device=words.device)).sum(-1)))
 
 
+def _check(x: Masked, spread: Spread) -> None:
+    """Flag a score above its row's shift, or further below than the limit and the 8 that the shift may lie above."""
+    if spread.flags is not None:
+        unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
+        reach = math.ceil((spread.limit + (2 << BIN_BITS)) / 2 / unit) * unit
+        spread.flags.check("score", x.add_public(int(reach * 2.0**x.frac)), reach)
+
+
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
-    y: masked differences of scores [entries] (`Rows.relative`), modulo 2^(range_bits + frac), as the result [rows].
+    y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
     """
     width = spread.range_bits - BIN_BITS
     bins, unit = 1 << width, y.frac + BIN_BITS
     tests = rows.rows * (bins - 1)
     plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
-    forms = [plan.form(tests, width, c.parties) for plan in plans.values()]
+    forms = [plan.form(tests, width + 1, c.parties) for plan in plans.values()]
     if c.parties == 2:
-        forms.append(zero_test.points_form(tests, HASH_BITS["one"], width))
+        forms.append(zero_test.points_form(tests, HASH_BITS["one"], width + 1))
     form = choose(forms, c.prefer)
     bits = plans.get(form, plans["one"]).bits
 
@@ -121,15 +132,15 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
         if spread.flags is not None:
             _watch_far(words, spread)
 
-    share = histogram.hashes(c, y, rows, unit, bits, watch)
+    share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
     hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
     if form == "points":
-        empty = zero_test.by_points(c, hashes, width)
+        empty = zero_test.by_points(c, hashes, width + 1)
     else:
-        empty = await zero_words(c, hashes, plans[form].way, width)
+        empty = await zero_words(c, hashes, plans[form].way, width + 1)
     edge = c.add_public(empty.map(lambda t: -t.sum(-1)), bins // 2)  # bins above the last score's, the highest one included
     opened = await open_value(c, edge)
-    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + y.frac, y.frac)
+    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 
 
 async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
@@ -139,16 +150,13 @@ async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, in
     """
     frac, bits = precision
     with operation("softmax shift"):
-        difference = y.map(rows.relative)
-        if spread.flags is not None:
-            near = difference.to_ring(difference.frac + spread.range_bits + 1)
-            spread.flags.check("score", near, spread.limit)
-        difference = difference.to_ring(spread.range_bits + y.frac)
+        difference = y.to_ring(spread.range_bits + 1 + y.frac).map(rows.relative)
         edge = await shift(c, difference, rows, spread)
         away = Masked(rows.spread(edge.m), lambda: rows.spread(edge.lam), edge.bits, edge.frac).map(torch.neg)
         x = difference.add(away)
+        _check(x, spread)
     with operation("exponential"):
-        p = await exponential(c, x, frac, bits)
+        p = await exponential(c, x.to_ring(spread.range_bits + y.frac), frac, bits)
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
         total = p.map(rows.sum).to_ring(frac + grow + 1)

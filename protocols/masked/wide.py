@@ -118,3 +118,8 @@ async def open_cut_wide(c: Context, x: WideShared, count: int) -> Masked:
     m = await WideOpening(x, lam)
     short = c.deal("truncate", x.shape, left, lambda: wide.shifted(lam, count, x.bits))
     return Masked(wide.shifted(m, count, x.bits) if c.evaluating else c.blank(x.shape), short, left, frac)
+
+
+async def open_any(c: Context, x: Shared | WideShared, count: int) -> Masked:
+    """Return <x / 2^count> of a sharing in however many bits, at most 64 of which are left. 1 round."""
+    return await (open_cut_wide(c, x, count) if isinstance(x, WideShared) else open_cut(c, x, count))

@@ -77,6 +77,15 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
                 assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
+@pytest.mark.parametrize("other", [0.0, 100.0, -100.0])
+def test_a_far_score_is_flagged_on_both_sides(other: float) -> None:
+    """A score from 116 to 396 away from the row's last one, whatever else the row holds."""
+    for distance in (116.1, 119.0, 127.9, 128.0, 139.9, 141.0, 160.0, 255.9, 260.0, 371.0, 383.9, 395.9):
+        for sign in (1, -1):
+            _, set_ = flags(scores, [torch.tensor([[sign * distance, other, 0.0]])])
+            assert set_ == {("score", 1)}, (sign * distance, other)
+
+
 def test_scores_are_right_wherever_they_are_not_flagged() -> None:
     """Between bound and certain flag, either: rows whose spread goes from 90 to 140, both signs of the last score."""
     wrong = flagged = 0

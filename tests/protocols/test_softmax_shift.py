@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.masked import softmax, zero_test
+from protocols.masked import histogram, softmax
 from protocols.masked.context import Context, open_value
+from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
 from tests.tools import softmax_shift
@@ -18,6 +19,7 @@ from tests.tools.policy_page import PAGE, POLICIES, crypten_row, table_in, token
 
 FRAC, RANGE = 14, 8
 BITS = FRAC + RANGE
+SPREAD = softmax.Spread(RANGE)
 
 
 def hard_rows() -> list[Tensor]:
@@ -31,43 +33,104 @@ def hard_rows() -> list[Tensor]:
 def shift_gate(rows: int, columns: int) -> Any:
     async def gate(c: Context, s: Shared) -> Shared:
         y = await open_value(c, s)
-        return await softmax.shift(c, Masked(y.m, y.lam, BITS, FRAC), softmax.Rows(rows, columns, None), RANGE)
+        found = await softmax.shift(c, Masked(y.m, y.lam, BITS, FRAC), Rows(torch.Size((rows, columns))), SPREAD)
+        return c.shared(found)
 
     return gate
 
 
-def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Every zero test takes this form."""
-    monkeypatch.setattr(zero_test, "choose", lambda forms, prefer: name)
+@pytest.fixture
+def preferring(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes all contexts prefer rounds or bytes."""
+    made = Context.__init__
+
+    def prefer(what: str) -> None:
+        def init(c: Context, *args: Any, **kwargs: Any) -> None:
+            made(c, *args, **kwargs)
+            c.prefer = what  # type: ignore[assignment]
+
+        monkeypatch.setattr(Context, "__init__", init)
+
+    return prefer
 
 
 @pytest.mark.parametrize(
-    ("parties", "form"), [(2, "points"), (2, "table"), (3, "table"), (2, "comparison"), (3, "comparison")]
+    ("parties", "prefer", "rounds"), [(2, "rounds", 2), (3, "rounds", 3), (2, "bytes", 4), (3, "bytes", 4)]
 )
-def test_the_histogram_is_right_within_four(parties: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By point functions or a dealt table of counts, one round, and by comparisons, two."""
-    only(monkeypatch, form)
+def test_the_shift_is_the_edge_of_the_largest_ones_bin(parties: int, prefer: str, rounds: int, preferring: Any) -> None:
+    """Within 8 below it: a bin is 4 wide, and a score may be counted in the next one."""
+    preferring(prefer)
     scores = torch.stack(hard_rows())
     gate = shift_gate(*scores.shape)
     result = run(gate, [((scores * 2.0**FRAC).round().to(torch.int64).flatten(), BITS)], parties)
-    distance = scores.max(-1).values - result.out.double() / 2.0**FRAC
-    assert bool(((distance >= -4) & (distance < 4)).all())
-    assert result.costs[0].rounds == 1 + (2 if form == "comparison" else 1)  # after the opening of the scores
+    distance = result.out.double() / 2.0**FRAC - scores.max(-1).values
+    assert bool(((distance > 0) & (distance <= 8)).all())
+    assert result.costs[0].rounds == 1 + rounds  # after the opening of the scores
 
 
-def test_one_round_where_rows_are_few() -> None:
-    """A token's rows, whatever their length. With ten thousand rows two rounds cost less."""
-    for columns in (102, 1024):
-        few, many = (predict(shift_gate(rows, columns), [((rows * columns,), BITS)], 2) for rows in (12, 10_000))
-        assert (few.rounds, many.rounds) == (2, 3)
+@pytest.mark.parametrize("range_bits", [6, 7, 9, 11])
+def test_the_shift_in_other_ranges(range_bits: int) -> None:
+    """16 bins in a quarter of a word to 512 bins in eight words."""
+    reach = 0.9 * 2.0 ** (range_bits - 1)
+    scores = torch.cat([torch.linspace(-reach, reach, 65)[:, None], torch.full((65, 4), -reach)], 1).double()
+    scores = torch.floor(scores * 2.0**FRAC) / 2.0**FRAC
+    bits = range_bits + FRAC
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        y = await open_value(c, s)
+        rows = Rows(torch.Size(scores.shape))
+        return c.shared(await softmax.shift(c, Masked(y.m, y.lam, bits, FRAC), rows, softmax.Spread(range_bits)))
+
+    result = run(gate, [((scores * 2.0**FRAC).to(torch.int64).flatten(), bits)])
+    distance = result.out.double() / 2.0**FRAC - scores.max(-1).values
+    assert bool(((distance > 0) & (distance <= 8)).all())
 
 
-def test_what_is_opened_is_uniform() -> None:
-    """All scores equal: without masks every count would be 0 or 20."""
-    seen = run(shift_gate(400, 20), [(torch.zeros(8000, dtype=torch.int64), BITS)]).seen
-    assert len(seen) == 3  # the scores, the counts, and the bits of so many zero tests
-    for m, bits in seen[1:]:
-        assert chi_square(m, 1 << bits) < chi_square_limit(1 << bits)
+def test_bytes_of_a_score() -> None:
+    """A bit a bin for any number of parties, and nothing that is dealt or sent for a score besides."""
+    for parties in (2, 3):
+        few, many = (predict(shift_gate(12, n), [((12 * n,), BITS)], parties) for n in (100, 1100))
+        scores = 12 * 1000
+        assert many.bytes_sent - few.bytes_sent == scores * BITS // 8 * (parties - 1)  # their own opening
+        assert (many.offline_bytes - few.offline_bytes) == scores * 64 / 8
+
+
+def test_bytes_of_a_row() -> None:
+    """With many rows: 63 hashes of 64 bits, 20 bits opened of each, 54 bytes dealt."""
+    few, many = (predict(shift_gate(rows, 8), [((rows * 8,), BITS)], 2) for rows in (2000, 3000))
+    assert few.rounds == many.rounds == 5
+    assert (many.bytes_sent - few.bytes_sent) / 1000 == pytest.approx(8 * 22 / 8 + 63 * (64 + 20) / 8 + 7 / 8, abs=0.1)
+    assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 63 * 54, abs=0.1)
+
+
+@pytest.mark.parametrize(("parties", "prefer", "openings"), [(2, "rounds", 3), (3, "rounds", 4), (2, "bytes", 5)])
+def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, preferring: Any) -> None:
+    """All scores equal: without masks every hash would be 0 or one of 20 words' XOR, and every shift the same."""
+    preferring(prefer)
+    seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
+    assert len(seen) == openings
+    (hashes, size), *bits, (shift, _) = seen[1:]
+    for part in range(0, size, 8):
+        assert chi_square((hashes >> part) & 255, 256) < chi_square_limit(256)
+    assert chi_square(shift, 128) < chi_square_limit(128)
+    for m, ring_bits in bits:
+        assert ring_bits == 1
+        assert chi_square(m, 2) < chi_square_limit(2)
+
+
+def test_hashes_have_other_words_in_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is missed is not missed again; all parties have the same words."""
+    made, seeds = histogram.hash_words, []
+
+    def noted(seed: Tensor, *rest: Any) -> Tensor:
+        seeds.append(tuple(seed.tolist()))
+        return made(seed, *rest)
+
+    monkeypatch.setattr(histogram, "hash_words", noted)
+    for _ in range(2):
+        run(shift_gate(4, 8), [(torch.zeros(32, dtype=torch.int64), BITS)], 3)
+    assert len(seeds) == 6
+    assert len(set(seeds)) == 2
 
 
 def test_shifts_from_a_selection_lose_the_output() -> None:

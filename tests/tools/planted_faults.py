@@ -39,6 +39,7 @@ class Fault:
 GATES = "tests/protocols/masked/test_gates.py"
 SUITE = "tests/protocols/masked/test_suite.py"
 RANGES = "tests/protocols/test_ranges.py"
+EXPONENTIAL = "tests/protocols/masked/test_exponential.py"
 CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
 GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
 SELECTION = "tests/protocols/masked/test_selection.py"
@@ -226,8 +227,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "an incremental point function's control bit on the wrong side",
         "protocols/masked/idpf.py",
-        "        turn[0] ^= bit ^ _ONE\n        turn[1] ^= bit\n",
-        "        turn[0] ^= bit\n        turn[1] ^= bit ^ _ONE\n",
+        "np.stack([bits ^ _ONE, bits], 1)",
+        "np.stack([bits, bits ^ _ONE], 1)",
         (f"{IDPF}::test_every_point_of_a_small_domain",),
     ),
     Fault(
@@ -296,17 +297,17 @@ FAULTS: tuple[Fault, ...] = (
     # ---- softmax and norms
     Fault(
         "scores read as they are, not relative to their row",
-        "protocols/masked/softmax.py",
+        "protocols/masked/rows.py",
         "return (whole - whole[:, -1:]).reshape(-1)",
         "return whole.reshape(-1)",
         (f"{SUITE}::test_softmax", f"{RANGES}::test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie"),
     ),
     Fault(
-        "exponentials of what lies two units lower",
+        "a score beyond the far bins is not flagged",
         "protocols/masked/softmax.py",
-        "units = torch.where(d < 1, d, d - size)",
-        "units = torch.where(d < 2, d, d - size)",
-        (f"{RANGES}::test_scores_are_right_wherever_they_are_not_flagged", GATES_OF_MASKED),
+        "odd = histogram.parity(words & mask)",
+        "odd = histogram.parity(words & (mask >> 1))",
+        (f"{RANGES}::test_a_far_score_is_flagged_on_both_sides",),
     ),
     Fault(
         "shares cut without what a lost carry takes",
@@ -403,23 +404,44 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift counts bins of half the width",
         "protocols/masked/softmax.py",
-        "unit = y.frac + BIN_BITS",
-        "unit = y.frac + BIN_BITS - 1",
+        "y.frac + BIN_BITS",
+        "y.frac + BIN_BITS - 1",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lowest = ((bins - 1) << unit) - (1 << (range_bits - 1 + y.frac))",
-        "lowest = ((bins - 1) << unit) - (1 << (range_bits - 2 + y.frac))",
+        "lambda t: -t.sum(-1)), bins // 2)",
+        "lambda t: -t.sum(-1)), bins // 4)",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
-        "exponentials of the wrong unit",
-        "protocols/masked/softmax.py",
-        "units * (1 << WIDE_BITS) - lam_lo",
-        "units * (1 << WIDE_BITS) + lam_lo",
-        (f"{SUITE}::test_softmax",),
+        "a dealt power whose sign stays",
+        "protocols/masked/exponential.py",
+        "return torch.where(bit == 1, value, -value)",
+        "return value",
+        (f"{EXPONENTIAL}::test_exponentials",),
+    ),
+    Fault(
+        "exponentials of the next digit",
+        "protocols/masked/exponential.py",
+        "turned(shares[0], (m_hi + 1)",
+        "turned(shares[0], (m_hi + 2)",
+        (f"{EXPONENTIAL}::test_exponentials",),
+    ),
+    Fault(
+        "a zero test that looks at all digits but one",
+        "protocols/masked/zero_words.py",
+        "return -(-self.bits // DIGIT[self.way])",
+        "return max(1, self.bits // DIGIT[self.way])",
+        (f"{EXPONENTIAL}::test_zero_words",),
+    ),
+    Fault(
+        "hashes with one word for four places",
+        "protocols/masked/histogram.py",
+        "return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)",
+        "return (picks[..., :1] * 15).sum(-1).to(seed.device)",
+        (f"{EXPONENTIAL}::test_hashes_are_zero_where_no_score_lies",),
     ),
     Fault(
         "a norm without its epsilon",

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from protocols.masked import softmax
 from protocols.masked.context import Context
-from protocols.masked.shares import Masked, Shared
+from protocols.masked.rows import Rows
+from protocols.masked.shares import Masked
 from tests.protocols.masked.harness import run_masked
 
 CHANNELS, CLUSTERS, TAKEN, ALPHA = 64, 16, 4, 0.6
@@ -79,12 +80,16 @@ def cases() -> list[Case]:
     return out
 
 
-def given(shifts: Tensor) -> Callable[[Context, Masked, softmax.Rows, int], Awaitable[Shared]]:
-    """A stand-in for the gate that finds the shift: these public numbers, one for each row, as the ring holds them."""
+def given(shifts: Tensor) -> Callable[[Context, Masked, Rows, softmax.Spread], Awaitable[Masked]]:
+    """A stand-in for the gate that finds the shift: these public numbers, one for each row, as the ring holds them.
 
-    async def shift(c: Context, y: Masked, rows: softmax.Rows, range_bits: int) -> Shared:
-        bits = range_bits + y.frac
-        return c.public(torch.floor(shifts * 2.0**y.frac).to(torch.int64) & ((1 << bits) - 1), bits, y.frac)
+    What the gate finds is the upper edge of the largest score's bin of 4."""
+
+    async def shift(c: Context, y: Masked, rows: Rows, spread: softmax.Spread) -> Masked:
+        bits = spread.range_bits + 1 + y.frac
+        edges = torch.floor((shifts + 2.0**softmax.BIN_BITS) * 2.0**y.frac).to(torch.int64) & ((1 << bits) - 1)
+        public = edges if c.evaluating else c.blank(edges.shape)
+        return Masked(public, torch.zeros_like(edges), bits, y.frac)
 
     return shift
 

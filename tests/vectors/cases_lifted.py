@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpc.wide import Wide
 from protocols.masked import lifted, wide
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared, WideShared
@@ -51,10 +52,10 @@ async def _lifted(s: MaskedSuite, x: Masked, bits: int, count: int) -> Shared:
 async def _dealt(s: MaskedSuite, x: Masked, bits: int, count: int) -> Shared:
     """The square of a mask, dealt and cut."""
     c = s.context
-    whole = wide.deal(c, "wide", x.shape, bits, lambda: wide.Wide.of(x.lam) * x.lam)
+    whole = wide.deal(c, "wide", x.shape, bits, lambda: Wide.of(x.lam) * x.lam)
     if not c.evaluating:
-        whole = wide.Wide(c.blank(x.shape), c.blank(x.shape))
-    assert isinstance(whole, wide.Wide)
+        whole = Wide(c.blank(x.shape), c.blank(x.shape))
+    assert isinstance(whole, Wide)
     return await _cut(c, WideShared(whole, bits, 0), count)
 
 

@@ -17,7 +17,6 @@ from protocols.masked import (
     piecewise,
     power,
     product,
-    softmax,
     tokens,
     truncation,
     zero_test,
@@ -33,7 +32,6 @@ from protocols.masked.shuffle import shuffle
 from protocols.masked.suite import MaskedSuite
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
-from protocols.masked.values import MaskedTensor
 from protocols.masked.weights import fixed_weight
 from protocols.options import MaskedOptions
 from protocols.schedule import together
@@ -235,27 +233,18 @@ def _lookup() -> dict[str, list[Case]]:
 
     many = Input(torch.arange(-8, 8) * 63, 10, 0)
     chosen = cases("one-hot, the cheaper way", cheaper, [many], {"width": 10, "bits": 64})
+    zeros = []
+    for name, way, n in (("table", zero_test.by_table, (2, 3)), ("points", zero_test.by_points, (2,))):
+        for width, bits in ((5, 9),) if name == "table" else ((5, 9), (24, 6), (40, 64)):
+            given = [real([0, 3, -1], width, 0)]
+            zeros += cases(
+                f"zero test by {name}", lambda s, x, bits, way=way: way(s.context, x, bits), given, {"bits": bits}, n
+            )
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
         "one_hot": table + keys + chosen,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
-        "zero_test": cases(
-            "zero test by table",
-            lambda s, x, bits: zero_test.by_table(s.context, x, bits),
-            [real([0, 3, -1], 5, 0)],
-            {"bits": 9},
-        )
-        + [
-            c
-            for width, bits in ((5, 9), (24, 6), (40, 64))
-            for c in cases(
-                "zero test by points",
-                lambda s, x, bits: zero_test.by_points(s.context, x, bits),
-                [real([0, 3, -1], width, 0)],
-                {"bits": bits},
-                parties=(2,),
-            )
-        ],
+        "zero_test": zeros,
         "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
     }
 
@@ -290,20 +279,10 @@ def _functions() -> dict[str, list[Case]]:
                 "power", powered, [Input(torch.tensor([4097, (1 << 20) - 1]), 24, 10)], {**inverse, "exponent": exponent}
             )
         ],
-        "exponential": cases(
-            "exponential",
-            lambda s, x, bits: softmax.exponential(s.context, x, bits),
-            [real([-0.25, -7.9, -100.0], 22, 14)],
-            {"bits": 64},
-        ),
     }
 
 
 def _rows() -> dict[str, list[Case]]:
-    async def probabilities(s: MaskedSuite, x: Shared, frac: int, score: int) -> list[Any]:
-        found = await s.softmax(MaskedTensor(s.context, score + 1, x))
-        return [found.as_shared(), s.flags()]
-
     async def moment(s: MaskedSuite, x: Shared, kind: Any, epsilon: float, **_: Any) -> list[Any]:
         found = await s.rsqrt_moment(s.convert.new(x, s.convert.bounds.here.residual + 2), Norm(kind, epsilon))
         return [found.as_shared(), s.flags()]
@@ -312,7 +291,6 @@ def _rows() -> dict[str, list[Case]]:
         s.convert.ranges.check("activation", x, limit, signed_value, width)
         return s.convert.ranges.take()
 
-    scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
     row = real([[1.5, -0.25, 3.0, 0.125, -2.0, 0.5, 0.0, 1.0]], 64, 16)
     norms, within = [], {"limit": 16.0, "signed_value": True, "width": 5}
     for kind, prefer in (("rms", "bytes"), ("layer", "auto")):
@@ -320,7 +298,6 @@ def _rows() -> dict[str, list[Case]]:
         given = {"kind": kind, "epsilon": 2.0**-10, "frac": 14, **bounds}
         norms += cases("norm", moment, [row], given, opened=False, options=bounds)
     return {
-        "softmax": cases("softmax", probabilities, [scores], {"frac": 14, "score": 5}, opened=False, options={"score": 5}),
         "norm": norms,
         "range_flags": cases("range flags", flags, [real([3.5, -15.75, 9.0], 20, 14)], within)
         + cases("range flags", flags, [real([3.5, -20.0, 9.0], 20, 14)], within),
@@ -340,18 +317,14 @@ def _orders() -> dict[str, list[Case]]:
     async def threshold(s: MaskedSuite, x: Masked, k: int, bits: int, digit_bits: int) -> Shared:
         return await top_k_by_threshold(s.context, x, k, bits, digit_bits)
 
-    async def largest(s: MaskedSuite, x: Masked, reach: int, groups: list[int]) -> Shared:
-        return await maximum(s.context, x, reach, groups)
-
-    async def first(s: MaskedSuite, x: Masked, reach: int, groups: list[int], bits: int) -> Shared:
-        return await first_largest(s.context, x, reach, groups, bits)
+    top, first = (lambda s, x, g=g, **how: g(s.context, x, *how.values()) for g in (maximum, first_largest))
 
     async def position(s: MaskedSuite, x: Shared, bits: int, magnitude: int) -> Shared:
         return (await s.argmax(s.convert.new(x, magnitude))).as_shared()
 
     few = Input(torch.tensor([[5, -3, 5, 900, 0, -900]]), 12, 0)
     many = Input(torch.tensor([[5, -3, 5, 200, 0, -200, 7, 5, 5]]), 10, 0)
-    more = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0)
+    more, twenty = Input(torch.tensor([[*range(-8, 5), 9, 9, -511, 6]]), 12, 0), Input(torch.arange(20)[None] * 7 % 20, 7, 0)
     seven = Input(torch.tensor([[4, 77, -3, 8, 77, -511, 6]]), 12, 0)
     return {
         "top_k": cases("ranks", ranked, [few])
@@ -364,10 +337,11 @@ def _orders() -> dict[str, list[Case]]:
         "ranking": [
             c
             for groups in ([7], [3, 3], [2, 2, 2])
-            for c in cases("maximum", largest, [seven], {"reach": 511, "groups": groups})
+            for c in cases("maximum", top, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
         ]
-        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,)),
+        + cases("first largest", first, [more], {"reach": 511, "groups": [2, 4, 3], "bits": 20}, parties=(2,))
+        + cases("first largest", first, [twenty], {"reach": 20, "groups": [17, 2], "bits": 20}, parties=(2,)),
         "argmax": cases(
             "argmax", position, [real([[1.5, -3.0, 4.25, 4.0]], 64, 16)], {"bits": 32, "magnitude": 8}, opened=False
         ),

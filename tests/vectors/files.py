@@ -12,6 +12,7 @@ from tests.vectors.cases_crypten import crypten_files
 from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
 from tests.vectors.cases_outputs import output_files
+from tests.vectors.cases_softmax import softmax_files
 from tests.vectors.recording import Case, record
 
 FOLDER = Path(__file__).parent
@@ -55,8 +56,9 @@ MASKED: dict[str, tuple[str, ...]] = {
     "piecewise": ("piecewise.py",),
     "activation": ("activation.py",),
     "power": ("power.py", "idpf.py"),
-    "exponential": ("softmax.py",),
-    "softmax": ("softmax.py", "attention.py"),
+    "exponential": ("exponential.py", "natural_powers.py"),
+    "zero_words": ("zero_words.py",),
+    "softmax": ("softmax.py", "histogram.py", "attention.py"),
     "norm": ("normalisation.py", "stream.py", "forms.py", "ranges.py"),
     "range_flags": ("ranges.py",),
     "top_k": ("top_k.py",),
@@ -93,6 +95,8 @@ NO_PROTOCOL = {
         "elementwise.py": "rounds of the gates above",
         "linear.py": "products with fixed weights",
         "magnitudes.py": "public bounds",
+        "marking.py": "a choice of two of the gates above",
+        "rows.py": "public positions",
         "selected_attention.py": "attention of the gates above",
         "suite.py": "passes on to the modules beside it",
         "values.py": "values of the suite",
@@ -117,7 +121,7 @@ def sources() -> dict[str, list[str]]:
 
 def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
-    return {**masked_files(), **lifted_files(), **crypten_files(), **output_files()}
+    return {**masked_files(), **lifted_files(), **softmax_files(), **crypten_files(), **output_files()}
 
 
 def content(name: str) -> dict[str, Any]:

@@ -28,7 +28,11 @@ from tests.vectors.independent.formats import BEGINNING, FULL_BYTES
 
 SESSION = hashlib.sha256(b"known-answer vectors 1").digest()
 NOISE_SEED = "protocols.gumbel.new_seed"
-OWN_SEEDS = ("protocols.masked.ranges.new_seed", "protocols.crypten.binding.session.new_seed")
+OWN_SEEDS = (
+    "protocols.masked.ranges.new_seed",
+    "protocols.masked.histogram.new_seed",
+    "protocols.crypten.binding.session.new_seed",
+)
 _role = threading.local()
 
 

@@ -86,7 +86,7 @@ def run(
     reference = client.find_model(name)
     request = GenerationRequest((), params, spec, policy, reference, chosen_draft(draft))
     if request.draft is not None:
-        check_verifiable(chosen, parse(policy))
+        check_verifiable(chosen, parse(policy), request.draft.plan)
         request.draft.check(reference.architecture, words)
     warn_if_never_calibrated(reference)
     if not _answer_lines(client, words, request):

@@ -175,12 +175,12 @@ def _table(plan: Plan) -> None:
     out.print(
         "First a token after the prompt: what a party sends; offline: to the party that receives corrections; seconds of "
         f"delays and transfer on '{plan.network.name}'. Then what happens once, after the prompt, beyond the full "
-        "cache's work."
+        "cache's work; of a prompt in batches that drop tokens, what all of it costs more (or, negative, less)."
     )
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f}" if count < 10_000_000 else f"{count / 1e6:,.1f}"
+    return f"{count / 1e6:.2f}" if abs(count) < 10_000_000 else f"{count / 1e6:,.1f}"
 
 
 def _verdict(plan: Plan) -> None:

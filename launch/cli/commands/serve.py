@@ -128,7 +128,7 @@ def run(
 
     known, drafting = parse(policy), chosen_draft(draft)
     if drafting is not None:
-        check_verifiable("greedy", known)
+        check_verifiable("greedy", known, drafting.plan)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(

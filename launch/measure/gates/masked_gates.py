@@ -14,7 +14,7 @@ from torch import Tensor
 
 from launch.measure.gates.check import Gate
 from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
-from protocols.masked import activation, comparison, power, softmax, truncation
+from protocols.masked import activation, comparison, exponential, power, truncation, zero_test, zero_words
 from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
@@ -89,7 +89,24 @@ def _comparison() -> list[Gate]:
     for bits in (12, 20):
         name = f"within 0 to 2^{LOW} - 1, {bits} bits"
         found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
-    return found
+    return [*found, *(_zero_test(bits) for bits in (7, 24, 40))]
+
+
+def _zero_test(bits: int) -> Gate:
+    """Return the gate on zero, small numbers, and what differs from zero in one bit."""
+
+    async def program(c: Context, x: Masked) -> Shared:
+        return zero_test.by_points(c, x, OUT)
+
+    def points(count: int) -> list[Tensor]:
+        single = -(2.0 ** torch.arange(bits, dtype=torch.float64))  # -2^(bits - 1) is the ring's smallest
+        near = torch.arange(-(count // 4), count // 4, dtype=torch.float64).clamp(
+            -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+        )
+        return [torch.cat([single, near, torch.zeros(max(count // 4, 1), dtype=torch.float64)])]
+
+    name, judge = f"zero test by point function, {bits} bits", absolute(lambda x: x == 0)
+    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, 2)
 
 
 def _piecewise() -> list[Gate]:
@@ -233,14 +250,34 @@ def _powers() -> list[Gate]:
 
 
 def _exponential() -> list[Gate]:
-    async def program(c: Context, x: Masked) -> Shared:
-        return softmax.exponential(c, x, OUT)
+    frac, ring_bits = 28, 62
 
-    marks = [float(x) for x in range(-248, 0, 8)]
-    points = span(-248.0, -UNIT, UNIT, marks)
-    judge = relative(lambda x: torch.exp(x + softmax.PEAK), 2.0**-10)
-    words = "-248 <= x < 0; relative to e^(x + 4) + 2^-10"
-    return [Gate("e^(x + 4)", "softmax", words, "relative", points, judge, program, 2.0**-12, 8 + FRAC, FRAC)]
+    async def by_table(c: Context, x: Masked) -> Shared:
+        return c.shared(await exponential.by_table(c, x, frac, ring_bits))
+
+    async def by_bits(c: Context, x: Masked) -> Shared:
+        return c.shared(await exponential.by_bits(c, x, frac, ring_bits))
+
+    def entry(name: str, highest: float, program: Any, parties: int | None) -> Gate:
+        points = span(-224.0, highest - UNIT, UNIT, [float(x) for x in range(-224, int(highest), 4)])
+        judge = relative(torch.exp, 2.0**-12)
+        words = f"-224 <= x < {highest:g}; relative to e^x + 2^-12"
+        return Gate(name, "softmax", words, "relative", points, judge, program, 2.0**-14, 8 + FRAC, FRAC, parties)
+
+    return [entry("e^x, table", 0.0, by_table, None), entry("e^x, one-hot bits", -4.0, by_bits, 2)]
+
+
+def _zero_words() -> list[Gate]:
+    judge = absolute(lambda x: x == 0)
+    found = []
+    for way, rounds in (("one", "one round"), ("two", "two rounds")):
+
+        async def program(c: Context, x: Masked, way: Any = way) -> Shared:
+            return await zero_words.zero_words(c, x, way, 7)
+
+        name = f"x = 0, 30 bits, {rounds}"
+        found.append(Gate(name, "softmax", "the whole ring", "exact", whole_ring(30), judge, program, 0.0, 30, 0))
+    return found
 
 
 def _rows() -> list[Gate]:
@@ -307,5 +344,5 @@ def _rows() -> list[Gate]:
 
 def masked_gates() -> list[Gate]:
     """Return all gates, in the order of the table."""
-    parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _rows)
+    parts = (_truncation, _comparison, _piecewise, _lookup, _selection, _powers, _exponential, _zero_words, _rows)
     return [gate for part in parts for gate in part()]

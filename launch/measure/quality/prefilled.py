@@ -2,8 +2,8 @@
 
 What a policy does to a prompt's cache depends on what tokens receive from the last queries, and on nothing else that the
 full cache's pass does not make. So its pass keeps all queries, keys and values; a policy is told what it would have been
-told, and decodes on a cache of its own. Plaintext only; the same answers as `models.generation.PlainModel.generate`, up to
-rounding of floats.
+told, and decodes on a cache of its own. A policy that evicts within the prompt has a pass of its own. Plaintext only; the
+same answers as `models.generation.PlainModel.generate`, up to rounding of floats.
 
 Axis names as in `protocols.suite`: G key/value heads, R query heads per key/value head, T tokens, S cached tokens, C.
 """
@@ -20,6 +20,7 @@ from torch.nn import functional
 from models.cache import CachePolicy, KVCache, Stage, causal_mask
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, load_weights
+from models.generation import prefill
 from models.policies import parse
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
@@ -74,14 +75,19 @@ class _Noting(CachePolicy):
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A prompt behind the full cache's pass. logits [1, V] of the first token; queries [G, R, T, C], keys and values
-    [G, T, C] by layer."""
+    """A prompt, token ids, behind the full cache's pass. logits [1, V] of the first token; queries [G, R, T, C], keys and
+    values [G, T, C] by layer."""
 
-    tokens: int
+    ids: list[int]
     logits: Tensor
     queries: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """Return T."""
+        return len(self.ids)
 
 
 class PrefilledModel:
@@ -104,7 +110,7 @@ class PrefilledModel:
             logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), True, progress))
         finally:
             self.suite.noted = None
-        return Prefilled(len(ids), tensor_of(logits), queries, noting.keys, noting.values)
+        return Prefilled(list(ids), tensor_of(logits), queries, noting.keys, noting.values)
 
     @torch.inference_mode()
     def answer(
@@ -112,8 +118,8 @@ class PrefilledModel:
     ) -> list[int]:
         """Return greedily generated tokens, up to and with the first end-of-text token. done(tokens so far): whether more
         would change nothing."""
-        decoder, cache = self._begun(prompt, policy)
-        logits, ids = prompt.logits, list[int]()
+        decoder, cache, logits = self._begun(prompt, policy)
+        ids = list[int]()
         while True:
             ids.append(int(logits.argmax(-1).item()))
             if len(ids) >= new_tokens or ids[-1] in self.architecture.eos or done(ids):
@@ -123,8 +129,8 @@ class PrefilledModel:
     @torch.inference_mode()
     def losses(self, prompt: Prefilled, policy: str, following: Sequence[int]) -> list[float]:
         """Return -ln p of each following token, given all before it; decoded one by one with the policy."""
-        decoder, cache = self._begun(prompt, policy)
-        logits, found = prompt.logits, list[float]()
+        decoder, cache, logits = self._begun(prompt, policy)
+        found = list[float]()
         for n, token in enumerate(following):
             found.append(-float(torch.log_softmax(logits.double(), -1)[0, token]))
             if n + 1 < len(following):
@@ -137,12 +143,14 @@ class PrefilledModel:
     def _next(self, decoder: Decoder, cache: KVCache, token: int) -> Tensor:
         return tensor_of(self.suite.run(decoder.forward(self._indices([token]), cache, True)))
 
-    def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache]:
-        """Return a decoder, and the cache that the policy leaves of the prompt."""
+    def _begun(self, prompt: Prefilled, text: str) -> tuple[Decoder, KVCache, Tensor]:
+        """Return a decoder, the cache that the policy leaves of the prompt, and the logits of the first token."""
         policy = parse(text, plaintext=True)
         policy.check(self.architecture, prompt.tokens)
         decoder = Decoder(self.suite, self.architecture, self.weights, policy)
         cache = decoder.new_cache()
+        if policy.evicts_within_prompt:
+            return decoder, cache, tensor_of(self.suite.run(prefill(decoder, cache, self._indices(prompt.ids))))
         cache.prompt_tokens = prompt.tokens
         for layer, entry in enumerate(cache.layers):
             entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None
@@ -152,7 +160,7 @@ class PrefilledModel:
             self.suite.run(policy.after_prefill(self.suite, cache, layer, mass))
             cache.trim(layer)
         cache.seen = prompt.tokens
-        return decoder, cache
+        return decoder, cache, prompt.logits
 
     def _attention_mass(self, prompt: Prefilled, layer: int, observed: int) -> PlainValue:
         """Return the attention mass [G, S] that the last `observed` queries give to the tokens."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -15,9 +14,9 @@ from launch.measure.selection_trace import Decision, noting
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, token_indices
+from models.generation import GenerationPlan, PlainModel, prefill, token_indices
 from models.policies import parse
-from protocols.suite import OutputShare, Suite, Value
+from protocols.suite import Suite, Value
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Runner:
 
     def probe(self, ids: Sequence[int], answer: Sequence[int], policy: str) -> Kept | None:
         """Return what the policy attends to while the full cache decodes `answer`; None when nothing is decoded (one
-        token)."""
-        if len(answer) < 2:
+        token), and for a policy that evicts within the prompt, whose later tokens are not the full cache's."""
+        if len(answer) < 2 or parse(policy).evicts_within_prompt:
             return None
         probe = AttentionProbe(parse(policy))
         suite = ProbingSuite(self.model.suite.dtype, self.model.suite.device)
@@ -68,13 +67,7 @@ class Runner:
         """Return the logits [n, V] after the prompt and after each further token that is given."""
         suite, vocabulary = decoder.suite, self.architecture.vocabulary
         indices = suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
-        cache.prompt_tokens = prompt_tokens
-        ends = accumulate(decoder.policy.prompt_batches(prompt_tokens))
-        bounds = [0, *ends, *range(prompt_tokens + 1, len(ids) + 1)]
-        found: list[Tensor] = []
-        for start, stop in pairwise(bounds):
-            logits: Value = suite.run(decoder.forward(indices[start:stop], cache, True))
-            share: OutputShare = suite.output(logits)
-            if stop >= prompt_tokens:
-                found.append(share.share)
-        return torch.cat(found)
+        logits: list[Value] = [suite.run(prefill(decoder, cache, indices[:prompt_tokens]))]
+        for n in range(prompt_tokens, len(ids)):
+            logits.append(suite.run(decoder.forward(indices[n : n + 1], cache, True)))
+        return torch.cat([suite.output(row).share for row in logits])

@@ -122,6 +122,13 @@ def test_a_watched_answer_of_one_token_has_no_step(gpt2: Case) -> None:
     assert gpt2.runner.probe(gpt2.ids[:PROMPT], [5], "full") is None
 
 
+def test_a_prompt_that_loses_tokens_within_is_not_watched(gpt2: Case) -> None:
+    """Its later tokens are not the full cache's; its losses are measured as any others."""
+    policy = "batches:tokens=8,ahead=4|tova:budget=0.4"
+    assert gpt2.runner.probe(gpt2.ids[:PROMPT], [5, 6], policy) is None
+    assert len(gpt2.runner.losses(gpt2.ids, PROMPT, policy)) == NEW
+
+
 def test_agreement_and_recall() -> None:
     assert sweep.agreement([[1, 2, 3], [4]], [[1, 2, 3], [4]]) == (1.0, 1.0)
     assert sweep.agreement([[1, 2, 3], [4, 5]], [[1, 9, 3, 7], [4, 5]]) == (4 / 6, 1 / 2)

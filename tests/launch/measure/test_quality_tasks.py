@@ -98,7 +98,8 @@ def test_every_policy_answers_as_after_a_pass_of_its_own(checkpoint: Checkpoint)
     model, plain = PrefilledModel(checkpoint), PlainModel(checkpoint)
     prompt = model.prefill(ids[:150])
     answers = set()
-    for policy in [*POLICIES, "chunked:tokens=64|mpcache:preset=few-queries,sinks=2,window=4,sharing=1"]:
+    inside = "mpcache:preset=few-queries,sinks=2,window=4,sharing=1"
+    for policy in [*POLICIES, f"chunked:tokens=64|{inside}", f"batches:tokens=64|{inside}"]:
         found = model.answer(prompt, policy, 9)
         assert found == plain.generate(ids[:150], GenerationPlan(150, 9, policy=policy)), policy
         answers.add(tuple(found))
@@ -132,7 +133,7 @@ def test_authors_scoring_by_their_definition_and_not_on_shares(checkpoint: Check
     prompt: Prefilled = model.prefill(list(range(3, 153)))
     lengths = []
     for threshold in (1e-6, 1 / 149):
-        _, cache = model._begun(prompt, f"mpcache:scoring=authors,sharing=1,observed=0.2,window=4,threshold={threshold}")
+        _, cache, _ = model._begun(prompt, f"mpcache:scoring=authors,sharing=1,observed=0.2,window=4,threshold={threshold}")
         lengths.append([entry.length for entry in cache.layers])
     assert all(0 < few < many <= 150 for few, many in zip(lengths[1], lengths[0], strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch.predict import eviction_costs
-from launch.predict.eviction_costs import after_prompt
+from launch.predict.eviction_costs import after_prompt, common
 from models.architecture import Architecture
 from models.costs.tracing import STEP, Setting, trace_step
 from tests.models.policies.policy_cases import tiny
@@ -43,3 +43,20 @@ def test_heads_are_multiplied_where_there_are_very_many_scores(monkeypatch: pyte
     assert found.rounds == exact.rounds
     assert found.bytes_sent == pytest.approx(exact.bytes_sent, rel=3e-3)
     assert found.offline_bytes == pytest.approx(exact.offline_bytes, rel=1e-4)
+
+
+@pytest.mark.parametrize("suite", ["masked", "crypten"])
+def test_a_prompt_in_batches_is_compared_as_a_whole(suite: str) -> None:
+    """More rounds; with tokens dropped within, fewer bytes than the full cache's prompt in one batch."""
+    architecture, text = tiny(heads=4, groups=4, layers=3, positions=1024), f"batches:tokens=32,ahead=4|{POLICY}"
+    with_policy, full = (
+        trace_step(architecture, Setting(suite, 2, policy), 0, 512, agreed=False).ledger.total(STEP)
+        for policy in (text, "full")
+    )
+    found = after_prompt(architecture, Setting(suite, 2, text), 512)
+    assert found.rounds == with_policy.rounds - full.rounds > 0
+    assert found.bytes_sent == with_policy.bytes_sent - full.bytes_sent
+    assert found.offline_bytes == with_policy.offline_bytes - full.offline_bytes < 0
+    assert found == after_prompt(
+        architecture, Setting(suite, 2, text), 512, common(architecture, Setting(suite, 2, text), 512)
+    )

@@ -67,6 +67,8 @@ def test_like_sessions_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ("quest:budget=0.5", 4),
         ("full@0-1;h2o:budget=0.5", 4),
         ("chunked:tokens=16|mpcache:dynamic=0.5,sinks=1,window=2", 5),
+        ("batches:tokens=16,ahead=4|mpcache:dynamic=0.5,sinks=1,window=2", 5),
+        ("batches:tokens=12,ahead=0|full@0-1;h2o:budget=0.5", 4),
     ],
 )
 def test_layers_of_policies_that_are_alike(policy: str, layers: int) -> None:

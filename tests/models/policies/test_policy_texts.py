@@ -40,7 +40,19 @@ from tests.models.policies.test_policies import TEXTS
         ("full@0-1", "unknown cache policy 'full@0-1'"),
         ("full@x;mpcache", "'full@x': a policy for some layers is written as policy@first-last"),
         ("chunked:tokens=1|full", "policy chunked: tokens = 1 must be a whole number, 2 or more"),
-        ("twice|full", "unknown wrapper of cache policies 'twice'; known: shared, chunked"),
+        ("twice|full", "unknown wrapper of cache policies 'twice'; known: shared, chunked, batches"),
+        ("batches:tokens=1|h2o", "policy batches: tokens = 1 must be a whole number, 2 or more"),
+        ("batches:keep=-1|h2o", "policy batches: keep = -1 must be a whole number, 0 or more"),
+        ("batches:ahead=few|h2o", "policy batches: ahead = 'few' must be a whole number"),
+        ("batches:size=64|h2o", "policy batches has no setting 'size'; known: tokens, keep, ahead"),
+        (
+            "batches|quest",
+            "policy batches: 'quest' drops no token of a prompt, so there is nothing to do between batches; use one of "
+            "h2o, mpcache, snapkv, streaming-llm, tova inside, or chunked in place of batches",
+        ),
+        ("batches|full@0;dynamic-top-k", "policy batches: 'full@0;dynamic-top-k' drops no token of a prompt"),
+        ("batches|chunked|h2o", "policy batches: chunked inside cuts the prompt into batches, too; leave out one of them"),
+        ("chunked|shared|batches|h2o", "policy chunked: batches inside cuts the prompt into batches, too"),
         ("x" * 500, "a policy's text has at most 400 characters, got 500"),
     ],
 )
@@ -64,6 +76,29 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
             100,
             "policy shared: layers of 'mpcache:sharing=1,scoring=authors' keep different numbers of tokens",
         ),
+        ("batches:tokens=512|h2o", 300, "tokens = 512 is more than the 300 tokens of the prompt; lower it, or leave out"),
+        (
+            "batches:tokens=32|snapkv:budget=0.3",
+            300,
+            "tokens = 32 does not hold window = 32 and a voted token of 'snapkv:budget=0.3'; raise tokens to 33 or more",
+        ),
+        (
+            "batches:tokens=16,ahead=0|mpcache",
+            300,
+            "tokens = 16 does not hold sinks = 4, window = 12 and one more token of 'mpcache'; raise tokens to 17",
+        ),
+        (
+            "batches:tokens=40,ahead=0|mpcache:observed=48",
+            300,
+            "tokens = 40 does not hold observed = 48 queries of 'mpcache:observed=48'; raise tokens to 48 or more",
+        ),
+        (
+            "batches:tokens=128,keep=100|h2o:budget=0.5",
+            300,
+            "keep = 100 between batches is less than the 150 of 300 tokens that 'h2o:budget=0.5' keeps after the prompt; "
+            "raise keep to 150",
+        ),
+        ("batches:tokens=64|snapkv:budget=0.1", 300, "budget = 0.1 keeps 30 of 300 tokens, which does not hold window = 32"),
         ("full@2-4;mpcache", 1000, "policy full@2-4: the model has layers 0 to 3"),
     ],
 )
@@ -86,6 +121,9 @@ def test_sliding_windows_are_refused(text: str) -> None:
         "full@0-1;mpcache:dynamic=0.2,sharing=1",
         "shared:layers=2,apart=2|quest:budget=0.2",
         "chunked:tokens=16|shared:layers=3,apart=0|full@1;quest",
+        "batches:tokens=64,keep=128,ahead=8|shared:layers=2,apart=0|full@1;mpcache:sharing=1",
+        "batches:tokens=256|h2o",
+        "shared:layers=2,apart=2|batches:tokens=128|mpcache:sharing=1",
     ],
 )
 def test_a_policys_text_makes_the_same_policy(text: str) -> None:

@@ -32,6 +32,12 @@ def test_appending_copies_only_when_the_buffer_is_full() -> None:
         assert values(one.value) == list(range(n))
 
 
+def test_many_rows_at_once_have_room() -> None:
+    for count in (SPARE, SPARE + 1, 5 * SPARE):
+        now = append_buffer(rows(0, 3), 1).append(rows(3, count)).append(rows(3 + count, 1))
+        assert values(now.value) == list(range(4 + count))
+
+
 def test_two_continuations_of_one_value_do_not_touch_each_other() -> None:
     start = append_buffer(rows(0, 4), 1)
     first = start.append(rows(10, 2))

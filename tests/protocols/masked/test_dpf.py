@@ -107,7 +107,7 @@ def test_the_dealing_that_is_taken_is_the_cheaper_one_as_counted(elements: int, 
     if dpf.Shape(width, bits).depth >= 1:
         costs["dpf"] = dealing.key_cost(elements, width, bits)
         assert counted(keys) == costs["dpf"].offline_bytes + 4 * HEADER_BYTES
-    cheapest = min(costs, key=lambda name: costs[name].seconds(rates))
+    cheapest = min(costs, key=lambda n: costs[n].dealer + costs[n].dealt_bytes / rates.bytes_per_second + costs[n].party)
     assert dealing.choose_dealing(elements, width, bits, 2) == cheapest
     assert counted(taken) == counted(table if cheapest == "table" else keys)
     assert dealing.choose_dealing(elements, width, bits, 3) == "table"

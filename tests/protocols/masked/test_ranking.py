@@ -47,7 +47,17 @@ def one_hot(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize(
     ("n", "sizes"),
-    [(1, (1,)), (2, (2,)), (9, (9,)), (10, (2, 5)), (10, (3, 4)), (29, (2, 3, 5)), (50, (8, 4, 2)), (16, (2, 2, 2, 2))],
+    [
+        (1, (1,)),
+        (2, (2,)),
+        (9, (9,)),
+        (10, (2, 5)),
+        (10, (3, 4)),
+        (29, (2, 3, 5)),
+        (50, (8, 4, 2)),
+        (40, (17, 3)),
+        (16, (2, 2, 2, 2)),
+    ],
 )
 def test_groups_of_any_size(n: int, sizes: tuple[int, ...], parties: int) -> None:
     x = rows(n)
@@ -61,7 +71,7 @@ def test_a_vocabulary_in_the_groups_that_are_chosen(parties: int) -> None:
     n, bits, reach = 5000, 20, 196_608
     x = torch.randint(-reach, reach + 1, (1, n))
     x[0, 3111] = x[0, 4000] = reach
-    sizes = group_sizes((1, n), bits)
+    sizes = group_sizes((1, n), bits, parties)
     assert len(sizes) > 1
     _, first = run(both(reach, sizes), [(x, bits)], parties).outputs
     assert torch.equal(first, one_hot(x))
@@ -77,23 +87,23 @@ def test_what_is_opened_is_uniform() -> None:
 @pytest.mark.parametrize("n", [2, 37, 100, 1000, 32_000, 49_152, 50_257, 128_256])
 def test_groups_are_the_cheapest_of_some(n: int) -> None:
     """A few plans by hand are never cheaper by the same prices; fewer bytes or rounds are got where asked for."""
-    bits, worth = 20, 2.5e6
+    bits, worth = 20, 2.2e6
 
     def price(sizes: tuple[int, ...]) -> float:
         left, total = n, 0.0
         for size in sizes[:-1]:
-            total += 3 * worth + sum(level_bits(left, size, bits)) / 8
+            total += 3 * worth + sum(level_bits(left, size, bits, 2)) / 8
             left = -(-left // size)
-        return total + 2 * worth + sum(last_bits(left, bits)) / 8
+        return total + 2 * worth + sum(last_bits(left, bits, 2)) / 8
 
-    chosen = group_sizes((1, n), bits)
+    chosen = group_sizes((1, n), bits, 2)
     for sizes in ((), (8,), (2, 8), (8, 32), (4, 6), (4, 4, 16), (16, 16)):
         left = n
         for size in sizes:
             left = -(-left // size)
         assert price(chosen) <= price((*sizes, left)) or left < 2
-    assert len(group_sizes((1, n), bits, "rounds")) <= len(chosen) <= len(group_sizes((1, n), bits, "bytes"))
-    assert group_sizes((1000, 30), bits, "bytes")[0] == 2
+    assert len(group_sizes((1, n), bits, 2, "rounds")) <= len(chosen) <= len(group_sizes((1, n), bits, 2, "bytes"))
+    assert group_sizes((1000, 30), bits, 2, "bytes")[0] == 2
 
 
 @pytest.mark.parametrize(("n", "rounds", "dealt", "sent"), [(50_257, 9, 10.8e6, 300e3), (32_000, 9, 6.3e6, 180e3)])
@@ -103,7 +113,7 @@ def test_a_vocabulary_takes_nine_rounds(n: int, rounds: int, dealt: float, sent:
     def gate(parties: int) -> Cost:
         async def program(c: Context, s: Shared) -> Shared:
             m = await open_value(c, s)
-            return await first_largest(c, m, 196_608, group_sizes((1, n), 20), 32)
+            return await first_largest(c, m, 196_608, group_sizes((1, n), 20, parties), 32)
 
         return predict(program, [((1, n), 20)], parties)
 

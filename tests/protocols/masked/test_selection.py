@@ -8,14 +8,19 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from mpc.tape import CountingTape
-from protocols.masked import top_k
+from protocols.masked import marking, top_k
 from protocols.masked.comparison import digit_bits, sign_form
 from protocols.masked.context import Context, open_value
 from protocols.masked.digits import exact_digits
+from protocols.masked.forms import choose
 from protocols.masked.selection_matrix import selection_matrix
 from protocols.masked.shares import Masked, Shared
+from protocols.masked.suite import MaskedSuite
 from protocols.masked.threshold import top_k_by_threshold
+from protocols.options import Prefer
+from protocols.suite import Value
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
+from tests.protocols.masked.harness import run_masked
 
 PARTIES = [2, 3]
 
@@ -207,3 +212,41 @@ def test_what_the_threshold_opens_is_uniform() -> None:
 
     for m, bits in run(gate, [(x, 8)]).seen[1:]:
         assert chi_square(m, 1 << bits) < chi_square_limit(1 << bits)
+
+
+@pytest.mark.parametrize("prefer", ["auto", "rounds", "bytes"])
+def test_marks_are_the_same_by_every_form(prefer: Prefer) -> None:
+    x = torch.cat([values(16, 2, 80), torch.randint(-1, 2, (2, 80))])
+
+    async def gate(c: Context, s: Shared) -> list[Shared]:
+        c.prefer = prefer
+        m = await open_value(c, s)
+        return [await marking.mark_largest(c, m, 7, 20), await top_k.top_k_indicator(c, m, 7, 20)]
+
+    found, by_ranks = run(gate, [(x, 16)]).outputs
+    assert torch.equal(found, marked(best(x, 7), 80))
+    assert torch.equal(found, by_ranks)
+
+
+def test_forms_of_marks_are_chosen_by_cost() -> None:
+    few, many = (marking.costs((rows, n), 20, 10, 64, 2) for rows, n in ((1, 200), (12, 1024)))
+    assert choose(few) == choose(few, "rounds") == marking.RANKS
+    assert marking.RANKS not in {form.name for form in many}
+    assert choose(few, "bytes") != marking.RANKS
+    rounds = {form.name: form.rounds for form in few}
+    assert rounds[marking.RANKS] == 2
+    assert rounds["8"] < rounds["4"]
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_a_single_largest_row_is_found_in_groups(parties: int) -> None:
+    """Twelve rows of 300: fewer bytes than ranks of all pairs; ties to the earlier."""
+    x = torch.randint(-3, 4, (12, 300)) * 0.5
+
+    async def program(s: MaskedSuite, v: Value) -> Value:
+        return await s.top_k(v, 1, 2.0)
+
+    (found,), ledger = run_masked(program, [x], parties=parties)
+    assert torch.equal(found, one_hot_rows(best(x, 1), 300).double())
+    assert ledger.total().rounds > 3
+    assert ledger.total().offline_bytes < 12 * 300 * 299 // 2 * 10

@@ -146,27 +146,31 @@ def activation(w: World, x: Masked, kind: str) -> Steps:
 
 
 # ---- powers by thresholds --------------------------------------------------------------------------------------------
-DIGIT, COUNT_BITS = 6, 4
+def _digits(bits: int) -> tuple[int, int]:
+    """Width and number of digits with the smallest tables, of digits and of counts."""
+    cuts = [(width, -(-bits // width)) for width in range(1, 9)]
+    return min(cuts, key=lambda d: (d[1] << d[0]) * d[1].bit_length() + (1 << d[1].bit_length()) * 128)
 
 
 def _below(w: World, x: Masked, ps: list[int], bits: int) -> Steps:
     """[x < 2^p] modulo 2^64 and [x < 2^p] x modulo 2^bits, from two candidates a threshold for the public m >> p."""
-    digits = -(-(x.bits - ps[0]) // DIGIT)
+    size, digits = _digits(x.bits - ps[0])
+    count_bits = digits.bit_length()
     lam = np.zeros((2, len(ps), digits, *x.shape), U)
     m = np.zeros((len(ps), digits, *x.shape), U)
     for j, p in enumerate(ps):
         for i in range(digits):
-            start, width = p + i * DIGIT, max(0, min(DIGIT, x.bits - p - i * DIGIT))
+            start, width = p + i * size, max(0, min(size, x.bits - p - i * size))
             m[j, i] = reduce(high(x.m, start, x.bits), width) if width else U(0)
             for step in range(2):
                 candidate = reduce(high(x.mask, p, x.bits) + U(step), x.bits - p)
-                lam[step, j, i] = reduce(high(candidate, i * DIGIT, 64), DIGIT)
-    dealt = scaled(w, "threshold digits", lam, DIGIT, COUNT_BITS, [U(1)])[:, 0]
+                lam[step, j, i] = reduce(high(candidate, i * size, 64), size)
+    dealt = scaled(w, "threshold digits", lam, size, count_bits, [U(1)])[:, 0]
     match = at(dealt, np.broadcast_to(m, lam.shape)).sum(3, dtype=U)
-    mismatch = Shared(-match, COUNT_BITS, 0).plus_public(U(digits))
+    mismatch = Shared(-match, count_bits, 0).plus_public(U(digits))
     counts = yield from w.open(mismatch)
-    ones = scaled(w, "threshold bits", counts.mask, COUNT_BITS, 64, [U(1)])[:, 0]
-    masks = scaled(w, "threshold bits times mask", counts.mask, COUNT_BITS, bits, [np.broadcast_to(x.mask, counts.shape)])[
+    ones = scaled(w, "threshold bits", counts.mask, count_bits, 64, [U(1)])[:, 0]
+    masks = scaled(w, "threshold bits times mask", counts.mask, count_bits, bits, [np.broadcast_to(x.mask, counts.shape)])[
         :, 0
     ]
     bit, bit_lam = (at(t, counts.m).sum(1, dtype=U) for t in (ones, masks))
@@ -187,6 +191,7 @@ def by_thresholds(w: World, x: Masked, lowest: int, highest: int, exponent: floa
     factor = constant * 2.0 ** (exponent * (highest - x.frac))
     step = 1 if exponent == -0.5 else 2
     frac = 30 - math.floor(math.log2(factor))
+    x = x.to(highest + 1)
     below, below_x = yield from _below(w, x, ps[:-1], highest + 1)
     normal = _weighted(below_x, x.shared.to(highest + 1), [1 << (highest - p) for p in ps])
     one = w.sharing(np.ones(x.shape, U), 64)

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 U = np.uint64
 Words = np.ndarray[Any, np.dtype[np.uint64]]
-FULL_BYTES = 192  # longer byte strings are given by size, hash and beginning
-BEGINNING = 32
+FULL_BYTES = 96  # longer byte strings are given by size, hash and beginning
+BEGINNING = 12
 
 
 # ---- rings -----------------------------------------------------------------------------------------------------------

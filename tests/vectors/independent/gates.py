@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, tape_entries, wide
+from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, softmax, tape_entries, wide
 from tests.vectors.independent.crypten_gates import CRYPTEN
 from tests.vectors.independent.formats import U, reduce, signed, tensor
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
@@ -166,6 +166,10 @@ def _einsum(equation: str) -> Judge:
     return lambda *xs: exact(np.einsum(equation, *xs))
 
 
+def _power_of_e(x: np.ndarray, form: str, frac: int, bits: int) -> Any:
+    return close(np.exp(x), 2.0**-15 * np.exp(x) + 2.0 ** (1 - frac))
+
+
 GATES: dict[str, Gate] = {
     "tape": Gate(tape_entries.entries, tape_entries.judge),
     "open": _opened(lambda w, x: x.shared, lambda x: exact(x)),
@@ -212,11 +216,9 @@ GATES: dict[str, Gate] = {
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(curves.REAL[kind](x) - np.maximum(x, 0), 2.0**-12)),
     "activation": _opened(curves.activation, lambda x, kind: close(curves.REAL[kind](x), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
-    "exponential": _opened(
-        lambda w, x, bits: rows.exponential(w, x, bits),
-        lambda x, bits: close(np.exp(x + 4), 2.0**-12 * (np.exp(x + 4) + 2.0**-10)),
-    ),
-    "softmax": Gate(rows.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
+    "exponential": _opened(softmax.exponential, _power_of_e),
+    "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
+    "softmax": Gate(softmax.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
     "norm": Gate(rows.norm, _norm_judge),
     "range flags": _opened(_flags, lambda x, limit, **_: flagged(bool((np.abs(x) > limit).any()))),
     "ranks": _opened(_ranks, lambda x: ring(np.argsort(by_rank(x), -1))),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.vectors.independent import points
+from tests.vectors.independent import incremental, points
 from tests.vectors.independent.bits import Bit, digit_bits, less_than_zero
 from tests.vectors.independent.formats import U, Words, reduce, word
 from tests.vectors.independent.linear import product, reveal
@@ -196,6 +196,9 @@ def _mark(w: World, below: Bit, equal: Candidates, k: int, bits: int) -> Steps:
     return one_hot(w, opened, 0, 1, bits).each(lambda t: t[..., 1])
 
 
+POINT_BITS = 5  # of ranks that two parties read from point functions
+
+
 # ---- maximum ---------------------------------------------------------------------------------------------------------
 def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
     missing = -x.shape[-1] % size
@@ -218,8 +221,15 @@ def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> S
     rank = yield from w.open((yield from rank_shares(w, x)).each(lambda t: t[..., :-1]))
     values = [x] if places is None else [x, places]
     above = [v.each(lambda t: t[..., :-1] - t[..., -1:]) for v in values]
-    ones = _at_first(w, rank, U(1), max(v.bits for v in values))
-    found = [_at_first(w, rank, d.mask, d.bits) for d in above]
+    most = max(v.bits for v in values)
+    if w.parties == 2 and rank.bits >= POINT_BITS:
+        tree = incremental.Tree((rank.bits,), (0,), 1 + len(above), most)
+        payloads = np.stack([np.ones_like(rank.m), *(d.mask for d in above)], -1).reshape(1, -1, tree.values)
+        read = incremental.read(w, rank, tree, payloads)[:, 0, :, 0].reshape(2, *rank.shape, tree.values)
+        ones, *found = np.moveaxis(read, -1, 0)
+    else:
+        ones = _at_first(w, rank, U(1), most)
+        found = [_at_first(w, rank, d.mask, d.bits) for d in above]
     out = []
     for v, d, masks in zip(values, above, found, strict=True):
         last = v.shared.each(lambda t: t[..., -1]).x

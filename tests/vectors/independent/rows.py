@@ -7,14 +7,13 @@ import math
 import numpy as np
 
 from tests.vectors.independent.curves import power
-from tests.vectors.independent.formats import Stream, U, Words, from_real, high, reduce, word
-from tests.vectors.independent.linear import lift, multiply, open_cut, truncate, truncate_and_lift
-from tests.vectors.independent.lookup import at, digit, low, one_hot, suffix, zero_by_table
+from tests.vectors.independent.formats import Stream, U, Words, word
+from tests.vectors.independent.linear import lift, open_cut, truncate, truncate_and_lift
+from tests.vectors.independent.lookup import digit
 from tests.vectors.independent.wide import square_sums
-from tests.vectors.independent.world import Masked, Shared, Steps, World, together
+from tests.vectors.independent.world import Masked, Shared, Steps, World
 
 KINDS = ("residual", "score", "value", "activation", "logits")
-PEAK = 4  # the largest numerator lies between e^-4 and e^4
 
 
 # ---- range flags -----------------------------------------------------------------------------------------------------
@@ -37,13 +36,16 @@ class Flags:
         padded[..., :size] = ~good
         value = np.packbits(padded, -1, bitorder="little").view("<u8").astype(U)
         dealt = self.w.deal("range table", value.shape, min(size, 64), value, "xor")
+        place_of = digit(x.m, start, width, x.bits)
+        index = np.broadcast_to((place_of >> U(6)).astype(np.int64)[..., None], (*dealt.shape[:-1], 1))
+        self.watch(kind, place, (np.take_along_axis(dealt, index, -1)[..., 0] >> (place_of & U(63))) & U(1))
+
+    def watch(self, kind: str, place: int, bit: Words) -> None:
+        """Flag XOR-shared bits [parties, ...] that are set."""
         if self._coefficients is None:
             seed = self.w.common("range coefficients", (4,), 64, None)
             self._coefficients = Stream(seed.astype("<u8").tobytes())
-        place_of = digit(x.m, start, width, x.bits)
-        index = np.broadcast_to((place_of >> U(6)).astype(np.int64)[..., None], (*dealt.shape[:-1], 1))
-        bit = (np.take_along_axis(dealt, index, -1)[..., 0] >> (place_of & U(63))) & U(1)
-        weights = self._coefficients.elements(x.shape, 64)
+        weights = self._coefficients.elements(bit.shape[1:], 64)
         found = np.bitwise_xor.reduce((weights * bit).reshape(self.w.parties, -1), 1)
         self.words[:, KINDS.index(kind), place] ^= found
 
@@ -54,76 +56,7 @@ class Flags:
         return self.words ^ zero
 
 
-# ---- softmax ---------------------------------------------------------------------------------------------------------
-def _shift(w: World, y: Masked, rows: int, columns: int, range_bits: int) -> Shared:
-    """[shift] of each row: the row's largest difference lies within 4 of it."""
-    bins, bits = 1 << (range_bits - 2), range_bits + y.frac
-    count_bits = max(columns, 1).bit_length()
-    hot = one_hot(w, y.to(bits), y.frac + 2, range_bits - 2, count_bits)
-
-    def suffixes(t: Words) -> Words:
-        histogram = np.roll(t.reshape(rows, columns, bins).sum(1, dtype=U), bins // 2, -1)
-        return suffix(histogram)[:, 1:]
-
-    counts = yield from w.open(hot.each(suffixes))
-    unit = y.frac + 2
-    empty = zero_by_table(w, counts, range_bits - 2).each(lambda t: -(t.sum(-1, dtype=U) << U(unit)))
-    lowest = ((bins - 1) << unit) - (1 << (range_bits - 1 + y.frac))
-    return Shared(reduce(empty.x, bits), bits, y.frac).plus_public(word(lowest))
-
-
-def exponential(w: World, x: Masked, bits: int, table_bits: int = 33) -> Shared:
-    """[e^(x + 4)]: e^(8 d - lam_lo + 4) from a table over the high digit, times the public e^(m_lo)."""
-    low_bits = x.frac + 3
-    size = 1 << (x.bits - low_bits)
-    lam_low = low(x.mask, low_bits).astype(np.float64) / 2.0**x.frac
-    d = (np.arange(size) - high(x.mask, low_bits, x.bits).astype(np.int64)[..., None]) % size
-    exponent = np.where(d < 1, d, d - size) * 8.0 - lam_low[..., None] + PEAK
-    value = from_real(np.exp(exponent) * 2.0**table_bits)
-    dealt = w.deal("exponential table", value.shape, bits, value, slack=1)
-    public = from_real(np.exp(low(x.m, low_bits).astype(np.float64) / 2.0**x.frac) * 2.0**12)
-    return Shared(reduce(at(dealt, high(x.m, low_bits, x.bits)) * public, bits), bits, table_bits + 12)
-
-
-def numerators(w: World, y: Masked, rows: int, columns: int, frac: int, bits: int, range_bits: int, flags: Flags) -> Steps:
-    """(<e^(y - shift)> with `frac` fraction bits, [1 / its sum over the row]); y: [rows * columns]."""
-    ring_bits = range_bits + y.frac
-    relative = y.each(lambda t: (t.reshape(rows, columns) - t.reshape(rows, columns)[:, -1:]).reshape(-1))
-    flags.check("score", 0, relative.to(ring_bits + 1), 0.875 * 2.0 ** (range_bits - 1), True, 6)
-    relative = relative.to(ring_bits)
-    shift = yield from _shift(w, relative, rows, columns, range_bits)
-    x = relative.shared.plus(shift.each(lambda t: np.repeat(t, columns)), -1).plus_public(word(-(PEAK << y.frac)))
-    masked = yield from w.open(x)
-    grow = 6 + max(columns, 1).bit_length()
-    table_bits = min(33, 50 - grow)
-    e_bits = min(64, -(-(table_bits + 12 + grow + 1) // 8) * 8)
-    e = exponential(w, masked, e_bits, table_bits)
-
-    def cut() -> Steps:
-        opened = yield from open_cut(w, e.to(e.frac + 8), e.frac - frac)
-        return (yield from w.open(lift(w, opened, bits)))
-
-    def inverse() -> Steps:
-        sums = yield from w.open(e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)))
-        return (yield from power(w, sums, e.frac - 7, e.frac + grow, -1.0))
-
-    return (yield from together(cut(), inverse()))
-
-
-def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
-    """Over the last axis; score: log2 of the spread's bound."""
-    range_bits, (*leading, columns) = score + 1, x.shape
-    rows = math.prod(leading)
-    flags = Flags(w)
-    s = yield from open_cut(w, x.to(frac + range_bits + 2 + x.frac - frac), x.frac - frac)
-    y = s.each(lambda t: t.reshape(-1))
-    p, inverse = yield from numerators(w, y, rows, columns, 26, 64, range_bits, flags)
-    # 1 / sum: opened in as many bits as its bound needs, then lifted where the ring is too small
-    r = yield from standard(w, inverse, 7, 26, 64)
-    out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
-    return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
-
-
+# ---- standard form ---------------------------------------------------------------------------------------------------
 def fitting(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: int = 0) -> Steps:
     """<x> with `frac` fraction bits, |x| < 2^magnitude, opened with the excess cut: modulo 2^bits where the sharing's ring
     has room for it, else in a ring that holds it. extra: bits that it needs to be checked."""

@@ -149,20 +149,23 @@ class _Open:
 
 def cut(w: World, x: Shared | Wide, count: int) -> Steps:
     """[x / 2^count], opened between; what fits a word stays as it is."""
-    if isinstance(x, Shared):
-        return x
+    return x if isinstance(x, Shared) else (yield from cut_masked(w, x, count)).shared
+
+
+def cut_masked(w: World, x: Wide, count: int) -> Steps:
+    """<x / 2^count>."""
     left, frac = x.bits - count, x.frac - count
     if w.parties == 2:
         raised = x.x.copy()
         raised[0] += (1 << count) - 1
         kept = Shared(words(raised % (1 << x.bits) >> count, left), left, frac)
-        return (yield from open_cut(w, kept, 0)).shared
+        return (yield from open_cut(w, kept, 0))
     low = integers(w.random("open", x.shape, 64))
     lam = low + (integers(w.random("open, high", x.shape, x.bits - 64)) << 64)
     m = yield _Open((x.x + lam) % (1 << x.bits), x.bits)
     mask = lam.sum(0) % (1 << x.bits) >> count
     short = w.deal("truncate", x.shape, left, words(mask, left))
-    return Masked(words(m >> count, left), short, left, frac).shared
+    return Masked(words(m >> count, left), short, left, frac)
 
 
 # ---- programs of the vectors -----------------------------------------------------------------------------------------

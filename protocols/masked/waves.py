@@ -1,0 +1,68 @@
+"""The even part of an activation function as a sum of cosines: no round.
+
+cos(w (m - lam)) = cos(w m) cos(w lam) + sin(w m) sin(w lam) is linear in the dealt cosine and sine of the mask, and a ring
+is a period by itself: x modulo the period is the low bits of m and lam. So E(x) = sum_j a_j cos(2 pi j x / period) takes two
+dealt numbers a harmonic, j odd (`curves`); a small amplitude takes fewer of their fraction bits. Any number of parties.
+
+Rounds: 0. Offline, result of K bits: 2 (K - floor(log2(a_1 / a_j))) bits of each harmonic j. Error: that of the curve, 2^-21
+a_1 and 2^-19 for each harmonic at most.
+Leaks: nothing, it is local (docs/security.md, "Waves").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpc import wide
+from mpc.ring import RING_BITS
+from mpc.wide import Wide, Words
+from protocols.masked import curves
+from protocols.masked.context import Context, require
+from protocols.masked.lifted import blank, plus_public, sharing
+from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.masked.wide import deal
+
+DEALT_BITS = 20  # fraction bits of the first harmonic's cosines of the mask
+PUBLIC_BITS = 18  # of an amplitude times the public cosine
+FRAC = DEALT_BITS + PUBLIC_BITS
+
+
+def _at(x: Tensor, j: int, bits: int) -> Tensor:
+    """Return cos and sin of 2 pi j x / 2^bits with `AMPLITUDE_BITS` fraction bits, [2, ...]."""
+    size = 1 << bits
+    places = (j * x) & (size - 1)
+    return curves.cosines(bits, x.device)[torch.stack([places, (places - size // 4) & (size - 1)])].to(torch.int64)
+
+
+def _cut(x: Tensor, count: int) -> Tensor:
+    """Return x / 2^count, rounded."""
+    return (x + (1 << (count - 1))) >> count
+
+
+def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | WideShared:
+    """Return [E(x)] of the even part of `kind` modulo 2^bits with `FRAC` fraction bits, for |x| < 2^period / 2 - half."""
+    circle = period + x.frac
+    require(3 <= circle <= x.bits, kind, f"a period of 2^{period} with {x.frac} fraction bits in a ring of {x.bits}")
+    found = curves.amplitudes(kind, period)
+    largest = max(abs(a) for _, a in found)
+    total: Any = None
+    for j, a in found:
+        shift = (largest // abs(a)).bit_length() - 1
+        spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift
+
+        def known(j: int = j, count: int = spared) -> Words:
+            return wide.widened(_cut(_at(x.lam, j, circle), count), bits - shift)  # noqa: B023
+
+        dealt = deal(c, f"{kind} waves", (2, *x.shape), bits - shift, known)
+        if not c.evaluating or x.m.is_meta:
+            continue
+        public = _cut(_at(x.m, j, circle) * a, 2 * curves.AMPLITUDE_BITS - PUBLIC_BITS)
+        lifted = Wide.of(dealt) if bits > RING_BITS and isinstance(dealt, Tensor) else dealt
+        part = (lifted * public).sum(0) << shift
+        total = part if total is None else total + part
+    if total is None:
+        return blank(c, x.shape, bits, FRAC)
+    return plus_public(c, sharing(total, bits, FRAC), 1 << (period - 3 + FRAC))

@@ -1,0 +1,145 @@
+"""What is opened of lifted products, wide values and signed one-hot lookups is uniform; broken openings are found out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpc.wide import Wide
+from protocols.masked import lifted, wide
+from protocols.masked.context import Context, open_value
+from protocols.masked.shares import Shared, WideShared
+from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
+from protocols.schedule import together
+from tests.protocols import uniformity
+from tests.protocols.gate_harness import run
+
+Gate = Callable[..., Awaitable[Any]]
+SIZE = 3000
+X = torch.full((SIZE,), 12_345)  # one value everywhere: whatever shows through is not uniform
+
+
+async def _cut(c: Context, x: Shared | WideShared, count: int) -> Shared:
+    assert isinstance(x, WideShared)
+    return c.shared(await wide.open_cut_wide(c, x, count))
+
+
+async def products(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """Two products of one pair of masked values: what is opened of them must not be related."""
+    a, b = await together(open_value(c, x), open_value(c, y))
+    one, two = lifted.multiply(c, "one", a, b, 76), lifted.multiply(c, "two", a, b, 76)
+    return list(await together(_cut(c, one, 12), _cut(c, two, 12)))
+
+
+async def narrow_products(c: Context, x: Shared, y: Shared) -> Shared:
+    a, b = await together(open_value(c, x), open_value(c, y))
+    found = lifted.multiply(c, "product", a, b, 50)
+    assert isinstance(found, Shared)
+    return c.shared(await open_value(c, found))
+
+
+async def known_factors(c: Context, x: Shared, y: Shared) -> Shared:
+    a = await open_value(c, x)
+    return await _cut(c, lifted.multiply_known(c, "known", a, lambda: torch.full(a.shape, 77), 0, 90), 30)
+
+
+async def squares(c: Context, x: Shared, y: Shared) -> Shared:
+    a = await open_value(c, x.map(lambda t: t.reshape(-1, 2)))
+    return c.shared(await open_value(c, lifted.square_sums(c, "squares", a, 40)))
+
+
+async def wide_deal(c: Context, x: Shared, y: Shared) -> Shared:
+    dealt = wide.deal(c, "value", x.shape, 100, lambda: Wide.of(torch.full(x.shape, 12_345)) << 40)
+    if not c.evaluating:
+        dealt = Wide(c.blank(x.shape), c.blank(x.shape))
+    assert isinstance(dealt, Wide)
+    return await _cut(c, WideShared(dealt, 100, 0), 40)
+
+
+async def signed(c: Context, x: Shared, y: Shared) -> Shared:
+    hot = signed_one_hot(c, await open_value(c, y.to_ring(6)), 0, 6, 24)
+    found = signed_look_up(c, hot, torch.arange(64)[None], 24).map(lambda t: t[0])
+    masked = await open_value(c, found)
+    unsigned = lifted.multiply_known(c, "sign", masked, hot.sign, 0, 24)
+    assert isinstance(unsigned, Shared)
+    return c.shared(await open_value(c, unsigned))
+
+
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed]
+
+
+def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
+    found = run(gate, [(X, 34), (X, 40)], parties)
+    seen = [uniformity.Opened("gate", m, bits) for m, bits in found.seen]
+    tested = uniformity.results(seen)
+    assert len(tested) > 10
+    return uniformity.failures(tested)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("gate", GATES)
+def test_what_is_opened_is_uniform(gate: Gate, parties: int) -> None:
+    assert not _failures(gate, parties)
+
+
+def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
+    found = run(wide_deal, [(X, 34), (X, 40)], 3)
+    assert [bits for _, bits in found.seen] == [64, 36]
+
+
+@pytest.mark.parametrize("gate", [products, known_factors, wide_deal])
+def test_a_high_word_without_a_mask_is_found(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = wide._fresh_mask
+    monkeypatch.setattr(wide, "_fresh_mask", lambda *of: Wide(real(*of).low, torch.zeros(of[1], dtype=torch.int64)))
+    assert _failures(gate, 3)
+
+
+def test_a_wide_mask_that_serves_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each opening is uniform by itself; only their difference tells."""
+    real, kept = wide._fresh_mask, {}
+
+    def again(c: Context, shape: torch.Size, bits: int) -> Wide:
+        fresh = real(c, shape, bits)
+        return kept.setdefault((id(c.tape), tuple(shape), bits), fresh)
+
+    monkeypatch.setattr(wide, "_fresh_mask", again)
+    found = _failures(products, 3)
+    assert any("openings" in r.name for r in found)
+
+
+def test_low_bits_that_are_sent_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parties cut their shares. Were the low bits sent as they are, their sum would be the value's."""
+    real = wide.open_cut_wide
+
+    async def talkative(c: Context, x: WideShared, count: int) -> Any:
+        class Unmasked(type(c.opening(Shared(x.x.low, count, 0)))):  # type: ignore[misc]
+            def encode(self) -> bytes:
+                self.lam = torch.zeros_like(self.lam)
+                return bytes(super().encode())
+
+        await Unmasked(Shared(x.x.low, count, 0), c.blank(x.shape) if not c.evaluating else x.x.low * 0)
+        return await real(c, x, count)
+
+    monkeypatch.setattr(wide, "open_cut_wide", talkative)
+    assert _failures(products, 2)
+
+
+def test_a_dealt_value_without_its_share_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product whose parties hold the dealer's term in the clear: its low bits are not uniform where they are cut."""
+    seen: list[Tensor] = []
+
+    async def watched(c: Context, x: Shared, y: Shared) -> Shared:
+        a, b = await together(open_value(c, x), open_value(c, y))
+        found = lifted.multiply(c, "product", a, b, 76)
+        assert isinstance(found, WideShared)
+        if c.evaluating and not c.first:
+            seen.append(found.x.low & 4095)
+        return await _cut(c, found, 12)
+
+    run(watched, [(X, 34), (X, 40)], 2)
+    assert uniformity.chi_square_p(torch.bincount(seen[0] >> 6, minlength=64).double()) > 1e-9
+    assert uniformity.chi_square_p(torch.bincount(seen[0] & 63, minlength=64).double()) > 1e-9

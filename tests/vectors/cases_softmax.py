@@ -1,0 +1,47 @@
+"""Vectors of the softmax, of its exponentials and of its zero tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from protocols.masked import exponential
+from protocols.masked.shares import Masked, Shared
+from protocols.masked.suite import MaskedSuite
+from protocols.masked.values import MaskedTensor
+from protocols.masked.zero_words import zero_words
+from tests.vectors.cases_masked import cases, real
+from tests.vectors.recording import Case, Input
+
+
+async def _exponential(s: MaskedSuite, x: Masked, form: str, frac: int, bits: int) -> Shared:
+    way = exponential.by_table if form == "table" else exponential.by_bits
+    return s.context.shared(await way(s.context, x, frac, bits))
+
+
+async def _zero(s: MaskedSuite, x: Masked, way: Any, bits: int) -> Shared:
+    return await zero_words(s.context, x, way, bits)
+
+
+async def _probabilities(s: MaskedSuite, x: Shared, frac: int, score: int) -> list[Any]:
+    found = await s.softmax(MaskedTensor(s.context, score + 1, x))
+    return [found.as_shared(), s.flags()]
+
+
+def softmax_files() -> dict[str, list[Case]]:
+    """File -> cases."""
+    x = real([-4.25, -7.9, -100.0], 22, 14)
+    scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
+    small = {"frac": 14, "score": 5}
+    found = []
+    for bits in (13, 64):
+        for way in ("one", "two") if bits == 13 else ("two",):
+            words = Input(torch.tensor([0, 1, 1 << (bits - 2), -1]), bits, 0)
+            found += cases("zero words", _zero, [words], {"way": way, "bits": 7})
+    return {
+        "exponential": cases("exponential", _exponential, [x], {"form": "table", "frac": 28, "bits": 62})
+        + cases("exponential", _exponential, [x], {"form": "bits", "frac": 28, "bits": 62}, parties=(2,)),
+        "zero_words": found,
+        "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}),
+    }

@@ -1,0 +1,189 @@
+"""Softmax and what it is made of: hashes of bins, zero tests of long words, exponentials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Context, Decimal
+from functools import cache
+from functools import reduce as fold
+from typing import Any
+
+import numpy as np
+
+from tests.vectors.independent.curves import power
+from tests.vectors.independent.formats import Stream, U, Words, reduce, word
+from tests.vectors.independent.linear import multiply, open_cut
+from tests.vectors.independent.lookup import at, digit, hot, low, scaled, turned, zero_by_points
+from tests.vectors.independent.rows import Flags, standard
+from tests.vectors.independent.wide import Wide, cut_masked, deal, multiply_known, words
+from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
+
+DECIMALS = Context(prec=48)
+
+
+# ---- powers of e -----------------------------------------------------------------------------------------------------
+def _scaled(exponent: Decimal, bits: int) -> int:
+    return int(DECIMALS.multiply(DECIMALS.exp(exponent), Decimal(1 << bits)).to_integral_value(context=DECIMALS))
+
+
+@cache
+def powers(sign: int, width: int, frac: int, offset: int, out: int) -> np.ndarray[Any, Any]:
+    """About 2^out e^(offset + sign k / 2^frac): products of two rounded factors, rounded; integers."""
+    half = width // 2
+    guard = 94 - math.ceil(max(offset, offset + sign * 2.0 ** (width - frac)) * math.log2(math.e) + out)
+    steps = [DECIMALS.divide(Decimal(sign * (i << half)), Decimal(1 << frac)) for i in range(1 << (width - half))]
+    upper = np.array([_scaled(DECIMALS.add(Decimal(offset), s), out + guard) for s in steps], object)
+    lower = np.array([_scaled(DECIMALS.divide(Decimal(sign * j), Decimal(1 << frac)), 30) for j in range(1 << half)], object)
+    return ((upper[:, None] * lower + (1 << (guard + 29))) >> (guard + 30)).reshape(-1)
+
+
+# ---- one-hot vectors as bits, any number of parties ------------------------------------------------------------------
+def one_hot_bits(w: World, op: str, lam_digit: Words, width: int) -> Words:
+    """XOR shares [parties, ..., 2^width] of e(lam digit), a bit an entry."""
+    size = 1 << width
+    each = min(size, 64)
+    groups = hot(lam_digit, size).reshape(*lam_digit.shape, size // each, each)
+    value = (groups << np.arange(each, dtype=U)).sum(-1, dtype=U)
+    dealt = w.deal(op, value.shape, each, value, "xor")
+    return ((dealt[..., None] >> np.arange(each, dtype=U)) & U(1)).reshape(w.parties, *lam_digit.shape, size)
+
+
+# ---- exponentials ----------------------------------------------------------------------------------------------------
+def by_table(w: World, x: Masked, frac: int, bits: int) -> Steps:
+    """[e^x] with `frac` fraction bits modulo 2^bits, opened between."""
+    whole = x.bits - x.frac
+    unit = min(5, whole - 2)
+    start, size = x.frac + unit, 1 << (whole - unit)
+    below, top = low(x.mask, start).astype(np.int64), digit(x.mask, start, whole - unit, x.bits).astype(np.int64)
+    value = np.zeros((*x.shape, size), object)
+    for step in range(1 + math.ceil(24 / (1 << unit))):
+        entry = powers(-1, start, x.frac, -(step << unit), frac + 46)[below]
+        np.put_along_axis(value, ((top - step) % size)[..., None], entry[..., None], -1)
+    dealt = deal(w, "exponential table", value.shape, bits + 62, value)
+    place = digit(x.m, start, whole - unit, x.bits).astype(np.int64)
+    entry = np.take_along_axis(dealt, np.broadcast_to(place[..., None], (w.parties, *x.shape, 1)), -1)[..., 0]
+    factor = powers(1, start, x.frac, 0, 16)[low(x.m, start).astype(np.int64)]
+    return (yield from cut_masked(w, Wide(entry * factor % (1 << (bits + 62)), bits + 62, frac + 62), 62))
+
+
+def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
+    """The same from one-hot bits; two parties."""
+    start, width = x.frac + 2, x.bits - x.frac - 2
+    lam_digit = digit(x.mask, start, width, x.bits)
+    ones = one_hot_bits(w, "exponential bits", lam_digit, width)
+    vector = turned(ones, digit(x.m, start, width, x.bits)).astype(object)  # [d]
+    read = sum(vector[..., -d] * int(powers(-1, 5, 0, 0, 32)[4 * (d - 1)]) for d in range(1, min(7, (1 << width) - 1) + 1))
+    factor = powers(1, start, x.frac, -4, 26)[low(x.m, start).astype(np.int64)]
+    signed = np.stack([read[0] * factor, -read[1] * factor])
+    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 28)
+    sign = 2 * at(ones[0], lam_digit).astype(object) - 1
+    known = sign * powers(-1, start, x.frac, 0, 22)[low(x.mask, start).astype(np.int64)]
+    count = 52 - frac
+    product = multiply_known(w, "exponential", u, known, bits + count)
+    held = product.bits, u.frac + 22
+    if isinstance(product, Shared):
+        return (yield from open_cut(w, Shared(product.x, *held), count))
+    return (yield from cut_masked(w, Wide(product.x, *held), count))
+
+
+# ---- zero tests of long words ----------------------------------------------------------------------------------------
+def _joined(bits: Words, count: int) -> Words:
+    """Numbers of `count` bits along the first axis; missing ones at the end are 1."""
+    missing = -len(bits) % count
+    whole = np.concatenate([bits, np.ones((missing, *bits.shape[1:]), U)]).reshape(-1, count, *bits.shape[1:])
+    return (whole << np.arange(count, dtype=U).reshape(-1, *[1] * (bits.ndim - 1))).sum(1, dtype=U)
+
+
+def _equal(w: World, m: Words, lam: Words, width: int) -> Steps:
+    table = w.deal("equal digits", lam.shape, 1 << width, U(1) << lam, "xor")
+    rho = w.random("mask bits", lam.shape, 1)
+    opened = yield Open(((table >> m) & U(1)) ^ rho, 1, "xor")
+    return opened, np.bitwise_xor.reduce(rho, 0)
+
+
+def zero_words(w: World, x: Masked, way: str, bits: int) -> Steps:
+    """[x = 0] modulo 2^bits; x.mask is what m equals where x is zero."""
+    width = 6 if way == "one" else 4
+    places = [i * width for i in range(-(-x.bits // width))]
+    opened, rho = yield from _equal(
+        w, *(np.stack([(t >> U(p)) & U((1 << width) - 1) for p in places]) for t in (x.m, x.mask)), width
+    )
+    if way == "two":
+        opened, rho = yield from _equal(w, _joined(opened, 4), _joined(U(1) - rho, 4), 4)
+    last = len(opened)
+    table = scaled(w, "all equal", _joined(U(1) - rho, last)[0], last, bits, [U(1)])[:, 0]
+    return Shared(at(table, _joined(opened, last)[0]), bits, 0)
+
+
+# ---- the shift -------------------------------------------------------------------------------------------------------
+class _Xored(Masked):
+    """Words under an XOR mask."""
+
+    @property
+    def mask(self) -> Words:
+        return np.bitwise_xor.reduce(self.lam, 0)
+
+
+def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: Flags) -> Steps:
+    """<edge> of the highest bin of each row that is not empty, modulo 2^(range_bits + 1 + y.frac)."""
+    width, bits = range_bits - 2, 48
+    size, start = 1 << width, y.frac + 2
+    small = y.to(range_bits + y.frac)
+    ones = one_hot_bits(w, "histogram bits", digit(small.mask, start, width, small.bits), width)
+    seed = w.common("histogram weights", (4,), 64, None)
+    columns = y.shape[0] // rows
+    drawn = Stream(seed.astype("<u8").tobytes()).elements((-(-columns // 4) * 4,), bits)[:columns]
+    weights = np.where(drawn == 0, U(1), drawn)
+    vector = turned(ones, digit(small.m, start, width, small.bits)).reshape(w.parties, rows, columns, size)
+    by_bin = np.bitwise_xor.reduce(vector * weights[:, None], 2)  # [parties, rows, d]
+    order = [(size // 2 - 1 - i) % size for i in range(size)]  # the highest first
+    reach = -(-int(limit) // 4)
+    far = [d for d in range(-size // 2, size // 2) if abs(d) > reach]
+    odd = fold(np.bitwise_xor, [by_bin[..., d % size] for d in far], np.zeros((w.parties, rows), U))
+    flags.watch("score", 0, (odd[..., None] >> np.arange(bits, dtype=U)) & U(1))
+    hashes = np.bitwise_xor.accumulate(by_bin[..., order], -1)[..., : size - 1]
+    lam = w.random("open", hashes.shape[1:], bits, "xor")
+    m = yield Open(hashes ^ lam, bits, "xor")
+    words_ = _Xored(m, lam, bits, 0)
+    empty = zero_by_points(w, words_, width + 1) if w.parties == 2 else (yield from zero_words(w, words_, "one", width + 1))
+    edge = empty.each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(size // 2))
+    found = yield from w.open(Shared(reduce(edge.x, width + 1), width + 1, 0))
+    return Masked(found.m << U(start), found.lam << U(start), range_bits + 1 + y.frac, y.frac)
+
+
+def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
+    """(<e^(y - shift)>, [1 / its sum over the row]); y: [rows * columns], sizes: fraction bits and ring."""
+    columns, (frac, bits) = y.shape[0] // rows, sizes
+    limit = 0.875 * 2.0 ** (range_bits - 1)
+    near = y.to(range_bits + 1 + y.frac)
+    near = near.each(lambda t: (t.reshape(rows, columns) - t.reshape(rows, columns)[:, -1:]).reshape(-1))
+    edge = yield from shift(w, near, rows, range_bits, limit, flags)
+    x = near.plus(edge.each(lambda t: np.repeat(t, columns)), -1)
+    unit = 2.0 ** (range_bits - 4)
+    reach = math.ceil((limit + 8) / 2 / unit) * unit
+    flags.check("score", 0, x.plus_public(word(int(reach * 2.0**x.frac))), reach, True, 5)
+    e = yield from by_table(w, x.to(range_bits + y.frac), frac, bits)
+    grow = max(columns, 1).bit_length()
+    sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(frac + grow + 1)
+    return e, (yield from power(w, sums, frac - 12, frac + grow, -1.0))
+
+
+def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
+    """Over the last axis; score: log2 of the spread's bound."""
+    range_bits, (*leading, columns) = score + 1, x.shape
+    rows = math.prod(leading)
+    flags = Flags(w)
+    s = yield from open_cut(w, x.to(frac + range_bits + 2 + x.frac - frac), x.frac - frac)
+    y = s.each(lambda t: t.reshape(-1))
+    p, inverse = yield from numerators(w, y, rows, range_bits, (28, 58), flags)
+    r = yield from standard(w, inverse, 12, 26, 58)
+    out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
+    return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
+
+
+# ---- programs of the vectors -----------------------------------------------------------------------------------------
+def exponential(w: World, x: Masked, form: str, frac: int, bits: int) -> Steps:
+    """By either form."""
+    found = yield from (by_table if form == "table" else by_bits)(w, x, frac, bits)
+    return found.shared
