@@ -42,6 +42,8 @@ RANGES = "tests/protocols/test_ranges.py"
 EXPONENTIAL = "tests/protocols/masked/test_exponential.py"
 CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
 GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
+LIFTED = "tests/protocols/masked/test_lifted.py"
+OPENINGS = "tests/protocols/masked/test_uniform_openings.py"
 SELECTION = "tests/protocols/masked/test_selection.py"
 RANKING = "tests/protocols/masked/test_ranking.py"
 SHUFFLE = "tests/protocols/masked/test_shuffle.py"
@@ -341,8 +343,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "flags of equal words for all values",
         "protocols/masked/ranges.py",
-        "weights & -((word >> (digit & 63)) & 1)",
-        "-((word >> (digit & 63)) & 1)",
+        "self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits",
+        "-bits",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
     ),
     Fault(
@@ -395,6 +397,76 @@ FAULTS: tuple[Fault, ...] = (
         (f"{RANGES}::test_very_wide_rows_are_squared_with_fewer_fraction_bits",),
     ),
     Fault(
+        "a lifted factor without its wrap",
+        "protocols/masked/lifted.py",
+        "w = 1 - ring.shift_right(moved, x.bits - 1, x.bits)",
+        "w = torch.ones_like(moved)",
+        (f"{LIFTED}::test_product",),
+    ),
+    Fault(
+        "a wide value dealt without the carry of its low words",
+        "protocols/masked/wide.py",
+        "lambda: whole.high - total.high, bits - RING_BITS",
+        "lambda: whole.high, bits - RING_BITS",
+        (f"{LIFTED}::test_product",),
+    ),
+    Fault(
+        "a wide opening whose high word has no mask",
+        "protocols/masked/wide.py",
+        "total = Wide(low[0], high[0])",
+        "total = Wide(low[0], 0 * high[0])",
+        (f"{OPENINGS}::test_what_is_opened_is_uniform", f"{LIFTED}::test_product"),
+    ),
+    Fault(
+        "a wide cut whose shares both lose a carry",
+        "protocols/masked/wide.py",
+        "own = own + ((Wide.of(own.low * 0 + 1) << count) + -1)",
+        "own = own + 0",
+        (f"{LIFTED}::test_product",),
+    ),
+    Fault(
+        "the sign of a one-hot vector is forgotten",
+        "protocols/masked/signed_one_hot.py",
+        "return 2 * ((word >> (lam_digit & 63)) & 1) - 1",
+        "return torch.ones_like(word)",
+        ("tests/protocols/masked/test_signed_one_hot.py::test_look_up",),
+    ),
+    Fault(
+        "bits of a one-hot vector that lie in the clear",
+        "protocols/masked/signed_one_hot.py",
+        'shape, point if c.tape.dealing else None, word_bits, "xor")',
+        "shape, point if c.tape.dealing else None, word_bits)",
+        ("tests/protocols/masked/test_signed_one_hot.py::test_look_up",),
+    ),
+    Fault(
+        "queries and keys unchecked where they are rotated",
+        "protocols/masked/arithmetic.py",
+        "rotated.watched = t.watched",
+        "rotated.watched = None",
+        (f"{RANGES}::test_queries_and_keys_are_checked_where_they_are_rotated",),
+    ),
+    Fault(
+        "a mean with more bits than wide rows leave",
+        "protocols/masked/normalisation.py",
+        "min(12 + width.bit_length(), RING_BITS - 2 - h.frac - residual - ROOM)",
+        "12 + width.bit_length()",
+        (f"{RANGES}::test_a_norm_up_to_four_bounds_is_flagged_for_certain",),
+    ),
+    Fault(
+        "a product before the norm divides it that is not looked at",
+        "protocols/masked/normalisation.py",
+        "convert.ranges.check(kind, found, b.product)",
+        "pass",
+        (f"{RANGES}::test_outputs_of_a_row_at_its_bound_are_flagged_up_to_their_certain_size",),
+    ),
+    Fault(
+        "flags said to be certain where a ring is around",
+        "protocols/ranges.py",
+        "SURE = 3.4",
+        "SURE = 4.5",
+        (f"{RANGES}::test_what_no_prompt_can_exceed_is_flagged_for_certain_before_a_norm_divides_it",),
+    ),
+    Fault(
         "activation outputs lifted as if they were signed",
         "protocols/masked/conversion.py",
         "offset = 1 << found.frac if x.positive else None",
@@ -411,8 +483,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lambda t: -t.sum(-1)), bins // 2)",
-        "lambda t: -t.sum(-1)), bins // 4)",
+        "map(lambda t: -t.sum(-1)), bins // 2",
+        "map(lambda t: -t.sum(-1)), bins // 4",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
@@ -432,8 +504,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
-        "return -(-self.bits // DIGIT[self.way])",
-        "return max(1, self.bits // DIGIT[self.way])",
+        "first = -(-self.bits // (DIGIT[self.way] * self.each))",
+        "first = max(1, self.bits // (DIGIT[self.way] * self.each))",
         (f"{EXPONENTIAL}::test_zero_words",),
     ),
     Fault(
@@ -588,8 +660,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/snapkv.py",
-        "votes = pooled(suite, attention_mass[:, :older], half, half)",
-        "votes = pooled(suite, attention_mass[:, :older], half, half - 1)",
+        "votes = pooled(suite, seen.mass[:, :older], half, half)",
+        "votes = pooled(suite, seen.mass[:, :older], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored

@@ -334,7 +334,7 @@ def _orders() -> dict[str, list[Case]]:
         "threshold": cases("top-k by threshold", threshold, [many], {"k": 4, "bits": 16, "digit_bits": 3}),
         "ranking": [
             c
-            for groups in ([7], [3, 3], [2, 2, 2])
+            for groups in ([7], [3, 3])
             for c in cases("maximum", top, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
         ]
