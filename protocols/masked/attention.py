@@ -26,6 +26,7 @@ from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
+from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -121,7 +122,8 @@ async def weighted_values(
 
     o, r = await together(weighted(), one_over())
     with operation("values"):
-        quotient = lifted.multiply(convert.context, "divide", o, r, RING_BITS + WEIGHTED_BITS + INVERSE_BITS)
+        bits = factor_bits(convert, o.shape.numel(), bound) + o.frac + r.frac - convert.fraction_bits
+        quotient = lifted.multiply(convert.context, "divide", o, r, bits)
         return convert.new(quotient, bound), dense, r
 
 

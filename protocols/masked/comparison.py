@@ -1,4 +1,4 @@
-"""Less-than-zero, equality with zero, membership of [0, 2^n) and the borrow of a masked value: one round, a few bits.
+"""Less-than-zero, membership of [0, 2^n) and the borrow of a masked value: one round, a few bits.
 
 Any number of parties.
 
@@ -10,14 +10,14 @@ some of them, which the public digit of m names, so a party reads it off its own
   over all digits that is [m < lam], the borrow of m - lam, from digits of at most 6 bits;
 * top digit: the sign s without a borrow, and whether a borrow flips it (t); the answer is s xor t borrow. For membership the
   digits above the n low bits are 0 without (z) or with (n, digits of lam + 2^n) the low digit's borrow: z z' ... (1 -
-  borrow) + n n' ... borrow. For equality m_i = lam_i in every digit.
+  borrow) + n n' ... borrow.
 
 A bit that was read is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is
 then linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic
 shares of the products of rho's, in any ring. The mask of s is a factor 1 - 2 rho of all others, so s adds none of its own.
 The same products times a mask lam_y give answer * y for a masked y in the same round.
 
-Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element (equality: a bit a digit); error none. Leaks: nothing, opened
+Rounds 1; online 3, 5, 7 bits for 2, 3, 4 digits per element; error none. Leaks: nothing, opened
 bits are uniform (docs/security.md, "Comparisons").
 Offline: 2^w bits a digit of w bits, and of the sign 4, 10, 22 elements of its ring for 2, 3, 4 digits (`digit_bits`).
 Ishai et al. 2013 (one-time truth tables); Boyle, Gilboa, Ishai 2019 (gates on masked inputs).
@@ -149,14 +149,6 @@ def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
     if top:
         places["t"] = (top, "flips")
     return Form.of(digits, places | lower, [(k, mono | {"t"}) for k, mono in borrow], "s")
-
-
-@cache
-def zero_form(bits: int) -> Form:
-    """Return [x = 0] in a ring of so many bits."""
-    digits = _digits(bits, MAX_DIGIT)
-    places: Places = {f"eq{i}": (i, "eq") for i in range(len(digits))}
-    return Form.of(digits, places, [(1, frozenset(places))])
 
 
 @cache
@@ -360,12 +352,6 @@ async def borrows(c: Context, x: Masked) -> Bit:
     """Return [m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
     require(1 <= x.bits <= 32, "borrow", f"rings of 1 to 32 bits are supported, got {x.bits}")
     return await ask(c, x, borrow_form(x.bits))
-
-
-async def is_zero(c: Context, x: Masked) -> Bit:
-    """Return [x = 0] for x modulo 2^bits. 1 round."""
-    require(1 <= x.bits <= 32, "equality", f"rings of 1 to 32 bits are supported, got {x.bits}")
-    return await ask(c, x, zero_form(x.bits))
 
 
 async def within(c: Context, x: Masked, low_bits: int) -> Bit:

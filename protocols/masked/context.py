@@ -92,6 +92,33 @@ class BitOpening(Request[Tensor]):
         return c.blank(self.share.shape)
 
 
+class XorOpening(Request[Masked]):
+    """A request to open XOR-shared words under an XOR mask. Cost: 1 round (shared), bits per word per direction."""
+
+    def __init__(self, share: Tensor, lam: Tensor, bits: int) -> None:
+        self.share, self.lam, self.bits = share, lam, bits
+        self.key = current()
+        self.size = packed_size(share.shape.numel(), bits)
+
+    def encode(self) -> bytes:
+        """Return this party's message: its words XOR its words of the mask."""
+        return pack(self.share ^ self.lam, self.bits)
+
+    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
+        """Return m = x XOR lam beside the mask: zero and equality are read off them as off a sum."""
+        total = torch.zeros(self.share.shape, dtype=torch.int64)
+        for part in parts:
+            total ^= unpack(part, self.bits, self.share.shape)
+        m = total.to(c.device)
+        if c.observer is not None:
+            c.observer(m, self.bits)
+        return Masked(m, self.lam, self.bits, 0)
+
+    def blank(self, c: Context) -> Masked:
+        """Return what a role that does not evaluate gets."""
+        return Masked(c.blank(self.share.shape), self.lam, self.bits, 0)
+
+
 class Routed(Request[T]):
     """A message that only some parties send: `links` are its (sender, receiver) pairs, `size` its bytes over each link.
 

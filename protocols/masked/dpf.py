@@ -15,7 +15,8 @@ levels of all keys, since the control bit is taken from the 128 of a seed (docs/
 Sources: Boyle, Gilboa, Ishai 2016 (function secret sharing: improvements and extensions), early termination included; Guo,
 Katz, Wang, Yu 2020 for fixed-key AES.
 
-`protocols.masked.dealing` chooses between keys and tables.
+`protocols.masked.dealing` chooses between keys and tables. `one_hot_below` computes of a vector only the entries below a
+prefix that is public.
 """
 
 from __future__ import annotations

@@ -6,17 +6,14 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
-import math
-
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
 from protocols.masked import comparison, lifted
 from protocols.masked.activation import Rings
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.shares import Masked
-from protocols.masked.stream import stream_bits
+from protocols.masked.stream import factor_bits
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Activation, Value
@@ -25,11 +22,8 @@ EXPANSION = 4  # a feed-forward layer is about that many times as wide as the st
 
 
 def _wanted(convert: Conversion, x: MaskedTensor, magnitude: int) -> int:
-    """Return the ring that the layer behind needs of a factor below 2^magnitude, whose product is added to the stream."""
-    f, width = convert.fraction_bits, x.shape[-1] // EXPANSION
-    if stream_bits(convert, math.prod(x.shape[:-1]), max(width, 1)).product_first:
-        return RING_BITS
-    return min(RING_BITS, f + WEIGHT_BITS + max(convert.bounds.stream + ROOM, magnitude) + 2)
+    """Return the ring that the layer behind needs of a factor below 2^magnitude."""
+    return factor_bits(convert, x.shape.numel() // EXPANSION, magnitude)
 
 
 async def _activated(convert: Conversion, t: MaskedTensor, kind: Activation, wanted: int) -> MaskedTensor:

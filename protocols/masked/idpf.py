@@ -49,7 +49,6 @@ CHUNK_NODES = 1 << 12  # nodes of a level that are expanded at once: their indic
 _BLOCK = 16
 _BLOCK_BITS = 128
 _ONE = np.uint64(1)
-_CHOICE = np.array([[0, 0], [~np.uint64(0), ~np.uint64(0)]], np.uint64)
 _SEED = np.array([~np.uint64(3), ~np.uint64(0)])  # the bits of a node that are its seed
 
 
@@ -242,7 +241,7 @@ def _correct(point: npt.NDArray[np.uint64], roots: Blocks, p: Points) -> tuple[B
         words[level] = word
         words[level, :, 0] |= turn[0] | (turn[1] << ones[0])
         word[:, 0] |= turn[0] ^ ((turn[0] ^ turn[1]) & bits[level])
-        child ^= _CHOICE.take((nodes[..., 0] & ones).view(np.int64), 0) & word
+        child ^= (-(nodes[..., 0] & ones)).repeat(2).reshape(nodes.shape) & word
         nodes = child
         if level + 1 in p.levels:
             kept.append(nodes)
@@ -282,7 +281,7 @@ def _walk(party: int, root: Blocks, words: Blocks, m: Blocks, p: Points) -> Bloc
     places, side, correction = _plan(root, words, m, p)
     _, _, counts = _steps(p)
     most = max(counts) * elements
-    seeds, ones = np.tile(_SEED, (most, 1)), np.ones(most, np.int64)
+    seeds, ones = np.tile(_SEED, (most, 1)), np.ones(most, np.uint64)
     inputs, buffer = np.empty((most, 2), np.uint64), np.empty((most + 1) * _BLOCK, np.uint8)
     hashed = buffer[: most * _BLOCK].view(np.uint64).reshape(most, 2)
     data, room, encrypt = inputs.reshape(-1).view(np.uint8).data, buffer.data, _encryptor("children").update_into
@@ -295,9 +294,9 @@ def _walk(party: int, root: Blocks, words: Blocks, m: Blocks, p: Points) -> Bloc
         if count * elements != size:
             size = count * elements
             given, found, kept, one, block = inputs[:size], hashed[:size], seeds[:size], ones[:size], data[: size * _BLOCK]
-            lowest = given.view(np.int64)[:, 0]
+            lowest = given[:, 0]
         nodes.take(places[level, :count].reshape(-1), 0, given, "clip")
-        change = _CHOICE.take(lowest & one, 0)
+        change = (-(lowest & one)).repeat(2).reshape(size, 2)  # all ones where the control bit is set: no secret is an index
         change &= correction[level, :count].reshape(size, 2)
         given &= kept
         given |= side[level, :count].reshape(size, 2)

@@ -137,11 +137,20 @@ def blank(c: Context, shape: Sequence[int], bits: int, frac: int) -> Shared | Wi
 
 
 def _own_terms(c: Context, op: str, x: Masked, form: _Lifted, bits: int) -> Words:
-    """Return this party's share of the terms of x: of its mask what it has, where the ring is no larger."""
+    """Return this party's share of the terms of x: of its mask what it has, where the ring is no larger. Dealt once for
+    all products of x in rings of so many bits or fewer."""
     if x.bits >= bits:
         return -x.lam if c.evaluating else c.blank(x.shape)
-    parts = [_dealt(c, op, x.shape, bits, [term]) for term in form.terms]
-    return parts[0] + parts[1]  # type: ignore[operator]
+    if x.lifted is None or x.lifted[0] < bits:
+        parts = [_dealt(c, op, x.shape, bits, [term]) for term in form.terms]
+        x.lifted = bits, parts[0] + parts[1]  # type: ignore[operator]
+    found: Words = x.lifted[1]
+    return _low(found) if bits <= RING_BITS else found
+
+
+def hold(c: Context, op: str, x: Masked, bits: int) -> None:
+    """Deal at once what products of x need, in rings of so many bits or fewer; local."""
+    _own_terms(c, op, x, _lifted(c, x, bits), bits)
 
 
 def multiply(c: Context, op: str, x: Masked, y: Masked, bits: int) -> Shared | WideShared:

@@ -150,9 +150,11 @@ async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Seque
     f, bound = convert.fraction_bits, convert.bounds.linear_kind[1]
     magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
     bits = f + WEIGHT_BITS + bound + 2 + ROOM
+    excess = max(h.frac + b.scale - f, 0)
+    with operation("norm scale"):
+        lifted.hold(convert.context, "stream", h, bits + excess)
     r = await _masked_inverse(convert, h, norm, b.scale)
     with operation("norm scale"):
-        excess = max(h.frac + r.frac - f, 0)
         y = convert.new(lifted.multiply(convert.context, "scale", h, r, bits + excess), magnitude)
         scaled = convert.new(await convert.masked(y, f, bits), magnitude)
     outputs = await together(*(linear(convert, scaled, layer) for layer in layers))

@@ -1,18 +1,19 @@
 """Maximum and arg-max by groups: all pairs of a group are compared at once, the best of each group goes on.
 
 A level takes three rounds: every pair's comparison; ranks, sums of bits, opened masked (a few bits); the value and the place
-at rank 0, a dealt one-hot vector of the rank times the masked values, Shared, opened. The last level takes two, since
-nothing of it is opened again: the maximum is left Shared; the one-hot row of the arg-max is, block by block of the last
-group's members, [rank = 0] times the one-hot vector of the member's place within its block. With two parties that is one
-point function of rank and place (`dpf.one_hot_below`); with more, [rank = 0] is opened once more.
+at rank 0, what a dealt table (of long ranks and two parties, a point function) gives at the rank times the masked values,
+Shared, opened. The last level takes two, since nothing of it is opened again: the maximum is left Shared; the one-hot row of
+the arg-max is, block by block of the last group's members, [rank = 0] times the one-hot vector of the member's place within
+its block. With two parties that is one point function of rank and place (`dpf.one_hot_below`); with more, [rank = 0] is
+opened once more.
 
 Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes nine rounds, the opening of the
 logits counted, in groups of 8 and 28 that leave 225; ten with more than two parties. Logits of 20 bits, two parties:
 
 | groups | rounds | sent | dealt |
 | --- | --- | --- | --- |
-| 37, 37, 37 | 9 | 983 kB | 46.4 MB |
-| 8, 28, 225 | 9 | 419 kB | 10.7 MB |
+| 37, 37, 37 | 9 | 983 kB | 35.3 MB |
+| 8, 28, 225 | 9 | 419 kB | 10.1 MB |
 | 4, 6, 16, 131 | 12 | 308 kB | 4.6 MB |
 | 4, 4, 8, 16, 25 | 15 | 296 kB | 3.6 MB |
 | 16 times 2 | 48 | 408 kB | 1.4 MB |

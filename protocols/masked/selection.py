@@ -72,7 +72,7 @@ async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> M
     c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
-        if k > 1:
+        if k != 1:
             return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
         sizes = ranking.group_sizes(m.shape, m.bits, c.parties, c.prefer)
         row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)

@@ -29,7 +29,7 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import RangeError
 from mpc.ring import RING_BITS
-from mpc.wide import WIDE_BITS, Wide
+from mpc.wide import WIDE_BITS, Wide, Words
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Masked:
     """A masked value: m = x + lam modulo 2^bits, with `frac` fraction bits. lam: a tensor, or what computes it.
 
     lowest: x is at least that, in ring units, and below lowest + 2^(bits - 1), where it is lifted to a larger ring; if it is
-    not said, -2^(bits - 2).
+    not said, -2^(bits - 2). lifted: what was dealt to lift it (`protocols.masked.lifted`).
     """
 
-    __slots__ = ("_lam", "bits", "frac", "lowest", "m")
+    __slots__ = ("_lam", "bits", "frac", "lifted", "lowest", "m")
 
     def __init__(
         self, m: Tensor, lam: Tensor | Callable[[], Tensor], bits: int, frac: int, lowest: int | None = None
@@ -139,6 +139,7 @@ class Masked:
         self.bits = bits
         self.frac = frac
         self.lowest = lowest
+        self.lifted: tuple[int, Words] | None = None
 
     @property
     def lam(self) -> Tensor:

@@ -28,16 +28,14 @@ A public mask removes positions altogether (`rows`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mpc.ledger import current, operation
-from mpc.packing import pack, packed_size, unpack
+from mpc.ledger import operation
 from protocols.masked import histogram, zero_test
-from protocols.masked.context import Context, open_value
+from protocols.masked.context import Context, XorOpening, open_value
 from protocols.masked.exponential import exponential
 from protocols.masked.forms import choose
 from protocols.masked.power import Power, power
@@ -45,7 +43,6 @@ from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.zero_words import Plan, Way, zero_words
-from protocols.schedule import Request
 
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
@@ -61,33 +58,6 @@ class Spread:
     range_bits: int = RANGE_BITS
     limit: float = 0.0
     flags: RangeFlags | None = None
-
-
-class XorOpening(Request[Masked]):
-    """A request to open XOR-shared words under an XOR mask. Cost: 1 round (shared), bits per word per direction."""
-
-    def __init__(self, share: Tensor, lam: Tensor, bits: int) -> None:
-        self.share, self.lam, self.bits = share, lam, bits
-        self.key = current()
-        self.size = packed_size(share.shape.numel(), bits)
-
-    def encode(self) -> bytes:
-        """Return this party's message: its words XOR its words of the mask."""
-        return pack(self.share ^ self.lam, self.bits)
-
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
-        """Return m = x XOR lam beside the mask: zero and equality are read off them as off a sum."""
-        total = torch.zeros(self.share.shape, dtype=torch.int64)
-        for part in parts:
-            total ^= unpack(part, self.bits, self.share.shape)
-        m = total.to(c.device)
-        if c.observer is not None:
-            c.observer(m, self.bits)
-        return Masked(m, self.lam, self.bits, 0)
-
-    def blank(self, c: Context) -> Masked:
-        """Return what a role that does not evaluate gets."""
-        return Masked(c.blank(self.share.shape), self.lam, self.bits, 0)
 
 
 def _watch_far(words: Tensor, spread: Spread) -> None:
@@ -120,11 +90,11 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """
     width = spread.range_bits - BIN_BITS
     bins, unit = 1 << width, y.frac + BIN_BITS
-    tests = rows.rows * (bins - 1)
+    tests, count_bits = rows.rows * (bins - 1), 8 * -(-(width + 1) // 8)  # whole bytes are looked up faster
     plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
-    forms = [plan.form(tests, width + 1, c.parties) for plan in plans.values()]
+    forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
     if c.parties == 2:
-        forms.append(zero_test.points_form(tests, HASH_BITS["one"], width + 1))
+        forms.append(zero_test.points_form(tests, HASH_BITS["one"], count_bits))
     form = choose(forms, c.prefer)
     bits = plans.get(form, plans["one"]).bits
 
@@ -135,10 +105,12 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
     hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
     if form == "points":
-        empty = zero_test.by_points(c, hashes, width + 1)
+        empty = zero_test.by_points(c, hashes, count_bits)
     else:
-        empty = await zero_words(c, hashes, plans[form].way, width + 1)
-    edge = c.add_public(empty.map(lambda t: -t.sum(-1)), bins // 2)  # bins above the last score's, the highest one included
+        empty = await zero_words(c, hashes, plans[form].way, count_bits)
+    edge = c.add_public(
+        empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), bins // 2
+    )  # bins above the last score's, the highest one included
     opened = await open_value(c, edge)
     return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 

@@ -58,6 +58,14 @@ def _product_first(convert: Conversion, channels: int) -> bool:
     return choose(forms, convert.context.prefer) == "product"
 
 
+def factor_bits(convert: Conversion, channels: int, magnitude: int) -> int:
+    """Return the ring of a factor below 2^magnitude, `channels` numbers of it, whose product is added to the stream: the
+    largest where the stream's products are not lifted on the way, else the least."""
+    if _product_first(convert, channels):
+        return RING_BITS
+    return min(RING_BITS, convert.fraction_bits + WEIGHT_BITS + max(convert.bounds.stream + ROOM, magnitude) + 2)
+
+
 def written_bits(convert: Conversion, frac: int, rows: int, width: int) -> int:
     """Return the ring of a factor with `frac` fraction bits whose product with a weight is added to the stream: after the
     product is cut, the stream's ring is there, or is opened once more where no product has it."""

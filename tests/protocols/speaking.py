@@ -15,7 +15,7 @@ ASKS = frozenset(
     [
         *("deal", "deal_table", "deal_xor", "dependent", "random_shares", "common"),  # of the dealer
         *("opening", "open_together", "exchange", "exchange_all", "zero_sharing"),  # of the other parties
-        *("Opening", "BitOpening", "Reveal", "Handover", "MPCTensor"),
+        *("Opening", "BitOpening", "XorOpening", "Reveal", "Handover", "MPCTensor"),
     ]
 )
 OWNERS = {"random": ("tape",), "open": ("s", "session"), "mul": ("beaver",), "square": ("beaver",), "matmul": ("beaver",)}

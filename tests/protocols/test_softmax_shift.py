@@ -71,7 +71,7 @@ def test_the_shift_is_the_edge_of_the_largest_ones_bin(parties: int, prefer: str
 @pytest.mark.parametrize("range_bits", [6, 7, 9, 11])
 def test_the_shift_in_other_ranges(range_bits: int) -> None:
     """16 bins in a quarter of a word to 512 bins in eight words."""
-    reach = 0.9 * 2.0 ** (range_bits - 1)
+    reach = 2.0 ** (range_bits - 1) - 4.1  # one in the highest bin may be counted around the circle
     scores = torch.cat([torch.linspace(-reach, reach, 65)[:, None], torch.full((65, 4), -reach)], 1).double()
     scores = torch.floor(scores * 2.0**FRAC) / 2.0**FRAC
     bits = range_bits + FRAC
@@ -96,11 +96,11 @@ def test_bytes_of_a_score() -> None:
 
 
 def test_bytes_of_a_row() -> None:
-    """With many rows: 63 hashes of 64 bits, 20 bits opened of each, 54 bytes dealt."""
+    """With many rows: 63 hashes of 64 bits, 20 bits opened of each, 56 bytes dealt."""
     few, many = (predict(shift_gate(rows, 8), [((rows * 8,), BITS)], 2) for rows in (2000, 3000))
     assert few.rounds == many.rounds == 5
     assert (many.bytes_sent - few.bytes_sent) / 1000 == pytest.approx(8 * 22 / 8 + 63 * (64 + 20) / 8 + 7 / 8, abs=0.1)
-    assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 63 * 54, abs=0.1)
+    assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 63 * 56, abs=0.1)
 
 
 @pytest.mark.parametrize(("parties", "prefer", "openings"), [(2, "rounds", 3), (3, "rounds", 4), (2, "bytes", 5)])
@@ -114,8 +114,7 @@ def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, pre
         assert chi_square((hashes >> part) & 255, 256) < chi_square_limit(256)
     assert chi_square(shift, 128) < chi_square_limit(128)
     for m, ring_bits in bits:
-        assert ring_bits == 1
-        assert chi_square(m, 2) < chi_square_limit(2)
+        assert chi_square(m, 1 << ring_bits) < chi_square_limit(1 << ring_bits)
 
 
 def test_hashes_have_other_words_in_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

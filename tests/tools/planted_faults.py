@@ -483,8 +483,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "softmax's shift without its bias",
         "protocols/masked/softmax.py",
-        "lambda t: -t.sum(-1)), bins // 2)",
-        "lambda t: -t.sum(-1)), bins // 4)",
+        "map(lambda t: -t.sum(-1)), bins // 2",
+        "map(lambda t: -t.sum(-1)), bins // 4",
         (f"{SUITE}::test_softmax",),
     ),
     Fault(
@@ -504,8 +504,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
-        "return -(-self.bits // DIGIT[self.way])",
-        "return max(1, self.bits // DIGIT[self.way])",
+        "first = -(-self.bits // (DIGIT[self.way] * self.each))",
+        "first = max(1, self.bits // (DIGIT[self.way] * self.each))",
         (f"{EXPONENTIAL}::test_zero_words",),
     ),
     Fault(

@@ -202,14 +202,11 @@ def _comparison() -> dict[str, list[Case]]:
     found = [c for bits, n in numbers.items() for c in cases("less than zero", less, [edges(bits)], {"result": "bit"}, n)]
     found += cases("less than zero", less, [edges(20)], {"result": "times"})
     inside = shaped(comparison.within)
-    zero = shaped(comparison.is_zero)
 
     return {
         "less_than_zero": found,
         "within": cases("within", inside, [edges(12, 31, 32)], {"result": "bit", "low_bits": 5})
         + cases("within", inside, [edges(20, 31, 32)], {"result": "times", "low_bits": 5}),
-        "is_zero": cases("is zero", zero, [edges(6)], {"result": "bit"})
-        + cases("is zero", zero, [edges(12)], {"result": "bit"}),
     }
 
 
@@ -244,12 +241,14 @@ def _lookup() -> dict[str, list[Case]]:
     many = Input(torch.arange(-8, 8) * 63, 10, 0)
     chosen = cases("one-hot, the cheaper way", cheaper, [many], {"width": 10, "bits": 64})
     zeros = []
-    for name, way, n in (("table", zero_test.by_table, (2, 3)), ("points", zero_test.by_points, (2,))):
-        for width, bits in ((5, 9),) if name == "table" else ((5, 9), (24, 6), (40, 64)):
-            given = [real([0, 3, -1], width, 0)]
-            zeros += cases(
-                f"zero test by {name}", lambda s, x, bits, way=way: way(s.context, x, bits), given, {"bits": bits}, n
-            )
+    for width, bits in ((5, 9), (24, 6), (40, 64)):
+        zeros += cases(
+            "zero test by points",
+            lambda s, x, bits: zero_test.by_points(s.context, x, bits),
+            [real([0, 3, -1], width, 0)],
+            {"bits": bits},
+            parties=(2,),
+        )
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
         "one_hot": table + keys + chosen,
@@ -360,7 +359,7 @@ def _orders() -> dict[str, list[Case]]:
         "threshold": cases("top-k by threshold", threshold, [many], {"k": 4, "bits": 16, "digit_bits": 3}),
         "ranking": [
             c
-            for groups in ([7], [3, 3], [2, 2, 2])
+            for groups in ([7], [3, 3])
             for c in cases("maximum", top, [seven], {"reach": 511, "groups": groups})
             + cases("first largest", first, [seven], {"reach": 511, "groups": groups, "bits": 20})
         ]

@@ -47,7 +47,6 @@ MASKED: dict[str, tuple[str, ...]] = {
     "sample": ("output.py", "ranking.py", "conversion.py", "protocols/gumbel.py"),
     "less_than_zero": ("comparison.py",),
     "within": ("comparison.py",),
-    "is_zero": ("comparison.py",),
     "one_hot": ("one_hot.py", "dpf.py"),
     "signed_one_hot": ("signed_one_hot.py",),
     "digits": ("digits.py",),

@@ -72,13 +72,6 @@ def negative(bits: int, most: int = 8) -> Predicate:
     return Predicate(digits, named | lower, [(k, term | {"t"}) for k, term in borrowed], "s")
 
 
-def zero(bits: int) -> Predicate:
-    """[x = 0]: all digits are equal."""
-    digits = even(bits)
-    named = {f"eq{i}": (i, lambda m, lam: m == lam) for i in range(len(digits))}
-    return Predicate(digits, named, [(1, frozenset(named))])
-
-
 def member(bits: int, low_bits: int) -> Predicate:
     """[0 <= x < 2^low]: the higher digits are 0, without or with the low digit's borrow."""
     upper, moved = (even(bits - low_bits, 8, low_bits, add) for add in (0, 1 << low_bits))
@@ -193,11 +186,6 @@ def ask(w: World, x: Masked, predicate: Predicate) -> Steps:
 def less_than_zero(w: World, x: Masked, most: int = 8) -> Steps:
     """[x < 0]."""
     return (yield from ask(w, x, negative(x.bits, most)))
-
-
-def is_zero(w: World, x: Masked) -> Steps:
-    """[x = 0]."""
-    return (yield from ask(w, x, zero(x.bits)))
 
 
 def borrow(w: World, x: Masked) -> Steps:

@@ -210,7 +210,6 @@ GATES: dict[str, Gate] = {
     "released": Gate(leaving.released, leaving.judge_released),
     "sample": Gate(leaving.sample, leaving.judge_sample),
     "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
-    "is zero": _opened(_bit(bits.is_zero), _bit_judge(lambda x: x == 0)),
     "within": _opened(_bit(bits.within), _bit_judge(lambda x, low_bits: (x >= 0) & (x < 1 << low_bits))),
     "one-hot by table": _opened(
         lambda w, x, width, bits: lookup.one_hot_table(w, x, 0, width, bits),
@@ -222,7 +221,6 @@ GATES: dict[str, Gate] = {
     ),
     "one-hot, the cheaper way": _opened(_valued, lambda x, width, bits: exact(x % (1 << width))),
     "digits": _opened(_digits, _digit_judge),
-    "zero test by table": _opened(lookup.zero_by_table, lambda x, bits: exact(x == 0)),
     "zero test by points": _opened(lookup.zero_by_points, lambda x, bits: exact(x == 0)),
     "selection matrix": Gate(lambda w, x, k, bits: lookup.selection_matrix(w, x, k, bits), _selected),
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),

@@ -141,12 +141,6 @@ def exact_digits(w: World, x: Masked, widths: Sequence[int]) -> Steps:
 
 
 # ---- zero tests ------------------------------------------------------------------------------------------------------
-def zero_by_table(w: World, x: Masked, bits: int) -> Shared:
-    """[x = 0] by a table over all of m."""
-    value = hot(x.mask, 1 << x.bits)
-    return Shared(at(w.deal("zero test", value.shape, bits, value), x.m), bits, 0)
-
-
 def zero_by_points(w: World, x: Masked, bits: int) -> Shared:
     """[x = 0] by a point function of all but the e lowest bits, whose payloads are e's one-hot vector; two parties."""
     width = next(p for p in (8, 16, 32, 64) if p >= bits)

@@ -88,32 +88,34 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
 
 
 # ---- zero tests of long words ----------------------------------------------------------------------------------------
-def _joined(bits: Words, count: int) -> Words:
-    """Numbers of `count` bits along the first axis; missing ones at the end are 1."""
-    missing = -len(bits) % count
-    whole = np.concatenate([bits, np.ones((missing, *bits.shape[1:]), U)]).reshape(-1, count, *bits.shape[1:])
-    return (whole << np.arange(count, dtype=U).reshape(-1, *[1] * (bits.ndim - 1))).sum(1, dtype=U)
-
-
-def _equal(w: World, m: Words, lam: Words, width: int) -> Steps:
-    table = w.deal("equal digits", lam.shape, 1 << width, U(1) << lam, "xor")
-    rho = w.random("mask bits", lam.shape, 1)
-    opened = yield Open(((table >> m) & U(1)) ^ rho, 1, "xor")
-    return opened, np.bitwise_xor.reduce(rho, 0)
+def _equal(w: World, m: list[Words], lam: list[Words], width: int) -> Steps:
+    """Tables of [digit = lam's], as many as fit a word; what is opened of a word is a number of as many bits, XOR rho."""
+    each = 64 >> width
+    groups = range(0, len(lam), each)
+    value = np.stack([sum((U(1) << (lam[g + i] + U(i << width)) for i in range(1, each)), U(1) << lam[g]) for g in groups])
+    table = w.deal("equal digits", value.shape, 64, value, "xor")
+    rho = w.random("mask bits", value.shape, each, "xor")
+    looked = np.zeros_like(table)
+    for n, g in enumerate(groups):
+        for i in range(each):
+            looked[:, n] |= ((table[:, n] >> (m[g + i] + U(i << width))) & U(1)) << U(i)
+    opened = yield Open(looked ^ rho, each, "xor")
+    return list(opened), [U((1 << each) - 1) - r for r in np.bitwise_xor.reduce(rho, 0)]
 
 
 def zero_words(w: World, x: Masked, way: str, bits: int) -> Steps:
     """[x = 0] modulo 2^bits; x.mask is what m equals where x is zero."""
-    width = 6 if way == "one" else 4
-    places = [i * width for i in range(-(-x.bits // width))]
-    opened, rho = yield from _equal(
-        w, *(np.stack([(t >> U(p)) & U((1 << width) - 1) for p in places]) for t in (x.m, x.mask)), width
-    )
-    if way == "two":
-        opened, rho = yield from _equal(w, _joined(opened, 4), _joined(U(1) - rho, 4), 4)
-    last = len(opened)
-    table = scaled(w, "all equal", _joined(U(1) - rho, last)[0], last, bits, [U(1)])[:, 0]
-    return Shared(at(table, _joined(opened, last)[0]), bits, 0)
+    width, rounds = (6, 1) if way == "one" else (4, 2)
+    each = 64 >> width
+    m, lam = ([(t >> U(i)) & U((1 << width) - 1) for i in range(0, x.bits, width)] for t in (x.m, x.mask))
+    for _ in range(rounds):
+        for t in (m, lam):
+            t += [np.zeros(x.shape, U)] * (-len(t) % each)
+        m, lam = yield from _equal(w, m, lam, width)
+    place, index = (sum((t[i] << U(i * each) for i in range(1, len(t))), t[0]) for t in (m, lam))
+    last = each * len(lam)
+    table = scaled(w, "all equal", index, last, bits, [U(1)])[:, 0]
+    return Shared(at(table, place), bits, 0)
 
 
 # ---- the shift -------------------------------------------------------------------------------------------------------
@@ -146,8 +148,8 @@ def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: 
     lam = w.random("open", hashes.shape[1:], bits, "xor")
     m = yield Open(hashes ^ lam, bits, "xor")
     words_ = _Xored(m, lam, bits, 0)
-    empty = zero_by_points(w, words_, width + 1) if w.parties == 2 else (yield from zero_words(w, words_, "one", width + 1))
-    edge = empty.each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(size // 2))
+    empty = zero_by_points(w, words_, 8) if w.parties == 2 else (yield from zero_words(w, words_, "one", 8))
+    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(size // 2))
     found = yield from w.open(Shared(reduce(edge.x, width + 1), width + 1, 0))
     return Masked(found.m << U(start), found.lam << U(start), range_bits + 1 + y.frac, y.frac)
 
