@@ -93,9 +93,9 @@ async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
         d = (torch.arange(1 << width, device=x.lam.device) - lam_hi[..., None]) & ((1 << width) - 1)
         words = torch.zeros((2, *d.shape), dtype=torch.int64, device=x.lam.device)
         for below_zero in range(1 - (-LOWEST >> unit)):
-            entry = powers_wide(-1, low, x.frac, -(below_zero << unit), frac + TABLE_PEAK)
+            entry = powers_wide(-1, low, x.frac, -(below_zero << unit), frac + TABLE_PEAK, str(below.device))
             for word, of in zip(words, (entry.low, entry.high), strict=True):
-                word += torch.where(d == (-below_zero & ((1 << width) - 1)), of.to(below.device)[below][..., None], 0)
+                word += torch.where(d == (-below_zero & ((1 << width) - 1)), of[below][..., None], 0)
         return Wide(words[0], words[1])
 
     dealt = deal(c, "exponential table", (*x.shape, 1 << width), out, table)

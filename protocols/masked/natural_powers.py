@@ -35,8 +35,11 @@ def _words(numbers: list[int]) -> Wide:
 
 
 @cache
-def powers_wide(sign: int, width: int, frac: int, offset: int, out: int) -> Wide:
-    """Return round(2^out e^(offset + sign k / 2^frac)) for k from 0 to 2^width - 1, on the CPU. sign: +1 or -1."""
+def powers_wide(sign: int, width: int, frac: int, offset: int, out: int, device: str = "cpu") -> Wide:
+    """Return round(2^out e^(offset + sign k / 2^frac)) for k from 0 to 2^width - 1, made once for a device. sign: +1 or
+    -1."""
+    if device != "cpu":
+        return powers_wide(sign, width, frac, offset, out).map(lambda t: t.to(device))
     half = width // 2
     most = max(offset, offset + sign * 2.0 ** (width - frac)) * math.log2(math.e) + out
     guard = WIDE_BITS - 4 - _LOW_BITS - math.ceil(most)  # further bits of the larger factor
@@ -56,4 +59,4 @@ def powers_wide(sign: int, width: int, frac: int, offset: int, out: int) -> Wide
 @cache
 def powers(sign: int, width: int, frac: int, offset: int, out: int, device: str = "cpu") -> Tensor:
     """As `powers_wide`, for entries that fit a word."""
-    return powers_wide(sign, width, frac, offset, out).low.to(device)
+    return powers_wide(sign, width, frac, offset, out, device).low

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -60,6 +61,14 @@ class Spread:
     flags: RangeFlags | None = None
 
 
+@cache
+def _far(bins: int, reach: int, device: str) -> Tensor:
+    """Return words in which the bins beyond `reach` are set, the highest bin first: [words]."""
+    far = [i <= bins // 2 - 2 - reach or i >= bins // 2 + reach for i in range(bins)]
+    masks = [sum(1 << i for i, out in enumerate(far[start : start + 64]) if out) for start in range(0, bins, 64)]
+    return torch.tensor([m - ((m >> 63) << 64) for m in masks], device=device)
+
+
 def _watch_far(words: Tensor, spread: Spread) -> None:
     """Flag rows in which a single bin further away than the limit is not empty; words: `histogram.hashes`."""
     bins = 1 << (spread.range_bits - BIN_BITS)
@@ -68,11 +77,9 @@ def _watch_far(words: Tensor, spread: Spread) -> None:
     if words.is_meta:
         spread.flags.watch("score", words[..., 0])
         return
-    far = [i <= bins // 2 - 2 - reach or i >= bins // 2 + reach for i in range(bins)]
-    masks = [sum(1 << i for i, out in enumerate(far[start : start + 64]) if out) for start in range(0, bins, 64)]
-    mask = torch.tensor([m - ((m >> 63) << 64) for m in masks], device=words.device)
+    mask = _far(bins, reach, str(words.device))
     odd = histogram.parity(words & mask)
-    spread.flags.watch("score", histogram.parity((odd << torch.arange(len(masks), device=words.device)).sum(-1)))
+    spread.flags.watch("score", odd.sum(-1) & 1)
 
 
 def _check(x: Masked, spread: Spread) -> None:

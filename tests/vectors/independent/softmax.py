@@ -35,7 +35,7 @@ def powers(sign: int, width: int, frac: int, offset: int, out: int) -> np.ndarra
     steps = [DECIMALS.divide(Decimal(sign * (i << half)), Decimal(1 << frac)) for i in range(1 << (width - half))]
     upper = np.array([_scaled(DECIMALS.add(Decimal(offset), s), out + guard) for s in steps], object)
     lower = np.array([_scaled(DECIMALS.divide(Decimal(sign * j), Decimal(1 << frac)), 30) for j in range(1 << half)], object)
-    return ((upper[:, None] * lower + (1 << (guard + 29))) >> (guard + 30)).reshape(-1)
+    return np.asarray((upper[:, None] * lower + (1 << (guard + 29))) >> (guard + 30)).reshape(-1)
 
 
 # ---- one-hot vectors as bits, any number of parties ------------------------------------------------------------------
@@ -124,7 +124,7 @@ class _Xored(Masked):
 
     @property
     def mask(self) -> Words:
-        return np.bitwise_xor.reduce(self.lam, 0)
+        return np.asarray(np.bitwise_xor.reduce(self.lam, 0))
 
 
 def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: Flags) -> Steps:
