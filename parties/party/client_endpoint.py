@@ -29,13 +29,13 @@ PROGRESS_SECONDS = 0.05
 class ClientEndpoint:
     """One session's client, as the party's program sees it: the `Endpoint` of the generation program.
 
-    stream: the client's. emitted: outputs so far. kept_rows: of drafted steps. tell_dealer(request): passes on what the
-    dealer must know to go on, once there is one.
+    stream: the client's. emitted: outputs so far; tokens: of them, as far as is known here. kept_rows: of drafted steps.
+    tell_dealer(request): passes on what the dealer must know to go on, once there is one.
     """
 
     def __init__(self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics) -> None:
         self.stream = stream
-        self.emitted = 0
+        self.emitted = self.tokens = 0
         self.session = session
         self.kept_rows = KeptRows(session.check)
         self.tell_dealer: Callable[[wire.TapeRequest], None] = lambda request: None
@@ -72,6 +72,7 @@ class ClientEndpoint:
         self.session.step = f"waiting for the client's rows of output {step}"
         count = kept_rows(self.stream.receive(), step, rows, self.stream.peer)
         self.kept_rows.put(step, count)
+        self._count(count - 1)
         self.tell_dealer(wire.TapeRequest(kept=kept(step, count)))
         return count
 
@@ -117,11 +118,15 @@ class ClientEndpoint:
         self.emitted = step + 1
         now = time.perf_counter()
         (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
-        self._tokens.inc()
+        self._count(1)
         self._emitted_at = now
         if step == 0:
             self.session.trace.stage("decode")
         return True
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self._tokens.inc(tokens)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tell the client how far the session is."""

@@ -220,7 +220,7 @@ class PartySession(ServedSession):
             self,
             began,
             client,
-            tokens=self.endpoint.emitted,
+            tokens=self.endpoint.tokens,
             rounds=total.rounds,
             bytes_sent=total.bytes_sent,
             bytes_received=total.bytes_received,

@@ -22,6 +22,7 @@ from parties.client.session import AgreedRequest, ClientSession
 from parties.config.role_config import make_config
 from parties.transport.channel import GrpcChannel
 from parties.wire import wire_pb2 as wire
+from parties.wire.draft import kept_rows
 from parties.wire.error_codec import from_failure, to_failure
 from parties.wire.manifest import Manifest, check_id, new_id
 from parties.wire.shares import collect
@@ -209,6 +210,11 @@ TARGETS: dict[str, Target] = {
         (DecodeError, StopIteration, RuntimeError),
     ),
     "failure": Target(_messages([FAILURE, wire.Failure(code="busy", message="later")]), _failure, (DecodeError,)),
+    "rows that stay": Target(
+        _messages([wire.TapeRequest(kept=wire.Kept(step=2, rows=3))]),
+        lambda data: kept_rows(wire.TapeRequest.FromString(data), 2, 5, "party0"),
+        (DecodeError,),
+    ),
     "packed ring elements": Target(_packed, _unpack, (IndexError,)),
     "tape": Target(lambda: [_tape()[1]], _read_tape),
 }

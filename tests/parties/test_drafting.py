@@ -15,16 +15,19 @@ from models.costs.estimation import estimate
 from models.costs.tracing import Setting
 from models.drafting import DraftPlan, Guess
 from models.generation import GenerationPlan, PlainModel
+from models.tokenizer.text import TextTokenizer
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.client.client import GenerationResult
 from parties.client.draft_text import parse_draft
 from parties.client.drafting import Draft, NGrams
+from parties.client.private_model import PrivateModel
 from parties.program import DECODER
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
 from tests.models import random_checkpoints as checkpoints
 from tests.parties.deployment import Deployment
+from tests.parties.letters import write_letters
 
 PROMPT = [5, 17, 60, 3, 9, 12, 13, 14, 15, 5, 17, 60]
 NEW = 9
@@ -232,3 +235,38 @@ def test_texts() -> None:
     assert NGrams(3)([5, 1, 9, 5, 1], 1) == [9]
     assert NGrams(1)([5, 5], 2) == [5, 5]
     assert NGrams(3)([5], 2) == []
+
+
+def test_a_checkpoint_that_guesses(pair: Deployment, plain: PlainModel, tmp_path: Path) -> None:
+    """The model itself, as its own small model, guesses everything; another tokenizer is refused."""
+    checkpoints.save("llama-grouped", tmp_path)
+    checkpoints.byte_tokenizer(tmp_path)
+    found = parse_draft(f"{tmp_path}:tokens=3")
+    assert found is not None
+    result = pair.client().ask(PROMPT, NEW, draft=found, suite="masked", stop_ids=())
+    assert result.tokens == wanted(plain)
+    assert steps(result) == 2
+    assert found.tokenizer is not None
+    found.check(plain.architecture, found.tokenizer)
+    other = TextTokenizer.load(write_letters(tmp_path / "letters", tmp_path), ())
+    with pytest.raises(ConfigurationError, match="its tokenizer is not the model's: guesses would be other tokens"):
+        found.check(plain.architecture, other)
+
+
+def test_the_python_interface(pair: Deployment, plain: PlainModel) -> None:
+    answer = wanted(plain, new=4)
+    with PrivateModel.connect(pair.config("client", "client"), suite="masked", draft="ngram:tokens=2") as model:
+        for options in ({}, {"draft": "off"}, {"draft": "ngram:tokens=1,longest=1"}):
+            assert model.generate(PROMPT, max_new_tokens=4, **options).tolist() == [[*PROMPT, *answer]]
+        with pytest.raises(ConfigurationError, match="decoding = 'sample' cannot verify drafted tokens"):
+            model.generate(PROMPT, max_new_tokens=4, do_sample=True)
+        with pytest.raises(ConfigurationError, match=r"prompt_lookup_num_tokens = 3 .* give draft='ngram:tokens=N'"):
+            model.generate(PROMPT, max_new_tokens=4, prompt_lookup_num_tokens=3)
+
+
+def test_parties_with_tapes_on_disk_refuse(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "tapes").mkdir()
+    with Deployment(tmp_path, 2, DECODER, tapes=str(tmp_path / "tapes")) as deployment:
+        deployment.share(folder)
+        with pytest.raises(ConfigurationError, match=r"takes its tapes from a folder .* ask without a draft"):
+            ask(deployment, knowing([]))

@@ -773,6 +773,35 @@ FAULTS: tuple[Fault, ...] = (
         "asks = True",
         (f"{OUTPUTS}::test_an_attack_is_caught",),
     ),
+    # ---- drafted tokens
+    Fault(
+        "a wrong guess stays",
+        "models/drafting.py",
+        "enumerate(pairs, 1) if guess != choice), len(rows))",
+        "enumerate(pairs, 1) if guess == -1), len(rows))",
+        ("tests/models/test_drafting.py",),
+    ),
+    Fault(
+        "a drafted row sees the rows behind it",
+        "models/cache.py",
+        "None if mask is None else mask.repeat(cache.group, 1)",
+        "None",
+        ("tests/models/test_drafting.py::test_families",),
+    ),
+    Fault(
+        "rows that were dropped stay in the cache",
+        "models/cache.py",
+        "stay = entry.length - self.drafted + rows",
+        "stay = entry.length",
+        ("tests/models/test_drafting.py::test_families",),
+    ),
+    Fault(
+        "the dealer takes the number of one party for that of all",
+        "parties/dealer/dealer.py",
+        "if len(set(said.values())) != 1:",
+        "if False:",
+        ("tests/parties/test_drafting.py::test_parties_that_are_told_different_numbers_end_the_session",),
+    ),
     # ---- calibration
     Fault(
         "rotary pairs balanced apart",

@@ -19,6 +19,7 @@ from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.serve.gateway.settings import KEY_FILE, GatewaySettings, check_listen, own_keys, read_keys
 from mpc.errors import ConfigurationError
+from parties.client.draft_text import parse_draft
 from parties.party.client_endpoint import ClientEndpoint
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
@@ -289,6 +290,17 @@ def choice(body: dict[str, Any], served: Any, **settings: Any) -> tuple[Any, ...
     parameters = parse(CompletionParameters, json.dumps({"model": "m", "prompt": "ab", **body}).encode())
     found = requests.completion(parameters, served, GatewaySettings(**settings)).request.params
     return found.decoding, found.temperature, found.top_k, found.top_p
+
+
+def test_that_samples_go_without_a_draft(parts: Any) -> None:
+    deployment, _, letters = parts
+    from launch.serve.gateway.catalogue import Served
+
+    served, drafting = Served(deployment.client().find_model(), Words.load(letters), 0), parse_draft("ngram:tokens=2")
+    for temperature, wanted in ((0, drafting), (0.5, None)):
+        body = json.dumps({"model": "m", "prompt": "ab", "temperature": temperature}).encode()
+        asked = requests.completion(parse(CompletionParameters, body), served, GatewaySettings(draft=drafting))
+        assert asked.request.draft is wanted
 
 
 def test_choice_of_decoding(parts: Any) -> None:
