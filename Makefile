@@ -8,7 +8,7 @@
 # make policies   regenerate the tables of docs/policies.md (minutes)
 # make published   regenerate the table of docs/bench.md beside published logs (seconds)
 # make results   measure every table again into $(RESULTS) and fill the pages from it (an hour; SPU needs 1 GB, networks need root)
-# make bench   measure what the README's tables show (10 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
+# make bench   measure what the README's tables show (15 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash

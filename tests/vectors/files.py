@@ -29,7 +29,7 @@ FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
     "tape_file": (formats.tape_on_disk, ("parties/tapes/file.py", "parties/tapes/header.py")),
     "client_shares": (formats.client_shares, ("parties/wire/shares.py",)),
     "point_functions": (formats.point_functions, ("protocols/masked/dpf.py", "protocols/masked/dealing.py")),
-    "coefficients": (formats.coefficients, ("protocols/masked/piecewise.py", "protocols/masked/activation.py")),
+    "coefficients": (formats.coefficients, ("protocols/masked/piecewise.py",)),
 }
 
 MASKED: dict[str, tuple[str, ...]] = {
@@ -47,13 +47,12 @@ MASKED: dict[str, tuple[str, ...]] = {
     "sample": ("output.py", "ranking.py", "conversion.py", "protocols/gumbel.py"),
     "less_than_zero": ("comparison.py",),
     "within": ("comparison.py",),
-    "one_hot": ("one_hot.py", "dpf.py"),
+    "one_hot": ("one_hot.py", "dpf.py", "zero_test.py", "idpf.py"),
     "signed_one_hot": ("signed_one_hot.py",),
     "digits": ("digits.py",),
-    "zero_test": ("zero_test.py", "idpf.py"),
     "selection_matrix": ("selection_matrix.py",),
     "piecewise": ("piecewise.py",),
-    "activation": ("activation.py",),
+    "activation": ("activation.py", "brackets.py", "curves.py", "opened_bits.py", "segments.py", "waves.py"),
     "power": ("power.py", "idpf.py"),
     "exponential": ("exponential.py", "natural_powers.py"),
     "zero_words": ("zero_words.py",),

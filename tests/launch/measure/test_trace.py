@@ -83,13 +83,19 @@ def traced(
     return result, done.out, rows
 
 
-@pytest.mark.parametrize("suite", ["masked", "crypten"])
+@pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
 @pytest.mark.parametrize("step", [("--cached", 9), ("--prefill", "--prompt", 9)], ids=["token", "prompt"])
 def test_a_step(
-    suite: str, step: tuple[object, ...], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    suite: str,
+    parties: int,
+    step: tuple[object, ...],
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Spans account for the seconds, rounds and bytes of every role; the summary names what takes them."""
-    result, said, rows = traced(["--layers", 2, "--suite", suite, *step], tmp_path / "trace.json", command, monkeypatch)
+    arguments = ["--layers", 2, "--suite", suite, "--parties", parties, *step]
+    result, said, rows = traced(arguments, tmp_path / "trace.json", command, monkeypatch)
     assert (result.plan.prefill, result.plan.cached) == ((9, 0) if "--prefill" in step else (0, 9))
     lines = result.timelines
     for party, spans in enumerate(lines.online):
@@ -100,13 +106,13 @@ def test_a_step(
         assert 0.5 * result.seconds[0] < covered <= max(result.seconds) * 1.01
     dealt = sum(s.total for s in by_operation(lines.dealer).values())
     assert 0.5 * result.dealer_seconds[0] < dealt <= result.dealer_seconds[0] * 1.01
-    assert [bool(spans) for spans in lines.before] == [suite == "masked"] * 2
+    assert [bool(spans) for spans in lines.before] == [suite == "masked"] * parties
     costs = operation_costs(lines)
     assert sum(cost.dealt for cost in costs) == result.ledgers[-1].total("step 0/").offline_bytes
     assert sum(cost.rounds for cost in costs) == result.ledgers[-1].total("step 0/").rounds
     assert sum(cost.dealer for cost in costs) == pytest.approx(dealt)
     assert costs == sorted(costs, key=lambda cost: -cost.total)
-    assert {event["pid"] for event in rows} == set(range(5 if suite == "masked" else 3))
+    assert {event["pid"] for event in rows} == set(range(1 + parties * (2 if suite == "masked" else 1)))
     assert {event["cat"] for event in rows} >= {"compute", "expand", "serialise", "send", "wait"}
     assert f"the whole {'prompt' if '--prefill' in step else 'token'}" in said
     assert f"dealer: {most_of(lines.dealer)}" in said
