@@ -278,8 +278,7 @@ class MPCache(EvictingPolicy):
         return budget_tokens(self.static, tokens)
 
     def least_batch(self) -> tuple[str, int]:
-        always = self.sinks + self.window
-        if self.observed > always:
+        if self.observed > (always := self.sinks + self.window):
             return f"observed = {int(self.observed)} queries", int(self.observed)
         return f"sinks = {self.sinks}, window = {self.window} and one more token", always + 1
 
@@ -298,10 +297,10 @@ class MPCache(EvictingPolicy):
         if layer != members[-1]:
             return []
         entries[0].state_of(MPCacheState).votes = None
-        start, stop = self.sinks, tokens - self.window
+        chosen = Kept(self.sinks, tokens - self.window, kept - self.sinks - self.window)
         bound = most * len(members) * seen.mass.shape[0] + 1
-        scores = Scores(total.sum(0, keepdim=True)[:, start:stop], bound, self.following)
-        return Eviction(suite, entries, scores, Kept(start, stop, kept - self.sinks - self.window)).stages()
+        scores = Scores(total.sum(0, keepdim=True)[:, chosen.start : chosen.stop], bound, self.following)
+        return Eviction(suite, entries, scores, chosen).stages()
 
     def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
         """Return the clusters' description, which waits for the last layer of a group that shares."""
