@@ -313,7 +313,8 @@ class CachePolicy(ABC):
     async def after_batch(
         self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
     ) -> None:
-        """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache.
+        """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only
+        the next batch needs may be started with `KVCache.run_in_background`.
 
         attention_mass: attention that each cached token got from the last n queries, summed over them and the R heads,
         secret [G, S]; n = observed_in(batch), None for n = 0. Masses of batches are added up; local.

@@ -185,7 +185,8 @@ class Batches(InBatches):
     async def after_batch(
         self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
     ) -> None:
-        """Let the policy of the layer drop tokens: down to what is kept between batches, and to what stays at the end."""
+        """Let the policy of the layer drop tokens, down to `kept`; in the rounds of the layers behind it, where the suite
+        overlaps rounds."""
         policy = self._evicting(layer)
         if policy is None:
             await self.inner.after_batch(suite, cache, layer, batch, attention_mass)
@@ -195,8 +196,12 @@ class Batches(InBatches):
         stages = policy.eviction_stages(suite, cache, layer, seen, kept)
         if batch.last:
             stages = [*stages, *policy.final_stages(suite, cache, layer)]
-        for _, work in stages:
-            await work()
+
+        async def drop() -> None:
+            for _, work in stages:
+                await work()
+
+        await cache.run_in_background(drop())  # the next batch needs it, and no layer before
 
 
 def _all_inside(policy: CachePolicy) -> Iterator[CachePolicy]:

@@ -85,18 +85,23 @@ class H2O(EvictingPolicy):
         recent = budget_tokens(self.recent, kept)
         state.queries += seen.queries
         bound, older = state.queries * cache.group + 1, tokens - recent
-        mass = seen.mass
-        if state.scores is not None:  # of the batches before
-            before = suite.concat([state.scores, zeros(suite, mass.shape[0], tokens - state.scores.shape[1])], -1)
-            mass = before + mass
+        mass, earlier = seen.mass, state.scores
         scores = Scores(mass[:, :older], bound)
         eviction = Eviction(suite, [entry], scores, Kept(0, older, kept - recent), extra=mass)
+
+        async def add_up() -> None:
+            assert earlier is not None
+            new = await suite.mask_for_cache(suite.with_bound(mass, seen.queries * cache.group + 1))
+            before = suite.concat([earlier, zeros(suite, mass.shape[0], tokens - earlier.shape[1])], -1)
+            total = suite.with_bound(before + new, bound)
+            eviction.scores, eviction.extra = Scores(total[:, :older], bound), total
 
         async def remember() -> None:
             assert eviction.extra is not None
             state.scores = await suite.mask_for_cache(suite.with_bound(eviction.extra, bound))
 
-        return [*eviction.stages(), ("scores", remember)]
+        batches: list[Stage] = [] if earlier is None else [("scores of all batches", add_up)]
+        return [*batches, *eviction.stages(), ("scores", remember)]
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to the budget and the new token; then the lowest score goes."""

@@ -346,10 +346,7 @@ class MPCache(EvictingPolicy):
             return
         beside = self.window >= 2 * cache.drafted
         work = self._describe(suite, entry, entry.keys_and_values()[0], beside)
-        if beside:
-            await cache.run_in_background(work)
-        else:
-            await work
+        await (cache.run_in_background(work) if beside else work)
 
     async def _describe(self, suite: Suite, entry: LayerCache, keys: Value, background: bool = False) -> None:
         """Describe what of the keys [G, S, C] is not described yet."""

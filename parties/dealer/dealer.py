@@ -184,7 +184,7 @@ class DealerSession(ServedSession):
             stream = party.outlet.stream
             said[stream.peer] = kept_rows(stream.receive(), step, rows, stream.peer)
         if len(set(said.values())) != 1:
-            each = ", ".join(f"{peer} {count}" for peer, count in said.items())
+            each = ", ".join(f"{peer} {said[peer]}" for peer in self.manifest.parties)
             raise WireError(f"the parties keep different numbers of rows of output {step}: {each}")
         return next(iter(said.values()))
 

@@ -120,7 +120,7 @@ def chosen(c: Context, kind: str, count: int, rings: Rings) -> Plan:
     found = {f"{plan.curve}, {plan.result}": plan for plan in plans(kind, rings)}
     forms = []
     for name, plan in found.items():
-        rounds, sent, dealt = _counted(kind, c.parties, plan)
+        rounds, sent, dealt = counted(kind, c.parties, plan)
         online, dealing = WORK[plan.curve]
         forms.append(Form(name, rounds, sent * count, dealt * count, online * count, dealing * count))
     return found[choose(forms, c.prefer)]
@@ -195,7 +195,7 @@ async def _bracketed(c: Context, x: Masked, kind: str, form: Curve) -> tuple[Bit
 
 # ---- what a form costs -----------------------------------------------------------------------------------------------
 @cache
-def _counted(kind: str, parties: int, plan: Plan) -> tuple[int, float, float]:
+def counted(kind: str, parties: int, plan: Plan) -> tuple[int, float, float]:
     """Return rounds until f(x) is opened in the ring that is wanted, and bytes a number that a party sends and is dealt."""
     rings, c = plan.rings, Context(CountingTape(), None, parties)
     x = Masked(c.blank((SAMPLE,)), c.blank((SAMPLE,)), plan.x_bits, rings.frac)

@@ -53,11 +53,11 @@ def at_once_forms(low: int, width: int, reads: int) -> tuple[Form, Form, Form]:
     """Return what is opened, and inside and not above in it."""
     digits = [Digit(low, width)]
     inside: Places = {"inside": (0, (0, reads))}
-    below: Places = {"below": (0, "sign")}
+    below: Places = {"s": (0, "sign")}
     return (
         Form.of(digits, inside | below, []),
         Form.of(digits, inside, [], "inside"),
-        Form.of(digits, below, [], "below"),
+        Form.of(digits, below, [], "s"),
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -13,9 +15,14 @@ from models.costs.estimation import estimate
 from models.costs.tracing import Setting
 from models.drafting import DraftPlan, Guess
 from models.generation import GenerationPlan, PlainModel
+from mpc.errors import ConfigurationError, MpcacheError
 from parties.client.client import GenerationResult
-from parties.client.drafting import Draft
+from parties.client.draft_text import parse_draft
+from parties.client.drafting import Draft, NGrams
 from parties.program import DECODER
+from parties.transport.peer_stream import PeerStream
+from parties.wire import wire_pb2 as wire
+from parties.wire.draft import kept
 from tests.models import random_checkpoints as checkpoints
 from tests.parties.deployment import Deployment
 
@@ -108,3 +115,120 @@ def test_costs_are_those_that_were_predicted(pair: Deployment, plain: PlainModel
         stages = result.costs[party]["stages"]
         parts = [name for name in stages if name.startswith("token ") and name.partition("/")[0] != "token 0"]
         assert sum(stages[name][field] for name in parts) == predicted.further.total(field), field
+
+
+def test_copied_text_takes_fewer_steps(pair: Deployment, plain: PlainModel) -> None:
+    """The answer stood in the prompt: n-grams find it, from the second token on."""
+    answer = wanted(plain)
+    prompt = [*PROMPT, *answer, 2, *PROMPT]
+    copied = plain.generate(prompt, GenerationPlan(len(prompt), 8))
+    found = parse_draft("ngram:tokens=3,longest=2")
+    result = pair.client().ask(prompt, 8, draft=found, suite="masked", stop_ids=())
+    assert result.tokens == copied
+    repeats = sum(NGrams(2)([*prompt, *copied[:n]], 1) == [copied[n]] for n in range(1, 8))
+    assert steps(result) <= 7 - (repeats > 2)
+
+
+def test_what_ends_an_answer_inside_a_draft(pair: Deployment, plain: PlainModel) -> None:
+    """A stop token, the caller (who looks for stop strings), and the most tokens; the parties are free for the next."""
+    answer = wanted(plain)
+    stop = answer.index(next(token for n, token in enumerate(answer) if n > 1 and token not in answer[:n]))
+    stopped = ask(pair, knowing(answer), stop_ids=[answer[stop]])
+    assert (stopped.tokens, stopped.finish_reason) == (answer[: stop + 1], "stop")
+    left: list[int] = []
+    caller = ask(pair, knowing(answer), on_token=lambda token: left.append(token) or len(left) < 3)  # type: ignore[func-returns-value]
+    assert caller.tokens == left == answer[:3]
+    for new in (1, 2, 6):
+        ended = ask(pair, knowing(answer), new=new)
+        assert (ended.tokens, ended.finish_reason) == (answer[:new], "length")
+    last = ask(pair, knowing(answer), new=stop + 1, stop_ids=[answer[stop]])
+    assert (last.tokens, last.finish_reason) == (answer[: stop + 1], "stop")
+
+
+def test_a_fixed_length_goes_on_behind_the_answer(pair: Deployment, plain: PlainModel) -> None:
+    answer = wanted(plain)
+    result = ask(pair, knowing(answer), stop_ids=[answer[0]], fixed_length=True)
+    assert result.tokens == answer[:1]
+    assert steps(result) == 2
+
+
+@pytest.mark.parametrize("policy", ["mpcache:static=1,dynamic=0.7,fine=2,sinks=1,window=4,sharing=2,apart=0,gathering=auto"])
+def test_policies_that_choose(pair: Deployment, plain: PlainModel, policy: str) -> None:
+    answer = wanted(plain, policy)
+    assert ask(pair, knowing(answer, lambda place: place != 4), policy=policy).tokens == answer
+
+
+def test_preprocessing_waits_for_what_stays(tmp_path: Path, folder: Path, plain: PlainModel) -> None:
+    answer = wanted(plain)
+    with Deployment(tmp_path, 2, DECODER, preprocessing="on") as deployment:
+        deployment.share(folder)
+        assert ask(deployment, knowing(answer, lambda place: place != 3)).tokens == answer
+
+
+def test_parties_that_are_told_different_numbers_end_the_session(pair: Deployment, plain: PlainModel) -> None:
+    """The dealer deals no further, so nothing is opened that was dealt for another number of rows."""
+    numbers = iter([1, 2])
+    with (
+        patch.object(PeerStream, "send", _changing(numbers)),
+        pytest.raises(MpcacheError, match="different numbers of rows of output 1: party0 1, party1 2"),
+    ):
+        ask(pair, knowing(wanted(plain)))
+
+
+def _changing(numbers: Iterator[int]) -> Callable[[PeerStream, Any], None]:
+    send = PeerStream.send
+
+    def changed(self: PeerStream, message: Any) -> None:
+        if isinstance(message, wire.ClientMessage) and message.WhichOneof("content") == "kept":
+            message = wire.ClientMessage(kept=kept(message.kept.step, next(numbers)))
+        send(self, message)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoding": "sample"}, "decoding = 'sample' cannot verify drafted tokens"),
+        ({"policy": "h2o:budget=0.5"}, "policy h2o:budget=0.5 cannot verify 3 drafted tokens a step"),
+    ],
+)
+def test_what_is_refused_before_anything_is_sent(pair: Deployment, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ask(pair, knowing([]), **options)
+
+
+def test_a_draft_of_another_vocabulary(pair: Deployment) -> None:
+    other = replace(draft(3, knowing([])), vocabulary=97, source="small")
+    with pytest.raises(
+        ConfigurationError, match=r"draft = small: its vocabulary has 97 tokens, the model's 101: .* draft 'ngram'"
+    ):
+        pair.client().ask(PROMPT, 4, draft=other, suite="masked")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ngram:tokens=0", "draft: tokens = 0 must be a whole number from 1 to 16"),
+        ("ngram:tokens=17", "draft: tokens = 17 must be a whole number from 1 to 16"),
+        ("ngram:tokens=x", "draft: tokens = 'x' must be a whole number"),
+        ("ngram:longest=0", "draft: longest = 0 must be a whole number from 1 to 32"),
+        ("ngram:width=2", "draft has no setting 'width'; known: tokens, longest"),
+        ("ngram:tokens=2,tokens=3", "draft: write 'tokens=value' once"),
+        ("nowhere", "draft = 'nowhere' is neither 'off', 'ngram' .* nor the folder of a checkpoint"),
+    ],
+)
+def test_texts_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        parse_draft(text)
+
+
+def test_texts() -> None:
+    assert parse_draft("off") is None
+    found = parse_draft("ngram")
+    assert found is not None
+    assert found.plan == DraftPlan(4)
+    assert found.begin()([1, 2, 3, 1, 2], 4) == [3, 1, 2, 3]
+    assert NGrams(3)([5, 1, 9, 5, 1], 1) == [9]
+    assert NGrams(1)([5, 5], 2) == [5, 5]
+    assert NGrams(3)([5], 2) == []

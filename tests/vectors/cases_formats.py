@@ -19,7 +19,6 @@ from parties.tapes import file as tape_file
 from parties.wire import shares
 from protocols import gumbel
 from protocols.masked import dpf
-from protocols.masked.activation import SHAPES, curve
 from protocols.masked.dealing import choose_dealing
 from protocols.masked.piecewise import Piecewise, normalised_power
 from tests.vectors.recording import Case, Output, Role, elements, octets, record, seed_of, whole
@@ -193,9 +192,7 @@ def point_functions() -> dict[str, Any]:
 
 def coefficients() -> dict[str, Any]:
     """Polynomials of the piecewise functions, as the dealer computes them."""
-    curves: dict[str, Piecewise] = {kind: curve(kind) for kind in SHAPES}
-    for exponent in (-1.0, -0.5):
-        curves[f"power {exponent:g}"] = normalised_power(exponent)
+    curves: dict[str, Piecewise] = {f"power {exponent:g}": normalised_power(exponent) for exponent in (-1.0, -0.5)}
     return {
         "curves": {
             name: {"start": f.low, "width": f.width, "coefficients": f.coefficients.tolist()} for name, f in curves.items()

@@ -21,7 +21,7 @@ from protocols.masked import (
     truncation,
     zero_test,
 )
-from protocols.masked.activation import POWER_BITS, VALUE_BITS, activation, curve
+from protocols.masked.activation import Plan, Rings, activation
 from protocols.masked.compaction import compact
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
@@ -33,6 +33,7 @@ from protocols.masked.suite import MaskedSuite
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
 from protocols.masked.weights import fixed_weight
+from protocols.masked.wide import open_any
 from protocols.options import MaskedOptions
 from protocols.schedule import together
 from protocols.suite import Norm
@@ -40,7 +41,16 @@ from tests.vectors.recording import Case, Input, Output, Program, Role, whole
 
 Function = Callable[..., Any]
 Kinds = dict[str, Any]
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+ACTIVATIONS = [
+    ("gelu", "segments", "opened", (2, 3)),
+    ("gelu", "brackets", "lifted", (2, 3)),
+    ("gelu", "waves", "lifted", (2,)),
+    ("gelu_tanh", "segments", "lifted", (2,)),
+    ("silu", "segments", "opened", (2,)),
+    ("silu", "brackets", "opened", (2,)),
+    ("relu", "one step", "opened", (2,)),
+    ("relu", "two steps", "lifted", (2, 3)),
+]
 
 
 def program(f: Function, inputs: Sequence[Input], opened: bool, options: Kinds) -> Program:
@@ -250,27 +260,41 @@ def _lookup() -> dict[str, list[Case]]:
 
 # ---- functions -------------------------------------------------------------------------------------------------------
 def _functions() -> dict[str, list[Case]]:
-    def bump(s: MaskedSuite, x: Masked, kind: str) -> Shared:
-        bits = x.bits + VALUE_BITS + POWER_BITS - x.frac
-        return piecewise.evaluate(s.context, curve(kind), x, bits, VALUE_BITS + POWER_BITS, power_bits=POWER_BITS)
+    def polynomial(s: MaskedSuite, x: Masked, kind: str) -> Shared:
+        return piecewise.evaluate(s.context, piecewise.normalised_power(float(kind.split()[1])), x, 44, 26)
 
-    async def active(s: MaskedSuite, x: Masked, kind: str) -> Shared:
-        return await activation(s.context, x, kind)
+    async def active(s: MaskedSuite, x: Masked, kind: str, curve: Any, result: Any, wanted: int) -> Shared:
+        plan = Plan(Rings(x.frac, x.bits - int(curve == "waves"), wanted), curve, result)
+        found = await activation(s.context, x, kind, plan)
+        excess = found.frac - x.frac
+        if excess == 0:
+            assert isinstance(found, Shared)
+            return found
+        return s.context.shared(await open_any(s.context, found.to_ring(plan.left + excess), excess))
 
     async def powered(s: MaskedSuite, x: Masked, lowest: int, highest: int, exponent: float) -> Shared:
         return await power.power(s.context, x, power.Power(lowest, highest, exponent))
 
-    smooth = {"gelu": [-3.7, -1.5, 0.0, 2.9], "silu": [-15.5, -1.5, 0.0, 11.0]}
     curves = [
         c
-        for kind, values in smooth.items()
-        for c in cases("piecewise polynomial", bump, [real(values, 17 if kind == "gelu" else 19, 14)], {"kind": kind})
+        for kind in ("power -1", "power -0.5")
+        for c in cases("piecewise polynomial", polynomial, [real([0.25, 0.7, 0.99], 19, 18)], {"kind": kind})
     ]
-    points = real([-200.5, -4.01, -0.7, 0.0, 3.9, 100.25], 24, 14)
+    points, small = real([-200.5, -4.01, -0.7, 3.9], 24, 14), real([-11.9, 0.3, 23.9], 21, 14)
     inverse = {"lowest": 12, "highest": 20}
     return {
         "piecewise": curves,
-        "activation": [c for kind in ACTIVATIONS for c in cases("activation", active, [points], {"kind": kind})],
+        "activation": [
+            c
+            for kind, curve, result, parties in ACTIVATIONS
+            for c in cases(
+                "activation",
+                active,
+                [small if curve == "waves" else points],
+                {"kind": kind, "curve": curve, "result": result, "wanted": 50},
+                parties,
+            )
+        ],
         "power": [
             c
             for exponent in (-1.0, -0.5)

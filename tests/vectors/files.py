@@ -29,7 +29,7 @@ FORMATS: dict[str, tuple[Content, tuple[str, ...]]] = {
     "tape_file": (formats.tape_on_disk, ("parties/tapes/file.py", "parties/tapes/header.py")),
     "client_shares": (formats.client_shares, ("parties/wire/shares.py",)),
     "point_functions": (formats.point_functions, ("protocols/masked/dpf.py", "protocols/masked/dealing.py")),
-    "coefficients": (formats.coefficients, ("protocols/masked/piecewise.py", "protocols/masked/activation.py")),
+    "coefficients": (formats.coefficients, ("protocols/masked/piecewise.py",)),
 }
 
 MASKED: dict[str, tuple[str, ...]] = {
@@ -53,7 +53,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "zero_test": ("zero_test.py", "idpf.py"),
     "selection_matrix": ("selection_matrix.py",),
     "piecewise": ("piecewise.py",),
-    "activation": ("activation.py",),
+    "activation": ("activation.py", "brackets.py", "curves.py", "opened_bits.py", "segments.py", "waves.py"),
     "power": ("power.py", "idpf.py"),
     "exponential": ("exponential.py", "natural_powers.py"),
     "zero_words": ("zero_words.py",),

@@ -132,12 +132,11 @@ def test_other_noise_is_noticed(name: str) -> None:
 def test_a_result_beyond_its_bound_is_noticed() -> None:
     """The opened result is compared with the function, not with the vector alone."""
     case = copy.deepcopy(files.read("activation")["cases"][0])
-    case["arguments"]["kind"] = "gelu"
     evaluate(case)
     from tests.vectors.independent import gates
 
     judged = gates.GATES["activation"]
-    wrong = gates.Gate(judged.program, lambda x, kind: judged.judge(x + 0.01, kind))
+    wrong = gates.Gate(judged.program, lambda x, **given: judged.judge(x + 0.01, **given))
     gates.GATES["activation"] = wrong
     try:
         with pytest.raises(AssertionError, match="off by up to"):

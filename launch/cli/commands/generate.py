@@ -98,6 +98,8 @@ def run(
     assert text is not None
     check_suite(suite)
     _check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
+    from models.generation import check_verifiable
+    from models.policies import parse
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
     from protocols.registry import SuiteSpec
@@ -106,6 +108,8 @@ def run(
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft))
+    if request.draft is not None:
+        check_verifiable(chosen, parse(policy), request.draft.plan)
     if config is not None:
         from launch.serve.roles import load_role
 
@@ -143,6 +147,9 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
     """Return the answer and its costs, for programs."""
     from launch.terminal.session_costs import costs_json
 
+    costs = costs_json(answer.result.costs)
+    if request.draft is not None:
+        costs = {**costs, "steps": costs["further_tokens"], "further_tokens": max(0, len(answer.result.tokens) - 1)}
     return {
         "text": answer.text,
         "tokens": answer.result.tokens,
@@ -156,7 +163,7 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
         "seconds": answer.result.seconds,
         "first_token_seconds": answer.result.first_token_seconds,
         "seconds_per_token": answer.seconds_per_token,
-        "costs": costs_json(answer.result.costs),
+        "costs": costs,
     }
 
 

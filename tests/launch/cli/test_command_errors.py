@@ -70,6 +70,10 @@ def test_missing_configuration(command: Command, tmp_path: Path, role: str) -> N
     ("arguments", "message"),
     [
         (["--prompt", "a", "--suite", "magic"], r"suite 'magic' is unknown; choose one of: .*crypten"),
+        (["--prompt", "a", "--draft", "ngram:tokens=0"], r"draft: tokens = 0 must be a whole number from 1 to 16"),
+        (["--prompt", "a", "--draft", "ngram", "--temperature", "1"], r"decoding = 'sample' cannot verify drafted tokens"),
+        (["--prompt", "a", "--draft", "ngram", "--policy", "tova"], r"policy tova cannot verify 4 drafted tokens a step"),
+        (["--prompt", "a", "--draft", "elsewhere"], r"draft = 'elsewhere' is neither 'off', 'ngram'"),
         (["--prompt", "a", "--suite", "plain"], r"suite 'plain' keeps nothing secret"),
         (["--prompt", "a", "--device", "abacus"], r"device 'abacus' is unknown; write cpu, cuda or cuda:N"),
         (["--prompt", "a", "--device", "cuda:77"], r"device 'cuda:77' is not there"),

@@ -98,9 +98,10 @@ class Bit:
     """Opened bits u = b ^ rho [names, ...] and the mask bits rho [parties, names, ...]; every b = u + (1 - 2 u) rho."""
 
     def __init__(self, w: World, predicate: Predicate, opened: Words, rho: Words) -> None:
-        self.w, self.predicate, self.u, self.rho = w, predicate, opened, np.bitwise_xor.reduce(rho, 0)
+        self.w, self.predicate, self.u, self.shares = w, predicate, opened, rho
+        self.rho = np.bitwise_xor.reduce(rho, 0)
 
-    def _products(self) -> Words:
+    def products(self) -> Words:
         """Products of mask bits; where a bit is added modulo 2, times 1 - 2 its mask, and that mask last."""
         names = list(self.predicate.bits)
         found = [np.prod(np.stack([self.rho[names.index(n)] for n in s]), 0, dtype=U) for s in self.predicate.subsets]
@@ -109,7 +110,8 @@ class Bit:
             found = [*(product * (U(1) - U(2) * mask) for product in found), mask]
         return np.stack(found)
 
-    def _coefficients(self) -> tuple[Words, list[Words]]:
+    def coefficients(self) -> tuple[Words, list[Words]]:
+        """The answer's public part, and the public coefficient of each product."""
         names = list(self.predicate.bits)
         u = {n: self.u[i] for i, n in enumerate(names)}
         one = np.ones_like(self.u[0])
@@ -133,9 +135,9 @@ class Bit:
 
     def _evaluate(self, op: str, bits: int, factor: Words | None) -> tuple[Words, Words]:
         """(the answer's public part, shares of the rest) times a factor that only the dealer knows."""
-        value = self._products() if factor is None else self._products() * factor
+        value = self.products() if factor is None else self.products() * factor
         dealt = self.w.deal(op, value.shape, bits, value)
-        constant, coefficients = self._coefficients()
+        constant, coefficients = self.coefficients()
         return constant, np.stack([sum(c * d for c, d in zip(coefficients, own, strict=True)) for own in dealt])
 
     def share(self, bits: int) -> Shared:
@@ -151,7 +153,7 @@ class Bit:
         return Shared(reduce(y.m * bit.x - constant * y.lam - rest, y.bits), y.bits, y.frac)
 
 
-def _ask(w: World, x: Masked, predicate: Predicate) -> Steps:
+def ask(w: World, x: Masked, predicate: Predicate) -> Steps:
     """One-hot vectors of lam's digits as bits; what is asked is the parity of those where it is true, opened under rho."""
     shares: dict[int, Words] = {}
     for width in sorted({width for _, width, _ in predicate.digits}):
@@ -183,14 +185,14 @@ def _ask(w: World, x: Masked, predicate: Predicate) -> Steps:
 
 def less_than_zero(w: World, x: Masked, most: int = 8) -> Steps:
     """[x < 0]."""
-    return (yield from _ask(w, x, negative(x.bits, most)))
+    return (yield from ask(w, x, negative(x.bits, most)))
 
 
 def borrow(w: World, x: Masked) -> Steps:
     """[m < lam]: the borrow out of these bits."""
-    return (yield from _ask(w, x, borrowing(x.bits)))
+    return (yield from ask(w, x, borrowing(x.bits)))
 
 
 def within(w: World, x: Masked, low_bits: int) -> Steps:
     """[0 <= x < 2^low_bits]."""
-    return (yield from _ask(w, x, member(x.bits, low_bits)))
+    return (yield from ask(w, x, member(x.bits, low_bits)))

@@ -1,4 +1,4 @@
-"""Piecewise polynomials, activation functions, reciprocals and roots."""
+"""Piecewise polynomials, reciprocals and roots; functions in float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.vectors.independent.bits import less_than_zero, within
 from tests.vectors.independent.formats import U, Words, from_real, high, reduce, word
 from tests.vectors.independent.incremental import Tree, read
-from tests.vectors.independent.linear import open_cut, truncate
+from tests.vectors.independent.linear import open_cut
 from tests.vectors.independent.lookup import at, digit, low, scaled
 from tests.vectors.independent.world import Masked, Shared, Steps, World, together
 
@@ -55,19 +54,6 @@ REAL: dict[str, Real] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
 }
-HALF = {"gelu": 4, "gelu_tanh": 4, "silu": 16}
-DEGREE = {"gelu": 6, "gelu_tanh": 6, "silu": 5}
-UNIT_BITS = {"gelu": 2, "gelu_tanh": 2, "silu": 0}
-
-
-def bump(kind: str) -> Real:
-    """f below 0 and f - x from 0 on; the lowest segment holds f(-half + |t|). x: [segments, nodes]."""
-    half, f = HALF[kind], REAL[kind]
-
-    def parts(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([f(np.abs(x[:1] + half) - half), f(x[1:half]), f(x[half:]) - x[half:]])
-
-    return parts
 
 
 def root(exponent: float) -> Real:
@@ -123,26 +109,6 @@ def piecewise(
     whole = reduce(dealt.sum(0, dtype=U), bits)  # as it was dealt, whatever its rounding
     both = w.deal(f"{name} tables times mask", value.shape, bits, whole * factor.mask[..., None])
     return Shared(reduce(factor.m * pick(dealt) - pick(both), bits), bits, frac + factor.frac)
-
-
-# ---- activation functions --------------------------------------------------------------------------------------------
-def activation(w: World, x: Masked, kind: str) -> Steps:
-    """f(x) = [x >= 0] x + [inside] P(x)."""
-    if kind == "relu":
-        bit = yield from less_than_zero(w, x)
-        return x.shared.plus(bit.times(x), -1)
-    half, unit = HALF[kind], UNIT_BITS[kind]
-    offset = (half << x.frac) - (1 << (x.frac - unit - 1))
-    units = truncate(w, x.plus_public(word(offset)), x.frac - unit)
-
-    def value() -> Steps:
-        bits, frac = x.bits + 30 - x.frac, 30
-        p = piecewise(w, kind, curve(kind), x.to(half.bit_length() + x.frac), bits, frac, 13)
-        return (yield from open_cut(w, p, frac - x.frac))
-
-    whole = truncate(w, x, x.frac)
-    inside, below, p = yield from together(within(w, units, half.bit_length() + unit), less_than_zero(w, whole), value())
-    return x.shared.plus(below.times(x), -1).plus(inside.times(p))
 
 
 # ---- powers by thresholds --------------------------------------------------------------------------------------------

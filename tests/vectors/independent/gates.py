@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from tests.vectors.independent import bits, curves, leaving, linear, lookup, order, rows, softmax, tape_entries, wide
+from tests.vectors.independent import (
+    activations,
+    bits,
+    curves,
+    leaving,
+    linear,
+    lookup,
+    order,
+    rows,
+    softmax,
+    tape_entries,
+    wide,
+)
 from tests.vectors.independent.crypten_gates import CRYPTEN
 from tests.vectors.independent.formats import U, reduce, signed, tensor
 from tests.vectors.independent.results import Judge, by_rank, close, exact, flagged, hots, ring, softmax_of
@@ -96,7 +108,7 @@ def _shuffle(w: World, *xs: Shared, masked: bool) -> Steps:
 
 
 def _curve(w: World, x: Masked, kind: str) -> Shared:
-    return curves.piecewise(w, kind, curves.curve(kind), x, x.bits + 30 - x.frac, 30, 13)
+    return curves.piecewise(w, kind, curves.curve(kind), x, 44, 26, 12)
 
 
 def _valued(w: World, x: Masked, width: int, bits: int) -> Shared:
@@ -211,8 +223,8 @@ GATES: dict[str, Gate] = {
     "digits": _opened(_digits, _digit_judge),
     "zero test by points": _opened(lookup.zero_by_points, lambda x, bits: exact(x == 0)),
     "selection matrix": Gate(lambda w, x, k, bits: lookup.selection_matrix(w, x, k, bits), _selected),
-    "piecewise polynomial": _opened(_curve, lambda x, kind: close(curves.REAL[kind](x) - np.maximum(x, 0), 2.0**-12)),
-    "activation": _opened(curves.activation, lambda x, kind: close(curves.REAL[kind](x), 2.0**-12)),
+    "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),
+    "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
     "exponential": _opened(softmax.exponential, _power_of_e),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),

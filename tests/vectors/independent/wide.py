@@ -65,12 +65,12 @@ class _Term:
     shift: int
 
 
-def _form(x: Masked, bits: int) -> tuple[Integers, list[_Term]]:
-    """x = public + the sum of the terms, modulo 2^bits."""
+def form(x: Masked, bits: int, lowest: int | None = None) -> tuple[Integers, list[_Term]]:
+    """x = public + the sum of the terms, modulo 2^bits. lowest: of x, if not -2^(k - 2)."""
     mask = integers(x.mask)
     if x.bits >= bits:
         return integers(x.m), [_Term("mask", mask, -1, 0)]
-    offset = 1 << (x.bits - 2)
+    offset = 1 << (x.bits - 2) if lowest is None else -lowest
     moved = (integers(x.m) + offset) % (1 << x.bits)
     no_wrap_seen = 1 - (moved >> (x.bits - 1))
     top = _Term("top bit", mask >> (x.bits - 1), no_wrap_seen << x.bits, x.bits)
@@ -86,7 +86,7 @@ def _own(w: World, op: str, x: Masked, terms: list[_Term], bits: int) -> Integer
 
 def multiply(w: World, op: str, x: Masked, y: Masked, bits: int) -> Shared | Wide:
     """(public + terms) (public + terms)."""
-    (a, left), (b, right) = _form(x, bits), _form(y, bits)
+    (a, left), (b, right) = form(x, bits), form(y, bits)
     out = _own(w, f"{op}, left", x, left, bits) * b
     out = out + _own(w, f"{op}, right", y, right, bits) * a
     for s in left:
@@ -98,26 +98,26 @@ def multiply(w: World, op: str, x: Masked, y: Masked, bits: int) -> Shared | Wid
     return sharing(out, bits, x.frac + y.frac)
 
 
-def multiply_known(w: World, op: str, x: Masked, factor: Integers, bits: int) -> Shared | Wide:
+def multiply_known(w: World, op: str, x: Masked, factor: Integers, bits: int, lowest: int | None = None) -> Shared | Wide:
     """(public + terms) F."""
-    public, terms = _form(x, bits)
+    public, terms = form(x, bits, lowest)
     out = deal(w, f"{op}: factor", x.shape, bits, factor) * public
     for t in terms:
         out = out + t.public * deal(w, f"{op}: factor: {t.name}", x.shape, bits - t.shift, t.known * factor)
     return sharing(out, bits, x.frac)
 
 
-def lift(w: World, x: Masked, bits: int) -> Shared | Wide:
+def lift(w: World, x: Masked, bits: int, op: str = "lift", lowest: int | None = None) -> Shared | Wide:
     """public + terms."""
-    public, terms = _form(x, bits)
-    out = _own(w, "lift", x, terms, bits)
+    public, terms = form(x, bits, lowest)
+    out = _own(w, op, x, terms, bits)
     out[0] += public
     return sharing(out, bits, x.frac)
 
 
 def square_sums(w: World, x: Masked, bits: int) -> Shared:
     """Public squares, twice public times terms, twice the product of both terms, and the sum of the masks' squares."""
-    public, terms = _form(x, bits)
+    public, terms = form(x, bits)
     out = 2 * public * _own(w, "squares", x, terms, bits)
     if len(terms) > 1:
         mask, top = terms
