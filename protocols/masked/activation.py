@@ -157,8 +157,7 @@ async def _even_part(c: Context, x: Masked, kind: str, bits: int, form: Curve) -
     """Return [E(x)] modulo 2^bits, right within the interval."""
     if form == "brackets":
         return waves(c, kind, x, PERIOD[kind], bits)
-    half = SEGMENTED[kind].half  # the brackets' digits are those of x + half
-    return await segments(c, kind, x.add_public(half << x.frac), bits, half)
+    return await segments(c, kind, x, bits)
 
 
 def _half(c: Context, x: Masked, bits: int, frac: int) -> Shared | WideShared:

@@ -51,15 +51,14 @@ def _rings(kind: str) -> list[int]:
     return [math.floor(math.log2(most * 2.0**VALUE_BITS + 2)) + 3 for most in curves.ranges(kind)]
 
 
-def _shifted_values(c: Context, kind: str, hot: SignedOneHot, gamma: Tensor, start: int) -> list[Shared]:
-    """Return [sigma v_e] with 22 + 12 fraction bits. gamma: 12 fraction bits, public. start: the segment of digit 0."""
+def _shifted_values(c: Context, kind: str, hot: SignedOneHot, gamma: Tensor) -> list[Shared]:
+    """Return [sigma v_e] with 22 + 12 fraction bits. gamma: 12 fraction bits, public."""
     degree = curves.SEGMENTS[kind].degree
     cut = curves.COEFFICIENT_BITS + POSITION_BITS - VALUE_BITS
     rings = [bits + cut for bits in _rings(kind)]
     if not c.evaluating or gamma.is_meta:
         return [Shared(c.blank(hot.shape), bits, VALUE_BITS + cut) for bits in rings]
-    tables = curves.coefficients(kind, gamma.device).roll(start, -1)
-    found = signed_look_up(c, hot, tables, max(rings)).x
+    found = signed_look_up(c, hot, curves.coefficients(kind, gamma.device), max(rings)).x
     out = []
     for e, bits in enumerate(rings):
         value, power = found[e] << POSITION_BITS, torch.full_like(gamma, 1 << POSITION_BITS)
@@ -70,10 +69,9 @@ def _shifted_values(c: Context, kind: str, hot: SignedOneHot, gamma: Tensor, sta
     return out
 
 
-async def segments(c: Context, kind: str, x: Masked, bits: int, start: int = 0) -> Shared | WideShared:
-    """Return [E(x - start)] of the even part of `kind` modulo 2^bits with `result_frac` fraction bits. 1 round.
-
-    start: public, in real units. x - start, read modulo the period, must not lie at half of it."""
+async def segments(c: Context, kind: str, x: Masked, bits: int) -> Shared | WideShared:
+    """Return [E(x)] of the even part of `kind` modulo 2^bits with `result_frac` fraction bits, x read modulo the period. 1
+    round."""
     s, r = curves.SEGMENTS[kind], position_bits(kind, x.frac)
     low = x.frac + s.period - s.width
     require(low > 0 and low + s.width <= x.bits, kind, f"{1 << s.width} segments with {x.frac} fraction bits in 2^{x.bits}")
@@ -83,7 +81,7 @@ async def segments(c: Context, kind: str, x: Masked, bits: int, start: int = 0) 
     gamma = x.m
     if c.evaluating and not x.m.is_meta:
         gamma = ((x.m & ((1 << low) - 1)) << POSITION_BITS) >> low
-    values = _shifted_values(c, kind, hot, gamma, start << (s.width - s.period))
+    values = _shifted_values(c, kind, hot, gamma)
     opened = await together(*(open_cut(c, value, cut) for value in values))
 
     def power(e: int) -> Known:

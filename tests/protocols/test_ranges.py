@@ -164,14 +164,15 @@ async def fed_forward(s: Any, h: Any, w: Any, back: Any) -> Any:
     return await s.linear(await normed(s, h, w), Linear(back), h)
 
 
-def test_activations_are_right_wherever_they_are_not_flagged() -> None:
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_activations_are_right_wherever_they_are_not_flagged(prefer: str) -> None:
     """Between bound and certain flag, either: inputs from 250 to 390, through the activation and the layer behind it."""
     h, w, back = torch.randn(1, 64), torch.randn(64, 40) / 8, torch.randn(40, 64) / 8
     unit = h / torch.sqrt(h.square().mean(-1, keepdim=True) + 1e-6)
     flagged = 0
     for size in torch.linspace(250.0, 390.0, 15):
         w[:, 0] *= size / (unit @ w)[0, 0]
-        (found,), set_ = flags(fed_forward, [h], [w, back])
+        (found,), set_ = flags(fed_forward, [h], [w, back], prefer=prefer)
         exact = h + torch.nn.functional.gelu(unit.double() @ w.double()) @ back.double()
         assert set_ or (found - exact).abs().max() < 0.02
         assert not set_ or size > 255

@@ -39,6 +39,7 @@ class Fault:
 GATES = "tests/protocols/masked/test_gates.py"
 SUITE = "tests/protocols/masked/test_suite.py"
 RANGES = "tests/protocols/test_ranges.py"
+ACTIVATION = "tests/protocols/masked/test_activation.py"
 EXPONENTIAL = "tests/protocols/masked/test_exponential.py"
 CRYPTEN_RANGES = "tests/protocols/crypten/test_ranges.py"
 GATES_OF_MASKED = "tests/launch/measure/test_gates.py::test_gates_of_the_suite_masked"
@@ -263,31 +264,45 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "tails begin at half of the curved range",
-        "protocols/masked/activation.py",
-        "within(c, units, half.bit_length() + unit_bits)",
-        "within(c, units, half.bit_length() + unit_bits - 1)",
-        (f"{SUITE}::test_activation_over_its_whole_range",),
+        "protocols/masked/brackets.py",
+        "return (2 * self.half >> self.unit) + 1",
+        "return (self.half >> self.unit) + 1",
+        (f"{ACTIVATION}::test_brackets",),
     ),
     Fault(
-        "the curved range is off by two",
-        "protocols/masked/activation.py",
-        "offset = (half << x.frac) - (1 << (x.frac - unit_bits - 1))",
-        "offset = (half + 2 << x.frac) - (1 << (x.frac - unit_bits - 1))",
-        (f"{SUITE}::test_activation_over_its_whole_range",),
+        "brackets and the curve see different borrows",
+        "protocols/masked/brackets.py",
+        "moved = x.add_public(interval.half << x.frac)",
+        "moved = x.add_public((interval.half << x.frac) + (1 << (x.frac - 1)))",
+        (f"{ACTIVATION}::test_brackets",),
     ),
     Fault(
-        "the sign and the polynomial see different borrows",
-        "protocols/masked/activation.py",
-        "less_than_zero(c, truncate(c, x, x.frac))",
-        "less_than_zero(c, truncate(c, x.add_public(1 << (x.frac - 1)), x.frac))",
-        (f"{SUITE}::test_activation_over_its_whole_range",),
+        "a position within a segment with the wrong sign",
+        "protocols/masked/segments.py",
+        "(-rho) ** e * 2.0**r",
+        "rho**e * 2.0**r",
+        (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),
     Fault(
-        "the segment at the range's end is not read from both sides",
+        "small amplitudes whose cosines have too many bits",
+        "protocols/masked/waves.py",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS",
+        (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
+    ),
+    Fault(
+        "a predicate's table that is not turned by the mask bits",
+        "protocols/masked/opened_bits.py",
+        "torch.tensor(found)[u[:, None] ^ u]",
+        "torch.tensor(found)[u[:, None] * 0 + u]",
+        (f"{ACTIVATION}::test_a_bit_alone_and_its_opposite",),
+    ),
+    Fault(
+        "large values lifted as if they could be as small",
         "protocols/masked/activation.py",
-        "ends = np.abs(t[:1] + half) - half",
-        "ends = t[:1]",
-        (f"{SUITE}::test_activation_over_its_whole_range",),
+        "x.starting(-reach)",
+        "x",
+        (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),
     Fault(
         "the power's thresholds miss the largest",

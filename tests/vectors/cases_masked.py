@@ -251,9 +251,8 @@ def _lookup() -> dict[str, list[Case]]:
         )
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
-        "one_hot": table + keys + chosen,
+        "one_hot": table + keys + chosen + zeros,
         "digits": cases("digits", by_digits, [some((4,), 17, 0)], {"widths": [6, 6, 5]}),
-        "zero_test": zeros,
         "selection_matrix": cases("selection matrix", matrix, [Input(flags, 6, 0)], {"k": 3, "bits": 20}, opened=False),
     }
 

@@ -59,6 +59,25 @@ def test_product(parties: int, left: int, right: int, bits: int, count: int) -> 
 
 
 @pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(("first", "second"), [(90, 90), (90, 60), (60, 90)])
+def test_what_lifts_a_value_is_dealt_once_for_rings_no_larger(parties: int, first: int, second: int) -> None:
+    x, y = _edges(34, 300), _edges(20, 300).flip(0)
+
+    def gate(*rings: int) -> Any:
+        async def products(c: Context, a: Shared, b: Shared) -> list[Shared]:
+            m, n = await together(open_value(c, a), open_value(c, b))
+            found = [lifted.multiply(c, "product", m, n, bits) for bits in rings]
+            return [f.narrow().to_ring(58) if isinstance(f, WideShared) else f.to_ring(58) for f in found]
+
+        return products
+
+    both = run(gate(first, second), [(x, 34), (y, 20)], parties)
+    assert all(torch.equal(out, x * y) for out in both.outputs)
+    dealt = [run(gate(bits), [(x, 34), (y, 20)], parties).costs[-1].offline_bytes for bits in (first, second)]
+    assert (both.costs[-1].offline_bytes < sum(dealt) - 3000) == (second <= first)
+
+
+@pytest.mark.parametrize("parties", PARTIES)
 def test_a_product_broadcasts(parties: int) -> None:
     x, y = _edges(30, 12).reshape(3, 4), _edges(28, 6)[:3].reshape(3, 1)
 

@@ -96,14 +96,13 @@ def _sum_known(w: World, op: str, terms: list[tuple[Masked, Integers]], frac: in
 
 
 def segments(w: World, kind: str, x: Masked, bits: int) -> Steps:
-    """[E], x moved by the half."""
+    """[E]."""
     degree, length = DEGREE[kind], x.frac + period(kind) - 7
     r = min(POSITION_BITS, length)
     cut = SEGMENT_BITS + POSITION_BITS - VALUE_BITS
     ring = max(rings(kind)) + cut
     vector, sign = signed_one_hot(w, x, length, 7, ring)
-    a = np.roll(coefficients(kind)[0], HALF[kind] * SEGMENTS >> period(kind), -1)
-    read = [(integers(vector) * row).sum(-1) for row in a]
+    read = [(integers(vector) * row).sum(-1) for row in coefficients(kind)[0]]
     gamma = integers(low(x.m, length) << U(POSITION_BITS)) >> length
     powers = [gamma * 0 + (1 << POSITION_BITS)]
     for _ in range(degree):
@@ -263,7 +262,7 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
 
     def bump() -> Steps:
         if curve == "segments":
-            found = yield from segments(w, kind, x.plus_public(word(HALF[kind] << f)), bits)
+            found = yield from segments(w, kind, x, bits)
         else:
             found = waves(w, kind, x, 6 if kind == "silu" else 5, bits)
         return (yield from open_cut(w, found.plus(_half(w, x, bits, frac), -1), frac - f))
