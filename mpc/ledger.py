@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mpc import timeline
+
 _stage: ContextVar[str] = ContextVar("stage", default="")
 NO_OPERATION = "other"
 _op: ContextVar[str] = ContextVar("op", default=NO_OPERATION)
@@ -44,26 +46,36 @@ class Cost:
 def stage(name: str) -> Iterator[None]:
     """Everything inside is recorded under `name`, nested stages joined with '/'."""
     outer = _stage.get()
+    _boundary()
     token = _stage.set(f"{outer}/{name}" if outer else name)
     try:
         yield
     finally:
+        _boundary()
         _stage.reset(token)
 
 
 @contextmanager
 def operation(name: str) -> Iterator[None]:
     """Everything inside is recorded under operation `name`; the innermost name wins."""
+    _boundary()
     token = _op.set(name)
     try:
         yield
     finally:
+        _boundary()
         _op.reset(token)
 
 
 def current() -> tuple[str, str]:
     """Return the current (stage, operation)."""
     return _stage.get(), _op.get()
+
+
+def _boundary() -> None:
+    """Book what was computed so far on the current operation, which is about to change."""
+    if timeline.active is not None:
+        timeline.active.computed(current())
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpc.errors import WireError
+from mpc.ledger import current
 from mpc.ring import check_bits
 from mpc.timeline import timed
 
@@ -75,7 +76,7 @@ def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
     return out.reshape(-1)[:count]
 
 
-@timed("serialise")
+@timed("serialise", current)
 def pack(x: Tensor, bits: int) -> bytes:
     """Serialise int64 elements of Z_2^bits (any shape, row-major). Bits above `bits` are dropped.
 
@@ -111,7 +112,7 @@ def _column(octets: np.ndarray, at: int, size: int) -> np.ndarray:
     return octets.view(f"<u{size}")[:, at // size]
 
 
-@timed("serialise")
+@timed("serialise", current)
 def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     """Return the inverse of `pack`: int64 tensor of `shape`, canonical in Z_2^bits.
 
@@ -122,7 +123,7 @@ def unpack(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]
     return torch.from_numpy(words if owned else words.astype(np.int64)).reshape(tuple(shape))
 
 
-@timed("serialise")
+@timed("serialise", current)
 def unpack_words(data: bytes | bytearray | memoryview, bits: int, shape: Sequence[int]) -> Tensor:
     """As `unpack`, in the narrowest signed integers that hold `bits`: congruent modulo 2^bits, not canonical."""
     width = word_bytes(bits)

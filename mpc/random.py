@@ -17,6 +17,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from mpc.ledger import current
 from mpc.packing import word_bytes
 from mpc.ring import check_bits, reduce
 from mpc.timeline import timed
@@ -61,7 +62,7 @@ class Prg:
         """Return the next `count` bytes of the stream."""
         return self._expand(count).tobytes()
 
-    @timed("expand")
+    @timed("expand", current)
     def _expand(self, count: int) -> np.ndarray:
         """Return the next `count` bytes as writable uint8 [count]: zeros, encrypted piece by piece while they are in the
         cache."""

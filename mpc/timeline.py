@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from mpc.ledger import current
-
 P = ParamSpec("P")
 T = TypeVar("T")
 KINDS = ("compute", "expand", "serialise", "send", "wait")
@@ -38,13 +36,30 @@ class Span:
 
 @dataclass
 class Timeline:
-    """Spans in the order in which they ended."""
+    """Spans in the order in which they ended. computing_since: when the coroutine that runs began what it does now; None
+    while none runs."""
 
     spans: list[Span] = field(default_factory=list)
+    computing_since: float | None = None
 
     def add(self, kind: str, key: tuple[str, str], start: float, sent: int = 0) -> None:
         """Add a span from `start` to now."""
         self.spans.append(Span(kind, *key, start, time.perf_counter() - start, sent))
+
+    def begin(self) -> None:
+        """A coroutine runs from now on."""
+        self.computing_since = time.perf_counter()
+
+    def computed(self, key: tuple[str, str]) -> None:
+        """Add what the running coroutine computed under `key`, its stage and operation until now; another one begins."""
+        if self.computing_since is not None:
+            self.add("compute", key, self.computing_since)
+            self.begin()
+
+    def end(self, key: tuple[str, str]) -> None:
+        """The coroutine that ran under `key` stops or waits."""
+        self.computed(key)
+        self.computing_since = None
 
 
 #: The recording that is on, if any.
@@ -62,8 +77,8 @@ def recording() -> Iterator[Timeline]:
         active = before
 
 
-def timed(kind: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function so that each call adds a span of this kind, under the stage and operation it is called for."""
+def timed(kind: str, key: Callable[[], tuple[str, str]]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that each call adds a span of this kind. key: asked for the stage and operation of a call."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
@@ -73,7 +88,7 @@ def timed(kind: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 return function(*args, **kwargs)
             start = time.perf_counter()
             out = function(*args, **kwargs)
-            line.add(kind, current(), start)
+            line.add(kind, key(), start)
             return out
 
         return call

@@ -10,7 +10,6 @@ There is no event loop and no thread in it, and no decision by the clock; asynci
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
@@ -146,19 +145,21 @@ class Scheduler:
     def _step(self, task: _Task) -> None:
         value, task.value = task.value, None
         while True:
-            line, start = timeline.active, time.perf_counter()
+            line = timeline.active
+            if line is not None:
+                line.begin()
             try:
                 wanted = task.context.run(task.coroutine.send, value)
             except StopIteration as stop:
                 if line is not None:
-                    line.add("compute", task.context.run(current), start)
+                    line.end(task.context.run(current))
                 task.future.done, task.future.result = True, stop.value
                 self._live.remove(task)
                 self._ready.extend(task.future._waiting)
                 task.future._waiting.clear()
                 return
             if line is not None:
-                line.add("compute", task.context.run(current), start)
+                line.end(task.context.run(current))
             if isinstance(wanted, _Spawn):
                 future: Future[Any] = Future()
                 child = _Task(wanted.coroutine, future, task.context.copy(), task.background or wanted.background)

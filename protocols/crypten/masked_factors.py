@@ -37,6 +37,7 @@ class _Roles:
         self.s = s
         self.tape = s.tape
         self.parties = s.parties
+        self.prefer = "auto"  # CrypTen's suite has no such option
         self.device = s.device
         self.evaluating = s.channel is not None
         self.first = s.channel is not None and s.party == 0

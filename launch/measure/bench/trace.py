@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpc.timeline import KINDS, Span
@@ -33,25 +33,22 @@ def name_of(stage: str, operation: str) -> str:
 def without_nesting(spans: Sequence[Span]) -> list[Span]:
     """Return the spans in pieces that do not overlap: what holds others is cut around them.
 
-    A piece of a "compute" span before another span belongs to that one's operation (a program that exchanges in the middle
-    of computing was computing for the exchange), the rest to the span's own.
-
     >>> outer = Span("compute", "step 0", "softmax", 0.0, 3.0)
-    >>> inner = Span("wait", "step 0", "open", 1.0, 1.0)
-    >>> [(span.kind, span.operation, span.start, span.seconds) for span in without_nesting([outer, inner])]
-    [('compute', 'open', 0.0, 1.0), ('wait', 'open', 1.0, 1.0), ('compute', 'softmax', 2.0, 1.0)]
+    >>> inner = Span("expand", "step 0", "softmax", 1.0, 1.0)
+    >>> [(span.kind, span.start, span.seconds) for span in without_nesting([outer, inner])]
+    [('compute', 0.0, 1.0), ('expand', 1.0, 1.0), ('compute', 2.0, 1.0)]
     """
     out: list[Span] = []
     open_spans: list[tuple[Span, float]] = []  # the span, and until when it is told
 
-    def tell(span: Span, key: Span, start: float, end: float) -> None:
+    def tell(span: Span, start: float, end: float) -> None:
         if end > start:
-            out.append(Span(span.kind, key.stage, key.operation, start, end - start, span.sent))
+            out.append(replace(span, start=start, seconds=end - start))
 
     def close() -> None:
         span, told = open_spans.pop()
         end = span.start + span.seconds
-        tell(span, span, told, end)
+        tell(span, told, end)
         if open_spans:
             outer, before = open_spans.pop()
             open_spans.append((outer, max(before, end)))
@@ -61,7 +58,7 @@ def without_nesting(spans: Sequence[Span]) -> list[Span]:
             close()
         if open_spans:
             outer, told = open_spans.pop()
-            tell(outer, span if outer.kind == "compute" else outer, told, span.start)
+            tell(outer, told, span.start)
             open_spans.append((outer, max(told, span.start)))
         open_spans.append((span, span.start))
     while open_spans:

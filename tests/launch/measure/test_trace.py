@@ -18,6 +18,7 @@ from mpc.ledger import operation, stage
 from mpc.packing import pack, unpack
 from mpc.random import Prg, new_seed
 from mpc.timeline import Span, recording
+from protocols.schedule import Scheduler
 from tests.launch.conftest import Command
 
 
@@ -32,7 +33,7 @@ def test_nested_spans_are_cut_out() -> None:
     ]
     flat = [(s.kind, s.operation, s.start, s.seconds) for s in without_nesting(spans)]
     assert flat == [
-        ("compute", "message", 1.0, 0.5),
+        ("compute", "own", 1.0, 0.5),
         ("expand", "entry", 1.5, 0.25),
         ("serialise", "packing", 1.75, 0.5),
         ("serialise", "message", 2.25, 0.25),
@@ -65,6 +66,26 @@ def test_nothing_is_recorded_when_nobody_asks() -> None:
         line.add("compute", ("stage", "op"), time.perf_counter())
     assert timeline.active is None
     assert [(s.kind, s.stage, s.operation) for s in line.spans] == [("compute", "stage", "op")]
+
+
+def test_computing_is_booked_on_the_operation_that_it_is_for() -> None:
+    """A coroutine that passes through operations is several spans; outside of coroutines nothing is computing."""
+
+    async def program() -> None:
+        with stage("layer"):
+            with operation("first"):
+                time.sleep(0.02)
+            with operation("second"):
+                time.sleep(0.04)
+            time.sleep(0.01)
+
+    with recording() as line:
+        with operation("outside"):
+            time.sleep(0.01)
+        Scheduler(lambda requests: []).run(program())
+    found = {name: entry.total for name, entry in by_operation(line.spans).items()}
+    assert set(found) == {"layer: first", "layer: second", "layer: other", "outside: other"}
+    assert found["layer: second"] > found["layer: first"] > found["layer: other"] > 0.01 > found["outside: other"]
 
 
 def traced(
