@@ -19,16 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mpc import ring
 from protocols.masked.context import Context
 from protocols.masked.one_hot import deal_scaled, digit, rotate
 from protocols.masked.shares import Masked, Shared
 
 OCTET = 8
+PIECE = 1 << 15  # elements that are looked up at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -137,25 +138,28 @@ def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Sh
         vector = own_vector(c, x)
         out = torch.stack([(vector * table).sum(-1) for table in tables])
         return Shared(out, bits, 0)
-    octets = x.words.contiguous().view(torch.uint8)[..., : size // OCTET]
-    out = torch.zeros(shape, dtype=torch.int64, device=x.words.device)
-    for table, total in zip(tables, out, strict=True):
-        sums = _octet_sums(table, x.width)
+    octets = x.words.contiguous().view(torch.uint8).reshape(-1, 8 * x.words.shape[-1])
+    high, count = x.m_digit.reshape(-1) << 8, x.shape.numel()
+    out = torch.zeros((len(tables), count), dtype=torch.int64, device=x.words.device)
+    sums = _octet_sums(tables)
+    for start in range(0, count, PIECE):
+        cut = slice(start, start + PIECE)
         for place in range(size // OCTET):
-            index = (x.m_digit << 8) | octets[..., place].to(torch.int64)
-            total += sums[place].take(index)
-    return Shared(ring.reduce(out, bits) if c.first else -out, bits, 0)
+            index = high[cut] | octets[cut, place]
+            for total, entries in zip(out, sums[:, place], strict=True):
+                total[cut] += entries.take(index)
+    return Shared((out if c.first else -out).reshape(shape), bits, 0)
 
 
-def _octet_sums(table: Tensor, width: int) -> Tensor:
-    """Return [2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m - 8 i -
-    k]."""
-    size = 1 << width
-    device = table.device
+@lru_cache(maxsize=32)
+def _octet_sums(tables: Tensor) -> Tensor:
+    """Return [tables, 2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m - 8
+    i - k]. Kept for tables that are asked for again: these are public and few."""
+    size, device = tables.shape[-1], tables.device
     m = torch.arange(size, device=device)[:, None, None]
     j = torch.arange(size, device=device).reshape(1, -1, OCTET)
-    turned = table[(m - j) & (size - 1)]  # [m, place, bit]
+    turned = tables[:, (m - j) & (size - 1)]  # [tables, m, place, bit]
     octet = torch.arange(256, device=device)
     bits = (octet[None] >> torch.arange(OCTET, device=device)[:, None]) & 1  # [bit, octet]
-    sums = (turned[..., None] * bits).sum(2)  # [m, place, octet]
-    return sums.transpose(0, 1).reshape(size // OCTET, -1)
+    sums = (turned[..., None] * bits).sum(3)  # [tables, m, place, octet]
+    return sums.transpose(1, 2).reshape(len(tables), size // OCTET, -1)
