@@ -20,8 +20,7 @@ class GenerationCosts:
 
     model_load: masking the weights, in the first session of a model and not in later ones. first_token: the prompt and the
     first token. further_tokens: all tokens after it together. session: `first_token` and `further_tokens`. memory_bytes:
-    what a party needs at most, with its weights. exact: counts are those on the wire; else they may be off by less than a
-    byte for each opening and head of the prompt.
+    what a party needs at most, with its weights.
     """
 
     model_load: StageCosts
@@ -29,7 +28,6 @@ class GenerationCosts:
     further_tokens: StageCosts
     session: StageCosts
     memory_bytes: int
-    exact: bool
 
 
 def estimate(
@@ -63,5 +61,4 @@ def estimate(
         further_tokens=StageCosts.of(found.further),
         session=StageCosts.of(found.total),
         memory_bytes=found.memory_bytes,
-        exact=found.exact,
     )

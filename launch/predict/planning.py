@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.predict.eviction_costs import after_prompt, common
+from launch.predict.eviction_costs import after_prompt, full_costs
 from launch.predict.measured import Measurements
 from launch.predict.networks import LOCALHOST, NETWORKS, Network
 from models.architecture import Architecture
@@ -50,13 +50,13 @@ class Choice:
         return wire + (self.computing_once or 0.0 if measured else 0.0)
 
 
-def price(architecture: Architecture, setting: Setting, prompt: int, known: Cost | None = None) -> tuple[Cost, Cost]:
+def price(architecture: Architecture, setting: Setting, prompt: int, full: Cost | None = None) -> tuple[Cost, Cost]:
     """Return (one token after a prompt of `prompt` tokens, the policy's work after the prompt beyond the full cache's).
 
-    known: see `after_prompt`.
+    full: see `after_prompt`.
     """
     token = trace_token(architecture, setting, prompt).total(STEP)
-    return token, after_prompt(architecture, setting, prompt, known)
+    return token, after_prompt(architecture, setting, prompt, full)
 
 
 def trace_token(architecture: Architecture, setting: Setting, prompt: int, tokens: int = 1) -> Ledger:
@@ -156,11 +156,11 @@ def make_plan(
     if not ways:
         raise ConfigurationError(f"policy '{setting.policy}' has no alternatives to plan; give one that starts with mpcache")
     known = measured or Measurements()
-    knowing = common(architecture, setting, prompt)
+    without = full_costs(architecture, setting, prompt)
     full = Choice(
         "full",
         "full cache",
-        *price(architecture, dataclasses.replace(setting, policy="full"), prompt),
+        *price(architecture, dataclasses.replace(setting, policy="full"), prompt, without),
         computing=known.token.get("full"),
         computing_once=0.0,
     )
@@ -168,7 +168,7 @@ def make_plan(
     for what, changed in ways:
         try:
             changed.check(architecture, prompt)
-            token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, knowing)
+            token, once = price(architecture, dataclasses.replace(setting, policy=changed.spec), prompt, without)
             computing, once_computing = known.token.get(changed.spec), known.once.get(changed.spec)
             found = Choice(changed.spec, what, token, once, computing=computing, computing_once=once_computing)
             choices.append(found)

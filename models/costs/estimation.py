@@ -1,11 +1,9 @@
 """What a generation costs, without running it: the very program on tensors without content.
 
 Suite and decoder are those of a session; the tape counts what it would deal, and openings count what they would send. So
-rounds, bytes and ring products are what a party counts on the wire, for any model and length. Work is saved in three ways:
+rounds, bytes and ring products are what a party counts on the wire, for any model and length. Work is saved in two ways:
 
 * layers that are alike are traced once and multiplied: the first one, one of each sliding window, and the last one. Exact;
-* of a long prompt, one and two key/value heads (and one and two query heads of each) are traced: a layer's cost is linear
-  in their numbers. Exact but for less than a byte for each opening and head, since messages are packed to whole bytes;
 * of many new tokens some lengths are traced. Among lengths that differ by multiples of 8 (so that packing to bytes rounds
   alike) costs are linear between two of them when the one in the middle says so to the byte.
 """
@@ -14,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,8 +30,7 @@ from mpc.ledger import NO_OPERATION
 from protocols.bounds import Bounds
 from protocols.registry import suite_class
 
-LONG_PROMPT = 1 << 22  # query-key pairs of all heads from which on heads are not traced one by one
-LONGEST_PROMPT = 1 << 28  # of a batch, that are traced at all where heads cannot be multiplied
+LONGEST_PROMPT = 1 << 28  # query-key pairs of all heads and a batch that a policy is traced with
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
@@ -91,16 +88,12 @@ class Tracer:
         self.setting = setting
         self.all_layers = all_layers
         self.lengths: dict[tuple[int, int, bool], Step] = {}
-        self.exact = True
 
     def step(self, cached: int, tokens: int = 1, drafted: bool = False) -> Step:
         """Return the costs of `tokens` tokens after `cached` ones. drafted: see `StepPlan`."""
         key = cached, tokens, drafted
         if key not in self.lengths:
-            long = tokens * (cached + tokens) * self.architecture.heads > LONG_PROMPT
-            whole = self._whole(self.architecture, *key)
-            heads = long and tokens > 1 and not drafted and not self.all_layers
-            self.lengths[key] = self._by_heads(cached, tokens) if heads else whole()
+            self.lengths[key] = self._whole(*key)
         return self.lengths[key]
 
     def follow(self, prompt: int, new: int, kept: int = 1) -> None:
@@ -119,38 +112,16 @@ class Tracer:
         for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
             self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
 
-    def _whole(self, architecture: Architecture, cached: int, tokens: int, drafted: bool = False) -> Callable[[], Step]:
-        def trace() -> Step:
-            reduced, setting, repeats = architecture, self.setting, [1] * architecture.layers
-            if not self.all_layers:
-                reduced, setting, repeats = alike(architecture, self.setting)
-            found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted)
-            middle = len(repeats) // 2
-            flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
-            costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
-            return Step(costs, found.layer(middle), max(found.largest.values()))
-
-        return trace
-
-    def _by_heads(self, cached: int, tokens: int) -> Step:
-        """Return the costs of a long prompt: cost = a + b G + c G R, from (G, R) = (1, 1), (2, 1) and (1, 2)."""
-        g, r = self.architecture.kv_heads, self.architecture.group
-        self.exact = False
-
-        def heads(kv_heads: int, group: int) -> Step:
-            changed = {"kv_heads": kv_heads, "heads": kv_heads * group}
-            return self._whole(self.architecture.model_copy(update=changed), cached, tokens)()
-
-        one, two, wide = heads(1, 1), heads(2, 1), heads(1, 2)
-
-        def combine(pick: Callable[[Step], Costs]) -> Costs:
-            both = pick(two).plus(pick(one), -1)  # b + c
-            queries = pick(wide).plus(pick(one), -1)  # c
-            out = pick(one).plus(both, g - 1).plus(queries, g * (r - 1))
-            return Costs({key: round(value) for key, value in out.items()})
-
-        largest = one.largest + (g - 1) * (two.largest - one.largest) + g * (r - 1) * (wide.largest - one.largest)
-        return Step(combine(lambda s: s.costs), combine(lambda s: s.layer), largest)
+    def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
+        architecture, setting = self.architecture, self.setting
+        reduced, repeats = architecture, [1] * architecture.layers
+        if not self.all_layers:
+            reduced, setting, repeats = alike(architecture, setting)
+        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted)
+        middle = len(repeats) // 2
+        flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
+        costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
+        return Step(costs, found.layer(middle), max(found.largest.values()))
 
     def tokens(self, first: int, last: int) -> Costs:
         """Sum over decoded tokens with first to last tokens cached before them."""
@@ -187,8 +158,6 @@ def _sum(costs: Iterable[Costs]) -> Costs:
 class Estimate:
     """Costs of a generation. first: up to the first token; further: of all tokens after it, `new - 1` of them, in `steps`
     steps: as many, or with a draft fewer, if `kept` rows of each stay.
-
-    exact: counts are those of a trace of every layer, head and token; else heads were multiplied, see above.
     """
 
     architecture: Architecture
@@ -202,7 +171,6 @@ class Estimate:
     last_layer: Costs
     largest_entry: float
     lengths_traced: int
-    exact: bool
     seconds: float
     steps: int
     kept: int = 1
@@ -234,7 +202,7 @@ def estimate(
 
     >>> from models.shapes import SHAPES
     >>> found = estimate(SHAPES["tiny"], Setting("masked"), prompt=8, new=2)
-    >>> found.exact and found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
+    >>> found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
     True
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature, setting.draft).check(architecture)
@@ -264,7 +232,6 @@ def estimate(
         last_layer=last.layer,
         largest_entry=max(s.largest for s in tracer.lengths.values()),
         lengths_traced=len(tracer.lengths),
-        exact=tracer.exact,
         seconds=time.perf_counter() - start,
         steps=len(steps),
         kept=kept,

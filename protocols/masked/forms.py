@@ -40,6 +40,12 @@ class Rates:
 USUAL = Rates()
 
 
+def round_bytes(prefer: Prefer, rates: Rates = USUAL) -> float:
+    """Return the bytes that a round is worth, for plans with many sizes to choose: by the rates; ten megabytes where
+    rounds are what counts, none where bytes are."""
+    return {"auto": rates.round_seconds * rates.bytes_per_second, "rounds": 1e7, "bytes": 0.0}[prefer]
+
+
 def seconds(form: Form, rates: Rates = USUAL) -> float:
     """Return the seconds that a form takes from the dealer's first step to the last party's last."""
     moved = (form.sent + form.dealt) / rates.bytes_per_second

@@ -45,7 +45,8 @@ def _inverse_magnitude(norm: Norm) -> int:
 async def _stream(convert: Conversion, x: Value, b: StreamBits) -> Masked:
     """Return the residual stream, masked in the ring that it and its products need."""
     with operation("residual"):
-        return await convert.masked(convert.tensor(x), b.frac, b.bits)
+        t = convert.tensor(x)
+        return await convert.masked(t, b.frac, max(b.bits, t.needs(b.frac)))
 
 
 def _bits_of(convert: Conversion, x: Value) -> StreamBits:

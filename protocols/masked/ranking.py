@@ -7,8 +7,8 @@ the arg-max is, block by block of the last group's members, [rank = 0] times the
 its block. With two parties that is one point function of rank and place (`dpf.one_hot_below`); with more, [rank = 0] is
 opened once more.
 
-Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes nine rounds, the opening of the
-logits counted, in groups of 8 and 28 that leave 225; ten with more than two parties. Logits of 20 bits, two parties:
+Groups are chosen by predicted bytes and rounds (`group_sizes`). A vocabulary of 50 257 takes twelve rounds, the opening of
+the logits counted, or nine where rounds are preferred; one more with more than two parties. Logits of 20 bits, two parties:
 
 | groups | rounds | sent | dealt |
 | --- | --- | --- | --- |
@@ -42,6 +42,7 @@ from protocols.masked import idpf
 from protocols.masked.comparison import digit_bits, sign_form
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.dpf import one_hot_below, reads_below
+from protocols.masked.forms import round_bytes
 from protocols.masked.one_hot import deal_scaled, look_up, rotate
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.top_k import rank_bits, rank_shares, ranks
@@ -54,8 +55,6 @@ PLACE_BITS = 8  # of a place, about
 KEY_BITS = 130  # of a level of a point function
 POINT_BITS = 5  # of ranks whose tables are longer than keys
 LEVEL_ROUNDS, LAST_ROUNDS = 3, 2
-ROUND_BYTES: dict[Prefer, float] = {"auto": 2.2e6, "rounds": 1e7, "bytes": 0.0}
-"""What a round is worth: 18 ms of a link of 1 Gbit/s, more where rounds are what counts, nothing where bytes are."""
 
 
 # ---- groups --------------------------------------------------------------------------------------------------------------
@@ -101,9 +100,9 @@ def group_sizes(shape: Sequence[int], bits: int, parties: int, prefer: Prefer = 
     group of the last level.
 
     >>> group_sizes((1, 50257), 20, 2), group_sizes((1, 100), 20, 3)
-    ((8, 28, 225), (100,))
+    ((4, 7, 16, 113), (100,))
     """
-    return _chosen(shape[-1], bits, parties, ROUND_BYTES[prefer] / max(1, math.prod(shape[:-1])))[1]
+    return _chosen(shape[-1], bits, parties, round_bytes(prefer) / max(1, math.prod(shape[:-1])))[1]
 
 
 # ---- levels --------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class Rows:
     """Public positions of a [..., columns] tensor that take part, in row-major order; all leading axes are rows."""
 
     shape: torch.Size
-    index: Tensor | None = None  # [entries] positions row * columns + column, None when all take part
+    mask: Tensor | None = None  # broadcastable to `shape`; None when all take part
 
     @property
     def columns(self) -> int:
@@ -38,15 +38,26 @@ class Rows:
         """Return the rows of a mask broadcastable to [..., columns]. Raises `RangeError` for a row without any entry."""
         if mask is None or bool(mask.all()):
             return Rows(shape)
-        full = mask.expand(shape)
-        if not bool(full.any(-1).all()):
+        if not bool(mask.any(-1).all()):
             raise RangeError("softmax: a row of the mask is False everywhere; every query needs at least one key")
-        return Rows(shape, full.reshape(-1).nonzero()[:, 0])
+        return Rows(shape, mask)
 
     @property
     def longest(self) -> int:
         """An upper bound on the entries of a row."""
         return self.columns
+
+    @cached_property
+    def entries(self) -> int:
+        """Number of positions that take part."""
+        if self.mask is None:
+            return math.prod(self.shape)
+        return int(self.mask.sum()) * (math.prod(self.shape) // self.mask.numel())
+
+    @cached_property
+    def index(self) -> Tensor | None:
+        """The positions row * columns + column that take part, [entries]; None when all do."""
+        return None if self.mask is None else self.mask.expand(self.shape).reshape(-1).nonzero()[:, 0]
 
     @cached_property
     def _row(self) -> Tensor:
@@ -63,10 +74,14 @@ class Rows:
     def take(self, x: Tensor) -> Tensor:
         """Return the entries that take part: [..., columns], all leading axes rows -> [entries]."""
         flat = x.reshape(-1)
+        if self.mask is not None and flat.is_meta:
+            return flat.new_zeros((self.entries,))
         return flat if self.index is None else flat[self.index.to(flat.device)]
 
     def relative(self, x: Tensor) -> Tensor:
         """Return each entry less the last entry of its row: [entries] -> [entries]."""
+        if x.is_meta:
+            return x
         if self.index is None:
             whole = x.reshape(self.rows, self.columns)
             return (whole - whole[:, -1:]).reshape(-1)
@@ -75,6 +90,8 @@ class Rows:
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum of each row: [entries, ...] -> [rows, ...]."""
+        if x.is_meta:
+            return x.new_zeros((self.rows, *x.shape[1:]))
         if self.index is None:
             return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
         out = x.new_zeros((self.rows, *x.shape[1:]))
@@ -82,12 +99,16 @@ class Rows:
 
     def spread(self, x: Tensor) -> Tensor:
         """Return the value of its row for each entry: [rows] -> [entries]."""
+        if x.is_meta:
+            return x.new_zeros((self.entries,))
         if self.index is None:
             return x[:, None].expand(self.rows, self.columns).reshape(-1)
         return x[self._row.to(x.device)]
 
     def put(self, x: Tensor) -> Tensor:
         """Return entries in their places, zero where masked out: [entries] -> [..., columns]."""
+        if x.is_meta:
+            return x.new_zeros(self.shape)
         if self.index is None:
             return x.reshape(self.shape)
         out = x.new_zeros((self.rows * self.columns,))

@@ -44,7 +44,7 @@ from protocols.masked.context import Context, require
 from protocols.masked.lifted import Factor
 from protocols.masked.opened_bits import times_sum
 from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.signed_one_hot import SignedOneHot, Tables, signed_look_up, signed_one_hot
+from protocols.masked.signed_one_hot import SignedOneHot, signed_look_up, signed_one_hot
 from protocols.masked.truncation import open_cut
 from protocols.schedule import together
 
@@ -53,11 +53,6 @@ GAMMA_BITS = 12  # fraction bits of gamma's powers
 RHO_BITS = 12  # of the powers of rho at most
 RHO_ERROR = 15  # a power's rounding times its v_e stays below 2^-15
 CUT = curves.COEFFICIENT_BITS + GAMMA_BITS - VALUE_BITS
-
-
-@cache
-def _tables(kind: str, device: torch.device) -> Tables:
-    return Tables(curves.coefficients(kind, device))
 
 
 @cache
@@ -95,7 +90,7 @@ def _shifted_values(c: Context, kind: str, hot: SignedOneHot, gamma: Tensor) -> 
     degree = curves.SEGMENTS[kind].degree
     if not c.evaluating or gamma.is_meta:
         return [Shared(c.blank(hot.shape), bits + CUT, VALUE_BITS + CUT) for bits in rings(kind)]
-    found = signed_look_up(c, hot, _tables(kind, gamma.device), max(rings(kind)) + CUT).x
+    found = signed_look_up(c, hot, curves.coefficients(kind, gamma.device), max(rings(kind)) + CUT).x
     out = []
     for e, bits in enumerate(rings(kind)):
         value, power = found[e] << GAMMA_BITS, torch.full_like(gamma, 1 << GAMMA_BITS)

@@ -20,17 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mpc import ring
 from protocols.masked.context import Context
 from protocols.masked.one_hot import deal_scaled, digit
 from protocols.masked.shares import Masked, Shared
 
 OCTET = 8
+PIECE = 1 << 15  # elements that are looked up at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -116,41 +116,40 @@ def _bits(words: Tensor, width: int) -> Tensor:
     return ((octets[..., None] >> places) & 1).flatten(-2)[..., : 1 << width]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Public integer tables, equal at all parties, [tables, 2^width of m's digit, 2^width of the mask's digit]."""
+def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Shared:
+    """Return [sigma T[m's digit, lam's digit]] modulo 2^bits, [tables, ...], for public integer tables [tables, 2^width,
+    2^width], equal at all parties.
 
-    entries: Tensor
-
-    @cached_property
-    def octet_sums(self) -> Tensor:
-        """[tables, 2^width / 8, 2^width 256], of place i and index 256 m + b: the sum over the set bits k of b of T[m, 8 i +
-        k]."""
-        count, size = self.entries.shape[:2]
-        octet = torch.arange(256, device=self.entries.device)
-        bits = (octet[None] >> torch.arange(OCTET, device=octet.device)[:, None]) & 1  # [bit, octet]
-        places = self.entries.reshape(count, size, size // OCTET, OCTET)  # [table, m, place, bit]
-        sums = torch.stack([(part[..., None] * bits).sum(2) for part in places])
-        return sums.transpose(1, 2).reshape(count, size // OCTET, -1).contiguous()
-
-
-def signed_look_up(c: Context, x: SignedOneHot, tables: Tables, bits: int) -> Shared:
-    """Return [sigma T[m's digit, lam's digit]] modulo 2^bits, [tables, ...].
-
-    A party reads its bits eight at a time: from each table it makes, once, one of 2^width times 2^width / 8 times 256 sums.
+    A party reads its bits eight at a time: from each table it makes one of 2^width times 2^width / 8 times 256 sums.
     Local."""
-    shape = (tables.entries.shape[0], *x.shape)
+    shape = (tables.shape[0], *x.shape)
     if not c.evaluating or x.words.is_meta or x.m_digit.is_meta:
         return Shared(c.blank(shape), bits, 0)
-    size = 1 << x.width
+    size, positive = 1 << x.width, x.bits is not None or c.first
     if x.bits is not None or size < OCTET:
         vector = x.words if x.bits is not None else _bits(x.words, x.width).to(torch.int64)
-        out = torch.stack([(vector * table[x.m_digit]).sum(-1) for table in tables.entries])
-    else:
-        octets = x.words.contiguous().view(torch.uint8)[..., : size // OCTET]
-        out = torch.zeros(shape, dtype=torch.int64, device=x.words.device)
+        out = torch.stack([(vector * table[x.m_digit]).sum(-1) for table in tables])
+        return Shared(out if positive else -out, bits, 0)
+    octets = x.words.contiguous().view(torch.uint8).reshape(-1, 8 * x.words.shape[-1])
+    high, count = x.m_digit.reshape(-1) << 8, x.shape.numel()
+    out = torch.zeros((len(tables), count), dtype=torch.int64, device=x.words.device)
+    sums = _octet_sums(tables)
+    for start in range(0, count, PIECE):
+        cut = slice(start, start + PIECE)
         for place in range(size // OCTET):
-            index = (x.m_digit << 8) | octets[..., place].to(torch.int64)
-            for sums, total in zip(tables.octet_sums, out, strict=True):
-                total += sums[place].take(index)
-    return Shared(ring.reduce(-out if x.bits is None and not c.first else out, bits), bits, 0)
+            index = high[cut] | octets[cut, place]
+            for total, entries in zip(out, sums[:, place], strict=True):
+                total[cut] += entries.take(index)
+    return Shared((out if positive else -out).reshape(shape), bits, 0)
+
+
+@lru_cache(maxsize=32)
+def _octet_sums(tables: Tensor) -> Tensor:
+    """Return [tables, 2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m, 8 i
+    + k]. Kept for tables that are asked for again: these are public and few."""
+    count, size = tables.shape[:2]
+    octet = torch.arange(256, device=tables.device)
+    bits = (octet[None] >> torch.arange(OCTET, device=tables.device)[:, None]) & 1  # [bit, octet]
+    places = tables.reshape(count, size, size // OCTET, OCTET)  # [tables, m, place, bit]
+    sums = torch.stack([(table[..., None] * bits).sum(2) for table in places])  # [tables, m, place, octet]
+    return sums.transpose(1, 2).reshape(count, size // OCTET, -1)

@@ -47,7 +47,7 @@ def stream_bits(convert: Conversion, rows: int, width: int) -> StreamBits:
     frac = max(low, min(high, convert.fraction_bits + 2))
     scale = max(SCALE_BITS, math.ceil(deviation + RELATIVE_BITS))
     product_first = _product_first(convert, rows * width) and frac + whole <= RING_BITS
-    least = frac + residual + ROOM + 2
+    least = frac + convert.bounds.stream + ROOM + 2  # what is written here is added to it
     return StreamBits(frac, max(frac + whole, least) if product_first else least, scale, product_first, product)
 
 

@@ -219,7 +219,6 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "last_token_layer": stage_json(found.last_layer, network, rates),
         "further_tokens": found.new - 1,
         "memory_bytes": found.memory_bytes,
-        "exact": found.exact,
         "lengths_traced": found.lengths_traced,
         "trace_seconds": found.seconds,
     }
@@ -273,5 +272,4 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
             f"Draft: {found.steps} steps after the first token, of at most {found.setting.draft.tokens + 1} rows, of which "
             f"{found.kept} stay (--kept). What is dealt for a step is dealt once it is known how many rows of the last stay."
         )
-    how = "exact" if found.exact else "exact but for rounding to bytes in the prompt's openings"
-    out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s: {how}.")
+    out.print(f"{found.lengths_traced} lengths traced in {found.seconds:.1f} s.")

@@ -121,8 +121,7 @@ def measure_estimate(cell: Cell) -> dict[str, Any]:
 
 
 def measure_prompt_estimate(cell: Cell) -> dict[str, Any]:
-    """Predict the prompt of an "estimate-prompt" cell up to its first token, as `mpcache estimate` does. exact: to the byte;
-    else a byte an opening and head may be missing. No seconds."""
+    """Predict the prompt of an "estimate-prompt" cell up to its first token, as `mpcache estimate` does. No seconds."""
     plan = bench_plan(cell)
     found = estimate(plan.shape, Setting(cell.suite, cell.parties, cell.policy, cell.options), cell.prompt, 1)
     parts: dict[str, dict[str, float]] = {}
@@ -137,7 +136,6 @@ def measure_prompt_estimate(cell: Cell) -> dict[str, Any]:
     count = plan.shape.layers
     return {
         "predicted": True,
-        "exact": found.exact,
         "rounds": rounds,
         "bytes_sent": {"party0": sent},
         "offline_bytes": {"party0": dealt},

@@ -17,9 +17,11 @@ from launch.measure.bench.eviction import EvictionProgram
 from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.sources import RealInputs, SharedInputs
-from launch.predict import eviction_costs
+from models.architecture import Architecture
+from models.cache import KVCache
 from models.costs.program import NoInputs
 from models.costs.tracing import Setting
+from models.policies import parse
 from models.shapes import SHAPES, with_layers
 from mpc.fixed_point import decode
 from mpc.ledger import Cost, Ledger
@@ -130,10 +132,30 @@ def test_plaintext_keeps_what_the_definition_says() -> None:
     assert torch.equal(tensor_of(program.kept), keys[:, stay])
 
 
+def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cost:
+    """Return the costs of the policy's own stages in a layer."""
+    policy, (suite, _) = parse(setting.policy), setting.make()
+
+    async def program() -> None:
+        cache = KVCache(a, policy)
+        cache.prompt_tokens = prompt
+        entry, shape = cache.layers[0], (a.kv_heads, prompt, a.head_channels)
+        entry.k, entry.v = [await suite.mask_for_cache(suite.input(shape, None, suite.fraction_bits)) for _ in range(2)]
+        q = await suite.mask_queries(suite.input((a.kv_heads, a.group * observed, shape[2]), None, suite.fraction_bits))
+        everyone = torch.ones(q.shape[1], dtype=torch.bool)
+        _, mass = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
+        suite.ledger.costs.clear()
+        suite.at(0)
+        await policy.after_prefill(suite, cache, 0, mass)
+
+    suite.run(program())
+    return suite.ledger.total()
+
+
 def test_the_stages_are_what_a_session_does_after_a_prompt() -> None:
     """Without the attention, all layers cost what is predicted for a session."""
     made = plan()
-    own = eviction_costs._layer(made.shape, Setting("masked", 2, POLICY), TOKENS, round(0.2 * TOKENS))
+    own = _layer(made.shape, Setting("masked", 2, POLICY), TOKENS, round(0.2 * TOKENS))
     stages = predict_eviction(made)
     layer = [stage_cost(stages, f"step 0/{name}") for name in STAGES[1:]]
     for field in ("rounds", "bytes_sent", "offline_bytes"):

@@ -15,6 +15,7 @@ from launch.predict.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
 from models.costs import estimation
 from models.costs.estimation import Estimate, Rates, alike, estimate
+from models.costs.program import CHOICE
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate
@@ -73,7 +74,6 @@ def test_equals_the_sessions_own_program(suite: str, parties: int) -> None:
     found = estimate(SHAPES["tiny"], setting, 9, 3)
     total = tuple(found.total.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
     assert total == generated(SHAPES["tiny"], setting, 9, 3)
-    assert found.exact
 
 
 @pytest.mark.parametrize(
@@ -116,25 +116,6 @@ def test_one_and_two_layers() -> None:
         model = llama(layers)
         assert alike(model, Setting("masked"))[2] == [1] * layers
         same(estimate(model, Setting("masked"), 3, 2), estimate(model, Setting("masked"), 3, 2, exhaustive=True))
-
-
-@pytest.mark.parametrize("suite", ["masked", "crypten"])
-@pytest.mark.parametrize(("kv_heads", "group"), [(3, 2), (4, 1), (1, 3)])
-def test_heads_of_a_long_prompt_are_multiplied(
-    monkeypatch: pytest.MonkeyPatch, suite: str, kv_heads: int, group: int
-) -> None:
-    monkeypatch.setattr(estimation, "LONG_PROMPT", 0)
-    model = llama(2, kv_heads, group)
-    # so few tokens would take other forms of gates for one head than for all; a long prompt does not
-    setting = Setting(suite, options={"prefer": "rounds"} if suite == "masked" else {})
-    quick, full = (estimate(model, setting, 13, 1, exhaustive=every) for every in (False, True))
-    assert full.exact
-    assert not quick.exact
-    assert set(quick.first) == set(full.first)
-    each = 10 if suite == "masked" else 60  # a comparison of 32 values' sum, which some heads share
-    for key, value in quick.first.items():
-        rounding = each * kv_heads * group if key[2] in ("bytes_sent", "offline_bytes") else 0
-        assert value == pytest.approx(full.first[key], abs=rounding), key
 
 
 @pytest.mark.parametrize("suite", ["masked", "crypten"])
@@ -245,7 +226,7 @@ def test_command_prints_one_json_object(command: Command) -> None:
 def test_command_prints_a_table(command: Command) -> None:
     done = command("estimate", "--model", "tiny", "--prompt", 3, "--suite", "crypten", "--parties", 3, "--layers", 2)
     assert done.code == 0
-    for text in ("loading the model", "prompt, 1st token", "choice", "3 parties, suite crypten", "exact"):
+    for text in ("loading the model", "prompt, 1st token", "choice", "3 parties, suite crypten"):
         assert text in done.out
     assert "a further token" not in done.out
 
@@ -275,4 +256,21 @@ def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, obse
     """Counts just below powers of two, which leave the least room."""
     model = llama(layers=4, kv_heads=heads)
     policy = f"mpcache:apart=0,sharing=4,observed={observed}"
-    assert estimate(model, Setting("masked", policy=policy), 256, 1).exact
+    assert estimate(model, Setting("masked", policy=policy), 256, 1).total.total("rounds") > 0
+
+
+@pytest.mark.parametrize(
+    ("prefer", "layer", "choice", "dealt"), [("auto", 18, 12, 29e6), ("rounds", 16, 9, 52e6), ("bytes", 24, 48, 18e6)]
+)
+def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> None:
+    """What a token behind 1 023 others takes: rounds of a layer and of the arg-max, bytes dealt, by preference."""
+    found = estimate(SHAPES["gpt2"], Setting("masked", options={"prefer": prefer}), 1023, 2)
+    assert found.last_layer.total("rounds") == layer
+    assert found.further.total("rounds", CHOICE) <= choice
+    assert found.further.total("offline_bytes") <= dealt
+
+
+def test_prompts_of_gpt2() -> None:
+    short, long = (estimate(SHAPES["gpt2"], Setting("masked"), n, 1).first for n in (128, 1024))
+    assert short.total("offline_bytes") <= 0.7e9
+    assert long.total("offline_bytes") <= 8.8e9

@@ -12,8 +12,10 @@ from mpc.errors import RangeError
 from mpc.ledger import Cost
 from mpc.tape import DealerTape, PartyTape
 from protocols.masked.context import Context, open_value
+from protocols.masked.forms import round_bytes
 from protocols.masked.ranking import first_largest, group_sizes, last_bits, level_bits, maximum
 from protocols.masked.shares import Shared
+from protocols.options import Prefer
 from tests.protocols.gate_harness import Gate, chi_square, chi_square_limit, predict, run
 
 PARTIES = [2, 3]
@@ -110,7 +112,7 @@ def test_a_missing_mask_is_found(entry: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("n", [2, 37, 100, 1000, 32_000, 49_152, 50_257, 128_256])
 def test_groups_are_the_cheapest_of_some(n: int) -> None:
     """A few plans by hand are never cheaper by the same prices; fewer bytes or rounds are got where asked for."""
-    bits, worth = 20, 2.2e6
+    bits, worth = 20, round_bytes("auto")
 
     def price(sizes: tuple[int, ...]) -> float:
         left, total = n, 0.0
@@ -129,14 +131,22 @@ def test_groups_are_the_cheapest_of_some(n: int) -> None:
     assert group_sizes((1000, 30), bits, 2, "bytes")[0] == 2
 
 
-@pytest.mark.parametrize(("n", "rounds", "dealt", "sent"), [(50_257, 9, 10.8e6, 300e3), (32_000, 9, 6.3e6, 180e3)])
-def test_a_vocabulary_takes_nine_rounds(n: int, rounds: int, dealt: float, sent: float) -> None:
+@pytest.mark.parametrize(
+    ("n", "prefer", "rounds", "dealt", "sent"),
+    [
+        (50_257, "rounds", 9, 10.8e6, 300e3),
+        (32_000, "rounds", 9, 6.7e6, 180e3),
+        (50_257, "auto", 12, 5.1e6, 220e3),
+        (32_000, "auto", 9, 6.7e6, 180e3),
+    ],
+)
+def test_rounds_of_a_vocabulary(n: int, prefer: Prefer, rounds: int, dealt: float, sent: float) -> None:
     """With the opening of the logits; bytes of what follows it."""
 
     def gate(parties: int) -> Cost:
         async def program(c: Context, s: Shared) -> Shared:
             m = await open_value(c, s)
-            return await first_largest(c, m, 196_608, group_sizes((1, n), 20, parties), 32)
+            return await first_largest(c, m, 196_608, group_sizes((1, n), 20, parties, prefer), 32)
 
         return predict(program, [((1, n), 20)], parties)
 
