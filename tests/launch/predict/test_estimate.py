@@ -15,6 +15,7 @@ from launch.predict.networks import NETWORKS, find_network
 from models.architecture import Architecture, Rotary
 from models.costs import estimation
 from models.costs.estimation import Estimate, Rates, alike, estimate
+from models.costs.program import CHOICE
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder, load_weights
 from models.generation import Decoding, GenerationPlan, generate
@@ -270,3 +271,20 @@ def test_votes_of_the_most_layers_that_may_share_fit_their_ring(heads: int, obse
     model = llama(layers=4, kv_heads=heads)
     policy = f"mpcache:apart=0,sharing=4,observed={observed}"
     assert estimate(model, Setting("masked", policy=policy), 256, 1).total.total("rounds") > 0
+
+
+@pytest.mark.parametrize(
+    ("prefer", "layer", "choice", "dealt"), [("auto", 18, 12, 29e6), ("rounds", 16, 9, 52e6), ("bytes", 24, 48, 18e6)]
+)
+def test_a_token_of_gpt2(prefer: str, layer: int, choice: int, dealt: float) -> None:
+    """What a token behind 1 023 others takes: rounds of a layer and of the arg-max, bytes dealt, by preference."""
+    found = estimate(SHAPES["gpt2"], Setting("masked", options={"prefer": prefer}), 1023, 2)
+    assert found.last_layer.total("rounds") == layer
+    assert found.further.total("rounds", CHOICE) <= choice
+    assert found.further.total("offline_bytes") <= dealt
+
+
+def test_prompts_of_gpt2() -> None:
+    short, long = (estimate(SHAPES["gpt2"], Setting("masked"), n, 1).first for n in (128, 1024))
+    assert short.total("offline_bytes") <= 0.7e9
+    assert long.total("offline_bytes") <= 8.8e9

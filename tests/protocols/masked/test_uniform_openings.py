@@ -62,7 +62,7 @@ async def wide_deal(c: Context, x: Shared, y: Shared) -> Shared:
 
 async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     hot = signed_one_hot(c, await open_value(c, y.to_ring(6)), 0, 6, 24)
-    found = signed_look_up(c, hot, torch.arange(64)[None], 24).map(lambda t: t[0])
+    found = signed_look_up(c, hot, torch.arange(64).expand(1, 64, 64), 24).map(lambda t: t[0])
     masked = await open_value(c, found)
     unsigned = lifted.multiply_known(c, "sign", masked, hot.sign, 0, 24)
     assert isinstance(unsigned, Shared)
