@@ -77,18 +77,9 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
                 assert (found - torch.softmax(x.double(), -1)).abs().max() < 2.0**-11
 
 
-@pytest.mark.parametrize("other", [0.0, 100.0, -100.0])
-def test_a_far_score_is_flagged_on_both_sides(other: float) -> None:
-    """A score from 116 to 396 away from the row's last one, whatever else the row holds."""
-    for distance in (116.1, 119.0, 127.9, 128.0, 139.9, 141.0, 160.0, 255.9, 260.0, 371.0, 383.9, 395.9):
-        for sign in (1, -1):
-            _, set_ = flags(scores, [torch.tensor([[sign * distance, other, 0.0]])])
-            assert set_ == {("score", 1)}, (sign * distance, other)
-
-
-@pytest.mark.parametrize("score", [5, 6, 10])
-def test_from_where_to_where_a_far_score_is_flagged(score: int) -> None:
-    """From 4 beyond the bound of 7/8 2^score, as far as the ring of 4 2^score goes, less that."""
+@pytest.mark.parametrize("score", [5, 6, 7, 10])
+def test_a_far_score_is_flagged_on_both_sides(score: int) -> None:
+    """From 4 beyond the bound of 7/8 2^score, as far as the ring of 4 2^score goes, less that: from 116 to 396 by default."""
     first, last = 0.875 * 2**score + 4, 3.125 * 2**score - 4
     for other in (0.0, 0.8 * 2**score, -0.8 * 2**score):
         for share in (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0):
