@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.architecture import Architecture
-from models.costs.estimation import alike
+from models.costs.estimation import alike, middle_layer
 from models.costs.tracing import STEP, Setting, Trace, trace_step
 from mpc.errors import ConfigurationError
 from protocols.masked.context import Context, Routed
@@ -96,7 +96,7 @@ def critical_path(architecture: Architecture, setting: Setting, cached: int, tok
     heard: Heard = []
     setting = replace(setting, prepare=lambda suite: _listen(suite, heard))
     trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
-    layer = len(repeats) // 2
+    layer = middle_layer(repeats)
     prefix = f"{STEP}/layer {layer}/"
     mine = [parts for parts in heard if parts and parts[0][0].startswith(prefix)]
     rounds = tuple(Round(number, _merged(parts, prefix)) for number, parts in enumerate(mine, 1))

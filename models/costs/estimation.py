@@ -44,24 +44,29 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
 
     The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
     the groups between, one stands for all whose layers have the same sliding windows and the same bounds, their own and
-    those of the layer after each.
+    those of the layers before and after each: rings of the residual stream follow from them. Where bounds differ, what lies
+    beside such a group is there as well and stands for none.
     """
     count = architecture.layers
     first, period = parse(setting.policy).pattern()
     bounds = setting.spec.settings.bounds
 
     def bounds_at(n: int) -> tuple[int, ...]:
-        return tuple(b.at(place) for b in bounds.values() for place in (n, n + 1))
+        return tuple(b.at(place) for b in bounds.values() for place in (n - 1, n, n + 1) if place >= 0)
 
     first = min(first or period, count)
-    *groups, end = [range(n, min(n + period, count)) for n in range(first, count, period)] or [range(0)]
-    between: dict[object, list[range]] = {}
-    for group in groups:
-        between.setdefault(tuple((architecture.window(n), bounds_at(n)) for n in group), []).append(group)
+    groups = [range(n, min(n + period, count)) for n in range(first, count, period)]
+    between: dict[object, list[int]] = {}
+    for number, group in enumerate(groups[:-1]):
+        between.setdefault(tuple((architecture.window(n), bounds_at(n)) for n in group), []).append(number)
+    stands = {same[0]: len(same) for same in between.values()} | ({len(groups) - 1: 1} if groups else {})
+    if any(len(set(found.values)) > 1 for found in bounds.values()):
+        beside = {number + step for number in (-1, *stands) for step in (-1, 1)}
+        stands |= {number: 0 for number in beside if 0 <= number < len(groups) and number not in stands}
     kept, repeats = list(range(first)), [1] * first
-    for same in [*between.values(), [end]]:
-        kept += same[0]
-        repeats += [len(same)] * len(same[0])
+    for number in sorted(stands):
+        kept += groups[number]
+        repeats += [stands[number]] * len(groups[number])
     windows = None if architecture.windows is None else tuple(architecture.window(n) for n in kept)
     options = dict(setting.options)
     for kind, found in bounds.items():
@@ -69,6 +74,11 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
             options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
     reduced = architecture.model_copy(update={"layers": len(kept), "windows": windows})
     return reduced, replace(setting, options=options), repeats
+
+
+def middle_layer(repeats: list[int]) -> int:
+    """Return the layer nearest to the middle that stands for any, of what `alike` returns."""
+    return min((n for n, count in enumerate(repeats) if count), key=lambda n: abs(n - len(repeats) // 2))
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Tracer:
         if not self.all_layers:
             reduced, setting, repeats = alike(architecture, setting)
         found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted)
-        middle = len(repeats) // 2
+        middle = middle_layer(repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
         return Step(costs, found.layer(middle), max(found.largest.values()))

@@ -83,8 +83,16 @@ async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
     t = convert.tensor(q)
     with operation("scores"):
         bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
-        await convert.masked(t, convert.fraction_bits, bits)
+        await convert.masked(t, convert.fraction_bits, max(bits, t.needs(convert.fraction_bits)))
     return t
+
+
+async def score_factor(convert: Conversion, x: Value, cut: bool = True) -> Masked:
+    """Return queries or keys, masked modulo the ring of their scores or, without `cut`, a larger one: a product modulo
+    2^bits needs no more of a factor, even where that ring does not hold the factor itself."""
+    t, f, bits = convert.tensor(x), convert.fraction_bits, score_bits(convert)
+    found = await convert.masked(t, f, max(bits, t.needs(f)), cut)
+    return found.to_ring(bits) if cut else found
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,7 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
         return rows.take(ring.matmul(a, b.transpose(1, 2), modulo))
 
     with operation("scores"):
-        a, b = convert.tensor(q), convert.tensor(k)
-        ma, mb = await together(convert.masked(a, f, bits), convert.masked(b, f, bits, cut=False))
+        ma, mb = await together(score_factor(convert, q), score_factor(convert, k, cut=False))
         s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()

@@ -16,7 +16,7 @@ import torch
 
 from mpc.ledger import operation
 from protocols.masked import product
-from protocols.masked.attention import Widths, precision, score_bits, values_within_bound, weighted_values
+from protocols.masked.attention import Widths, precision, score_bits, score_factor, values_within_bound, weighted_values
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
@@ -105,9 +105,7 @@ async def _keys(convert: Conversion, q: Value, of: Clusters) -> _Keys:
     groups, clusters, size, channels = of.keys.shape
     with operation("scores"):
         wanted = [of.keys] if of.always is None else [of.keys, of.always[0]]
-        mq, mk, *rest = await together(
-            convert.masked(convert.tensor(q), f, bits), *(convert.masked(x, f, bits, cut=False) for x in wanted)
-        )
+        mq, mk, *rest = await together(score_factor(convert, q), *(score_factor(convert, x, cut=False) for x in wanted))
         if of.opens_scores:
             rest = [mk.move(lambda t: t.reshape(groups, of.tokens, channels)), *rest]
         if not rest:

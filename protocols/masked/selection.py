@@ -16,7 +16,7 @@ from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
-from protocols.masked.magnitudes import SIMILARITY_ROOM
+from protocols.masked.magnitudes import ROOM, SIMILARITY_ROOM
 from protocols.masked.output import CHOICE_BITS
 from protocols.masked.selection_matrix import count_bits
 from protocols.masked.shares import Masked
@@ -91,7 +91,7 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     rounds."""
     t = convert.tensor(x)
     c, f = convert.context, convert.fraction_bits
-    m = await convert.masked(t, f, f + t.magnitude + 3)
+    m = await convert.masked(t, f, f + t.magnitude + 3 + ROOM)  # what it is compared with later may have larger bounds
     with operation("max"):
         sizes = ranking.group_sizes(m.shape, m.bits, c.parties, "bytes" if background else c.prefer)
         found = await ranking.maximum(c, m, 1 << (f + t.magnitude), sizes)

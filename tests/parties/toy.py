@@ -118,11 +118,29 @@ class Toy:
             endpoint.progress("tokens", step + 1, plan.new_tokens)
             if not more or step + 1 == plan.new_tokens:
                 return step + 1
+            if plan.draft is not None:
+                return self._drafted(party, plan, total, endpoint)
             if plan.decoding == "logits":
                 chosen = endpoint.next_tokens(step, 1)
                 if chosen is not None:
                     total = chosen.sum()
         raise AssertionError("unreachable")
+
+    def _drafted(self, party: int, plan: GenerationPlan, total: Tensor | None, endpoint: Endpoint) -> int:
+        """The same tokens, several a step: each row's choice does not depend on the guesses before it."""
+        assert plan.draft is not None
+        produced, step = 1, 0
+        while True:
+            rows = plan.draft.rows(plan.new_tokens - produced)
+            endpoint.next_tokens(step, rows)
+            step += 1
+            places = torch.arange(produced, produced + rows) * (party == 0)
+            share = torch.zeros(rows, dtype=torch.int64) if total is None else total + places
+            more = endpoint.emit(step, self.after_share(party, OutputShare(share, 64, 0)))
+            produced += endpoint.kept(step, rows) if more and rows > 1 else 1
+            endpoint.progress("tokens", produced, plan.new_tokens)
+            if not more or produced == plan.new_tokens:
+                return produced
 
 
 def _logits(total: Tensor, step: int, vocabulary: int) -> Tensor:

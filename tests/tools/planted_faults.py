@@ -626,8 +626,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "eviction decides about the sinks as well",
         "models/policies/mpcache.py",
-        "start, stop = self.sinks, tokens - self.window",
-        "start, stop = 0, tokens - self.window - self.sinks",
+        "chosen = Kept(self.sinks, tokens - self.window, ",
+        "chosen = Kept(0, tokens - self.window - self.sinks, ",
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
     ),
     Fault(

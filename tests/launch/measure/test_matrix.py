@@ -134,7 +134,6 @@ def test_a_prompts_estimate_counts_what_a_trace_counts() -> None:
     total = trace_step(bench_plan(cell).shape, Setting("masked", 2), 0, 9).ledger.total(f"{STEP}/")
     counted = (found["rounds"], found["bytes_sent"]["party0"], found["offline_bytes"]["party0"])
     assert counted == (total.rounds, total.bytes_sent, total.offline_bytes)
-    assert found["exact"]
     for what in ("rounds", "bytes_sent", "offline_bytes"):
         for table in ("parts", "operations"):
             assert sum(entry[what] for entry in found[table].values()) == pytest.approx(getattr(total, what))

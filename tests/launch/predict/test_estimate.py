@@ -22,6 +22,7 @@ from models.generation import Decoding, GenerationPlan, generate
 from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape
+from protocols.options import OptionValue
 from protocols.registry import secure_suite
 from protocols.suite import Norm
 from tests.launch.conftest import Command
@@ -109,6 +110,19 @@ def test_alike_layers_are_multiplied(suite: str) -> None:
     short = estimate(model, Setting(suite), 9, 2)
     same(short, estimate(model, Setting(suite), 9, 2, exhaustive=True))
     assert short.last_layer["attention", "softmax shift" if suite == "masked" else "softmax", "rounds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("parties", "options"),
+    [
+        (2, {"residual": "8 16 8 8 8 8 8 16 8", "activation": "5 5 5 5 9 5 5 9 5", "prefer": "rounds"}),
+        (3, {"activation": "9 9 5 9 5 5 5 5 5"}),
+        (2, {"residual": "8 8 8 16 8 8 16 8 8", "prefer": "bytes"}),
+    ],
+)
+def test_rings_follow_from_the_bounds_of_the_layers_around(parties: int, options: dict[str, OptionValue]) -> None:
+    model, setting = SHAPES["tiny"].model_copy(update={"layers": 8}), Setting("masked", parties, options=options)
+    same(estimate(model, setting, 4, 2), estimate(model, setting, 4, 2, exhaustive=True))
 
 
 def test_one_and_two_layers() -> None:

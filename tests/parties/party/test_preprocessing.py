@@ -58,18 +58,18 @@ def test_an_error_of_the_thread_ends_the_session_by_name(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = 0
-    table = mpc_preprocessing.PreprocessingTape.table
+    dependent = mpc_preprocessing.PreprocessingTape.dependent
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == 20:
             raise TapeError("tape entry 99: dealt something else")
-        return table(self, *args, **kwargs)
+        return dependent(self, *args, **kwargs)
 
     with Deployment(tmp_path, 2, deadline_seconds=20, preprocessing="on") as deployment:
         deployment.share(checkpoint)
-        monkeypatch.setattr(mpc_preprocessing.PreprocessingTape, "table", broken)
+        monkeypatch.setattr(mpc_preprocessing.PreprocessingTape, "dependent", broken)
         with pytest.raises(TapeError, match="tape entry 99: dealt something else"):
             deployment.client().ask(PROMPT, 4, stop_ids=(), suite="masked")
         assert gone()

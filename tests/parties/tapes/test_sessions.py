@@ -77,7 +77,7 @@ def test_equal_to_plain_and_to_live(
         first = ask()
         assert first.tokens == live
         offline = [first.costs[name]["total"]["offline_bytes"] for name in deployment.names]
-        assert offline[-1] > 3 * offline[0] > 0
+        assert offline[-1] > offline[0] > 0  # corrections beside what is common to all
         fewer = ask(tokens=2)  # the masked weights of the first session, a tape for up to 3
         assert fewer.tokens == live[:2]
         assert all("model load" not in str(sorted(cost["stages"])) for cost in fewer.costs.values())
