@@ -7,20 +7,21 @@ interval, and a unit more, P = f - x = E(x) - x / 2 is right, outside f is x or 
 
 Inside is never read but where above is, and both are read from the digits that P sees: where they err by a borrow, P holds.
 
-How E comes about:
-* `segments`: 1 round, and few dealt bytes (`segments`); P is opened while the brackets' second tables are.
+How inside P comes about:
+* `segments`: few dealt bytes (`segments`); what is read of P's segment is opened beside the brackets, these at once.
+* `halved digits`: so, but the brackets in two steps: a round more, and fewer dealt bytes where the range is large.
 * `brackets`: E by waves at no round (`waves`), P opened beside the brackets, these at once.
 * `waves`: one wave for the whole ring of x, no brackets and no round; dealt bytes grow with the range.
 
 How the result comes about:
-* `lifted`: bits times x and P are made in the ring that the caller wants, both lifted on the way.
-* `opened`: in x's ring, to be opened there, lifted and opened again: a round more, a third of the dealt bytes.
+* `lifted`: bits times x and P are made in the ring that the caller wants, both lifted on the way; not of segments.
+* `opened`: in x's ring, to be opened there, lifted and opened again: a round more, fewer dealt bytes.
 
 Which forms are run follows from what each would cost here, counted by this very code on shape tensors, and the work of one
 core as measured (`forms`). ReLU is x - [x < 0] x, its comparison in one round or two.
 
 Range: |x| <= 3/4 of what x's ring holds. Error: below 2^-12 over the whole range (tabulated by a test).
-Rounds from a masked x: 0, 1 or 2, and the opening. Leaks: nothing (docs/security.md, "Activations").
+Rounds from a masked x: 0, 1 or (`halved digits`, `two steps`) 2, and the opening. Leaks: nothing (docs/security.md, "Activations").
 """
 
 from __future__ import annotations
@@ -29,36 +30,35 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from mpc.ring import RING_BITS
 from mpc.tape import CountingTape
-from mpc.wide import WIDE_BITS, Wide
+from mpc.wide import WIDE_BITS
 from protocols.masked import curves, lifted
 from protocols.masked.brackets import Interval, brackets
 from protocols.masked.comparison import Bit, less_than_zero
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.forms import Form, choose
 from protocols.masked.opened_bits import alone, opposite, times
-from protocols.masked.segments import result_frac, segments
+from protocols.masked.segments import segment
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut, truncate_and_lift
 from protocols.masked.waves import FRAC, waves
 from protocols.masked.wide import open_any
 from protocols.schedule import Scheduler, together
 
-Curve = Literal["segments", "brackets", "waves", "one step", "two steps"]
+Curve = Literal["segments", "halved digits", "brackets", "waves", "one step", "two steps"]
 Result = Literal["lifted", "opened"]
 
 KINDS = ("relu", *curves.HALF)
-# the interval of each curve form, and the period (log2) of waves within brackets
-SEGMENTED = {"gelu": Interval(4, 2), "gelu_tanh": Interval(4, 2), "silu": Interval(12, 2)}
-WAVED = {"gelu": Interval(4, 3), "gelu_tanh": Interval(4, 3), "silu": Interval(12, 3)}
-PERIOD = {"gelu": 5, "gelu_tanh": 5, "silu": 6}
+INTERVAL = {kind: Interval(half, curves.UNIT) for kind, half in curves.HALF.items()}
+PERIOD = {"gelu": 5, "gelu_tanh": 5, "silu": 6}  # log2 of that of waves within brackets
+AT_ONCE = 8  # bits of a bracket's digit that is never halved
 LONGEST_PERIOD = 7  # of a wave for the whole ring: some 40 harmonics
 SMALL_DIGIT = 6  # bits of a comparison's digits where products of its bits do not count
 SAMPLE = 4096  # numbers of which costs are counted
 # seconds of one core a number: a party online, the dealer
 WORK = {
-    "segments": (1e-6, 5e-7),
+    "segments": (6e-7, 4e-7),
+    "halved digits": (8e-7, 4e-7),
     "brackets": (7e-7, 6e-7),
     "waves": (2e-6, 2e-6),
     "one step": (1.3e-6, 1.5e-6),
@@ -104,11 +104,16 @@ def plans(kind: str, rings: Rings) -> list[Plan]:
     """Return the forms that there are."""
     frac, least = rings.frac, rings.least
     results: list[Result] = ["opened", "lifted"] if rings.wanted > least else ["opened"]
-    forms: list[Curve] = ["one step", "two steps"] if kind == "relu" else ["segments"]
-    if kind != "relu":
-        forms += ["brackets"] if least - frac >= PERIOD[kind] + 2 else []
-        forms += ["waves"] if least - frac <= LONGEST_PERIOD and rings.wanted + FRAC - frac <= WIDE_BITS else []
-    return [Plan(rings, form, result) for form in forms for result in results]
+    if kind == "relu":
+        return [Plan(rings, form, result) for form in ("one step", "two steps") for result in results]
+    found = []
+    if least - frac >= PERIOD[kind] + 2:
+        found += [Plan(rings, "segments", "opened"), *(Plan(rings, "brackets", result) for result in results)]
+    if least - frac > curves.UNIT + AT_ONCE:
+        found.append(Plan(rings, "halved digits", "opened"))
+    if least - frac <= LONGEST_PERIOD and rings.wanted + FRAC - frac <= WIDE_BITS:
+        found += [Plan(rings, "waves", result) for result in results]
+    return found
 
 
 def chosen(c: Context, kind: str, count: int, rings: Rings) -> Plan:
@@ -135,10 +140,9 @@ async def activation(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | W
         return await _relu(c, x, plan)
     if plan.curve == "waves":
         return _whole(c, x, kind, plan)
-    inside, above, p = await _bracketed(c, x, kind, plan.curve)
-    reach = _interval(kind, plan.curve).reach << x.frac
-    upper = times(c, "above", above, x.starting(-reach), plan.left)
-    return lifted.add(upper, times(c, "inside", inside, p, plan.left))
+    lower, above = await (_waved(c, x, kind, plan) if plan.curve == "brackets" else _segmented(c, x, kind, plan))
+    upper = times(c, "above", above, x.starting(-INTERVAL[kind].reach << x.frac), plan.left)
+    return lifted.add(lifted.finer(upper, lower.frac), lower)
 
 
 async def _relu(c: Context, x: Masked, plan: Plan) -> Shared | WideShared:
@@ -149,23 +153,10 @@ async def _relu(c: Context, x: Masked, plan: Plan) -> Shared | WideShared:
     return times(c, "positive", opposite(negative), x.starting(0), plan.left)
 
 
-def _interval(kind: str, form: Curve) -> Interval:
-    return SEGMENTED[kind] if form == "segments" else WAVED[kind]
-
-
-async def _even_part(c: Context, x: Masked, kind: str, bits: int, form: Curve) -> Shared | WideShared:
-    """Return [E(x)] modulo 2^bits, right within the interval."""
-    if form == "brackets":
-        return waves(c, kind, x, PERIOD[kind], bits)
-    return await segments(c, kind, x, bits)
-
-
 def _half(c: Context, x: Masked, bits: int, frac: int) -> Shared | WideShared:
     """Return [x / 2] modulo 2^bits with `frac` fraction bits."""
-    up = frac - x.frac - 1
-    found = lifted.lift(c, x, bits - up, "half")
-    words = Wide.of(found.x) if isinstance(found, Shared) and bits > RING_BITS else found.x
-    return lifted.sharing(words << up, bits, frac)
+    whole = lifted.finer(lifted.lift(c, x, bits - (frac - x.frac - 1), "half"), frac - 1)
+    return lifted.sharing(whole.x, bits, frac)
 
 
 def _whole(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | WideShared:
@@ -174,22 +165,26 @@ def _whole(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | WideShared:
     return lifted.add(waves(c, kind, x, plan.rings.least - x.frac, bits), _half(c, x, bits, FRAC))
 
 
-async def _bracketed(c: Context, x: Masked, kind: str, form: Curve) -> tuple[Bit, Bit, Masked]:
-    """Return inside, above and <P>. 1 round, or 2."""
-    interval = _interval(kind, form)
-    frac = result_frac(kind, x.frac) if form == "segments" else FRAC
-    excess = frac - x.frac
+async def _segmented(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
+    """Return [inside P] and above. 1 round, or 2."""
+    at_once = plan.curve == "segments"
+    (inside, above), read = await together(brackets(c, x, INTERVAL[kind], at_once), segment(c, kind, x))
+    return read.times(c, inside, plan.left + read.frac - x.frac), above
+
+
+async def _waved(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
+    """Return [inside P] and above. 1 round."""
+    interval, excess = INTERVAL[kind], FRAC - x.frac
     bits = (interval.reach << x.frac).bit_length() + 2 + excess
 
     async def curve() -> Masked:
-        even = await _even_part(c, x, kind, bits, form)
-        half = _half(c, x, bits, frac)
+        even, half = waves(c, kind, x, PERIOD[kind], bits), _half(c, x, bits, FRAC)
         assert isinstance(even, Shared)
         assert isinstance(half, Shared)
         return await open_cut(c, even.add(half.negate()), excess)
 
-    (inside, above), p = await together(brackets(c, x, interval, form == "brackets"), curve())
-    return inside, above, p
+    (inside, above), p = await together(brackets(c, x, interval, True), curve())
+    return times(c, "inside", inside, p, plan.left), above
 
 
 # ---- what a form costs -----------------------------------------------------------------------------------------------

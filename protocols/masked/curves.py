@@ -5,8 +5,9 @@ All three are x / 2 plus an even part E(x), which is |x| / 2 but for a bump arou
 result. They are therefore sums in a fixed order of correctly rounded functions' neighbours (a few 1e-16 off on any machine),
 rounded to 20 to 24 fraction bits; a test holds every one of them further than 1e-9 from a tie.
 
-Segments: E on 2^width segments of a circle of `period`, as polynomials in the position t within one, fitted on -1 < t < 1
-(a borrow reads the segment above). Chebyshev interpolation nodes, discrete projection.
+Segments: P(x) = f(x) - x as polynomials in the position t within a segment, fitted on -1 < t < 1 (a borrow from below reads
+the segment above). Chebyshev interpolation nodes, discrete projection. Segments are named by both digits that are read, m's
+and the mask's: what they have of a bracket's unit lies in two's complement, what is above it goes around (`segments`).
 
 Waves: E continued by its mirror image around a quarter period, period / 4 - E(period / 2 - x): odd harmonics alone, and
 right up to |x| < period / 2 - HALF.
@@ -43,6 +44,7 @@ def _silu(x: float) -> float:
 
 FUNCTIONS: dict[str, Callable[[float], float]] = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu}
 HALF = {"gelu": 4, "gelu_tanh": 4, "silu": 12}
+UNIT = 3  # brackets count units of 2^3
 
 
 def even_part(kind: str, x: float) -> float:
@@ -58,11 +60,16 @@ def rounded(x: float, bits: int) -> int:
 # ---- segments --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Segments:
-    """2^width segments of a circle of 2^period real units, polynomials of `degree` in the position within a segment."""
+    """Digits of 2^width segments, together 2^period real units; polynomials of `degree` in the position within a segment."""
 
     period: int
     width: int
     degree: int
+
+    @property
+    def unit_width(self) -> int:
+        """The bits of a digit that name a segment within a bracket's unit."""
+        return self.width - self.period + UNIT
 
 
 SEGMENTS = {"gelu": Segments(4, 7, 2), "gelu_tanh": Segments(4, 7, 2), "silu": Segments(5, 7, 3)}
@@ -88,49 +95,46 @@ def _polynomial(f: Callable[[float], float], degree: int) -> list[float]:
 
 @cache
 def exact_coefficients(kind: str) -> tuple[tuple[float, ...], ...]:
-    """Return the real coefficients, [segments][degree + 1], in the order of the circle: from 0 up, then what is below 0.
-
-    E is even, so nothing is uneven where the circle closes but a corner at half a period, which no x that counts crosses."""
+    """Return the real coefficients, [segments][degree + 1], of the segments from a bracket's unit below -HALF up."""
     s = SEGMENTS[kind]
-    count, size = 1 << s.width, 2.0 ** (s.period - s.width)
+    size = 2.0 ** (s.period - s.width)
     out = []
-    for i in range(count):
-        edge = (i if i < count // 2 else i - count) * size
-        out.append(tuple(_polynomial(lambda t, edge=edge: even_part(kind, edge + t * size), s.degree)))  # type: ignore[misc]
+    for i in range(-1 << s.unit_width, 1 << s.width):
+        edge = i * size - HALF[kind]
+
+        def curve(t: float, edge: float = edge) -> float:
+            x = edge + t * size
+            return even_part(kind, x) - x / 2
+
+        out.append(tuple(_polynomial(curve, s.degree)))
     return tuple(out)
 
 
 @cache
 def coefficients(kind: str, device: torch.device) -> Tensor:
-    """Return the coefficients as integers with `COEFFICIENT_BITS` fraction bits, [degree + 1, segments]; E less its
-    middle."""
+    """Return the coefficients as integers with `COEFFICIENT_BITS` fraction bits, [degree + 1, m's digit, mask's digit]."""
+    s = SEGMENTS[kind]
     found = [[rounded(a, COEFFICIENT_BITS) for a in segment] for segment in exact_coefficients(kind)]
-    for segment in found:
-        segment[0] -= rounded(middle_of(kind), COEFFICIENT_BITS)
-    return torch.tensor(found).t().contiguous().to(device)
+    digits, unit = torch.arange(1 << s.width), 1 << s.unit_width
+    m, lam = digits[:, None], digits[None]
+    around = ((m // unit) - (lam // unit)) % ((1 << s.width) // unit)
+    place = unit * around + m % unit - lam % unit
+    return torch.tensor(found).t()[:, place + unit].contiguous().to(device)
 
 
 @cache
 def ranges(kind: str) -> tuple[float, ...]:
-    """Return, of each power e of the mask's position, what |sum_i a_i C(i, e) t^(i - e)| is at most for 0 <= t < 1, less the
-    middle of E for e = 0."""
+    """Return, of each power e of the mask's position, what |sum_i a_i C(i, e) t^(i - e)| is at most for 0 <= t < 1."""
     s = SEGMENTS[kind]
     out = []
     for e in range(s.degree + 1):
-        middle = middle_of(kind) if e == 0 else 0.0
         highest = 0.0
         for a in exact_coefficients(kind):
             for j in range(65):
                 t = j / 64
-                value = sum(a[i] * math.comb(i, e) * t ** (i - e) for i in range(e, s.degree + 1))
-                highest = max(highest, abs(value - middle))
+                highest = max(highest, abs(sum(a[i] * math.comb(i, e) * t ** (i - e) for i in range(e, s.degree + 1))))
         out.append(highest)
     return tuple(out)
-
-
-def middle_of(kind: str) -> float:
-    """Return the middle of E on the circle of segments."""
-    return 2.0 ** (SEGMENTS[kind].period - 3)
 
 
 # ---- waves -----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,14 @@ Known = Callable[[], Words]
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A number that the dealer knows, with so many fraction bits."""
+
+    known: Known
+    frac: int
+
+
+@dataclass(frozen=True)
 class _Term:
     """A number that the dealer knows times a public one: -1, or 2^shift w with public bits w (None at other roles)."""
 
@@ -99,17 +107,14 @@ def _low(x: Words) -> Tensor:
     return x.low if isinstance(x, Wide) else x
 
 
-def _dealt(
-    c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence[_Term], factor: Known | None = None
-) -> Words:
-    """Deal the product of what terms hold, and of `factor`, in the ring that their public numbers leave; return it times
-    these numbers."""
+def _dealt(c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence[_Term]) -> Words:
+    """Deal the product of what terms hold in the ring that their public numbers leave; return it times these numbers."""
     left = bits - sum(term.shift for term in terms)
 
     def value() -> Words:
         total = terms[0].known()
-        for known in (*[term.known for term in terms[1:]], *([] if factor is None else [factor])):
-            total = _multiplied(total, known(), bits)
+        for term in terms[1:]:
+            total = _multiplied(total, term.known(), bits)
         return total
 
     found = deal(c, f"{op}: {' by '.join(term.name for term in terms)}", shape, left, value)
@@ -119,6 +124,11 @@ def _dealt(
     for term in terms:
         found = term.times_public(found)
     return found
+
+
+def _joined(x: _Term, factor: _Term, bits: int) -> _Term:
+    """Return a term times a factor whose public number is a power of two."""
+    return _Term(x.name, lambda: _multiplied(x.known(), factor.known(), bits), x.shift + factor.shift, x.w)
 
 
 def _pairs(x: _Lifted, y: _Lifted, bits: int) -> list[tuple[_Term, _Term]]:
@@ -174,28 +184,27 @@ def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits
     """Return [x F] modulo 2^bits for numbers F that the dealer knows, of x's shape, `frac` fraction bits; local.
 
     Offline: 2 bits + (bits - x.bits) per element."""
-    return sum_known(c, op, [(x, known)], x.frac + frac, bits)
+    return sum_known(c, op, [(x, Factor(known, frac))], bits)
 
 
-def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Known]], frac: int, bits: int) -> Shared | WideShared:
-    """Return [sum_e x_e F_e] modulo 2^bits with `frac` fraction bits, for numbers F_e that the dealer knows; local.
+def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int) -> Shared | WideShared:
+    """Return [sum_e x_e F_e] modulo 2^bits, for numbers F_e that the dealer knows; local.
 
-    terms: all of one shape. Offline: (terms + 1) bits and the (bits - x_e.bits) per element."""
+    terms: all of one shape. The result has the fraction bits of the finest product; a factor of a product that has s_e fewer
+    is dealt in a ring that is as much smaller. Offline: bits, all bits - s_e and all bits - s_e - x_e.bits per element."""
     require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
-    shape = terms[0][0].shape
+    shape, frac = terms[0][0].shape, max(x.frac + factor.frac for x, factor in terms)
     forms = [_lifted(c, x, bits) for x, _ in terms]
+    known = [_Term("factor", factor.known, frac - x.frac - factor.frac) for x, factor in terms]
 
     def masks() -> Words:
-        products = [_multiplied(form.terms[0].known(), known(), bits) for form, (_, known) in zip(forms, terms, strict=True)]
+        products = [_multiplied(f.terms[0].known(), k.known(), bits) << k.shift for f, k in zip(forms, known, strict=True)]
         return functools.reduce(operator.add, products)
 
-    factors = [deal(c, f"{op}: factor", shape, bits, known) for _, known in terms]
+    factors = [_dealt(c, op, shape, bits, [k]) for k in known]
     of_masks = deal(c, f"{op}: factor: mask", shape, bits, masks)
-    tops = [
-        _dealt(c, f"{op}: factor", shape, bits, [top], known)
-        for form, (_, known) in zip(forms, terms, strict=True)
-        for top in form.terms[1:]
-    ]
+    both = [_joined(top, k, bits) for form, k in zip(forms, known, strict=True) for top in form.terms[1:]]
+    tops = [_dealt(c, f"{op}: factor", shape, bits, [term]) for term in both if term.shift < bits]
     if not c.evaluating:
         return blank(c, shape, bits, frac)
     total: Any = -of_masks
@@ -220,6 +229,13 @@ def add(x: Shared | WideShared, y: Shared | WideShared) -> Shared | WideShared:
         return x.add(y)
     assert isinstance(y, Shared)
     return x.add(y)
+
+
+def finer(x: Shared | WideShared, frac: int) -> Shared | WideShared:
+    """Return [x] with `frac` fraction bits, in a ring that is larger by what they are more; local."""
+    up = frac - x.frac
+    words = Wide.of(x.x) if isinstance(x, Shared) and x.bits + up > RING_BITS else x.x
+    return sharing(words << up, x.bits + up, frac)
 
 
 def plus_public(c: Context, x: Shared | WideShared, value: int) -> Shared | WideShared:

@@ -2,10 +2,11 @@
 
 Two parties. For a digit of w bits of x = m - lam the dealer deals the one-hot vector of lam's digit XOR-shared: b0 is
 random, b1 = b0 but at that digit. As integers b0 - b1 is sigma = +1 or -1 at the digit and 0 elsewhere. So for any public
-table T, in any ring, party 0 with the sum of b0[j] T[m_digit - j] and party 1 with minus that of b1 hold shares of sigma
-T[d], d = m_digit - lam_digit, however many tables there are. sigma depends on b0 and lam alone, so the dealer knows it: it
-is taken out where the value, opened under a fresh mask, is multiplied by what the dealer deals anyway
-(`lifted.multiply_known` with sigma times a factor). A borrow from below the digit is not taken out, as in `one_hot`.
+table T, in any ring, party 0 with the sum of b0[j] T[m_digit, j] and party 1 with minus that of b1 hold shares of sigma
+T[m_digit, lam_digit], however many tables there are. T is any function of both digits: of their difference around the
+circle, or of whether a borrow leaves them. sigma depends on b0 and lam alone, so the dealer knows it: it is taken out where
+the value, opened under a fresh mask, is multiplied by what the dealer deals anyway (`lifted.multiply_known` with sigma times
+a factor). A borrow from below the digit is not taken out, as in `one_hot`.
 
 More parties: additive shares of the one-hot vector in the ring of the table (`one_hot.one_hot_table`), and sigma = 1; the
 parties' steps are the same.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from protocols.masked.context import Context
-from protocols.masked.one_hot import deal_scaled, digit, rotate
+from protocols.masked.one_hot import deal_scaled, digit
 from protocols.masked.shares import Masked, Shared
 
 OCTET = 8
@@ -115,29 +116,20 @@ def _bits(words: Tensor, width: int) -> Tensor:
     return ((octets[..., None] >> places) & 1).flatten(-2)[..., : 1 << width]
 
 
-def own_vector(c: Context, x: SignedOneHot) -> Tensor:
-    """Return a party's share of sigma times the one-hot vector of d, [..., 2^width]; integers, of any ring up to `bits`."""
-    if x.bits is not None:
-        return rotate(x.words, x.m_digit)
-    size = 1 << x.width
-    places = (x.m_digit[..., None] - torch.arange(size, device=x.words.device)) & (size - 1)
-    found = _bits(x.words, x.width).gather(-1, places).to(torch.int64)
-    return found if c.first else -found
-
-
 def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Shared:
-    """Return [sigma T[d]] modulo 2^bits, [tables, ...], for public integer tables [tables, 2^width], equal at all parties.
+    """Return [sigma T[m's digit, lam's digit]] modulo 2^bits, [tables, ...], for public integer tables [tables, 2^width,
+    2^width], equal at all parties.
 
     A party reads its bits eight at a time: from each table it makes one of 2^width times 2^width / 8 times 256 sums.
     Local."""
     shape = (tables.shape[0], *x.shape)
     if not c.evaluating or x.words.is_meta or x.m_digit.is_meta:
         return Shared(c.blank(shape), bits, 0)
-    size = 1 << x.width
+    size, positive = 1 << x.width, x.bits is not None or c.first
     if x.bits is not None or size < OCTET:
-        vector = own_vector(c, x)
-        out = torch.stack([(vector * table).sum(-1) for table in tables])
-        return Shared(out, bits, 0)
+        vector = x.words if x.bits is not None else _bits(x.words, x.width).to(torch.int64)
+        out = torch.stack([(vector * table[x.m_digit]).sum(-1) for table in tables])
+        return Shared(out if positive else -out, bits, 0)
     octets = x.words.contiguous().view(torch.uint8).reshape(-1, 8 * x.words.shape[-1])
     high, count = x.m_digit.reshape(-1) << 8, x.shape.numel()
     out = torch.zeros((len(tables), count), dtype=torch.int64, device=x.words.device)
@@ -148,18 +140,16 @@ def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Sh
             index = high[cut] | octets[cut, place]
             for total, entries in zip(out, sums[:, place], strict=True):
                 total[cut] += entries.take(index)
-    return Shared((out if c.first else -out).reshape(shape), bits, 0)
+    return Shared((out if positive else -out).reshape(shape), bits, 0)
 
 
 @lru_cache(maxsize=32)
 def _octet_sums(tables: Tensor) -> Tensor:
-    """Return [tables, 2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m - 8
-    i - k]. Kept for tables that are asked for again: these are public and few."""
-    size, device = tables.shape[-1], tables.device
-    m = torch.arange(size, device=device)[:, None, None]
-    j = torch.arange(size, device=device).reshape(1, -1, OCTET)
-    turned = tables[:, (m - j) & (size - 1)]  # [tables, m, place, bit]
-    octet = torch.arange(256, device=device)
-    bits = (octet[None] >> torch.arange(OCTET, device=device)[:, None]) & 1  # [bit, octet]
-    sums = (turned[..., None] * bits).sum(3)  # [tables, m, place, octet]
-    return sums.transpose(1, 2).reshape(len(tables), size // OCTET, -1)
+    """Return [tables, 2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m, 8 i
+    + k]. Kept for tables that are asked for again: these are public and few."""
+    count, size = tables.shape[:2]
+    octet = torch.arange(256, device=tables.device)
+    bits = (octet[None] >> torch.arange(OCTET, device=tables.device)[:, None]) & 1  # [bit, octet]
+    places = tables.reshape(count, size, size // OCTET, OCTET)  # [tables, m, place, bit]
+    sums = torch.stack([(table[..., None] * bits).sum(2) for table in places])  # [tables, m, place, octet]
+    return sums.transpose(1, 2).reshape(count, size // OCTET, -1)
