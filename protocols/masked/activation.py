@@ -21,7 +21,8 @@ Which forms are run follows from what each would cost here, counted by this very
 core as measured (`forms`). ReLU is x - [x < 0] x, its comparison in one round or two.
 
 Range: |x| <= 3/4 of what x's ring holds. Error: below 2^-12 over the whole range (tabulated by a test).
-Rounds from a masked x: 0, 1 or (`halved digits`, `two steps`) 2, and the opening. Leaks: nothing (docs/security.md, "Activations").
+Rounds from a masked x: 0, 1 or (`halved digits`, `two steps`) 2, and the opening.
+Leaks: nothing (docs/security.md, "Activations").
 """
 
 from __future__ import annotations
