@@ -22,8 +22,9 @@ sigma (-rho)^e, a table of two entries that the dealer knows, read at the opened
 from below reads the segment above with t < 0, for which it is fitted too.
 
 Rounds: 1. Online: the sum of the rings of sigma v_e, 46 bits for degree 2. Offline: 2^width bits, and 2 (degree + 2) K less
-what factors have fewer fraction bits, and 2 (what the rings lack of it), for a result of K bits; with more than two parties
-2^width times some 40 bits in place of 2^width. Error: that of the curve, and 2^-15 for each v_e and each power of rho.
+what factors have fewer fraction bits, and 2 (what the rings lack of it), for a result of K bits, half of these without the
+bit; with more than two parties 2^width times some 40 bits in place of 2^width.
+Error: that of the curve, and 2^-15 for each v_e and each power of rho.
 Leaks: nothing; masks are fresh (docs/security.md, "Segments").
 Sources: SIGMA (Gupta et al. 2024); Boyle, Gilboa, Ishai 2019.
 """
@@ -79,6 +80,10 @@ class Segment:
     def frac(self) -> int:
         """Fraction bits of P."""
         return max(v.frac + factor.frac for v, factor in self.terms)
+
+    def value(self, c: Context, bits: int) -> Shared | WideShared:
+        """Return [P(x)] modulo 2^bits where the digit names x's segment; local."""
+        return sum_known(c, f"{self.kind} segments", self.terms, bits)
 
     def times(self, c: Context, bit: Bit, bits: int) -> Shared | WideShared:
         """Return [bit P(x)] modulo 2^bits; local. bit: of one opened bit, 0 where the digit does not name x's segment."""

@@ -112,14 +112,14 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activations() -> list[Gate]:
-    """Every form: of the curve, and of a result that is wanted in 50 bits; each in a ring that it is meant for."""
+    """Every form: of the curve, and of a result that is wanted in 50 bits."""
     out = []
     for kind, oracle in CURVES.items():
         edges = {"gelu": 12, "gelu_tanh": 12, "silu": 20, "relu": 1}[kind]  # what is curved, and a bracket's unit beside it
-        for least in (24, 27, 21):
+        for least in (24, 21):
             limit = 3 * 2.0 ** (least - FRAC - 3)
             for plan in activation.plans(kind, activation.Rings(FRAC, least, 50)):
-                if least != {"waves": 21, "halved digits": 27}.get(plan.curve, 24):
+                if (plan.curve == "waves") == (least == 24):
                     continue
 
                 async def program(c: Context, x: Masked, kind: str = kind, plan: activation.Plan = plan) -> Shared:

@@ -82,12 +82,16 @@ def amplitudes(kind: str, p: int) -> list[tuple[int, int]]:
 
 
 # ---- E ---------------------------------------------------------------------------------------------------------------
-def _times_sum(w: World, op: str, bit: Bit, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
-    """bit times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask bit is 0
-    or 1 as the second or first of two entries, one of which the opened bit reads."""
-    shape, rho, u = terms[0][0].shape, integers(bit.rho[0]), bit.u[0] != 0
+def _times_sum(w: World, op: str, bit: Bit | None, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
+    """bit, if any, times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask bit
+    is 0 or 1 as the second or first of two entries, one of which the opened bit reads."""
+    shape = terms[0][0].shape
+    if bit is not None:
+        rho, u = integers(bit.rho[0]), bit.u[0] != 0
 
     def read(name: str, ring: int, value: Integers) -> Any:
+        if bit is None:
+            return wide.deal(w, f"{op}: {name}", shape, ring, value)
         entries = wide.deal(w, f"{op}: {name}", (2, *shape), ring, np.stack([rho * value, (1 - rho) * value]))
         return np.where(u, entries[:, 1], entries[:, 0])
 
@@ -269,21 +273,25 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
         total = integers(even_part.x) + integers(_half(w, x, bits, FRAC).x)
         return (yield from wide.cut(w, sharing(total, bits, FRAC), FRAC - f))
     reach = HALF[kind] + (1 << UNIT)
-    if curve == "brackets":
+    if curve != "segments":
         bits = (reach << f).bit_length() + 2 + FRAC - f
 
         def curved() -> Steps:
+            if curve == "halved digits":
+                terms, frac = yield from segment(w, kind, x)
+                whole = _times_sum(w, f"{kind} segments", None, terms, bits - FRAC + frac)
+                assert isinstance(whole, Shared)
+                return (yield from open_cut(w, whole, frac - f))
             wave = waves(w, kind, x, 6 if kind == "silu" else 5, bits)
             half = _half(w, x, bits, FRAC)
             assert isinstance(wave, Shared)
             assert isinstance(half, Shared)
             return (yield from open_cut(w, wave.plus(half, -1), FRAC - f))
 
-        (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, True), curved())
+        (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, curve == "brackets"), curved())
         lower, frac = times(w, "inside", inside, p, left), f
     else:
-        at_once = curve == "segments"
-        (inside, above), (terms, frac) = yield from together(brackets(w, x, HALF[kind], UNIT, at_once), segment(w, kind, x))
+        (inside, above), (terms, frac) = yield from together(brackets(w, x, HALF[kind], UNIT, True), segment(w, kind, x))
         lower = _times_sum(w, f"{kind} segments", inside, terms, left + frac - f)
     upper = integers(times(w, "above", above, x, left, -(reach << f)).x) << (frac - f)
     both = sharing(upper + integers(lower.x), left + frac - f, frac)
