@@ -83,8 +83,8 @@ def amplitudes(kind: str, p: int) -> list[tuple[int, int]]:
 
 # ---- E ---------------------------------------------------------------------------------------------------------------
 def _times_sum(w: World, op: str, bit: Bit | None, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
-    """bit, if any, times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask bit
-    is 0 or 1 as the second or first of two entries, one of which the opened bit reads."""
+    """bit, if any, times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask
+    bit is 0 or 1 as the second or first of two entries, one of which the opened bit reads."""
     shape = terms[0][0].shape
     if bit is not None:
         rho, u = integers(bit.rho[0]), bit.u[0] != 0
