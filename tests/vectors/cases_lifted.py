@@ -63,6 +63,7 @@ async def _signed(s: MaskedSuite, x: Shared, low: int, width: int, bits: int) ->
     """What is read of two tables, and the sign."""
     c, j = s.context, torch.arange(1 << width)
     hot = signed_one_hot(c, await open_value(c, x), low, width, bits)
+    j = (j[:, None] - j) % len(j)
     found = signed_look_up(c, hot, torch.stack([5 * j * j - 100, 7 - j * j * j]), bits)
     return [found, Shared(c.deal("sign", x.shape, bits, hot.sign), bits, 0)]
 
