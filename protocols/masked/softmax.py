@@ -18,9 +18,9 @@ Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is mas
 
 Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default, in what the
 figures in brackets are for. Two flags (`ranges`) tell where it is not. A score that is further from the row's last one than
-29/32 2^(r-1) (116), but not by 3/16 of it (140), modulo 2^r (256): its bin is among the far ones, of which the hashes are
-there anyway. And one that lies above the shift or 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of 32 bits
-a score. Both together flag every score beyond 116 and below 396 from the last one. What is not flagged is right.
+that and a bin (116), but not by 2^r less that (140), modulo 2^r (256): its bin is among the far ones, of which the hashes
+are there anyway. And one that lies above the shift or some 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of
+32 bits a score. Both together flag every score beyond 116 and below 396 from the last one. What is not flagged is right.
 Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
 A public mask removes positions altogether (`rows`).
 """

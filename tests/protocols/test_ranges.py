@@ -86,6 +86,18 @@ def test_a_far_score_is_flagged_on_both_sides(other: float) -> None:
             assert set_ == {("score", 1)}, (sign * distance, other)
 
 
+@pytest.mark.parametrize("score", [5, 6, 10])
+def test_from_where_to_where_a_far_score_is_flagged(score: int) -> None:
+    """From 4 beyond the bound of 7/8 2^score, as far as the ring of 4 2^score goes, less that."""
+    first, last = 0.875 * 2**score + 4, 3.125 * 2**score - 4
+    for other in (0.0, 0.8 * 2**score, -0.8 * 2**score):
+        for share in (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0):
+            distance = first + 0.1 + share * (last - first - 0.2)
+            for sign in (1, -1):
+                _, set_ = flags(scores, [torch.tensor([[sign * distance, other, 0.0]])], score=score)
+                assert set_ == {("score", 1)}, (sign * distance, other)
+
+
 def test_scores_are_right_wherever_they_are_not_flagged() -> None:
     """Between bound and certain flag, either: rows whose spread goes from 90 to 140, both signs of the last score."""
     wrong = flagged = 0

@@ -146,12 +146,11 @@ def test_norm_linear_both_ways(prefer: str, rounds: int) -> None:
 def test_a_small_ring_of_scores_needs_not_hold_their_factors(parties: int) -> None:
     """The fewest fraction bits, the smallest spread and the largest activations, as they are after a rotation."""
     q, k, v = torch.randn(2, 3, 8) / 2, torch.randn(2, 5, 8) / 2, torch.randn(2, 5, 8)
-    options = {"fraction_bits": 8, "score": 5, "activation": 12}
 
     async def program(s: Any, a: Any, b: Any, c: Any) -> Any:
         return await s.attention(await s.mask_queries(a * 2), b * 2, c, None)
 
-    (found,), _ = run_masked(program, [q, k, v], parties=parties, **options)
+    (found,), _ = run_masked(program, [q, k, v], parties=parties, fraction_bits=8, score=5, activation=12)
     wanted = torch.softmax(4 * q.double() @ k.double().transpose(1, 2), -1) @ v.double()
     assert (found - wanted).abs().max() < 0.03
 
