@@ -8,8 +8,10 @@ interval, and a unit more, P = f - x = E(x) - x / 2 is right, outside f is x or 
 Inside is never read but where above is, and both are read from the digits that P sees: where they err by a borrow, P holds.
 
 How inside P comes about:
-* `segments`: few dealt bytes (`segments`); what is read of P's segment is opened beside the brackets, these at once.
-* `halved digits`: so, but the brackets in two steps: a round more, and fewer dealt bytes where the range is large.
+* `segments`: few dealt bytes (`segments`); what is read of P's segment is opened beside the brackets, these at once; their
+  bit is multiplied in on the way.
+* `halved digits`: a round more, 3 bytes more sent, and a quarter of the dealt bytes less, more where the range is large: the
+  brackets in two steps, P opened beside the second.
 * `brackets`: E by waves at no round (`waves`), P opened beside the brackets, these at once.
 * `waves`: one wave for the whole ring of x, no brackets and no round; dealt bytes grow with the range.
 
@@ -52,14 +54,13 @@ Result = Literal["lifted", "opened"]
 KINDS = ("relu", *curves.HALF)
 INTERVAL = {kind: Interval(half, curves.UNIT) for kind, half in curves.HALF.items()}
 PERIOD = {"gelu": 5, "gelu_tanh": 5, "silu": 6}  # log2 of that of waves within brackets
-AT_ONCE = 8  # bits of a bracket's digit that is never halved
 LONGEST_PERIOD = 7  # of a wave for the whole ring: some 40 harmonics
 SMALL_DIGIT = 6  # bits of a comparison's digits where products of its bits do not count
 SAMPLE = 4096  # numbers of which costs are counted
 # seconds of one core a number: a party online, the dealer
 WORK = {
-    "segments": (6e-7, 4e-7),
-    "halved digits": (8e-7, 4e-7),
+    "segments": (7e-7, 3.5e-7),
+    "halved digits": (7.5e-7, 3e-7),
     "brackets": (7e-7, 6e-7),
     "waves": (2e-6, 2e-6),
     "one step": (1.3e-6, 1.5e-6),
@@ -109,9 +110,8 @@ def plans(kind: str, rings: Rings) -> list[Plan]:
         return [Plan(rings, form, result) for form in ("one step", "two steps") for result in results]
     found = []
     if least - frac >= PERIOD[kind] + 2:
-        found += [Plan(rings, "segments", "opened"), *(Plan(rings, "brackets", result) for result in results)]
-    if least - frac > curves.UNIT + AT_ONCE:
-        found.append(Plan(rings, "halved digits", "opened"))
+        found += [Plan(rings, "segments", "opened"), Plan(rings, "halved digits", "opened")]
+        found += [Plan(rings, "brackets", result) for result in results]
     if least - frac <= LONGEST_PERIOD and rings.wanted + FRAC - frac <= WIDE_BITS:
         found += [Plan(rings, "waves", result) for result in results]
     return found
@@ -141,7 +141,8 @@ async def activation(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | W
         return await _relu(c, x, plan)
     if plan.curve == "waves":
         return _whole(c, x, kind, plan)
-    lower, above = await (_waved(c, x, kind, plan) if plan.curve == "brackets" else _segmented(c, x, kind, plan))
+    form = _segmented if plan.curve == "segments" else _opened_apart
+    lower, above = await form(c, x, kind, plan)
     upper = times(c, "above", above, x.starting(-INTERVAL[kind].reach << x.frac), plan.left)
     return lifted.add(lifted.finer(upper, lower.frac), lower)
 
@@ -167,24 +168,28 @@ def _whole(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | WideShared:
 
 
 async def _segmented(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
-    """Return [inside P] and above. 1 round, or 2."""
-    at_once = plan.curve == "segments"
-    (inside, above), read = await together(brackets(c, x, INTERVAL[kind], at_once), segment(c, kind, x))
+    """Return [inside P] and above. 1 round."""
+    (inside, above), read = await together(brackets(c, x, INTERVAL[kind], True), segment(c, kind, x))
     return read.times(c, inside, plan.left + read.frac - x.frac), above
 
 
-async def _waved(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
-    """Return [inside P] and above. 1 round."""
-    interval, excess = INTERVAL[kind], FRAC - x.frac
-    bits = (interval.reach << x.frac).bit_length() + 2 + excess
+async def _opened_apart(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
+    """Return [inside P] and above, P opened by itself. 1 round (`brackets`), or 2."""
+    interval, waved = INTERVAL[kind], plan.curve == "brackets"
+    bits = (interval.reach << x.frac).bit_length() + 2
 
     async def curve() -> Masked:
-        even, half = waves(c, kind, x, PERIOD[kind], bits), _half(c, x, bits, FRAC)
-        assert isinstance(even, Shared)
-        assert isinstance(half, Shared)
-        return await open_cut(c, even.add(half.negate()), excess)
+        if waved:
+            whole = bits + FRAC - x.frac
+            half = _half(c, x, whole, FRAC)
+            p = lifted.add(waves(c, kind, x, PERIOD[kind], whole), lifted.sharing(-half.x, whole, FRAC))
+        else:
+            read = await segment(c, kind, x)
+            p = read.value(c, bits + read.frac - x.frac)
+        assert isinstance(p, Shared)
+        return await open_cut(c, p, p.frac - x.frac)
 
-    (inside, above), p = await together(brackets(c, x, interval, True), curve())
+    (inside, above), p = await together(brackets(c, x, interval, waved), curve())
     return times(c, "inside", inside, p, plan.left), above
 
 

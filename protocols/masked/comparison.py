@@ -1,4 +1,4 @@
-"""Less-than-zero, membership of [0, 2^n) and the borrow of a masked value: one round, a few bits.
+"""Less-than-zero and the borrow of a masked value: one round, a few bits.
 
 Any number of parties.
 
@@ -8,9 +8,7 @@ some of them, which the public digit of m names, so a party reads it off its own
 
 * lower digits: lt = [m_i < lam_i] and eq = [m_i = lam_i]; the borrow into the top digit is lt + eq (lt' + eq' (...));
   over all digits that is [m < lam], the borrow of m - lam, from digits of at most 6 bits;
-* top digit: the sign s without a borrow, and whether a borrow flips it (t); the answer is s xor t borrow. For membership the
-  digits above the n low bits are 0 without (z) or with (n, digits of lam + 2^n) the low digit's borrow: z z' ... (1 -
-  borrow) + n n' ... borrow.
+* top digit: the sign s without a borrow, and whether a borrow flips it (t); the answer is s xor t borrow.
 
 A bit that was read is masked by a dealt random bit rho and opened: u = b xor rho is uniform. Every b = u + (1 - 2u) rho is
 then linear in rho, and the answer is a polynomial in the rho's with *public* coefficients; the dealer deals arithmetic
@@ -53,13 +51,10 @@ Places = dict[str, tuple[int, Kind]]
 
 @dataclass(frozen=True)
 class Digit:
-    """A digit of the mask whose one-hot vector is dealt, and the digit of m that it is compared with.
-
-    low, width: the bits of m. add: lam's digit is that of lam + add."""
+    """A digit of the mask whose one-hot vector is dealt, and the digit of m that it is compared with: its bits."""
 
     low: int
     width: int
-    add: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,13 +104,13 @@ class Form:
         return {w: [i for i, d in enumerate(self.digits) if d.width == w] for w in sorted({d.width for d in self.digits})}
 
 
-def _digits(bits: int, most: int, low: int = 0, add: int = 0) -> list[Digit]:
-    """Return digits of bits low .. low + bits, as even as can be, the wider ones low."""
+def _digits(bits: int, most: int) -> list[Digit]:
+    """Return digits of so many bits, as even as can be, the wider ones low."""
     count = -(-bits // most)
     base, extra = divmod(bits, count)
-    out = []
+    out, low = [], 0
     for i in range(count):
-        out.append(Digit(low, base + int(i < extra), add))
+        out.append(Digit(low, base + int(i < extra)))
         low += out[-1].width
     return out
 
@@ -149,19 +144,6 @@ def sign_form(bits: int, most: int = MAX_DIGIT) -> Form:
     if top:
         places["t"] = (top, "flips")
     return Form.of(digits, places | lower, [(k, mono | {"t"}) for k, mono in borrow], "s")
-
-
-@cache
-def within_form(bits: int, low_bits: int) -> Form:
-    """Return [0 <= x < 2^low_bits] in a ring of so many bits; the low bits are one digit."""
-    plain, moved = (_digits(bits - low_bits, MAX_DIGIT, low_bits, add) for add in (0, 1 << low_bits))
-    places: Places = {"lt0": (0, "lt")}
-    for i in range(1, len(plain) + 1):
-        places |= {f"z{i}": (i, "eq"), f"n{i}": (len(plain) + i, "eq")}
-    without, with_borrow = (frozenset(f"{kind}{i}" for i in range(1, len(plain) + 1)) for kind in "zn")
-    borrow = frozenset({"lt0"})
-    terms = [(1, without), (-1, without | borrow), (1, with_borrow | borrow)]
-    return Form.of([Digit(0, low_bits), *plain, *moved], places, terms)
 
 
 @cache
@@ -326,7 +308,7 @@ async def ask(c: Context, x: Masked, form: Form) -> Bit:
 
         def made(width: int = width, members: list[int] = members) -> Tensor:
             found = [form.digits[i] for i in members]
-            places = [ring.shift_right(x.lam + d.add, d.low, ring.RING_BITS) & ((1 << width) - 1) for d in found]
+            places = [ring.shift_right(x.lam, d.low, ring.RING_BITS) & ((1 << width) - 1) for d in found]
             return torch.stack([_point(place, width) for place in places])
 
         shape = (len(members), *x.shape, _words(width))
@@ -352,13 +334,3 @@ async def borrows(c: Context, x: Masked) -> Bit:
     """Return [m < lam] for x = m - lam modulo 2^bits: the borrow out of these bits. 1 round."""
     require(1 <= x.bits <= 32, "borrow", f"rings of 1 to 32 bits are supported, got {x.bits}")
     return await ask(c, x, borrow_form(x.bits))
-
-
-async def within(c: Context, x: Masked, low_bits: int) -> Bit:
-    """Return [0 <= x < 2^low_bits] for x read modulo 2^bits. 1 round."""
-    require(
-        0 < low_bits <= MAX_DIGIT and low_bits < x.bits <= 32,
-        "within",
-        f"intervals of 1 to {MAX_DIGIT} bits in a ring of up to 32 are supported, got {low_bits} bits in one of {x.bits}",
-    )
-    return await ask(c, x, within_form(x.bits, low_bits))

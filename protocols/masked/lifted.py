@@ -49,6 +49,14 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A bit that was opened masked: opened is the bit xor rho, public at a party; rho is whole at the dealer."""
+
+    opened: Tensor
+    rho: Tensor
+
+
+@dataclass(frozen=True)
 class _Term:
     """A number that the dealer knows times a public one: -1, or 2^shift w with public bits w (None at other roles)."""
 
@@ -107,7 +115,32 @@ def _low(x: Words) -> Tensor:
     return x.low if isinstance(x, Wide) else x
 
 
-def _dealt(c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence[_Term]) -> Words:
+def _deal(c: Context, op: str, shape: Sequence[int], bits: int, value: Known, choice: Choice | None) -> Words:
+    """Return what is dealt, as `wide.deal`; of a choice the entry that its opened bit names."""
+    if choice is None:
+        return deal(c, op, shape, bits, value)
+
+    def entries() -> Words:
+        found, rho = value(), choice.rho.to(torch.int64)
+        first, second = -rho, rho - 1  # all ones where the entry holds the value
+        if isinstance(found, Wide):
+            return Wide(*(torch.stack([t & first, t & second]) for t in (found.low, found.high)))
+        return torch.stack([found & first, found & second])
+
+    both = deal(c, op, (2, *shape), bits, entries)
+    if not c.evaluating:
+        return both
+    second = choice.opened != 0
+
+    def read(t: Tensor) -> Tensor:
+        return torch.where(second, t[1], t[0])
+
+    return both.map(read) if isinstance(both, Wide) else read(both)
+
+
+def _dealt(
+    c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence[_Term], choice: Choice | None = None
+) -> Words:
     """Deal the product of what terms hold in the ring that their public numbers leave; return it times these numbers."""
     left = bits - sum(term.shift for term in terms)
 
@@ -117,7 +150,7 @@ def _dealt(c: Context, op: str, shape: Sequence[int], bits: int, terms: Sequence
             total = _multiplied(total, term.known(), bits)
         return total
 
-    found = deal(c, f"{op}: {' by '.join(term.name for term in terms)}", shape, left, value)
+    found = _deal(c, f"{op}: {' by '.join(term.name for term in terms)}", shape, left, value, choice)
     if not c.evaluating:
         return found
     found = Wide.of(found) if bits > RING_BITS and not isinstance(found, Wide) else found  # what is above is shifted out
@@ -187,11 +220,14 @@ def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits
     return sum_known(c, op, [(x, Factor(known, frac))], bits)
 
 
-def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int) -> Shared | WideShared:
-    """Return [sum_e x_e F_e] modulo 2^bits, for numbers F_e that the dealer knows; local.
+def sum_known(
+    c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits: int, bit: Choice | None = None
+) -> Shared | WideShared:
+    """Return [bit sum_e x_e F_e] modulo 2^bits, for numbers F_e that the dealer knows and, perhaps, an opened bit; local.
 
     terms: all of one shape. The result has the fraction bits of the finest product; a factor of a product that has s_e fewer
-    is dealt in a ring that is as much smaller. Offline: bits, all bits - s_e and all bits - s_e - x_e.bits per element."""
+    is dealt in a ring that is as much smaller. Offline: bits, all bits - s_e and all bits - s_e - x_e.bits per element;
+    twice as much with a bit: what is dealt and 0, in an order that its mask names, one of which the opened bit reads."""
     require(2 <= bits <= WIDE_BITS, op, f"a product of {bits} bits does not fit {WIDE_BITS}")
     shape, frac = terms[0][0].shape, max(x.frac + factor.frac for x, factor in terms)
     forms = [_lifted(c, x, bits) for x, _ in terms]
@@ -201,10 +237,10 @@ def sum_known(c: Context, op: str, terms: Sequence[tuple[Masked, Factor]], bits:
         products = [_multiplied(f.terms[0].known(), k.known(), bits) << k.shift for f, k in zip(forms, known, strict=True)]
         return functools.reduce(operator.add, products)
 
-    factors = [_dealt(c, op, shape, bits, [k]) for k in known]
-    of_masks = deal(c, f"{op}: factor: mask", shape, bits, masks)
+    factors = [_dealt(c, op, shape, bits, [k], bit) for k in known]
+    of_masks = _deal(c, f"{op}: factor: mask", shape, bits, masks, bit)
     both = [_joined(top, k, bits) for form, k in zip(forms, known, strict=True) for top in form.terms[1:]]
-    tops = [_dealt(c, f"{op}: factor", shape, bits, [term]) for term in both if term.shift < bits]
+    tops = [_dealt(c, f"{op}: factor", shape, bits, [term], bit) for term in both if term.shift < bits]
     if not c.evaluating:
         return blank(c, shape, bits, frac)
     total: Any = -of_masks

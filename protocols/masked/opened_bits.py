@@ -3,7 +3,7 @@
 A comparison's answer is a polynomial in mask bits with public coefficients, and the dealer deals every product of them, in
 every ring and for every factor (`comparison`). Where a round costs less than these bytes, the answer is looked up by the
 opened bits in a second one-time table, masked and opened: one mask bit is left. A sum that is to be multiplied by one bit is
-dealt twice, as the entries of a table that the opened bit reads.
+dealt twice, as the entries of a table that the opened bit reads (`lifted.sum_known`).
 
 Leaks: nothing; a table is XOR-shared and its entry is opened under a fresh bit (docs/security.md, "Opened bits").
 Sources: one-time truth tables, Ishai et al. 2013.
@@ -12,7 +12,6 @@ Sources: one-time truth tables, Ishai et al. 2013.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -114,26 +113,7 @@ def times(c: Context, op: str, bit: Bit, y: Masked, bits: int) -> Shared | WideS
     return lifted.sharing(total, bits, y.frac)
 
 
-def times_sum(
-    c: Context, op: str, bit: Bit, terms: Sequence[tuple[Masked, lifted.Factor]], bits: int
-) -> Shared | WideShared:
-    """Return [bit sum_e x_e F_e] modulo 2^bits for a bit of one opened bit, and numbers F_e that the dealer knows; local.
-
-    terms: as of `lifted.sum_known`, of the bit's shape. Offline: twice as much, the F_e and 0 in an order that the mask bit
-    names."""
+def choice(bit: Bit) -> lifted.Choice:
+    """Return a bit of one opened bit as a factor of `lifted.sum_known`."""
     assert bit.form.products == len(bit.form.names) == 1
-
-    def entries(factor: lifted.Factor) -> lifted.Factor:
-        rho = bit.rho[0]
-        return lifted.Factor(lambda: torch.stack([rho, 1 - rho]) * factor.known(), factor.frac)
-
-    both = [(x.move(lambda t: t.expand(2, *t.shape)), entries(factor)) for x, factor in terms]
-    found = lifted.sum_known(c, op, both, bits)
-
-    def read(t: Tensor) -> Tensor:
-        return torch.where(bit.opened[0] != 0, t[1], t[0])
-
-    if not c.evaluating or bit.opened.is_meta:
-        return lifted.blank(c, bit.shape, bits, found.frac)
-    words = found.x.map(read) if isinstance(found, WideShared) else read(found.x)
-    return lifted.sharing(words, bits, found.frac)
+    return lifted.Choice(bit.opened if bit.opened.is_meta else bit.opened[0], bit.rho[0])

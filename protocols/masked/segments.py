@@ -18,12 +18,13 @@ within a segment shifts the polynomial: with t = gamma - rho, rho = lam_lo / 2^l
     inside P = inside sum_e v_e (-rho)^e,   v_e = sum_(i >= e) a_i C(i, e) gamma^(i - e)
 
 sigma v_e is local. It is opened, masked, in a ring as small as its values, while the bit is; then it is multiplied by inside
-sigma (-rho)^e, a table of two entries that the dealer knows, read at the opened bit (`opened_bits.times_sum`). A borrow
+sigma (-rho)^e, a table of two entries that the dealer knows, read at the opened bit (`lifted.sum_known`). A borrow
 from below reads the segment above with t < 0, for which it is fitted too.
 
 Rounds: 1. Online: the sum of the rings of sigma v_e, 46 bits for degree 2. Offline: 2^width bits, and 2 (degree + 2) K less
-what factors have fewer fraction bits, and 2 (what the rings lack of it), for a result of K bits; with more than two parties
-2^width times some 40 bits in place of 2^width. Error: that of the curve, and 2^-15 for each v_e and each power of rho.
+what factors have fewer fraction bits, and 2 (what the rings lack of it), for a result of K bits, half of these without the
+bit; with more than two parties 2^width times some 40 bits in place of 2^width.
+Error: that of the curve, and 2^-15 for each v_e and each power of rho.
 Leaks: nothing; masks are fresh (docs/security.md, "Segments").
 Sources: SIGMA (Gupta et al. 2024); Boyle, Gilboa, Ishai 2019.
 """
@@ -41,8 +42,8 @@ from torch import Tensor
 from protocols.masked import curves
 from protocols.masked.comparison import Bit
 from protocols.masked.context import Context, require
-from protocols.masked.lifted import Factor
-from protocols.masked.opened_bits import times_sum
+from protocols.masked.lifted import Factor, sum_known
+from protocols.masked.opened_bits import choice
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import SignedOneHot, signed_look_up, signed_one_hot
 from protocols.masked.truncation import open_cut
@@ -80,9 +81,13 @@ class Segment:
         """Fraction bits of P."""
         return max(v.frac + factor.frac for v, factor in self.terms)
 
+    def value(self, c: Context, bits: int) -> Shared | WideShared:
+        """Return [P(x)] modulo 2^bits where the digit names x's segment; local."""
+        return sum_known(c, f"{self.kind} segments", self.terms, bits)
+
     def times(self, c: Context, bit: Bit, bits: int) -> Shared | WideShared:
-        """Return [bit P(x)] modulo 2^bits; local. bit: 0 where x is not in what the digit names."""
-        return times_sum(c, f"{self.kind} segments", bit, self.terms, bits)
+        """Return [bit P(x)] modulo 2^bits; local. bit: of one opened bit, 0 where the digit does not name x's segment."""
+        return sum_known(c, f"{self.kind} segments", self.terms, bits, choice(bit))
 
 
 def _shifted_values(c: Context, kind: str, hot: SignedOneHot, gamma: Tensor) -> list[Shared]:
@@ -114,6 +119,7 @@ async def segment(c: Context, kind: str, x: Masked) -> Segment:
     opened = await together(*(open_cut(c, value, CUT) for value in _shifted_values(c, kind, hot, gamma)))
 
     def power(e: int, bits: int) -> Factor:
+        @cache
         def known() -> Tensor:
             rho = (x.lam & ((1 << low) - 1)).to(torch.float64) / 2.0**low
             return hot.sign() * torch.round((-rho) ** e * 2.0**bits).to(torch.int64)

@@ -279,9 +279,30 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a position within a segment with the wrong sign",
         "protocols/masked/segments.py",
-        "(-rho) ** e * 2.0**r",
-        "rho**e * 2.0**r",
+        "(-rho) ** e * 2.0**bits",
+        "rho**e * 2.0**bits",
         (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
+    ),
+    Fault(
+        "a segment's digit that does not know what borrows from a unit",
+        "protocols/masked/curves.py",
+        "unit * around + m % unit - lam % unit",
+        "unit * around + (m - lam) % unit",
+        (f"{ACTIVATION}::test_segments_at_the_edges",),
+    ),
+    Fault(
+        "segments under the opposite of their bit",
+        "protocols/masked/lifted.py",
+        "first, second = -rho, rho - 1",
+        "first, second = rho - 1, -rho",
+        (f"{ACTIVATION}::test_segments_at_the_edges",),
+    ),
+    Fault(
+        "a top bit that is not shifted as its factor is",
+        "protocols/masked/lifted.py",
+        "x.shift + factor.shift, x.w)",
+        "x.shift, x.w)",
+        (f"{ACTIVATION}::test_segments_at_the_edges",),
     ),
     Fault(
         "small amplitudes whose cosines have too many bits",
@@ -300,7 +321,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "large values lifted as if they could be as small",
         "protocols/masked/activation.py",
-        "x.starting(-reach)",
+        "x.starting(-INTERVAL[kind].reach << x.frac)",
         "x",
         (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),

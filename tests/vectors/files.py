@@ -46,7 +46,6 @@ MASKED: dict[str, tuple[str, ...]] = {
     "released": ("output.py", "conversion.py", "ranges.py"),
     "sample": ("output.py", "ranking.py", "conversion.py", "protocols/gumbel.py"),
     "less_than_zero": ("comparison.py",),
-    "within": ("comparison.py",),
     "one_hot": ("one_hot.py", "dpf.py", "zero_test.py", "idpf.py"),
     "signed_one_hot": ("signed_one_hot.py",),
     "digits": ("digits.py",),

@@ -166,16 +166,16 @@ def test_files_are_small_and_described() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compares, says where a file differs, refuses a name that is none, writes whole tapes."""
-    assert make_vectors.main(["--check", "within"]) == 0
-    changed = files.read("within")
+    assert make_vectors.main(["--check", "floor"]) == 0
+    changed = files.read("floor")
     changed["cases"][0]["parties"] = 3
     monkeypatch.setattr(files, "read", lambda name: changed)
-    assert make_vectors.main(["--check", "within"]) == 1
+    assert make_vectors.main(["--check", "floor"]) == 1
     assert "first: /cases[0]/parties is '3', made anew '2'" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         make_vectors.main(["clump"])
     assert "no vector is named 'clump'" in capsys.readouterr().err
-    assert make_vectors.main(["within", "--whole", str(tmp_path)]) == 0
-    tapes = sorted(path.name for path in (tmp_path / "within" / "0").iterdir())
+    assert make_vectors.main(["floor", "--whole", str(tmp_path)]) == 0
+    tapes = sorted(path.name for path in (tmp_path / "floor" / "0").iterdir())
     assert tapes[:2] == ["party0.tape", "party1.tape"]
     assert tapes[2:4] == ["round000.0-1.message", "round000.1-0.message"]

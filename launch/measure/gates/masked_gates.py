@@ -30,7 +30,6 @@ FRAC = 14  # the suite's default
 UNIT = 2.0**-FRAC
 OUT = 64
 WIDE = 44
-LOW = 5
 
 
 def _truncation() -> list[Gate]:
@@ -69,9 +68,6 @@ def _comparison() -> list[Gate]:
     async def negative(c: Context, x: Masked) -> Shared:
         return (await comparison.less_than_zero(c, x)).share(OUT)
 
-    async def member(c: Context, x: Masked) -> Shared:
-        return (await comparison.within(c, x, LOW)).share(OUT)
-
     found = [
         Gate(
             f"less than zero, {bits} bits",
@@ -87,10 +83,6 @@ def _comparison() -> list[Gate]:
         )
         for bits in (2, 8, 9, 16, 17, 24, 25, 32)
     ]
-    inside = absolute(lambda x: (x >= 0) & (x < 1 << LOW))
-    for bits in (12, 20):
-        name = f"within 0 to 2^{LOW} - 1, {bits} bits"
-        found.append(Gate(name, "comparison", "the whole ring", "exact", whole_ring(bits), inside, member, 0.0, bits, 0))
     return [*found, *(_zero_test(bits) for bits in (7, 24, 40))]
 
 
@@ -120,10 +112,10 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activations() -> list[Gate]:
-    """Every form: of the curve, and of a result that the next layer wants in 50 bits."""
+    """Every form: of the curve, and of a result that is wanted in 50 bits."""
     out = []
     for kind, oracle in CURVES.items():
-        edges = {"gelu": 8, "gelu_tanh": 8, "silu": 20, "relu": 1}[kind]  # what is curved, and a bracket's unit beside it
+        edges = {"gelu": 12, "gelu_tanh": 12, "silu": 20, "relu": 1}[kind]  # what is curved, and a bracket's unit beside it
         for least in (24, 21):
             limit = 3 * 2.0 ** (least - FRAC - 3)
             for plan in activation.plans(kind, activation.Rings(FRAC, least, 50)):

@@ -338,7 +338,7 @@ def test_a_prompt_in_batches_is_counted_as_what_it_is(text: str, suite: str, par
     assert counted == tuple(found.total(name) for name in ("rounds", "bytes_sent", "offline_bytes"))
 
 
-def test_a_long_prompt_costs_less_and_takes_an_eighth_of_the_memory() -> None:
+def test_a_long_prompt_costs_less_and_takes_a_seventh_of_the_memory() -> None:
     """A GPT-2 of three layers, 2 048 tokens of which 512 stay: dealt bytes and the largest entry, against one batch."""
     model = with_layers(with_positions(SHAPES["gpt2"], 2050), 3)
     costs = {}
@@ -348,4 +348,4 @@ def test_a_long_prompt_costs_less_and_takes_an_eighth_of_the_memory() -> None:
             costs[text] = Tracer(model, Setting("masked", 2, text)).step(0, 2048)
     full, batches = costs.values()
     assert batches.costs.total("offline_bytes") < 0.9 * full.costs.total("offline_bytes")
-    assert batches.largest < full.largest / 8
+    assert batches.largest < full.largest / 7

@@ -86,37 +86,6 @@ def test_less_than_zero(bits: int, parties: int) -> None:
 
 
 @pytest.mark.parametrize("parties", PARTIES)
-@pytest.mark.parametrize(("bits", "low"), [(2, 1), (6, 5), (12, 5), (13, 8), (20, 3), (27, 5), (32, 8)])
-def test_within(bits: int, low: int, parties: int) -> None:
-    """Members and what lies beside them; digits above the low one that need a borrow to be zero."""
-    near = torch.arange(-3, (1 << low) + 4) if low < 6 else torch.randint(0, 1 << low, (50,))
-    half = 1 << (bits - 1)
-    x = torch.cat([edges(bits), near[(near >= -half) & (near < half)], torch.tensor([(1 << low) - 1, -(1 << low)])])
-    x = x[(x >= -half) & (x < half)]
-    member = (x & ((1 << bits) - 1)) < 1 << low
-
-    async def bit(c: Context, s: Shared) -> Shared:
-        return (await comparison.within(c, await open_value(c, s), low)).share(37)
-
-    async def times(c: Context, s: Shared) -> Shared:
-        m = await open_value(c, s)
-        return (await comparison.within(c, m, low)).times(m)
-
-    found, cost = run_gate(bit, x, bits, 0, parties)
-    assert torch.equal(found, member.double())
-    assert cost.rounds == 2
-    found, _ = run_gate(times, x, bits, 0, parties)
-    assert torch.equal(found, fixed_point.decode(ring.reduce(member * x, bits), 0, bits))
-    for wrong in (0, 9, bits):
-        with pytest.raises(RangeError, match="within: intervals of 1 to 8 bits"):
-            run_gate(lambda c, s, n=wrong: bad(c, s, n), x, bits, 0, parties)
-
-
-async def bad(c: Context, s: Shared, low: int) -> Shared:
-    return (await comparison.within(c, await open_value(c, s), low)).share(37)
-
-
-@pytest.mark.parametrize("parties", PARTIES)
 @pytest.mark.parametrize(
     ("bits", "cut", "to"), [(40, 8, 64), (40, 0, 64), (60, 30, 44), (20, 6, 64), (64, 20, 64), (24, 0, 24)]
 )

@@ -14,18 +14,19 @@ from tests.vectors.independent.bits import Bit, Predicate, ask, less_than_zero
 from tests.vectors.independent.curves import REAL
 from tests.vectors.independent.formats import U, Words, word
 from tests.vectors.independent.linear import open_cut
-from tests.vectors.independent.lookup import low, signed_one_hot
+from tests.vectors.independent.lookup import digit, low, signed_one_hot
 from tests.vectors.independent.wide import Integers, Wide, integers, sharing
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World, together
 
 HALF = {"gelu": 4, "gelu_tanh": 4, "silu": 12}
 DEGREE = {"gelu": 2, "gelu_tanh": 2, "silu": 3}
 SEGMENTS, SEGMENT_BITS, VALUE_BITS, POSITION_BITS, ROUND_BITS = 128, 22, 15, 12, 24
+UNIT = 3  # log2 of what brackets count
 FRAC, PUBLIC = 38, 18  # of a sum of waves; of its public factors
 
 
 def period(kind: str) -> int:
-    """log2 of the circle of segments."""
+    """log2 of what a segment's digit spans."""
     return 5 if kind == "silu" else 4
 
 
@@ -34,35 +35,36 @@ def even(kind: str, x: np.ndarray) -> np.ndarray:
     return np.asarray(REAL[kind](np.abs(x)) - np.abs(x) / 2)
 
 
+def within_unit(kind: str) -> int:
+    """Segments of a bracket's unit."""
+    return SEGMENTS << UNIT >> period(kind)
+
+
 @cache
 def coefficients(kind: str) -> tuple[Integers, np.ndarray]:
-    """[degree + 1, segments]: of E less its middle, rounded; and unrounded, of E."""
+    """[degree + 1, segments]: of f(x) - x from a unit below -H up, rounded and unrounded."""
     degree, size = DEGREE[kind], 2.0 ** period(kind) / SEGMENTS
     count = 4 * degree + 8
     angles = np.pi * (np.arange(count) + 0.5) / count
-    edges = (np.arange(SEGMENTS) + SEGMENTS // 2) % SEGMENTS - SEGMENTS // 2
-    values = even(kind, (edges[:, None] + np.cos(angles)) * size)
+    x = (np.arange(-within_unit(kind), SEGMENTS)[:, None] + np.cos(angles)) * size - HALF[kind]
+    values = even(kind, x) - x / 2
     parts = [(2 - (k == 0)) / count * (values * np.cos(k * angles)).sum(-1) for k in range(degree + 1)]
-    powers = np.array([np.polynomial.Chebyshev(p).convert(kind=np.polynomial.Polynomial).coef for p in np.stack(parts, -1)])
-    whole = np.floor(powers.T * 2.0**SEGMENT_BITS + 0.5).astype(np.int64).astype(object)
-    whole[0] -= int(middle(kind) * 2**SEGMENT_BITS)
-    return whole, powers.T
-
-
-def middle(kind: str) -> float:
-    """Half of what E is at half the circle."""
-    return 2.0 ** (period(kind) - 3)
+    basis = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [-1, 0, 2, 0], [0, -3, 0, 4]])[: degree + 1, : degree + 1]
+    powers = np.stack(parts, -1) @ basis  # of Chebyshev polynomials in powers
+    return np.floor(powers.T * 2.0**SEGMENT_BITS + 0.5).astype(np.int64).astype(object), powers.T
 
 
 @cache
+def largest(kind: str) -> list[float]:
+    """Of every |v_e|."""
+    a, degree, t = coefficients(kind)[1], DEGREE[kind], np.arange(65) / 64
+    terms = [[a[i][:, None] * math.comb(i, e) * t ** (i - e) for i in range(e, degree + 1)] for e in range(degree + 1)]
+    return [float(np.abs(sum(v)).max()) for v in terms]
+
+
 def rings(kind: str) -> list[int]:
     """Of sigma v_e."""
-    a, degree, t = coefficients(kind)[1], DEGREE[kind], np.arange(65) / 64
-    out = []
-    for e in range(degree + 1):
-        v = sum(a[i][:, None] * math.comb(i, e) * t ** (i - e) for i in range(e, degree + 1)) - middle(kind) * (e == 0)
-        out.append(math.floor(math.log2(np.abs(v).max() * 2**VALUE_BITS + 2)) + 3)
-    return out
+    return [math.floor(math.log2(v * 2**VALUE_BITS + 2)) + 3 for v in largest(kind)]
 
 
 @cache
@@ -80,29 +82,43 @@ def amplitudes(kind: str, p: int) -> list[tuple[int, int]]:
 
 
 # ---- E ---------------------------------------------------------------------------------------------------------------
-def _sum_known(w: World, op: str, terms: list[tuple[Masked, Integers]], frac: int, bits: int) -> Shared | Wide:
-    """sum_e x_e F_e: factors, the sum of masks times factors, top bits."""
+def _times_sum(w: World, op: str, bit: Bit | None, terms: list[tuple[Masked, Integers, int]], bits: int) -> Shared | Wide:
+    """bit, if any, times the sum of x_e F_e 2^s_e: factors, the sum of masks times factors, top bits, each where the mask
+    bit is 0 or 1 as the second or first of two entries, one of which the opened bit reads."""
     shape = terms[0][0].shape
-    forms = [wide.form(x, bits) for x, _ in terms]
+    if bit is not None:
+        rho, u = integers(bit.rho[0]), bit.u[0] != 0
+
+    def read(name: str, ring: int, value: Integers) -> Any:
+        if bit is None:
+            return wide.deal(w, f"{op}: {name}", shape, ring, value)
+        entries = wide.deal(w, f"{op}: {name}", (2, *shape), ring, np.stack([rho * value, (1 - rho) * value]))
+        return np.where(u, entries[:, 1], entries[:, 0])
+
+    forms = [wide.form(x, bits) for x, _, _ in terms]
     out: Any = 0
-    factors = [wide.deal(w, f"{op}: factor", shape, bits, f) for _, f in terms]
-    masks = sum(form[1][0].known * f for form, (_, f) in zip(forms, terms, strict=True))
-    out = out - wide.deal(w, f"{op}: factor: mask", shape, bits, masks)
-    for (public, known), factor, (_, f) in zip(forms, factors, terms, strict=True):
-        out = out + factor * public
+    factors = [read("factor", bits - s, f) for _, f, s in terms]
+    masks: Any = sum(form[1][0].known * f << s for form, (_, f, s) in zip(forms, terms, strict=True))
+    out = out - read("factor: mask", bits, masks)
+    for (public, known), factor, (_, f, s) in zip(forms, factors, terms, strict=True):
+        out = out + (factor * public << s)
         for t in known[1:]:
-            out = out + t.public * wide.deal(w, f"{op}: factor: top bit", shape, bits - t.shift, t.known * f)
-    return sharing(out, bits, frac)
+            if s + t.shift < bits:
+                out = out + (t.public * read("factor: top bit", bits - t.shift - s, t.known * f) << s)
+    return sharing(out, bits, max(x.frac for x, _, _ in terms))
 
 
-def segments(w: World, kind: str, x: Masked, bits: int) -> Steps:
-    """[E]."""
-    degree, length = DEGREE[kind], x.frac + period(kind) - 7
-    r = min(POSITION_BITS, length)
+def segment(w: World, kind: str, x: Masked) -> Steps:
+    """(x_e, F_e, s_e) of [f(x) - x] = sum of x_e F_e 2^s_e, and its fraction bits."""
+    degree, length, unit = DEGREE[kind], x.frac + period(kind) - 7, within_unit(kind)
+    x = x.plus_public(word(HALF[kind] << x.frac))
     cut = SEGMENT_BITS + POSITION_BITS - VALUE_BITS
-    ring = max(rings(kind)) + cut
-    vector, sign = signed_one_hot(w, x, length, 7, ring)
-    read = [(integers(vector) * row).sum(-1) for row in coefficients(kind)[0]]
+    vector, sign = signed_one_hot(w, x, length, 7, max(rings(kind)) + cut)
+    m = digit(x.m, length, 7, x.bits).astype(np.int64)[..., None]
+    place = np.broadcast_to(np.arange(SEGMENTS), (*x.shape, SEGMENTS))  # m less lam, around the circle
+    borrows = m % unit < (m - place) % SEGMENTS % unit
+    place = np.where(borrows & (place >= SEGMENTS - unit), place - SEGMENTS, place) + unit
+    read = [(integers(vector) * row[place]).sum(-1) for row in coefficients(kind)[0]]
     gamma = integers(low(x.m, length) << U(POSITION_BITS)) >> length
     powers = [gamma * 0 + (1 << POSITION_BITS)]
     for _ in range(degree):
@@ -113,9 +129,10 @@ def segments(w: World, kind: str, x: Masked, bits: int) -> Steps:
         opened.append(open_cut(w, Shared(wide.words(v, k + cut), k + cut, VALUE_BITS + cut), cut))
     values = yield from together(*opened)
     rho = low(x.mask, length).astype(np.float64) / 2.0**length
-    known = [integers(sign.view(np.int64)) * np.rint((-rho) ** e * 2.0**r).astype(np.int64) for e in range(degree + 1)]
-    found = _sum_known(w, f"{kind} segments", list(zip(values, known, strict=True)), VALUE_BITS + r, bits)
-    return _plus(found, int(middle(kind) * 2**found.frac))
+    r = [max(0, min(12, e * length, 14 + math.ceil(math.log2(v)))) for e, v in enumerate(largest(kind))]
+    known = [integers(sign.view(np.int64)) * np.rint((-rho) ** e * 2.0**bits).astype(np.int64) for e, bits in enumerate(r)]
+    terms = [(v, f, max(r) - bits) for v, f, bits in zip(values, known, r, strict=True)]
+    return terms, VALUE_BITS + max(r)
 
 
 def _turns(x: Words, j: int, circle: int) -> Integers:
@@ -188,7 +205,7 @@ def alone(bit: Bit) -> Steps:
     word_of = np.take_along_axis(dealt, np.broadcast_to((u >> U(6))[..., None].astype(np.int64), (*dealt.shape[:-1], 1)), -1)
     own = (word_of[..., 0] >> (u & U(63))) & U(1)
     opened = yield Open(own[:, None] ^ mask, 1, "xor")
-    single = Predicate([(0, 1, 0)], {"bit": (0, lambda m, lam: m == lam)}, [], "bit")
+    single = Predicate([(0, 1)], {"bit": (0, lambda m, lam: m == lam)}, [], "bit")
     return Bit(w, single, opened, mask)
 
 
@@ -199,7 +216,7 @@ def brackets(w: World, x: Masked, half: int, unit: int, at_once: bool) -> Steps:
     lower = max(3, reads.bit_length(), width // 2)
     if at_once or lower >= width:
         size = 1 << width
-        opened = yield from ask(w, moved, Predicate([(start, width, 0)], {
+        opened = yield from ask(w, moved, Predicate([(start, width)], {
             "inside": (0, lambda m, lam: (m - lam) % size < reads),
             "s": (0, lambda m, lam: (m - lam) % size >= size // 2),
         }, []))  # fmt: skip
@@ -217,7 +234,7 @@ def brackets(w: World, x: Masked, half: int, unit: int, at_once: bool) -> Steps:
         "s": (1, sign),
         "t": (1, lambda m, lam: sign(m, lam) ^ sign(m - 1, lam)),
     }
-    opened = yield from ask(w, moved, Predicate([(start, lower, 0), (start + lower, width - lower, 0)], named, []))
+    opened = yield from ask(w, moved, Predicate([(start, lower), (start + lower, width - lower)], named, []))
     first, second = frozenset({"low", "z0"}), frozenset({"low", "z1"})
     terms = [(1, first), (-1, first | {"lt"}), (1, second | {"lt"})]
     inside = _part(opened, ["lt", "low", "z0", "z1"], terms, None)
@@ -255,21 +272,33 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
         even_part = waves(w, kind, x, least - f, bits)
         total = integers(even_part.x) + integers(_half(w, x, bits, FRAC).x)
         return (yield from wide.cut(w, sharing(total, bits, FRAC), FRAC - f))
-    unit = 2 if curve == "segments" else 3
-    reach = HALF[kind] + (1 << unit)
-    frac = VALUE_BITS + min(POSITION_BITS, f + period(kind) - 7) if curve == "segments" else FRAC
-    bits = (reach << f).bit_length() + 2 + frac - f
+    reach = HALF[kind] + (1 << UNIT)
+    if curve != "segments":
+        bits = (reach << f).bit_length() + 2 + FRAC - f
 
-    def bump() -> Steps:
-        if curve == "segments":
-            found = yield from segments(w, kind, x, bits)
-        else:
-            found = waves(w, kind, x, 6 if kind == "silu" else 5, bits)
-        return (yield from open_cut(w, found.plus(_half(w, x, bits, frac), -1), frac - f))
+        def curved() -> Steps:
+            if curve == "halved digits":
+                terms, frac = yield from segment(w, kind, x)
+                whole = _times_sum(w, f"{kind} segments", None, terms, bits - FRAC + frac)
+                assert isinstance(whole, Shared)
+                return (yield from open_cut(w, whole, frac - f))
+            wave = waves(w, kind, x, 6 if kind == "silu" else 5, bits)
+            half = _half(w, x, bits, FRAC)
+            assert isinstance(wave, Shared)
+            assert isinstance(half, Shared)
+            return (yield from open_cut(w, wave.plus(half, -1), FRAC - f))
 
-    (inside, above), p = yield from together(brackets(w, x, HALF[kind], unit, curve == "brackets"), bump())
-    upper = times(w, "above", above, x, left, -(reach << f))
-    return sharing(integers(upper.x) + integers(times(w, "inside", inside, p, left).x), left, f)
+        (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, curve == "brackets"), curved())
+        lower, frac = times(w, "inside", inside, p, left), f
+    else:
+        (inside, above), (terms, frac) = yield from together(brackets(w, x, HALF[kind], UNIT, True), segment(w, kind, x))
+        lower = _times_sum(w, f"{kind} segments", inside, terms, left + frac - f)
+    upper = integers(times(w, "above", above, x, left, -(reach << f)).x) << (frac - f)
+    both = sharing(upper + integers(lower.x), left + frac - f, frac)
+    if frac == f:
+        return both
+    assert isinstance(both, Shared)
+    return (yield from open_cut(w, both, frac - f)).shared
 
 
 def judged(x: np.ndarray, kind: str, **_: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Comparisons by one-time truth tables: less than zero, equality with zero, membership of [0, 2^n)."""
+"""Comparisons by one-time truth tables: less than zero, and borrows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Predicate:
-    """digits: (lowest bit, width, what is added to lam). bits: name -> (digit, truth of (m's, lam's digit)). terms: the
+    """digits: (lowest bit, width). bits: name -> (digit, truth of (m's, lam's digit)). terms: the
     answer, or what is added modulo 2 to the bit `flip`."""
 
-    digits: list[tuple[int, int, int]]
+    digits: list[tuple[int, int]]
     bits: dict[str, tuple[int, Truth]]
     terms: list[Term]
     flip: str | None = None
@@ -32,11 +32,11 @@ class Predicate:
         return sorted(found, key=lambda s: (len(s), sorted(s)))
 
 
-def even(bits: int, most: int = 8, low: int = 0, add: int = 0) -> list[tuple[int, int, int]]:
+def even(bits: int, most: int = 8) -> list[tuple[int, int]]:
     """Digits of at most so many bits, as even as can be, the wider ones low."""
     count = -(-bits // most)
     widths = [bits // count + int(i < bits % count) for i in range(count)]
-    return [(low + sum(widths[:i]), width, add) for i, width in enumerate(widths)]
+    return [(sum(widths[:i]), width) for i, width in enumerate(widths)]
 
 
 def _below(digits: int) -> tuple[dict[str, tuple[int, Truth]], list[Term]]:
@@ -72,24 +72,12 @@ def negative(bits: int, most: int = 8) -> Predicate:
     return Predicate(digits, named | lower, [(k, term | {"t"}) for k, term in borrowed], "s")
 
 
-def member(bits: int, low_bits: int) -> Predicate:
-    """[0 <= x < 2^low]: the higher digits are 0, without or with the low digit's borrow."""
-    upper, moved = (even(bits - low_bits, 8, low_bits, add) for add in (0, 1 << low_bits))
-    named: dict[str, tuple[int, Truth]] = {"lt0": (0, lambda m, lam: m < lam)}
-    for i in range(1, len(upper) + 1):
-        for kind, place in (("z", i), ("n", len(upper) + i)):
-            named[f"{kind}{i}"] = (place, lambda m, lam: m == lam)
-    z, n = (frozenset(f"{kind}{i}" for i in range(1, len(upper) + 1)) for kind in "zn")
-    borrow = frozenset({"lt0"})
-    return Predicate([(0, low_bits, 0), *upper, *moved], named, [(1, z), (-1, z | borrow), (1, n | borrow)])
-
-
 def digit_bits(bits: int, result: int) -> int:
     """Bits of a sign's digits with which tables, products modulo 2^result and opened bits are fewest; of equals the most."""
 
     def moved(most: int) -> int:
         p = negative(bits, most)
-        return sum(1 << width for _, width, _ in p.digits) + (len(p.subsets) + 1) * result + len(p.bits)
+        return sum(1 << width for _, width in p.digits) + (len(p.subsets) + 1) * result + len(p.bits)
 
     return min(range(8, 3, -1), key=moved)
 
@@ -156,10 +144,10 @@ class Bit:
 def ask(w: World, x: Masked, predicate: Predicate) -> Steps:
     """One-hot vectors of lam's digits as bits; what is asked is the parity of those where it is true, opened under rho."""
     shares: dict[int, Words] = {}
-    for width in sorted({width for _, width, _ in predicate.digits}):
-        members = [i for i, (_, of, _) in enumerate(predicate.digits) if of == width]
+    for width in sorted({width for _, width in predicate.digits}):
+        members = [i for i, (_, of) in enumerate(predicate.digits) if of == width]
         size, word_bits = 1 << width, min(64, 1 << width)
-        lam = [(x.mask + U(add)) >> U(low) & U(size - 1) for low, _, add in (predicate.digits[i] for i in members)]
+        lam = [x.mask >> U(low) & U(size - 1) for low, _ in (predicate.digits[i] for i in members)]
         hot = (np.arange(size, dtype=U) == np.stack(lam)[..., None]).astype(np.uint8)
         padded = np.concatenate([hot, np.zeros((*hot.shape[:-1], max(64, size) - size), np.uint8)], -1)
         value = np.packbits(padded, -1, bitorder="little").view("<u8").astype(U)
@@ -171,7 +159,7 @@ def ask(w: World, x: Masked, predicate: Predicate) -> Steps:
     rho = w.random("mask bits", (len(predicate.bits), *x.shape), 1)
     looked = []
     for name, (place, truth) in predicate.bits.items():
-        low, width, _ = predicate.digits[place]
+        low, width = predicate.digits[place]
         m = ((x.m >> U(low)) & U((1 << width) - 1)).astype(np.int64)
         true = truth(m[..., None], np.arange(1 << width)).astype(np.uint8)
         # of lt, and of the sign where it holds for lam's digit 0, the others are read, and party 0 turns the result
@@ -191,8 +179,3 @@ def less_than_zero(w: World, x: Masked, most: int = 8) -> Steps:
 def borrow(w: World, x: Masked) -> Steps:
     """[m < lam]: the borrow out of these bits."""
     return (yield from ask(w, x, borrowing(x.bits)))
-
-
-def within(w: World, x: Masked, low_bits: int) -> Steps:
-    """[0 <= x < 2^low_bits]."""
-    return (yield from ask(w, x, member(x.bits, low_bits)))

@@ -210,7 +210,6 @@ GATES: dict[str, Gate] = {
     "released": Gate(leaving.released, leaving.judge_released),
     "sample": Gate(leaving.sample, leaving.judge_sample),
     "less than zero": _opened(_bit(bits.less_than_zero), _bit_judge(lambda x: x < 0)),
-    "within": _opened(_bit(bits.within), _bit_judge(lambda x, low_bits: (x >= 0) & (x < 1 << low_bits))),
     "one-hot by table": _opened(
         lambda w, x, width, bits: lookup.one_hot_table(w, x, 0, width, bits),
         lambda x, width, bits: exact(hots(x.astype(np.int64) % (1 << width), 1 << width)),
