@@ -79,7 +79,7 @@ def test_a_spread_beyond_its_bound_is_flagged_wherever_the_scores_lie(parties: i
 
 @pytest.mark.parametrize("score", [5, 6, 7, 10])
 def test_a_far_score_is_flagged_on_both_sides(score: int) -> None:
-    """From 4 beyond the bound of 7/8 2^score, as far as the ring of 4 2^score goes, less that: from 116 to 396 by default."""
+    """From 4 beyond the bound of 7/8 2^score, as far as the ring of 4 2^score goes, less that: 116 to 396 by default."""
     first, last = 0.875 * 2**score + 4, 3.125 * 2**score - 4
     for other in (0.0, 0.8 * 2**score, -0.8 * 2**score):
         for share in (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0):
