@@ -24,6 +24,7 @@ from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
 
+COMPARED_BITS = 32  # of the largest ring that is compared (`comparison`)
 RANKED_BITS = 30  # ring of what is ranked
 
 
@@ -91,7 +92,10 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     rounds."""
     t = convert.tensor(x)
     c, f = convert.context, convert.fraction_bits
-    m = await convert.masked(t, f, f + t.magnitude + 3 + ROOM)  # what it is compared with later may have larger bounds
+    least = f + t.magnitude + 3
+    m = await convert.masked(
+        t, f, max(least, min(least + ROOM, COMPARED_BITS))
+    )  # what joins it later may have larger bounds
     with operation("max"):
         sizes = ranking.group_sizes(m.shape, m.bits, c.parties, "bytes" if background else c.prefer)
         found = await ranking.maximum(c, m, 1 << (f + t.magnitude), sizes)
