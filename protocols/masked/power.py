@@ -45,7 +45,7 @@ from protocols.masked import idpf
 from protocols.masked.context import Context, open_value, require
 from protocols.masked.one_hot import deal_scaled, look_up
 from protocols.masked.piecewise import Piecewise, evaluate, normalised_power
-from protocols.masked.shares import Masked, Shared, WideShared
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import open_cut
 from protocols.schedule import together
 
@@ -97,22 +97,13 @@ async def power(c: Context, x: Masked, p: Power) -> Shared:
     """Return [constant * x^exponent], x read in real units (x.frac fraction bits). No round with two parties, else two.
 
     The result has p.frac(x) fraction bits, modulo 2^bits of at most 64."""
-    require(p.bits <= RING_BITS, "power", f"a result of {p.bits} bits is wide; use wide_power")
+    require(p.bits <= RING_BITS, "power", f"a result of {p.bits} bits does not fit a word")
     p.check(x)
     if c.parties > 2:
         return await by_thresholds(c, x, p)
     share = by_points(c, x, p)
     assert not isinstance(share, Wide)
     return Shared(share, p.bits, p.frac(x))
-
-
-def wide_power(c: Context, x: Masked, p: Power) -> WideShared:
-    """Return as `power` in a ring of more than 64 bits; local, two parties."""
-    require(p.bits > RING_BITS, "power", f"a result of {p.bits} bits fits a word; use power")
-    p.check(x)
-    share = by_points(c, x, p)
-    whole = share if isinstance(share, Wide) else Wide(share, share)  # a shape tensor where there are no values
-    return WideShared(whole, p.bits, p.frac(x))
 
 
 # ---- by points -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ from mpc.wide import Wide, Words
 from protocols.masked import idpf, power, zero_test
 from protocols.masked.context import Context, open_value
 from protocols.masked.idpf import Points
-from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.wide import open_cut_wide
+from protocols.masked.shares import Masked, Shared
 from tests.protocols.gate_harness import chi_square, chi_square_limit, predict, run
 
 
@@ -168,26 +167,6 @@ def test_keys_of_a_tape_that_is_expanded_ahead() -> None:
     assert torch.equal(ring.reduce(total, 16), (x == 0).to(torch.int64))
 
 
-@pytest.mark.parametrize(("exponent", "bits"), [(-1.0, 89), (-0.5, 80)])
-def test_a_wide_power(exponent: float, bits: int) -> None:
-    """Opened with few bits cut from it, so what is left has more integer bits than a word would leave."""
-    low, high, frac = 14, 37, 26
-    x = (2.0 ** torch.linspace(low, high - 1e-6, 500, dtype=torch.float64)).to(torch.int64)
-    p = power.Power(low, high, exponent, bits=bits, significant=44)
-
-    async def gate(c: Context, s: Shared) -> Shared:
-        found = power.wide_power(c, (await open_value(c, s)).with_frac(frac), p)
-        assert isinstance(found, WideShared)
-        cut = await open_cut_wide(c, found, found.frac - 30)
-        assert cut.bits == bits - found.frac + 30
-        return c.shared(cut)
-
-    found = run(gate, [(x, 40)])
-    exact = (x.double() / 2.0**frac) ** exponent
-    assert ((found.out.double() / 2.0**30 - exact).abs() <= 2.0**-14 * exact + 2.0**-30).all()
-    assert found.costs[0].rounds == 2
-
-
 def test_a_power_at_both_ends_of_every_octave() -> None:
     """2^p, the integers beside it, and what is a piece's edge; from the smallest low on."""
     low, high = 0, 40
@@ -232,7 +211,7 @@ def test_what_a_power_cannot_do_is_named() -> None:
         (power.Power(9, 9, -1.0), "a range of 2.9 to 2.9 is none"),
         (power.Power(4, 48, -1.0), "a ring of 48 bits cannot hold values up to 2.48"),
         (power.Power(4, 44, -1.0), "a range of 2.4 to 2.44 is too wide"),
-        (power.Power(4, 20, -1.0, bits=80), "use wide_power"),
+        (power.Power(4, 20, -1.0, bits=80), "does not fit a word"),
     ):
         with pytest.raises(RangeError, match=words):
             predicted(p)
