@@ -93,9 +93,8 @@ async def largest(convert: Conversion, x: Value, background: bool = False) -> Ma
     t = convert.tensor(x)
     c, f = convert.context, convert.fraction_bits
     least = f + t.magnitude + 3
-    m = await convert.masked(
-        t, f, max(least, min(least + ROOM, COMPARED_BITS))
-    )  # what joins it later may have larger bounds
+    roomy = min(least + ROOM, COMPARED_BITS)  # what joins the maximum later may have larger bounds
+    m = await convert.masked(t, f, max(least, roomy))
     with operation("max"):
         sizes = ranking.group_sizes(m.shape, m.bits, c.parties, "bytes" if background else c.prefer)
         found = await ranking.maximum(c, m, 1 << (f + t.magnitude), sizes)
