@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Rotary
 from models.cache import Batch, CachePolicy, KVCache, causal_mask
 from models.loaded import linear_layer
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
 
-Angles = tuple[Tensor, Tensor]
-"""Public cosines and sines [T, C] of rotary positions."""
+Angles = Mapping[Rotary, tuple[Tensor, Tensor]]
+"""Public cosines and sines [T, C] of a batch by the rotary positions that a model has; none with learned positions."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """What of a batch an attention layer is asked for; public. wanted: its last rows, whose residual stream is needed
-    behind the layer. angles: of all its tokens, None without rotary positions."""
+    behind the layer. angles: of all its tokens."""
 
     wanted: int
-    angles: Angles | None
+    angles: Angles
 
 
 class Attention:
@@ -42,7 +42,7 @@ class Attention:
 
     def entering(self, layer: int) -> list[Linear]:
         """Return the linear layers that read the residual stream behind its norm: queries, keys and values in one."""
-        use: Use = "heads" if self.architecture.rotary is None else "rotated"
+        use: Use = "heads" if self.architecture.rotary_of(layer) is None else "rotated"
         return [linear_layer(self._weights, f"layers.{layer}.attention.qkv", use)]
 
     async def leaving(self, entered: Sequence[Value], cache: KVCache, layer: int, rows: Rows, residual: Value) -> Value:
@@ -55,7 +55,7 @@ class Attention:
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         observed = policy.observed_in(batch, layer) if prompt else 0
         wanted = max(rows.wanted, observed)
-        q, k, v = await self._heads(fused, rows.angles, wanted)
+        q, k, v = await self._heads(fused, layer, rows.angles, wanted)
         q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
@@ -100,16 +100,17 @@ class Attention:
         last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
         return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
 
-    async def _heads(self, fused: Value, angles: Angles | None, rows: int) -> tuple[Value, Value, Value]:
+    async def _heads(self, fused: Value, layer: int, angles: Angles, rows: int) -> tuple[Value, Value, Value]:
         """Return the queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H
         + 2G) C]."""
         suite, a = self.suite, self.architecture
         tokens, channels = fused.shape[0], a.head_channels
         split = fused.reshape(tokens, a.heads + 2 * a.kv_heads, channels).permute(1, 0, 2)
         q, k, v = split[: a.heads, tokens - rows :], split[a.heads : a.heads + a.kv_heads], split[a.heads + a.kv_heads :]
-        if angles is None:
+        rotary = a.rotary_of(layer)
+        if rotary is None:
             return q, k, v
-        cos, sin = angles
+        cos, sin = angles[rotary]
         if rows == tokens:
             both = await suite.rotate(split[: a.heads + a.kv_heads], cos, sin)
             return both[: a.heads], both[a.heads :], v

@@ -9,11 +9,12 @@ C head channels, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Rotary
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
 from models.feed_forward import FeedForward
@@ -124,7 +125,7 @@ class Decoder:
         self._probe("embedding", h)
         return h
 
-    async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles | None, rows: int) -> Value:
+    async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles, rows: int) -> Value:
         """Run a layer on the residual stream: h [T, D] -> its last `rows` rows, [rows, D]."""
         suite, norm = self.suite, self.architecture.norm
         suite.at(layer)
@@ -148,13 +149,11 @@ class Decoder:
         self._probe("logits", logits)
         return logits
 
-    def _with_ahead(self, h: Value, angles: Angles | None, cache: KVCache, batch: Batch) -> tuple[Value, Angles | None]:
+    def _with_ahead(self, h: Value, angles: Angles, cache: KVCache, batch: Batch) -> tuple[Value, Angles]:
         """Return rows and angles of a batch, with those of the `cache.ahead` last tokens of the prompt behind them."""
         count, end = cache.ahead, cache.prompt_end
         assert end is not None
-        theirs = self.angles(batch.prompt - count, count, batch.prompt)
-        if angles is not None and theirs is not None:
-            angles = torch.cat([angles[0], theirs[0]]), torch.cat([angles[1], theirs[1]])
+        angles = _joined([angles, self.angles(batch.prompt - count, count, batch.prompt)])
         return self.suite.concat([h, end[end.shape[0] - count :]], 0), angles
 
     def _checked(self, inputs: Value, position: int) -> int:
@@ -169,24 +168,27 @@ class Decoder:
             )
         return tokens
 
-    def angles(self, position: int, tokens: int, length: int) -> Angles | None:
-        """Return the public cosines and sines [T, C] of rotary positions. length: of the sequence, with all of its
-        prompt."""
-        a = self.architecture
-        if a.rotary is None:
-            return None
-        cos, sin = cosines_and_sines(a.rotary, a.head_channels, position, tokens, length)
-        device = self.suite.public_device
-        return cos.to(device), sin.to(device)
+    def angles(self, position: int, tokens: int, length: int) -> Angles:
+        """Return the cosines and sines of a batch. length: of the sequence, with all of its prompt."""
+        a, device = self.architecture, self.suite.public_device
 
-    def _angles_of(self, cache: KVCache, tokens: int) -> Angles | None:
+        def of(rotary: Rotary) -> tuple[Tensor, Tensor]:
+            cos, sin = cosines_and_sines(rotary, a.head_channels, position, tokens, length)
+            return cos.to(device), sin.to(device)
+
+        return {rotary: of(rotary) for rotary in a.rotaries}
+
+    def _angles_of(self, cache: KVCache, tokens: int) -> Angles:
         """Return `angles` of the next batch. A drafted token's sequence ends with it, as if it came alone."""
         position, prompt = cache.seen, cache.prompt_tokens
         if not cache.drafted:
             return self.angles(position, tokens, max(prompt, position + tokens))
-        found = [self.angles(position + n, 1, max(prompt, position + n + 1)) for n in range(tokens)]
-        each = [one for one in found if one is not None]
-        return (torch.cat([cos for cos, _ in each]), torch.cat([sin for _, sin in each])) if each else None
+        return _joined([self.angles(position + n, 1, max(prompt, position + n + 1)) for n in range(tokens)])
+
+
+def _joined(parts: Sequence[Angles]) -> Angles:
+    """Return the angles of batches one after the other."""
+    return {key: (torch.cat([p[key][0] for p in parts]), torch.cat([p[key][1] for p in parts])) for key in parts[0]}
 
 
 class StreamedDecoder(Decoder):
