@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import lifted, wide
+from protocols.masked import gather, lifted, product, wide
 from protocols.masked.context import Context, Opening, open_value
+from protocols.masked.gather import picked_by_rank, picked_scores, spread_weights
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
+from protocols.masked.top_k import by_value
 from protocols.schedule import together
 from tests.protocols import uniformity
 from tests.protocols.gate_harness import run
@@ -69,7 +71,22 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     return c.shared(await open_value(c, unsigned))
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed]
+async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """All ranks and scores equal: a choice by ranks or by e, its scores, and weights that it spreads over all clusters."""
+    groups, clusters, size, count = SIZE // 24, 6, 4, 3
+    ranks = x.to_ring(3).map(lambda t: t.reshape(groups, -1)[:, :clusters] * 0)
+    scores = y.to_ring(24).map(lambda t: t.reshape(groups, 1, clusters, size))
+    m, s = await together(open_value(c, ranks), open_value(c, scores))
+    if c.parties == 2:
+        near, rows = picked_by_rank(c, m, count, s, 40)
+        e, p = await together(open_value(c, rows), open_value(c, near))
+    else:
+        e = await open_value(c, by_value(c, m, count, 40))
+        p = await open_value(c, picked_scores(c, e.to_ring(24), s))
+    return [c.shared(await open_value(c, spread_weights(c, e, p)))]
+
+
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -89,6 +106,29 @@ def test_what_is_opened_is_uniform(gate: Gate, parties: int) -> None:
 def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
     found = run(wide_deal, [(X, 34), (X, 40)], 3)
     assert [bits for _, bits in found.seen] == [64, 36]
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_weights_that_are_spread_without_a_mask_of_their_own_are_found(
+    parties: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened under no mask but the dealt term's, they would be what they are."""
+    real = product.product
+
+    def bare(c: Context, op: str, *rest: Any) -> Shared:
+        found = real(c, op, *rest)
+        monkeypatch.setattr(Opening, "__init__", _without_mask if op == "spread weights" else _with_mask)
+        return found
+
+    monkeypatch.setattr(gather, "product", bare)
+    assert _failures(chosen, parties)
+
+
+_with_mask = Opening.__init__
+
+
+def _without_mask(opening: Opening, value: Shared, lam: Tensor) -> None:
+    _with_mask(opening, value, torch.zeros_like(lam))
 
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])
