@@ -67,13 +67,11 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     for number in sorted(stands):
         kept += groups[number]
         repeats += [stands[number]] * len(groups[number])
-    windows = None if architecture.windows is None else tuple(architecture.window(n) for n in kept)
     options = dict(setting.options)
     for kind, found in bounds.items():
         if len(set(found.values)) > 1:
             options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
-    reduced = architecture.model_copy(update={"layers": len(kept), "windows": windows})
-    return reduced, replace(setting, options=options), repeats
+    return architecture.reduced(kept), replace(setting, options=options), repeats
 
 
 def middle_layer(repeats: list[int]) -> int:
