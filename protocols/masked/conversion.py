@@ -97,6 +97,8 @@ class Conversion:
     async def opened(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
+        if x.unmade is not None:
+            x.shared = x.unmade.make(bits)
         shared = x.widest()
         if shared.frac < frac:
             shared = x.as_shared().shift_left(frac - shared.frac)

@@ -19,7 +19,7 @@ parties and dealer shapes only; to the client, beside its answer, which kinds le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -194,10 +194,10 @@ class MaskedSuite(Suite):
         return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> MaskedTensor:
-        of = selected_attention.Clusters(chosen, k, v, always)
-        return await selected_attention.selected_attention(self.convert, q, of)
+        of = selected_attention.Clusters(k, v, always)
+        return await selected_attention.selected_attention(self.convert, q, chosen, of)
 
     # ---- selection -------------------------------------------------------------------------------------------------
     @property
