@@ -1,9 +1,9 @@
 """Sums of table entries over the set bits of many short rows of bits, each row with a table that a public digit names.
 
 Two ways with one result. Eight bits at a time, from tables of the sums that an octet can have: any device. Or, where rows
-are many and the processor multiplies 8-bit integers, rows of one digit together: their bits times the table's own digits of 8
-bits, one product for all tables. Both take what the public digits say, and the bits never decide what is done; on a CPU the
-first one looks up at places that the bits name, which only their owner sees.
+are many and the processor multiplies 8-bit integers, rows of one public digit together: their bits times the 8-bit digits of
+its entries, one product for all tables. Nothing that is done, and none of its order, depends on the bits but the places that
+the first way looks up at.
 """
 
 from __future__ import annotations

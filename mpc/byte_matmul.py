@@ -74,13 +74,16 @@ def _one(a: Tensor, b: Tensor, bits: int, out: Tensor) -> None:
     step = max(_LEAST_COLUMNS, _BLOCK // (count * size))
     for start in range(0, columns, step):
         block = b[start : start + step]
-        total = torch.zeros((a.shape[0], block.shape[0]), dtype=torch.int32 if bits <= 32 else torch.int64)
+        total = torch.empty((a.shape[0], block.shape[0]), dtype=torch.int32 if bits <= 32 else torch.int64)
         for piece, digits in zip(pieces, left, strict=True):
             width = piece.stop - piece.start
             other = _digits(block[:, piece], count, False)
             for s in range(count):
                 part = torch._int_mm(digits[:, (count - 1 - s) * width :], other[:, : (s + 1) * width].t())
-                total.add_(part, alpha=1 << 8 * s)
+                if s == 0 and piece.start == 0:
+                    total.copy_(part)
+                else:
+                    total.add_(part, alpha=1 << 8 * s)
         out[:, start : start + step] = total
     if bits < 64:
         out.bitwise_and_((1 << bits) - 1)

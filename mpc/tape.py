@@ -38,11 +38,16 @@ Bytes = bytes | bytearray | memoryview
 HEADER_BYTES = 16
 
 
-def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
-    """Return what an entry is, in words: the text that both ends hash."""
+@functools.lru_cache(maxsize=1 << 14)
+def _words(op: str, kind: str, bits: int, shape: tuple[int, ...], dependent: bool) -> str:
     how = "common" if kind == "common" else "dependent" if dependent else "random"
     kind = "value" if kind == "common" else kind
     return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
+
+
+def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
+    """Return what an entry is, in words: the text that both ends hash."""
+    return _words(op, kind, bits, tuple(shape), dependent)
 
 
 class Tape(ABC):

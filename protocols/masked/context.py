@@ -40,14 +40,17 @@ class Opening(Request[Masked]):
         self.lam = lam
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
+        self._own: Tensor | None = None  # what this party has sent
 
     def encode(self) -> bytes:
         """Return this party's message: the bit-packed share of x + lam."""
-        return pack(self.value.x + self.lam, self.value.bits)
+        self._own = self.value.x + self.lam
+        return pack(self._own, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
-        total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
+        assert self._own is not None
+        total, self._own = self._own.cpu(), None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpack(part, self.value.bits, self.value.shape)
