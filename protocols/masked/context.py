@@ -54,7 +54,9 @@ class Opening(Request[Masked]):
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpack(part, self.value.bits, self.value.shape)
-        m = ring.reduce(total, self.value.bits).to(c.device)
+        if self.value.bits < ring.RING_BITS:
+            total &= (1 << self.value.bits) - 1
+        m = total.to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
         return Masked(m, self.lam, self.value.bits, self.value.frac)
