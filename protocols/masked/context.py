@@ -40,18 +40,23 @@ class Opening(Request[Masked]):
         self.lam = lam
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
+        self._own: Tensor | None = None  # what this party has sent
 
     def encode(self) -> bytes:
         """Return this party's message: the bit-packed share of x + lam."""
-        return pack(self.value.x + self.lam, self.value.bits)
+        self._own = self.value.x + self.lam
+        return pack(self._own, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
-        total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
+        assert self._own is not None
+        total, self._own = self._own.cpu(), None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpack(part, self.value.bits, self.value.shape)
-        m = ring.reduce(total, self.value.bits).to(c.device)
+        if self.value.bits < ring.RING_BITS:
+            total &= (1 << self.value.bits) - 1
+        m = total.to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
         return Masked(m, self.lam, self.value.bits, self.value.frac)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class RangeFlags:
     def _set(self, kind: str, bits: Tensor) -> None:
         assert self._coefficients is not None
         found = self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits
-        self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
+        self._words[RANGE_KINDS.index(kind), self.place] ^= _fold(found)
 
     def _seed(self) -> None:
         """Take the seed of the coefficients, once an output: the same at all parties, unknown to clients."""
@@ -123,8 +124,10 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """Return the XOR of all elements, 0-dimensional."""
+def _fold(x: Tensor) -> int:
+    """Return the XOR of all elements."""
+    if x.device.type == "cpu":
+        return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
     flat = x.reshape(-1)
     while flat.numel() > 1:
         half = flat.numel() // 2
@@ -132,4 +135,4 @@ def _fold(x: Tensor) -> Tensor:
         flat = flat[:half] ^ flat[half : 2 * half]
         if rest.numel():
             flat = torch.cat([flat, rest])
-    return flat[0]
+    return int(flat[0])
