@@ -157,6 +157,9 @@ def _truncation() -> dict[str, list[Case]]:
     async def cut(s: MaskedSuite, x: Shared, count: int, frac: int) -> Masked:
         return await truncation.open_cut(s.context, x, count)
 
+    async def raised(s: MaskedSuite, x: Masked, count: int, bits: int, frac: int) -> Shared:
+        return s.context.shared(await truncation.raise_ring(s.context, x, count, bits))
+
     ends = [7, -7, (1 << 41) + 5, -(1 << 42), 0, -1, 123456789]
     x = Input(torch.tensor(ends), 44, 28)
     narrow = Input(torch.tensor([7, -7, (1 << 21) + 5, -(1 << 22), 0, -1]), 24, 14)
@@ -180,6 +183,7 @@ def _truncation() -> dict[str, list[Case]]:
             {"count": 14, "bits": 64, "frac": 28, "offset": 1 << 28},
             (2,),
         )
+        + cases("raised ring", raised, [narrow], {"count": 6, "bits": 40, "frac": 14})
         + cases("lift", lambda s, x, bits: truncation.lift(s.context, x, bits), [narrow], {"bits": 64}),
     }
 
