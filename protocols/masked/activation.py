@@ -203,7 +203,7 @@ def counted(kind: str, parties: int, plan: Plan) -> tuple[int, float, float]:
     async def program() -> Any:
         found = await activation(c, x, kind, plan)
         excess = found.frac - rings.frac
-        opened = await open_any(c, found.to_ring(plan.left + excess), excess)
+        opened = await open_any(c, found.to_ring(plan.left + excess), excess, wraps=plan.left < rings.wanted)
         if opened.bits < rings.wanted:
             await raise_ring(c, opened, 0, rings.wanted, 1 << rings.frac)
 

@@ -107,7 +107,7 @@ class Conversion:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await open_any(self.context, shared.to_ring(opened + excess), excess)
+        found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps=opened < bits)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

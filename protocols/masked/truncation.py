@@ -22,7 +22,9 @@ Offline: to_bits + max(0, to_bits - bits + t) bits per element. SIGMA (Gupta et 
 raise_ring: the same value, masked in a ring that is larger by j bits, for an opening of these j bits alone. Its mask is what
 is there, lam >> t, and 2^(bits - t) mu above it, mu fresh and uniform modulo 2^j: together uniform. So of m' = (x >> t) +
 lam' the low bits are known, and the high ones are those of c, which is public, and mu + (1 - msb(c)) msb(lam) modulo 2^j:
-that is opened. 1 round, j bits per element to each other party. Offline: as for the lift.
+that is opened. 1 round, j bits per element to each other party. Offline: as for the lift. Where x was opened in this ring to
+be raised, each party puts its share of mu above its share of lam: of the sum of the latter the dealer knows how often it
+goes around 2^bits, w times, which mu is more by then. It deals [w] modulo 2^j in place of lam: 2 j bits.
 Leaks: nothing of x. The rounding is [u < x mod 2^t] for a uniform u that parties know: the low bits of m, or of their own
 shares in `open_cut` (docs/security.md, "Rounding").
 """
@@ -59,17 +61,22 @@ async def floor(c: Context, x: Masked, cut: Masked) -> Shared:
     return Shared(shared.x - bit.x, cut.bits, cut.frac)
 
 
-async def open_cut(c: Context, x: Shared, count: int) -> Masked:
+async def open_cut(c: Context, x: Shared, count: int, wraps: bool = False) -> Masked:
     """Return <x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or
-    bits per element to each other party. Leaks as the module: the mask is fresh and uniform."""
-    if count == 0 or c.parties > 2:
+    bits per element to each other party. Leaks as the module: the mask is fresh and uniform.
+
+    wraps: as in `Context.opening`, where it is opened in the ring that it has then."""
+    if count == 0:
+        return await open_value(c, x, wraps)
+    if c.parties > 2:
         return truncate(c, await open_value(c, x), count)
     left = x.bits - count
     require(left >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
     if not c.evaluating:
-        return await open_value(c, Shared(c.blank(x.shape), left, x.frac - count))
+        return await open_value(c, Shared(c.blank(x.shape), left, x.frac - count), wraps)
     own = x.x + ((1 << count) - 1) if c.first else x.x
-    return await open_value(c, Shared(ring.shift_right(ring.reduce(own, x.bits), count, x.bits), left, x.frac - count))
+    cut = ring.shift_right(ring.reduce(own, x.bits), count, x.bits)
+    return await open_value(c, Shared(cut, left, x.frac - count), wraps)
 
 
 def _moved(c: Context, x: Masked, offset: int | None) -> tuple[Tensor, int]:
@@ -109,12 +116,19 @@ async def raise_ring(c: Context, x: Masked, count: int, bits: int, offset: int |
     kept = x.bits - count
     require(2 <= kept < bits, "lift", f"{count} bits cut from a ring of {x.bits} bits, to be raised to {bits}")
     moved, offset = _moved(c, x, offset)
-    low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
-    above = await open_value(c, Shared(_carry(c, x, moved, bits - kept), bits - kept, 0))
+    if count == 0 and x.wraps is not None:
+        wraps, own = x.wraps, ring.reduce(x.lam, kept)
+        dealt = c.deal("lift wraps", x.shape, bits - kept, lambda: wraps)
+        above = await open_value(c, Shared(_carry(c, x, moved, bits - kept) + dealt, bits - kept, 0))
+        high = above.lam + wraps if c.tape.dealing else above.lam
+    else:
+        own = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
+        above = await open_value(c, Shared(_carry(c, x, moved, bits - kept), bits - kept, 0))
+        high = above.lam
     m = x.m
     if c.evaluating:
         m = ring.reduce(ring.shift_right(moved, count, x.bits) - (offset >> count) + (above.m << kept), bits)
-    return Masked(m, lambda: ring.reduce(low + (above.lam << kept), bits), bits, x.frac - count)
+    return Masked(m, lambda: ring.reduce(own + (high << kept), bits), bits, x.frac - count)
 
 
 def lift(c: Context, x: Masked, bits: int) -> Shared:

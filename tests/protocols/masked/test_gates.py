@@ -103,13 +103,16 @@ def test_truncate_and_lift_is_off_by_less_than_a_unit(bits: int, cut: int, to: i
 
 
 @pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("wraps", [False, True])
 @pytest.mark.parametrize(("bits", "cut", "to"), [(40, 8, 64), (40, 0, 64), (60, 30, 44), (20, 6, 15), (26, 0, 37)])
-def test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more(bits: int, cut: int, to: int, parties: int) -> None:
+def test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more(
+    bits: int, cut: int, to: int, wraps: bool, parties: int
+) -> None:
     limit = 1 << (bits - 2)
     x = torch.cat([torch.randint(-limit, limit, (2000,)), torch.tensor([0, 1, -1, limit - 1, -limit])])
 
     async def gate(c: Context, s: Shared) -> Shared:
-        return c.shared(await truncation.raise_ring(c, await open_value(c, s), cut, to))
+        return c.shared(await truncation.raise_ring(c, await open_value(c, s, wraps), cut, to))
 
     found, cost = run_gate(gate, x, bits, cut, parties)
     real = x.double() / 2.0**cut
@@ -117,6 +120,8 @@ def test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more(bits: int, 
     assert cost.rounds == 2
     sent = [packed_size(len(x), size) for size in (bits, to - bits + cut)]
     assert cost.bytes_sent == sum(sent) * (parties - 1)
+    lifted = packed_size(len(x), to) if cut or not wraps else sent[1]
+    assert cost.offline_bytes - lifted - sent[1] in range(16 * 3, 16 * 6)  # headers
 
 
 def test_a_ring_is_raised_from_where_a_value_starts() -> None:

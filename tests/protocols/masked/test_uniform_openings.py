@@ -72,8 +72,9 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
 
 async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """Two values raised from small rings: what each is opened with, before and after."""
-    a, b = await together(open_value(c, x.to_ring(20)), open_value(c, y.to_ring(24)))
-    return [c.shared(m) for m in await together(raise_ring(c, a, 0, 44), raise_ring(c, b, 6, 50))]
+    a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
+    rings = [raise_ring(c, a, 0, 44), raise_ring(c, b, 6, 50), raise_ring(c, d, 0, 40)]
+    return [c.shared(m) for m in await together(*rings)]
 
 
 GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, raised]
@@ -102,7 +103,7 @@ def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
 def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that is there already hides low bits only: without a fresh one, who sees the carry sees the top bit of lam."""
 
-    async def bare(c: Context, x: Shared) -> Any:
+    async def bare(c: Context, x: Shared, wraps: bool = False) -> Any:
         found = await Opening(x, torch.zeros_like(x.x) if c.evaluating else c.blank(x.shape))
         return found.map(lambda t: t)
 

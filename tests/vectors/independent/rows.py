@@ -73,7 +73,7 @@ def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int) -> Steps
     found = yield from fitting(w, x, magnitude, frac, bits)
     if found.bits >= bits:
         return found.to(bits)
-    return (yield from raise_ring(w, found, 0, bits))
+    return (yield from raise_ring(w, found, 0, bits, w.parties == 2 or x.frac <= frac))
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
