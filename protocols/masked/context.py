@@ -154,7 +154,8 @@ class Context:
     """One role's view of masked evaluation.
 
     channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end. perspective: the
-    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last.
+    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last. Shares
+    lie on the tape's device.
     """
 
     def __init__(
@@ -162,13 +163,12 @@ class Context:
         tape: Tape,
         channel: Channel | None,
         parties: int,
-        device: torch.device | str = "cpu",
         perspective: int | None = None,
     ) -> None:
         self.tape = tape
         self.channel = channel
         self.parties = parties
-        self.device = torch.device(device)
+        self.device = tape.device
         self.evaluating = channel is not None  # at a compute party: shares and public masked values are real tensors
         self.first = channel is not None and channel.party == 0
         counted = parties - 1 if perspective is None else perspective

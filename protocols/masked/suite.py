@@ -22,7 +22,6 @@ import math
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mpc.channel import Channel
@@ -71,11 +70,10 @@ class MaskedSuite(Suite):
         tape: Tape,
         channel: Channel | None,
         options: MaskedOptions = USUAL,
-        device: torch.device | str = "cpu",
     ) -> None:
-        self.context = Context(tape, channel, parties, device)
+        self.context = Context(tape, channel, parties)
         self.context.prefer = options.prefer
-        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        super().__init__(parties, options.fraction_bits, self.context.ledger, tape.device)
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
     def begin(self, places: int) -> None:
