@@ -81,8 +81,8 @@ class Rotary(_Public):
     long against `original_positions`, unchanged where it is short, blended between the two; "yarn": the same with another
     blend, linear in the channel between the ones that turn `beta_fast` and `beta_slow` times within `original_positions`
     (rounded outwards to whole channels with `truncate`); "dynamic": theta grows with the sequence once that is longer than
-    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and sines are
-    multiplied by it, scores hence by its square, which is folded into the query weights.
+    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and
+    sines are multiplied by it, scores hence by its square, which is folded into the query weights.
     """
 
     theta: Positive = 10_000.0
@@ -124,9 +124,9 @@ class Architecture(_Public):
     a bias once the last norm's offset is folded into it. eos: ids that end a generation.
 
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
-    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before they turn:
-    each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream. score_cap,
-    logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary positions of
+    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
+    they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary positions of
     layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no positions.
 
     Raises `ConfigurationError` naming the argument and its value.
