@@ -126,8 +126,8 @@ class Architecture(_Public):
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
     they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
-    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary positions of
-    layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no positions.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
+    positions of layers with a window, where they differ. rotated: one entry a layer, False where none turn.
 
     Raises `ConfigurationError` naming the argument and its value.
 

@@ -173,8 +173,8 @@ class Standard(Family):
             "v": (a.width, keys, qkv),
             "qkv": (a.width, queries + 2 * keys, qkv),
             "out": (queries, a.width, out),
-            "up": (a.width, a.feed_forward, mlp),
             "gate": (a.width, a.feed_forward, mlp),
+            "up": (a.width, a.feed_forward, mlp),
             "gate_up": (a.width, 2 * a.feed_forward, mlp),
             "down": (a.feed_forward, a.width, mlp),
         }
