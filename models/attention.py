@@ -126,8 +126,6 @@ class Attention:
         rows = x.permute(1, 0, 2)
         if a.query_key_norm == "all":
             rows = rows.reshape(tokens, heads * channels)
-        else:
-            gain = gain.reshape(heads, channels)
         found = await self.suite.norm_gain(rows, a.norm, gain)
         return found.reshape(tokens, heads, channels).permute(1, 0, 2)
 

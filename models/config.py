@@ -68,6 +68,10 @@ class Config:
         self.values = values
         self.path = path
 
+    def without(self, *keys: str) -> Config:
+        """Return the same without some options."""
+        return Config({key: value for key, value in self.values.items() if key not in keys}, self.path)
+
     def error(self, key: str, why: str) -> CheckpointError:
         """Return an error about one key, with its value."""
         if key in self.values:

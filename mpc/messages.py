@@ -52,4 +52,4 @@ def delivered(messages: Sequence[bytes], device: torch.device) -> list[Message]:
     if device.type == "cpu":
         return [memoryview(message) for message in messages]
     whole = torch.from_numpy(np.frombuffer(bytearray().join(messages), np.uint8)).to(device)
-    return list(whole.split([len(message) for message in messages]))
+    return list(torch.split(whole, [len(message) for message in messages]))

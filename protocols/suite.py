@@ -266,8 +266,10 @@ class Suite(ABC):
 
     async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> Value:
         """Return x / sqrt(moment(x) + eps) over the last axis, times a fixed secret gain (+ residual): what stands before no
-        linear layer. x: outputs of a linear layer, [..., D]; gain: [D], or [..., D] as x ends."""
-        inverse, scaled = await self.together(self.rsqrt_moment(x, norm), self.mul(x, gain))
+        linear layer. x: outputs of a linear layer, [..., D] or [..., H, D]; gain: [D], or [H D]."""
+        flat = x.reshape(-1, gain.shape[0])
+        inverse, scaled = await self.together(self.rsqrt_moment(x, norm), self.mul(flat, gain))
+        scaled = scaled.reshape(*x.shape)
         with operation("norm scale"):
             y: Value = await self.mul(scaled, inverse)
         return y if residual is None else y + residual

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from models.families.standard import Standard
+from models.families.standard import Standard, renamed
 
 
 class Gpt2(Standard):
@@ -19,19 +19,21 @@ class Gpt2(Standard):
     activation = "gelu_new"
     epsilon = 1e-5
     defaults: ClassVar[Mapping[str, Any]] = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}
-    names: ClassVar[Mapping[str, str]] = {
-        "tokens": "wte",
-        "positions": "wpe",
-        "norm": "ln_f",
-        "head": "lm_head",
-        "layer": "h",
-        "attention.norm": "ln_1",
-        "mlp.norm": "ln_2",
-        "qkv": "attn.c_attn",
-        "out": "attn.c_proj",
-        "up": "mlp.c_fc",
-        "down": "mlp.c_proj",
-    }
+    names: Mapping[str, str] = renamed(
+        {
+            "tokens": "wte",
+            "positions": "wpe",
+            "norm": "ln_f",
+            "layer": "h",
+            "attention.norm": "ln_1",
+            "mlp.norm": "ln_2",
+            "qkv": "attn.c_attn",
+            "out": "attn.c_proj",
+            "up": "mlp.c_fc",
+            "down": "mlp.c_proj",
+        },
+        without=("q", "k", "v", "gate"),
+    )
     keys: ClassVar[Mapping[str, str]] = {
         "layers": "n_layer",
         "width": "n_embd",

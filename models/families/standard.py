@@ -67,7 +67,7 @@ class Standard(Family):
     a stored gain. stored_transposed: matrices are stored [in, out]. activation, epsilon: where config.json has none.
     """
 
-    names: ClassVar[Mapping[str, str]] = NAMES
+    names: Mapping[str, str] = NAMES
     keys: ClassVar[Mapping[str, str]] = {}
     layer_norm: ClassVar[bool] = False
     gain_offset: ClassVar[float] = 0.0

@@ -66,8 +66,8 @@ class CryptenLinear(Suite):
         self.session.ranges = None if crypten_own else self._ranges
 
     # ---- running -------------------------------------------------------------------------------------------------
-    def begin(self, places: int) -> None:
-        super().begin(places)
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        super().begin(places, score_cap)
         self._ranges.begin(places)
 
     def at(self, place: int) -> None:

@@ -34,10 +34,12 @@ class Conversion:
         self.fraction_bits = fraction_bits
         self.bounds = bounds
         self.ranges = RangeFlags(context, bounds.places)
+        self.score_cap: float | None = None
 
-    def begin(self, places: int) -> None:
-        """Start a program with so many places."""
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        """Start a program with so many places, and perhaps a soft cap of attention's scores."""
         self.bounds.begin(places)
+        self.score_cap = score_cap
         self.ranges = RangeFlags(self.context, places)
 
     def at(self, place: int) -> None:

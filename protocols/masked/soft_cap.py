@@ -1,16 +1,15 @@
 """The soft cap c tanh(x / c) of a masked value as a sum of sines: no round.
 
-Beside 0, tanh repeats with changing sign every half period P / 2, up to e^(|x| / c - P / (2 c)): the sum over all repetitions has
-the closed form
+A tanh that changes its sign every half period P / 2 is tanh for |x| < P / 4, up to e^(-P / (2 c)), and has the closed form
 
-    tanh(x / c) = sum over odd j of a_j sin(2 pi j x / P),   a_j = (4 pi c / P) / sinh(pi^2 j c / P)
+    c tanh(x / c) = sum over odd j of a_j sin(2 pi j x / P),   a_j = (4 pi c^2 / P) / sinh(pi^2 j c / P)
 
 and a ring is a period by itself, so x modulo P is the low bits of m and lam. sin(w (m - lam)) is linear in the dealt cosine
 and sine of the mask. P is a power of two, at least four times the bound of |x| and 32 c: some 40 harmonics for c = P / 40,
 fewer where c is larger. Amplitudes are decimal numbers and the turns' tables integers, equal on every machine.
 
 Rounds: 0. Offline, result of K bits: 2 (K - floor(log2(a_1 / a_j))) bits of each harmonic j. Range: |x| < P / 4. Error:
-below c 2^-15. Leaks: nothing, it is local (docs/security.md, "Soft caps"). The series: Poisson summation of sech^2.
+below 2^-13. Leaks: nothing, it is local (docs/security.md, "Soft caps"). The series: Poisson summation of sech^2.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ PUBLIC_BITS = 18  # of an amplitude times the public cosine
 FRAC = DEALT_BITS + PUBLIC_BITS
 COARSE = 13  # bits of a turn that one table names; another has the rest
 PERIOD_OF_CAP = 32  # P / c at least: the next repetition is e^-8 below at P / 4, where tanh is 1 within e^-16
-SMALLEST = Decimal("3e-7")  # an amplitude that counts
+LARGEST_CAP = 256  # amplitudes times cosines fit a word
+SMALLEST = Decimal("1.5e-5")  # an amplitude that counts
 _PI = Decimal("3.141592653589793238462643383279502884197169")
 
 
@@ -48,14 +48,14 @@ def period_bits(cap: float, bound: int) -> int:
 
 @cache
 def amplitudes(cap: float, period: int) -> tuple[tuple[int, int], ...]:
-    """Return (j, a_j) with `curves.AMPLITUDE_BITS` fraction bits, of tanh itself."""
+    """Return (j, a_j) with `curves.AMPLITUDE_BITS` fraction bits."""
     with localcontext() as context:
         context.prec = 40
         ratio = _PI * Decimal(cap) / Decimal(2**period)
         found = []
         for j in range(1, 1 << period, 2):
             grown = (_PI * j * ratio).exp()
-            a = 8 * ratio / (grown - 1 / grown)
+            a = 8 * ratio * Decimal(cap) / (grown - 1 / grown)
             if a < SMALLEST:
                 break
             found.append((j, int((a * 2**curves.AMPLITUDE_BITS).to_integral_value())))
@@ -94,8 +94,9 @@ def _cut(x: Tensor, count: int) -> Tensor:
 
 
 def soft_cap(c: Context, x: Masked, cap: float, period: int, bits: int) -> Shared | WideShared:
-    """Return [tanh(x / cap)] modulo 2^bits with `FRAC` fraction bits, for |x| < 2^period / 4."""
+    """Return [cap tanh(x / cap)] modulo 2^bits with `FRAC` fraction bits, for |x| < 2^period / 4."""
     circle = period + x.frac
+    require(cap < LARGEST_CAP, "soft cap", f"a cap of {cap} is not below {LARGEST_CAP}")
     require(3 <= circle <= x.bits, "soft cap", f"a period of 2^{period} with {x.frac} fraction bits in a ring of {x.bits}")
     found = amplitudes(cap, period)
     total: Any = None

@@ -14,8 +14,6 @@ Source: Boyle, Gilboa, Ishai 2016. With more parties, or where rounds are cheape
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -85,10 +83,10 @@ def by_points(c: Context, x: Masked, bits: int) -> Shared:
     return Shared(idpf.read_narrow(c, x, p, payloads, _own_entry(p.values)), bits, 0)
 
 
-def _own_entry(entries: int) -> Callable[[Words, Tensor], Words]:
+def _own_entry(entries: int) -> idpf.Combine:
     """Return what takes m's entry of a leaf: [1, 1, elements, entries] -> [elements]."""
 
-    def take(share: Words, m: Tensor) -> Words:
+    def take(share: Words, m: Tensor, cut: slice) -> Words:
         assert not isinstance(share, Wide)
         return share[0, 0].gather(-1, (m & (entries - 1))[:, None])[:, 0]
 
