@@ -292,7 +292,7 @@ class MPCache(EvictingPolicy):
             return []
         if seen.mass is None or kept >= tokens:
             return []
-        most = seen.queries * cache.group  # each of a layer's queries gives 1
+        most = seen.most
         total = self._votes(suite, entries[0], seen.mass, most * (members.index(layer) + 1))
         if layer != members[-1]:
             return []
@@ -300,7 +300,7 @@ class MPCache(EvictingPolicy):
         chosen = Kept(self.sinks, tokens - self.window, kept - self.sinks - self.window)
         bound = most * len(members) * seen.mass.shape[0] + 1
         scores = Scores(total.sum(0, keepdim=True)[:, chosen.start : chosen.stop], bound, self.following)
-        return Eviction(suite, entries, scores, chosen).stages()
+        return Eviction(suite, entries, lambda: scores, chosen).stages()
 
     def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
         """Return the clusters' description, which waits for the last layer of a group that shares."""

@@ -84,9 +84,9 @@ class CryptenSuite(CryptenLinear):
         centred, inverse, bits = normalisation.rsqrt_moment(self.session, x.share, x.fraction_bits, kind, bound)
         return x.like(centred), self._value(inverse, bits)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """Normalise x [..., D], then apply each linear layer: x is normalised first, since it is narrower than they are."""
-        if self._own is not None and not whole:
+        if norm is None or (self._own is not None and not whole):
             return await super().norm_linear(x, norm, layers)
         normalised = await self._normalised(x, norm)
         with label("linear"):
@@ -194,7 +194,7 @@ class CryptenSuite(CryptenLinear):
         self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:
         """Attention to secretly chosen clusters by products of three factors, of which none has the cache's size."""
-        if self._own is not None:
+        if self._own is not None or self.score_cap is not None:
             return await super().selected_attention(q, chosen, k, v, always)
         chosen = await there(chosen)
         s, held, x = self.session, await self.mask_for_reuse(chosen), own_value(q)

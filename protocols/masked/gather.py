@@ -196,10 +196,10 @@ def picked_by_rank(c: Context, ranks: Masked, count: int, s: Masked, bits: int) 
         lam = by_cluster.lam
         return torch.cat([torch.ones_like(lam[:, :1]), lam], 1)[None]
 
-    def picked(share: Words, cut: slice) -> Words:
+    def picked(share: Words, m: Tensor, cut: slice) -> Words:
         assert not isinstance(share, Wide)
         hot, hot_lam = share[0, ..., :1], share[0, ..., 1:]  # [count, clusters, ...]
-        return torch.cat([hot, hot * by_cluster.m[cut] - hot_lam], -1).transpose(0, 1)
+        return torch.cat([hot, hot * by_cluster.m[cut].cpu() - hot_lam], -1).transpose(0, 1)
 
     found = idpf.read_narrow(c, ranks, tree, payloads, picked)
     if not c.evaluating:

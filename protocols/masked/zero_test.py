@@ -14,8 +14,6 @@ Source: Boyle, Gilboa, Ishai 2016. With more parties, or where rounds are cheape
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -82,15 +80,14 @@ def by_points(c: Context, x: Masked, bits: int) -> Shared:
         low = x.lam.reshape(-1) & (p.values - 1)
         return torch.nn.functional.one_hot(low, p.values)[None]
 
-    return Shared(idpf.read_narrow(c, x, p, payloads, _own_entry(x, p.values)), bits, 0)
+    return Shared(idpf.read_narrow(c, x, p, payloads, _own_entry(p.values)), bits, 0)
 
 
-def _own_entry(x: Masked, entries: int) -> Callable[[Words, slice], Words]:
+def _own_entry(entries: int) -> idpf.Combine:
     """Return what takes m's entry of a leaf: [1, 1, elements, entries] -> [elements]."""
-    low = x.m.reshape(-1) & (entries - 1)
 
-    def take(share: Words, cut: slice) -> Words:
+    def take(share: Words, m: Tensor, cut: slice) -> Words:
         assert not isinstance(share, Wide)
-        return share[0, 0].gather(-1, low[cut, None].to(share.device))[:, 0]
+        return share[0, 0].gather(-1, (m & (entries - 1))[:, None])[:, 0]
 
     return take
