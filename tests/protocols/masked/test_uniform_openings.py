@@ -10,20 +10,13 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-<<<<<<< HEAD
-from protocols.masked import gather, lifted, product, wide
-=======
-from protocols.masked import lifted, truncation, wide
->>>>>>> main
+from protocols.masked import gather, lifted, product, truncation, wide
 from protocols.masked.context import Context, Opening, open_value
 from protocols.masked.gather import picked_by_rank, picked_scores, spread_weights
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
-<<<<<<< HEAD
 from protocols.masked.top_k import by_value
-=======
 from protocols.masked.truncation import raise_ring
->>>>>>> main
 from protocols.schedule import together
 from tests.protocols import uniformity
 from tests.protocols.gate_harness import run
@@ -79,7 +72,6 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     return c.shared(await open_value(c, unsigned))
 
 
-<<<<<<< HEAD
 async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """All ranks and scores equal: a choice by ranks or by e, its scores, and weights that it spreads over all clusters."""
     groups, clusters, size, count = SIZE // 24, 6, 4, 3
@@ -95,8 +87,6 @@ async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
     return [c.shared(await open_value(c, spread_weights(c, e, p)))]
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen]
-=======
 async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """Two values raised from small rings: what each is opened with, before and after."""
     a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
@@ -104,8 +94,7 @@ async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     return [c.shared(m) for m in await together(*rings)]
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, raised]
->>>>>>> main
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen, raised]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -128,7 +117,6 @@ def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
 
 
 @pytest.mark.parametrize("parties", [2, 3])
-<<<<<<< HEAD
 def test_weights_that_are_spread_without_a_mask_of_their_own_are_found(
     parties: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +137,9 @@ _with_mask = Opening.__init__
 
 def _without_mask(opening: Opening, value: Shared, lam: Tensor) -> None:
     _with_mask(opening, value, torch.zeros_like(lam))
-=======
+
+
+@pytest.mark.parametrize("parties", [2, 3])
 def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that is there already hides low bits only: without a fresh one, who sees the carry sees the top bit of lam."""
 
@@ -159,7 +149,6 @@ def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkey
 
     monkeypatch.setattr(truncation, "open_value", bare)
     assert _failures(raised, parties)
->>>>>>> main
 
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])
