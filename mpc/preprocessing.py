@@ -185,8 +185,9 @@ class PreprocessingTape(Tape):
         out: Tensor = self._put(_key(op, "random", shape, bits, kind), self._tape.random(op, shape, bits, kind))
         return out
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        return [self.random(op, shape, bits, kind)]
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        (found,) = self._tape.random_shares(op, shape, bits, kind, host)
+        return [self._put(_key(op, "random", shape, bits, kind), found)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
@@ -199,8 +200,10 @@ class PreprocessingTape(Tape):
         out: Tensor = self._put(_key(op, "table", shape, bits), self._tape.table(op, shape, None, bits))
         return out
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits))
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
+        out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits, host))
         return out
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
@@ -235,7 +238,7 @@ class PrecomputedTape(Tape):
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         return self._take(_key(op, "random", shape, bits, kind))
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         return [self.random(op, shape, bits, kind)]
 
     def dependent(
@@ -246,7 +249,9 @@ class PrecomputedTape(Tape):
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
         return self._take(_key(op, "table", shape, bits))
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         return self._take(_key(op, "common", shape, bits))
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:

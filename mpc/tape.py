@@ -73,8 +73,9 @@ class Tape(ABC):
         """Return a fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
 
     @abstractmethod
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """Return as `random`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        """Return as `random`, but the dealer gets the list of all parties' shares; a party a list of its own one. host: they
+        stay at the host, whatever the device is, for what is computed there (point functions)."""
 
     @abstractmethod
     def dependent(
@@ -103,9 +104,11 @@ class Tape(ABC):
         return shape_tensor(shape)
 
     @abstractmethod
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Return a value that the dealer computes and every party gets whole, such as the part of a key that all of them
-        share.
+        share. host: as in `random_shares`.
 
         It must say nothing but with what a party gets otherwise from this tape. Costs packed_size(elements, bits) offline
         bytes for *every* party.
@@ -151,9 +154,9 @@ class DealerTape(Tape):
         self._header(describe(op, kind, bits, shape, False), 0)
         return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         self._header(describe(op, kind, bits, shape, False), 0)
-        return [prg.ring(shape, bits, self.device) for prg in self._prgs]
+        return [prg.ring(shape, bits, "cpu" if host else self.device) for prg in self._prgs]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
@@ -191,7 +194,9 @@ class DealerTape(Tape):
         self.ledger.offline(size)
         return [*others, ring.reduce(self._correct(whole, total, bits, kind), bits)]
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Compute the value and send it to every party."""
         assert value is not None
         whole = ring.reduce(value(), bits)
@@ -242,11 +247,14 @@ class PartyTape(Tape):
         self.ledger.offline(HEADER_BYTES)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        self._header(describe(op, kind, bits, shape, False), 0)
-        return self._prg.ring(shape, bits, self.device)
+        return self._random(op, shape, bits, kind, self.device)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        return [self.random(op, shape, bits, kind)]
+    def _random(self, op: str, shape: Shape, bits: int, kind: str, device: torch.device | str) -> Tensor:
+        self._header(describe(op, kind, bits, shape, False), 0)
+        return self._prg.ring(shape, bits, device)
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        return [self._random(op, shape, bits, kind, "cpu" if host else self.device)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
@@ -274,11 +282,14 @@ class PartyTape(Tape):
         self.ledger.offline(size)
         return self._read(size)
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         self.ledger.offline(size)
-        return unpack(self._read(size), bits, shape).to(self.device)
+        found = unpack(self._read(size), bits, shape)
+        return found if host else found.to(self.device)
 
 
 def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
@@ -337,9 +348,11 @@ class CountingTape(Tape):
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
         return shape_tensor(shape)
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Count what every party would receive."""
         return self.dependent(op, shape, None, bits)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         return [self.random(op, shape, bits, kind)]

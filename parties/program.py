@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Endpoint, GenerationPlan, generate
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
@@ -87,7 +88,7 @@ class SessionProgram:
     def suite(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return the suite of the session, for a party or (channel None) for whom nothing is sent."""
         manifest, parties = self.manifest, len(self.manifest.parties)
-        return secure_suite(manifest.spec, parties=parties, tape=tape, channel=channel, device=self.device)
+        return secure_suite(manifest.spec, parties=parties, tape=tape, channel=channel)
 
     def load(self, suite: Suite, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import KVCache
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Decoding, choice, prefill
+from models.loaded import load_weights
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -130,5 +131,5 @@ async def step(
         else:
             logits = await prefill(decoder, cache, inputs, whole=shown)
         with suite.ledger.timed(CHOICE):
-            _, share = await choice(suite, logits, plan.decoding, plan.temperature)
+            _, share = await choice(suite, logits, plan.decoding, plan.temperature, decoder.architecture.logit_cap)
     return logits, share
