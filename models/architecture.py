@@ -3,7 +3,8 @@
 All parties hold the same `Architecture`; its canonical JSON enters the manifest that they compare. Nothing here depends on
 a weight. Canonical weights are what `models.checkpoint` makes of a checkpoint and `models.decoder` computes with: every
 normalisation's centring, gain and offset folded into the linear layers behind it (see `protocols.suite.Norm`), the score
-scale 1/sqrt(C) in the query weights, queries, keys and values in one matrix, every matrix stored [in, out].
+scale 1/sqrt(C) in the query weights, queries, keys and values in one matrix, every matrix stored [in, out]. The experts of
+a layer are one feed-forward layer of width E F, expert after expert, with the router beside it.
 
 Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
 V vocabulary, P positions.
@@ -101,12 +102,37 @@ class Rotary(_Public):
             raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
+class Experts(_Public):
+    """A mixture of experts in place of a feed-forward layer, which each token passes through a few of.
+
+    count: experts E. chosen: of them for each token. feed_forward: width of one. renormalised: whether what the chosen ones
+    count is divided by its sum. layers: those that have a mixture, in order; None: all. An expert is gated, without biases.
+    """
+
+    count: Count
+    chosen: Count
+    feed_forward: Count
+    renormalised: bool
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 12)], ...] | None, Strict(False)] = None
+
+    def _check(self) -> None:
+        if self.chosen > self.count:
+            raise ValueError(f"'chosen' = {self.chosen} must be at most 'count' = {self.count}")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"'layers' = {list(self.layers)} must be in order, each of them once")
+
+    def at(self, layer: int) -> bool:
+        """Whether a layer has a mixture."""
+        return self.layers is None or layer in self.layers
+
+
 class Architecture(_Public):
     """A decoder-only transformer, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
     (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
-    a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+    a bias once the last norm's offset is folded into it. experts: of the layers that are a mixture; `feed_forward` is the
+    width of the others. eos: ids that end a generation.
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -135,6 +161,7 @@ class Architecture(_Public):
     mlp_bias: bool = False
     head_bias: bool = False
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    experts: Experts | None = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
 
@@ -160,6 +187,10 @@ class Architecture(_Public):
             raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(f"'windows' has {len(self.windows)} entries, it needs one for each of {self.layers} layers")
+        if self.experts is not None and not self.gated:
+            raise ValueError("'experts' need 'gated' = true")
+        if self.experts is not None and self.experts.layers and self.experts.layers[-1] >= self.layers:
+            raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -173,6 +204,10 @@ class Architecture(_Public):
     def window(self, layer: int) -> int | None:
         """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
+
+    def mixture(self, layer: int) -> Experts | None:
+        """Return the experts of a layer, None where it has a feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
@@ -190,10 +225,14 @@ class Architecture(_Public):
         for layer in range(self.layers):
             linear(f"layers.{layer}.attention.qkv", wide, fused, self.qkv_bias)
             linear(f"layers.{layer}.attention.out", heads, wide, self.out_bias)
-            linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
+            inner, bias, experts = self.feed_forward, self.mlp_bias, self.mixture(layer)
+            if experts is not None:
+                inner, bias = experts.count * experts.feed_forward, False
+                linear(f"layers.{layer}.mlp.router", wide, experts.count, False)
+            linear(f"layers.{layer}.mlp.up", wide, inner, bias)
             if self.gated:
-                linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
-            linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+                linear(f"layers.{layer}.mlp.gate", wide, inner, bias)
+            linear(f"layers.{layer}.mlp.down", inner, wide, bias)
         linear("head", wide, self.vocabulary, self.head_bias)
         return shapes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,11 @@ class Config:
         if self.present(key) and not any(type(a) is type(self.values[key]) and a == self.values[key] for a in allowed):
             raise self.error(key, why)
 
-    def refuse_unsupported(self) -> None:
-        """Raise for every option of `UNSUPPORTED` that is switched on."""
+    def refuse_unsupported(self, computed: Collection[str] = ()) -> None:
+        """Raise for every option of `UNSUPPORTED` that is switched on. computed: those that the family computes."""
         for key, why in UNSUPPORTED.items():
-            self.refuse(key, why, False, 0, 1.0, {}, [])
+            if key not in computed:
+                self.refuse(key, why, False, 0, 1.0, {}, [])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models import experts
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, causal_mask
 from models.policies.full import FullCache
@@ -52,6 +53,7 @@ class _Layer:
     up: Linear
     gate: Linear | None
     down: Linear
+    router: Linear | None
 
 
 class Decoder:
@@ -98,6 +100,7 @@ class Decoder:
             up=self._linear(f"{at}.mlp.up", "function"),
             gate=self._linear(f"{at}.mlp.gate", "function") if self.architecture.gated else None,
             down=self._linear(f"{at}.mlp.down"),
+            router=self._linear(f"{at}.mlp.router", "function") if self.architecture.mixture(layer) else None,
         )
 
     def new_cache(self) -> KVCache:
@@ -311,6 +314,11 @@ class Decoder:
     async def _mlp(self, h: Value, layer: _Layer) -> Value:
         """Run the feed-forward sub-layer: [T, D] -> [T, D]."""
         suite, a = self.suite, self.architecture
+        if layer.router is not None:
+            assert layer.gate is not None
+            assert a.experts is not None
+            weights = experts.MixtureWeights(layer.router, layer.gate, layer.up, layer.down)
+            return await experts.dense(suite, a, a.experts, weights, h)
         if layer.gate is None:
             (up,) = await suite.norm_linear(h, a.norm, [layer.up])
             active = await suite.activation(up, a.activation)

@@ -51,6 +51,8 @@ class Suite(Operations):
     """Fraction bits that the shares of weights must have; 0 for `plain`, which takes floats."""
     similarity_bound: float = 2.0**15
     """Public bound on the results of `scores`."""
+    router_bound: ClassVar[float] = 2.0**17
+    """Public bound on the logits of a router."""
 
     def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
         self.parties = parties
@@ -221,6 +223,61 @@ class Suite(Operations):
     async def choose(self, chosen: Value, rows: Value) -> Value:
         """Return the rows of a small secret table: one-hot chosen [G, n, N] times rows [G, N, width] -> [G, n, width]."""
         return await self.matmul(chosen, rows)
+
+    # ---- mixtures of experts: nobody learns which experts a token took, nor how many tokens an expert has ---------------
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        """Return which experts each token takes, marks 0 or 1 with 0 fraction bits, and how much each counts, both
+        [T, E]: the softmax of a router's logits [T, E] at the `chosen` largest, exactly 0 elsewhere.
+
+        renormalised: divided by its sum over the chosen, that is the softmax over them alone. Ties go to the earlier expert.
+        """
+        with operation("routing"):
+            rows = await self.mask_for_reuse(await self.top_k(logits, chosen, self.router_bound))
+            marks = rows.sum(1)
+            if not renormalised:
+                return marks, await self.mul(marks, await self.softmax(logits))
+            tokens, experts = logits.shape
+            near = await self.matmul(logits.reshape(tokens, 1, experts), rows.transpose(1, 2))
+            counts = await self.softmax(near)
+            return marks, (await self.matmul(counts, rows)).reshape(tokens, experts)
+
+    async def weigh(self, x: Value, gates: Value) -> Value:
+        """Return x times what it counts, broadcasting; x is what a gated activation gives, gates as of `route`."""
+        return await self.mul(x, gates)
+
+    async def normalise(self, x: Value, norm: Norm) -> Value:
+        """Return rows [..., D] divided by their deviation: of norm sqrt(D)."""
+        return await self.mul(x, await self.rsqrt_moment(x, norm))
+
+    async def slots(self, marks: Value, capacity: int) -> tuple[Value, Value]:
+        """Return the places of experts that have `capacity` of them: [E, capacity, T], row j of an expert one-hot at the
+        j-th token that marks it, zero where there is none; and how many marks of [T, E] found no place, [1]. Both have 0
+        fraction bits."""
+        experts = marks.shape[1]
+        with operation("dispatch"):
+            counts = marks.transpose(0, 1).cumsum(1).reshape(experts, 1, marks.shape[0])
+            places = torch.arange(1, capacity + 1, dtype=torch.float64).reshape(capacity, 1)
+            below = await self.less_than_zero(counts.expand(experts, capacity, marks.shape[0]) - places)
+            over = counts[:, 0, -1] - float(capacity)
+            dropped = over - await self.mul(await self.less_than_zero(over), over)
+            before = self.concat([below[:, :, :1] * 0 + 1.0, below[:, :, :-1]], 2)
+            return before - below, dropped.sum(0, keepdim=True)
+
+    async def gather(self, slots: Value, rows: Value) -> Value:
+        """Return the rows that `slots` [E, C, T] name, of [T, D], or of each expert's own [E, T, D]: [E, C, D]."""
+        experts, capacity, tokens = slots.shape
+        with operation("dispatch"):
+            if len(rows.shape) == 3:
+                return await self.matmul(slots, rows)
+            found = await self.matmul(slots.reshape(experts * capacity, tokens), rows)
+            return found.reshape(experts, capacity, rows.shape[1])
+
+    async def scatter(self, slots: Value, rows: Value, stream: Value) -> Value:
+        """Return the residual stream [T, D] plus, at each token, the rows [E, C, D] whose `slots` [E, C, T] name it."""
+        experts, capacity, tokens = slots.shape
+        with operation("dispatch"):
+            flat = slots.reshape(experts * capacity, tokens).transpose(0, 1)
+            return stream + await self.matmul(flat, rows.reshape(experts * capacity, rows.shape[2]))
 
     # ---- masked once, used in many products: the same value, for suites that open a factor masked -----------------------
     async def mask_queries(self, q: Value) -> Value:

@@ -81,15 +81,17 @@ class Norm:
     epsilon: float
 
 
-Use = Literal["any", "heads", "rotated", "function"]
+Use = Literal["any", "heads", "rotated", "function", "stream"]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out].
+    """A linear layer with fixed secret weight [in, out], or one for each of several inputs, [E, in, out], and optional fixed
+    secret bias [out].
 
     use: what is done with its product, by which a suite chooses rings: `heads`, queries, keys and values, which are cached;
-    `rotated`, the same with rotary positions; `function`, an activation follows; `any`.
+    `rotated`, the same with rotary positions; `function`, an activation follows; `stream`, it is added to the residual
+    stream in the end; `any`.
     """
 
     weight: Value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Experts
 from models.families.family import Family, Read, split_layer
 from models.families.folding import folded_weight
 from models.families.rotary_config import positions, read_rotary
@@ -27,6 +27,10 @@ class Llama(Family):
     def windows(self, layers: int) -> tuple[int | None, ...] | None:
         """Return the sliding windows, one entry a layer."""
         self.config.refuse("sliding_window", "LLaMA has no sliding window; is model_type 'mistral' meant?")
+        return None
+
+    def experts(self, layers: int) -> Experts | None:
+        """Return the mixtures of experts; none in LLaMA."""
         return None
 
     def describe(self) -> Architecture:
@@ -54,6 +58,7 @@ class Llama(Family):
             out_bias=out,
             mlp_bias=mlp,
             windows=self.windows(layers),
+            experts=self.experts(layers),
             bos=next(iter(c.token_ids("bos_token_id", vocabulary)), None),
             eos=c.token_ids("eos_token_id", vocabulary),
         )
@@ -64,15 +69,19 @@ class Llama(Family):
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (a.vocabulary, a.width), "norm.weight": (a.width,)}
         for n in range(a.layers):
             shapes |= {f"layers.{n}.{norm}.weight": (a.width,) for norm in ("input_layernorm", "post_attention_layernorm")}
-            for part, outputs, inputs, bias in (
+            parts = [
                 ("self_attn.q_proj", queries, a.width, a.qkv_bias),
                 ("self_attn.k_proj", keys, a.width, a.qkv_bias),
                 ("self_attn.v_proj", keys, a.width, a.qkv_bias),
                 ("self_attn.o_proj", a.width, queries, a.out_bias),
-                ("mlp.gate_proj", a.feed_forward, a.width, a.mlp_bias),
-                ("mlp.up_proj", a.feed_forward, a.width, a.mlp_bias),
-                ("mlp.down_proj", a.width, a.feed_forward, a.mlp_bias),
-            ):
+            ]
+            if a.mixture(n) is None:
+                parts += [
+                    ("mlp.gate_proj", a.feed_forward, a.width, a.mlp_bias),
+                    ("mlp.up_proj", a.feed_forward, a.width, a.mlp_bias),
+                    ("mlp.down_proj", a.width, a.feed_forward, a.mlp_bias),
+                ]
+            for part, outputs, inputs, bias in parts:
                 shapes[f"layers.{n}.{part}.weight"] = (outputs, inputs)
                 if bias:
                     shapes[f"layers.{n}.{part}.bias"] = (outputs,)

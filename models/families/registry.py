@@ -7,9 +7,10 @@ from models.families.family import Family
 from models.families.gpt2 import Gpt2
 from models.families.llama import Llama
 from models.families.mistral import Mistral
+from models.families.mixtral import Mixtral
 from models.families.qwen2 import Qwen2
 
-FAMILIES: dict[str, type[Family]] = {"gpt2": Gpt2, "llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
+FAMILIES: dict[str, type[Family]] = {"gpt2": Gpt2, "llama": Llama, "mistral": Mistral, "mixtral": Mixtral, "qwen2": Qwen2}
 """model_type of config.json -> family."""
 
 

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -37,6 +39,13 @@ LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+
+MIXTRAL_SMALL: dict[str, Any] = LLAMA_SMALL | {
+    "intermediate_size": 28,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "experts_implementation": "eager",
 }
 
 # name -> (model class, config class, config values)
@@ -69,6 +78,17 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "mistral-window": (MistralForCausalLM, MistralConfig, LLAMA_SMALL | {"sliding_window": 5}),
     "mistral-no-window": (MistralForCausalLM, MistralConfig, LLAMA_SMALL | {"sliding_window": None}),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, MIXTRAL_SMALL),
+    "mixtral-tied-window-3-of-7": (
+        MixtralForCausalLM,
+        MixtralConfig,
+        MIXTRAL_SMALL | {"num_local_experts": 7, "num_experts_per_tok": 3, "tie_word_embeddings": True, "sliding_window": 5},
+    ),
+    "mixtral-1-of-4": (
+        MixtralForCausalLM,
+        MixtralConfig,
+        MIXTRAL_SMALL | {"num_local_experts": 4, "num_experts_per_tok": 1},
+    ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, LLAMA_SMALL | {"tie_word_embeddings": True}),
     "qwen2-window-from-layer-1": (
         Qwen2ForCausalLM,
