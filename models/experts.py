@@ -1,10 +1,11 @@
-"""A mixture of experts in place of a feed-forward layer, with secret routing, in two ways.
+"""A mixture of experts in place of a feed-forward layer, with secret routing, in two ways (`protocols.expert_ways`).
 
 * **dense**: every expert is computed for every token, and what it gives is weighted by a secret gate that is zero outside
   the chosen ones. Exact.
 * **capacity**: each expert has a public number of places C; a prompt's tokens go to the places of the experts that they
-  chose, in the order of the tokens, by secret one-hot rows. What finds no place is left out of the sum, and how many choices
-  that were is counted, secretly, for the client alone.
+  chose, the last token first, by secret one-hot rows. What finds no place is left out of the sum, and how many choices that
+  were is counted, secretly, for the client alone. A decoded token is always computed densely: with one row, an expert's
+  places are as many as the tokens.
 
 Public: E, how many are chosen, C. Nobody learns which experts a token took, nor how many tokens an expert has.
 
@@ -13,48 +14,71 @@ Axis names as in `protocols.suite`; E experts, C places of an expert, F width of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from models.architecture import Architecture, Experts
+from models.loaded import linear_layer
 from protocols.suite import Linear, Suite, Value
 
 
-@dataclass(frozen=True)
-class MixtureWeights:
-    """Fixed secrets of a mixture: router [D, E]; gate and up [D, E F], down [E F, D], expert after expert."""
+class Mixture:
+    """The mixtures of a model in a session. weights: from `load_weights`, looked up when a layer runs: router [D, E]; gate
+    and up [D, E F], down [E F, D], expert after expert."""
 
-    router: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
+    def __init__(self, suite: Suite, architecture: Architecture, weights: Mapping[str, Value]) -> None:
+        self.suite = suite
+        self.architecture = architecture
+        self._weights = weights
 
+    @property
+    def _experts(self) -> Experts:
+        assert self.architecture.experts is not None
+        return self.architecture.experts
 
-async def dense(suite: Suite, architecture: Architecture, experts: Experts, w: MixtureWeights, h: Value) -> Value:
-    """Return the residual stream after the mixture, every expert computed: [T, D] -> [T, D]."""
-    tokens, shape = h.shape[0], (h.shape[0], experts.count, experts.feed_forward)
-    logits, gate, up = await suite.norm_linear(h, architecture.norm, [w.router, w.gate, w.up])
-    (_, gates), active = await suite.together(
-        suite.route(logits, experts.chosen, experts.renormalised),
-        suite.gated_activation(gate, up, architecture.activation),
-    )
-    weighed = await suite.weigh(active.reshape(*shape), gates.reshape(tokens, experts.count, 1))
-    return await suite.linear(weighed.reshape(tokens, shape[1] * shape[2]), w.down, h)
+    def _linear(self, layer: int, name: str) -> Linear:
+        return linear_layer(self._weights, f"layers.{layer}.mlp.{name}", "any" if name == "down" else "function")
 
+    def places(self, tokens: int) -> int | None:
+        """Return an expert's places for so many tokens; None where every expert is computed for every token."""
+        return self.suite.experts.places(tokens, self._experts.chosen, self._experts.count)
 
-async def dispatched(
-    suite: Suite, architecture: Architecture, experts: Experts, w: MixtureWeights, h: Value, capacity: int
-) -> tuple[Value, Value]:
-    """Return the residual stream after the mixture, each expert computed for `capacity` tokens: [T, D] -> [T, D]; and how
-    many choices found no place, secret [1] with 0 fraction bits."""
-    count, inner, width = experts.count, experts.feed_forward, architecture.width
-    x = await suite.normalise(h, architecture.norm)
-    marks, gates = await suite.route(await suite.linear(x, w.router), experts.chosen, experts.renormalised)
-    slots, dropped = await suite.slots(marks, capacity)
-    own_gates = gates.transpose(0, 1).reshape(count, h.shape[0], 1)
-    rows, weights = await suite.together(suite.gather(slots, x), suite.gather(slots, own_gates))
-    columns = [part.weight.reshape(width, count, inner).permute(1, 0, 2) for part in (w.gate, w.up)]
-    gate, up = await suite.together(*(suite.linear(rows, Linear(part, None, "function")) for part in columns))
-    active = await suite.gated_activation(gate, up, architecture.activation)
-    weighed = await suite.weigh(active, weights)
-    out = await suite.linear(weighed, Linear(w.down.weight.reshape(count, inner, width), None, "stream"))
-    return await suite.scatter(slots, out, h), dropped
+    def entering(self, layer: int) -> list[Linear]:
+        """Return the linear layers that read the residual stream behind its norm, where every expert is computed."""
+        return [self._linear(layer, name) for name in ("router", "gate", "up")]
+
+    async def leaving(self, entered: Sequence[Value], layer: int, residual: Value) -> Value:
+        """Return the residual stream [T, D] with what comes of the products [T, E], [T, E F] of the layers `entering` it."""
+        suite, e = self.suite, self._experts
+        logits, gate, up = entered
+        tokens = logits.shape[0]
+        (_, gates), active = await suite.together(
+            suite.route(logits, e.chosen, e.renormalised), suite.gated_activation(gate, up, self.architecture.activation)
+        )
+        by_expert = active.reshape(tokens, e.count, e.feed_forward)
+        weighed = await suite.weigh(by_expert, gates.reshape(tokens, e.count, 1))
+        flat = weighed.reshape(tokens, e.count * e.feed_forward)
+        return await suite.linear(flat, self._linear(layer, "down"), residual)
+
+    async def dispatched(self, h: Value, layer: int, places: int) -> tuple[Value, Value]:
+        """Return the residual stream behind the mixture, [T, D], each expert computed for so many places; and how many
+        choices found none, secret [1] with 0 fraction bits."""
+        suite, a, e = self.suite, self.architecture, self._experts
+        x = await suite.normalise(h, a.norm)
+        logits = await suite.linear(x, self._linear(layer, "router"))
+        marks, gates = await suite.route(logits, e.chosen, e.renormalised)
+        slots, dropped = await suite.slots(marks, places)
+        own_gates = gates.transpose(0, 1).reshape(e.count, h.shape[0], 1)
+        rows, weights = await suite.together(suite.gather(slots, x), suite.gather(slots, own_gates))
+        inputs = [self._columns(self._linear(layer, name)) for name in ("gate", "up")]
+        gate, up = await suite.together(*(suite.linear(rows, each) for each in inputs))
+        weighed = await suite.weigh(await suite.gated_activation(gate, up, a.activation), weights)
+        down = self._linear(layer, "down").weight.reshape(e.count, e.feed_forward, a.width)
+        out = await suite.linear(weighed, Linear(down, None, "stream"))
+        return await suite.scatter(slots, out, h), dropped
+
+    def _columns(self, layer: Linear) -> Linear:
+        """Return each expert's own matrix of [D, E F]: [E, D, F]."""
+        e = self._experts
+        return Linear(
+            layer.weight.reshape(self.architecture.width, e.count, e.feed_forward).permute(1, 0, 2), None, layer.use
+        )

@@ -21,8 +21,9 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, Probe, load_weights
+from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
@@ -117,7 +118,7 @@ class Endpoint(Protocol):
     def emit(self, step: int, share: OutputShare) -> bool:
         """Hand out this party's share of output `step`: a token's index [1] ("greedy", "sample"), its logits [1, V]
         ("logits"), or the indices [n] chosen after each row of a drafted step, with the flags of what left its range on the
-        way to it.
+        way to it and, with the first one, how many choices of an expert the prompt's mixtures dropped.
 
         False ends the generation; all parties and the dealer must return the same.
         """
@@ -170,6 +171,8 @@ async def generate(
             if chosen is not None:
                 logits = await decoder.forward(chosen, cache, True, whole=released)
             chosen, share = await choice(suite, logits, plan.decoding, plan.temperature)
+            if step == 0 and cache.dropped is not None:
+                share = replace(share, dropped=suite.output(cache.dropped))
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mpc.ledger import Ledger, operation
 from protocols import schedule
+from protocols.expert_ways import ExpertsWay
 from protocols.operations import Operations
 from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value
 
@@ -35,6 +36,7 @@ class Suite(Operations):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
+    experts: how mixtures of experts are computed.
 
     What a suite must write is in `protocols.operations`; what is here is written in terms of it, and a suite overrides what
     it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
@@ -62,6 +64,7 @@ class Suite(Operations):
         self.scheduler = schedule.Scheduler(self._flush)
         self.places = 1
         self.place = 0
+        self.experts = ExpertsWay()
 
     # ---- running -------------------------------------------------------------------------------------------------
     def begin(self, places: int) -> None:
@@ -251,17 +254,18 @@ class Suite(Operations):
 
     async def slots(self, marks: Value, capacity: int) -> tuple[Value, Value]:
         """Return the places of experts that have `capacity` of them: [E, capacity, T], row j of an expert one-hot at the
-        j-th token that marks it, zero where there is none; and how many marks of [T, E] found no place, [1]. Both have 0
-        fraction bits."""
-        experts = marks.shape[1]
+        j-th token from the last that marks it, zero where there is none; and how many marks of [T, E] found no place, [1].
+        Both have 0 fraction bits."""
+        tokens, experts = marks.shape
         with operation("dispatch"):
-            counts = marks.transpose(0, 1).cumsum(1).reshape(experts, 1, marks.shape[0])
+            backwards = torch.arange(tokens - 1, -1, -1, device=self.public_device)
+            counts = marks[backwards].transpose(0, 1).cumsum(1).reshape(experts, 1, tokens)
             places = torch.arange(1, capacity + 1, dtype=torch.float64).reshape(capacity, 1)
-            below = await self.less_than_zero(counts.expand(experts, capacity, marks.shape[0]) - places)
+            below = await self.less_than_zero(counts.expand(experts, capacity, tokens) - places)
             over = counts[:, 0, -1] - float(capacity)
             dropped = over - await self.mul(await self.less_than_zero(over), over)
             before = self.concat([below[:, :, :1] * 0 + 1.0, below[:, :, :-1]], 2)
-            return before - below, dropped.sum(0, keepdim=True)
+            return (before - below)[:, :, backwards], dropped.sum(0, keepdim=True)
 
     async def gather(self, slots: Value, rows: Value) -> Value:
         """Return the rows that `slots` [E, C, T] name, of [T, D], or of each expert's own [E, T, D]: [E, C, D]."""

@@ -105,10 +105,12 @@ class OutputShare:
 
     share: int64 [any], additive in Z_2^bits with `fraction_bits`; for the suite `plain` the float result itself. At the
     dealer and in `estimate` a tensor on the meta device. flags: this party's XOR share of the range flags, see
-    `Suite.flags`; None where the suite has none.
+    `Suite.flags`; None where the suite has none. dropped: the share of how many choices of an expert found no place on the
+    way to it [1]; None where none could be missed.
     """
 
     share: Tensor
     bits: int
     fraction_bits: int
     flags: Tensor | None = None
+    dropped: OutputShare | None = None

@@ -82,17 +82,17 @@ async def route(c: Context, x: Masked, choice: Choice, spread: softmax.Spread) -
 
 
 def slots(c: Context, marks: Masked, capacity: int, bits: int) -> tuple[Shared, Shared]:
-    """Return one-hot or zero rows [E, capacity, T] of marks [T, E], and how many marks are in none of them, [1]; both modulo
-    2^bits; local."""
+    """Return one-hot or zero rows [E, capacity, T] of marks [T, E], the last token's first, and how many marks are in none
+    of them, [1]; both modulo 2^bits; local."""
     tokens, experts = marks.shape
     width = count_bits(tokens)
-    counts = marks.map(lambda t: t.transpose(0, 1).cumsum(1)).to_ring(width)
+    counts = marks.map(lambda t: t.flip(0).transpose(0, 1).cumsum(1)).to_ring(width)
     step = max(1, ENTRIES // (tokens << width))
     rows, dropped = [], []
     for start in range(0, experts, step):
         part = counts.map(lambda t, at=slice(start, start + step): t[at])  # type: ignore[misc]
         hot = one_hot(c, part, 0, width, bits)
-        rows.append(hot.map(lambda t: rows_of_counts(t, capacity)).x)
+        rows.append(hot.map(lambda t: rows_of_counts(t, capacity).flip(-1)).x)
         dropped.append(hot.map(lambda t: _beyond(t[:, -1], capacity)).x)
     every, lost = torch.cat(rows), torch.stack(dropped).sum(0)
     return Shared(every, bits, 0), Shared(lost, bits, 0)

@@ -78,6 +78,7 @@ class MaskedSuite(Suite):
         self.context = Context(tape, channel, parties, device)
         self.context.prefer = options.prefer
         super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        self.experts = options.way
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
     def begin(self, places: int) -> None:

@@ -54,7 +54,7 @@ def test_equal_logits_go_to_the_earlier_expert(name: str, parties: int) -> None:
 @pytest.mark.parametrize("capacity", [1, 3, TOKENS])
 @pytest.mark.parametrize(("name", "parties"), SECURE)
 def test_places_and_back(name: str, parties: int, capacity: int) -> None:
-    """Rows go to the experts' places in the order of the tokens and come back; what has no place is counted."""
+    """Rows go to the experts' places the last token's first, and come back; what has no place is counted."""
     rows = torch.arange(TOKENS * 3, dtype=torch.float64).reshape(TOKENS, 3) / 4 - 2
     own = torch.rand(EXPERTS, TOKENS, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -68,7 +68,7 @@ def test_places_and_back(name: str, parties: int, capacity: int) -> None:
     marks = gates_of(LOGITS, 2, True)[0]
     slots = torch.zeros(EXPERTS, capacity, TOKENS, dtype=torch.float64)
     for e in range(EXPERTS):
-        for j, t in enumerate(marks[:, e].nonzero()[:capacity, 0].tolist()):
+        for j, t in enumerate(marks[:, e].nonzero().flatten().flip(0)[:capacity].tolist()):
             slots[e, j, t] = 1
     wanted = [
         slots,
