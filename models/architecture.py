@@ -14,66 +14,15 @@ V vocabulary, P positions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, Strict
 
-from mpc.errors import ConfigurationError
-from protocols.suite import Activation, Norm
-
-Count = Annotated[int, Field(ge=1, le=1 << 24)]
-Layers = Annotated[int, Field(ge=1, le=1 << 12)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from models.description import Count, Description, Positive, PublicRecord, TokenId
 
 
-def _reason(title: str, error: ValidationError) -> str:
-    """Return the first problem in words: the argument, its value, what is wrong."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not where:
-        return f"{title}: {message}"
-    if first["type"] == "missing":
-        return f"{title}: '{where}' is missing"
-    value = repr(first["input"])
-    return f"{title}: '{where}' = {value if len(value) <= 80 else value[:77] + '...'}: {message}"
-
-
-class _Public(BaseModel):
-    """A frozen, strictly typed record whose validation errors are `ConfigurationError`s."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _typed_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        title = cls.__name__.lower()
-        try:
-            record = handler(values)
-            record._check()
-        except ValidationError as error:
-            raise ConfigurationError(_reason(title, error)) from None
-        except ValueError as error:
-            raise ConfigurationError(f"{title}: {error}") from None
-        return record
-
-    def _check(self) -> None:
-        """Raise `ValueError` where values do not fit together."""
-
-
-class Rotary(_Public):
+class Rotary(PublicRecord):
     """Rotary position embedding in half-split form, frequencies theta^(-2i/R) scaled as `scaling` says.
 
     channels: R, how many channels of a head turn, in pairs (i, i + C/2) for i < R/2; None: all C.
@@ -117,7 +66,7 @@ class Rotary(_Public):
             raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
-class Experts(_Public):
+class Experts(PublicRecord):
     """A mixture of experts in place of a feed-forward layer, which each token passes through a few of.
 
     count: experts E. chosen: of them for each token. feed_forward: width of one. renormalised: whether what the chosen ones
@@ -145,7 +94,7 @@ class Experts(_Public):
         return self.model_copy(update={"layers": tuple(n for n, layer in enumerate(kept) if self.at(layer))})
 
 
-class Architecture(_Public):
+class Architecture(Description):
     """A decoder-only transformer, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
@@ -156,8 +105,9 @@ class Architecture(_Public):
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
     they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
-    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary positions of
-    layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no positions.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
+    positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
+    positions.
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -168,18 +118,8 @@ class Architecture(_Public):
     True
     """
 
-    family: Annotated[str, Field(min_length=1, max_length=64)]
-    layers: Layers
-    width: Count
-    heads: Count
     kv_heads: Count
-    head_channels: Count
-    feed_forward: Count
-    vocabulary: Annotated[int, Field(ge=2, le=1 << 24)]
-    positions: Count
     rotary: Rotary | None
-    norm: Norm
-    activation: Activation
     gated: bool
     qkv_bias: bool = False
     out_bias: bool = False
@@ -196,19 +136,6 @@ class Architecture(_Public):
     rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
-
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _norm(cls, value: Any) -> Norm:
-        """Read a norm from JSON, too; the record of the suites' interface checks nothing itself."""
-        norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
-        if not isinstance(norm, Norm):
-            raise ValueError("'kind' and 'epsilon' are needed")
-        if norm.kind not in ("layer", "rms"):
-            raise ValueError(f"'kind' = {norm.kind!r}; known: layer, rms")
-        if not isinstance(norm.epsilon, float) or not 0 < norm.epsilon < 1:
-            raise ValueError(f"'epsilon' = {norm.epsilon!r} must be a number between 0 and 1")
-        return norm
 
     def _check(self) -> None:
         if self.heads % self.kv_heads:
@@ -243,7 +170,6 @@ class Architecture(_Public):
         return self.heads // self.kv_heads
 
     def window(self, layer: int) -> int | None:
-        """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
 
     def mixture(self, layer: int) -> Experts | None:
@@ -266,16 +192,14 @@ class Architecture(_Public):
         """Return what a layer differs in from others: layers of one kind cost the same."""
         return self.window(layer), self.rotary_of(layer), self.mixture(layer) is not None
 
-    def with_layers(self, kept: Sequence[int]) -> Architecture:
-        """Return a model of some of the layers, in that order."""
-        windows = None if self.windows is None else tuple(self.windows[n] for n in kept)
-        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in kept)
-        experts = None if self.experts is None else self.experts.of_layers(kept)
-        update = {"layers": len(kept), "windows": windows, "rotated": rotated, "experts": experts}
+    def reduced(self, layers: Sequence[int]) -> Self:
+        windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
+        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
+        experts = None if self.experts is None else self.experts.of_layers(layers)
+        update = {"layers": len(layers), "windows": windows, "rotated": rotated, "experts": experts}
         return self.model_copy(update=update)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
@@ -305,26 +229,3 @@ class Architecture(_Public):
                 shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)
         return shapes
-
-    def parameters(self) -> int:
-        """Number of canonical weights."""
-        total = 0
-        for shape in self.weight_shapes().values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
-
-    def to_json(self) -> str:
-        """Return canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Architecture:
-        """Return the inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of
-        range."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(_reason("architecture", error)) from None

@@ -71,7 +71,7 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     for kind, found in bounds.items():
         if len(set(found.values)) > 1:
             options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
-    return architecture.with_layers(kept), replace(setting, options=options), repeats
+    return architecture.reduced(kept), replace(setting, options=options), repeats
 
 
 def middle_layer(repeats: list[int]) -> int:
