@@ -264,8 +264,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     )
     if a.experts is not None:
         out.print(
-            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options['experts']} for the prompt, dense for a "
-            "token (--suite-option experts=...)."
+            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options['experts']} for the prompt, dense "
+            "for a token (--suite-option experts=...)."
         )
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
