@@ -157,6 +157,8 @@ class Architecture(Description):
                 raise ValueError(f"'{name}' has {len(entries)} entries, it needs one for each of {self.layers} layers")
         if self.experts is not None and not self.gated:
             raise ValueError("'experts' need 'gated' = true")
+        if self.experts is not None and (self.norms != "before" or self.parallel):
+            raise ValueError("'experts' need 'norms' = 'before' and layers that are not 'parallel'")
         if self.experts is not None and self.experts.layers and self.experts.layers[-1] >= self.layers:
             raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 
-# Options that change what a model computes and that no family here computes. Value: why, or what to do instead.
+# Options that change what a model computes, of which a family names those that it reads. Value: why, or what to do instead.
 UNSUPPORTED: dict[str, str] = {
     "quantization_config": "quantised weights are not read; use the checkpoint in F32, F16 or BF16",
     "compression_config": "compressed weights are not read; use the checkpoint in F32, F16 or BF16",
@@ -67,6 +67,10 @@ class Config:
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self.values = values
         self.path = path
+
+    def without(self, *keys: str) -> Config:
+        """Return the same without some options."""
+        return Config({key: value for key, value in self.values.items() if key not in keys}, self.path)
 
     def error(self, key: str, why: str) -> CheckpointError:
         """Return an error about one key, with its value."""
@@ -126,10 +130,10 @@ class Config:
         if self.present(key) and not any(type(a) is type(self.values[key]) and a == self.values[key] for a in allowed):
             raise self.error(key, why)
 
-    def refuse_unsupported(self, computed: Collection[str] = ()) -> None:
-        """Raise for every option of `UNSUPPORTED` that is switched on. computed: those that the family computes."""
+    def refuse_unsupported(self, computes: Collection[str] = ()) -> None:
+        """Raise for every option of `UNSUPPORTED` that is switched on, but those that the family computes."""
         for key, why in UNSUPPORTED.items():
-            if key not in computed:
+            if key not in computes:
                 self.refuse(key, why, False, 0, 1.0, {}, [])
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from models.architecture import Architecture, Experts
-from models.loaded import linear_layer
+from models.loaded import linear_layer, write
 from protocols.suite import Linear, Suite, Value
 
 
@@ -57,7 +57,7 @@ class Mixture:
         by_expert = active.reshape(tokens, e.count, e.feed_forward)
         weighed = await suite.weigh(by_expert, gates.reshape(tokens, e.count, 1))
         flat = weighed.reshape(tokens, e.count * e.feed_forward)
-        return await suite.linear(flat, self._linear(layer, "down"), residual)
+        return await write(suite, self.architecture, self._weights, f"layers.{layer}.mlp.down", (flat, residual))
 
     async def dispatched(self, h: Value, layer: int, places: int) -> tuple[Value, Value]:
         """Return the residual stream behind the mixture, [T, D], each expert computed for so many places; and how many

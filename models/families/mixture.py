@@ -1,80 +1,75 @@
-"""Mixtures of experts in place of LLaMA's feed-forward layers, in the layouts that checkpoints have.
+"""Mixtures of experts in place of feed-forward layers, in the layouts that checkpoints have.
 
 transformers writes each expert's matrices as tensors of their own, and holds them fused in memory, gate and up of all
 experts in one tensor; both are read. Canonical weights have the experts side by side, the norm's gain folded into the router
 and into them.
+
+Parts, beside those of `models.families.standard`: `router`, and `expert.gate`, `expert.up`, `expert.down` with `{}` for an
+expert's number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from models.families.family import Read, split_layer
-from models.families.folding import folded_weight
-from models.families.llama import Llama
+from models.architecture import Experts
+from models.families.family import Read
+from models.families.standard import Standard
 
-FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-FUSED_ROUTER = "mlp.gate.weight"
+GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate"
 
 
-class Mixture(Llama):
-    """What families with experts have in common.
+class Mixture(Standard):
+    """What families with experts have in common. fused: whether the experts' tensors are."""
 
-    router, gate, up, down: names of a layer's tensors where each expert has its own, `{}` for its number.
-    """
-
-    router: ClassVar[str]
-    gate: ClassVar[str]
-    up: ClassVar[str]
-    down: ClassVar[str]
-    computes = frozenset({"num_local_experts", "num_experts"})
+    computes = ("num_local_experts", "num_experts")
     fused = False
 
     def stored_as(self, names: Collection[str]) -> None:
-        self.fused = any(name.endswith(FUSED[0]) for name in names)
+        self.fused = any(name.endswith(GATE_UP) for name in names)
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        a, shapes = self.architecture, super().tensors()
-        for n in range(a.layers):
-            if (experts := a.mixture(n)) is None:
-                continue
-            at, inner = f"layers.{n}", experts.feed_forward
-            shapes[f"{at}.{FUSED_ROUTER if self.fused else self.router}"] = (experts.count, a.width)
-            if self.fused:
-                shapes[f"{at}.{FUSED[0]}"] = (experts.count, 2 * inner, a.width)
-                shapes[f"{at}.{FUSED[1]}"] = (experts.count, a.width, inner)
-                continue
-            for e in range(experts.count):
-                shapes |= {f"{at}.{part.format(e)}": (inner, a.width) for part in (self.gate, self.up)}
-                shapes[f"{at}.{self.down.format(e)}"] = (a.width, inner)
+    def _experts(self, at: str) -> Experts | None:
+        """Return the experts of the layer whose names begin with `at`."""
+        return self.architecture.mixture(int(at.split(".")[1]))
+
+    def layer_tensors(self, at: str) -> dict[str, tuple[int, ...]]:
+        shapes, experts, wide = super().layer_tensors(at), self._experts(at), self.architecture.width
+        if experts is None:
+            return shapes
+        for part in ("gate", "up", "down"):
+            del shapes[f"{at}{self.names[part]}.weight"]
+        count, inner = experts.count, experts.feed_forward
+        shapes[f"{at}{ROUTER if self.fused else self.names['router']}.weight"] = (count, wide)
+        if self.fused:
+            return shapes | {f"{at}{GATE_UP}": (count, 2 * inner, wide), f"{at}{DOWN}": (count, wide, inner)}
+        for e in range(count):
+            for part, shape in (("gate", (inner, wide)), ("up", (inner, wide)), ("down", (wide, inner))):
+                shapes[f"{at}{self.names[f'expert.{part}'].format(e)}.weight"] = shape
         return shapes
 
-    def weight(self, name: str, read: Read) -> Tensor:
-        if ".mlp." not in name or self.architecture.mixture(split_layer(name)[0]) is None:
-            return super().weight(name, read)
-        layer, part = split_layer(name)
-        at, block = f"layers.{layer}", part.removesuffix(".weight")
-        if block == "mlp.down":
-            return self._stacked(at, block, read).transpose(1, 2).flatten(0, 1)
-        gain = read(f"{at}.post_attention_layernorm.weight")
-        if block == "mlp.router":
-            rows = read(f"{at}.{FUSED_ROUTER if self.fused else self.router}")
-        else:
-            rows = self._stacked(at, block, read).flatten(0, 1)
-        return folded_weight(rows.T, gain, centred=False)
+    def _stored(self, name: str, read: Read, kind: str) -> Tensor | None:
+        at = ".".join(name.split(".")[:2]) + "."
+        if name == f"{at}{self.names['down']}" and (experts := self._experts(at)) is not None:
+            return None if kind == "bias" else self._stacked(at, "down", experts, read).transpose(1, 2).flatten(0, 1)
+        return super()._stored(name, read, kind)
 
-    def _stacked(self, at: str, block: str, read: Read) -> Tensor:
+    def _entering(self, at: str, block: str, kind: str, read: Read) -> Tensor | None:
+        experts, part = self._experts(at), block.partition(".")[2]
+        if experts is None:
+            return super()._entering(at, block, kind, read)
+        if part == "router":
+            return read(f"{at}{ROUTER if self.fused else self.names['router']}.weight").T
+        return self._stacked(at, part, experts, read).flatten(0, 1).T
+
+    def _stacked(self, at: str, part: str, experts: Experts, read: Read) -> Tensor:
         """Return a matrix of every expert, [E, out, in]."""
-        experts = self.architecture.experts
-        assert experts is not None
-        if self.fused:
-            if block == "mlp.down":
-                return read(f"{at}.{FUSED[1]}")
-            half = slice(experts.feed_forward) if block == "mlp.gate" else slice(experts.feed_forward, None)
-            return read(f"{at}.{FUSED[0]}")[:, half]
-        name = {"mlp.gate": self.gate, "mlp.up": self.up, "mlp.down": self.down}[block]
-        return torch.stack([read(f"{at}.{name.format(e)}") for e in range(experts.count)])
+        if not self.fused:
+            names = (self.names[f"expert.{part}"].format(e) for e in range(experts.count))
+            return torch.stack([read(f"{at}{name}.weight") for name in names])
+        if part == "down":
+            return read(f"{at}{DOWN}")
+        half = slice(experts.feed_forward) if part == "gate" else slice(experts.feed_forward, None)
+        return read(f"{at}{GATE_UP}")[:, half]
