@@ -163,12 +163,11 @@ async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str)
     return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 
 
-async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
-    """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]).
+async def exponentials(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> Masked:
+    """Return <e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits; a row's largest is above e^-8.
 
-    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 4 to 8 rounds.
+    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 3 to 6 rounds.
     """
-    frac, bits = precision
     with operation("softmax shift"):
         difference = y.to_ring(spread.range_bits + 1 + y.frac).map(rows.relative)
         edge = await shift(c, difference, rows, spread)
@@ -176,9 +175,18 @@ async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, in
         x = difference.add(away)
         _check(x, spread)
     with operation("exponential"):
-        p = await exponential(c, x.to_ring(spread.range_bits + y.frac), frac, bits)
+        return await exponential(c, x.to_ring(spread.range_bits + y.frac), *precision)
+
+
+async def inverse_sum(c: Context, p: Masked, rows: Rows) -> Shared:
+    """Return [1 / row sum] [rows] of numerators [entries] as `exponentials` gives them, all or the largest of them."""
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
-        total = p.map(rows.sum).to_ring(frac + grow + 1)
-        one_over = await power(c, total, Power(frac - LEAST_BITS, frac + grow, -1.0))
-    return p, one_over
+        total = p.map(rows.sum).to_ring(p.frac + grow + 1)
+        return await power(c, total, Power(p.frac - LEAST_BITS, p.frac + grow, -1.0))
+
+
+async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
+    """Return `exponentials` and their `inverse_sum`. 4 to 8 rounds."""
+    p = await exponentials(c, y, rows, precision, spread)
+    return p, await inverse_sum(c, p, rows)
