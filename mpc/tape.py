@@ -87,6 +87,13 @@ class Tape(ABC):
         """Return as `dependent`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
         return [self.dependent(op, shape, value, bits, kind)]
 
+    def completed(self, op: str, shape: Shape, last: Callable[[list[Tensor]], Tensor] | None, bits: int = 64) -> Tensor:
+        """Return shares of any kind: each party but the last gets uniform elements, the last one what the dealer makes of
+        all these (`last`, called there only). At the dealer a shape tensor.
+
+        Costs as `dependent`."""
+        return self.dependent(op, shape, None, bits)
+
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
         """Return as `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
         2^bits: enough for what is looked up in, and small."""
@@ -189,6 +196,16 @@ class DealerTape(Tape):
         total = functools.reduce(operator.xor if kind == "xor" else operator.add, others)
         self.ledger.offline(size)
         return [*others, self._correct(whole, total, bits, kind)]
+
+    def completed(self, op: str, shape: Shape, last: Callable[[list[Tensor]], Tensor] | None, bits: int = 64) -> Tensor:
+        """Send the last party its share."""
+        assert last is not None
+        size = packed_size(math.prod(shape), bits)
+        self._header(describe(op, "sum", bits, shape, True), size)
+        others = [ring.reduce(x, bits) for x in self._expanded(shape, bits, "sum", len(self._prgs) - 1)]
+        self._emit(len(self._prgs) - 1, pack(ring.reduce(last(others), bits), bits))
+        self.ledger.offline(size)
+        return shape_tensor(shape)
 
     def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
         """Compute the value and send it to every party."""

@@ -56,7 +56,7 @@ class Wide:
     def __add__(self, other: Words | int) -> Wide:
         y = _wide(self.low * 0 + other if isinstance(other, int) else other)
         low = self.low + y.low
-        return Wide(low, self.high + y.high + _below(low, y.low))
+        return Wide(low, self.high + y.high + below(low, y.low))
 
     def __neg__(self) -> Wide:
         return Wide(-self.low, ~self.high + (self.low == 0).to(torch.int64))
@@ -126,7 +126,7 @@ def shifted(x: Words, count: int, bits: int) -> Tensor:
     return ring.reduce(whole, min(bits - count, RING_BITS))
 
 
-def _below(a: Tensor, b: Tensor) -> Tensor:
+def below(a: Tensor, b: Tensor) -> Tensor:
     """Return [a < b] of unsigned words."""
     least = torch.iinfo(torch.int64).min
     return ((a ^ least) < (b ^ least)).to(torch.int64)

@@ -23,11 +23,11 @@ from protocols.bounds import largest
 from protocols.masked import lifted, product
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import UNIT_BITS, Exponents, exponents, exponents_of_masked, in_units
 from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.stream import factor_bits
-from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
@@ -39,13 +39,19 @@ SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled
 
 
 def score_bits(convert: Conversion) -> int:
-    """Return the ring of a score with twice the fraction bits: its difference to another one can be checked."""
-    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
+    """Return the ring of a score with twice the fraction bits: an exponent's difference to another one can be checked."""
+    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert).score_bits
+
+
+def _spread(convert: Conversion) -> gate.Spread:
+    bounds = convert.bounds.here
+    return gate.Spread(bounds.range_bits, in_units(largest("score", bounds.score)), convert.ranges)
 
 
 def query_bits(convert: Conversion) -> int:
     """Return the ring of a query: its scores and the sums of its similarities fit."""
-    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+    similarity = 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+    return max(similarity, score_bits(convert))
 
 
 def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
@@ -55,11 +61,9 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
     return frac, frac + room
 
 
-async def _numerators(convert: Conversion, y: Masked, rows: Rows, precision: tuple[int, int]) -> tuple[Masked, Shared]:
+async def _numerators(convert: Conversion, y: Exponents, rows: Rows, precision: tuple[int, int]) -> tuple[Masked, Shared]:
     """Return numerators [entries] with (fraction bits, ring) of `precision`, and 1 / sum [rows], of scores [entries]."""
-    bounds = convert.bounds.here
-    spread = gate.Spread(bounds.range_bits, largest("score", bounds.score), convert.ranges)
-    return await gate.numerators(convert.context, y, rows, precision, spread)
+    return await gate.numerators(convert.context, y, rows, precision, _spread(convert))
 
 
 async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> MaskedTensor:
@@ -68,7 +72,8 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     rows = Rows.of(x.shape, mask)
     t = convert.tensor(x)
     t.magnitude = min(t.magnitude, range_bits)
-    s = await convert.masked(t, f, f + range_bits + 2)
+    m = await convert.masked(t, f, f + max(UNIT_BITS + _spread(convert).score_bits, range_bits + 2))
+    s = exponents_of_masked(convert.context, m)
     bits = NUMERATOR_BITS + INVERSE_BITS + 4
     p, inverse = await _numerators(convert, s.move(rows.take), rows, (NUMERATOR_BITS, bits))
     r = await convert.masked(convert.new(inverse, gate.LEAST_BITS), INVERSE_BITS, bits)
@@ -106,9 +111,9 @@ class Widths:
 
 
 async def weighted_values(
-    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Shared], widths: Widths
+    convert: Conversion, s: Exponents, rows: Rows, weigh: Callable[[Masked], Shared], widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
-    """Return the weighted values [G, T, C] of masked scores [entries], and what probabilities are products of: numerators
+    """Return the weighted values [G, T, C] of scores [entries], and what probabilities are products of: numerators
     [G, T, S] and 1 / sum [G, T, 1].
 
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
@@ -148,8 +153,8 @@ def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor)
     return convert.new(total, max(1, count.bit_length()))
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Masked:
-    """Return the entries of q k^T (+ bias) that take part, opened masked: [entries]."""
+async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
+    """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
     c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
 
     def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
@@ -162,7 +167,7 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await open_cut(c, s, f)
+        return await exponents(c, s, f)
 
 
 def values_within_bound(convert: Conversion, v: Value) -> MaskedTensor:

@@ -19,10 +19,10 @@ from protocols.masked import product
 from protocols.masked.attention import Widths, precision, score_bits, score_factor, values_within_bound, weighted_values
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import Exponents, exponents
 from protocols.masked.gather import chosen_scores, chosen_values, picked_scores
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
@@ -61,7 +61,7 @@ class Clusters:
 @dataclass(frozen=True)
 class _Keys:
     """Masked queries [G, R, C]; the clusters' keys [G, N, s, C], or their scores [G, R, N, s] where those are opened; and
-    the scores [G, R, m] of what is always attended to."""
+    the scores [G, R, m] of what is always attended to. Scores are exponents."""
 
     queries: Masked
     clusters: Masked
@@ -88,7 +88,7 @@ async def selected_attention(convert: Conversion, q: Value, of: Clusters) -> Mas
 
     e, keys, mv = await together(choice(), _keys(convert, q, of), values())
     s = (await _chosen_scores(convert, e, keys, of)).move(lambda t: t.reshape(groups, heads, taken))
-    s = (s if keys.others is None else s.beside(keys.others)).move(rows.take)
+    s = (s if keys.others is None else s.beside(Exponents(keys.others))).move(rows.take)
 
     def weigh(p: Masked) -> Shared:
         out = chosen_values(c, e, p.move(lambda t: t[..., :taken].reshape(groups, heads, count, size)), mv[0])
@@ -112,17 +112,17 @@ async def _keys(convert: Conversion, q: Value, of: Clusters) -> _Keys:
             return _Keys(mq, mk, None)
         products = [product.matmul(c, mq, x.move(lambda t: t.transpose(1, 2))) for x in rest]
         joined = Shared(torch.cat([s.x for s in products], -1), bits, 2 * f)
-        scores = await open_cut(c, joined, f)
+        scores = (await exponents(c, joined, f)).x
         if not of.opens_scores:
             return _Keys(mq, mk, scores)
         inside = scores.move(lambda t: t[..., : of.tokens].reshape(groups, q.shape[1], clusters, size))
         return _Keys(mq, inside, scores.move(lambda t: t[..., of.tokens :]) if of.others else None)
 
 
-async def _chosen_scores(convert: Conversion, e: Masked, keys: _Keys, of: Clusters) -> Masked:
-    """Return the scores [G, R, n, s] of the chosen clusters, masked. 1 round."""
+async def _chosen_scores(convert: Conversion, e: Masked, keys: _Keys, of: Clusters) -> Exponents:
+    """Return the scores [G, R, n, s] of the chosen clusters. 1 round."""
     c = convert.context
     with operation("scores"):
         if of.opens_scores:
-            return await open_value(c, picked_scores(c, e.to_ring(keys.clusters.bits), keys.clusters))
-        return await open_cut(c, chosen_scores(c, e, keys.queries, keys.clusters), convert.fraction_bits)
+            return Exponents(await open_value(c, picked_scores(c, e.to_ring(keys.clusters.bits), keys.clusters)))
+        return await exponents(c, chosen_scores(c, e, keys.queries, keys.clusters), convert.fraction_bits)

@@ -538,6 +538,27 @@ FAULTS: tuple[Fault, ...] = (
         (f"{EXPONENTIAL}::test_exponentials",),
     ),
     Fault(
+        "a dealt power that is shared modulo 2^L",
+        "mpc/cyclic.py",
+        "return _less(found, [torch.zeros_like(borrow)] * len(x), borrow)[0]",
+        "return found",
+        ("tests/mpc/test_cyclic.py::test_differences_around_the_circle", f"{EXPONENTIAL}::test_exponentials"),
+    ),
+    Fault(
+        "a dealt power that the last party gets whole",
+        "protocols/masked/exponential.py",
+        "            whole = subtract(whole, other)",
+        "            subtract(whole, other)",
+        (f"{EXPONENTIAL}::test_shares_of_dealt_powers_are_uniform",),
+    ),
+    Fault(
+        "exponents in units of ln 2",
+        "protocols/masked/exponential.py",
+        "Shared(s.x * UNITS, s.bits",
+        "Shared(s.x * 8192, s.bits",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
         "first = -(-self.bits // (DIGIT[self.way] * self.each))",
