@@ -3,7 +3,9 @@
 All parties hold the same `Architecture`; its canonical JSON enters the manifest that they compare. Nothing here depends on
 a weight. Canonical weights are what `models.checkpoint` makes of a checkpoint and `models.decoder` computes with: every
 normalisation's centring, gain and offset folded into the linear layers behind it (see `protocols.suite.Norm`), the score
-scale 1/sqrt(C) in the query weights, queries, keys and values in one matrix, every matrix stored [in, out].
+scale 1/sqrt(C) in the query weights (with normalised queries in their gain), queries, keys and values in one matrix, every
+matrix stored [in, out], the channels of queries and keys in an order in which rotary positions turn channels c and c + C/2.
+Gains of norms behind which there is no linear layer are vectors of their own.
 
 Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
 V vocabulary, P positions.
@@ -11,77 +13,29 @@ V vocabulary, P positions.
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Strict
 
-from mpc.errors import ConfigurationError
-from protocols.suite import Activation, Norm
-
-Count = Annotated[int, Field(ge=1, le=1 << 24)]
-Layers = Annotated[int, Field(ge=1, le=1 << 12)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from models.description import Count, Description, Positive, PublicRecord, TokenId
 
 
-def _reason(title: str, error: ValidationError) -> str:
-    """Return the first problem in words: the argument, its value, what is wrong."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not where:
-        return f"{title}: {message}"
-    if first["type"] == "missing":
-        return f"{title}: '{where}' is missing"
-    value = repr(first["input"])
-    return f"{title}: '{where}' = {value if len(value) <= 80 else value[:77] + '...'}: {message}"
+class Rotary(PublicRecord):
+    """Rotary position embedding in half-split form, frequencies theta^(-2i/R) scaled as `scaling` says.
 
-
-class _Public(BaseModel):
-    """A frozen, strictly typed record whose validation errors are `ConfigurationError`s."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _typed_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        title = cls.__name__.lower()
-        try:
-            record = handler(values)
-            record._check()
-        except ValidationError as error:
-            raise ConfigurationError(_reason(title, error)) from None
-        except ValueError as error:
-            raise ConfigurationError(f"{title}: {error}") from None
-        return record
-
-    def _check(self) -> None:
-        """Raise `ValueError` where values do not fit together."""
-
-
-class Rotary(_Public):
-    """Rotary position embedding in half-split form, frequencies theta^(-2i/C) scaled as `scaling` says.
+    channels: R, how many channels of a head turn, in pairs (i, i + C/2) for i < R/2; None: all C.
 
     scaling "default": as they are; "linear": divided by `factor`; "llama3": divided by `factor` where the wavelength is
     long against `original_positions`, unchanged where it is short, blended between the two; "yarn": the same with another
     blend, linear in the channel between the ones that turn `beta_fast` and `beta_slow` times within `original_positions`
     (rounded outwards to whole channels with `truncate`); "dynamic": theta grows with the sequence once that is longer than
-    `original_positions`. attention_factor: cosines and sines are multiplied by it, scores hence by its square, which is
-    folded into the query weights.
+    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and sines
+    are multiplied by it, scores hence by its square, which is folded into the query weights.
     """
 
     theta: Positive = 10_000.0
-    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn"] = "default"
+    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn", "factors"] = "default"
     factor: Positive = 1.0
     low_frequency_factor: Positive = 1.0
     high_frequency_factor: Positive = 4.0
@@ -90,8 +44,18 @@ class Rotary(_Public):
     beta_slow: Positive = 1.0
     truncate: bool = True
     attention_factor: Positive = 1.0
+    channels: Count | None = None
+    factors: Annotated[tuple[Positive, ...], Strict(False)] = ()
+
+    def turning(self, channels: int) -> int:
+        """Return R, the channels that turn of a head with so many."""
+        return channels if self.channels is None else self.channels
 
     def _check(self) -> None:
+        if self.channels is not None and self.channels % 2:
+            raise ValueError(f"'channels' = {self.channels} must be even: they turn in pairs")
+        if (self.scaling == "factors") != bool(self.factors):
+            raise ValueError(f"'factors' has {len(self.factors)} entries, which belong to 'scaling' = 'factors' alone")
         if self.scaling == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
             raise ValueError(
                 f"'high_frequency_factor' = {self.high_frequency_factor} must be larger than "
@@ -101,12 +65,19 @@ class Rotary(_Public):
             raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
-class Architecture(_Public):
+class Architecture(Description):
     """A decoder-only transformer, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
     (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
     a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+
+    norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
+    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
+    they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
+    positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
+    positions.
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -117,49 +88,42 @@ class Architecture(_Public):
     True
     """
 
-    family: Annotated[str, Field(min_length=1, max_length=64)]
-    layers: Layers
-    width: Count
-    heads: Count
     kv_heads: Count
-    head_channels: Count
-    feed_forward: Count
-    vocabulary: Annotated[int, Field(ge=2, le=1 << 24)]
-    positions: Count
     rotary: Rotary | None
-    norm: Norm
-    activation: Activation
     gated: bool
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+    norms: Literal["before", "after", "both"] = "before"
+    query_key_norm: Literal["head", "all"] | None = None
+    parallel: bool = False
+    score_cap: Positive | None = None
+    logit_cap: Positive | None = None
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    sliding_rotary: Rotary | None = None
+    rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
-
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _norm(cls, value: Any) -> Norm:
-        """Read a norm from JSON, too; the record of the suites' interface checks nothing itself."""
-        norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
-        if not isinstance(norm, Norm):
-            raise ValueError("'kind' and 'epsilon' are needed")
-        if norm.kind not in ("layer", "rms"):
-            raise ValueError(f"'kind' = {norm.kind!r}; known: layer, rms")
-        if not isinstance(norm.epsilon, float) or not 0 < norm.epsilon < 1:
-            raise ValueError(f"'epsilon' = {norm.epsilon!r} must be a number between 0 and 1")
-        return norm
 
     def _check(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"'heads' = {self.heads} must be a multiple of 'kv_heads' = {self.kv_heads}")
-        if self.rotary is not None and self.head_channels % 2:
-            raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
-        if self.rotary is not None and self.rotary.scaling == "dynamic" and self.head_channels == 2:
-            raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
-        if self.windows is not None and len(self.windows) != self.layers:
-            raise ValueError(f"'windows' has {len(self.windows)} entries, it needs one for each of {self.layers} layers")
+        for rotary in self.rotaries:
+            turning = rotary.turning(self.head_channels)
+            if self.head_channels % 2:
+                raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
+            if turning > self.head_channels:
+                raise ValueError(f"'channels' = {turning} of rotary positions, a head has {self.head_channels}")
+            if rotary.factors and len(rotary.factors) != turning // 2:
+                raise ValueError(f"'factors' has {len(rotary.factors)} entries, {turning // 2} pairs of channels turn")
+            if rotary.scaling == "dynamic" and turning == 2:
+                raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
+        if self.rotary is None and (self.sliding_rotary is not None or self.rotated is not None):
+            raise ValueError("'rotary' is needed by 'sliding_rotary' and 'rotated'")
+        for name, entries in (("windows", self.windows), ("rotated", self.rotated)):
+            if entries is not None and len(entries) != self.layers:
+                raise ValueError(f"'{name}' has {len(entries)} entries, it needs one for each of {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -171,11 +135,30 @@ class Architecture(_Public):
         return self.heads // self.kv_heads
 
     def window(self, layer: int) -> int | None:
-        """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
 
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """Return the different rotary positions of all layers."""
+        found = (self.rotary, self.sliding_rotary)
+        return tuple(dict.fromkeys(rotary for rotary in found if rotary is not None))
+
+    def rotary_of(self, layer: int) -> Rotary | None:
+        """Return the rotary positions of a layer, None where queries and keys do not turn."""
+        if self.rotated is not None and not self.rotated[layer]:
+            return None
+        return self.sliding_rotary if self.sliding_rotary and self.window(layer) is not None else self.rotary
+
+    def kind(self, layer: int) -> tuple[int | None, Rotary | None]:
+        """Return what a layer differs in from others: layers of one kind cost the same."""
+        return self.window(layer), self.rotary_of(layer)
+
+    def reduced(self, layers: Sequence[int]) -> Self:
+        windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
+        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
+        return self.model_copy(update={"layers": len(layers), "windows": windows, "rotated": rotated})
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
@@ -190,32 +173,14 @@ class Architecture(_Public):
         for layer in range(self.layers):
             linear(f"layers.{layer}.attention.qkv", wide, fused, self.qkv_bias)
             linear(f"layers.{layer}.attention.out", heads, wide, self.out_bias)
+            if self.query_key_norm is not None:
+                shapes[f"layers.{layer}.attention.queries.gain"] = (heads,)
+                shapes[f"layers.{layer}.attention.keys.gain"] = ((fused - heads) // 2,)
             linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
             if self.gated:
                 linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
             linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+            if self.norms != "before":
+                shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)
         return shapes
-
-    def parameters(self) -> int:
-        """Number of canonical weights."""
-        total = 0
-        for shape in self.weight_shapes().values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
-
-    def to_json(self) -> str:
-        """Return canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Architecture:
-        """Return the inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of
-        range."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(_reason("architecture", error)) from None

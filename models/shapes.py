@@ -95,8 +95,7 @@ def with_layers(architecture: Architecture, layers: int) -> Architecture:
     """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
     if not 1 <= layers <= architecture.layers:
         raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
-    windows = None if architecture.windows is None else architecture.windows[:layers]
-    return architecture.model_copy(update={"layers": layers, "windows": windows})
+    return architecture.reduced(range(layers))
 
 
 def with_positions(architecture: Architecture, positions: int) -> Architecture:

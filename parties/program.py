@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Endpoint, GenerationPlan, generate
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import MpcacheError

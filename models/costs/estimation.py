@@ -43,9 +43,9 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     """Return the model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
     The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
-    the groups between, one stands for all whose layers have the same sliding windows and the same bounds, their own and
-    those of the layers before and after each: rings of the residual stream follow from them. Where bounds differ, what lies
-    beside such a group is there as well and stands for none.
+    the groups between, one stands for all whose layers are of one kind (windows, positions) and have the same bounds,
+    their own and those of the layers before and after each: rings of the residual stream follow from them. Where bounds
+    differ, what lies beside such a group is there as well and stands for none.
     """
     count = architecture.layers
     first, period = parse(setting.policy).pattern()
@@ -58,7 +58,7 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     groups = [range(n, min(n + period, count)) for n in range(first, count, period)]
     between: dict[object, list[int]] = {}
     for number, group in enumerate(groups[:-1]):
-        between.setdefault(tuple((architecture.window(n), bounds_at(n)) for n in group), []).append(number)
+        between.setdefault(tuple((architecture.kind(n), bounds_at(n)) for n in group), []).append(number)
     stands = {same[0]: len(same) for same in between.values()} | ({len(groups) - 1: 1} if groups else {})
     if any(len(set(found.values)) > 1 for found in bounds.values()):
         beside = {number + step for number in (-1, *stands) for step in (-1, 1)}
@@ -67,13 +67,11 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     for number in sorted(stands):
         kept += groups[number]
         repeats += [stands[number]] * len(groups[number])
-    windows = None if architecture.windows is None else tuple(architecture.window(n) for n in kept)
     options = dict(setting.options)
     for kind, found in bounds.items():
         if len(set(found.values)) > 1:
             options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
-    reduced = architecture.model_copy(update={"layers": len(kept), "windows": windows})
-    return reduced, replace(setting, options=options), repeats
+    return architecture.reduced(kept), replace(setting, options=options), repeats
 
 
 def middle_layer(repeats: list[int]) -> int:

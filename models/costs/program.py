@@ -15,8 +15,9 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import KVCache
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Decoding, choice, prefill
+from models.loaded import load_weights
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.costs.program import NoInputs, StepPlan, fill, load, step
-from models.decoder import LOAD, Decoder
+from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.generation import Decoding
+from models.loaded import LOAD
 from models.policies import parse
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
