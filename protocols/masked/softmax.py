@@ -12,9 +12,9 @@ masked score less a masked shift is masked, so no shifted score is ever opened. 
 zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge: exponents
 are negative, the largest lies above -8.
 
-A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
+A hash of what is not empty is zero for one choice of its public words in 2^46 or, where rows are many, in 2^64; the shift is
 then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
-heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 3 888 of 48 bits, of 2^-36.
+heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 3 888 of 46 bits, of 2^-34.
 
 Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
 
@@ -51,6 +51,7 @@ from protocols.masked.zero_words import Plan, Way, zero_words
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
+POINT_HASH_BITS = 46
 LEAST_BITS = 12  # a row's largest numerator lies between 2^-12, but for its rounding, and 1
 
 
@@ -116,9 +117,9 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
     forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
     if c.parties == 2:
-        forms.append(zero_test.points_form(tests, HASH_BITS["one"], count_bits))
+        forms.append(zero_test.points_form(tests, POINT_HASH_BITS, count_bits))
     form = choose(forms, c.prefer)
-    bits = plans.get(form, plans["one"]).bits
+    bits = plans[form].bits if form in plans else POINT_HASH_BITS
 
     def watch(words: Tensor) -> None:
         if spread.flags is not None:

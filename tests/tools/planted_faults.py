@@ -307,8 +307,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small amplitudes whose cosines have too many bits",
         "protocols/masked/waves.py",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period + shift",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period",
         (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),
     Fault(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpc import ring
+from mpc import cyclic, ring
 from protocols.masked import exponential, histogram, zero_words
 from protocols.masked.context import Context, open_value
 from protocols.masked.powers_of_two import powers
@@ -88,7 +88,7 @@ def test_what_is_opened_is_uniform(form: Any, parties: int, highest: float, roun
 def test_shares_of_dealt_powers_are_uniform(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every party, in every word, of masks that all have one exponent; the dealt number has 30 bits that are not 0."""
     held: list[Tensor] = []
-    read = exponential.window
+    read = cyclic.window
 
     def noted(x: Tensor, start: Tensor) -> Any:
         held.append(x)

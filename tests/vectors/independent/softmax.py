@@ -59,7 +59,7 @@ def by_window(w: World, x: Masked, frac: int, bits: int) -> Steps:
     circle, start, count = 3 << (x.bits - x.frac - 1), x.frac + 1, 64 - frac
     modulus = (1 << circle) - 1
 
-    def turn(values: Any, places: Words) -> Any:
+    def turn(values: Any, places: np.ndarray[Any, Any]) -> Any:
         """2^places times values, modulo 2^circle - 1: at party 0 to n - 1."""
         return (values << places.astype(object)) % modulus
 
@@ -80,7 +80,7 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     lam_digit = digit(x.mask, start, width, x.bits)
     ones = one_hot_bits(w, "exponential bits", lam_digit, width)
     vector = turned(ones, digit(x.m, start, width, x.bits)).astype(object)  # [d]
-    read = sum(vector[..., -d] * (1 << (38 - 6 * d)) for d in range(1, 7))
+    read = np.asarray(sum(vector[..., -d] * (1 << (38 - 6 * d)) for d in range(1, 7)))
     factor = powers(1, start, x.frac, -6, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
     u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 28)
@@ -136,7 +136,7 @@ class _Xored(Masked):
 
 def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: Flags) -> Steps:
     """<edge> of the highest bin of each row that is not empty, modulo 2^(range_bits + 1 + y.frac)."""
-    width, bits = range_bits - 2, 48
+    width, bits = range_bits - 2, 46 if w.parties == 2 else 48
     size, start = 1 << width, y.frac + 2
     small = y.to(range_bits + y.frac)
     ones = one_hot_bits(w, "histogram bits", digit(small.mask, start, width, small.bits), width)
