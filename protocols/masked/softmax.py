@@ -118,21 +118,33 @@ def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
     return Form(COUNTS, 0, sent, dealt, hot.party + zero.work, hot.dealer + zero.dealing)
 
 
+def _form(c: Context, rows: Rows, spread: Spread) -> str:
+    """Return the form of the shift that is run: a way of `zero_words`, "points" or `COUNTS`."""
+    tests, width = rows.rows * spread.reach, spread.range_bits - BIN_BITS
+    forms = [Plan(way, bits).form(tests, _bytes_of(width), c.parties) for way, bits in HASH_BITS.items()]
+    if c.parties == 2:
+        forms.append(zero_test.points_form(tests, POINT_HASH_BITS, _bytes_of(width)))
+    if rows.longest <= COUNTED:
+        forms.append(_counts_form(rows, tests, width, c.parties))
+    return choose(forms, c.prefer)
+
+
+def _bytes_of(width: int) -> int:
+    """Return the ring of a number of bins: whole bytes are looked up faster."""
+    return 8 * -(-(width + 1) // 8)
+
+
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
     y: masked differences of exponents [entries] (`Rows.relative`). Result: [rows], modulo 2^(score_bits + y.frac).
     """
+    return await shift_by(c, y, rows, spread, _form(c, rows, spread))
+
+
+async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str) -> Masked:
+    """As `shift`, by one of its forms."""
     width, unit = spread.range_bits - BIN_BITS, y.frac + BIN_BITS
-    tests, count_bits = rows.rows * spread.reach, 8 * -(-(width + 1) // 8)  # whole bytes are looked up faster
-    plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
-    forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
-    if c.parties == 2:
-        forms.append(zero_test.points_form(tests, POINT_HASH_BITS, count_bits))
-    if rows.longest <= COUNTED:
-        forms.append(_counts_form(rows, tests, width, c.parties))
-    form = choose(forms, c.prefer)
-    bits = plans[form].bits if form in plans else POINT_HASH_BITS
 
     def watch(words: Tensor) -> None:
         if spread.flags is not None:
@@ -144,12 +156,14 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
         found = histogram.counts(c, low, rows, unit, rows.longest.bit_length(), watch).map(lambda t: t[:, above])
         empty = zero_test.of_few_bits(c, await open_value(c, found), spread.score_bits - BIN_BITS)
     else:
+        way: Way = "two" if form == "two" else "one"
+        bits = POINT_HASH_BITS if form == "points" else HASH_BITS[way]
         share = histogram.hashes(c, low, rows, unit, bits, watch)[:, above]
         hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
         if form == "points":
-            empty = zero_test.by_points(c, hashes, count_bits)
+            empty = zero_test.by_points(c, hashes, _bytes_of(width))
         else:
-            empty = await zero_words(c, hashes, plans[form].way, count_bits)
+            empty = await zero_words(c, hashes, way, _bytes_of(width))
     edge = c.add_public(
         empty.to_ring(spread.score_bits - BIN_BITS).map(lambda t: -t.sum(-1)), spread.reach + 1
     )  # bins above the last score's, the highest one included
