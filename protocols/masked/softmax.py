@@ -171,14 +171,11 @@ async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str)
     return Masked(opened.m << unit, lambda: opened.lam << unit, spread.score_bits + y.frac, y.frac)
 
 
-async def numerators(
-    c: Context, scores: Exponents, rows: Rows, precision: tuple[int, int], spread: Spread
-) -> tuple[Masked, Shared]:
-    """Return (<e^(score - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]).
+async def exponentials(c: Context, scores: Exponents, rows: Rows, precision: tuple[int, int], spread: Spread) -> Masked:
+    """Return <e^(score - shift)> [entries] with `frac` fraction bits modulo 2^bits; a row's largest is above 2^-12.
 
-    scores: [entries] in a ring of spread.score_bits before the point, or more. precision: (frac, bits). 3 to 7 rounds.
+    scores: [entries] in a ring of spread.score_bits before the point, or more. precision: (frac, bits). 3 to 6 rounds.
     """
-    frac, bits = precision
     with operation("softmax shift"):
         y = scores.x
         difference = y.to_ring(spread.score_bits + y.frac).map(rows.relative)
@@ -187,9 +184,20 @@ async def numerators(
         x = difference.add(away)
         _check(x.to_ring(spread.range_bits + 1 + y.frac), spread)
     with operation("exponential"):
-        p = await exponential(c, x.to_ring(max(spread.range_bits, CIRCLE) + y.frac), frac, bits)
+        return await exponential(c, x.to_ring(max(spread.range_bits, CIRCLE) + y.frac), *precision)
+
+
+async def inverse_sum(c: Context, p: Masked, rows: Rows) -> Shared:
+    """Return [1 / row sum] [rows] of numerators [entries] as `exponentials` gives them, all or the largest of them."""
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
-        total = p.map(rows.sum).to_ring(frac + grow + 1)
-        one_over = await power(c, total, Power(frac - LEAST_BITS - 1, frac + grow, -1.0))
-    return p, one_over
+        total = p.map(rows.sum).to_ring(p.frac + grow + 1)
+        return await power(c, total, Power(p.frac - LEAST_BITS - 1, p.frac + grow, -1.0))
+
+
+async def numerators(
+    c: Context, scores: Exponents, rows: Rows, precision: tuple[int, int], spread: Spread
+) -> tuple[Masked, Shared]:
+    """Return `exponentials` and their `inverse_sum`. 3 to 7 rounds."""
+    p = await exponentials(c, scores, rows, precision, spread)
+    return p, await inverse_sum(c, p, rows)
