@@ -198,11 +198,6 @@ class Suite(ABC):
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         raise NotImplementedError(f"suite {self.name} has no asynchronous openings")
 
-    @property
-    def public_device(self) -> torch.device:
-        """Where public tensors lie: with the shares; on the CPU where values have no data."""
-        return torch.device("cpu") if self.device.type == "meta" else self.device
-
     def flags(self) -> Tensor | None:
         """Return this party's XOR share of the range flags since the last call: int64 words [kinds, places], or None.
 

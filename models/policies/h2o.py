@@ -111,7 +111,7 @@ class H2O(EvictingPolicy):
             return await suite.attention(q, k, v, None)
         state = entry.state_of(H2OState)
         assert state.scores is not None
-        everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
+        everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         mass = await suite.mask_for_cache(suite.with_bound(mass, cache.group + 1))
         state.queries += 1

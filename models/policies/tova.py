@@ -79,7 +79,7 @@ class TOVA(EvictingPolicy):
         k, v = entry.keys_and_values()
         if self.budget == 1 or entry.length <= entry.state_of(TOVAState).kept:
             return await suite.attention(q, k, v, None)
-        everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
+        everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         bound = q.shape[0] * q.shape[1] + 1
         scores = suite.with_bound(mass.sum(0, keepdim=True), bound)
