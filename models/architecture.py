@@ -6,6 +6,7 @@ normalisation's centring, gain and offset folded into the linear layers behind i
 scale 1/sqrt(C) in the query weights (with normalised queries in their gain), queries, keys and values in one matrix, every
 matrix stored [in, out], the channels of queries and keys in an order in which rotary positions turn channels c and c + C/2.
 Gains of norms behind which there is no linear layer are vectors of their own.
+The experts of a layer are one feed-forward layer of width E F, expert after expert, with the router beside it.
 
 Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
 V vocabulary, P positions.
@@ -13,66 +14,15 @@ V vocabulary, P positions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, Strict
 
-from mpc.errors import ConfigurationError
-from protocols.suite import Activation, Norm
-
-Count = Annotated[int, Field(ge=1, le=1 << 24)]
-Layers = Annotated[int, Field(ge=1, le=1 << 12)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from models.description import Count, Description, Positive, PublicRecord, TokenId
 
 
-def _reason(title: str, error: ValidationError) -> str:
-    """Return the first problem in words: the argument, its value, what is wrong."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not where:
-        return f"{title}: {message}"
-    if first["type"] == "missing":
-        return f"{title}: '{where}' is missing"
-    value = repr(first["input"])
-    return f"{title}: '{where}' = {value if len(value) <= 80 else value[:77] + '...'}: {message}"
-
-
-class _Public(BaseModel):
-    """A frozen, strictly typed record whose validation errors are `ConfigurationError`s."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _typed_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        title = cls.__name__.lower()
-        try:
-            record = handler(values)
-            record._check()
-        except ValidationError as error:
-            raise ConfigurationError(_reason(title, error)) from None
-        except ValueError as error:
-            raise ConfigurationError(f"{title}: {error}") from None
-        return record
-
-    def _check(self) -> None:
-        """Raise `ValueError` where values do not fit together."""
-
-
-class Rotary(_Public):
+class Rotary(PublicRecord):
     """Rotary position embedding in half-split form, frequencies theta^(-2i/R) scaled as `scaling` says.
 
     channels: R, how many channels of a head turn, in pairs (i, i + C/2) for i < R/2; None: all C.
@@ -81,8 +31,8 @@ class Rotary(_Public):
     long against `original_positions`, unchanged where it is short, blended between the two; "yarn": the same with another
     blend, linear in the channel between the ones that turn `beta_fast` and `beta_slow` times within `original_positions`
     (rounded outwards to whole channels with `truncate`); "dynamic": theta grows with the sequence once that is longer than
-    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and sines are
-    multiplied by it, scores hence by its square, which is folded into the query weights.
+    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and sines
+    are multiplied by it, scores hence by its square, which is folded into the query weights.
     """
 
     theta: Positive = 10_000.0
@@ -116,18 +66,48 @@ class Rotary(_Public):
             raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
-class Architecture(_Public):
+class Experts(PublicRecord):
+    """A mixture of experts in place of a feed-forward layer, which each token passes through a few of.
+
+    count: experts E. chosen: of them for each token. feed_forward: width of one. renormalised: whether what the chosen ones
+    count is divided by its sum. layers: those that have a mixture, in order; None: all. An expert is gated, without biases.
+    """
+
+    count: Count
+    chosen: Count
+    feed_forward: Count
+    renormalised: bool
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 12)], ...] | None, Strict(False)] = None
+
+    def _check(self) -> None:
+        if self.chosen > self.count:
+            raise ValueError(f"'chosen' = {self.chosen} must be at most 'count' = {self.count}")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"'layers' = {list(self.layers)} must be in order, each of them once")
+
+    def at(self, layer: int) -> bool:
+        """Whether a layer has a mixture."""
+        return self.layers is None or layer in self.layers
+
+    def of_layers(self, kept: Sequence[int]) -> Experts:
+        """Return those of some of the layers, in that order."""
+        return self.model_copy(update={"layers": tuple(n for n, layer in enumerate(kept) if self.at(layer))})
+
+
+class Architecture(Description):
     """A decoder-only transformer, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
     (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
-    a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+    a bias once the last norm's offset is folded into it. experts: of the layers that are a mixture; `feed_forward` is the
+    width of the others. eos: ids that end a generation.
 
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
-    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before they turn:
-    each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream. score_cap,
-    logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary positions of
-    layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no positions.
+    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
+    they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
+    positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
+    positions.
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -138,18 +118,8 @@ class Architecture(_Public):
     True
     """
 
-    family: Annotated[str, Field(min_length=1, max_length=64)]
-    layers: Layers
-    width: Count
-    heads: Count
     kv_heads: Count
-    head_channels: Count
-    feed_forward: Count
-    vocabulary: Annotated[int, Field(ge=2, le=1 << 24)]
-    positions: Count
     rotary: Rotary | None
-    norm: Norm
-    activation: Activation
     gated: bool
     qkv_bias: bool = False
     out_bias: bool = False
@@ -161,23 +131,11 @@ class Architecture(_Public):
     score_cap: Positive | None = None
     logit_cap: Positive | None = None
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    experts: Experts | None = None
     sliding_rotary: Rotary | None = None
     rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
-
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _norm(cls, value: Any) -> Norm:
-        """Read a norm from JSON, too; the record of the suites' interface checks nothing itself."""
-        norm = Norm(**value) if isinstance(value, dict) and value.keys() == {"kind", "epsilon"} else value
-        if not isinstance(norm, Norm):
-            raise ValueError("'kind' and 'epsilon' are needed")
-        if norm.kind not in ("layer", "rms"):
-            raise ValueError(f"'kind' = {norm.kind!r}; known: layer, rms")
-        if not isinstance(norm.epsilon, float) or not 0 < norm.epsilon < 1:
-            raise ValueError(f"'epsilon' = {norm.epsilon!r} must be a number between 0 and 1")
-        return norm
 
     def _check(self) -> None:
         if self.heads % self.kv_heads:
@@ -197,6 +155,12 @@ class Architecture(_Public):
         for name, entries in (("windows", self.windows), ("rotated", self.rotated)):
             if entries is not None and len(entries) != self.layers:
                 raise ValueError(f"'{name}' has {len(entries)} entries, it needs one for each of {self.layers} layers")
+        if self.experts is not None and not self.gated:
+            raise ValueError("'experts' need 'gated' = true")
+        if self.experts is not None and (self.norms != "before" or self.parallel):
+            raise ValueError("'experts' need 'norms' = 'before' and layers that are not 'parallel'")
+        if self.experts is not None and self.experts.layers and self.experts.layers[-1] >= self.layers:
+            raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -208,8 +172,11 @@ class Architecture(_Public):
         return self.heads // self.kv_heads
 
     def window(self, layer: int) -> int | None:
-        """Return the sliding window of a layer, None for full attention."""
         return None if self.windows is None else self.windows[layer]
+
+    def mixture(self, layer: int) -> Experts | None:
+        """Return the experts of a layer, None where it has a feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
 
     @property
     def rotaries(self) -> tuple[Rotary, ...]:
@@ -223,18 +190,18 @@ class Architecture(_Public):
             return None
         return self.sliding_rotary if self.sliding_rotary and self.window(layer) is not None else self.rotary
 
-    def kind(self, layer: int) -> tuple[int | None, Rotary | None]:
+    def kind(self, layer: int) -> tuple[int | None, Rotary | None, bool]:
         """Return what a layer differs in from others: layers of one kind cost the same."""
-        return self.window(layer), self.rotary_of(layer)
+        return self.window(layer), self.rotary_of(layer), self.mixture(layer) is not None
 
-    def with_layers(self, kept: Sequence[int]) -> Architecture:
-        """Return a model of some of the layers, in that order."""
-        windows = None if self.windows is None else tuple(self.windows[n] for n in kept)
-        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in kept)
-        return self.model_copy(update={"layers": len(kept), "windows": windows, "rotated": rotated})
+    def reduced(self, layers: Sequence[int]) -> Self:
+        windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
+        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
+        experts = None if self.experts is None else self.experts.of_layers(layers)
+        update = {"layers": len(layers), "windows": windows, "rotated": rotated, "experts": experts}
+        return self.model_copy(update=update)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the canonical weights, in the order in which they are shared and loaded."""
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
@@ -252,34 +219,15 @@ class Architecture(_Public):
             if self.query_key_norm is not None:
                 shapes[f"layers.{layer}.attention.queries.gain"] = (heads,)
                 shapes[f"layers.{layer}.attention.keys.gain"] = ((fused - heads) // 2,)
-            linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
+            inner, bias, experts = self.feed_forward, self.mlp_bias, self.mixture(layer)
+            if experts is not None:
+                inner, bias = experts.count * experts.feed_forward, False
+                linear(f"layers.{layer}.mlp.router", wide, experts.count, False)
+            linear(f"layers.{layer}.mlp.up", wide, inner, bias)
             if self.gated:
-                linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
-            linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+                linear(f"layers.{layer}.mlp.gate", wide, inner, bias)
+            linear(f"layers.{layer}.mlp.down", inner, wide, bias)
             if self.norms != "before":
                 shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)
         return shapes
-
-    def parameters(self) -> int:
-        """Number of canonical weights."""
-        total = 0
-        for shape in self.weight_shapes().values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
-
-    def to_json(self) -> str:
-        """Return canonical JSON: keys sorted, no spaces; equal architectures give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Architecture:
-        """Return the inverse of `to_json`. Raises `ConfigurationError` for unknown or missing keys and values out of
-        range."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(_reason("architecture", error)) from None

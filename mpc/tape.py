@@ -32,7 +32,7 @@ from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
 from mpc.messages import Message, at_host, packed, unpacked, unpacked_words
 from mpc.packing import packed_size
-from mpc.random import MOST_AHEAD, Prg
+from mpc.random import MOST_AHEAD, Prg, canonical
 from mpc.shape_tensor import shape_tensor
 
 Shape = Sequence[int]
@@ -40,11 +40,16 @@ Bytes = bytes | bytearray | memoryview
 HEADER_BYTES = 16
 
 
-def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
-    """Return what an entry is, in words: the text that both ends hash."""
+@functools.lru_cache(maxsize=1 << 14)
+def _words(op: str, kind: str, bits: int, shape: tuple[int, ...], dependent: bool) -> str:
     how = "common" if kind == "common" else "dependent" if dependent else "random"
     kind = "value" if kind == "common" else kind
     return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
+
+
+def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
+    """Return what an entry is, in words: the text that both ends hash."""
+    return _words(op, kind, bits, tuple(shape), dependent)
 
 
 class Tape(ABC):
@@ -141,19 +146,15 @@ class DealerTape(Tape):
             self._emit(party, header + (size if receives else 0).to_bytes(8, "little"))
         self.position += 1
 
-    def _expanded(self, shape: Shape, bits: int, kind: str, parties: int) -> Iterator[Tensor]:
-        """Yield the first parties' expansions, those of a sum not reduced."""
-        for prg in self._prgs[:parties]:
-            yield prg.ring(shape, bits, self.device, kind == "xor")
-
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
-        """Return the XOR or sum of the first parties' expansions; a sum is not yet reduced."""
-        return functools.reduce(operator.xor if kind == "xor" else operator.add, self._expanded(shape, bits, kind, parties))
+        """Return the XOR or sum of the first parties' expansions as narrow words, congruent modulo 2^bits."""
+        parts = (prg.words(shape, bits, self.device) for prg in self._prgs[:parties])
+        return functools.reduce(operator.ixor if kind == "xor" else operator.iadd, parts)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         """Return the sum (or XOR) of all parties' expansions."""
         self._header(describe(op, kind, bits, shape, False), 0)
-        return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)
+        return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)
 
     def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         self._header(describe(op, kind, bits, shape, False), 0)
@@ -181,8 +182,8 @@ class DealerTape(Tape):
         return whole, size
 
     def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
-        """Send the last party its share, what the others' leave of the value; return it."""
-        correction = whole ^ others if kind == "xor" else ring.reduce(whole - others, bits)
+        """Send the last party its share, what the others' leave of the value; return it, congruent modulo 2^bits."""
+        correction = whole ^ others if kind == "xor" else whole - others
         self._emit(len(self._prgs) - 1, at_host(packed(correction, bits)))
         return correction
 
@@ -190,10 +191,10 @@ class DealerTape(Tape):
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
     ) -> list[Tensor]:
         whole, size = self._announced(op, shape, value, bits, kind)
-        others = [ring.reduce(x, bits) for x in self._expanded(shape, bits, kind, len(self._prgs) - 1)]
+        others = [prg.ring(shape, bits, self.device) for prg in self._prgs[:-1]]
         total = functools.reduce(operator.xor if kind == "xor" else operator.add, others)
         self.ledger.offline(size)
-        return [*others, self._correct(whole, total, bits, kind)]
+        return [*others, ring.reduce(self._correct(whole, total, bits, kind), bits)]
 
     def common(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
@@ -262,7 +263,7 @@ class PartyTape(Tape):
     ) -> Tensor:
         payload = self._correction(op, shape, bits, kind)
         if payload is None:
-            return self._prg.ring(shape, bits, self.device, kind == "xor")
+            return self._prg.ring(shape, bits, self.device)
         return unpacked(payload, bits, shape)
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:

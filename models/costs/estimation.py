@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.generation import GenerationPlan
@@ -71,7 +72,7 @@ def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, S
     for kind, found in bounds.items():
         if len(set(found.values)) > 1:
             options[kind] = Bounds(tuple(found.at(n) for n in (*kept, count))).option
-    return architecture.with_layers(kept), replace(setting, options=options), repeats
+    return architecture.reduced(kept), replace(setting, options=options), repeats
 
 
 def middle_layer(repeats: list[int]) -> int:
@@ -214,6 +215,8 @@ def estimate(
     True
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature, setting.draft).check(architecture)
+    spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
+    setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
     steps = list(setting.steps(prompt, new, kept))
     start = time.perf_counter()

@@ -33,35 +33,49 @@ from protocols.options import Prefer
 from protocols.schedule import Request
 
 T = TypeVar("T")
+MOST_OF_WRAPS = 58  # bits of shares that are added up in a word, of 16 parties and more
 
 
 class Opening(Request[Masked]):
-    """A request to turn a sharing into a masked value. Cost: 1 round (shared), bits per element per direction."""
+    """A request to turn a sharing into a masked value. Cost: 1 round (shared), bits per element per direction.
 
-    def __init__(self, value: Shared, lam: Tensor) -> None:
+    wraps: see `Masked`."""
+
+    def __init__(self, value: Shared, lam: Tensor, wraps: Tensor | None = None) -> None:
         self.value = value
         self.lam = lam
+        self.wraps = wraps
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
+        self._own: Tensor | None = None  # what this party has sent
 
     def encode(self) -> Message:
         """Return this party's message: the bit-packed share of x + lam."""
-        return packed(self.value.x + self.lam, self.value.bits)
+        self._own = self.value.x + self.lam
+        return packed(self._own, self.value.bits)
 
     def decode(self, parts: Sequence[Message], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
-        total = self.value.x + self.lam  # cheaper than to unpack this party's own message
+        assert self._own is not None
+        total, self._own = self._own, None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpacked(part, self.value.bits, self.value.shape)
-        m = ring.reduce(total, self.value.bits)
+        if self.value.bits < ring.RING_BITS:
+            total &= (1 << self.value.bits) - 1
+        m = total
         if c.observer is not None:
             c.observer(m, self.value.bits)
-        return Masked(m, self.lam, self.value.bits, self.value.frac)
+        return self._masked(m)
 
     def blank(self, c: Context) -> Masked:
         """Return what a role that does not evaluate gets."""
-        return Masked(c.blank(self.value.shape), self.lam, self.value.bits, self.value.frac)
+        return self._masked(c.blank(self.value.shape))
+
+    def _masked(self, m: Tensor) -> Masked:
+        found = Masked(m, self.lam, self.value.bits, self.value.frac)
+        found.wraps = self.wraps
+        return found
 
 
 class BitOpening(Request[Tensor]):
@@ -220,9 +234,16 @@ class Context:
         return Shared(value if self.first else torch.zeros_like(value), bits, frac)
 
     # ---- opening -------------------------------------------------------------------------------------------------
-    def opening(self, x: Shared) -> Opening:
-        """Ask for [x] -> <x> with a fresh mask in x's ring."""
-        return Opening(x, self.tape.random("open", tuple(x.shape), x.bits))
+    def opening(self, x: Shared, wraps: bool = False) -> Opening:
+        """Ask for [x] -> <x> with a fresh mask in x's ring. wraps: let the dealer keep those of its shares (`Masked`)."""
+        shape, bits = tuple(x.shape), x.bits
+        if not wraps or bits > MOST_OF_WRAPS:
+            return Opening(x, self.tape.random("open", shape, bits))
+        shares = self.tape.random_shares("open", shape, bits)
+        if not self.tape.dealing:
+            return Opening(x, shares[0], self.blank(shape))
+        total = functools.reduce(operator.add, (ring.reduce(share, bits) for share in shares))
+        return Opening(x, ring.reduce(total, bits), total >> bits)
 
     def flush(self, requests: list[Any]) -> Sequence[Any]:
         """Exchange all waiting openings in one message."""
@@ -314,9 +335,11 @@ class Context:
             cost.messages += len(receivers) * int(index == 0)
 
 
-async def open_value(c: Context, x: Shared) -> Masked:
-    """Open [x] as <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform."""
-    return await c.opening(x)
+async def open_value(c: Context, x: Shared, wraps: bool = False) -> Masked:
+    """Open [x] as <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform.
+
+    wraps: see `Context.opening`."""
+    return await c.opening(x, wraps)
 
 
 def require(condition: bool, op: str, text: str) -> None:

@@ -340,7 +340,7 @@ def _joined(parts: list[Words]) -> Words:
     return Wide(torch.cat([x.low for x in pairs]), torch.cat([x.high for x in pairs]))
 
 
-Combine = Callable[[Words, Tensor], Words]
+Combine = Callable[[Words, Tensor, slice], Words]
 
 
 def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Combine) -> Words:
@@ -348,8 +348,8 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
     modulo 2^bits (not reduced); local, two parties.
 
     p: read in the p.depth leading bits of x. payloads: what the dealer computes of lam, [levels, elements, values], as wide
-    as the ring. combine: a linear map, shares [levels, points, elements, values] and m [elements] of x -> [elements, ...].
-    Keys are dealt and evaluated at the host, whose processor has instructions for the cipher: m goes down, the result up."""
+    as the ring. combine: a linear map, shares [levels, points, elements, values], m [elements] of x and which of x's
+    elements these are -> [elements, ...]. All at the host, which has instructions for the cipher."""
     p.check()
     if c.parties != 2:
         raise RangeError(f"point functions are for two parties, there are {c.parties}; use a dealt table or a comparison")
@@ -372,7 +372,7 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
         return c.blank(x.shape)
     m = x.m.reshape(-1).cpu()
     points = ring.shift_right(m, low, x.bits)
-    share = evaluate(0 if c.first else 1, roots[0], (words, output), points, p, lambda found, cut: combine(found, m[cut]))
+    share = evaluate(0 if c.first else 1, roots[0], (words, output), points, p, lambda s, cut: combine(s, m[cut], cut))
     whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
     return whole
 

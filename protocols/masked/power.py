@@ -210,7 +210,7 @@ def by_points(c: Context, x: Masked, p: Power) -> Words:
         x,
         octaves.points,
         lambda: _payloads(x.lam, octaves, p.bits),
-        lambda share, m: _read_pieces(share, m, p, octaves),
+        lambda share, m, _: _read_pieces(share, m, p, octaves),
     )
 
 

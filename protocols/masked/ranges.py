@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,8 +126,10 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """Return the XOR of all elements, 0-dimensional."""
+def _fold(x: Tensor) -> int:
+    """Return the XOR of all elements."""
+    if x.device.type == "cpu":
+        return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
     flat = x.reshape(-1)
     while flat.numel() > 1:
         half = flat.numel() // 2
@@ -134,4 +137,4 @@ def _fold(x: Tensor) -> Tensor:
         flat = flat[:half] ^ flat[half : 2 * half]
         if rest.numel():
             flat = torch.cat([flat, rest])
-    return flat[0]
+    return int(flat[0])

@@ -661,9 +661,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "digits of a product are unsigned",
         "mpc/byte_matmul.py",
-        "((x + offset) ^ offset).unsqueeze(-1)",
-        "(x + 0).unsqueeze(-1)",
+        "np.bitwise_xor(rest, offset, out=rest)",
+        "np.subtract(rest, offset, out=rest)",
         ("tests/mpc/test_byte_matmul.py::test_any_shape_and_ring",),
+    ),
+    Fault(
+        "digits of a table are unsigned",
+        "mpc/bit_sums.py",
+        "((tables + offset) ^ offset)",
+        "(tables + 0)",
+        ("tests/mpc/test_bit_sums.py::test_both_ways_add_up_what_is_named",),
     ),
     Fault(
         "the blocks of a deep product overlap",
