@@ -71,8 +71,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return pack(self.value.x + self.lam, self.value.bits)",
-        "return pack(self.value.x, self.value.bits)",
+        "return packed(self.value.x + self.lam, self.value.bits)",
+        "return packed(self.value.x, self.value.bits)",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -598,8 +598,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "hashes with one word for four places",
         "protocols/masked/histogram.py",
-        "return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)",
-        "return (picks[..., :1] * 15).sum(-1).to(seed.device)",
+        "return (picks << torch.arange(GROUP)).sum(-1)",
+        "return (picks[..., :1] * 15).sum(-1)",
         (f"{EXPONENTIAL}::test_hashes_are_zero_where_no_score_lies",),
     ),
     Fault(
@@ -662,8 +662,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "permutations from two bits of their keys",
         "protocols/masked/shuffle.py",
-        "order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)",
-        "order = np.lexsort(tuple(keys.cpu().numpy() & 3), axis=-1)",
+        "np.lexsort(tuple(keys.numpy()), axis=-1)",
+        "np.lexsort(tuple(keys.numpy() & 3), axis=-1)",
         (f"{SHUFFLE}::test_permutations_have_no_bias",),
     ),
     Fault(
