@@ -209,7 +209,7 @@ class DealerTape(Tape):
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "sum", bits, shape, True), size)
         others = [ring.reduce(prg.ring(shape, bits, self.device), bits) for prg in self._prgs[:-1]]
-        self._emit(len(self._prgs) - 1, pack(ring.reduce(last(others), bits), bits))
+        self._emit(len(self._prgs) - 1, at_host(packed(ring.reduce(last(others), bits), bits)))
         self.ledger.offline(size)
         return shape_tensor(shape)
 

@@ -4,7 +4,7 @@ All public coefficients of shares, and why they are equal:
 
 | coefficients | from |
 | --- | --- |
-| powers of e (`natural_powers`, `exponential`) | decimals of 48 digits, rounded, multiplied as integers |
+| powers of 2^(3/2) (`powers_of_two`, `exponential`) | decimals of 48 digits, rounded, multiplied as integers |
 | cosines of waves (`curves.cosines`), rotary positions (`models.rotary`) | float64 sums and products (`mpc.trigonometry`) |
 | segments and amplitudes of GELU, its tanh form, SiLU (`curves`) | the host's erf, tanh, exp, rounded far from ties |
 | pieces of 1/x and 1/sqrt(x) (`power`, at the host; powers of m in `piecewise`) | float64 sums, products, quotients, roots |
@@ -25,12 +25,12 @@ import torch
 
 from protocols.masked import curves
 from protocols.masked.activation import LONGEST_PERIOD, PERIOD
-from protocols.masked.natural_powers import powers_wide
 from protocols.masked.power import pieces
+from protocols.masked.powers_of_two import powers
 
 COSINE_BITS = 19  # the table of a shorter period is every second, fourth ... entry
-POWERS = ((1, 12, 10, -4, 30), (-1, 12, 10, 0, 40))
-"""sign, width, fraction bits, offset and fraction bits of the result: as others are made."""
+POWERS = ((1, 12, 11, 0, 20), (-1, 12, 10, 0, 30))
+"""sign, width, fraction bits, octaves and fraction bits of the result: as others are made."""
 
 
 @cache
@@ -47,9 +47,8 @@ def digest() -> str:
         for period in range(PERIOD[kind], LONGEST_PERIOD + 1):
             add(f"amplitudes {kind} {period}", np.array(curves.amplitudes(kind, period), np.int64))
     add("cosines", curves.cosines(COSINE_BITS, host).numpy())
-    for sign, width, frac, offset, out in POWERS:
-        found = powers_wide(sign, width, frac, offset, out)
-        add(f"powers {sign}", torch.stack([found.low, found.high]).numpy())
+    for sign, width, frac, octaves, out in POWERS:
+        add(f"powers {sign}", powers(sign, width, frac, octaves, out).numpy())
     for exponent in (-1.0, -0.5):
         add(f"pieces {exponent}", pieces(exponent))
     return whole.hexdigest()
