@@ -148,7 +148,8 @@ class KVCache:
     step), 0 otherwise. All public.
 
     prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
-    them look at batches before their own; ahead: how many of them do so in the present batch, public.
+    them look at batches before their own; ahead: how many of them do so in the present batch, public. dropped: how many
+    choices of an expert found no place in the prompt, secret [1], None where none could be missed.
     """
 
     def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
@@ -161,6 +162,7 @@ class KVCache:
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
         self.drafted = 0
+        self.dropped: Value | None = None
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
@@ -364,7 +366,7 @@ class CachePolicy(ABC):
         where the policy `verifies`."""
         entry = cache.layers[layer]
         k, v = entry.keys_and_values()
-        mask = causal_mask(cache.drafted, entry.length, entry.window, suite.public_device)
+        mask = causal_mask(cache.drafted, entry.length, entry.window)
         return await suite.attention(q, k, v, None if mask is None else mask.repeat(cache.group, 1))
 
     async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
@@ -377,17 +379,17 @@ async def in_order(stages: Sequence[Stage]) -> None:
         await work()
 
 
-def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
+def causal_mask(rows: int, cached: int, window: int | None) -> Tensor | None:
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens (at the host); None when all is True.
 
-    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
+    >>> causal_mask(2, 4, window=2).int()
     tensor([[0, 1, 1, 0],
             [0, 0, 1, 1]], dtype=torch.int32)
     """
     if rows == 1 and (window is None or cached <= window):
         return None
-    query = torch.arange(cached - rows, cached, device=device)[:, None]
-    key = torch.arange(cached, device=device)[None, :]
+    query = torch.arange(cached - rows, cached)[:, None]
+    key = torch.arange(cached)[None, :]
     mask = key <= query
     return mask if window is None else mask & (query - key < window)
 

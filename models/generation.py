@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol, get_args
 
@@ -118,7 +119,7 @@ class Endpoint(Protocol):
     def emit(self, step: int, share: OutputShare) -> bool:
         """Hand out this party's share of output `step`: a token's index [1] ("greedy", "sample"), its logits [1, V]
         ("logits"), or the indices [n] chosen after each row of a drafted step, with the flags of what left its range on the
-        way to it.
+        way to it and, with the first one, how many choices of an expert the prompt's mixtures dropped.
 
         False ends the generation; all parties and the dealer must return the same.
         """
@@ -171,6 +172,8 @@ async def generate(
             if chosen is not None:
                 logits = await decoder.forward(chosen, cache, True, whole=released)
             chosen, share = await choice(suite, logits, plan.decoding, plan.temperature, architecture.logit_cap)
+            if step == 0 and cache.dropped is not None:
+                share = replace(share, dropped=suite.output(cache.dropped))
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
@@ -217,9 +220,13 @@ async def choice(
             logits = logits if cap is None else await suite.soft_cap(logits, cap)
             logits = await suite.perturbed(logits, temperature)
         chosen = await suite.argmax(logits)
-        indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
-        share = suite.output((chosen * indices).sum(-1))
+        share = suite.output((chosen * _indices(logits.shape[-1])).sum(-1))
     return chosen, replace(share, flags=suite.flags())
+
+
+@cache
+def _indices(vocabulary: int) -> Tensor:
+    return torch.arange(vocabulary)
 
 
 def capped(architecture: Architecture, logits: Tensor) -> Tensor:
