@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, causal_mask
+from models.description import Description
 from models.policies.full import FullCache
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
@@ -33,7 +34,7 @@ Angles = tuple[Tensor, Tensor]
 LOAD = "model load"
 
 
-async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
+async def load_weights(suite: Suite, architecture: Description, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
     """Return every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
     one ready takes several times its size for a moment.
 
