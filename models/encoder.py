@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from models.encoder_architecture import EncoderArchitecture, Output
@@ -25,8 +24,6 @@ gain and offset are still to come), and the output's own name."""
 
 PADDING_BIAS = 40
 """What is taken from the scores of padding: its probability is below e^-30 unless its score lies 10 above all others."""
-PLACE_BITS = 20
-"""Fraction bits of the weights of places."""
 ROWS = ("tokens", "mask", "types", "places")
 """What a client shares of a text, one row of T numbers each."""
 
@@ -34,7 +31,8 @@ ROWS = ("tokens", "mask", "types", "places")
 @dataclass(frozen=True)
 class Text:
     """A text as secret values. tokens: `Suite.indices` [T]. mask: 1 at tokens and 0 at padding [T]. types: `Suite.indices`
-    [T], None where the model has but one. places: the weight of each token in an output of one row [1, T]."""
+    [T], None where the model has but one. places: 1 at the tokens of
+    which an output of one row is the sum [1, T]."""
 
     tokens: Value
     mask: Value
@@ -44,16 +42,13 @@ class Text:
     @classmethod
     def shared(cls, suite: Suite, architecture: EncoderArchitecture, tokens: int, share: Tensor | None) -> Text:
         """Return the text of a role's share, int64 [4, T] in Z_2^64 with the rows `ROWS` (for `plain` the numbers
-        themselves, places with `PLACE_BITS` fraction bits); None where there is none."""
+        themselves); None where there is none."""
         ids, mask, kinds, places = (None,) * 4 if share is None else share.unbind(0)
-        weights = None if places is None else places.reshape(1, -1)
-        if weights is not None and suite.name == "plain":
-            weights = weights.to(torch.float64) / 2.0**PLACE_BITS
         return cls(
             tokens=suite.indices(tokens, ids, architecture.vocabulary),
             mask=suite.input((tokens,), mask, 0),
             types=suite.indices(tokens, kinds, architecture.types) if architecture.types > 1 else None,
-            places=suite.input((1, tokens), weights, PLACE_BITS, bound=1.0),
+            places=suite.input((1, tokens), None if places is None else places.reshape(1, -1), 0),
         )
 
 
@@ -135,15 +130,21 @@ class Encoder:
 
     async def output(self, rows: Value, text: Text, kind: Output) -> Value:
         """Return what the client is to learn, of rows after the last layer [T, D]: `EncoderArchitecture.output_shape`,
-        with at most `fraction_bits` fraction bits, cut exactly (`Suite.released`)."""
+        with at most `fraction_bits` fraction bits, cut exactly (`Suite.released`). Of "mean" it is the sum over the tokens
+        that `text.places` marks, whose number the client knows."""
         suite, a = self.suite, self.architecture
         suite.at(a.layers)
         with suite.ledger.timed("head"):
+            count = text.places.sum(-1, keepdim=True)
             if kind in ("mean", "words"):
                 rows = await suite.matmul(text.places, rows)
             elif kind in ("cls", "pooled", "classes"):
                 rows = rows[:1]
-            if kind in ("mean", "cls", "hidden"):
+            if kind == "mean":
+                both = ((rows, "final.gain"), (count, "final.offset"))
+                total, offset = await suite.together(*(suite.gained(x, self._weights[name]) for x, name in both))
+                found = total + offset
+            elif kind in ("cls", "hidden"):
                 found = await suite.gained(rows, self._weights["final.gain"]) + self._weights["final.offset"]
             elif kind in ("pooled", "classes"):
                 found = await self._pooled(rows)

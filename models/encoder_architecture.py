@@ -96,6 +96,11 @@ class EncoderArchitecture(Description):
         return True
 
     @property
+    def bos(self) -> None:
+        """The tokenizer puts first what a text begins with."""
+        return None
+
+    @property
     def eos(self) -> tuple[int, ...]:
         """No token ends anything."""
         return ()
@@ -106,6 +111,11 @@ class EncoderArchitecture(Description):
         pooled: tuple[Output, ...] = ("pooled",) if self.pooler is not None else ()
         head: tuple[Output, ...] = () if self.head == "none" else (self.head,)
         return ("mean", "cls", "hidden", *pooled, *head)
+
+    @property
+    def usual_output(self) -> Output:
+        """Return the output that the checkpoint was trained for: its head's, or the mean."""
+        return "mean" if self.head == "none" else self.head
 
     def check_output(self, output: str) -> None:
         """Raise `ConfigurationError` for an output that this model does not have."""

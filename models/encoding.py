@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from models.architectures import AnyArchitecture, encoder_of
 from models.checkpoint import Checkpoint
 from models.decoder import load_weights
-from models.encoder import PLACE_BITS, ROWS, Encoder, Probe, Text
+from models.encoder import ROWS, Encoder, Probe, Text
 from models.encoder_architecture import EncoderArchitecture, Output
 from models.generation import Endpoint, token_indices
 from mpc.errors import ConfigurationError
@@ -35,7 +37,10 @@ class EncodingPlan:
     prompt_tokens: int
     output: Output
 
-    new_tokens = 1
+    new_tokens: ClassVar[int] = 1
+    policy: ClassVar[str] = "full"
+    temperature: ClassVar[None] = None
+    draft: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         tokens = self.prompt_tokens
@@ -43,12 +48,18 @@ class EncodingPlan:
             raise ConfigurationError(f"prompt_tokens must be a positive integer, got {tokens!r}")
 
     @property
+    def decoding(self) -> Output:
+        """What leaves the program."""
+        return self.output
+
+    @property
     def prompt_shape(self) -> tuple[int, int]:
         """Shape of what the client shares of its text."""
         return len(ROWS), self.prompt_tokens
 
-    def check(self, architecture: EncoderArchitecture) -> None:
-        """Raise `ConfigurationError` unless the model has the positions and the output."""
+    def check(self, described: AnyArchitecture) -> None:
+        """Raise `ConfigurationError` unless the model is an encoder, has the positions and the output."""
+        architecture = encoder_of(described, f"output '{self.output}'")
         architecture.check_output(self.output)
         if self.prompt_tokens > architecture.positions:
             raise ConfigurationError(
@@ -100,15 +111,17 @@ class EncoderInput:
         return torch.stack([ids, mask, torch.tensor([*types, *([0] * padding)]), self._places(plan, mask)])
 
     def _places(self, plan: EncodingPlan, mask: Tensor) -> Tensor:
-        if plan.output == "words":
-            if self.place is None or not 0 <= self.place < len(self.ids):
-                raise ConfigurationError(f"place: output 'words' needs one of the text's {len(self.ids)} places")
-            return (torch.arange(len(mask)) == self.place).to(torch.int64) << PLACE_BITS
-        if plan.output != "mean":
-            return torch.zeros_like(mask)
-        whole, count = 1 << PLACE_BITS, len(self.ids)
-        rest = (torch.arange(len(mask)) < whole % count).to(torch.int64)  # so that they add up to 1
-        return mask * (whole // count) + rest
+        if plan.output != "words":
+            return mask
+        if self.place is None or not 0 <= self.place < len(self.ids):
+            raise ConfigurationError(f"place: output 'words' needs one of the text's {len(self.ids)} places")
+        return (torch.arange(len(mask)) == self.place).to(torch.int64)
+
+    def result(self, opened: Tensor, output: Output) -> Tensor:
+        """Return an output of the text, from what was opened: without the rows of padding, the mean of a sum."""
+        if output == "mean":
+            return opened / len(self.ids)
+        return opened[: len(self.ids)] if output in ("hidden", "labels") else opened
 
 
 async def encode(suite: Suite, encoder: Encoder, plan: EncodingPlan, share: Tensor | None, endpoint: Endpoint) -> int:
@@ -158,5 +171,4 @@ class PlainEncoder:
         plan = EncodingPlan(length, output)
         encoder = Encoder(self.suite, self.architecture, self.weights, probe)
         found = self.suite.run(outputs(self.suite, encoder, plan, text.rows(self.architecture, plan)))
-        shown = self.suite.output(found).share
-        return shown[: len(text.ids)] if output in ("hidden", "labels") else shown
+        return text.result(self.suite.output(found).share, output)

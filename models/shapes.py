@@ -9,6 +9,7 @@ from models.architecture import Architecture, Rotary
 from models.architectures import AnyArchitecture, decoder_of
 from models.checkpoint import read_description
 from models.config import Config, read_json
+from models.description import Description
 from models.encoder_architecture import EncoderArchitecture
 from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
@@ -96,7 +97,7 @@ ENCODER_SHAPES: dict[str, EncoderArchitecture] = {
     "bert-base": _bert(12, 768, 12),
     "bert-large": _bert(24, 1024, 16),
 }
-A = TypeVar("A", Architecture, EncoderArchitecture)
+A = TypeVar("A", bound=Description)
 
 
 def find_shape(name: str) -> Architecture:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from models.generation import Decoding
+from models.encoder_architecture import Output
+from models.plans import Leaving
 from mpc.errors import MpcacheError
 from parties.names import Fingerprints, check_name
 from protocols.registry import secure_suites
@@ -67,8 +68,10 @@ class ClientGrant(BaseModel):
     max_token_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends for one token.")
     max_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for a session of it.")
     max_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends in a session of it.")
-    decoding: list[Decoding] = Field(
-        default=["greedy", "sample"], description="How its tokens may be chosen: greedy, sample, logits."
+    decoding: list[Leaving] = Field(
+        default=["greedy", "sample", *get_args(Output)],
+        description="What it may learn: of a decoder greedy, sample, logits; of an encoder "
+        + f"{', '.join(get_args(Output))}. All but logits if left out.",
     )
 
     @field_validator("suites")
@@ -78,9 +81,9 @@ class ClientGrant(BaseModel):
 
     @field_validator("decoding")
     @classmethod
-    def _some(cls, value: list[Decoding]) -> list[Decoding]:
+    def _some(cls, value: list[Leaving]) -> list[Leaving]:
         if not value:
-            raise ValueError("an empty list grants nothing: name greedy, sample or logits, or take the client away")
+            raise ValueError("an empty list grants nothing: name greedy or another one, or take the client away")
         return value
 
     @field_validator("name")

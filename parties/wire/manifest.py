@@ -7,13 +7,14 @@ import json
 import re
 import secrets
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.drafting import MOST_GUESSES, DraftPlan
-from models.generation import GenerationPlan, check_agreed_temperature
+from models.generation import check_agreed_temperature
+from models.plans import AnyPlan, Leaving, make_plan
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
@@ -46,7 +47,7 @@ def check_id(text: str, what: str, sender: str) -> str:
     return text
 
 
-def architecture_hash(architecture: Architecture) -> str:
+def architecture_hash(architecture: AnyArchitecture) -> str:
     """Return the SHA-256 of an architecture's canonical JSON."""
     return hashlib.sha256(architecture.to_json().encode()).hexdigest()
 
@@ -54,9 +55,9 @@ def architecture_hash(architecture: Architecture) -> str:
 class ProgramFacts(BaseModel):
     """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
 
-    architecture: hash of its canonical JSON. options: the suite's own settings. temperature: of the dealt noise, with
-    decoding "sample" and only there. draft: guesses of a drafted step, 0 without a draft. parties: names in order of their
-    index.
+    architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
+    suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
+    step, 0 without a draft. parties: names in order of their index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -69,7 +70,7 @@ class ProgramFacts(BaseModel):
     options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
-    decoding: Literal["greedy", "sample", "logits"]
+    decoding: Leaving
     temperature: float | None
     policy: Annotated[str, Field(max_length=400)]
     draft: Annotated[int, Field(ge=0, le=MOST_GUESSES)]
@@ -90,10 +91,11 @@ class ProgramFacts(BaseModel):
         return SuiteSpec(self.suite, self.fraction_bits, self.options)
 
     @property
-    def plan(self) -> GenerationPlan:
+    def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        return GenerationPlan(self.prompt_tokens, self.new_tokens, self.decoding, self.policy, self.temperature, draft)
+        tokens = self.prompt_tokens, self.new_tokens
+        return make_plan(tokens, self.decoding, self.policy, self.temperature, draft)
 
 
 class Manifest(ProgramFacts):
@@ -102,9 +104,7 @@ class Manifest(ProgramFacts):
     model: Identifier
 
     @classmethod
-    def of(
-        cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
-    ) -> Manifest:
+    def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
         """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights."""
         return cls(
             protocol=PROTOCOL_VERSION,

@@ -148,15 +148,32 @@ async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Seq
 
 async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
     """Return (h / deviation) W + b. |h / deviation| <= sqrt(D), whatever h is."""
-    f, bound = convert.fraction_bits, convert.bounds.linear_kind[1]
-    magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
-    bits = f + WEIGHT_BITS + bound + 2 + ROOM
+    bits = convert.fraction_bits + WEIGHT_BITS + convert.bounds.linear_kind[1] + 2 + ROOM
+    scaled = await _scaled(convert, h, norm, b, bits)
+    outputs = await together(*(linear(convert, scaled, layer) for layer in layers))
+    return list(outputs)
+
+
+async def _scaled(convert: Conversion, h: Masked, norm: Norm, b: StreamBits, bits: int) -> MaskedTensor:
+    """Return h / deviation, masked modulo 2^bits."""
+    f, magnitude = convert.fraction_bits, math.ceil(math.log2(h.shape[-1]) / 2)
     excess = max(h.frac + b.scale - f, 0)
     with operation("norm scale"):
         lifted.hold(convert.context, "stream", h, bits + excess)
     r = await _masked_inverse(convert, h, norm, b.scale)
     with operation("norm scale"):
         y = convert.new(lifted.multiply(convert.context, "scale", h, r, bits + excess), magnitude)
-        scaled = convert.new(await convert.masked(y, f, bits), magnitude)
-    outputs = await together(*(linear(convert, scaled, layer) for layer in layers))
-    return list(outputs)
+        return convert.new(await convert.masked(y, f, bits), magnitude)
+
+
+async def normalised(convert: Conversion, x: Value, norm: Norm) -> MaskedTensor:
+    """Return normalised rows [..., D], masked in the ring of all that reads them: linear layers, and `gained` for the
+    residual path."""
+    b, t = _bits_of(convert, x), convert.tensor(x)
+    t.magnitude = min(t.magnitude, convert.bounds.stream + ROOM)  # its norm is declared, and checked
+    h = await _stream(convert, t, b)
+    if norm.kind == "layer":
+        with operation("norm statistics"):
+            h = await _centred(convert.context, h, convert.bounds.here.residual)
+    most = max(convert.bounds.linear_kind[1], convert.bounds.stream)
+    return await _scaled(convert, h, Norm("rms", norm.epsilon), b, convert.fraction_bits + WEIGHT_BITS + most + ROOM + 2)

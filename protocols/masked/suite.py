@@ -161,6 +161,12 @@ class MaskedSuite(Suite):
     async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         return await normalisation.norm_linear(self.convert, x, norm, layers, whole)
 
+    async def normalised(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.normalised(self.convert, x, norm)
+
+    async def gained(self, x: Value, gain: Value) -> MaskedTensor:
+        return await linear.gained(self.convert, x, gain)
+
     async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.activation(self.convert, x, kind)
 
