@@ -3,7 +3,9 @@
 All parties hold the same `Architecture`; its canonical JSON enters the manifest that they compare. Nothing here depends on
 a weight. Canonical weights are what `models.checkpoint` makes of a checkpoint and `models.decoder` computes with: every
 normalisation's centring, gain and offset folded into the linear layers behind it (see `protocols.suite.Norm`), the score
-scale 1/sqrt(C) in the query weights, queries, keys and values in one matrix, every matrix stored [in, out].
+scale 1/sqrt(C) in the query weights (with normalised queries in their gain), queries, keys and values in one matrix, every
+matrix stored [in, out], the channels of queries and keys in an order in which rotary positions turn channels c and c + C/2.
+Gains of norms behind which there is no linear layer are vectors of their own.
 
 Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
 V vocabulary, P positions.
@@ -20,18 +22,20 @@ from models.description import Count, Description, Positive, PublicRecord, Token
 
 
 class Rotary(PublicRecord):
-    """Rotary position embedding in half-split form, frequencies theta^(-2i/C) scaled as `scaling` says.
+    """Rotary position embedding in half-split form, frequencies theta^(-2i/R) scaled as `scaling` says.
+
+    channels: R, how many channels of a head turn, in pairs (i, i + C/2) for i < R/2; None: all C.
 
     scaling "default": as they are; "linear": divided by `factor`; "llama3": divided by `factor` where the wavelength is
     long against `original_positions`, unchanged where it is short, blended between the two; "yarn": the same with another
     blend, linear in the channel between the ones that turn `beta_fast` and `beta_slow` times within `original_positions`
     (rounded outwards to whole channels with `truncate`); "dynamic": theta grows with the sequence once that is longer than
-    `original_positions`. attention_factor: cosines and sines are multiplied by it, scores hence by its square, which is
-    folded into the query weights.
+    `original_positions`; "factors": each divided by its own one of `factors` [R / 2]. attention_factor: cosines and sines
+    are multiplied by it, scores hence by its square, which is folded into the query weights.
     """
 
     theta: Positive = 10_000.0
-    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn"] = "default"
+    scaling: Literal["default", "linear", "llama3", "dynamic", "yarn", "factors"] = "default"
     factor: Positive = 1.0
     low_frequency_factor: Positive = 1.0
     high_frequency_factor: Positive = 4.0
@@ -40,8 +44,18 @@ class Rotary(PublicRecord):
     beta_slow: Positive = 1.0
     truncate: bool = True
     attention_factor: Positive = 1.0
+    channels: Count | None = None
+    factors: Annotated[tuple[Positive, ...], Strict(False)] = ()
+
+    def turning(self, channels: int) -> int:
+        """Return R, the channels that turn of a head with so many."""
+        return channels if self.channels is None else self.channels
 
     def _check(self) -> None:
+        if self.channels is not None and self.channels % 2:
+            raise ValueError(f"'channels' = {self.channels} must be even: they turn in pairs")
+        if (self.scaling == "factors") != bool(self.factors):
+            raise ValueError(f"'factors' has {len(self.factors)} entries, which belong to 'scaling' = 'factors' alone")
         if self.scaling == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
             raise ValueError(
                 f"'high_frequency_factor' = {self.high_frequency_factor} must be larger than "
@@ -57,6 +71,13 @@ class Architecture(Description):
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
     (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
     a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+
+    norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
+    "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
+    they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
+    score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
+    positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
+    positions.
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -74,19 +95,35 @@ class Architecture(Description):
     out_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+    norms: Literal["before", "after", "both"] = "before"
+    query_key_norm: Literal["head", "all"] | None = None
+    parallel: bool = False
+    score_cap: Positive | None = None
+    logit_cap: Positive | None = None
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    sliding_rotary: Rotary | None = None
+    rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
 
     def _check(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"'heads' = {self.heads} must be a multiple of 'kv_heads' = {self.kv_heads}")
-        if self.rotary is not None and self.head_channels % 2:
-            raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
-        if self.rotary is not None and self.rotary.scaling == "dynamic" and self.head_channels == 2:
-            raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
-        if self.windows is not None and len(self.windows) != self.layers:
-            raise ValueError(f"'windows' has {len(self.windows)} entries, it needs one for each of {self.layers} layers")
+        for rotary in self.rotaries:
+            turning = rotary.turning(self.head_channels)
+            if self.head_channels % 2:
+                raise ValueError(f"'head_channels' = {self.head_channels} must be even for rotary positions")
+            if turning > self.head_channels:
+                raise ValueError(f"'channels' = {turning} of rotary positions, a head has {self.head_channels}")
+            if rotary.factors and len(rotary.factors) != turning // 2:
+                raise ValueError(f"'factors' has {len(rotary.factors)} entries, {turning // 2} pairs of channels turn")
+            if rotary.scaling == "dynamic" and turning == 2:
+                raise ValueError("'head_channels' = 2 must be larger for dynamic rotary positions")
+        if self.rotary is None and (self.sliding_rotary is not None or self.rotated is not None):
+            raise ValueError("'rotary' is needed by 'sliding_rotary' and 'rotated'")
+        for name, entries in (("windows", self.windows), ("rotated", self.rotated)):
+            if entries is not None and len(entries) != self.layers:
+                raise ValueError(f"'{name}' has {len(entries)} entries, it needs one for each of {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -100,9 +137,26 @@ class Architecture(Description):
     def window(self, layer: int) -> int | None:
         return None if self.windows is None else self.windows[layer]
 
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """Return the different rotary positions of all layers."""
+        found = (self.rotary, self.sliding_rotary)
+        return tuple(dict.fromkeys(rotary for rotary in found if rotary is not None))
+
+    def rotary_of(self, layer: int) -> Rotary | None:
+        """Return the rotary positions of a layer, None where queries and keys do not turn."""
+        if self.rotated is not None and not self.rotated[layer]:
+            return None
+        return self.sliding_rotary if self.sliding_rotary and self.window(layer) is not None else self.rotary
+
+    def kind(self, layer: int) -> tuple[int | None, Rotary | None]:
+        """Return what a layer differs in from others: layers of one kind cost the same."""
+        return self.window(layer), self.rotary_of(layer)
+
     def reduced(self, layers: Sequence[int]) -> Self:
         windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
-        return self.model_copy(update={"layers": len(layers), "windows": windows})
+        rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
+        return self.model_copy(update={"layers": len(layers), "windows": windows, "rotated": rotated})
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         wide, heads = self.width, self.heads * self.head_channels
@@ -119,9 +173,14 @@ class Architecture(Description):
         for layer in range(self.layers):
             linear(f"layers.{layer}.attention.qkv", wide, fused, self.qkv_bias)
             linear(f"layers.{layer}.attention.out", heads, wide, self.out_bias)
+            if self.query_key_norm is not None:
+                shapes[f"layers.{layer}.attention.queries.gain"] = (heads,)
+                shapes[f"layers.{layer}.attention.keys.gain"] = ((fused - heads) // 2,)
             linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
             if self.gated:
                 linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
             linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+            if self.norms != "before":
+                shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)
         return shapes

@@ -17,7 +17,7 @@ def parse_description(text: str | bytes) -> AnyArchitecture:
         values = json.loads(text)
     except (ValueError, RecursionError):
         raise ConfigurationError("architecture: is not valid JSON") from None
-    if isinstance(values, dict) and values.get("kind") == "encoder":
+    if isinstance(values, dict) and values.get("model") == "encoder":
         return EncoderArchitecture.from_json(text)
     return Architecture.from_json(text)
 

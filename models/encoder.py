@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.encoder_architecture import EncoderArchitecture, Output
+from models.loaded import check_weights
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Norm, Suite, Value
 
@@ -63,10 +64,7 @@ class Encoder:
         weights: Mapping[str, Value],
         probe: Probe | None = None,
     ) -> None:
-        for name, shape in architecture.weight_shapes().items():
-            if name not in weights or tuple(weights[name].shape) != shape:
-                found = list(weights[name].shape) if name in weights else "missing"
-                raise ConfigurationError(f"weight '{name}' {list(shape)} is {found}; load the model that the manifest names")
+        check_weights(architecture, weights)
         self.suite = suite
         suite.begin(architecture.layers + 1)
         self.architecture = architecture

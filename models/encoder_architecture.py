@@ -49,7 +49,7 @@ class EncoderArchitecture(Description):
     True
     """
 
-    kind: Literal["encoder"] = "encoder"
+    model: Literal["encoder"] = "encoder"
     types: Annotated[int, Field(ge=1, le=64)] = 1
     pooler: Literal["tanh", "relu"] | None = None
     head: Head = "none"

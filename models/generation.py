@@ -22,8 +22,9 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, Probe, load_weights
+from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel

@@ -28,21 +28,24 @@ _PI_DIGITS = Decimal("3.141592653589793238462643383279502884197169")
 
 @lru_cache(maxsize=16)
 def frequencies(rotary: Rotary, channels: int, length: int = 1) -> Tensor:
-    """Return the angle per position for each pair of channels, float32 [C / 2].
+    """Return the angle per position for each pair of the channels of a head, float32 [C / 2]: 0 for those that do not turn.
 
     length: tokens of the sequence so far, which scaling "dynamic" alone depends on.
 
     >>> frequencies(Rotary(theta=10_000.0), channels=4)
     tensor([1.0000, 0.0100])
     """
-    pairs = range(channels // 2)
+    pairs, rest = range(rotary.turning(channels) // 2), (channels - rotary.turning(channels)) // 2
+    channels = rotary.turning(channels)
     with localcontext() as context:
         context.prec = 40
         log = Decimal(rotary.theta).ln() + _stretch(rotary, channels, length)
         plain = [float((-log * 2 * i / channels).exp()) for i in pairs]
         slowed = _ramp(rotary, channels) if rotary.scaling == "yarn" else [_slowed(rotary, f) for f in plain]
     scaled = [part * (f / rotary.factor) + (1 - part) * f for part, f in zip(slowed, plain, strict=True)]
-    return torch.tensor(scaled, dtype=torch.float64).to(torch.float32)
+    if rotary.factors:
+        scaled = [f / factor for f, factor in zip(plain, rotary.factors, strict=True)]
+    return torch.tensor(scaled + [0.0] * rest, dtype=torch.float64).to(torch.float32)
 
 
 def _stretch(rotary: Rotary, channels: int, length: int) -> Decimal:
@@ -55,7 +58,7 @@ def _stretch(rotary: Rotary, channels: int, length: int) -> Decimal:
 
 def _slowed(rotary: Rotary, frequency: float) -> float:
     """Return the part of a frequency that is divided by `rotary.factor`, 0 to 1."""
-    if rotary.scaling in ("default", "dynamic"):
+    if rotary.scaling in ("default", "dynamic", "factors"):
         return 0.0
     if rotary.scaling == "linear":
         return 1.0

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from models.architectures import AnyArchitecture, decoder_of, encoder_of
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, encode
 from models.generation import Endpoint, generate
+from models.loaded import load_weights
 from models.plans import AnyPlan
 from models.policies import parse
 from mpc.channel import Channel

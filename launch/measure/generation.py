@@ -16,8 +16,9 @@ from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from launch.measure.selection_trace import noting_shares
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import GenerationPlan, generate, token_indices
+from models.loaded import load_weights
 from models.policies import parse
 from parties.errors import RangeExceeded
 from protocols.range_findings import RangeFinding, findings_in, open_flags

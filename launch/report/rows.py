@@ -55,9 +55,11 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Return suite and policy."""
-        suite = f"{self.cell.suite}, its own way" if self.cell.options.get("crypten_own") else self.cell.suite
-        return suite if self.cell.policy == FULL else f"{suite}, {self.cell.policy}"
+        """Return suite, policy, and the guesses of a drafted step."""
+        parts = [f"{self.cell.suite}, its own way" if self.cell.options.get("crypten_own") else self.cell.suite]
+        parts += [self.cell.policy] if self.cell.policy != FULL else []
+        parts += [f"{self.cell.draft} guesses"] if self.cell.draft else []
+        return ", ".join(parts)
 
     @property
     def model(self) -> str:
@@ -86,7 +88,7 @@ def pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:
 def tokens(rows: Sequence[Row]) -> list[Row]:
     """Return rows about one decoded token on this machine as it is: measured ones, and predicted ones where none was
     measured over as many tokens."""
-    measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST]
+    measured = [r for r in rows if r.cell.measure == "token" and r.cell.network == LOCALHOST and not r.cell.draft]
     have = {(*_setting(r), r.cell.new_tokens) for r in measured}
     predicted = [r for r in rows if r.cell.measure == "estimate"]
     return [*measured, *(r for r in predicted if (*_setting(r), r.cell.new_tokens) not in have)]

@@ -42,9 +42,9 @@ def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitect
     """Return the model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
     The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
-    the groups between, one stands for all whose layers have the same sliding windows and the same bounds, their own and
-    those of the layers before and after each: rings of the residual stream follow from them. Where bounds differ, what lies
-    beside such a group is there as well and stands for none.
+    the groups between, one stands for all whose layers are of one kind (windows, positions) and have the same bounds,
+    their own and those of the layers before and after each: rings of the residual stream follow from them. Where bounds
+    differ, what lies beside such a group is there as well and stands for none.
     """
     count = architecture.layers
     first, period = parse(setting.policy).pattern()
@@ -57,7 +57,7 @@ def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitect
     groups = [range(n, min(n + period, count)) for n in range(first, count, period)]
     between: dict[object, list[int]] = {}
     for number, group in enumerate(groups[:-1]):
-        between.setdefault(tuple((architecture.window(n), bounds_at(n)) for n in group), []).append(number)
+        between.setdefault(tuple((architecture.kind(n), bounds_at(n)) for n in group), []).append(number)
     stands = {same[0]: len(same) for same in between.values()} | ({len(groups) - 1: 1} if groups else {})
     if any(len(set(found.values)) > 1 for found in bounds.values()):
         beside = {number + step for number in (-1, *stands) for step in (-1, 1)}

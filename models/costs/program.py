@@ -14,11 +14,12 @@ from typing import Protocol
 from torch import Tensor
 
 from models.cache import KVCache
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
 from models.generation import Decoding, choice, prefill
+from models.loaded import load_weights
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"

@@ -16,12 +16,13 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, step
-from models.decoder import LOAD, Decoder
+from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.encoder import Encoder
 from models.encoder_architecture import EncoderArchitecture, Output
 from models.encoding import EncodingPlan
 from models.generation import Decoding
+from models.loaded import LOAD
 from models.plans import AnyPlan, Leaving, make_plan
 from models.policies import parse
 from mpc.ledger import Ledger, current

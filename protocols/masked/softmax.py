@@ -5,14 +5,15 @@ local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r.
 
 Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed
 locally (`histogram`), the hashes are opened masked and compared with zero (`zero_words`): the number of those that are not
-zero is the highest bin, so the maximum is known to a bin without a single comparison of scores. It is opened masked, 6 bits
-a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds where point functions tell
-what is zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge:
-exponents are negative, the largest lies above -8.
+zero is the highest bin, so the maximum is known to a bin without a single comparison of scores. The last score is its own
+difference 0, so only bins above that one's count, up to the bound: 28 of 64. The shift is opened masked, 6 bits a row; a
+masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds where point functions tell what is
+zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge: exponents
+are negative, the largest lies above -8.
 
 A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
 then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
-heads, 9 million hashes of 64 bits, that has a chance of 2^-40; in a token, 9 072 of 48 bits, of 2^-34.
+heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 4 032 of 48 bits, of 2^-36.
 
 Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
 
@@ -54,11 +55,21 @@ LEAST_BITS = 12  # a row's largest numerator lies between e^-8 > 2^-12 and 1
 @dataclass(frozen=True)
 class Spread:
     """What is declared of a row's scores. range_bits: their differences are read modulo 2^range_bits. limit: in real units,
-    what lies further from the last score is flagged. flags: where, if anywhere."""
+    what lies further from the last score is flagged. flags: where, if anywhere; without them the range is the limit."""
 
     range_bits: int = RANGE_BITS
     limit: float = 0.0
     flags: RangeFlags | None = None
+
+    @property
+    def bins(self) -> int:
+        """Bins around the circle."""
+        return 1 << (self.range_bits - BIN_BITS)
+
+    @property
+    def reach(self) -> int:
+        """The highest bin above that of the last score, and the furthest below it; further ones are flagged."""
+        return -(-int(self.limit) // (1 << BIN_BITS)) if self.flags is not None else self.bins // 2 - 1
 
 
 @cache
@@ -71,13 +82,11 @@ def _far(bins: int, reach: int, device: str) -> Tensor:
 
 def _watch_far(words: Tensor, spread: Spread) -> None:
     """Flag rows in which a single bin further away than the limit is not empty; words: `histogram.hashes`."""
-    bins = 1 << (spread.range_bits - BIN_BITS)
-    reach = -(-int(spread.limit) // (1 << BIN_BITS))
     assert spread.flags is not None
     if words.is_meta:
         spread.flags.watch("score", words[..., 0])
         return
-    mask = _far(bins, reach, str(words.device))
+    mask = _far(spread.bins, spread.reach, str(words.device))
     odd = histogram.parity(words & mask)
     spread.flags.watch("score", odd.sum(-1) & 1)
 
@@ -95,9 +104,8 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
 
     y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
     """
-    width = spread.range_bits - BIN_BITS
-    bins, unit = 1 << width, y.frac + BIN_BITS
-    tests, count_bits = rows.rows * (bins - 1), 8 * -(-(width + 1) // 8)  # whole bytes are looked up faster
+    width, unit = spread.range_bits - BIN_BITS, y.frac + BIN_BITS
+    tests, count_bits = rows.rows * spread.reach, 8 * -(-(width + 1) // 8)  # whole bytes are looked up faster
     plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
     forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
     if c.parties == 2:
@@ -110,13 +118,14 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
             _watch_far(words, spread)
 
     share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
+    share = share[:, spread.bins // 2 - 1 - spread.reach : spread.bins // 2 - 1]  # of bins 1 to reach
     hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
     if form == "points":
         empty = zero_test.by_points(c, hashes, count_bits)
     else:
         empty = await zero_words(c, hashes, plans[form].way, count_bits)
     edge = c.add_public(
-        empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), bins // 2
+        empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), spread.reach + 1
     )  # bins above the last score's, the highest one included
     opened = await open_value(c, edge)
     return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, token_indices
+from models.loaded import load_weights
 from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite, tensor_of

@@ -25,16 +25,16 @@ SPREAD = softmax.Spread(RANGE)
 def hard_rows() -> list[Tensor]:
     """Rows of equal length, [rows, 64]: what the study uses, and both ends of the range and of bins."""
     rows = [c.scores[:64] for c in softmax_shift.cases()]
-    rows += [torch.full((64,), x, dtype=torch.float64) for x in (-120.0, 119.99, 0.0, 4.0, -4.0, 3.9999, -(2.0**-14))]
-    rows += [torch.tensor([-60.0, *[0.0] * 63]), torch.tensor([*[-119.0] * 63, 119.0]), torch.linspace(-30, 30, 64)]
-    return [torch.floor(r.double() * 2.0**FRAC) / 2.0**FRAC for r in rows]
+    rows += [torch.tensor([*[x] * 63, 0.0]) for x in (-120.0, 119.99, 0.0, 4.0, -4.0, 3.9999, -(2.0**-14))]
+    rows += [torch.tensor([-60.0, *[0.0] * 63]), torch.tensor([112.0, *[-7.0] * 63]), torch.linspace(-30, 30, 64)]
+    return [torch.floor((r - r[-1]).double() * 2.0**FRAC) / 2.0**FRAC for r in rows]
 
 
 def shift_gate(rows: int, columns: int) -> Any:
     async def gate(c: Context, s: Shared) -> Shared:
         y = await open_value(c, s)
-        found = await softmax.shift(c, Masked(y.m, y.lam, BITS, FRAC), Rows(torch.Size((rows, columns))), SPREAD)
-        return c.shared(found)
+        found, of = Masked(y.m, y.lam, BITS, FRAC), Rows(torch.Size((rows, columns)))
+        return c.shared(await softmax.shift(c, found.map(of.relative), of, SPREAD))
 
     return gate
 
@@ -72,14 +72,15 @@ def test_the_shift_is_the_edge_of_the_largest_ones_bin(parties: int, prefer: str
 def test_the_shift_in_other_ranges(range_bits: int) -> None:
     """16 bins in a quarter of a word to 512 bins in eight words."""
     reach = 2.0 ** (range_bits - 1) - 4.1  # one in the highest bin may be counted around the circle
-    scores = torch.cat([torch.linspace(-reach, reach, 65)[:, None], torch.full((65, 4), -reach)], 1).double()
-    scores = torch.floor(scores * 2.0**FRAC) / 2.0**FRAC
+    scores = torch.cat([torch.linspace(-reach, reach, 65)[:, None], torch.tensor([-reach, -reach, 0.0]).expand(65, 3)], 1)
+    scores = torch.floor(scores.double() * 2.0**FRAC) / 2.0**FRAC
     bits = range_bits + FRAC
 
     async def gate(c: Context, s: Shared) -> Shared:
         y = await open_value(c, s)
         rows = Rows(torch.Size(scores.shape))
-        return c.shared(await softmax.shift(c, Masked(y.m, y.lam, bits, FRAC), rows, softmax.Spread(range_bits)))
+        found = Masked(y.m, y.lam, bits, FRAC).map(rows.relative)
+        return c.shared(await softmax.shift(c, found, rows, softmax.Spread(range_bits)))
 
     result = run(gate, [((scores * 2.0**FRAC).to(torch.int64).flatten(), bits)])
     distance = result.out.double() / 2.0**FRAC - scores.max(-1).values
@@ -96,11 +97,11 @@ def test_bytes_of_a_score() -> None:
 
 
 def test_bytes_of_a_row() -> None:
-    """With many rows: 63 hashes of 64 bits, 20 bits opened of each, 56 bytes dealt."""
+    """With many rows: 31 hashes of 64 bits (28 where a bound is declared), 20 bits opened of each, 56 bytes dealt."""
     few, many = (predict(shift_gate(rows, 8), [((rows * 8,), BITS)], 2) for rows in (2000, 3000))
     assert few.rounds == many.rounds == 5
-    assert (many.bytes_sent - few.bytes_sent) / 1000 == pytest.approx(8 * 22 / 8 + 63 * (64 + 20) / 8 + 7 / 8, abs=0.1)
-    assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 63 * 56, abs=0.1)
+    assert (many.bytes_sent - few.bytes_sent) / 1000 == pytest.approx(8 * 22 / 8 + 31 * (64 + 20) / 8 + 7 / 8, abs=0.1)
+    assert (many.offline_bytes - few.offline_bytes) / 1000 == pytest.approx(8 * 8 + 31 * 56, abs=0.1)
 
 
 @pytest.mark.parametrize(("parties", "prefer", "openings"), [(2, "rounds", 3), (3, "rounds", 4), (2, "bytes", 5)])

@@ -31,8 +31,9 @@ from torch import Tensor
 from launch.local.in_process import run_in_process
 from launch.local.shares import KeptShares
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Decoding, GenerationPlan, generate, token_indices
+from models.loaded import load_weights
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite

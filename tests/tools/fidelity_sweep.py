@@ -18,8 +18,9 @@ import models.recall
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.checkpoint import load_checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, generate, token_indices
+from models.loaded import load_weights
 from models.recall.documents import ANSWER_TOKENS, encode, evaluation_cases
 from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare, Suite, Value

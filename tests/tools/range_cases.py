@@ -28,8 +28,9 @@ from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Decoding, GenerationPlan, generate, token_indices
+from models.loaded import load_weights
 from mpc.errors import RangeError
 from protocols import gumbel
 from protocols.range_findings import open_flags

@@ -21,9 +21,10 @@ from launch.local.in_process import run_in_process
 from launch.local.shares import KeptShares
 from models.architecture import Architecture
 from models.config import Config
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.families.registry import family_for
 from models.generation import GenerationPlan, generate, token_indices
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.channel import MemoryChannel
 from mpc.tape import DealerTape, PartyTape

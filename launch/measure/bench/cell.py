@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from launch.predict.networks import find_network
+from models.drafting import MOST_GUESSES
 from mpc.errors import ConfigurationError
 
 Option = bool | int | float | str | None
@@ -23,12 +24,12 @@ LOCALHOST = "localhost"
 class Cell(BaseModel):
     """What is measured once. Everything in it is public and makes part of the result's name.
 
-    measure: "token", one decode step after `prompt` cached tokens; "prompt", the prompt itself up to the first token;
-    "session", `new_tokens` tokens by client, parties, dealer and model owner as in real use, from a checkpoint; "estimate",
-    the mean of `new_tokens` decode steps predicted without running them; "estimate-prompt", the prompt predicted likewise;
-    "peer" and "peer-prompt", the decode step and the prompt in another system that `suite` names. model: a known shape or
-    config.json; for a session a checkpoint's folder. network: "localhost" as it is, or a profile or "RTT_MS,MBIT" shaped in
-    network namespaces.
+    measure: "token", one decode step after `prompt` cached tokens, with `draft` guesses behind its token; "prompt", the
+    prompt itself up to the first token; "session", `new_tokens` tokens by client, parties, dealer and model owner as in
+    real use, from a checkpoint; "estimate", the mean of `new_tokens` decode steps predicted without running them;
+    "estimate-prompt", the prompt predicted likewise; "peer" and "peer-prompt", the decode step and the prompt in another
+    system that `suite` names. model: a known shape or config.json; for a session a checkpoint's folder. network:
+    "localhost" as it is, or a profile or "RTT_MS,MBIT" shaped in network namespaces.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class Cell(BaseModel):
     suite: str = "masked"
     options: dict[str, Option] = Field(default_factory=dict)
     policy: str = "full"
+    draft: int = Field(default=0, ge=0, le=MOST_GUESSES)
     prompt: int = Field(default=1024, ge=1)
     new_tokens: int = Field(default=1, ge=1)
     parties: int = Field(default=2, ge=2, le=16)
@@ -62,7 +64,8 @@ class Cell(BaseModel):
     @property
     def key(self) -> str:
         """Return the hash of the whole configuration, 10 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json", exclude=set() if self.draft else {"draft"})
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
@@ -79,14 +82,16 @@ class Cell(BaseModel):
             raise ValueError("new_tokens: a session is measured over 2 tokens or more, since the first one is the prompt's")
         if self.measure not in ("session", "estimate") and self.new_tokens != 1:
             raise ValueError(f"new_tokens: measure '{self.measure}' is about one token; leave it at 1")
+        if self.measure != "token" and self.draft:
+            raise ValueError(f"draft: measure '{self.measure}' has no guesses; leave it at 0, or measure 'token'")
         return self
 
     def title(self) -> str:
         """Return one line for a person."""
         where = "" if self.network == LOCALHOST else f", {self.network}"
-        return (
-            f"{self.measure}: {self.model}, {self.suite}, {self.policy}, {self.prompt} tokens, {self.parties} parties{where}"
-        )
+        draft = f", draft of {self.draft}" if self.draft else ""
+        what = f"{self.measure}: {self.model}, {self.suite}, {self.policy}{draft}"
+        return f"{what}, {self.prompt} tokens, {self.parties} parties{where}"
 
 
 LISTS = {  # what is compared with each other varies fastest, so that it is measured within the same minutes

@@ -14,6 +14,8 @@ from launch.predict.networks import find_network
 from launch.predict.planning import trace_token
 from models.costs.estimation import estimate
 from models.costs.tracing import STEP, Setting
+from models.drafting import DraftPlan
+from models.generation import check_verifiable
 from models.policies import parse
 from models.shapes import find_shape, with_layers, with_positions
 from mpc.ledger import Cost, Ledger
@@ -34,8 +36,11 @@ def bench_plan(cell: Cell) -> BenchPlan:
     starts."""
     architecture = find_shape(cell.model)
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
-    architecture = with_positions(architecture, cell.prompt + cell.new_tokens)
-    parse(cell.policy).check(architecture, cell.prompt)
+    architecture = with_positions(architecture, cell.prompt + cell.new_tokens + cell.draft)
+    policy = parse(cell.policy)
+    policy.check(architecture, cell.prompt)
+    if cell.draft:
+        check_verifiable("greedy", policy, DraftPlan(cell.draft))
     decode = cell.measure not in ("prompt", "estimate-prompt")
     plan = BenchPlan(
         architecture=architecture.to_json(),
@@ -45,6 +50,7 @@ def bench_plan(cell: Cell) -> BenchPlan:
         parties=cell.parties,
         cached=cell.prompt if decode else 0,
         prefill=0 if decode else cell.prompt,
+        draft=cell.draft,
         repeat=cell.repeat,
         threads=cell.threads,
         preprocessing=cell.preprocessing,

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.architecture import Architecture
+from models.costs.program import StepPlan, by_parties
 from mpc.channel import Channel
 from mpc.tape import Tape
 from protocols.options import OptionValue
@@ -24,8 +25,9 @@ def party_name(index: int) -> str:
 
 
 class BenchPlan(BaseModel):
-    """One step of a decoder: one token after `cached` tokens, or, where `prefill` is not 0, a prompt of that many tokens;
-    with `eviction` what the policy does on one layer after a prompt of `cached` tokens.
+    """One step of a decoder: one token after `cached` tokens, with `draft` guesses behind it as so many further rows, or,
+    where `prefill` is not 0, a prompt of that many tokens; with `eviction` what the policy does on one layer after a prompt
+    of `cached` tokens.
 
     options: the suite's own settings. seed: public; weights, cached tokens and their shares all follow from it, so nothing
     in a benchmark is secret. repeat: measured steps, each from the same cache with fresh randomness, after one that is not
@@ -42,6 +44,7 @@ class BenchPlan(BaseModel):
     parties: int = 2
     cached: int = 0
     prefill: int = 0
+    draft: int = 0
     eviction: bool = False
     repeat: int = 5
     threads: int = 1
@@ -59,7 +62,17 @@ class BenchPlan(BaseModel):
     @property
     def tokens(self) -> int:
         """Return T, the number of tokens of the step."""
-        return self.prefill or 1
+        return self.prefill or 1 + self.draft
+
+    @property
+    def step(self) -> StepPlan:
+        """Return what the step does."""
+        return StepPlan(self.tokens, drafted=self.draft > 0)
+
+    @property
+    def given_as_rows(self) -> bool:
+        """Return whether the step's token comes as the one-hot row that parties chose."""
+        return not self.draft and by_parties(self.cached, self.tokens)
 
     @property
     def names(self) -> list[str]:

@@ -29,8 +29,6 @@ from models.costs.program import (
     WARM_UP,
     NoInputs,
     Source,
-    StepPlan,
-    by_parties,
     fill,
     fill_layer,
     load,
@@ -87,7 +85,7 @@ class Segmented:
 
     def _new_cache(self) -> None:
         self._cache = self.suite.run(fill(self._decoder, 0, self.source))
-        self._tokens = self.source.tokens(self.suite, self.plan.tokens, by_parties(self.plan.cached, self.plan.tokens))
+        self._tokens = self.source.tokens(self.suite, self.plan.tokens, self.plan.given_as_rows)
 
     def _fill(self, layer: int) -> None:
         cache, entry = self._cache, self._cache.layers[layer]
@@ -101,7 +99,7 @@ class Segmented:
 
     def _step(self, name: str) -> None:
         after = self._cache.copied()
-        self.logits, _ = self.suite.run(step(self._decoder, after, StepPlan(self.plan.tokens), self._tokens, name))
+        self.logits, _ = self.suite.run(step(self._decoder, after, self.plan.step, self._tokens, name))
         if self._cache.append_only:
             self._cache.rewind(self.suite, after)
 

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from models.cache import CachePolicy, KVCache, Stage, causal_mask
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import prefill
+from models.loaded import load_weights
 from models.policies import parse
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value

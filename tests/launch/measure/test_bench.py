@@ -48,7 +48,8 @@ def plan(**changes: Any) -> BenchPlan:
 
 def predicted(made: BenchPlan) -> dict[tuple[str, str], tuple[int, int, int]]:
     """(part, operation) -> rounds, bytes sent, offline bytes of the party that receives corrections."""
-    trace = trace_step(made.shape, Setting(made.suite, made.parties, made.policy, made.options), made.cached, made.tokens)
+    setting = Setting(made.suite, made.parties, made.policy, made.options)
+    trace = trace_step(made.shape, setting, made.cached, made.tokens, drafted=made.draft > 0)
     return counts(trace.ledger, f"{STEP}/")
 
 
@@ -106,6 +107,8 @@ def test_three_parties_over_grpc() -> None:
         {"parties": 3, "cached": 40, "repeat": 2, "options": {"fraction_bits": 12}},
         *({"cached": 40, "policy": text, "suite": suite} for text in POLICIES for suite in ("masked", "crypten")),
         {"cached": 40, "policy": POLICIES[0], "parties": 3},
+        {"cached": 40, "draft": 2, "repeat": 2},
+        {"cached": 40, "draft": 3, "policy": POLICIES[0], "suite": "crypten"},
     ],
 )
 def test_threads_of_one_process(changes: dict[str, Any]) -> None:

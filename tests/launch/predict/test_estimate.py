@@ -17,8 +17,9 @@ from models.costs import estimation
 from models.costs.estimation import Estimate, Rates, alike, estimate
 from models.costs.program import CHOICE
 from models.costs.tracing import Setting, trace_step
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import Decoding, GenerationPlan, generate
+from models.loaded import load_weights
 from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape

@@ -19,8 +19,9 @@ from models.cache import Batch, KVCache
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.costs.estimation import Tracer, estimate
 from models.costs.tracing import Setting
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, generate, generate_plain, prefill
+from models.loaded import load_weights
 from models.policies import parse
 from models.recall.documents import evaluation_cases
 from models.shapes import SHAPES, with_layers, with_positions

@@ -19,8 +19,9 @@ from launch.local import in_process, shares
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, load_weights
+from models.decoder import Decoder
 from models.generation import GenerationPlan, generate, token_indices
+from models.loaded import load_weights
 from models.policies import parse
 from mpc.random import derive_seed
 from protocols.crypten.binding import session as crypten_session

@@ -144,12 +144,12 @@ def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: 
     far = [d for d in range(-size // 2, size // 2) if abs(d) > reach]
     odd = fold(np.bitwise_xor, [by_bin[..., d % size] for d in far], np.zeros((w.parties, rows), U))
     flags.watch("score", 0, (odd[..., None] >> np.arange(bits, dtype=U)) & U(1))
-    hashes = np.bitwise_xor.accumulate(by_bin[..., order], -1)[..., : size - 1]
+    hashes = np.bitwise_xor.accumulate(by_bin[..., order], -1)[..., size // 2 - 1 - reach : size // 2 - 1]
     lam = w.random("open", hashes.shape[1:], bits, "xor")
     m = yield Open(hashes ^ lam, bits, "xor")
     words_ = _Xored(m, lam, bits, 0)
     empty = zero_by_points(w, words_, 8) if w.parties == 2 else (yield from zero_words(w, words_, "one", 8))
-    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(size // 2))
+    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(reach + 1))
     found = yield from w.open(Shared(reduce(edge.x, width + 1), width + 1, 0))
     return Masked(found.m << U(start), found.lam << U(start), range_bits + 1 + y.frac, y.frac)
 
