@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -111,3 +113,18 @@ def outputs(model: Any, ids: list[int], types: list[int], place: int = 2) -> dic
         else:
             out["words"] = logits[0, place : place + 1]
     return out
+
+
+def letters(directory: Path) -> None:
+    """A tokenizer of single letters with BERT's special tokens, as tokenizer.json."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    vocabulary = {text: n for n, text in enumerate([*special, *"abcdefghijklmnopqrstuvwxyz "])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    pair = "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+    ends = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS]:0 $A:0 [SEP]:0", pair=pair, special_tokens=ends)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(values))
