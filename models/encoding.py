@@ -169,6 +169,10 @@ class PlainEncoder:
         """Return an output of a text, [rows, columns]. padded: its length with padding, by default as sessions pad it."""
         length = padded_length(len(text.ids), self.architecture.positions) if padded is None else padded
         plan = EncodingPlan(length, output)
+        return text.result(self.run(text.rows(self.architecture, plan), plan, probe), output)
+
+    @torch.inference_mode()
+    def run(self, rows: Tensor, plan: EncodingPlan, probe: Probe | None = None) -> Tensor:
+        """Return what a plan gives for a client's rows, as it leaves the program."""
         encoder = Encoder(self.suite, self.architecture, self.weights, probe)
-        found = self.suite.run(outputs(self.suite, encoder, plan, text.rows(self.architecture, plan)))
-        return text.result(self.suite.output(found).share, output)
+        return self.suite.output(self.suite.run(outputs(self.suite, encoder, plan, rows))).share
