@@ -93,11 +93,11 @@ def pairs(suite: str, parties: int, most: int) -> bool:
     apart = max(float(1 - ours[s] @ theirs[s]) for s in sentences)
     errors = [abs(float(ours[a] @ ours[b] - theirs[a] @ theirs[b])) for a, b in lines]
     flagged = sum(bool(one.findings) for one in found)
+    rounds, sent, dealt = (sum(getattr(one, name) for one in found) // len(found) for name in ("rounds", "sent", "dealt"))
     print(
         f"{len(lines)} pairs, {len(sentences)} sentences, suite {suite}, {parties} parties: largest error of a cosine "
-        f"{max(errors):.1e}, cosine distance from plaintext {apart:.1e}, flagged {flagged}; "
-        f"{seconds / len(sentences):.1f} s, {sum(f.rounds for f in found) // len(found)} rounds, {sum(f.sent for f in found) // len(found):,} bytes sent and "
-        f"{sum(f.dealt for f in found) // len(found):,} dealt a sentence"
+        f"{max(errors):.1e}, cosine distance from plaintext {apart:.1e}, flagged {flagged}; a sentence "
+        f"{seconds / len(sentences):.1f} s, {rounds} rounds, {sent:,} bytes sent by a party, {dealt:,} dealt"
     )
     return max(errors) < COSINE_ERROR and not flagged
 
