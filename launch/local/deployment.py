@@ -9,13 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
 from launch.local.processes import Child, ProcessEnded, Processes
 from launch.terminal.console import Settings
-from models.plans import Leaving
 from mpc.errors import EnvironmentProblem
 from parties.config.role_config import load_config
 from parties.identity.certificates import create_deployment
@@ -176,8 +175,8 @@ def _write_configurations(
         "certificates": str(folder / "certificates"),
         "parties": [entry(name) for name in names],
         "dealer": entry(DEALER),
-        # whoever starts this is client, model owner and parties in one: there is nobody to keep anything from
-        "clients": [{**entry(CLIENT), "decoding": list(get_args(Leaving))}],
+        # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
+        "clients": [{**entry(CLIENT), "decoding": ["greedy", "sample", "logits"]}],
         "model_owners": [entry(OWNER)],
         "device": device,
     }

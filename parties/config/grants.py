@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from models.encoder_architecture import Output
-from models.plans import Leaving
+from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.names import Fingerprints, check_name
 from protocols.registry import secure_suites
@@ -68,11 +68,18 @@ class ClientGrant(BaseModel):
     max_token_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends for one token.")
     max_dealt_bytes: int | None = Field(default=None, ge=1, description="Most bytes dealt for a session of it.")
     max_sent_bytes: int | None = Field(default=None, ge=1, description="Most bytes that a party sends in a session of it.")
-    decoding: list[Leaving] = Field(
-        default=["greedy", "sample", *get_args(Output)],
-        description="What it may learn: of a decoder greedy, sample, logits; of an encoder "
-        + f"{', '.join(get_args(Output))}. All but logits if left out.",
+    decoding: list[Decoding] = Field(
+        default=["greedy", "sample"], description="How its tokens may be chosen: greedy, sample, logits."
     )
+
+    outputs: list[Output] | None = Field(default=None, description="What it may learn of encoders: outputs by name.")
+
+    @field_validator("outputs")
+    @classmethod
+    def _any(cls, value: list[Output] | None) -> list[Output] | None:
+        if value == []:
+            raise ValueError("an empty list grants nothing: name an output, or leave the list out")
+        return value
 
     @field_validator("suites")
     @classmethod
@@ -81,9 +88,9 @@ class ClientGrant(BaseModel):
 
     @field_validator("decoding")
     @classmethod
-    def _some(cls, value: list[Leaving]) -> list[Leaving]:
+    def _some(cls, value: list[Decoding]) -> list[Decoding]:
         if not value:
-            raise ValueError("an empty list grants nothing: name greedy or another one, or take the client away")
+            raise ValueError("an empty list grants nothing: name greedy, sample or logits, or take the client away")
         return value
 
     @field_validator("name")

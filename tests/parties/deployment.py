@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from models.plans import Leaving
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
 from parties.client.drafting import Draft
@@ -107,7 +106,7 @@ class Deployment:
             "name": name,
             "parties": [{"name": n, "address": a} for n, a in zip(self.names, self.addresses, strict=False)],
             "dealer": {"name": "dealer", "address": self.addresses[-1]},
-            "clients": [{"name": "client", "decoding": list(get_args(Leaving))}],
+            "clients": [{"name": "client", "decoding": ["greedy", "sample", "logits"]}],
             "model_owners": ["owner"],
             "certificates": self.certificates,
             **self.settings,

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint
-from models.encoding import EncoderInput, PlainEncoder
-from mpcache import ConfigurationError, PrivateModel
+from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
+from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec
 from parties.client.client import Client
 from parties.client.texts import Classification
+from parties.server.permissions import Permissions
+from parties.wire.manifest import Manifest
 from tests.models import random_encoders as encoders
 from tests.parties.deployment import Deployment
 
@@ -80,6 +82,12 @@ def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path)
         model.classify("")
     with pytest.raises(ConfigurationError, match="2 different names were given, the model has 5 outputs"):
         model.classify(TEXT, labels=["a", "b"])
+    granted = [{"name": "client", "outputs": ["classes"]}]
+    permissions = Permissions(deployment.config("party", "party0", clients=granted))
+    plan = EncodingPlan(16, "mean")
+    manifest = Manifest.of("0" * 32, model.reference.encoder, SuiteSpec("masked"), plan, ["party0", "party1"])
+    with pytest.raises(PermissionRefused, match=r"may not use output 'mean' .* outputs: \[classes, mean\]"):
+        permissions.check_decoding(manifest, "client")
     deployment.share(checkpoint, "decoder")
     client = Client(deployment.config("client", "client"))
     with pytest.raises(ConfigurationError, match="'gpt2' is a decoder, which has neither classes nor embeddings"):
