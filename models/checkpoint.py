@@ -168,13 +168,14 @@ def _finite(tensor: Tensor) -> bool:
 
 def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Stored]:
     """Return the family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
+    family.stored_as([full.removeprefix(family.prefix) for full in files.stored])
     wanted = family.tensors()
     found: dict[str, _Stored] = {}
     for full, stored in files.stored.items():
         name = full.removeprefix(family.prefix)
         if name in found:
             raise CheckpointError(f"{stored.file}: tensors '{full}' and '{found[name].name}' are the same weight; keep one")
-        if name in wanted or (name == "lm_head.weight" and family.tied):
+        if name in wanted or (name == family.head and family.tied):
             found[name] = stored
         elif not any(re.fullmatch(pattern, name) for pattern in family.buffers):
             raise CheckpointError(
@@ -183,7 +184,7 @@ def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Sto
             )
     for name, shape in wanted.items():
         if name not in found:
-            remedy = " (set tie_word_embeddings to true if the head is the embedding)" if name == "lm_head.weight" else ""
+            remedy = " (set tie_word_embeddings to true if the head is the embedding)" if name == family.head else ""
             raise CheckpointError(f"{files.directory}: tensor '{name}' is missing{remedy}; use a complete checkpoint")
         if found[name].shape != shape:
             raise CheckpointError(
@@ -195,8 +196,8 @@ def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Sto
             raise CheckpointError(
                 f"{stored.file}: tensor '{stored.name}' has dtype {stored.dtype}; supported: {', '.join(DTYPES)}"
             )
-    if family.tied and "lm_head.weight" in found:
-        head = found.pop("lm_head.weight")
+    if family.tied and family.head in found:
+        head = found.pop(family.head)
         if head.shape != found[family.embedding].shape or not torch.equal(
             files.read(head), files.read(found[family.embedding])
         ):

@@ -168,7 +168,7 @@ class Encoder:
         return Linear(self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
 
     async def _normalised(self, h: Value) -> Value:
-        return await self.suite.normalised(h, self.architecture.norm)
+        return await self.suite.post_norm(h, self.architecture.norm)
 
     async def _read(self, rows: Value, gain: str, layer: str) -> tuple[Value, Value]:
         """Return the residual path and a linear layer of the same rows."""

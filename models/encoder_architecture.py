@@ -86,6 +86,20 @@ class EncoderArchitecture(Description):
         return False
 
     @property
+    def query_key_norm(self) -> None:
+        """Queries and keys are not normalised."""
+        return None
+
+    @property
+    def experts(self) -> None:
+        """No layer has experts."""
+        return None
+
+    def mixture(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return False
+
+    @property
     def qkv_bias(self) -> bool:
         """Whether queries, keys and values have a bias."""
         return True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.description import Description
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Suite, Value
@@ -41,3 +42,16 @@ def check_weights(architecture: Description, weights: Mapping[str, Value]) -> No
 def linear_layer(weights: Mapping[str, Value], name: str, use: Use = "any") -> Linear:
     """Return the linear layer of a name, with its bias where there is one."""
     return Linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), use)
+
+
+async def write(
+    suite: Suite, architecture: Architecture, weights: Mapping[str, Value], name: str, onto: tuple[Value, Value]
+) -> Value:
+    """Return the residual stream [T, D] with what a part of a layer writes to it: x [T, in] times its last weight `name`,
+    normalised where the architecture has norms after it. onto: x, and the stream as it was."""
+    x, residual = onto
+    layer = linear_layer(weights, name)
+    if architecture.norms == "before":
+        return await suite.linear(x, layer, residual)
+    found = await suite.linear(x, layer)
+    return await suite.norm_gain(found, architecture.norm, weights[f"{name}.gain"], residual)

@@ -20,10 +20,10 @@ from protocols.suite import Linear, Norm, Value
 class EncoderRecorder(RecordingSuite):
     """The suite `plain`, which notes extremes of what an encoder asks of it."""
 
-    async def normalised(self, x: Value, norm: Norm) -> Value:
+    async def post_norm(self, x: Value, norm: Norm) -> Value:
         """As in `plain`; notes the rows that enter."""
         self.note_stream(x)
-        return await super().normalised(x, norm)
+        return await super().post_norm(x, norm)
 
     async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> PlainValue:
         """As in `plain`; notes what does not write to the residual stream. Inputs are normalised rows, or of norm sqrt(D)

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 PROVABLE = "provable activation"
 TABLE = "token table"
-DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "smallest norm", PROVABLE, TABLE)
+DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "router", "smallest norm", PROVABLE, TABLE)
 """What is recorded beside the kinds: for people, parts of the activations and products of gate and up (not limited by a
 bound of their own); for the choice of bounds, what no prompt can exceed: outputs of linear layers after a norm (logits at
 place L), and norms of rows of the token table with their positions (place 0)."""
@@ -36,7 +36,8 @@ class Extremes:
     """Largest values: kinds[kind][place], 0 where a place has no value of the kind; place L is the final norm and the head.
 
     residual: largest Euclidean norm of a row of the residual stream, entering either norm of the layer or leaving it.
-    score: largest spread (maximum - minimum over what is not masked) of a row of attention scores. value: |cached value|.
+    score: largest spread (maximum - minimum over what is not masked) of a row of attention scores, or of a router's logits.
+    value: |cached value|.
     activation: |output of a linear layer| that does not write to the residual stream, queries and keys after rotation
     included. logits: |logit|. details: see `DETAILS`.
     """
@@ -74,7 +75,7 @@ class RecordingSuite(PlainSuite):
         smallest = self.details["smallest norm"]
         smallest[self.place] = min(smallest[self.place], float(norms.min()))
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """As in `plain`; notes the rows that enter and what the layers give."""
         self.note_stream(x)
         outputs = await super().norm_linear(x, norm, layers)
@@ -85,6 +86,11 @@ class RecordingSuite(PlainSuite):
             self.note(PROVABLE, bound)
         return outputs
 
+    async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> Value:
+        """As in `plain`; notes what enters."""
+        self.note("activation", tensor_of(x))
+        return await super().norm_gain(x, norm, gain, residual)
+
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes queries, keys, values and scores."""
         queries, keys = tensor_of(q), tensor_of(k)
@@ -94,6 +100,12 @@ class RecordingSuite(PlainSuite):
         self.note("value", tensor_of(v))
         scores = queries @ keys.transpose(1, 2)
         seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+        cap = self.score_cap
+        if cap is not None:  # what the cap is taken of is bounded itself
+            self.note("score", scores.masked_fill(~seen, 0.0))
+            self.note("|scores|", scores.masked_fill(~seen, 0.0))
+            capped = (torch.tanh(scores / cap) * cap).masked_fill(~seen, -torch.inf)
+            return PlainValue(torch.softmax(capped, -1) @ tensor_of(v))
         spread = scores.masked_fill(~seen, -torch.inf).amax(-1) - scores.masked_fill(~seen, torch.inf).amin(-1)
         self.note("score", spread)
         self.note("|scores|", scores.masked_fill(~seen, 0.0))
@@ -107,6 +119,13 @@ class RecordingSuite(PlainSuite):
         product = PlainValue(tensor_of(await self.activation(gate, kind)) * tensor_of(up))
         self.note("activation * up", product.tensor)
         return product
+
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        """As in `plain`; notes the spread of a row of logits, as of a row of scores."""
+        rows = tensor_of(logits)
+        self.note("score", rows.amax(-1) - rows.amin(-1))
+        self.note("router", rows)
+        return await super().route(logits, chosen, renormalised)
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:

@@ -19,7 +19,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
+from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.policies import parse
@@ -213,6 +215,9 @@ def estimate(
     True
     """
     setting.plan(prompt, new).check(architecture)
+    if isinstance(architecture, Architecture):
+        spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
+        setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
     steps = list(setting.steps(prompt, new, kept))
     start = time.perf_counter()

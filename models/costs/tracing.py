@@ -7,7 +7,8 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -103,7 +104,7 @@ class _Tape(CountingTape):
         return x
 
 
-class _Products:
+class Products:
     """A suite that counts the multiply-adds of the matrix products it is asked for, and passes everything on."""
 
     def __init__(self, suite: Suite) -> None:
@@ -125,8 +126,10 @@ class _Products:
         return self._suite.whole_linear(x, layer)
 
     def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
-        """Count [..., in] x [in, out]."""
-        self._count(x.shape[:-1].numel(), *layer.weight.shape)
+        """Count [..., in] x [in, out], or [E, n, in] x [E, in, out]."""
+        *each, inner, columns = layer.weight.shape
+        batch = math.prod(each)
+        self._count(x.shape[:-1].numel() // batch, inner, columns, batch)
         return self._suite.linear(x, layer, residual)
 
     def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
@@ -149,6 +152,16 @@ class _Products:
         """Count [..., M, K] x [..., K, N]."""
         self._count(x.shape[-2], x.shape[-1], y.shape[-1], x.shape[:-2].numel())
         return self._suite.matmul(x, y)
+
+    def gather(self, slots: Value, rows: Value) -> Any:
+        """Count [E C, T] x [T, D], or each expert's own [C, T] x [T, D]."""
+        self._count(slots.shape[:2].numel(), slots.shape[2], rows.shape[-1])
+        return self._suite.gather(slots, rows)
+
+    def scatter(self, slots: Value, rows: Value, stream: Value) -> Any:
+        """Count [T, E C] x [E C, D]."""
+        self._count(slots.shape[2], slots.shape[:2].numel(), rows.shape[2])
+        return self._suite.scatter(slots, rows, stream)
 
     def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Any:
         """Count [G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
@@ -174,15 +187,23 @@ class _Products:
         self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
         return self._suite.scores(q, k)
 
-    def selected_attention(self, q: Value, chosen: Value, k: Value, v: Value, always: Any) -> Any:
-        """Count products with all clusters, of the choice with its dealt terms, and with what always counts."""
+    def selected_attention(self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: Any) -> Any:
+        """Count products with all clusters, of the choice with scores and weights, and with what always counts."""
         groups, rows, channels = q.shape
-        clusters, size, count = k.shape[1], k.shape[2], chosen.shape[1]
+        clusters, size = k.shape[1], k.shape[2]
+
+        def count(rows_chosen: Value) -> Value:
+            self._count(rows * rows_chosen.shape[1], clusters, 2 * size, groups)
+            return rows_chosen
+
+        async def counted(choosing: Awaitable[Value]) -> Value:
+            return count(await choosing)
+
         self._count(rows, channels, 2 * clusters * size, groups)
-        self._count(rows * count, clusters * channels, size + 1, groups)
         if always is not None:
             self._count(rows, channels, 2 * always[0].shape[1], groups)
-        return self._suite.selected_attention(q, chosen, k, v, always)
+        given = count(chosen) if isinstance(chosen, Value) else counted(chosen)
+        return self._suite.selected_attention(q, given, k, v, always)
 
 
 @dataclass(frozen=True)
@@ -287,7 +308,7 @@ def trace_step(
     """
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
-    products = _Products(suite)
+    products = Products(suite)
     if isinstance(architecture, EncoderArchitecture):
         encoder = Encoder(cast(Suite, products), architecture, weights)
         suite.ledger.costs.clear()
@@ -308,7 +329,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     token depends on the tokens before. Every layer, head and token is traced. kept: as in `Setting.steps`."""
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
-    products = _Products(suite)
+    products = Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
     drafted = setting.draft is not None

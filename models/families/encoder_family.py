@@ -76,7 +76,7 @@ class EncoderFamily(CheckpointFamily):
 
     # ---- config.json -------------------------------------------------------------------------------------------------
     @property
-    def head(self) -> Head:
+    def head_kind(self) -> Head:
         """Return the head, by the class that config.json names."""
         given = self.config.values.get("architectures")
         name = given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
@@ -95,7 +95,7 @@ class EncoderFamily(CheckpointFamily):
 
     def common(self) -> dict[str, Any]:
         """Return what all encoders say alike."""
-        c, head = self.config, self.head
+        c, head = self.config, self.head_kind
         c.refuse("is_decoder", "an encoder that reads from left to right is not supported", False)
         vocabulary = c.integer("vocab_size")
         return {

@@ -7,7 +7,7 @@ canonical weight from them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -25,12 +25,15 @@ class CheckpointFamily(ABC):
     """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
 
     prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
-    a tied head shares. buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for
-    options that config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
+    a tied head shares; head: its own name. computes: options of `models.config.UNSUPPORTED` that this family reads.
+    buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for options that
+    config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
     """
 
     prefix: ClassVar[str]
     embedding: ClassVar[str]
+    head: ClassVar[str] = "lm_head.weight"
+    computes: ClassVar[tuple[str, ...]] = ()
     buffers: ClassVar[tuple[str, ...]] = ()
     tied_by_default: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -38,7 +41,7 @@ class CheckpointFamily(ABC):
     architecture: Description
 
     def __init__(self, config: Config) -> None:
-        config.refuse_unsupported()
+        config.refuse_unsupported(self.computes)
         self.config = Config({**self.defaults, **config.values}, config.path)
         try:
             self.architecture = self.describe()
@@ -53,6 +56,10 @@ class CheckpointFamily(ABC):
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but
         buffers."""
+
+    def stored_as(self, names: Collection[str]) -> None:
+        """Hear which tensors (without prefix) there are, before `tensors` is asked, where several layouts are read."""
+        return None
 
     @abstractmethod
     def weight(self, name: str, read: Read) -> Tensor:

@@ -26,7 +26,7 @@ class Roberta(Bert):
     defaults: ClassVar[Mapping[str, Any]] = {"pad_token_id": 1}
 
     def describe(self) -> EncoderArchitecture:
-        if self.head == "words":
+        if self.head_kind == "words":
             self.config.refuse("hidden_act", "a word head of RoBERTa has gelu; another function is not supported", "gelu")
         return super().describe()
 

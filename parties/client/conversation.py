@@ -92,6 +92,9 @@ class Conversation(Session, ABC):
     def _take(self, step: int, value: Tensor, flags: Sequence[bytes]) -> None:
         """Take an opened output, float64, and all parties' shares of its range flags."""
 
+    def _count_dropped(self, shares: Sequence[bytes]) -> None:
+        """Hear of all parties' shares of a count of dropped choices."""
+
     def _ignores(self) -> bool:
         """Whether outputs that still come are not opened."""
         return False
@@ -215,8 +218,13 @@ class Conversation(Session, ABC):
         if len({len(header.flags) for _, header in headers}) != 1:
             each = ", ".join(f"{peer} {len(header.flags)} bytes" for peer, header in headers)
             raise WireError(f"the parties sent output {step} with and without range flags: {each}")
+        if len({len(header.dropped) for _, header in headers}) != 1:
+            each = ", ".join(f"{peer} {len(header.dropped)} bytes" for peer, header in headers)
+            raise WireError(f"the parties sent output {step} with and without a count of dropped choices: {each}")
         if self._ignores():
             return
+        if headers[0][1].dropped:
+            self._count_dropped([header.dropped for _, header in headers])
         bits, fraction_bits = headers[0][1].bits, headers[0][1].fraction_bits
         total = torch.stack([share for _, share in shares.values()]).sum(0)
         self._take(step, decode(reduce(total, bits), fraction_bits, bits), [header.flags for _, header in headers])

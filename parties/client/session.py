@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.generation import capped
 from mpc.errors import ConfigurationError, WireError
+from mpc.packing import unpack
+from mpc.ring import reduce
 from parties.client.conversation import Conversation
 from parties.client.drafting import Draft
 from parties.client.outputs import Incoming
@@ -26,6 +29,7 @@ from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
 from parties.wire.manifest import Manifest
+from parties.wire.shares import COUNT_BITS
 from protocols.range_findings import RangeFinding
 
 FinishReason = Literal["stop", "length", "range"]
@@ -78,6 +82,7 @@ class ClientSession(Conversation):
         self.token_seconds: list[float] = []
         self.finish_reason: FinishReason = "length"
         self.findings: tuple[RangeFinding, ...] = ()
+        self.dropped_choices: int | None = None
         self._answered = False  # the answer is complete: outputs that still come are not looked at
         self._over = False  # and the parties have been told to finish
         self._on_token = on_token
@@ -129,8 +134,13 @@ class ClientSession(Conversation):
     def _outputs_over(self, state: Incoming) -> bool:
         return self._over or state.step == self._steps.outputs
 
+    def _count_dropped(self, shares: Sequence[bytes]) -> None:
+        self.dropped_choices = _count(shares)
+
     def _take(self, step: int, value: Tensor, flags: Sequence[bytes]) -> None:
         """Go on as the class says."""
+        if self.request.manifest.decoding == "logits":
+            value = capped(self.request.architecture, value)
         if self._answered:
             self._choose_idly(value)
         elif findings := self._left_range(self._steps.produced, flags):
@@ -216,3 +226,9 @@ class ClientSession(Conversation):
         if step + 1 != self._steps.outputs or len(self._steps.rows) > 1:  # else nothing is waited for
             for stream in self._parties:
                 stream.send(wire.ClientMessage(finish=wire.Finish()))
+
+
+def _count(shares: Sequence[bytes]) -> int:
+    """Return a number from all parties' shares of it."""
+    total = torch.stack([unpack(share, COUNT_BITS, (1,)) for share in shares]).sum(0)
+    return int(reduce(total, COUNT_BITS))

@@ -46,7 +46,6 @@ class CryptenLinear(Suite):
         tape: Tape | None,
         channel: Channel | None,
         options: CryptenOptions = USUAL,
-        device: torch.device | str = "cpu",
         ledger: Ledger | None = None,
     ) -> None:
         self.bounds = options.bounds
@@ -56,20 +55,20 @@ class CryptenLinear(Suite):
             tape=tape,
             channel=channel,
             ledger=ledger,
-            device=device,
             precision=options.fraction_bits,
             shape_only=not crypten_own,
         )
         super().__init__(parties, options.fraction_bits, self.session.ledger, self.session.device)
         self.weight_fraction_bits = options.fraction_bits if crypten_own else WEIGHT_BITS
         self.crypten_own = crypten_own
+        self.experts = options.way
         self._own = CryptenOwn(self.session) if crypten_own else None
         self._ranges = Ranges(self.session)
         self.session.ranges = None if crypten_own else self._ranges
 
     # ---- running -------------------------------------------------------------------------------------------------
-    def begin(self, places: int) -> None:
-        super().begin(places)
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        super().begin(places, score_cap)
         self._ranges.begin(places)
 
     def at(self, place: int) -> None:

@@ -6,13 +6,18 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import math
+
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
 from protocols.masked import comparison, lifted
+from protocols.masked import soft_cap as cap_gate
 from protocols.masked.activation import Rings
 from protocols.masked.conversion import Conversion
+from protocols.masked.forms import Form, choose
 from protocols.masked.shares import Masked
+from protocols.masked.soft_cap import FRAC, period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -43,10 +48,20 @@ async def activation(convert: Conversion, x: Value, kind: Activation) -> MaskedT
         return await _activated(convert, t, kind, _wanted(convert, t, t.magnitude))
 
 
+async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:
+    """Return cap tanh(x / cap), Shared; x is opened in the ring of a period."""
+    t, f = convert.tensor(x), convert.fraction_bits
+    period, magnitude = period_bits(cap, t.magnitude), math.ceil(math.log2(cap)) + 1
+    with operation("soft cap"):
+        m = await convert.masked(t, f, f + period)
+        return convert.new(cap_gate.soft_cap(convert.context, m, cap, period, FRAC + magnitude + 2), magnitude)
+
+
 async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: Activation) -> MaskedTensor:
     """Return activation(gated) * up, WideShared or Shared; `up` is made masked beside the activation.
 
-    Both are opened as they are and lifted in the product, which is made in the ring that the layer behind needs."""
+    Both are opened as they are and lifted in the product. It is made in the ring that the layer behind needs or, a round
+    more for fewer dealt bytes, in the smallest that holds it, to be raised to that (`forms`)."""
     f, bound = convert.fraction_bits, convert.bounds.here.activation
     t, other = convert.tensor(gated), convert.tensor(up)
 
@@ -56,8 +71,25 @@ async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: A
             return (await convert.masked(y, f, y.needs(f))).starting(-1 << f)
 
     a, b = await together(activated(), convert.masked(other, f, other.needs(f) + 1, cut=False))
-    bits = _wanted(convert, t, 2 * bound + 2) + f
-    return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), 2 * bound + 2)
+    magnitude = 2 * bound + 2
+    bits = _product_bits(convert, (a, b), (f + magnitude + 2, _wanted(convert, t, magnitude)))
+    return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), magnitude)
+
+
+def _product_bits(convert: Conversion, factors: tuple[Masked, Masked], rings: tuple[int, int]) -> int:
+    """Return the ring of a product that is cut to f fraction bits. rings: that holds it then, and that is wanted."""
+    f, c, (a, b) = convert.fraction_bits, convert.context, factors
+    count, others = a.shape.numel() / 8, c.parties - 1
+    least, wanted = min(rings), rings[1]
+    found = {"lifted": wanted + f, "raised": least + f}
+    more = wanted - least
+    whole = f if c.parties > 2 else 0  # of what is cut after it was opened
+    dealt = {name: lifted.dealt_bits(bits, a.bits, b.bits) * count for name, bits in found.items()}
+    forms = [
+        Form("lifted", 0, (wanted + whole) * others * count, dealt["lifted"]),
+        Form("raised", 1, (wanted + whole) * others * count, dealt["raised"] + 2 * more * count),
+    ]
+    return found[choose(forms, c.prefer) if more else "lifted"]
 
 
 async def less_than_zero(convert: Conversion, x: Value) -> MaskedTensor:

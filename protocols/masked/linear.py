@@ -51,7 +51,7 @@ def _lifted(c: Context, vector: product.FixedWeight) -> WideShared:
     return found
 
 
-def _fixed(weight: Value) -> product.FixedWeight:
+def fixed(weight: Value) -> product.FixedWeight:
     """Return a weight's masked form. Raises `RangeError` for a value that is none."""
     if not isinstance(weight, MaskedWeight):
         raise RangeError("the weight of a layer, or the token table, must come from Suite.weight")
@@ -60,19 +60,20 @@ def _fixed(weight: Value) -> product.FixedWeight:
 
 def weight_product(convert: Conversion, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
     """Return x W in x's ring, Shared, |x W| < 2^magnitude; local."""
-    return convert.new(product.weight_product(convert.context, "linear", x, _fixed(weight)), magnitude)
+    return convert.new(product.weight_product(convert.context, "linear", x, fixed(weight)), magnitude)
 
 
 async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
     """Return x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
     t = convert.tensor(x)
     kind, bound = convert.bounds.linear_kind
-    watched = kind if residual is None else None
-    magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
+    written = residual is not None or layer.use == "stream"
+    watched = None if written else kind
+    magnitude = convert.bounds.stream + ROOM if written else bound + 1
     frac = min(t.frac, convert.fraction_bits)
-    bits = frac + WEIGHT_BITS + max(magnitude + int(residual is None), t.magnitude) + 2
-    if residual is not None:
-        bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[1]))
+    bits = frac + max(WEIGHT_BITS + magnitude + int(not written), t.magnitude) + 2
+    if written:
+        bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[-1]))
     with operation("linear"):
         m = await convert.masked(t, frac, bits)
         out = weight_product(convert, m, layer.weight, magnitude)
@@ -93,14 +94,14 @@ async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
     least = min(RING_BITS, frac + WEIGHT_BITS + magnitude + ROOM + 2)
     with operation("gain"):
         m = await convert.masked(t, frac, RING_BITS if t.masked is None else least)
-        return convert.new(product.weight_multiply(convert.context, "gain", m, _fixed(gain)), magnitude)
+        return convert.new(product.weight_multiply(convert.context, "gain", m, fixed(gain)), magnitude)
 
 
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
     """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits
     with operation("embed"):
-        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), _fixed(table), bits)
+        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), fixed(table), bits)
         return convert.new(found, _row_bound(convert))
 
 

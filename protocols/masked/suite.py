@@ -19,10 +19,9 @@ parties and dealer shapes only; to the client, beside its answer, which kinds le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mpc.channel import Channel
@@ -34,6 +33,7 @@ from protocols.masked import (
     cache,
     elementwise,
     linear,
+    mixture,
     normalisation,
     output,
     selected_attention,
@@ -42,11 +42,13 @@ from protocols.masked import (
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
+from protocols.masked.routing import Choice
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
+from protocols.value import there
 
 USUAL = MaskedOptions()
 
@@ -71,16 +73,16 @@ class MaskedSuite(Suite):
         tape: Tape,
         channel: Channel | None,
         options: MaskedOptions = USUAL,
-        device: torch.device | str = "cpu",
     ) -> None:
-        self.context = Context(tape, channel, parties, device)
+        self.context = Context(tape, channel, parties)
         self.context.prefer = options.prefer
-        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        super().__init__(parties, options.fraction_bits, self.context.ledger, tape.device)
+        self.experts = options.way
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
-    def begin(self, places: int) -> None:
-        super().begin(places)
-        self.convert.begin(places)
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        super().begin(places, score_cap)
+        self.convert.begin(places, score_cap)
 
     def at(self, place: int) -> None:
         super().at(place)
@@ -158,14 +160,20 @@ class MaskedSuite(Suite):
     async def rsqrt_moment(self, x: Value, norm: Norm) -> MaskedTensor:
         return await normalisation.rsqrt_moment(self.convert, x, norm)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         return await normalisation.norm_linear(self.convert, x, norm, layers, whole)
 
-    async def normalised(self, x: Value, norm: Norm) -> MaskedTensor:
-        return await normalisation.normalised(self.convert, x, norm)
+    async def post_norm(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.post_norm(self.convert, x, norm)
 
     async def gained(self, x: Value, gain: Value) -> MaskedTensor:
         return await linear.gained(self.convert, x, gain)
+
+    async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> MaskedTensor:
+        return await normalisation.norm_gain(self.convert, x, norm, gain, residual)
+
+    async def soft_cap(self, x: Value, cap: float) -> MaskedTensor:
+        return await elementwise.soft_cap(self.convert, x, cap)
 
     async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.activation(self.convert, x, kind)
@@ -200,10 +208,12 @@ class MaskedSuite(Suite):
         return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
-    ) -> MaskedTensor:
-        of = selected_attention.Clusters(chosen, k, v, always)
-        return await selected_attention.selected_attention(self.convert, q, of)
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        if self.score_cap is not None:  # scores of what is chosen are capped, so they are opened first
+            return await self.gathered_attention(q, await there(chosen), k, v, always)
+        of = selected_attention.Clusters(k, v, always)
+        return await selected_attention.selected_attention(self.convert, q, chosen, of)
 
     # ---- selection -------------------------------------------------------------------------------------------------
     @property
@@ -230,6 +240,25 @@ class MaskedSuite(Suite):
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.compact(self.convert, keep, rows, k)
+
+    # ---- mixtures of experts -----------------------------------------------------------------------------------------
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        return await mixture.route(self.convert, logits, Choice(chosen, renormalised))
+
+    async def weigh(self, x: Value, gates: Value) -> MaskedTensor:
+        return await mixture.weigh(self.convert, x, gates)
+
+    async def normalise(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.normalise(self.convert, x, norm)
+
+    async def slots(self, marks: Value, capacity: int) -> tuple[Value, Value]:
+        return mixture.slots(self.convert, marks, capacity)
+
+    async def gather(self, slots: Value, rows: Value) -> MaskedTensor:
+        return await mixture.gather(self.convert, slots, rows)
+
+    async def scatter(self, slots: Value, rows: Value, stream: Value) -> MaskedTensor:
+        return await mixture.scatter(self.convert, slots, rows, stream)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
     async def mask_queries(self, q: Value) -> MaskedTensor:

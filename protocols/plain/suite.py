@@ -202,6 +202,9 @@ class PlainSuite(Suite):
     async def tanh(self, x: Value) -> PlainValue:
         return PlainValue(torch.tanh(tensor_of(x)))
 
+    async def soft_cap(self, x: Value, cap: float) -> PlainValue:
+        return PlainValue(torch.tanh(tensor_of(x) / cap) * cap)
+
     async def less_than_zero(self, x: Value) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))

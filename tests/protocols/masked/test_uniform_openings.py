@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import lifted, wide
+from protocols.masked import gather, lifted, product, truncation, wide
 from protocols.masked.context import Context, Opening, open_value
+from protocols.masked.gather import picked_by_rank, picked_scores, spread_weights
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
+from protocols.masked.top_k import by_value
+from protocols.masked.truncation import raise_ring
 from protocols.schedule import together
 from tests.protocols import uniformity
 from tests.protocols.gate_harness import run
@@ -69,7 +72,29 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     return c.shared(await open_value(c, unsigned))
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed]
+async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """All ranks and scores equal: a choice by ranks or by e, its scores, and weights that it spreads over all clusters."""
+    groups, clusters, size, count = SIZE // 24, 6, 4, 3
+    ranks = x.to_ring(3).map(lambda t: t.reshape(groups, -1)[:, :clusters] * 0)
+    scores = y.to_ring(24).map(lambda t: t.reshape(groups, 1, clusters, size))
+    m, s = await together(open_value(c, ranks), open_value(c, scores))
+    if c.parties == 2:
+        near, rows = picked_by_rank(c, m, count, s, 40)
+        e, p = await together(open_value(c, rows), open_value(c, near))
+    else:
+        e = await open_value(c, by_value(c, m, count, 40))
+        p = await open_value(c, picked_scores(c, e.to_ring(24), s))
+    return [c.shared(await open_value(c, spread_weights(c, e, p)))]
+
+
+async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """Two values raised from small rings: what each is opened with, before and after."""
+    a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
+    rings = [raise_ring(c, a, 0, 44), raise_ring(c, b, 6, 50), raise_ring(c, d, 0, 40)]
+    return [c.shared(m) for m in await together(*rings)]
+
+
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen, raised]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -89,6 +114,41 @@ def test_what_is_opened_is_uniform(gate: Gate, parties: int) -> None:
 def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
     found = run(wide_deal, [(X, 34), (X, 40)], 3)
     assert [bits for _, bits in found.seen] == [64, 36]
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_weights_that_are_spread_without_a_mask_of_their_own_are_found(
+    parties: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened under no mask but the dealt term's, they would be what they are."""
+    real = product.product
+
+    def bare(c: Context, op: str, *rest: Any) -> Shared:
+        found = real(c, op, *rest)
+        monkeypatch.setattr(Opening, "__init__", _without_mask if op == "spread weights" else _with_mask)
+        return found
+
+    monkeypatch.setattr(gather, "product", bare)
+    assert _failures(chosen, parties)
+
+
+_with_mask = Opening.__init__
+
+
+def _without_mask(opening: Opening, value: Shared, lam: Tensor) -> None:
+    _with_mask(opening, value, torch.zeros_like(lam))
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is there already hides low bits only: without a fresh one, who sees the carry sees the top bit of lam."""
+
+    async def bare(c: Context, x: Shared, wraps: bool = False) -> Any:
+        found = await Opening(x, torch.zeros_like(x.x) if c.evaluating else c.blank(x.shape))
+        return found.map(lambda t: t)
+
+    monkeypatch.setattr(truncation, "open_value", bare)
+    assert _failures(raised, parties)
 
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])

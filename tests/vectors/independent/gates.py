@@ -67,6 +67,10 @@ def _open_cut(w: World, x: Shared, count: int) -> Steps:
     return (yield from linear.open_cut(w, x, count)).shared
 
 
+def _raised(w: World, x: Shared, count: int, bits: int, frac: int, wraps: bool) -> Steps:
+    return (yield from linear.raise_ring(w, (yield from w.open(x)), count, bits, wraps)).shared
+
+
 def _weight(w: World, x: Shared, weight: Shared) -> Steps:
     kept = yield from w.open(weight)
     opened = yield from w.open(x)
@@ -117,6 +121,22 @@ def _valued(w: World, x: Masked, width: int, bits: int) -> Shared:
 
 
 # ---- what results must be --------------------------------------------------------------------------------------------
+def _picked_by_rank(ranks: np.ndarray, s: np.ndarray, count: int, **_: Any) -> list[Any]:
+    e = (ranks[:, None] == np.arange(count)[:, None]).astype(float)
+    return [exact(np.einsum("gji,grit->grjt", e, s)), exact(e)]
+
+
+def _shift_judge(y: np.ndarray, rows: int, **_: Any) -> Any:
+    top = y.reshape(rows, -1).max(-1)
+
+    def check(found: Sequence[np.ndarray]) -> None:
+        above = found[0] - top
+        assert ((above > 0) & (above <= 8)).all(), "the shift is not above the largest score, or not near it"
+        assert not found[1].any(), "a flag is set"
+
+    return check
+
+
 def _bit_judge(f: Callable[..., np.ndarray]) -> Judge:
     def judge(x: np.ndarray, result: str, **arguments: Any) -> Any:
         found = f(x, **arguments)
@@ -204,6 +224,7 @@ GATES: dict[str, Gate] = {
     "truncate and lift": _opened(
         lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
     ),
+    "raised ring": Gate(_raised, _floor),
     "lift": _opened(lambda w, x, bits: linear.lift(w, x, bits), lambda x, bits: exact(x)),
     "open cut": Gate(lambda w, x, count, frac: _open_cut(w, x, count), _floor),
     "floor": _opened(leaving.cut_exactly, lambda x, count, frac: leaving.floored(x, frac - count)),
@@ -242,6 +263,10 @@ GATES: dict[str, Gate] = {
     "chosen scores": _opened(linear.chosen_scores, _einsum("gji,grc,gitc->grjt")),
     "chosen values": _opened(linear.chosen_values, _einsum("gji,grjt,gitc->grc")),
     "picked scores": _opened(linear.picked_scores, _einsum("gji,grit->grjt")),
+    "spread weights": _opened(linear.spread_weights, _einsum("gji,grjt->grit")),
+    "picked by rank": _opened(linear.picked_by_rank, _picked_by_rank),
+    "zero test by table": _opened(lookup.zero_by_table, lambda x, bits: exact(x == 0)),
+    "shift": _opened(softmax.shift_of, _shift_judge),
     **{name: Gate(*both) for name, both in CRYPTEN.items()},
 }
 
