@@ -139,7 +139,7 @@ def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, pre
     seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
     assert len(seen) == openings
     (hashes, size), *bits, (shift, _) = seen[1:]
-    for part in range(0, size, 8):
+    for part in {min(part, size - 8) for part in range(0, size, 8)}:
         assert chi_square((hashes >> part) & 255, 256) < chi_square_limit(256)
     assert chi_square(shift, 128) < chi_square_limit(128)
     for m, ring_bits in bits:

@@ -69,10 +69,17 @@ FAULTS: tuple[Fault, ...] = (
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
     ),
     Fault(
+        "an index that is made at the host",
+        "protocols/masked/piecewise.py",
+        "segment = (torch.arange(size, device=lam_hi.device)",
+        "segment = (torch.arange(size)",
+        ("tests/protocols/test_device.py::test_gates",),
+    ),
+    Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return pack(self.value.x + self.lam, self.value.bits)",
-        "return pack(self.value.x, self.value.bits)",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x + 0 * self.lam",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -337,8 +344,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small amplitudes whose cosines have too many bits",
         "protocols/masked/waves.py",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period + shift",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period",
         (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),
     Fault(
@@ -568,6 +575,27 @@ FAULTS: tuple[Fault, ...] = (
         (f"{EXPONENTIAL}::test_exponentials",),
     ),
     Fault(
+        "a dealt power that is shared modulo 2^L",
+        "mpc/cyclic.py",
+        "return _less(found, [torch.zeros_like(borrow)] * len(x), borrow)[0]",
+        "return found",
+        ("tests/mpc/test_cyclic.py::test_differences_around_the_circle", f"{EXPONENTIAL}::test_exponentials"),
+    ),
+    Fault(
+        "a dealt power that the last party gets whole",
+        "protocols/masked/exponential.py",
+        "            whole = subtract(whole, other)",
+        "            subtract(whole, other)",
+        (f"{EXPONENTIAL}::test_shares_of_dealt_powers_are_uniform",),
+    ),
+    Fault(
+        "exponents in units of ln 2",
+        "protocols/masked/exponential.py",
+        "Shared(s.x * UNITS, s.bits",
+        "Shared(s.x * 8192, s.bits",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
         "first = -(-self.bits // (DIGIT[self.way] * self.each))",
@@ -577,8 +605,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "hashes with one word for four places",
         "protocols/masked/histogram.py",
-        "return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)",
-        "return (picks[..., :1] * 15).sum(-1).to(seed.device)",
+        "return (picks << torch.arange(GROUP)).sum(-1)",
+        "return (picks[..., :1] * 15).sum(-1)",
         (f"{EXPONENTIAL}::test_hashes_are_zero_where_no_score_lies",),
     ),
     Fault(
@@ -641,8 +669,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "permutations from two bits of their keys",
         "protocols/masked/shuffle.py",
-        "order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)",
-        "order = np.lexsort(tuple(keys.cpu().numpy() & 3), axis=-1)",
+        "np.lexsort(tuple(keys.numpy()), axis=-1)",
+        "np.lexsort(tuple(keys.numpy() & 3), axis=-1)",
         (f"{SHUFFLE}::test_permutations_have_no_bias",),
     ),
     Fault(

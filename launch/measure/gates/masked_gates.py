@@ -250,19 +250,19 @@ def _powers() -> list[Gate]:
 def _exponential() -> list[Gate]:
     frac, ring_bits = 28, 62
 
-    async def by_table(c: Context, x: Masked) -> Shared:
-        return c.shared(await exponential.by_table(c, x, frac, ring_bits))
+    async def by_window(c: Context, x: Masked) -> Shared:
+        return c.shared(await exponential.by_window(c, x, frac, ring_bits))
 
     async def by_bits(c: Context, x: Masked) -> Shared:
         return c.shared(await exponential.by_bits(c, x, frac, ring_bits))
 
     def entry(name: str, highest: float, program: Any, parties: int | None) -> Gate:
-        points = span(-224.0, highest - UNIT, UNIT, [float(x) for x in range(-224, int(highest), 4)])
-        judge = relative(torch.exp, 2.0**-12)
-        words = f"-224 <= x < {highest:g}; relative to e^x + 2^-12"
+        points = span(-192.0, highest - UNIT, UNIT, [float(x) for x in range(-192, int(highest), 4)])
+        judge = relative(lambda x: torch.exp2(1.5 * x), 2.0**-12)
+        words = f"-192 <= x < {highest:g}; relative to 2^(3/2 x) + 2^-12"
         return Gate(name, "softmax", words, "relative", points, judge, program, 2.0**-14, 8 + FRAC, FRAC, parties)
 
-    return [entry("e^x, table", 0.0, by_table, None), entry("e^x, one-hot bits", -4.0, by_bits, 2)]
+    return [entry("2^(3/2 x), window", 0.0, by_window, None), entry("2^(3/2 x), one-hot bits", -4.0, by_bits, 2)]
 
 
 def _zero_words() -> list[Gate]:
