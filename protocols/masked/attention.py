@@ -152,8 +152,9 @@ async def weighted_values(
 
 def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
     """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    index = observed.nonzero()[:, 0].to(convert.context.device)
-    count = int(index.numel())
+    places = observed.nonzero()[:, 0]
+    count = int(places.numel())
+    index = slice(None) if count == observed.numel() else places.to(convert.context.device)
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]

@@ -83,14 +83,14 @@ def _comparison() -> list[Gate]:
         )
         for bits in (2, 8, 9, 16, 17, 24, 25, 32)
     ]
-    return [*found, *(_zero_test(bits) for bits in (7, 24, 40))]
+    return [*found, _zero_test(7, zero_test.by_table), *(_zero_test(bits, zero_test.by_points) for bits in (7, 24, 40))]
 
 
-def _zero_test(bits: int) -> Gate:
+def _zero_test(bits: int, way: Callable[[Context, Masked, int], Shared]) -> Gate:
     """Return the gate on zero, small numbers, and what differs from zero in one bit."""
 
     async def program(c: Context, x: Masked) -> Shared:
-        return zero_test.by_points(c, x, OUT)
+        return way(c, x, OUT)
 
     def points(count: int) -> list[Tensor]:
         single = -(2.0 ** torch.arange(bits, dtype=torch.float64))  # -2^(bits - 1) is the ring's smallest
@@ -99,8 +99,9 @@ def _zero_test(bits: int) -> Gate:
         )
         return [torch.cat([single, near, torch.zeros(max(count // 4, 1), dtype=torch.float64)])]
 
-    name, judge = f"zero test by point function, {bits} bits", absolute(lambda x: x == 0)
-    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, 2)
+    by, parties = ("point function", 2) if way is zero_test.by_points else ("table", None)
+    name, judge = f"zero test by {by}, {bits} bits", absolute(lambda x: x == 0)
+    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, parties)
 
 
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
