@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
@@ -61,8 +62,15 @@ class GenerationPlan:
         if self.draft is not None:
             check_verifiable(self.decoding, policy, self.draft)
 
-    def check(self, architecture: Architecture) -> None:
-        """Raise `ConfigurationError` unless the model has the positions and suits the policy; the last token needs none."""
+    @property
+    def prompt_shape(self) -> tuple[int, ...]:
+        """Shape of what the client shares of its prompt."""
+        return (self.prompt_tokens,)
+
+    def check(self, described: AnyArchitecture) -> None:
+        """Raise `ConfigurationError` unless the model is a decoder, has the positions and suits the policy; the last token
+        needs none."""
+        architecture = decoder_of(described, f"decoding '{self.decoding}'")
         parse(self.policy).check(architecture, self.prompt_tokens)
         needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
         if needed > have:

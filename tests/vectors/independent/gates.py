@@ -77,6 +77,12 @@ def _weight(w: World, x: Shared, weight: Shared) -> Steps:
     return linear.weight_product(w, opened, kept)
 
 
+def _gain(w: World, x: Shared, vector: Shared) -> Steps:
+    kept = yield from w.open(vector)
+    opened = yield from w.open(x)
+    return linear.gain(w, opened, kept)
+
+
 def _look_up(w: World, index: Shared, table: Shared, bits: int) -> Steps:
     kept = yield from w.open(table)
     size = table.shape[0]
@@ -220,6 +226,7 @@ GATES: dict[str, Gate] = {
     "wide deal": _opened(wide.square_of_mask, lambda x, bits, count: [None]),
     "signed one-hot": Gate(lookup.signed_tables, lookup.judge_signed),
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
+    "gain": Gate(_gain, lambda x, y: exact(x * y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
     "truncate and lift": _opened(
