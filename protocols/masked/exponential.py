@@ -9,16 +9,22 @@ ring that is wider by what is cut, so e^x is opened once in the ring that it is 
 | `bits` | 4 | XOR one-hot bits of the digit, and sigma e^(-lam_lo) alone and times a mask: 8 + 28 B | 2 |
 
 With `bits` the parties read u = sigma e^(4 d + m_lo) locally, open it, and multiply it by the dealt sigma e^(-lam_lo).
-u is below 1, opened in 32 bits with 30 fraction bits: only d < 0 is read (`exponential`). Public factors are
-integer tables, equal at all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot
-vector in u's ring; they take the table.
+u is below 1, opened with 2 fraction bits more than the result, in a ring with 2 more: only d < 0 is read (`exponential`). The
+same bits tell whoever asks, shared, whether d is one of the lowest ones (`Below`). Public factors are integer tables, equal at
+all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot vector in u's ring; they take
+the table.
 
-Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-27 and 2^-16 relative. Range: see `exponential`.
+Rounds: 1 or 2 openings, the last one that of the result. Error: below 2 units of the result, and 2^-15 relative. Range: see
+`exponential`.
 Leaks: nothing (docs/security.md, "Exponentials"). Sources: as `signed_one_hot`, `one_hot`, `lifted`.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -28,12 +34,13 @@ from mpc.wide import Wide
 from protocols.masked import lifted
 from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
+from protocols.masked.histogram import parity
 from protocols.masked.natural_powers import powers, powers_wide
 from protocols.masked.one_hot import digit
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import one_hot_words, turned
 from protocols.masked.truncation import open_cut
-from protocols.masked.wide import deal, open_cut_wide
+from protocols.masked.wide import deal, open_any, open_cut_wide
 
 TABLE_UNIT = 5  # log2 of the digit's unit at most
 TABLE_PEAK = 46  # bits of e^32: a table's entry is multiplied by so much
@@ -43,8 +50,17 @@ UNIT = 2  # of the form `bits`
 FACTOR = 26  # fraction bits of its public factor e^(m_lo - 4)
 READ = 32  # fraction bits of what its bits are read with, e^(4 d + 4)
 DIGITS = 1 + (LOWEST >> UNIT)  # d = -1 to -7
-OPENED = 32  # the ring of u
-DEALT_FACTOR = 22  # fraction bits of the dealt e^(-lam_lo)
+HELD = 2  # fraction bits of u beyond those of the result
+DEALT_FACTOR = 21  # fraction bits of the dealt e^(-lam_lo)
+CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
+
+
+@dataclass(frozen=True)
+class Below:
+    """Who is told, of each number, XOR shares of [d < -lowest], 0 or 1; the form `bits` only."""
+
+    lowest: int
+    tell: Callable[[Tensor], None]
 
 
 def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, parties: int) -> list[Form]:
@@ -55,30 +71,36 @@ def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, part
     opened = bits if parties == 2 else ring_bits
     forms = [Form("table", 0, elements * opened * others / 8, elements * table / 8, elements * 3e-7, elements * 5e-7)]
     if parties == 2:
-        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + _cut(frac)) - OPENED
-        forms.append(Form("bits", 1, elements * (bits + OPENED) / 8, elements * dealt / 8, elements * 3e-7, elements * 2e-7))
+        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
+        sent = elements * (bits + _opened(frac)) / 8
+        forms.append(Form("bits", 1, sent, elements * dealt / 8, elements * 3e-7, elements * 2e-7))
     return forms
+
+
+def chosen(c: Context, x: Masked, frac: int, bits: int) -> str:
+    """Return the form to run, "table" or "bits"."""
+    return choose(exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties), c.prefer)
 
 
 def _table_unit(range_bits: int) -> int:
     return min(TABLE_UNIT, range_bits - 2)
 
 
-def _cut(frac: int) -> int:
-    return OPENED - 2 + DEALT_FACTOR - frac
+def _opened(frac: int) -> int:
+    """Return the ring of u."""
+    return frac + HELD + 2
 
 
-async def exponential(c: Context, x: Masked, frac: int, bits: int) -> Masked:
+async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
     """Return <e^x> with `frac` fraction bits modulo 2^bits. 1 or 2 rounds.
 
     x < 0, and not within 32 of the lowest value of its ring (16 with 6 bits before the point). The digit above the lowest
     x.frac + 2 bits must be negative even with a borrow from below: so it is for x < -4, and for all x < 0 that are a masked
-    value less a multiple of 4 beyond its digit (`softmax`)."""
+    value less a multiple of 4 beyond its digit (`softmax`). below: told only where the form is `bits` (`chosen`)."""
     require(frac <= 30, "exponential", f"{frac} fraction bits, at most 30")
-    forms = exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties)
-    if choose(forms, c.prefer) == "table":
+    if chosen(c, x, frac, bits) == "table":
         return await by_table(c, x, frac, bits)
-    return await by_bits(c, x, frac, bits)
+    return await by_bits(c, x, frac, bits, below)
 
 
 async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
@@ -108,15 +130,16 @@ async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
     return await open_cut_wide(c, WideShared(entry * factor, out, frac + count), count)
 
 
-async def by_bits(c: Context, x: Masked, frac: int, bits: int) -> Masked:
+async def by_bits(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
     """As `exponential`, from one-hot bits; two parties. 2 rounds."""
     low = x.frac + UNIT
     width = x.bits - low
     m_hi, lam_hi = digit(c, x, low, width)
     shares = one_hot_words(c, lam_hi, width, "exponential bits")
-    held = OPENED - 2
-    count = READ + FACTOR - held
-    signed = Shared(c.blank(x.shape), OPENED + count, held + count)
+    count = READ + FACTOR - frac - HELD
+    signed = Shared(c.blank(x.shape), _opened(frac) + count, READ + FACTOR)
+    if below is not None:
+        below.tell(_is_below(c, shares[0], m_hi, width, below.lowest))
     if c.evaluating:
         read = turned(shares[0], (m_hi + 1) & ((1 << width) - 1), width, 1)[..., 0] & ((1 << DIGITS) - 1)
         factor = powers(1, low, x.frac, -(1 << UNIT), FACTOR, str(x.m.device))[x.m & ((1 << low) - 1)]
@@ -130,9 +153,17 @@ async def by_bits(c: Context, x: Masked, frac: int, bits: int) -> Masked:
         value = powers(-1, low, x.frac, 0, DEALT_FACTOR, str(x.lam.device))[x.lam & ((1 << low) - 1)]
         return torch.where(bit == 1, value, -value)
 
-    cut = _cut(frac)
-    product = lifted.multiply_known(c, "exponential", u, known, DEALT_FACTOR, bits + cut)
-    return await (open_cut_wide(c, product, cut) if isinstance(product, WideShared) else open_cut(c, product, cut))
+    product = lifted.multiply_known(c, "exponential", u, known, DEALT_FACTOR, bits + CUT)
+    return await open_any(c, product, CUT)
+
+
+def _is_below(c: Context, words: Tensor, m_hi: Tensor, width: int, lowest: int) -> Tensor:
+    """Return this party's XOR share of [d < -lowest] from its one-hot bits [..., words]: the parity of those places."""
+    if not c.evaluating or words.is_meta or m_hi.is_meta:
+        return c.blank(m_hi.shape)
+    found = turned(words, (m_hi + 1) & ((1 << width) - 1), width)  # bit i: d = -1 - i
+    places = [min(max(lowest - start, 0), 64) for start in range(0, 64 * found.shape[-1], 64)]
+    return parity(functools.reduce(operator.xor, (found[..., i] & (-1 << n) for i, n in enumerate(places) if n < 64)))
 
 
 @cache

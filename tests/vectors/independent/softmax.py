@@ -76,12 +76,12 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     read = sum(vector[..., -d] * int(powers(-1, 5, 0, 0, 32)[4 * (d - 1)]) for d in range(1, min(7, (1 << width) - 1) + 1))
     factor = powers(1, start, x.frac, -4, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
-    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 28)
+    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 56 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
-    known = sign * powers(-1, start, x.frac, 0, 22)[low(x.mask, start).astype(np.int64)]
-    count = 52 - frac
+    known = sign * powers(-1, start, x.frac, 0, 21)[low(x.mask, start).astype(np.int64)]
+    count = 23
     product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 22
+    held = product.bits, u.frac + 21
     if isinstance(product, Shared):
         return (yield from open_cut(w, Shared(product.x, *held), count))
     return (yield from cut_masked(w, Wide(product.x, *held), count))
@@ -178,8 +178,8 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
     flags = Flags(w)
     s = yield from open_cut(w, x.to(frac + range_bits + 2 + x.frac - frac), x.frac - frac)
     y = s.each(lambda t: t.reshape(-1))
-    p, inverse = yield from numerators(w, y, rows, range_bits, (28, 58), flags)
-    r = yield from standard(w, inverse, 12, 26, 58)
+    p, inverse = yield from numerators(w, y, rows, range_bits, (24, 54), flags)
+    r = yield from standard(w, inverse, 12, 26, 54)
     out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
     return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
 
