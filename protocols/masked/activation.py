@@ -187,7 +187,7 @@ async def _opened_apart(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[S
             read = await segment(c, kind, x)
             p = read.value(c, bits + read.frac - x.frac)
         assert isinstance(p, Shared)
-        return await open_cut(c, p, p.frac - x.frac)
+        return await open_cut(c, p, p.frac - x.frac, wraps=True)
 
     (inside, above), p = await together(brackets(c, x, interval, waved), curve())
     return times(c, "inside", inside, p, plan.left), above

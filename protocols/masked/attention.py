@@ -127,7 +127,7 @@ async def weighted_values(
     async def weighted() -> Masked:
         with operation("values"):
             o = convert.new(weigh(dense), _sum_bits(rows) + bound)
-            return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2)
+            return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2, lifted=True)
 
     async def one_over() -> Masked:
         with operation("softmax sum"):

@@ -9,10 +9,10 @@ ring that is wider by what is cut, so e^x is opened once in the ring that it is 
 | `bits` | 4 | XOR one-hot bits of the digit, and sigma e^(-lam_lo) alone and times a mask: 8 + 28 B | 2 |
 
 With `bits` the parties read u = sigma e^(4 d + m_lo) locally, open it, and multiply it by the dealt sigma e^(-lam_lo).
-u is below 1, opened with 2 fraction bits more than the result, in a ring with 2 more: only d < 0 is read (`exponential`). The
-same bits tell whoever asks, shared, whether d is one of the lowest ones (`Below`). Public factors are integer tables, equal at
-all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot vector in u's ring; they take
-the table.
+u is below 1, opened with 2 fraction bits more than the result, in a ring with 2 more: only d < 0 is read (`exponential`).
+The same bits tell whoever asks, shared, whether d is one of the lowest ones (`Below`). Public factors are integer tables,
+equal at all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot vector in u's
+ring; they take the table.
 
 Rounds: 1 or 2 openings, the last one that of the result. Error: below 2 units of the result, and 2^-15 relative. Range: see
 `exponential`.

@@ -21,9 +21,9 @@ Range: with r = range_bits, a row's spread (largest less smallest score) below 7
 figures in brackets are for. Two flags (`ranges`) tell where it is not. A score that is further from the row's last one than
 that and a bin (116), but not by 2^r less that (140), modulo 2^r (256): its bin is among the far ones, of which the hashes
 are there anyway. And one that lies above the shift or some 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of
-32 bits a score. Where exponentials have one-hot bits, these tell modulo 2^r (256) what is more than 124 below the shift, and a
-table of 8 bits tells what is so by 2^r more or less. Both together flag every score beyond 116 and below 396 from the last
-one. What is not flagged is right.
+32 bits a score. Where exponentials have one-hot bits, these tell modulo 2^r (256) what lies more than 124 below the shift,
+and a table of 8 bits tells what does so by 2^r more or less. Both together flag every score beyond 116 and below 396 from
+the last one. What is not flagged is right.
 Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
 A public mask removes positions altogether (`rows`).
 """

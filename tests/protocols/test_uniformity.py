@@ -45,13 +45,17 @@ def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, tempera
 def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Tensor, int], Tensor]) -> list[int]:
     """Masks of an operation changed alike at dealer and parties, before shares are added up; [number of calls]."""
     calls = [0]
-    dealer, party = DealerTape.random, PartyTape.random
+    dealer, shares, party = DealerTape.random, DealerTape.random_shares, PartyTape.random
+
+    def all_at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        found = shares(tape, op, shape, bits, kind)
+        return [change(share, bits) for share in found] if op == wanted else found
 
     def at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> Tensor:
         if op != wanted:
             return dealer(tape, op, shape, bits, kind)
         calls[0] += 1
-        parts = [change(share, bits) for share in tape.random_shares(op, shape, bits, kind)]
+        parts = all_at_dealer(tape, op, shape, bits, kind)
         total = parts[0]
         for part in parts[1:]:
             total = total ^ part if kind == "xor" or bits == 1 else total + part
@@ -62,6 +66,7 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Te
         return found if op != wanted else change(found, bits)
 
     monkeypatch.setattr(DealerTape, "random", at_dealer)
+    monkeypatch.setattr(DealerTape, "random_shares", all_at_dealer)
     monkeypatch.setattr(PartyTape, "random", at_party)
     return calls
 
@@ -107,6 +112,14 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element is uniform by itself; only the difference of two openings tells."""
     kept: dict[tuple[Any, ...], Tensor] = {}
     hits = [0]
+    drawn = DealerTape.random_shares
+    lists: dict[tuple[Any, ...], list[Tensor]] = {}
+
+    def shares_again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+        fresh = drawn(tape, op, shape, bits, kind)
+        return lists.setdefault((id(tape), tuple(shape), bits), fresh) if op == "open" else fresh
+
+    monkeypatch.setattr(DealerTape, "random_shares", shares_again)
     for end in (DealerTape, PartyTape):
 
         def again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum", real: Any = end.random) -> Tensor:
