@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.architecture import Architecture, Rotary
 from models.cache import Batch, CachePolicy, KVCache, causal_mask
-from models.loaded import linear_layer
+from models.loaded import linear_layer, write
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
 
@@ -76,7 +76,7 @@ class Attention:
 
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""
-        return await self.suite.linear(merged, linear_layer(self._weights, f"layers.{layer}.attention.out"), residual)
+        return await write(self.suite, self.architecture, self._weights, f"layers.{layer}.attention.out", (merged, residual))
 
     async def _token_attention(self, cache: KVCache, layer: int, q: Value) -> Value:
         """Return the attention of an answer's token, q [G, R, C], or of drafted ones, [G, R n, C], as the policy says."""
@@ -107,15 +107,27 @@ class Attention:
         tokens, channels = fused.shape[0], a.head_channels
         split = fused.reshape(tokens, a.heads + 2 * a.kv_heads, channels).permute(1, 0, 2)
         q, k, v = split[: a.heads, tokens - rows :], split[a.heads : a.heads + a.kv_heads], split[a.heads + a.kv_heads :]
+        if a.query_key_norm is not None:
+            q, k = await suite.together(self._normalised(q, layer, "queries"), self._normalised(k, layer, "keys"))
         rotary = a.rotary_of(layer)
         if rotary is None:
             return q, k, v
         cos, sin = angles[rotary]
-        if rows == tokens:
+        if rows == tokens and a.query_key_norm is None:
             both = await suite.rotate(split[: a.heads + a.kv_heads], cos, sin)
             return both[: a.heads], both[a.heads :], v
         q, k = await suite.together(suite.rotate(q, cos[-rows:], sin[-rows:]), suite.rotate(k, cos, sin))
         return q, k, v
+
+    async def _normalised(self, x: Value, layer: int, which: str) -> Value:
+        """Return queries or keys [heads, T, C] with each head, or all heads of a token, normalised, times the gain."""
+        a, (heads, tokens, channels) = self.architecture, x.shape
+        gain = self._weights[f"layers.{layer}.attention.{which}.gain"]
+        rows = x.permute(1, 0, 2)
+        if a.query_key_norm == "all":
+            rows = rows.reshape(tokens, heads * channels)
+        found = await self.suite.norm_gain(rows, a.norm, gain)
+        return found.reshape(tokens, heads, channels).permute(1, 0, 2)
 
     def _stacked(self, q: Value) -> Value:
         """Turn [H, n, C] -> [G, R n, C], as `Suite.attention` takes queries."""

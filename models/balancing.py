@@ -4,7 +4,8 @@ Three pairs of secret weights meet in products with nothing but linear operation
 from one to the other without changing any result:
 
 * **keys and queries**, by channel of a key/value head; with rotary positions by the *pair* of channels c and c + C/2, since
-  a common factor commutes with the rotation. All R query heads of the group take the inverse factor;
+  a common factor commutes with the rotation. All R query heads of the group take the inverse factor. Not where both are
+  normalised first;
 * **values and the attention's output**, by channel of a key/value head; the rows of all R query heads take the inverse;
 * **up and down** of a *gated* feed-forward layer, by channel. (The gate passes a non-linear function and stays; without a
   gate `up` passes it.)
@@ -74,6 +75,8 @@ class Balance:
             sizes = DEVIATIONS * norms + bias
             queries = sizes[:heads].reshape(a.kv_heads, a.group, a.head_channels).amax(1)
             keys = sizes[heads : heads + groups].reshape(a.kv_heads, a.head_channels)
+            if a.query_key_norm is not None:
+                keys = queries  # what a norm reads keeps its channels' sizes
             if a.rotary is not None:
                 queries, keys = (_pairs(x) for x in (queries, keys))
             deviation = (norms.square() + bias.square()).sqrt()[heads + groups :]

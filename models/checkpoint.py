@@ -169,7 +169,7 @@ def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
         name = full.removeprefix(family.prefix)
         if name in found:
             raise CheckpointError(f"{stored.file}: tensors '{full}' and '{found[name].name}' are the same weight; keep one")
-        if name in wanted or (name == "lm_head.weight" and family.tied):
+        if name in wanted or (name == family.head and family.tied):
             found[name] = stored
         elif not any(re.fullmatch(pattern, name) for pattern in family.buffers):
             raise CheckpointError(
@@ -178,7 +178,7 @@ def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
             )
     for name, shape in wanted.items():
         if name not in found:
-            remedy = " (set tie_word_embeddings to true if the head is the embedding)" if name == "lm_head.weight" else ""
+            remedy = " (set tie_word_embeddings to true if the head is the embedding)" if name == family.head else ""
             raise CheckpointError(f"{files.directory}: tensor '{name}' is missing{remedy}; use a complete checkpoint")
         if found[name].shape != shape:
             raise CheckpointError(
@@ -190,8 +190,8 @@ def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
             raise CheckpointError(
                 f"{stored.file}: tensor '{stored.name}' has dtype {stored.dtype}; supported: {', '.join(DTYPES)}"
             )
-    if family.tied and "lm_head.weight" in found:
-        head = found.pop("lm_head.weight")
+    if family.tied and family.head in found:
+        head = found.pop(family.head)
         if head.shape != found[family.embedding].shape or not torch.equal(
             files.read(head), files.read(found[family.embedding])
         ):

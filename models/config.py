@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 
-# Options that change what a model computes and that no family here computes. Value: why, or what to do instead.
+# Options that change what a model computes, of which a family names those that it reads. Value: why, or what to do instead.
 UNSUPPORTED: dict[str, str] = {
     "quantization_config": "quantised weights are not read; use the checkpoint in F32, F16 or BF16",
     "compression_config": "compressed weights are not read; use the checkpoint in F32, F16 or BF16",
@@ -67,6 +67,10 @@ class Config:
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self.values = values
         self.path = path
+
+    def without(self, *keys: str) -> Config:
+        """Return the same without some options."""
+        return Config({key: value for key, value in self.values.items() if key not in keys}, self.path)
 
     def error(self, key: str, why: str) -> CheckpointError:
         """Return an error about one key, with its value."""
@@ -126,10 +130,11 @@ class Config:
         if self.present(key) and not any(type(a) is type(self.values[key]) and a == self.values[key] for a in allowed):
             raise self.error(key, why)
 
-    def refuse_unsupported(self) -> None:
-        """Raise for every option of `UNSUPPORTED` that is switched on."""
+    def refuse_unsupported(self, computes: Collection[str] = ()) -> None:
+        """Raise for every option of `UNSUPPORTED` that is switched on, but those that the family computes."""
         for key, why in UNSUPPORTED.items():
-            self.refuse(key, why, False, 0, 1.0, {}, [])
+            if key not in computes:
+                self.refuse(key, why, False, 0, 1.0, {}, [])
 
 
 def read_json(path: Path) -> dict[str, Any]:

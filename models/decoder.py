@@ -45,7 +45,7 @@ class Decoder:
     ) -> None:
         self._check_weights(architecture, weights)
         self.suite = suite
-        suite.begin(architecture.layers + 1)
+        suite.begin(architecture.layers + 1, architecture.score_cap)
         self.architecture = architecture
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
@@ -127,8 +127,11 @@ class Decoder:
 
     async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles, rows: int) -> Value:
         """Run a layer on the residual stream: h [T, D] -> its last `rows` rows, [rows, D]."""
-        suite, norm = self.suite, self.architecture.norm
+        suite, a = self.suite, self.architecture
         suite.at(layer)
+        if a.parallel:
+            return await self._beside(h, cache, layer, Rows(rows, angles))
+        norm = None if a.norms == "after" else a.norm
         with suite.ledger.timed(f"layer {layer}/attention"):
             entered = await suite.norm_linear(h, norm, self._attention.entering(layer))
             h = await self._attention.leaving(entered, cache, layer, Rows(rows, angles), h[h.shape[0] - rows :])
@@ -138,6 +141,30 @@ class Decoder:
             h = await self._feed_forward.leaving(entered, layer, h)
         self._probe(f"layer {layer}/mlp", h)
         return h
+
+    async def _beside(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
+        """Run a layer whose attention and feed-forward read the same stream, the rounds of both shared."""
+        suite, a = self.suite, self.architecture
+        first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
+        last = h[h.shape[0] - rows.wanted :]
+        every = rows.wanted == h.shape[0]
+        with suite.ledger.timed(f"layer {layer}/attention"):
+            entered = await suite.norm_linear(h, a.norm, [*first, *second] if every else first)
+
+        async def attention() -> Value:
+            with suite.ledger.timed(f"layer {layer}/attention"):
+                return await self._attention.leaving(entered[: len(first)], cache, layer, rows, last)
+
+        async def feed_forward() -> Value:
+            with suite.ledger.timed(f"layer {layer}/mlp"):
+                products = entered[len(first) :] if every else await suite.norm_linear(last, a.norm, second)
+                return await self._feed_forward.leaving(products, layer, suite.public(0.0, last.shape))
+
+        attended, written = await suite.together(attention(), feed_forward())
+        self._probe(f"layer {layer}/attention", attended)
+        h_out: Value = attended + written
+        self._probe(f"layer {layer}/mlp", h_out)
+        return h_out
 
     async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
         """Return the logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""

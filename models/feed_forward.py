@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from models.architecture import Architecture
-from models.loaded import linear_layer
+from models.loaded import linear_layer, write
 from protocols.suite import Linear, Suite, Value
 
 
@@ -34,4 +34,4 @@ class FeedForward:
         else:
             (up,) = entered
             active = await suite.activation(up, a.activation)
-        return await suite.linear(active, linear_layer(self._weights, f"layers.{layer}.mlp.down"), residual)
+        return await write(suite, a, self._weights, f"layers.{layer}.mlp.down", (active, residual))

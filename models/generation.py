@@ -170,7 +170,7 @@ async def generate(
         with suite.ledger.timed(f"token {step}"):
             if chosen is not None:
                 logits = await decoder.forward(chosen, cache, True, whole=released)
-            chosen, share = await choice(suite, logits, plan.decoding, plan.temperature)
+            chosen, share = await choice(suite, logits, plan.decoding, plan.temperature, architecture.logit_cap)
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:
@@ -192,7 +192,7 @@ async def _drafted(decoder: Decoder, cache: KVCache, plan: GenerationPlan, draft
         step += 1
         with suite.ledger.timed(f"token {produced}"):
             logits = await decoder.verify(inputs, cache)
-            _, share = await choice(suite, logits, plan.decoding, plan.temperature)
+            _, share = await choice(suite, logits, plan.decoding, plan.temperature, decoder.architecture.logit_cap)
         more = endpoint.emit(step, share)
         kept = endpoint.kept(step, rows) if more and rows > 1 else 1
         produced += kept
@@ -204,17 +204,28 @@ async def _drafted(decoder: Decoder, cache: KVCache, plan: GenerationPlan, draft
 
 
 async def choice(
-    suite: Suite, logits: Value, decoding: Decoding, temperature: float | None
+    suite: Suite, logits: Value, decoding: Decoding, temperature: float | None, cap: float | None = None
 ) -> tuple[Value | None, OutputShare]:
     """Return what follows from logits [n, V]: the next token after each row as a secret one-hot row [n, V], None where the
-    client chooses, and what goes to the client, with its range flags: a share of their indices [n], or of the logits."""
+    client chooses, and what goes to the client, with its range flags: a share of their indices [n], or of the logits.
+
+    cap: `Architecture.logit_cap`. It changes no arg-max, so only a sample needs it; who sees logits caps them (`capped`)."""
     if decoding == "logits":
         chosen, share = None, suite.output(await suite.released(logits))
     else:
-        chosen = await suite.argmax(logits if temperature is None else await suite.perturbed(logits, temperature))
+        if temperature is not None:
+            logits = logits if cap is None else await suite.soft_cap(logits, cap)
+            logits = await suite.perturbed(logits, temperature)
+        chosen = await suite.argmax(logits)
         indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
         share = suite.output((chosen * indices).sum(-1))
     return chosen, replace(share, flags=suite.flags())
+
+
+def capped(architecture: Architecture, logits: Tensor) -> Tensor:
+    """Return logits [..., V] in the clear as the model has them: behind its soft cap."""
+    cap = architecture.logit_cap
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 async def prefill(
@@ -294,7 +305,7 @@ class PlainModel:
         vocabulary = self.architecture.vocabulary
         prompt = self.suite.indices(len(ids), token_indices(ids, vocabulary), vocabulary)
         value = self.suite.run(decoder.forward(prompt, decoder.new_cache()))
-        return self.suite.output(value).share
+        return capped(self.architecture, self.suite.output(value).share)
 
     @torch.inference_mode()
     def generate(

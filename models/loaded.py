@@ -41,3 +41,16 @@ def check_weights(architecture: Architecture, weights: Mapping[str, Value]) -> N
 def linear_layer(weights: Mapping[str, Value], name: str, use: Use = "any") -> Linear:
     """Return the linear layer of a name, with its bias where there is one."""
     return Linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), use)
+
+
+async def write(
+    suite: Suite, architecture: Architecture, weights: Mapping[str, Value], name: str, onto: tuple[Value, Value]
+) -> Value:
+    """Return the residual stream [T, D] with what a part of a layer writes to it: x [T, in] times its last weight `name`,
+    normalised where the architecture has norms after it. onto: x, and the stream as it was."""
+    x, residual = onto
+    layer = linear_layer(weights, name)
+    if architecture.norms == "before":
+        return await suite.linear(x, layer, residual)
+    found = await suite.linear(x, layer)
+    return await suite.norm_gain(found, architecture.norm, weights[f"{name}.gain"], residual)

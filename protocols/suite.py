@@ -18,7 +18,7 @@ R = H / G query heads per key/value head, C channels of a head, F feed-forward w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mpc.ledger import Ledger, operation
 from protocols import schedule
-from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value
+from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
 
@@ -59,6 +59,7 @@ class Suite(ABC):
         self.device = torch.device(device)
         self.scheduler = schedule.Scheduler(self._flush)
         self.places = 1
+        self.score_cap: float | None = None
         self.place = 0
 
     # ==== required: what a suite must write ===========================================================================
@@ -178,9 +179,13 @@ class Suite(ABC):
 
     # ==== given: what every suite has; suites override what they can do in fewer rounds ================================
     # ---- running -------------------------------------------------------------------------------------------------
-    def begin(self, places: int) -> None:
-        """Begin a program with so many places: the layers, and the head after them."""
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        """Begin a program with so many places: the layers, and the head after them.
+
+        score_cap: c, where attention takes c tanh(score / c) for each score; public.
+        """
         self.places = places
+        self.score_cap = score_cap
         self.place = 0
 
     def at(self, place: int) -> None:
@@ -253,11 +258,29 @@ class Suite(ABC):
         both = await self.scale(self.concat([x, swapped], dim=-1), torch.cat([cos, sin], dim=-1))
         return both[..., : 2 * half] + both[..., 2 * half :]
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
-        """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer.
+    async def soft_cap(self, x: Value, cap: float) -> Value:
+        """Return cap tanh(x / cap), element-wise: 2 cap (p - 1/2) for the softmax p of x / cap and -x / cap."""
+        near = (await self.scale(x, 1.0 / cap)).reshape(*x.shape, 1)
+        p = await self.softmax(self.concat([near, -near], -1))
+        return await self.scale(p[..., 0] - p[..., 1], cap)
+
+    async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> Value:
+        """Return x / sqrt(moment(x) + eps) over the last axis, times a fixed secret gain (+ residual): what stands before no
+        linear layer. x: outputs of a linear layer, [..., D] or [..., H, D]; gain: [D], or [H D]."""
+        flat = x.reshape(-1, gain.shape[0])
+        inverse, scaled = await self.together(self.rsqrt_moment(x, norm), self.mul(flat, gain))
+        scaled = scaled.reshape(*x.shape)
+        with operation("norm scale"):
+            y: Value = await self.mul(scaled, inverse)
+        return y if residual is None else y + residual
+
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+        """Normalise x [..., D], then apply each (folded, see `Norm`) linear layer; where there is no norm, apply them.
 
         whole: no fraction bit of the products is cut, for what is to be `released`.
         """
+        if norm is None:
+            return list(await self.together(*(self.linear(x, layer) for layer in layers)))
         (inverse, *products) = await self.together(
             self.rsqrt_moment(x, norm), *(self.linear(x, Linear(layer.weight)) for layer in layers)
         )
@@ -266,14 +289,19 @@ class Suite(ABC):
         return [y if layer.bias is None else y + layer.bias for y, layer in zip(scaled, layers, strict=True)]
 
     # ---- attention ---------------------------------------------------------------------------------------------------
+    async def attention_scores(self, q: Value, k: Value) -> Value:
+        """Return what attention takes the softmax of: q k^T, soft-capped where the program says so."""
+        with operation("scores"):
+            scores = await self.matmul(q, k.transpose(1, 2))
+            return scores if self.score_cap is None else await self.soft_cap(scores, self.score_cap)
+
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
         """Return softmax(q k^T) v per key/value head; the score scale is already in q's weights.
 
         q: [G, R T, C] with the R query heads of a key/value head stacked on the token axis, k: [G, S, C], v: [G, S, C],
         mask: public bool broadcastable to [G, R T, S] or None. Returns [G, R T, C].
         """
-        with operation("scores"):
-            scores = await self.matmul(q, k.transpose(1, 2))
+        scores = await self.attention_scores(q, k)
         with operation("softmax"):
             probabilities = await self.softmax(scores, mask)
         with operation("values"):
@@ -286,8 +314,7 @@ class Suite(ABC):
 
         observed: public bool [R T]; the second result is the sum of these queries' probabilities.
         """
-        with operation("scores"):
-            scores = await self.matmul(q, k.transpose(1, 2))
+        scores = await self.attention_scores(q, k)
         with operation("softmax"):
             probabilities = await self.softmax(scores, mask)
         with operation("values"):
@@ -295,23 +322,23 @@ class Suite(ABC):
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of one token's queries q [G, R, C] with a secret `bias` [G, 1 or R, S] added to the scores."""
-        with operation("scores"):
-            scores = await self.matmul(q, k.transpose(1, 2)) + bias
+        scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
             probabilities = await self.softmax(scores)
         with operation("values"):
             return await self.matmul(probabilities, v)
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:
         """Return the attention of one token to the tokens of secretly chosen clusters, and to others that are always
         attended to.
 
-        q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`); k, v: clusters of s tokens [G, N, s, C]; always: keys and
-        values [G, m, C]. Returns [G, R, C]. A cluster that is chosen twice counts twice.
+        q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`), or what gives them beside whatever of the attention needs no
+        choice; k, v: clusters of s tokens [G, N, s, C]; always: keys and values [G, m, C]. Returns [G, R, C]. A cluster that
+        is chosen twice counts twice.
         """
-        return await self.gathered_attention(q, chosen, k, v, always)
+        return await self.gathered_attention(q, await there(chosen), k, v, always)
 
     async def gathered_attention(
         self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None

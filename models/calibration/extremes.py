@@ -74,7 +74,7 @@ class RecordingSuite(PlainSuite):
         smallest = self.details["smallest norm"]
         smallest[self.place] = min(smallest[self.place], float(norms.min()))
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         """As in `plain`; notes the rows that enter and what the layers give."""
         self.note_stream(x)
         outputs = await super().norm_linear(x, norm, layers)
@@ -85,6 +85,11 @@ class RecordingSuite(PlainSuite):
             self.note(PROVABLE, bound)
         return outputs
 
+    async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> Value:
+        """As in `plain`; notes what enters."""
+        self.note("activation", tensor_of(x))
+        return await super().norm_gain(x, norm, gain, residual)
+
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes queries, keys, values and scores."""
         queries, keys = tensor_of(q), tensor_of(k)
@@ -94,6 +99,12 @@ class RecordingSuite(PlainSuite):
         self.note("value", tensor_of(v))
         scores = queries @ keys.transpose(1, 2)
         seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+        cap = self.score_cap
+        if cap is not None:  # what the cap is taken of is bounded itself
+            self.note("score", scores.masked_fill(~seen, 0.0))
+            self.note("|scores|", scores.masked_fill(~seen, 0.0))
+            capped = (torch.tanh(scores / cap) * cap).masked_fill(~seen, -torch.inf)
+            return PlainValue(torch.softmax(capped, -1) @ tensor_of(v))
         spread = scores.masked_fill(~seen, -torch.inf).amax(-1) - scores.masked_fill(~seen, torch.inf).amin(-1)
         self.note("score", spread)
         self.note("|scores|", scores.masked_fill(~seen, 0.0))

@@ -131,5 +131,5 @@ async def step(
         else:
             logits = await prefill(decoder, cache, inputs, whole=shown)
         with suite.ledger.timed(CHOICE):
-            _, share = await choice(suite, logits, plan.decoding, plan.temperature)
+            _, share = await choice(suite, logits, plan.decoding, plan.temperature, decoder.architecture.logit_cap)
     return logits, share

@@ -24,18 +24,21 @@ class Family(ABC):
     """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
 
     prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
-    a tied head shares. buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for
-    options that config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
+    a tied head shares; head: its own name. computes: options of `models.config.UNSUPPORTED` that this family reads.
+    buffers: regular expressions of tensors that hold no weights. defaults: what transformers takes for options that
+    config.json leaves out; sizes have none here, a file without them is not a checkpoint's.
     """
 
     prefix: ClassVar[str]
     embedding: ClassVar[str]
+    head: ClassVar[str] = "lm_head.weight"
+    computes: ClassVar[tuple[str, ...]] = ()
     buffers: ClassVar[tuple[str, ...]] = ()
     tied_by_default: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Config) -> None:
-        config.refuse_unsupported()
+        config.refuse_unsupported(self.computes)
         self.config = Config({**self.defaults, **config.values}, config.path)
         try:
             self.architecture = self.describe()

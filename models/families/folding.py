@@ -25,3 +25,9 @@ def folded_bias(weight: Tensor, offset: Tensor, bias: Tensor | None) -> Tensor:
 def centred_rows(weight: Tensor) -> Tensor:
     """Return a weight that writes to the residual stream, without the mean over the width. weight: float64 [..., D]."""
     return weight - weight.mean(-1, keepdim=True)
+
+
+def centred_heads(weight: Tensor) -> Tensor:
+    """Return a weight that gives queries or keys, float64 [..., heads, C], without the mean over a head's channels: the
+    LayerNorm of a head is then its RMSNorm."""
+    return weight - weight.mean(-1, keepdim=True)

@@ -17,11 +17,11 @@ class Mistral(Llama):
         """Return that there are none."""
         return False, False, False
 
-    def windows(self, layers: int) -> tuple[int | None, ...] | None:
+    def options(self) -> dict[str, Any]:
         """Return `sliding_window` in every layer, or full attention where it is null."""
-        c = self.config
+        c, layers = self.config, self.config.integer("num_hidden_layers")
         if not c.present("sliding_window"):
-            return None
+            return {}
         if c.present("layer_types") and c.values["layer_types"] != ["sliding_attention"] * layers:
             raise c.error("layer_types", "mixed full and sliding layers are not part of Mistral")
-        return (c.integer("sliding_window"),) * layers
+        return {"windows": (c.integer("sliding_window"),) * layers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from models.families.layer_types import sliding_layers, windows
 from models.families.llama import Llama
 
 
@@ -17,22 +18,14 @@ class Qwen2(Llama):
         """Return biases of queries, keys and values only."""
         return True, False, False
 
-    def windows(self, layers: int) -> tuple[int | None, ...] | None:
+    def options(self) -> dict[str, Any]:
         """Return `sliding_window` from layer `max_window_layers` on (or as `layer_types` says) when `use_sliding_window`."""
-        c = self.config
-        kinds = c.values.get("layer_types")
-        if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
-            raise c.error("layer_types", f"a list with one entry for each of {layers} layers is needed")
-        for kind in kinds or ():
-            if kind not in ("full_attention", "sliding_attention"):
-                raise c.error("layer_types", "supported: full_attention, sliding_attention")
-        if not c.flag("use_sliding_window", False) or not c.present("sliding_window"):
-            if kinds and "sliding_attention" in kinds:
-                raise c.error("layer_types", "sliding layers need use_sliding_window = true and a sliding_window")
-            return None
+        c, layers = self.config, self.config.integer("num_hidden_layers")
         first = c.values.get("max_window_layers", 28)
         if not isinstance(first, int) or isinstance(first, bool) or first < 0:
             raise c.error("max_window_layers", "a non-negative integer is needed")
-        sliding = [k == "sliding_attention" for k in kinds] if kinds else [n >= first for n in range(layers)]
-        window = c.integer("sliding_window")
-        return tuple(window if s else None for s in sliding) if any(sliding) else None
+        if c.flag("use_sliding_window", False) and c.present("sliding_window"):
+            return {"windows": windows(c, sliding_layers(c, layers, [n >= first for n in range(layers)]))}
+        if any(sliding_layers(c, layers, [])):
+            raise c.error("layer_types", "sliding layers need use_sliding_window = true and a sliding_window")
+        return {}

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from models.config import Config
+from models.families.falcon import Falcon
 from models.families.family import Family
+from models.families.gemma import Gemma
+from models.families.gemma2 import Gemma2
+from models.families.gemma3 import Gemma3
 from models.families.gpt2 import Gpt2
+from models.families.gpt_neox import GptNeoX
+from models.families.gptj import GptJ
+from models.families.granite import Granite
 from models.families.llama import Llama
 from models.families.mistral import Mistral
+from models.families.olmo2 import Olmo2
+from models.families.opt import Opt
+from models.families.phi3 import Phi3
 from models.families.qwen2 import Qwen2
+from models.families.qwen3 import Qwen3
+from models.families.smollm3 import SmolLm3
+from models.families.stablelm import StableLm
+from models.families.starcoder2 import StarCoder2
 
-FAMILIES: dict[str, type[Family]] = {"gpt2": Gpt2, "llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
+FAMILIES: dict[str, type[Family]] = {
+    "gpt2": Gpt2,
+    "llama": Llama,
+    "mistral": Mistral,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "gemma": Gemma,
+    "gemma2": Gemma2,
+    "gemma3_text": Gemma3,
+    "phi3": Phi3,
+    "opt": Opt,
+    "gpt_neox": GptNeoX,
+    "gptj": GptJ,
+    "falcon": Falcon,
+    "stablelm": StableLm,
+    "starcoder2": StarCoder2,
+    "olmo2": Olmo2,
+    "smollm3": SmolLm3,
+    "granite": Granite,
+}
 """model_type of config.json -> family."""
 
 

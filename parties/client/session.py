@@ -16,6 +16,7 @@ from torch import Tensor
 
 import parties.wire.wire_pb2_grpc as services
 from models.architecture import Architecture
+from models.generation import capped
 from mpc.errors import ConfigurationError, MpcacheError, PeerError, PeerLost, PeerSilent, WireError
 from mpc.fixed_point import decode
 from mpc.packing import packed_size, unpack
@@ -277,6 +278,8 @@ class ClientSession(Session):
         bits, fraction_bits = headers[0][1].bits, headers[0][1].fraction_bits
         total = torch.stack([share for _, share in shares.values()]).sum(0)
         value = decode(reduce(total, bits), fraction_bits, bits)
+        if self.request.manifest.decoding == "logits":
+            value = capped(self.request.architecture, value)
         if self._answered:
             self._choose_idly(value)
         elif findings := self._left_range(self._steps.produced, [header.flags for _, header in headers]):

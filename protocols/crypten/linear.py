@@ -46,7 +46,6 @@ class CryptenLinear(Suite):
         tape: Tape | None,
         channel: Channel | None,
         options: CryptenOptions = USUAL,
-        device: torch.device | str = "cpu",
         ledger: Ledger | None = None,
     ) -> None:
         self.bounds = options.bounds
@@ -56,7 +55,6 @@ class CryptenLinear(Suite):
             tape=tape,
             channel=channel,
             ledger=ledger,
-            device=device,
             precision=options.fraction_bits,
             shape_only=not crypten_own,
         )
@@ -68,8 +66,8 @@ class CryptenLinear(Suite):
         self.session.ranges = None if crypten_own else self._ranges
 
     # ---- running -------------------------------------------------------------------------------------------------
-    def begin(self, places: int) -> None:
-        super().begin(places)
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        super().begin(places, score_cap)
         self._ranges.begin(places)
 
     def at(self, place: int) -> None:

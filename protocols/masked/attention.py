@@ -10,7 +10,8 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,13 @@ from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import largest
-from protocols.masked import lifted, product
+from protocols.masked import lifted, product, soft_cap
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
+from protocols.masked.soft_cap import period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
@@ -40,13 +42,17 @@ SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled
 
 
 def score_bits(convert: Conversion) -> int:
-    """Return the ring of a score with twice the fraction bits: its difference to another one can be checked."""
+    """Return the ring of a score with twice the fraction bits: its difference to another one can be checked; with a soft
+    cap, which scores themselves enter, that of the cap's period."""
+    if convert.score_cap is not None:
+        return 2 * convert.fraction_bits + period_bits(convert.score_cap, convert.bounds.here.score)
     return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
 
 
 def query_bits(convert: Conversion) -> int:
     """Return the ring of a query: its scores and the sums of its similarities fit."""
-    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+    needed = 2 * convert.fraction_bits + convert.bounds.here.range_bits + SIMILARITY_ROOM + SUM_ROOM + 2
+    return max(needed, score_bits(convert))
 
 
 def _sum_bits(rows: Rows) -> int:
@@ -61,10 +67,17 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
     return frac, frac + room
 
 
-async def _numerators(convert: Conversion, y: Masked, rows: Rows, precision: tuple[int, int]) -> tuple[Masked, Shared]:
+def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
+    """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
+    twice the cap."""
+    bound = convert.bounds.here.score if cap is None else math.ceil(math.log2(2.0 * cap / largest("score", 0)))
+    return gate.Spread(bound + 1, largest("score", bound), convert.ranges)
+
+
+async def _numerators(
+    convert: Conversion, y: Masked, rows: Rows, precision: tuple[int, int], spread: gate.Spread
+) -> tuple[Masked, Shared]:
     """Return numerators [entries] with (fraction bits, ring) of `precision`, and 1 / sum [rows], of scores [entries]."""
-    bounds = convert.bounds.here
-    spread = gate.Spread(bounds.range_bits, largest("score", bounds.score), convert.ranges)
     return await gate.numerators(convert.context, y, rows, precision, spread)
 
 
@@ -76,7 +89,7 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     t.magnitude = min(t.magnitude, range_bits)
     s = await convert.masked(t, f, f + range_bits + 2)
     bits = NUMERATOR_BITS + INVERSE_BITS + 4
-    p, inverse = await _numerators(convert, s.move(rows.take), rows, (NUMERATOR_BITS, bits))
+    p, inverse = await _numerators(convert, s.move(rows.take), rows, (NUMERATOR_BITS, bits), _spread(convert))
     r = await convert.masked(convert.new(inverse, gate.LEAST_BITS), INVERSE_BITS, bits)
     spread = Masked(rows.spread(r.m), rows.spread(r.lam), r.bits, r.frac)
     out = product.multiply(convert.context, p, spread)
@@ -112,7 +125,7 @@ class Widths:
 
 
 async def weighted_values(
-    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Shared], widths: Widths
+    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Awaitable[Shared]], widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
     """Return the weighted values [G, T, C] of masked scores [entries], and what probabilities are products of: numerators
     [G, T, S] and 1 / sum [G, T, 1].
@@ -120,13 +133,13 @@ async def weighted_values(
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
     """
     f = convert.fraction_bits
-    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits))
+    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits), _spread(convert, convert.score_cap))
     dense = p.move(rows.put)
     bound = convert.bounds.here.value + 1
 
     async def weighted() -> Masked:
         with operation("values"):
-            o = convert.new(weigh(dense), _sum_bits(rows) + bound)
+            o = convert.new(await weigh(dense), _sum_bits(rows) + bound)
             return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2, lifted=True)
 
     async def one_over() -> Masked:
@@ -164,11 +177,25 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
     with operation("scores"):
         ma, mb = await together(score_factor(convert, q), score_factor(convert, k, cut=False))
         s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
+        if convert.score_cap is not None:
+            s = await _capped(convert, s, convert.score_cap)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
         return await open_cut(c, s, s.frac - min(f, SCORE_BITS))
+
+
+async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
+    """Return scores behind the soft cap, in the ring of their difference; a score that exceeds its bound is flagged. 1
+    round, which opens them."""
+    f, bound = convert.fraction_bits, convert.bounds.here.score
+    opened = await open_cut(convert.context, s, f)
+    convert.ranges.check("score", opened, largest("score", bound))
+    bits = _spread(convert, cap).range_bits + 1 + soft_cap.FRAC
+    found = soft_cap.soft_cap(convert.context, opened, cap, period_bits(cap, bound), bits)
+    assert isinstance(found, Shared)
+    return found
 
 
 def values_within_bound(convert: Conversion, v: Value) -> MaskedTensor:
@@ -202,7 +229,11 @@ async def attention(
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)
-    out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
+
+    async def weigh(x: Masked) -> Shared:
+        return product.matmul(convert.context, x, mv)
+
+    out, p, r = await weighted_values(convert, s, rows, weigh, widths)
     if observed is None:
         return out, None
     with operation("received"):

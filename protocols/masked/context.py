@@ -46,18 +46,23 @@ class Opening(Request[Masked]):
         self.wraps = wraps
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
+        self._own: Tensor | None = None  # what this party has sent
 
     def encode(self) -> bytes:
         """Return this party's message: the bit-packed share of x + lam."""
-        return pack(self.value.x + self.lam, self.value.bits)
+        self._own = self.value.x + self.lam
+        return pack(self._own, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
-        total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
+        assert self._own is not None
+        total, self._own = self._own.cpu(), None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpack(part, self.value.bits, self.value.shape)
-        m = ring.reduce(total, self.value.bits).to(c.device)
+        if self.value.bits < ring.RING_BITS:
+            total &= (1 << self.value.bits) - 1
+        m = total.to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
         return self._masked(m)
@@ -147,7 +152,8 @@ class Context:
     """One role's view of masked evaluation.
 
     channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end. perspective: the
-    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last.
+    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last. Shares
+    lie on the tape's device.
     """
 
     def __init__(
@@ -155,13 +161,12 @@ class Context:
         tape: Tape,
         channel: Channel | None,
         parties: int,
-        device: torch.device | str = "cpu",
         perspective: int | None = None,
     ) -> None:
         self.tape = tape
         self.channel = channel
         self.parties = parties
-        self.device = torch.device(device)
+        self.device = tape.device
         self.evaluating = channel is not None  # at a compute party: shares and public masked values are real tensors
         self.first = channel is not None and channel.party == 0
         counted = parties - 1 if perspective is None else perspective

@@ -34,10 +34,12 @@ class Conversion:
         self.fraction_bits = fraction_bits
         self.bounds = bounds
         self.ranges = RangeFlags(context, bounds.places)
+        self.score_cap: float | None = None
 
-    def begin(self, places: int) -> None:
-        """Start a program with so many places."""
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        """Start a program with so many places, and perhaps a soft cap of attention's scores."""
         self.bounds.begin(places)
+        self.score_cap = score_cap
         self.ranges = RangeFlags(self.context, places)
 
     def at(self, place: int) -> None:
@@ -99,6 +101,8 @@ class Conversion:
     async def opened(self, x: MaskedTensor, frac: int, bits: int, lifted: bool = False) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
+        if x.unmade is not None:
+            x.shared = x.unmade.make(bits)
         shared = x.widest()
         if shared.frac < frac:
             shared = x.as_shared().shift_left(frac - shared.frac)

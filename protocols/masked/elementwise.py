@@ -6,14 +6,18 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import math
+
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.masked import activation as gate
 from protocols.masked import comparison, lifted
+from protocols.masked import soft_cap as cap_gate
 from protocols.masked.activation import Rings
 from protocols.masked.conversion import Conversion
 from protocols.masked.forms import Form, choose
 from protocols.masked.shares import Masked
+from protocols.masked.soft_cap import FRAC, period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -42,6 +46,15 @@ async def activation(convert: Conversion, x: Value, kind: Activation) -> MaskedT
     t = convert.tensor(x)
     with operation(kind):
         return await _activated(convert, t, kind, _wanted(convert, t, t.magnitude))
+
+
+async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:
+    """Return cap tanh(x / cap), Shared; x is opened in the ring of a period."""
+    t, f = convert.tensor(x), convert.fraction_bits
+    period, magnitude = period_bits(cap, t.magnitude), math.ceil(math.log2(cap)) + 1
+    with operation("soft cap"):
+        m = await convert.masked(t, f, f + period)
+        return convert.new(cap_gate.soft_cap(convert.context, m, cap, period, FRAC + magnitude + 2), magnitude)
 
 
 async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: Activation) -> MaskedTensor:

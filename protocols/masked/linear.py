@@ -51,7 +51,7 @@ def _lifted(c: Context, vector: product.FixedWeight) -> WideShared:
     return found
 
 
-def _fixed(weight: Value) -> product.FixedWeight:
+def fixed(weight: Value) -> product.FixedWeight:
     """Return a weight's masked form. Raises `RangeError` for a value that is none."""
     if not isinstance(weight, MaskedWeight):
         raise RangeError("the weight of a layer, or the token table, must come from Suite.weight")
@@ -60,7 +60,7 @@ def _fixed(weight: Value) -> product.FixedWeight:
 
 def weight_product(convert: Conversion, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
     """Return x W in x's ring, Shared, |x W| < 2^magnitude; local."""
-    return convert.new(product.weight_product(convert.context, "linear", x, _fixed(weight)), magnitude)
+    return convert.new(product.weight_product(convert.context, "linear", x, fixed(weight)), magnitude)
 
 
 async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
@@ -88,7 +88,7 @@ async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTens
     """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits
     with operation("embed"):
-        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), _fixed(table), bits)
+        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), fixed(table), bits)
         return convert.new(found, _row_bound(convert))
 
 

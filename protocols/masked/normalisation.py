@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,18 +23,20 @@ from protocols.masked import lifted
 from protocols.masked.arithmetic import ROTATION_BITS
 from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
-from protocols.masked.linear import linear, weight_product
+from protocols.masked.linear import fixed, linear, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.stream import StreamBits, stream_bits
+from protocols.masked.stream import RELATIVE_BITS, SCALE_BITS, StreamBits, stream_bits
 from protocols.masked.truncation import lift, open_cut, truncate
 from protocols.masked.values import MaskedTensor
+from protocols.masked.wide import open_any
 from protocols.schedule import together
 from protocols.suite import Linear, Norm, Value
 
 PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
 SQUARE_ROOM = 7  # bits between the square of a row's norm at its bound and what a ring holds where it is checked
+GAIN = 8  # gains that stand by themselves stay below 2^8
 SMALLEST_DEVIATION = 9  # a row whose deviation is below 2^-9 is flagged: the stream's fraction bits do not suffice for it
 
 
@@ -62,12 +65,15 @@ async def _centred(c: Context, h: Masked, residual: int) -> Masked:
     return await open_cut(c, Shared((whole.x << precision) - mean.x, RING_BITS, h.frac + precision), precision)
 
 
-async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
+async def _inverse(convert: Conversion, h: Masked, norm: Norm, reach: int | None = None) -> MaskedTensor:
     """Return [1 / sqrt(moment + eps)] of each row, [..., 1], Shared. 1 round with two parties, else 3; one more for a
-    mean that is not centred."""
+    mean that is not centred.
+
+    reach: log2 of what no row's norm exceeds, where that is known; else rows are those of the residual stream, and flagged
+    where they leave its bound."""
     width = h.shape[-1]
     c = convert.context
-    residual = convert.bounds.here.residual
+    residual = convert.bounds.here.residual if reach is None else reach
     with operation("norm statistics"):
         if norm.kind == "layer":  # a model whose stream is centred by its weights uses the kind "rms" and needs no mean
             h = await _centred(c, h, residual)
@@ -79,22 +85,24 @@ async def _inverse(convert: Conversion, h: Masked, norm: Norm) -> MaskedTensor:
         epsilon = max(1, round(norm.epsilon * width * 2.0**squares.frac))
         moment = c.add_public(squares, torch.full((*h.shape[:-1], 1), epsilon, dtype=torch.int64, device=c.device))
         opened = await open_value(c, moment)
-        convert.ranges.check("residual", opened, 4.0**residual, signed=False, width=8)
+        if reach is None:
+            convert.ranges.check("residual", opened, 4.0**residual, signed=False, width=8)
         high = squares.frac + 2 * residual + 1
         low_bit = max(epsilon.bit_length() - 1, 1)
         inverse = await power(c, opened.to_ring(high + 1), Power(low_bit, high, -0.5, math.sqrt(width)))
     return convert.new(inverse, _inverse_magnitude(norm))
 
 
-async def _masked_inverse(convert: Conversion, h: Masked, norm: Norm, frac: int) -> Masked:
+async def _masked_inverse(convert: Conversion, h: Masked, norm: Norm, frac: int, reach: int | None = None) -> Masked:
     """Return 1 / deviation of each row, masked in the ring that holds it. Rows that are too small for the stream's
     precision are flagged."""
-    found = await _inverse(convert, h, norm)
+    found = await _inverse(convert, h, norm, reach)
     with operation("norm scale"):
         r = await convert.masked(found, frac, frac + _inverse_magnitude(norm) + 2)
         if _inverse_magnitude(norm) > SMALLEST_DEVIATION + 1:
             wide = r.to_ring(min(r.bits, frac + _inverse_magnitude(norm) + 2))
-            convert.ranges.check("residual", wide, 2.0**SMALLEST_DEVIATION, signed=False, width=8)
+            kind = "residual" if reach is None else convert.bounds.linear_kind[0]
+            convert.ranges.check(kind, wide, 2.0**SMALLEST_DEVIATION, signed=False, width=8)
         return r
 
 
@@ -104,17 +112,71 @@ async def rsqrt_moment(convert: Conversion, x: Value, norm: Norm) -> MaskedTenso
 
 
 async def norm_linear(
-    convert: Conversion, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False
+    convert: Conversion, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False
 ) -> list[Value]:
     """Normalise x [..., D], then apply each linear layer; which of both comes first, see the module.
 
     whole: no fraction bit of the products is cut: the input is scaled first.
     """
     b = _bits_of(convert, x)
+    if norm is None:
+        return _products(convert, await _stream(convert, x, replace(b, bits=RING_BITS)), layers)
     h = await _stream(convert, x, b)
     if whole or not b.product_first:
         return await _scale_first(convert, h, norm, layers, b)
     return await _product_first(convert, h, norm, layers, b)
+
+
+def _products(convert: Conversion, h: Masked, layers: Sequence[Linear]) -> list[Value]:
+    """Return h W + b of a stream that no norm stands before; local. They are checked where they are opened."""
+    kind, bound = convert.bounds.linear_kind
+    out: list[Value] = []
+    for layer in layers:
+        with operation("linear"):
+            y = weight_product(convert, h, layer.weight, bound + 1)
+        if layer.bias is not None:
+            y = y + convert.tensor(layer.bias)
+        y.magnitude, y.watched = bound + 1, kind
+        out.append(y)
+    return out
+
+
+async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> MaskedTensor:
+    """Return x / deviation times a fixed gain (+ residual), see `Suite.norm_gain`: 3 rounds with two parties, 5 with more,
+    and what is opened of it next. x is checked, as outputs of linear layers are, when it is opened."""
+    c, f = convert.context, convert.fraction_bits
+    t, (kind, bound) = convert.tensor(x), convert.bounds.linear_kind
+    magnitude, scale = bound + 1, max(SCALE_BITS, bound + 1 + RELATIVE_BITS)
+    with operation("norm"):
+        m = await convert.masked(t, f, t.needs(f))
+    weight = fixed(gain)
+    factor = Masked(weight.m, weight.lam, weight.bits, weight.frac).move(lambda g: g.reshape(_last(x.shape, g.shape)))
+
+    async def gained() -> Masked:
+        with operation("norm gain"):
+            cut = f + WEIGHT_BITS - PRODUCT_BITS
+            product = lifted.multiply(c, "gain", m, factor, PRODUCT_BITS + magnitude + GAIN + 2 + cut)
+            return await open_any(c, product, cut)
+
+    reach = magnitude + math.ceil(math.log2(x.shape[-1]) / 2)
+    r, scaled = await together(_masked_inverse(convert, m, norm, scale, reach), gained())
+    frac = scaled.frac + r.frac
+    with operation("norm scale"):
+        if residual is None:
+            y = convert.new(lifted.multiply(c, "scale", scaled, r, RING_BITS + ROTATION_BITS + 1 + frac - f), magnitude)
+            y.watched = kind
+            return y
+        b = _bits_of(convert, residual)
+        before = convert.tensor(residual)
+        h = await convert.masked(before, b.frac, max(b.bits, before.needs(b.frac)))
+        written = lifted.multiply(c, "scale", scaled, r, b.bits + frac - b.frac)
+        stream = lifted.lift(c, h.to_ring(b.bits), b.bits, "residual")
+        return convert.new(lifted.add(written, lifted.finer(stream, frac)), convert.bounds.stream + ROOM)
+
+
+def _last(shape: Sequence[int], gain: Sequence[int]) -> tuple[int, ...]:
+    """Return the last axes of a shape that hold a gain [n]: one, or two where n is their product."""
+    return tuple(shape[-1:]) if gain[0] == shape[-1] else tuple(shape[-2:])
 
 
 async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:

@@ -19,10 +19,9 @@ parties and dealer shapes only; to the client, beside its answer, which kinds le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mpc.channel import Channel
@@ -47,6 +46,7 @@ from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
+from protocols.value import there
 
 USUAL = MaskedOptions()
 
@@ -71,16 +71,15 @@ class MaskedSuite(Suite):
         tape: Tape,
         channel: Channel | None,
         options: MaskedOptions = USUAL,
-        device: torch.device | str = "cpu",
     ) -> None:
-        self.context = Context(tape, channel, parties, device)
+        self.context = Context(tape, channel, parties)
         self.context.prefer = options.prefer
-        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        super().__init__(parties, options.fraction_bits, self.context.ledger, tape.device)
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
-    def begin(self, places: int) -> None:
-        super().begin(places)
-        self.convert.begin(places)
+    def begin(self, places: int, score_cap: float | None = None) -> None:
+        super().begin(places, score_cap)
+        self.convert.begin(places, score_cap)
 
     def at(self, place: int) -> None:
         super().at(place)
@@ -158,8 +157,14 @@ class MaskedSuite(Suite):
     async def rsqrt_moment(self, x: Value, norm: Norm) -> MaskedTensor:
         return await normalisation.rsqrt_moment(self.convert, x, norm)
 
-    async def norm_linear(self, x: Value, norm: Norm, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
+    async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         return await normalisation.norm_linear(self.convert, x, norm, layers, whole)
+
+    async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> MaskedTensor:
+        return await normalisation.norm_gain(self.convert, x, norm, gain, residual)
+
+    async def soft_cap(self, x: Value, cap: float) -> MaskedTensor:
+        return await elementwise.soft_cap(self.convert, x, cap)
 
     async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.activation(self.convert, x, kind)
@@ -194,10 +199,12 @@ class MaskedSuite(Suite):
         return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
-    ) -> MaskedTensor:
-        of = selected_attention.Clusters(chosen, k, v, always)
-        return await selected_attention.selected_attention(self.convert, q, of)
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
+    ) -> Value:
+        if self.score_cap is not None:  # scores of what is chosen are capped, so they are opened first
+            return await self.gathered_attention(q, await there(chosen), k, v, always)
+        of = selected_attention.Clusters(k, v, always)
+        return await selected_attention.selected_attention(self.convert, q, chosen, of)
 
     # ---- selection -------------------------------------------------------------------------------------------------
     @property

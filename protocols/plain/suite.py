@@ -199,6 +199,9 @@ class PlainSuite(Suite):
             return PlainValue(torch.relu(tensor))
         raise ConfigurationError(f"unknown activation '{kind}'; known: gelu, gelu_tanh, silu, relu")
 
+    async def soft_cap(self, x: Value, cap: float) -> PlainValue:
+        return PlainValue(torch.tanh(tensor_of(x) / cap) * cap)
+
     async def less_than_zero(self, x: Value) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))

@@ -9,14 +9,42 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 GPT2_SMALL: dict[str, Any] = {"vocab_size": 97, "n_positions": 64, "n_embd": 60, "n_layer": 2, "n_head": 3}
@@ -38,6 +66,21 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+
+# heads of width / heads channels, in families that have no head_dim
+EVEN: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 60,
+    "intermediate_size": 52,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+}
+NEOX: dict[str, Any] = {key: value for key, value in EVEN.items() if key != "num_key_value_heads"}
+GEMMA: dict[str, Any] = LLAMA_SMALL | {"query_pre_attn_scalar": 30, "sliding_window": 5, "num_hidden_layers": 3}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 4.0, 4.0, 4.0]}
+FALCON: dict[str, Any] = {"vocab_size": 101, "hidden_size": 60, "num_hidden_layers": 2, "num_attention_heads": 6}
 
 # name -> (model class, config class, config values)
 VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -75,6 +118,83 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         Qwen2Config,
         LLAMA_SMALL | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     ),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, LLAMA_SMALL | {"attention_bias": True, "tie_word_embeddings": True}),
+    "gpt-neox": (GPTNeoXForCausalLM, GPTNeoXConfig, NEOX | {"rotary_pct": 0.4}),
+    "gpt-neox-in-sequence": (
+        GPTNeoXForCausalLM,
+        GPTNeoXConfig,
+        NEOX | {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0, "num_attention_heads": 3},
+    ),
+    "phi3": (Phi3ForCausalLM, Phi3Config, EVEN | {"sliding_window": 5, "pad_token_id": 0}),
+    "phi3-longrope-partial": (
+        Phi3ForCausalLM,
+        Phi3Config,
+        EVEN
+        | {"rope_parameters": LONG, "partial_rotary_factor": 0.8, "pad_token_id": 0}
+        | {"original_max_position_embeddings": 32, "tie_word_embeddings": True},
+    ),
+    "gemma": (GemmaForCausalLM, GemmaConfig, LLAMA_SMALL | {"hidden_act": "gelu", "num_key_value_heads": 1}),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        GEMMA
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "attention_bias": True}
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 3000.0},
+            }
+        },
+    ),
+    "opt": (
+        OPTForCausalLM,
+        OPTConfig,
+        {key: EVEN[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+        | {"ffn_dim": 52, "max_position_embeddings": 64, "pad_token_id": 0},
+    ),
+    "falcon-7b": (FalconForCausalLM, FalconConfig, FALCON),
+    "falcon-40b": (
+        FalconForCausalLM,
+        FalconConfig,
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 52, "bias": True},
+    ),
+    "falcon-in-sequence": (
+        FalconForCausalLM,
+        FalconConfig,
+        FALCON | {"multi_query": False, "parallel_attn": False, "tie_word_embeddings": False},
+    ),
+    "starcoder2": (Starcoder2ForCausalLM, Starcoder2Config, EVEN | {"sliding_window": 6}),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, EVEN | {"pad_token_id": 0}),
+    "stablelm": (StableLmForCausalLM, StableLmConfig, EVEN | {"use_qkv_bias": True, "partial_rotary_factor": 0.4}),
+    "stablelm-parallel-norms": (
+        StableLmForCausalLM,
+        StableLmConfig,
+        EVEN | {"qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.6},
+    ),
+    "smollm3": (
+        SmolLM3ForCausalLM,
+        SmolLM3Config,
+        EVEN
+        | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6, "num_hidden_layers": 3}
+        | {"pad_token_id": 0},
+    ),
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        EVEN
+        | {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0}
+        | {"attention_bias": True},
+    ),
+    "gptj": (
+        GPTJForCausalLM,
+        GPTJConfig,
+        {"vocab_size": 101, "n_positions": 64, "n_embd": 60, "n_layer": 2, "n_head": 6, "n_inner": 52, "rotary_dim": 6},
+    ),
 }
 
 
@@ -86,7 +206,7 @@ def build(name: str, seed: int = 0) -> Any:
     model = model_class(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            gain = parameter.dim() == 1 and key.endswith("weight")
+            gain = parameter.dim() == 1 and key.endswith("weight") and "gemma" not in name
             deviation = 0.3 if parameter.dim() == 1 else 0.15
             parameter.copy_(torch.randn_like(parameter) * deviation + (1.0 if gain else 0.0))
     return model

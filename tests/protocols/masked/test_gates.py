@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def run_gate(gate: Gate, x: Tensor, bits: int, frac: int, parties: int, watch: A
         c = Context(tape, channel, parties)
         if watch is not None and channel.party == 0:
             c.observer = watch
-        out = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party], bits, frac)))
+        out = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party].to(c.device), bits, frac)))
         return out, channel.ledger.total()
 
     def at_dealer(tape: Any) -> Any:
@@ -52,9 +53,9 @@ def run_gate(gate: Gate, x: Tensor, bits: int, frac: int, parties: int, watch: A
     )
     assert (cost.bytes_sent, cost.rounds) == (dealer.bytes_sent, dealer.rounds)
     first = results[0][0]
-    total = torch.zeros_like(first.x)
+    total = torch.zeros(first.x.shape, dtype=torch.int64)
     for out, _ in results:
-        total = total + out.x
+        total = total + out.x.cpu()
     return fixed_point.decode(ring.reduce(total, first.bits), first.frac, first.bits), cost
 
 
@@ -218,7 +219,8 @@ def test_piecewise_fit_and_evaluation() -> None:
     x = torch.linspace(-7.99, 7.7, 4001)
 
     async def gate(c: Context, s: Shared) -> Shared:
-        return piecewise.evaluate(c, f, await open_value(c, s), 40, 32)
+        held = replace(f, coefficients=f.coefficients.to(c.device))
+        return piecewise.evaluate(c, held, await open_value(c, s), 40, 32)
 
     found, cost = run_gate(gate, fixed_point.encode(x, 14, 18), 18, 14, 2)
     assert (found - torch.sin(x.double())).abs().max() < 2e-4

@@ -136,7 +136,7 @@ def test_keys_are_as_large_as_counted() -> None:
     async def gate(c: Context, s: Shared) -> Shared:
         x = await open_value(c, s)
         ones = torch.ones((2, x.shape.numel(), 3), dtype=torch.int64)
-        return Shared(idpf.read_narrow(c, x, p, lambda: ones, lambda share, _: share[0, 0, :, 0]), 20, 0)  # type: ignore
+        return Shared(idpf.read_narrow(c, x, p, lambda: ones, lambda share, m, cut: share[0, 0, :, 0]), 20, 0)  # type: ignore
 
     found = run(gate, [(torch.arange(30).reshape(5, 6), 12)])
     for cost in found.costs:
@@ -196,7 +196,7 @@ def test_what_incremental_points_cannot_do_is_named() -> None:
     for parties, p, words in bad:
         c = Context(CountingTape(), None, parties)
         with pytest.raises(RangeError, match=words):
-            idpf.read(c, Masked(c.blank((4,)), c.blank((4,)), 8, 0), p, lambda: torch.zeros(0), lambda share, _: share)
+            idpf.read(c, Masked(c.blank((4,)), c.blank((4,)), 8, 0), p, lambda: torch.zeros(0), lambda share, m, cut: share)
 
 
 def test_what_a_power_cannot_do_is_named() -> None:
