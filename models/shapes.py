@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.architecture import Architecture, Rotary
+from models.architecture import Architecture, Experts, Rotary
 from models.checkpoint import read_architecture
 from models.config import Config, read_json
 from models.families.registry import family_for
@@ -57,6 +57,32 @@ def _llama2(layers: int, width: int, heads: int, kv_heads: int, feed_forward: in
     )
 
 
+def _experts(count: int, chosen: int, feed_forward: int) -> Experts:
+    return Experts(count=count, chosen=chosen, feed_forward=feed_forward, renormalised=True)
+
+
+def _mixture(family: str, layers: int, width: int, heads: int, kv_heads: int, experts: Experts) -> Architecture:
+    """Return Mixtral (Jiang et al. 2024) or Qwen3-MoE (Yang et al. 2025), whose queries and keys are normalised."""
+    qwen = family == "qwen3_moe"
+    return Architecture(
+        family=family,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_channels=128,
+        feed_forward=6144 if qwen else experts.feed_forward,
+        vocabulary=151936 if qwen else 32000,
+        positions=40960 if qwen else 32768,
+        rotary=Rotary(theta=1e6),
+        norm=Norm("rms", 1e-6 if qwen else 1e-5),
+        activation="silu",
+        gated=True,
+        query_key_norm="head" if qwen else None,
+        experts=experts,
+    )
+
+
 SHAPES: dict[str, Architecture] = {
     "tiny": _gpt2(4, 32, 2, vocabulary=97, positions=64),
     "gpt2": _gpt2(12, 768, 12),
@@ -66,6 +92,8 @@ SHAPES: dict[str, Architecture] = {
     "llama-2-7b": _llama2(32, 4096, 32, 32, 11008),
     "llama-2-13b": _llama2(40, 5120, 40, 40, 13824),
     "llama-2-70b": _llama2(80, 8192, 64, 8, 28672),
+    "mixtral-8x7b": _mixture("mixtral", 32, 4096, 32, 8, _experts(8, 2, 14336)),
+    "qwen3-30b-a3b": _mixture("qwen3_moe", 48, 2048, 32, 4, _experts(128, 8, 768)),
 }
 
 
