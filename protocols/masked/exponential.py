@@ -9,7 +9,7 @@ ring that is wider by what is cut, so e^x is opened once in the ring that it is 
 | `bits` | 4 | XOR one-hot bits of the digit, and sigma e^(-lam_lo) alone and times a mask: 8 + 28 B | 2 |
 
 With `bits` the parties read u = sigma e^(4 d + m_lo) locally, open it, and multiply it by the dealt sigma e^(-lam_lo).
-u is below 1, opened with 2 fraction bits more than the result, in a ring with 2 more: only d < 0 is read (`exponential`).
+u is below 1, opened with a fraction bit more than the result, in a ring with 2 more: only d < 0 is read (`exponential`).
 The same bits tell whoever asks, shared, whether d is one of the lowest ones (`Below`). Public factors are integer tables,
 equal at all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot vector in u's
 ring; they take the table.
@@ -50,8 +50,8 @@ UNIT = 2  # of the form `bits`
 FACTOR = 26  # fraction bits of its public factor e^(m_lo - 4)
 READ = 32  # fraction bits of what its bits are read with, e^(4 d + 4)
 DIGITS = 1 + (LOWEST >> UNIT)  # d = -1 to -7
-HELD = 2  # fraction bits of u beyond those of the result
-DEALT_FACTOR = 21  # fraction bits of the dealt e^(-lam_lo)
+HELD = 1  # fraction bits of u beyond those of the result
+DEALT_FACTOR = 20  # fraction bits of the dealt e^(-lam_lo)
 CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
 
 

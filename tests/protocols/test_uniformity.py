@@ -45,11 +45,16 @@ def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, tempera
 def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Tensor, int], Tensor]) -> list[int]:
     """Masks of an operation changed alike at dealer and parties, before shares are added up; [number of calls]."""
     calls = [0]
-    dealer, shares, party = DealerTape.random, DealerTape.random_shares, PartyTape.random
+    dealer, party = DealerTape.random, PartyTape.random
 
-    def all_at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        found = shares(tape, op, shape, bits, kind)
-        return [change(share, bits) for share in found] if op == wanted else found
+    def each_of(drawn: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+        def each(tape: Any, op: str, shape: Any, bits: int = 64, *rest: Any, **host: Any) -> list[Tensor]:
+            found = drawn(tape, op, shape, bits, *rest, **host)
+            return [change(share, bits) for share in found] if op == wanted else found
+
+        return each
+
+    all_at_dealer, all_at_party = each_of(DealerTape.random_shares), each_of(PartyTape.random_shares)
 
     def at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> Tensor:
         if op != wanted:
@@ -67,6 +72,7 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Te
 
     monkeypatch.setattr(DealerTape, "random", at_dealer)
     monkeypatch.setattr(DealerTape, "random_shares", all_at_dealer)
+    monkeypatch.setattr(PartyTape, "random_shares", all_at_party)
     monkeypatch.setattr(PartyTape, "random", at_party)
     return calls
 
@@ -112,14 +118,8 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element is uniform by itself; only the difference of two openings tells."""
     kept: dict[tuple[Any, ...], Tensor] = {}
     hits = [0]
-    drawn = DealerTape.random_shares
     lists: dict[tuple[Any, ...], list[Tensor]] = {}
 
-    def shares_again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        fresh = drawn(tape, op, shape, bits, kind)
-        return lists.setdefault((id(tape), tuple(shape), bits), fresh) if op == "open" else fresh
-
-    monkeypatch.setattr(DealerTape, "random_shares", shares_again)
     for end in (DealerTape, PartyTape):
 
         def again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum", real: Any = end.random) -> Tensor:
@@ -130,7 +130,14 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             hits[0] += key in kept
             return kept.setdefault(key, fresh).clone()
 
+        def each(
+            tape: Any, op: str, shape: Any, bits: int = 64, *rest: Any, drawn: Any = end.random_shares, **host: Any
+        ) -> Any:
+            fresh = drawn(tape, op, shape, bits, *rest, **host)
+            return lists.setdefault((id(tape), tuple(shape), bits), fresh) if op == "open" else fresh
+
         monkeypatch.setattr(end, "random", again)
+        monkeypatch.setattr(end, "random_shares", each)
     seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT, 1)
     assert hits[0] > 10
     found = uniformity.failures(uniformity.results(seen))

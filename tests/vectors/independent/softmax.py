@@ -77,12 +77,12 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     read = sum(vector[..., -d] * int(powers(-1, 5, 0, 0, 32)[4 * (d - 1)]) for d in range(1, min(7, (1 << width) - 1) + 1))
     factor = powers(1, start, x.frac, -4, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
-    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 56 - frac)
+    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 57 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
-    known = sign * powers(-1, start, x.frac, 0, 21)[low(x.mask, start).astype(np.int64)]
-    count = 23
+    known = sign * powers(-1, start, x.frac, 0, 20)[low(x.mask, start).astype(np.int64)]
+    count = 21
     product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 21
+    held = product.bits, u.frac + 20
     if isinstance(product, Shared):
         return (yield from open_cut(w, Shared(product.x, *held), count))
     return (yield from cut_masked(w, Wide(product.x, *held), count))
