@@ -162,9 +162,9 @@ class Decoder:
 
         attended, written = await suite.together(attention(), feed_forward())
         self._probe(f"layer {layer}/attention", attended)
-        h_out: Value = attended + written
-        self._probe(f"layer {layer}/mlp", h_out)
-        return h_out
+        h = suite.streams_added(attended, written)
+        self._probe(f"layer {layer}/mlp", h)
+        return h
 
     async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
         """Return the logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""

@@ -16,7 +16,10 @@ class Gemma3(Gemma2):
     """Reads `Gemma3ForCausalLM` checkpoints (model_type gemma3_text). Source: Kamath et al., arXiv 2503.19786."""
 
     names: Mapping[str, str] = renamed({"q.norm": "self_attn.q_norm", "k.norm": "self_attn.k_norm"}, base=NAMES)
-    computes: ClassVar[tuple[str, ...]] = ("final_logit_softcapping", "query_pre_attn_scalar")  # scores are not capped, whatever the file says
+    computes: ClassVar[tuple[str, ...]] = (
+        "final_logit_softcapping",
+        "query_pre_attn_scalar",
+    )  # scores are not capped, whatever the file says
     defaults: ClassVar[Mapping[str, Any]] = {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
@@ -40,4 +43,5 @@ class Gemma3(Gemma2):
         """Return what Gemma 2 has, normalised queries and keys, and the positions of layers with a window."""
         rules = RotaryRules(theta=1e4, theta_key="rope_local_base_freq", entry="sliding_attention")
         local = read_rotary(self.config.without("rope_scaling", "rope_theta"), rules)
+        self.config.refuse("attn_logit_softcapping", "Gemma 3 caps no scores; is model_type 'gemma2' meant?")
         return super().options() | {"query_key_norm": "head", "sliding_rotary": local}
