@@ -325,8 +325,8 @@ class CachePolicy(ABC):
             added = entry.length - before.shape[1]
             zeros = suite.public(torch.zeros(1), (before.shape[0], added))
             attention_mass = attention_mass + (suite.concat([before, zeros], 1) if added else before)
-        if batch.last:
-            await self.after_prefill(suite, cache, layer, attention_mass)
+        if batch.last:  # what is left is for the answer's tokens, so its rounds are beside those of the layers behind
+            await cache.run_in_background(in_order(self.prompt_stages(suite, cache, layer, attention_mass)))
         else:
             entry.attention_mass = attention_mass
 
@@ -346,8 +346,7 @@ class CachePolicy(ABC):
     @final
     async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> None:
         """Run `prompt_stages`."""
-        for _, work in self.prompt_stages(suite, cache, layer, attention_mass):
-            await work()
+        await in_order(self.prompt_stages(suite, cache, layer, attention_mass))
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """Do the work after one decoded token's key and value were appended (at the end of S). What only later tokens
@@ -371,6 +370,11 @@ class CachePolicy(ABC):
     async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
         """Do the work after a step of drafted tokens: the first `rows` stay in the cache, the others are gone."""
         return None
+
+
+async def in_order(stages: Sequence[Stage]) -> None:
+    for _, work in stages:
+        await work()
 
 
 def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -94,7 +94,9 @@ class Ledger:
 
     def at(self, key: tuple[str, str] | None = None) -> Cost:
         """Return the sums of one (stage, operation), by default the current one."""
-        return self.costs.setdefault(key or current(), Cost())
+        key = key or current()
+        found = self.costs.get(key)
+        return found if found is not None else self.costs.setdefault(key, Cost())
 
     def offline(self, count: int) -> None:
         """Record bytes received from (or, at the dealer, sent for) the tape."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mpc.timeline import timed
 
 _WORDS = {8: "u1", 16: "<u2", 32: "<u4"}
 _GROUP = 8  # so many elements of any number of bits end on a byte
+_LOWEST = np.uint64(0x0101010101010101)  # of each byte the lowest bit
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -38,9 +40,20 @@ def _padded(octets: np.ndarray, multiple: int) -> np.ndarray:
     return np.append(octets, np.zeros(missing, np.uint8)) if missing else octets
 
 
+@cache
+def _steps(rest: int) -> tuple[tuple[np.uint64, np.uint64, np.uint64], ...]:
+    """Return (kept, moved, shift) of each step that brings the low `rest` bits of the 8 bytes of a word together: the bits
+    of two neighbours, then of two pairs, then of two fours. Backwards they come apart again."""
+    out = []
+    for size in (8, 16, 32):
+        held = rest * size // 8
+        kept = sum(((1 << held) - 1) << at for at in range(0, 64, 2 * size))
+        out.append((np.uint64(kept), np.uint64(kept << size), np.uint64(size - held)))
+    return tuple(out)
+
+
 def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
     """Return the low `rest` < 8 bits of each byte, back to back, little-endian."""
-    size = packed_size(octets.size, rest)
     if rest == 1:
         return np.packbits(octets & 1, bitorder="little").tobytes()
     if rest in (2, 4):
@@ -49,31 +62,41 @@ def _pack_rest(octets: np.ndarray, rest: int) -> bytes:
         for i in range(1, 8 // rest):
             out |= columns[:, i] << (i * rest)
         return out.tobytes()
-    columns = (_padded(octets, _GROUP) & ((1 << rest) - 1)).reshape(-1, _GROUP)
-    words = columns[:, 0].astype("<u8")
-    for i in range(1, _GROUP):
-        words |= columns[:, i].astype(np.uint64) << np.uint64(i * rest)
-    return words.view(np.uint8).reshape(-1, 8)[:, :rest].tobytes()[:size]
+    groups = -(-octets.size // _GROUP)
+    words = np.zeros(groups, np.uint64)
+    words.view(np.uint8)[: octets.size] = octets
+    words &= _LOWEST * np.uint64((1 << rest) - 1)
+    for kept, moved, shift in _steps(rest):
+        upper = words & moved
+        upper >>= shift
+        words &= kept
+        words |= upper
+    return words.view(np.uint8).reshape(-1, 8)[:, :rest].tobytes()[: packed_size(octets.size, rest)]
 
 
 def _unpack_rest(raw: np.ndarray, count: int, rest: int) -> np.ndarray:
     """Return the inverse of `_pack_rest`: uint8 [count]."""
     if rest == 1:
         return np.unpackbits(raw, count=count, bitorder="little")
-    mask = (1 << rest) - 1
     if rest in (2, 4):
-        out = np.empty((raw.size, 8 // rest), dtype=np.uint8)
+        mask, out = (1 << rest) - 1, np.empty((raw.size, 8 // rest), dtype=np.uint8)
         for i in range(8 // rest):
             out[:, i] = (raw >> (i * rest)) & mask
         return out.reshape(-1)[:count]
-    columns = _padded(raw, rest).reshape(-1, rest)
-    octets = np.zeros((len(columns), 8), dtype=np.uint8)
-    octets[:, :rest] = columns
-    words = octets.view("<u8")[:, 0]
-    out = np.empty((len(words), _GROUP), dtype=np.uint8)
-    for i in range(_GROUP):
-        out[:, i] = (words >> np.uint64(i * rest)) & np.uint64(mask)
-    return out.reshape(-1)[:count]
+    groups = -(-count // _GROUP)
+    words = np.zeros(groups, np.uint64)
+    octets = words.view(np.uint8).reshape(-1, 8)
+    whole, left = divmod(raw.size, rest)
+    octets[:whole, :rest] = raw[: whole * rest].reshape(-1, rest)
+    if left:
+        octets[whole, :left] = raw[whole * rest :]
+    for kept, moved, shift in reversed(_steps(rest)):
+        upper = words << shift
+        upper &= moved
+        words &= kept
+        words |= upper
+    words &= _LOWEST * np.uint64((1 << rest) - 1)
+    return octets.reshape(-1)[:count]
 
 
 @timed("serialise", current)
@@ -85,7 +108,7 @@ def pack(x: Tensor, bits: int) -> bytes:
     (7, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
     """
     check_bits(bits)
-    words = np.ascontiguousarray(x.detach().cpu().numpy()).reshape(-1)
+    words = np.ascontiguousarray(x.cpu().numpy()).reshape(-1)
     if bits == 64:
         return words.astype("<i8", copy=False).tobytes()
     if bits in _WORDS:
@@ -97,6 +120,7 @@ def pack(x: Tensor, bits: int) -> bytes:
     return b"".join(planes)
 
 
+@cache
 def _planes(bits: int) -> list[tuple[int, int]]:
     """Return the first byte and bytes of the word of each plane, without the remaining bits."""
     out, at = [], 0

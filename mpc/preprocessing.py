@@ -49,7 +49,7 @@ class PrecomputedValues:
     def __init__(self, limit: int | None = None, check: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
         self._check = check
-        self._entries: deque[tuple[Key, Any, int]] = deque()
+        self._entries: deque[tuple[Key, Any, int, int]] = deque()  # with the value's bytes
         self._bytes_in = 0  # written by the one who puts
         self._bytes_out = 0  # written by the one who takes
         self._changed = threading.Condition()
@@ -74,18 +74,19 @@ class PrecomputedValues:
             self._sleep(lambda: self.waiting_bytes <= (self.limit or 0) // 2 or self._stopped)
             if self._stopped:
                 raise Stopped
-        self._bytes_in += _size(value)
-        self._entries.append((key, value, offline))
+        size = _size(value)
+        self._bytes_in += size
+        self._entries.append((key, value, offline, size))
         self._wake()
 
     def take(self, key: Key) -> tuple[Any, int]:
         """Return the next entry, which must be `key`, and its offline bytes. Raises `TapeError`, or the preprocessing pass's
         error."""
         try:
-            found, value, offline = self._entries.popleft()
+            found, value, offline, size = self._entries.popleft()
         except IndexError:
-            found, value, offline = self._awaited(key)
-        self._bytes_out += _size(value)
+            found, value, offline, size = self._awaited(key)
+        self._bytes_out += size
         if self._sleepers:
             self._wake()
         if found != key:
@@ -95,7 +96,7 @@ class PrecomputedValues:
             )
         return value, offline
 
-    def _awaited(self, key: Key) -> tuple[Key, Any, int]:
+    def _awaited(self, key: Key) -> tuple[Key, Any, int, int]:
         if self.limit is not None:
             self._sleep(lambda: bool(self._entries) or self._error is not None or self._complete)
         if self._entries:
@@ -137,7 +138,7 @@ class PrecomputedValues:
 
 def _size(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+        return value.nbytes
     return sum(_size(v) for v in value)
 
 
@@ -184,8 +185,9 @@ class PreprocessingTape(Tape):
         out: Tensor = self._put(_key(op, "random", shape, bits, kind), self._tape.random(op, shape, bits, kind))
         return out
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        return [self.random(op, shape, bits, kind)]
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        (found,) = self._tape.random_shares(op, shape, bits, kind, host)
+        return [self._put(_key(op, "random", shape, bits, kind), found)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
@@ -198,8 +200,10 @@ class PreprocessingTape(Tape):
         out: Tensor = self._put(_key(op, "table", shape, bits), self._tape.table(op, shape, None, bits))
         return out
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
-        out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits))
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
+        out: Tensor = self._put(_key(op, "common", shape, bits), self._tape.common(op, shape, None, bits, host))
         return out
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
@@ -234,7 +238,7 @@ class PrecomputedTape(Tape):
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         return self._take(_key(op, "random", shape, bits, kind))
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         return [self.random(op, shape, bits, kind)]
 
     def dependent(
@@ -245,7 +249,9 @@ class PrecomputedTape(Tape):
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
         return self._take(_key(op, "table", shape, bits))
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         return self._take(_key(op, "common", shape, bits))
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:

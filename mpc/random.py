@@ -82,16 +82,21 @@ class Prg:
         raw = self._expand(math.prod(shape) * width).view(f"<i{width}")
         return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape)).to(device)
 
-    def ring(
-        self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu", canonical: bool = True
-    ) -> Tensor:
+    def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
         """Return the next uniform elements of Z_2^bits, int64, of `shape`.
 
-        Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`; not cut with
-        `canonical` False, which is enough for a term of a sum modulo 2^bits and saves a pass.
+        Each element takes 1, 2, 4 or 8 bytes of the stream (the next size that holds `bits`), cut to `bits`.
         """
-        out = self.words(shape, bits, device).to(torch.int64)
-        return reduce(out, bits) if canonical else out
+        return canonical(self.words(shape, bits, device), bits)
 
     def __repr__(self) -> str:
         return "Prg(AES-256-CTR)"
+
+
+def canonical(words: Tensor, bits: int) -> Tensor:
+    """Return narrow words, congruent to elements of Z_2^bits, as canonical int64; they are cut in place, while they are
+    narrow, and must not be used any more."""
+    if bits < 8 * words.element_size():
+        words &= (1 << bits) - 1
+        return words.to(torch.int64)
+    return reduce(words.to(torch.int64), bits)

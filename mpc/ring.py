@@ -25,7 +25,8 @@ _EXACT = 53  # a float64 holds every integer below 2^53
 _FEW_ROWS = 8
 _LIMB_ENTRIES = 1 << 22  # elements of a factor that is split into limbs at a time
 _SMALL = 1 << 18  # multiply-adds
-_DEEP = 256  # inner length from which bytes pay in rings above 32 bits
+_DEEP = 256  # inner length from which bytes pay in rings above 32 bits ...
+_DEEP_ENOUGH = 64  # ... and where there are as many rows
 _PIECE = 1 << 14  # elements of a row that stay in the cache while columns pass by
 
 
@@ -166,7 +167,8 @@ def matmul(a: Tensor, b: Tensor, bits: int = RING_BITS) -> Tensor:
         out = _few_rows(a if a.dim() > 1 else a[None], b)
         return reduce(out if a.dim() > 1 else out[..., 0, :], bits)
     small = short or b.dim() == 1 or _small(a, b)
-    if a.device.type == "cpu" and not small and (bits <= 32 or a.shape[-1] >= _DEEP) and byte_matmul_pays():
+    deep = a.shape[-1] >= (_DEEP_ENOUGH if rows >= _DEEP_ENOUGH else _DEEP)
+    if a.device.type == "cpu" and not small and (bits <= 32 or deep) and byte_matmul_pays():
         return byte_matmul(a, b, bits)
     if a.device.type == "cpu" and small:
         return reduce(torch.matmul(a, b.to(torch.int64)), bits)

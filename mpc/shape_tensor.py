@@ -7,6 +7,7 @@ Python, and the first one imports a compiler for five seconds; here it takes a f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -224,9 +225,14 @@ def _joined(stacked: bool, parts: Sequence[Any], dim: int = 0) -> ShapeTensor:
     return new_shape_tensor(shape)
 
 
-def new_shape_tensor(shape: Sequence[int]) -> ShapeTensor:
-    """Return a tensor without content of `shape`."""
+@lru_cache(maxsize=4096)
+def _of_shape(shape: tuple[int, ...]) -> ShapeTensor:
     return ShapeTensor(empty(shape))
+
+
+def new_shape_tensor(shape: Sequence[int]) -> ShapeTensor:
+    """Return a tensor without content of `shape`: as nothing can be written into it, one serves all that ask."""
+    return _of_shape(tuple(shape))
 
 
 def shape_tensor(shape: Sequence[int]) -> Tensor:

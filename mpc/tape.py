@@ -30,7 +30,7 @@ from mpc import ring
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
 from mpc.packing import pack, packed_size, unpack, unpack_words
-from mpc.random import Prg
+from mpc.random import Prg, canonical
 from mpc.shape_tensor import shape_tensor
 
 Shape = Sequence[int]
@@ -38,11 +38,16 @@ Bytes = bytes | bytearray | memoryview
 HEADER_BYTES = 16
 
 
-def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
-    """Return what an entry is, in words: the text that both ends hash."""
+@functools.lru_cache(maxsize=1 << 14)
+def _words(op: str, kind: str, bits: int, shape: tuple[int, ...], dependent: bool) -> str:
     how = "common" if kind == "common" else "dependent" if dependent else "random"
     kind = "value" if kind == "common" else kind
     return f"{op} {how} {kind} Z_2^{bits} {list(shape)}"
+
+
+def describe(op: str, kind: str, bits: int, shape: Shape, dependent: bool) -> str:
+    """Return what an entry is, in words: the text that both ends hash."""
+    return _words(op, kind, bits, tuple(shape), dependent)
 
 
 class Tape(ABC):
@@ -68,8 +73,9 @@ class Tape(ABC):
         """Return a fresh uniform value: the dealer gets it whole, party i its share. No correction is sent."""
 
     @abstractmethod
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        """Return as `random`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        """Return as `random`, but the dealer gets the list of all parties' shares; a party a list of its own one. host: they
+        stay at the host, whatever the device is, for what is computed there (point functions)."""
 
     @abstractmethod
     def dependent(
@@ -98,9 +104,11 @@ class Tape(ABC):
         return shape_tensor(shape)
 
     @abstractmethod
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Return a value that the dealer computes and every party gets whole, such as the part of a key that all of them
-        share.
+        share. host: as in `random_shares`.
 
         It must say nothing but with what a party gets otherwise from this tape. Costs packed_size(elements, bits) offline
         bytes for *every* party.
@@ -136,23 +144,19 @@ class DealerTape(Tape):
             self._emit(party, header + (size if receives else 0).to_bytes(8, "little"))
         self.position += 1
 
-    def _expanded(self, shape: Shape, bits: int, kind: str, parties: int) -> Iterator[Tensor]:
-        """Yield the first parties' expansions, those of a sum not reduced."""
-        for prg in self._prgs[:parties]:
-            yield prg.ring(shape, bits, self.device, kind == "xor")
-
     def _combined(self, shape: Shape, bits: int, kind: str, parties: int) -> Tensor:
-        """Return the XOR or sum of the first parties' expansions; a sum is not yet reduced."""
-        return functools.reduce(operator.xor if kind == "xor" else operator.add, self._expanded(shape, bits, kind, parties))
+        """Return the XOR or sum of the first parties' expansions as narrow words, congruent modulo 2^bits."""
+        parts = (prg.words(shape, bits, self.device) for prg in self._prgs[:parties])
+        return functools.reduce(operator.ixor if kind == "xor" else operator.iadd, parts)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
         """Return the sum (or XOR) of all parties' expansions."""
         self._header(describe(op, kind, bits, shape, False), 0)
-        return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)
+        return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         self._header(describe(op, kind, bits, shape, False), 0)
-        return [prg.ring(shape, bits, self.device) for prg in self._prgs]
+        return [prg.ring(shape, bits, "cpu" if host else self.device) for prg in self._prgs]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
@@ -176,8 +180,8 @@ class DealerTape(Tape):
         return whole, size
 
     def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
-        """Send the last party its share, what the others' leave of the value; return it."""
-        correction = whole ^ others if kind == "xor" else ring.reduce(whole - others, bits)
+        """Send the last party its share, what the others' leave of the value; return it, congruent modulo 2^bits."""
+        correction = whole ^ others if kind == "xor" else whole - others
         self._emit(len(self._prgs) - 1, pack(correction, bits))
         return correction
 
@@ -185,12 +189,14 @@ class DealerTape(Tape):
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, kind: str = "sum"
     ) -> list[Tensor]:
         whole, size = self._announced(op, shape, value, bits, kind)
-        others = [ring.reduce(x, bits) for x in self._expanded(shape, bits, kind, len(self._prgs) - 1)]
+        others = [prg.ring(shape, bits, self.device) for prg in self._prgs[:-1]]
         total = functools.reduce(operator.xor if kind == "xor" else operator.add, others)
         self.ledger.offline(size)
-        return [*others, self._correct(whole, total, bits, kind)]
+        return [*others, ring.reduce(self._correct(whole, total, bits, kind), bits)]
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Compute the value and send it to every party."""
         assert value is not None
         whole = ring.reduce(value(), bits)
@@ -241,18 +247,21 @@ class PartyTape(Tape):
         self.ledger.offline(HEADER_BYTES)
 
     def random(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> Tensor:
-        self._header(describe(op, kind, bits, shape, False), 0)
-        return self._prg.ring(shape, bits, self.device)
+        return self._random(op, shape, bits, kind, self.device)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
-        return [self.random(op, shape, bits, kind)]
+    def _random(self, op: str, shape: Shape, bits: int, kind: str, device: torch.device | str) -> Tensor:
+        self._header(describe(op, kind, bits, shape, False), 0)
+        return self._prg.ring(shape, bits, device)
+
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
+        return [self._random(op, shape, bits, kind, "cpu" if host else self.device)]
 
     def dependent(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, kind: str = "sum"
     ) -> Tensor:
         payload = self._correction(op, shape, bits, kind)
         if payload is None:
-            return self._prg.ring(shape, bits, self.device, kind == "xor")
+            return self._prg.ring(shape, bits, self.device)
         return unpack(payload, bits, shape).to(self.device)
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
@@ -273,11 +282,14 @@ class PartyTape(Tape):
         self.ledger.offline(size)
         return self._read(size)
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         self.ledger.offline(size)
-        return unpack(self._read(size), bits, shape).to(self.device)
+        found = unpack(self._read(size), bits, shape)
+        return found if host else found.to(self.device)
 
 
 def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
@@ -336,9 +348,11 @@ class CountingTape(Tape):
         self.ledger.offline(HEADER_BYTES + packed_size(math.prod(shape), bits))
         return shape_tensor(shape)
 
-    def common(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
+    def common(
+        self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
+    ) -> Tensor:
         """Count what every party would receive."""
         return self.dependent(op, shape, None, bits)
 
-    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum") -> list[Tensor]:
+    def random_shares(self, op: str, shape: Shape, bits: int = 64, kind: str = "sum", host: bool = False) -> list[Tensor]:
         return [self.random(op, shape, bits, kind)]

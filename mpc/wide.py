@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,8 @@ class Wide:
         return Wide(-self.low, ~self.high + (self.low == 0).to(torch.int64))
 
     def __sub__(self, other: Words) -> Wide:
-        return self + -_wide(other)
+        y = _wide(other)
+        return Wide(self.low - y.low, self.high - y.high - _below(self.low, y.low))
 
     def __mul__(self, other: Words) -> Wide:
         if not isinstance(other, Wide):
@@ -128,6 +130,9 @@ def shifted(x: Words, count: int, bits: int) -> Tensor:
 
 def _below(a: Tensor, b: Tensor) -> Tensor:
     """Return [a < b] of unsigned words."""
+    if a.device.type == "cpu":
+        found = np.less(a.numpy().view(np.uint64), b.numpy().view(np.uint64))
+        return torch.from_numpy(np.asarray(found).view(np.int8)).to(torch.int64)
     least = torch.iinfo(torch.int64).min
     return ((a ^ least) < (b ^ least)).to(torch.int64)
 
@@ -140,6 +145,14 @@ def _where(word: Tensor, value: Tensor) -> Tensor:
 def _high_of_product(a: Tensor, b: Tensor) -> Tensor:
     """Return the high word of the product of signed words."""
     a0, a1, b0, b1 = a & _HALF, a >> 32, b & _HALF, b >> 32
-    middle = a0 * b1 + ring.shift_right(a0 * b0, 32, RING_BITS)
-    other = (middle & _HALF) + a1 * b0
-    return a1 * b1 + (middle >> 32) + (other >> 32)
+    lowest = a0 * b0
+    lowest >>= 32
+    lowest &= _HALF
+    middle, other, high = a0 * b1, a1 * b0, a1 * b1
+    middle += lowest
+    other += middle & _HALF
+    middle >>= 32
+    other >>= 32
+    high += middle
+    high += other
+    return high

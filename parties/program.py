@@ -88,7 +88,7 @@ class SessionProgram:
     def suite(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return the suite of the session, for a party or (channel None) for whom nothing is sent."""
         manifest, parties = self.manifest, len(self.manifest.parties)
-        return secure_suite(manifest.spec, parties=parties, tape=tape, channel=channel, device=self.device)
+        return secure_suite(manifest.spec, parties=parties, tape=tape, channel=channel)
 
     def load(self, suite: Suite, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""

@@ -115,8 +115,10 @@ class SuiteSpec:
 USUAL = SuiteSpec()
 
 
-def secure_suite(spec: SuiteSpec, *, parties: int, tape: Tape, channel: Channel | None, device: str = "cpu") -> Suite:
-    """Return a suite that computes on shares, for a compute party (with its channel) or for the dealer (channel None)."""
+def secure_suite(spec: SuiteSpec, *, parties: int, tape: Tape, channel: Channel | None) -> Suite:
+    """Return a suite that computes on shares, for a compute party (with its channel) or for the dealer (channel None).
+
+    It computes where its tape delivers to."""
     make: Any = suite_class(spec.name)  # every secure suite takes these keywords; `Suite` itself fixes none of them
-    suite: Suite = make(parties=parties, tape=tape, channel=channel, options=spec.settings, device=device)
+    suite: Suite = make(parties=parties, tape=tape, channel=channel, options=spec.settings)
     return suite

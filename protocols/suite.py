@@ -18,7 +18,7 @@ R = H / G query heads per key/value head, C channels of a head, F feed-forward w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mpc.ledger import Ledger, operation
 from protocols import schedule
-from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value
+from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
 
@@ -333,15 +333,16 @@ class Suite(ABC):
             return await self.matmul(probabilities, v)
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:
         """Return the attention of one token to the tokens of secretly chosen clusters, and to others that are always
         attended to.
 
-        q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`); k, v: clusters of s tokens [G, N, s, C]; always: keys and
-        values [G, m, C]. Returns [G, R, C]. A cluster that is chosen twice counts twice.
+        q: [G, R, C]; chosen: one-hot rows [G, n, N] (`top_k`), or what gives them beside whatever of the attention needs no
+        choice; k, v: clusters of s tokens [G, N, s, C]; always: keys and values [G, m, C]. Returns [G, R, C]. A cluster that
+        is chosen twice counts twice.
         """
-        return await self.gathered_attention(q, chosen, k, v, always)
+        return await self.gathered_attention(q, await there(chosen), k, v, always)
 
     async def gathered_attention(
         self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None

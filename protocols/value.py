@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +66,11 @@ class Value(ABC):
         dims = list(range(len(self.shape)))
         dims[a], dims[b] = dims[b], dims[a]
         return self.permute(*dims)
+
+
+async def there(x: Value | Awaitable[Value]) -> Value:
+    """Return a value that is there, or what gives it once it has."""
+    return x if isinstance(x, Value) else await x
 
 
 @dataclass(frozen=True)

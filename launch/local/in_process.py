@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ P = TypeVar("P")
 D = TypeVar("D")
 
 TAPE_SECONDS = 600.0
+DEVICE = "cpu"  # where roles compute unless it is said
 UNREAD_BYTES = 1 << 28  # what the dealer may have dealt a party before the party reads it
 
 
@@ -73,10 +74,12 @@ def run_in_process(
     party_main: Callable[[MemoryChannel, PartyTape], P],
     dealer_main: Callable[[DealerTape], D],
     dealer_tape: type[DealerTape] = DealerTape,
+    devices: Sequence[str] = (),
 ) -> tuple[list[P], D]:
     """Run a program on all parties and the dealer; the results of the parties in order, and of the dealer.
 
-    dealer_tape: the dealer's end of the tape, such as one that also records what is dealt.
+    dealer_tape: the dealer's end of the tape, such as one that also records what is dealt. devices: of the parties in order,
+    and of the dealer.
 
     The first exception of any of them is raised here; that another party has left is reported only when nothing else
     explains it.
@@ -87,10 +90,11 @@ def run_in_process(
     results: dict[int, P] = {}
     dealt: list[D] = []
     errors: list[BaseException] = []
+    places = list(devices) or [DEVICE] * (parties + 1)
 
     def party_thread(i: int) -> None:
         try:
-            tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger)
+            tape = PartyTape(seeds[i], i == parties - 1, chunks(iter(streams[i])), channels[i].ledger, places[i])
             results[i] = party_main(channels[i], tape)
         except BaseException as error:
             errors.append(error)
@@ -99,15 +103,15 @@ def run_in_process(
 
     def dealer_thread() -> None:
         try:
-            dealt.append(dealer_main(dealer_tape(seeds, lambda i, piece: streams[i].put(piece))))
+            dealt.append(dealer_main(dealer_tape(seeds, lambda i, piece: streams[i].put(piece), None, places[parties])))
         except BaseException as error:
             errors.append(error)
         finally:
             for stream in streams:
                 stream.end()
 
-    threads = [threading.Thread(target=party_thread, args=(i,), daemon=True) for i in range(parties)]
-    threads.append(threading.Thread(target=dealer_thread, daemon=True))
+    threads = [threading.Thread(target=party_thread, args=(i,), name=f"party {i}", daemon=True) for i in range(parties)]
+    threads.append(threading.Thread(target=dealer_thread, name="dealer", daemon=True))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -121,7 +125,8 @@ def run_in_process(
 class InProcessSuite:
     """A secure suite with all its roles in this process.
 
-    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on.
+    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on; None:
+    where such roles compute (`DEVICE`).
 
     >>> import torch
     >>> from protocols.registry import SuiteSpec
@@ -134,11 +139,11 @@ class InProcessSuite:
 
     spec: SuiteSpec
     parties: int = 2
-    device: str = "cpu"
+    device: str | None = None
 
     def make(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return one role's suite; channel: None for the dealer. Raises `ConfigurationError`."""
-        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=channel, device=self.device)
+        return secure_suite(self.spec, parties=self.parties, tape=tape, channel=channel)
 
     def run(self, program: Callable[[Suite, int | None], P]) -> list[P]:
         """Run program(suite, party) at every role, with party None at the dealer, and return the parties' results."""
@@ -146,5 +151,6 @@ class InProcessSuite:
             self.parties,
             lambda channel, tape: program(self.make(tape, channel), channel.party),
             lambda tape: program(self.make(tape, None), None),
+            devices=[] if self.device is None else [self.device] * (self.parties + 1),
         )
         return outputs

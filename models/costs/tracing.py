@@ -7,7 +7,7 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -164,15 +164,23 @@ class _Products:
         self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
         return self._suite.scores(q, k)
 
-    def selected_attention(self, q: Value, chosen: Value, k: Value, v: Value, always: Any) -> Any:
-        """Count products with all clusters, of the choice with its dealt terms, and with what always counts."""
+    def selected_attention(self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: Any) -> Any:
+        """Count products with all clusters, of the choice with scores and weights, and with what always counts."""
         groups, rows, channels = q.shape
-        clusters, size, count = k.shape[1], k.shape[2], chosen.shape[1]
+        clusters, size = k.shape[1], k.shape[2]
+
+        def count(rows_chosen: Value) -> Value:
+            self._count(rows * rows_chosen.shape[1], clusters, 2 * size, groups)
+            return rows_chosen
+
+        async def counted(choosing: Awaitable[Value]) -> Value:
+            return count(await choosing)
+
         self._count(rows, channels, 2 * clusters * size, groups)
-        self._count(rows * count, clusters * channels, size + 1, groups)
         if always is not None:
             self._count(rows, channels, 2 * always[0].shape[1], groups)
-        return self._suite.selected_attention(q, chosen, k, v, always)
+        given = count(chosen) if isinstance(chosen, Value) else counted(chosen)
+        return self._suite.selected_attention(q, given, k, v, always)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.cache import Batch, CachePolicy, KVCache
+from models.cache import Batch, CachePolicy, KVCache, in_order
 from models.policies.eviction import EvictingPolicy, Seen
 from models.policies.settings import whole
 from models.policies.wrappers import Around
@@ -191,17 +191,12 @@ class Batches(InBatches):
         if policy is None:
             await self.inner.after_batch(suite, cache, layer, batch, attention_mass)
             return
-        seen = Seen(attention_mass, self.observed_in(batch, layer))
+        seen = Seen(attention_mass, self.observed_in(batch, layer), cache.group)
         kept = self.kept(policy, batch.prompt, batch.before + batch.tokens)
         stages = policy.eviction_stages(suite, cache, layer, seen, kept)
         if batch.last:
             stages = [*stages, *policy.final_stages(suite, cache, layer)]
-
-        async def drop() -> None:
-            for _, work in stages:
-                await work()
-
-        await cache.run_in_background(drop())  # the next batch needs it, and no layer before
+        await cache.run_in_background(in_order(stages))  # the next batch needs it, and no layer before
 
 
 def _all_inside(policy: CachePolicy) -> Iterator[CachePolicy]:

@@ -9,9 +9,8 @@ Leaks: to parties and dealer how many rows stay, not which (docs/security.md, "P
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 
@@ -21,18 +20,27 @@ from protocols.suite import Suite, Value
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy is told of a batch of the prompt. mass: secret [G, S], attention that each cached token got from the
-    batch's last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the R heads."""
+    """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [G, S], attention that each cached
+    token got from the last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the
+    `heads` query heads of a key/value head."""
 
     mass: Value | None
     queries: int
+    heads: int
+
+    @property
+    def most(self) -> int:
+        """Return the most attention that one token can have got; public."""
+        return self.queries * self.heads
 
 
 class EvictingPolicy(CachePolicy):
-    """A policy that drops tokens, in secret, down to a public number. sees_all: whether every query counts, those of batches
-    after which nothing is dropped too."""
+    """A policy that drops tokens, in secret, down to a public number."""
 
-    sees_all: ClassVar[bool] = False
+    @property
+    def sees_all(self) -> bool:
+        """Whether every query of a prompt counts, those of batches after which nothing is dropped too."""
+        return False
 
     @abstractmethod
     def stays(self, tokens: int) -> int:
@@ -53,7 +61,7 @@ class EvictingPolicy(CachePolicy):
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """Return the steps of dropping all but `stays` tokens, and what follows."""
         tokens = cache.prompt_length(layer)
-        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)))
+        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)), cache.group)
         dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens))
         return [*dropping, *self.final_stages(suite, cache, layer)]
 
@@ -81,16 +89,19 @@ class Kept:
 class Eviction:
     """Drops tokens after a prompt, in the steps of `stages`; nothing happens where all tokens stay.
 
-    entries: the layers that keep this set, of equal lengths. scores: of the tokens that `kept` chooses from. extra: a
-    further row value [G, S] that moves along (one layer only); afterwards its kept part [G, S'].
+    entries: the layers that keep this set, of equal lengths. scores(): of the tokens that `kept` chooses from, asked for
+    when the choice is made. extra(): a further value a token [G, S] that moves along (one layer only), None for none;
+    moved(values): takes those of the tokens that are left.
     """
 
     suite: Suite
     entries: Sequence[LayerCache]
-    scores: Scores
+    scores: Callable[[], Scores]
     kept: Kept
-    extra: Value | None = None
+    extra: Callable[[], Value | None] = lambda: None
+    moved: Callable[[Value], None] = lambda values: None
     _keep: Value | None = field(default=None, init=False)
+    _shared: bool = field(default=False, init=False)
     _moved: list[Value] = field(default_factory=list, init=False)
 
     def stages(self) -> list[Stage]:
@@ -100,7 +111,9 @@ class Eviction:
         return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
 
     async def _choose(self) -> None:
-        votes, bound, behind = self.scores.value, self.scores.bound, self.scores.following
+        scores = self.scores()
+        votes, bound, behind = scores.value, scores.bound, scores.following
+        self._shared = votes.shape[0] == 1
         if behind:  # sums of values that still have a product's fraction bits would not fit the ring
             votes = await self.suite.rounded(self.suite.with_bound(votes, bound), room=behind.bit_length() + 4)
             votes, bound = pooled(self.suite, votes, behind, 0), bound * (behind + 1)
@@ -110,9 +123,10 @@ class Eviction:
         start, stop, count = self.kept.start, self.kept.stop, self.kept.count
         parts = [x[:, start:stop] for entry in self.entries for x in entry.keys_and_values()]
         groups, rows = parts[0].shape[0], stop - start
-        if self.extra is not None:
-            parts.append(self.extra[:, start:stop].reshape(groups, rows, 1))
-        shared = self.scores.value.shape[0] == 1 and groups > 1
+        extra = self.extra()
+        if extra is not None:
+            parts.append(extra[:, start:stop].reshape(groups, rows, 1))
+        shared = self._shared and groups > 1
         widths = [x.shape[-1] for x in parts]
         if shared:  # one set: all heads' channels are one row
             parts = [x.permute(1, 0, 2).reshape(1, rows, groups * w) for x, w in zip(parts, widths, strict=True)]
@@ -129,9 +143,10 @@ class Eviction:
             k, v = entry.keys_and_values()
             pairs = zip((k, v), masked[2 * n : 2 * n + 2], strict=True)
             entry.k, entry.v = (_between(suite, old, kept, start, stop) for old, kept in pairs)
-        if self.extra is not None:
-            kept = self._moved[-1].reshape(self.extra.shape[0], self.kept.count)
-            self.extra = _between(suite, self.extra, kept, start, stop)
+        extra = self.extra()
+        if extra is not None:
+            kept = self._moved[-1].reshape(extra.shape[0], self.kept.count)
+            self.moved(_between(suite, extra, kept, start, stop))
 
 
 def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> Value:

@@ -37,7 +37,6 @@ from models.cache import CachePolicy, KVCache, LayerCache, Place, SettingValue, 
 from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen
 from models.policies.levels import Choosing, Describing, Levels, Sizes
 from models.policies.selecting import (
-    Choice,
     ChoosingState,
     Layout,
     attend_by_bias,
@@ -45,12 +44,13 @@ from models.policies.selecting import (
     attend_to,
     chooser_of,
     layout,
-    taken,
+    made_or_taken,
 )
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole, yes_or_no
 from models.policies.threshold import keep_important
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
+from protocols.value import there
 
 MOST_SHARING = 4
 GATHERINGS = ("products", "rows", "scores")
@@ -292,7 +292,7 @@ class MPCache(EvictingPolicy):
             return []
         if seen.mass is None or kept >= tokens:
             return []
-        most = seen.queries * cache.group  # each of a layer's queries gives 1
+        most = seen.most
         total = self._votes(suite, entries[0], seen.mass, most * (members.index(layer) + 1))
         if layer != members[-1]:
             return []
@@ -300,7 +300,7 @@ class MPCache(EvictingPolicy):
         chosen = Kept(self.sinks, tokens - self.window, kept - self.sinks - self.window)
         bound = most * len(members) * seen.mass.shape[0] + 1
         scores = Scores(total.sum(0, keepdim=True)[:, chosen.start : chosen.stop], bound, self.following)
-        return Eviction(suite, entries, scores, chosen).stages()
+        return Eviction(suite, entries, lambda: scores, chosen).stages()
 
     def final_stages(self, suite: Suite, cache: KVCache, layer: int) -> list[Stage]:
         """Return the clusters' description, which waits for the last layer of a group that shares."""
@@ -369,15 +369,15 @@ class MPCache(EvictingPolicy):
         if self.dynamic == 1 or plan.everything:
             return await super().attend(suite, cache, layer, q)
         gathering = self.gathers(suite)
-        choice = taken(cache, layer, plan)
-        if choice is None:
+
+        async def choose() -> Value:
             chosen = await self._choose(suite, entry, q, plan)
-            if gathering != "scores":
-                chosen = await suite.mask_for_reuse(chosen)
-            choice = state.choice = Choice(plan, cache.seen, chosen)
+            return chosen if gathering == "scores" else await suite.mask_for_reuse(chosen)
+
+        chosen = made_or_taken(cache, layer, plan, choose)
         if gathering == "scores":
-            return await attend_by_bias(suite, entry, q, choice)
-        return await attend_to(suite, entry, q, choice, gathering == "rows")
+            return await attend_by_bias(suite, entry, q, plan, await there(chosen))
+        return await attend_to(suite, entry, q, plan, chosen, gathering == "rows")
 
     async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Choose with each token by itself; all choices share their rounds."""

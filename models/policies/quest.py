@@ -14,7 +14,7 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, Place, Sharing, Stage
 from models.policies.clusters import Clusters, describe, extended, similarities, similarity_limit
-from models.policies.selecting import Choice, ChoosingState, attend_to, chooser_of, layout, taken
+from models.policies.selecting import ChoosingState, attend_to, chooser_of, layout, made_or_taken
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from protocols.suite import Suite, Value
 
@@ -89,13 +89,11 @@ class Quest(CachePolicy):
         plan = layout(entry.length, self.page, 0, 0, budget_tokens(self.budget, cache.seen + 1))
         if layer < self.skip or plan.everything:
             return await super().attend(suite, cache, layer, q)
-        choice = taken(cache, layer, plan)
-        if choice is None:
-            state = entry.state_of(QuestState)
-            assert state.pages is not None
-            bounds = await similarities(suite, q, state.pages, 0, plan.candidates)
-            chosen = await suite.mask_for_reuse(
-                await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1]))
-            )
-            choice = state.choice = Choice(plan, cache.seen, chosen)
-        return await attend_to(suite, entry, q, choice)
+
+        async def choose() -> Value:
+            pages = entry.state_of(QuestState).pages
+            assert pages is not None
+            bounds = await similarities(suite, q, pages, 0, plan.candidates)
+            return await suite.mask_for_reuse(await suite.top_k(bounds, plan.count, 2 * similarity_limit(suite, q.shape[1])))
+
+        return await attend_to(suite, entry, q, plan, made_or_taken(cache, layer, plan, choose))

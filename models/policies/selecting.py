@@ -7,12 +7,15 @@ Leaks: to parties and dealer a `Layout`, which follows from lengths; not what is
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Sharing
 from protocols.suite import Suite, Value
+from protocols.value import there
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,9 @@ class Choice:
 PENALTY = 32  # e^-32 is below 2^-46
 
 
-async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, choice: Choice) -> Value:
-    """Return the same attention over all scores: those of clusters that the choice does not mark are lowered. Its `chosen`
-    are marks [G, candidates]."""
+async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout, marks: Value) -> Value:
+    """Return the same attention over all scores: those of clusters without a mark [G, candidates] are lowered."""
     k, v = entry.keys_and_values()
-    plan, marks = choice.layout, choice.chosen
     groups, tokens = k.shape[0], k.shape[1]
     start, stop = plan.start, plan.stop
     inside = marks.reshape(groups, plan.candidates, 1).expand(groups, plan.candidates, plan.size)
@@ -81,14 +82,15 @@ async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, choice: Choi
     return await suite.biased_attention(q, k, v, suite.concat(parts, 1).reshape(groups, 1, tokens))
 
 
-async def attend_to(suite: Suite, entry: LayerCache, q: Value, choice: Choice, rows: bool = False) -> Value:
+async def attend_to(
+    suite: Suite, entry: LayerCache, q: Value, plan: Layout, chosen: Value | Awaitable[Value], rows: bool = False
+) -> Value:
     """Return the attention of q [G, R, C] to the chosen clusters and to what always counts.
 
-    The choice's `chosen` are one-hot rows [G, count, candidates]. rows: gather the chosen keys and values, instead of the
-    suite's own way.
+    chosen: one-hot rows [G, count, candidates], or what gives them beside the work that needs none. rows: gather the chosen
+    keys and values, instead of the suite's own way.
     """
     k, v = entry.keys_and_values()
-    plan, chosen = choice.layout, choice.chosen
     groups, channels = k.shape[0], k.shape[2]
     start, stop = plan.start, plan.stop
     shape = (groups, plan.candidates, plan.size, channels)
@@ -99,7 +101,7 @@ async def attend_to(suite: Suite, entry: LayerCache, q: Value, choice: Choice, r
         always.append(None if not pieces else pieces[0] if len(pieces) == 1 else suite.concat(pieces, 1))
     pair = None if always[0] is None or always[1] is None else (always[0], always[1])
     if rows:
-        return await suite.gathered_attention(q, chosen, parts[0][0], parts[1][0], pair)
+        return await suite.gathered_attention(q, await there(chosen), parts[0][0], parts[1][0], pair)
     return await suite.selected_attention(q, chosen, parts[0][0], parts[1][0], pair)
 
 
@@ -131,6 +133,20 @@ def chooser_of(place: Place, own: Sharing, first: int = 0) -> int:
     """
     group = (place.sharing or own).group(place.layer)
     return min(n for n in place.served if n in group and (n >= first or n == place.layer))
+
+
+def made_or_taken(
+    cache: KVCache, layer: int, plan: Layout, choose: Callable[[], Coroutine[Any, Any, Value]]
+) -> Value | Coroutine[Any, Any, Value]:
+    """Return what the layer takes from another one; else what gives its own choice, which others then find in its state."""
+    choice = taken(cache, layer, plan)
+
+    async def made() -> Value:
+        found = Choice(plan, cache.seen, await choose())
+        cache.layers[layer].state_of(ChoosingState).choice = found
+        return found.chosen
+
+    return made() if choice is None else choice.chosen
 
 
 def taken(cache: KVCache, layer: int, plan: Layout) -> Choice | None:

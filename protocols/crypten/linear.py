@@ -46,7 +46,6 @@ class CryptenLinear(Suite):
         tape: Tape | None,
         channel: Channel | None,
         options: CryptenOptions = USUAL,
-        device: torch.device | str = "cpu",
         ledger: Ledger | None = None,
     ) -> None:
         self.bounds = options.bounds
@@ -56,7 +55,6 @@ class CryptenLinear(Suite):
             tape=tape,
             channel=channel,
             ledger=ledger,
-            device=device,
             precision=options.fraction_bits,
             shape_only=not crypten_own,
         )

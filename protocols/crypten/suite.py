@@ -45,7 +45,7 @@ where those are wrong) as a baseline: see `protocols.crypten.own`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
 from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.suite import Activation, Linear, Norm, Value
+from protocols.value import there
 
 
 class CryptenSuite(CryptenLinear):
@@ -190,11 +191,12 @@ class CryptenSuite(CryptenLinear):
         return self.with_bound(await self.matmul(chosen, rows), math.inf)
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:
         """Attention to secretly chosen clusters by products of three factors, of which none has the cache's size."""
         if self._own is not None or self.score_cap is not None:
             return await super().selected_attention(q, chosen, k, v, always)
+        chosen = await there(chosen)
         s, held, x = self.session, await self.mask_for_reuse(chosen), own_value(q)
         assert isinstance(held, CryptenWeight)
         groups, rows, count, size = q.shape[0], q.shape[1], chosen.shape[1], k.shape[2]

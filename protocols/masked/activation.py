@@ -38,12 +38,12 @@ from mpc.wide import WIDE_BITS
 from protocols.masked import curves, lifted
 from protocols.masked.brackets import Interval, brackets
 from protocols.masked.comparison import Bit, less_than_zero
-from protocols.masked.context import Context, open_value, require
+from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
 from protocols.masked.opened_bits import alone, opposite, times
 from protocols.masked.segments import segment
 from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.truncation import open_cut, truncate_and_lift
+from protocols.masked.truncation import open_cut, raise_ring
 from protocols.masked.waves import FRAC, waves
 from protocols.masked.wide import open_any
 from protocols.schedule import Scheduler, together
@@ -203,9 +203,9 @@ def counted(kind: str, parties: int, plan: Plan) -> tuple[int, float, float]:
     async def program() -> Any:
         found = await activation(c, x, kind, plan)
         excess = found.frac - rings.frac
-        opened = await open_any(c, found.to_ring(plan.left + excess), excess)
+        opened = await open_any(c, found.to_ring(plan.left + excess), excess, wraps=plan.left < rings.wanted)
         if opened.bits < rings.wanted:
-            await open_value(c, truncate_and_lift(c, opened, 0, rings.wanted, 1 << rings.frac))
+            await raise_ring(c, opened, 0, rings.wanted, 1 << rings.frac)
 
     Scheduler(c.flush).run(program())
     cost = c.ledger.total()

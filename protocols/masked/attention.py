@@ -11,7 +11,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import torch
@@ -120,7 +120,7 @@ class Widths:
 
 
 async def weighted_values(
-    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Shared], widths: Widths
+    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Awaitable[Shared]], widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
     """Return the weighted values [G, T, C] of masked scores [entries], and what probabilities are products of: numerators
     [G, T, S] and 1 / sum [G, T, 1].
@@ -134,7 +134,7 @@ async def weighted_values(
 
     async def weighted() -> Masked:
         with operation("values"):
-            o = convert.new(weigh(dense), rows.longest.bit_length() + bound)
+            o = convert.new(await weigh(dense), rows.longest.bit_length() + bound)
             return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2)
 
     async def one_over() -> Masked:
@@ -224,7 +224,11 @@ async def attention(
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)
-    out, p, r = await weighted_values(convert, s, rows, lambda x: product.matmul(convert.context, x, mv), widths)
+
+    async def weigh(x: Masked) -> Shared:
+        return product.matmul(convert.context, x, mv)
+
+    out, p, r = await weighted_values(convert, s, rows, weigh, widths)
     if observed is None:
         return out, None
     with operation("received"):

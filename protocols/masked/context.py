@@ -10,6 +10,8 @@ Leaks: nothing; what is sent is uniform (docs/security.md, "Openings").
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -30,35 +32,49 @@ from protocols.options import Prefer
 from protocols.schedule import Request
 
 T = TypeVar("T")
+MOST_OF_WRAPS = 58  # bits of shares that are added up in a word, of 16 parties and more
 
 
 class Opening(Request[Masked]):
-    """A request to turn a sharing into a masked value. Cost: 1 round (shared), bits per element per direction."""
+    """A request to turn a sharing into a masked value. Cost: 1 round (shared), bits per element per direction.
 
-    def __init__(self, value: Shared, lam: Tensor) -> None:
+    wraps: see `Masked`."""
+
+    def __init__(self, value: Shared, lam: Tensor, wraps: Tensor | None = None) -> None:
         self.value = value
         self.lam = lam
+        self.wraps = wraps
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
+        self._own: Tensor | None = None  # what this party has sent
 
     def encode(self) -> bytes:
         """Return this party's message: the bit-packed share of x + lam."""
-        return pack(self.value.x + self.lam, self.value.bits)
+        self._own = self.value.x + self.lam
+        return pack(self._own, self.value.bits)
 
     def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
-        total = (self.value.x + self.lam).cpu()  # cheaper than to unpack this party's own message
+        assert self._own is not None
+        total, self._own = self._own.cpu(), None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
                 total += unpack(part, self.value.bits, self.value.shape)
-        m = ring.reduce(total, self.value.bits).to(c.device)
+        if self.value.bits < ring.RING_BITS:
+            total &= (1 << self.value.bits) - 1
+        m = total.to(c.device)
         if c.observer is not None:
             c.observer(m, self.value.bits)
-        return Masked(m, self.lam, self.value.bits, self.value.frac)
+        return self._masked(m)
 
     def blank(self, c: Context) -> Masked:
         """Return what a role that does not evaluate gets."""
-        return Masked(c.blank(self.value.shape), self.lam, self.value.bits, self.value.frac)
+        return self._masked(c.blank(self.value.shape))
+
+    def _masked(self, m: Tensor) -> Masked:
+        found = Masked(m, self.lam, self.value.bits, self.value.frac)
+        found.wraps = self.wraps
+        return found
 
 
 class BitOpening(Request[Tensor]):
@@ -138,7 +154,8 @@ class Context:
     """One role's view of masked evaluation.
 
     channel: None at the dealer and in estimation. tape: the dealer's, a party's or the estimator's end. perspective: the
-    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last.
+    party whose bytes a role without a channel counts (parties differ in routed messages only), by default the last. Shares
+    lie on the tape's device.
     """
 
     def __init__(
@@ -146,13 +163,12 @@ class Context:
         tape: Tape,
         channel: Channel | None,
         parties: int,
-        device: torch.device | str = "cpu",
         perspective: int | None = None,
     ) -> None:
         self.tape = tape
         self.channel = channel
         self.parties = parties
-        self.device = torch.device(device)
+        self.device = tape.device
         self.evaluating = channel is not None  # at a compute party: shares and public masked values are real tensors
         self.first = channel is not None and channel.party == 0
         counted = parties - 1 if perspective is None else perspective
@@ -213,9 +229,16 @@ class Context:
         return Shared(value if self.first else torch.zeros_like(value), bits, frac)
 
     # ---- opening -------------------------------------------------------------------------------------------------
-    def opening(self, x: Shared) -> Opening:
-        """Ask for [x] -> <x> with a fresh mask in x's ring."""
-        return Opening(x, self.tape.random("open", tuple(x.shape), x.bits))
+    def opening(self, x: Shared, wraps: bool = False) -> Opening:
+        """Ask for [x] -> <x> with a fresh mask in x's ring. wraps: let the dealer keep those of its shares (`Masked`)."""
+        shape, bits = tuple(x.shape), x.bits
+        if not wraps or bits > MOST_OF_WRAPS:
+            return Opening(x, self.tape.random("open", shape, bits))
+        shares = self.tape.random_shares("open", shape, bits)
+        if not self.tape.dealing:
+            return Opening(x, shares[0], self.blank(shape))
+        total = functools.reduce(operator.add, (ring.reduce(share, bits) for share in shares))
+        return Opening(x, ring.reduce(total, bits), total >> bits)
 
     def flush(self, requests: list[Any]) -> Sequence[Any]:
         """Exchange all waiting openings in one message."""
@@ -304,9 +327,11 @@ class Context:
             cost.messages += len(receivers) * int(index == 0)
 
 
-async def open_value(c: Context, x: Shared) -> Masked:
-    """Open [x] as <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform."""
-    return await c.opening(x)
+async def open_value(c: Context, x: Shared, wraps: bool = False) -> Masked:
+    """Open [x] as <x>. 1 round, x.bits per element to each other party. Leaks nothing: the mask is fresh and uniform.
+
+    wraps: see `Context.opening`."""
+    return await c.opening(x, wraps)
 
 
 def require(condition: bool, op: str, text: str) -> None:

@@ -6,7 +6,8 @@ asking opens it, once, and the result is kept in the value, so later operations 
 operation whose ring would be too small for the declared bounds is a `RangeError` at plan time. Values are checked where they
 are opened anyway (`protocols.masked.ranges`).
 
-Rounds: 0 to 2. Bytes: ring bits per opened element to each other party. Leaks: nothing; what is opened is masked
+Rounds: 0 to 2. Bytes: ring bits per opened element to each other party; of what is opened in a smaller ring first, the bits
+that the larger one has more. Leaks: nothing; what is opened is masked
 (docs/security.md, "Openings").
 """
 
@@ -15,11 +16,11 @@ from __future__ import annotations
 import math
 
 from mpc.ring import RING_BITS
-from protocols.masked.context import Context, open_value, require
+from protocols.masked.context import Context, require
 from protocols.masked.magnitudes import PlaceBounds
 from protocols.masked.ranges import RangeFlags
 from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.truncation import truncate, truncate_and_lift
+from protocols.masked.truncation import raise_ring, truncate
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.masked.wide import open_any
 from protocols.suite import Value
@@ -92,13 +93,15 @@ class Conversion:
             result = truncate(c, found, excess).to_ring(bits)
         else:
             offset = 1 << found.frac if x.positive else None
-            result = await open_value(c, truncate_and_lift(c, found, excess, bits, offset))
+            result = await raise_ring(c, found, excess, bits, offset)
         x.masked, x.shared, x.wide = result, None, None
         return result
 
     async def opened(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
+        if x.unmade is not None:
+            x.shared = x.unmade.make(bits)
         shared = x.widest()
         if shared.frac < frac:
             shared = x.as_shared().shift_left(frac - shared.frac)
@@ -108,7 +111,7 @@ class Conversion:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await open_any(self.context, shared.to_ring(opened + excess), excess)
+        found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps=opened < bits)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

@@ -128,7 +128,7 @@ def _entries(seeds: Words, shape: Shape) -> npt.NDArray[np.int64]:
 
 
 def _words(x: Tensor) -> Words:
-    return np.ascontiguousarray(x.cpu().numpy()).view(np.uint64)
+    return np.ascontiguousarray(x.numpy()).view(np.uint64)
 
 
 def _tensor(x: npt.NDArray[np.generic]) -> Tensor:
@@ -142,7 +142,7 @@ def generate(alpha: Tensor, roots: list[Tensor], shape: Shape) -> tuple[Tensor, 
     Returns seed corrections [depth, elements, 2] of 64 bits, control corrections [depth, elements] of 2 bits (left first)
     and the output correction [elements, leaf] modulo 2^bits.
     """
-    point = alpha.cpu().numpy()
+    point = alpha.numpy()
     seeds: Words = np.stack([_words(r) for r in roots]).transpose(
         2, 0, 1
     )  # [word, party, elements]: parties in place of nodes
@@ -181,8 +181,8 @@ def evaluate(party: int, root: Tensor, key: Key, shape: Shape, path: Tensor | No
     step = max(1, CHUNK_SEEDS >> (shape.depth - steps))
     out = np.empty((elements, (1 << (shape.width - steps)) // shape.leaf, shape.leaf), np.int64)
     seed_words, control_words, output = key
-    roots, words, controls, last = _words(root), _words(seed_words), control_words.cpu().numpy(), output.cpu().numpy()
-    taken = None if path is None else path.cpu().numpy()
+    roots, words, controls, last = _words(root), _words(seed_words), control_words.numpy(), output.numpy()
+    taken = None if path is None else path.numpy()
     for start in range(0, elements, step):
         cut = slice(start, start + step)
         seeds: Words = np.ascontiguousarray(roots[cut].T)[:, None]  # [word, nodes, elements]
@@ -236,7 +236,7 @@ def one_hot_below(c: Context, of: Masked, x: Masked, bits: int) -> Shared:
     root, key = _deal(c, ((of.lam << x.bits) | x.lam).reshape(-1), x.shape.numel(), shape)
     if not c.evaluating:
         return Shared(c.blank((*x.shape, 1 << x.bits)), bits, 0)
-    share = evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1), of.bits).to(c.device)
+    share = evaluate(0 if c.first else 1, root, key, shape, of.m.reshape(-1).cpu(), of.bits).to(c.device)
     return Shared(rotate(share.reshape(*x.shape, 1 << x.bits), x.m), bits, 0)
 
 
@@ -244,16 +244,16 @@ def _deal(c: Context, alpha: Tensor, elements: int, shape: Shape) -> tuple[Tenso
     """Return this party's root seeds and the common corrections of keys for the points alpha [elements]."""
     if c.parties != 2:
         raise RangeError(f"distributed point functions are for two parties, there are {c.parties}; use one_hot_table")
-    roots = c.tape.random_shares("point function roots", (elements, 2), 64)
+    roots = c.tape.random_shares("point function roots", (elements, 2), 64, host=True)
     found: list[Tensor] = []
 
     def part(index: int) -> Tensor:
         if not found:
-            found.extend(generate(alpha, roots, shape))
+            found.extend(generate(alpha.cpu(), roots, shape))
         return found[index]
 
     def deal(op: str, index: int, of: tuple[int, ...], ring_bits: int) -> Tensor:
-        return c.tape.common(op, of, (lambda: part(index)) if c.tape.dealing else None, ring_bits)
+        return c.tape.common(op, of, (lambda: part(index)) if c.tape.dealing else None, ring_bits, True)
 
     seed_words = deal("point function seeds", 0, (shape.depth, elements, 2), 64)
     control_words = deal("point function controls", 1, (shape.depth, elements), 2)

@@ -15,6 +15,7 @@ from protocols.masked import comparison, lifted
 from protocols.masked import soft_cap as cap_gate
 from protocols.masked.activation import Rings
 from protocols.masked.conversion import Conversion
+from protocols.masked.forms import Form, choose
 from protocols.masked.shares import Masked
 from protocols.masked.soft_cap import FRAC, period_bits
 from protocols.masked.stream import factor_bits
@@ -59,7 +60,8 @@ async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:
 async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: Activation) -> MaskedTensor:
     """Return activation(gated) * up, WideShared or Shared; `up` is made masked beside the activation.
 
-    Both are opened as they are and lifted in the product, which is made in the ring that the layer behind needs."""
+    Both are opened as they are and lifted in the product. It is made in the ring that the layer behind needs or, a round
+    more for fewer dealt bytes, in the smallest that holds it, to be raised to that (`forms`)."""
     f, bound = convert.fraction_bits, convert.bounds.here.activation
     t, other = convert.tensor(gated), convert.tensor(up)
 
@@ -69,8 +71,25 @@ async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: A
             return (await convert.masked(y, f, y.needs(f))).starting(-1 << f)
 
     a, b = await together(activated(), convert.masked(other, f, other.needs(f) + 1, cut=False))
-    bits = _wanted(convert, t, 2 * bound + 2) + f
-    return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), 2 * bound + 2)
+    magnitude = 2 * bound + 2
+    bits = _product_bits(convert, (a, b), (f + magnitude + 2, _wanted(convert, t, magnitude)))
+    return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), magnitude)
+
+
+def _product_bits(convert: Conversion, factors: tuple[Masked, Masked], rings: tuple[int, int]) -> int:
+    """Return the ring of a product that is cut to f fraction bits. rings: that holds it then, and that is wanted."""
+    f, c, (a, b) = convert.fraction_bits, convert.context, factors
+    count, others = a.shape.numel() / 8, c.parties - 1
+    least, wanted = min(rings), rings[1]
+    found = {"lifted": wanted + f, "raised": least + f}
+    more = wanted - least
+    whole = f if c.parties > 2 else 0  # of what is cut after it was opened
+    dealt = {name: lifted.dealt_bits(bits, a.bits, b.bits) * count for name, bits in found.items()}
+    forms = [
+        Form("lifted", 0, (wanted + whole) * others * count, dealt["lifted"]),
+        Form("raised", 1, (wanted + whole) * others * count, dealt["raised"] + 2 * more * count),
+    ]
+    return found[choose(forms, c.prefer) if more else "lifted"]
 
 
 async def less_than_zero(convert: Conversion, x: Value) -> MaskedTensor:

@@ -29,6 +29,15 @@ class Form:
     dealing: float = 0.0
 
 
+BYTE_WORK, BYTE_DEALING = 5e-9, 1.5e-8
+"""Seconds that a dealt byte takes a party and the dealer, about, where no more is known of a gate."""
+
+
+def by_bytes(name: str, rounds: int, sent: float, dealt: float) -> Form:
+    """Return a form whose work follows from its bytes."""
+    return Form(name, rounds, sent, dealt, BYTE_WORK * dealt, BYTE_DEALING * dealt)
+
+
 @dataclass(frozen=True)
 class Rates:
     """What `auto` assumes: seconds a round (a network between organisations of one region), bytes a second of links."""

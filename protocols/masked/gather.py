@@ -8,24 +8,98 @@ With e the one-hot matrix of chosen clusters, q the queries, K and V the cached 
 All factors are masked. Multiplied out, each is a sum over the subsets of factors replaced by their masks. Subsets of one
 mask are local, the others are contracted by the dealer before they are dealt, so what is dealt does not grow with N s C n.
 
-Where there are few clusters the scores of all of them are opened instead, and the choice is a product of two factors.
+The other way is in two steps of two factors, with an opening between them: the scores of all clusters are opened, and e
+picks some of them (`picked_scores`); weights are spread over all clusters by e, zero where nothing was chosen, opened, and
+weigh the values as any weights do (`spread_weights`). Little is dealt for it, and a round more is taken.
 
-Both: local (0 rounds; the result is Shared). Offline elements a head, n chosen of N clusters: scores R n N C + R N s +
-n s C + R n s; values R N s + R n N C + n s C + R C. Online: nothing here; e's opening costs n N ring elements a head, once
-for all layers that share it. Valid range: results below 2^(bits - 1). Error: none (exact in the ring).
+Where e's rows are those of masked ranks, two parties need not wait for e to be opened (`picked_by_rank`): a point function
+of a rank's mask with payloads 1 and the masks of the cluster's scores, read at the ranks 0 to n - 1, gives column i of e and
+its products with the cluster's scores.
+
+All: local (0 rounds; the result is Shared). Offline elements a head, n chosen of N clusters: scores R n N C + R N s +
+n s C + R n s; values R N s + R n N C + n s C + R C; picked R n s; spread R N s; of ranks 16 ceil(log2 N) bytes and R s + 1
+elements a cluster, to each party. Online: nothing here; e's opening costs n N ring elements a head, once for all layers that
+share it. Valid range: results below 2^(bits - 1). Error: none (exact in the ring).
 Leaks: nothing, they are local (docs/security.md, "Attention to chosen clusters").
-Source: Beaver 1991 generalised to three factors (e.g. Ohata, Nuida 2020).
+Sources: Beaver 1991 generalised to three factors (e.g. Ohata, Nuida 2020); Boyle, Gilboa, Ishai 2016 for point functions.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mpc import ring
+from mpc.wide import Wide, Words
+from protocols.masked import idpf
 from protocols.masked.context import Context
+from protocols.masked.dealing import choose_dealing, key_cost, table_cost
+from protocols.masked.forms import Form, by_bytes
 from protocols.masked.product import product
 from protocols.masked.shares import Masked, Shared
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Public: G groups with R queries each choose n of N clusters of s tokens; keys and values have C channels."""
+
+    groups: int
+    rows: int
+    count: int
+    clusters: int
+    size: int
+    channels: int
+
+    @property
+    def chosen(self) -> int:
+        """Elements of e."""
+        return self.groups * self.count * self.clusters
+
+    @property
+    def tokens(self) -> int:
+        """Scores, or weights, of all clusters."""
+        return self.groups * self.rows * self.clusters * self.size
+
+    @property
+    def taken(self) -> int:
+        """Scores, or weights, of the chosen clusters."""
+        return self.groups * self.rows * self.count * self.size
+
+    @property
+    def contracted(self) -> int:
+        """Elements that are dealt of e with a query or weights, and with keys or values."""
+        return self.channels * (self.rows * self.chosen + self.groups * self.count * self.size)
+
+    def score_forms(self, bits: int, parties: int) -> list[Form]:
+        """Return what scores of a choice that is known cost: products of three factors, or those of all clusters opened."""
+        dealt = self.tokens + self.taken
+        return [
+            by_bytes("products", 0, 0, (dealt + self.contracted) * bits / 8),
+            by_bytes("opened", 1, self.tokens * bits * (parties - 1) / 8, dealt * bits / 8),
+        ]
+
+    def value_forms(self, bits: int, parties: int) -> list[Form]:
+        """Return what weighted values cost: products of three factors, or weights spread over all clusters and opened."""
+        dealt = self.tokens + self.groups * self.rows * self.channels
+        return [
+            by_bytes("products", 0, 0, (dealt + self.contracted) * bits / 8),
+            by_bytes("opened", 1, self.tokens * bits * (parties - 1) / 8, dealt * bits / 8),
+        ]
+
+    def pick_forms(self, ranks: Masked, bits: int, parties: int) -> list[Form]:
+        """Return what the scores of a new choice cost: by e once it is opened, or with two parties by its ranks."""
+        elements = self.groups * self.clusters
+        keys = parties == 2 and choose_dealing(elements, ranks.bits, bits, parties) == "dpf"
+        cost = (key_cost if keys else table_cost)(elements, ranks.bits, bits)
+        forms = [Form("rows", 1, 0, cost.dealt_bytes + self.taken * bits / 8, cost.party, cost.dealer)]
+        if parties == 2:
+            tree = rank_points(ranks, self.count, self.rows * self.size, bits)
+            # seconds as for `zero_test.points_form`
+            work, dealing = 3e-4 + elements * tree.work * 2.7e-8, 6e-4 + elements * (1e-6 + 5e-8 * tree.depth)
+            forms.append(Form("ranks", 0, 0, 2 * tree.key_bytes(elements), work, dealing))
+        return forms
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -102,12 +176,45 @@ def chosen_scores(c: Context, e: Masked, q: Masked, k: Masked) -> Shared:
 
 
 def picked_scores(c: Context, e: Masked, s: Masked) -> Shared:
-    """Return the scores of the chosen clusters from everybody's: e [G, n, N], masked scores s [G, R, N, t] -> [G, R, n, t];
-    local.
-
-    Offline: R n t ring elements a head, no more. The scores of all clusters must have been opened for it.
-    """
+    """Return the scores of the chosen clusters from those of all: e [G, n, N], s [G, R, N, t] -> [G, R, n, t]; local."""
     return product(c, "picked scores", e, s, _choose)
+
+
+def rank_points(ranks: Masked, count: int, size: int, bits: int) -> idpf.Points:
+    """Return the point functions of `picked_by_rank`, for `size` scores a cluster."""
+    return idpf.Points((ranks.bits,), 0, count - 1, 1 + size, bits)
+
+
+def picked_by_rank(c: Context, ranks: Masked, count: int, s: Masked, bits: int) -> tuple[Shared, Shared]:
+    """Return the scores of the clusters with the first `count` ranks and the one-hot rows e [G, n, N], modulo 2^bits: ranks
+    [G, N], s [G, R, N, t] -> [G, R, n, t]; local, two parties."""
+    groups, rows, clusters, size = s.shape
+    by_cluster = s.move(lambda t: t.transpose(1, 2).reshape(groups * clusters, rows * size))
+    tree = rank_points(ranks, count, rows * size, bits)
+
+    def payloads() -> Tensor:
+        lam = by_cluster.lam
+        return torch.cat([torch.ones_like(lam[:, :1]), lam], 1)[None]
+
+    def picked(share: Words, m: Tensor, cut: slice) -> Words:
+        assert not isinstance(share, Wide)
+        hot, hot_lam = share[0, ..., :1], share[0, ..., 1:]  # [count, clusters, ...]
+        return torch.cat([hot, hot * by_cluster.m[cut].cpu() - hot_lam], -1).transpose(0, 1)
+
+    found = idpf.read_narrow(c, ranks, tree, payloads, picked)
+    if not c.evaluating:
+        return Shared(c.blank((groups, rows, count, size)), s.bits, s.frac), Shared(
+            c.blank((groups, count, clusters)), bits, 0
+        )
+    scores = ring.reduce(found[..., 1:].sum(1), s.bits).reshape(groups, count, rows, size).transpose(1, 2)
+    return Shared(scores, s.bits, s.frac), Shared(ring.reduce(found[..., 0].transpose(1, 2), bits), bits, 0)
+
+
+def spread_weights(c: Context, e: Masked, p: Masked) -> Shared:
+    """Return the weights of all clusters' tokens, 0 where a cluster is not chosen: e [G, n, N], p [G, R, n, s] ->
+    [G, R, N, s]; local."""
+    bits = min(e.bits, p.bits)
+    return product(c, "spread weights", e.to_ring(bits), p.to_ring(bits), _spread)
 
 
 def chosen_values(c: Context, e: Masked, p: Masked, v: Masked) -> Shared:

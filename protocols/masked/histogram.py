@@ -1,4 +1,5 @@
-"""Which bins of a row are empty from some bin on: hashes of one-hot bits that are dealt XOR-shared. No round, no sign.
+"""Which bins of a row are empty from some bin on: hashes of one-hot bits that are dealt XOR-shared, or counts where rows are
+short. No round, no sign.
 
 A score's high digit, in units of 2^low, is its bin. The dealer deals the one-hot vector of the mask's digit XOR-shared, a
 bit a bin; turned by the public digit it is the one-hot vector of the score's bin. XOR is linear: for public random words r_i
@@ -10,11 +11,17 @@ which is zero where there is none. Where there are some it is zero for one choic
 single score. All of a party's bits of a row are XORed a word at a time: 2^(range) bins side by side, four places at once.
 
 The words come from a seed that the dealer takes anew for each call and every party gets: a row that is missed is not missed
-again. Bins are counted around a circle of 2^width; a borrow from below the digit is not taken out, so a score is in its bin
+again.
+
+`counts`: the one-hot vectors are shared modulo 2^bits instead, more than a row has scores; what is added up is the number
+of scores in bin v or a higher one. It is never zero by chance, and so small that its zero test is dealt in few bytes.
+
+Bins are counted around a circle of 2^width; a borrow from below the digit is not taken out, so a score is in its bin
 or in the next higher one.
 
-Rounds 0; offline 2^width bits a score for the last party, 32 bytes for all. Any number of parties.
-Leaks: nothing; a party's bits are uniform (docs/security.md, "Histograms").
+Rounds 0; offline 2^width bits a score for the last party, 32 bytes for all; counts 2^width elements of their ring. Any
+number of parties.
+Leaks: nothing; a party's bits and shares are uniform (docs/security.md, "Histograms").
 Sources: Ishai et al. 2013 (one-time truth tables); Carter, Wegman 1979 (random linear hashes).
 """
 
@@ -25,11 +32,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mpc import ring
 from mpc.random import Prg, new_seed
 from protocols.masked.context import Context
+from protocols.masked.dealing import one_hot
 from protocols.masked.one_hot import digit
 from protocols.masked.rows import Rows
-from protocols.masked.shares import Masked
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.signed_one_hot import one_hot_words, turned
 
 GROUP = 4  # places whose XORs are made all at once
@@ -54,6 +63,25 @@ def hashes(c: Context, y: Masked, rows: Rows, low: int, bits: int, watch: Callab
     found = _row_hashes(bin_words, rows, hash_words(seed, rows.longest, bits))
     watch(found)
     return _transposed(_running(found))[:, : bins - 1]
+
+
+def counts(c: Context, y: Masked, rows: Rows, low: int, bits: int, watch: Callable[[Tensor], None]) -> Shared:
+    """Return how many of a row's scores lie in bin v or a higher one, [rows, bins - 1], in the order of `hashes`; local.
+
+    y, low: as in `hashes`. bits: their ring, 2^bits > rows.longest. watch: told the XOR shares of each score's one-hot bits,
+    [entries, words], the highest bin's first."""
+    width = y.bits - low
+    bins = 1 << width
+    hot = one_hot(c, y, low, width, bits)
+    if not c.evaluating or hot.x.is_meta:
+        watch(c.blank((y.shape.numel(), max(1, bins // 64))))
+        return Shared(c.blank((rows.rows, bins - 1)), bits, 0)
+    places = torch.arange(bins, device=hot.x.device)
+    ordered = hot.x[..., (bins // 2 - 1 - places) & (bins - 1)]
+    lowest = (ordered & 1).reshape(-1, max(1, bins // 64), min(bins, 64))  # of an additive sharing: an XOR sharing
+    watch((lowest << places[: min(bins, 64)]).sum(-1))
+    found = rows.sum(ordered).cumsum(-1)[:, : bins - 1]
+    return Shared(ring.reduce(found, bits), bits, 0)
 
 
 def _fresh() -> Tensor:

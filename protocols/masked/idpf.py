@@ -185,7 +185,7 @@ def _masks(nodes: Blocks, p: Points) -> Words:
 
 
 def _words(x: Tensor) -> Blocks:
-    return np.ascontiguousarray(x.cpu().numpy()).view(np.uint64)
+    return np.ascontiguousarray(x.numpy()).view(np.uint64)
 
 
 def _tensor(x: Blocks) -> Tensor:
@@ -334,19 +334,22 @@ def evaluate(
 
 
 def _joined(parts: list[Words]) -> Words:
-    narrow = [x for x in parts if isinstance(x, Tensor)]
-    if narrow:
-        return torch.cat(narrow)
+    if isinstance(parts[0], Tensor):
+        return torch.cat([x for x in parts if isinstance(x, Tensor)])
     pairs = [x for x in parts if isinstance(x, Wide)]
     return Wide(torch.cat([x.low for x in pairs]), torch.cat([x.high for x in pairs]))
 
 
-def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Callable[[Words, slice], Words]) -> Words:
+Combine = Callable[[Words, Tensor, slice], Words]
+
+
+def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Combine) -> Words:
     """Return what `combine` makes of shares of payloads at the prefixes of lam, read at those of m less y: [*x.shape, ...]
     modulo 2^bits (not reduced); local, two parties.
 
     p: read in the p.depth leading bits of x. payloads: what the dealer computes of lam, [levels, elements, values], as wide
-    as the ring. combine: see `evaluate`. Roles without values get a shape tensor."""
+    as the ring. combine: a linear map, shares [levels, points, elements, values], m [elements] of x and which of x these are ->
+    [elements, ...], at the host. Keys are dealt and evaluated at the host, whose processor has instructions for the cipher: m goes down, the result up."""
     p.check()
     if c.parties != 2:
         raise RangeError(f"point functions are for two parties, there are {c.parties}; use a dealt table or a comparison")
@@ -354,28 +357,29 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
     if low < 0:
         raise RangeError(f"points of {p.depth} bits cannot be read from a ring of {x.bits} bits")
     elements = x.shape.numel()
-    roots = c.tape.random_shares("point roots", (elements, 2), RING_BITS)
+    roots = c.tape.random_shares("point roots", (elements, 2), RING_BITS, host=True)
     found: list[tuple[Tensor, Words]] = []
 
     def made() -> tuple[Tensor, Words]:
         if not found:
-            alpha = ring.shift_right(x.lam, low, x.bits)
-            found.append(generate(alpha.reshape(-1), roots, p, payloads()))
+            alpha = ring.shift_right(x.lam, low, x.bits).reshape(-1).cpu()
+            found.append(generate(alpha, roots, p, moved(payloads(), lambda t: t.cpu())))
         return found[0]
 
-    words = c.tape.common("point corrections", (p.depth, elements, 2), lambda: made()[0], RING_BITS)
+    words = c.tape.common("point corrections", (p.depth, elements, 2), lambda: made()[0], RING_BITS, True)
     output = _common(c, (len(p.levels), elements, p.values), lambda: made()[1], p.bits)
     if not c.evaluating:
         return c.blank(x.shape)
-    m = ring.shift_right(x.m, low, x.bits).reshape(-1)
-    share = evaluate(0 if c.first else 1, roots[0], (words, output), m, p, combine)
+    m = x.m.reshape(-1).cpu()
+    points = ring.shift_right(m, low, x.bits)
+    share = evaluate(
+        0 if c.first else 1, roots[0], (words, output), points, p, lambda found, cut: combine(found, m[cut], cut)
+    )
     whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
     return whole
 
 
-def read_narrow(
-    c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Callable[[Words, slice], Words]
-) -> Tensor:
+def read_narrow(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combine: Combine) -> Tensor:
     """Return as `read`, for payloads of at most 64 bits."""
     found = read(c, x, p, payloads, combine)
     assert not isinstance(found, Wide)
@@ -391,7 +395,7 @@ def _common(c: Context, shape: tuple[int, ...], value: Callable[[], Words], bits
             return whole.high if high else whole.low
         return whole
 
-    low = c.tape.common("point payloads", shape, lambda: half(False), min(bits, RING_BITS))
+    low = c.tape.common("point payloads", shape, lambda: half(False), min(bits, RING_BITS), True)
     if bits <= RING_BITS:
         return low
-    return Wide(low, c.tape.common("point payloads, high", shape, lambda: half(True), bits - RING_BITS))
+    return Wide(low, c.tape.common("point payloads, high", shape, lambda: half(True), bits - RING_BITS, True))

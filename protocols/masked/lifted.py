@@ -213,6 +213,13 @@ def multiply(c: Context, op: str, x: Masked, y: Masked, bits: int) -> Shared | W
     return sharing(total, bits, x.frac + y.frac)
 
 
+def dealt_bits(bits: int, x: int, y: int) -> int:
+    """Return the bits that are dealt of a product modulo 2^bits of two values in rings of x and y bits, which no other
+    product has lifted."""
+    of_one = sum(2 * bits - each for each in (x, y) if each < bits)
+    return of_one + bits + sum(max(bits - less, 0) for less in (x, y, x + y))
+
+
 def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits: int) -> Shared | WideShared:
     """Return [x F] modulo 2^bits for numbers F that the dealer knows, of x's shape, `frac` fraction bits; local.
 

@@ -83,7 +83,7 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     watched = kind if residual is None else None
     magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
     frac = min(t.frac, convert.fraction_bits)
-    bits = frac + WEIGHT_BITS + max(magnitude + int(residual is None), t.magnitude) + 2
+    bits = frac + max(WEIGHT_BITS + magnitude + int(residual is None), t.magnitude) + 2
     if residual is not None:
         bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[1]))
     with operation("linear"):

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from mpc.tape import CountingTape
 from protocols.masked.context import Context
-from protocols.masked.forms import Form, choose
+from protocols.masked.forms import Form, by_bytes, choose
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import top_k_indicator
@@ -21,7 +21,6 @@ from protocols.schedule import Scheduler
 
 DIGITS = (4, 6, 8)  # bits of a threshold's digit
 MOST_PAIRS = 1 << 20  # of all rows: some 40 MB dealt
-WORK, DEALING = 5e-9, 1.5e-8  # seconds a dealt byte takes a party and the dealer, about
 RANKS = "ranks"
 
 
@@ -46,8 +45,7 @@ def costs(shape: Sequence[int], x_bits: int, k: int, bits: int, parties: int) ->
         x = Masked(c.blank(shape), c.blank(shape), x_bits, 0)
         Scheduler(c.flush).run(_run(c, x, k, bits, name))
         found = c.ledger.total()
-        dealt = found.offline_bytes
-        out.append(Form(name, found.rounds, found.bytes_sent, dealt, WORK * dealt, DEALING * dealt))
+        out.append(by_bytes(name, found.rounds, found.bytes_sent, found.offline_bytes))
     return tuple(out)
 
 

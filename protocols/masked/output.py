@@ -45,7 +45,7 @@ CHOICE_BITS = 10  # fraction bits with which scores are compared
 def output(convert: Conversion, x: Value) -> OutputShare:
     """Return this party's share plus a dealt sharing of zero: the sum says nothing but x. Local."""
     c, s = convert.context, convert.tensor(x).as_shared()
-    zero = c.deal("zero", s.shape, s.bits, lambda: torch.zeros(s.shape, dtype=torch.int64))
+    zero = c.deal("zero", s.shape, s.bits, lambda: torch.zeros(s.shape, dtype=torch.int64, device=c.device))
     share = ring.reduce(s.x + zero, s.bits) if c.evaluating else s.x
     return OutputShare(share, s.bits, s.frac)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -38,7 +38,7 @@ class Piecewise:
     """A function on the signed (or unsigned) range of a ring, as polynomials on 2^high equal segments.
 
     low, high: the range [low, high) that the ring covers, high - low = 2^(bits - frac). coefficients: [segments, degree + 1]
-    in powers of (x - left edge) / width, segment 0 at `low`.
+    in powers of (x - left edge) / width, segment 0 at `low`; where the dealer's masks are.
     """
 
     name: str
@@ -77,12 +77,12 @@ def _tables(f: Piecewise, x: Masked, high_bits: int, frac: int) -> Tensor:
     size = 1 << high_bits
     # segment of public digit p: (p - lam_hi) mod size, counted from the ring value 0; segment 0 of f lies at f.low
     start = round(f.low / f.width)
-    segment = (torch.arange(size) - lam_hi.reshape(-1, 1) - start) & (size - 1)
+    segment = (torch.arange(size, device=lam_hi.device) - lam_hi.reshape(-1, 1) - start) & (size - 1)
     powers = [torch.ones_like(minus_rho)]
     for _ in range(f.degree):
         powers.append(powers[-1] * minus_rho)
     scaled = f.coefficients * 2.0**frac  # [segments, degree + 1]
-    out = torch.empty((f.degree + 1, *segment.shape), dtype=torch.int64)
+    out = torch.empty((f.degree + 1, *segment.shape), dtype=torch.int64, device=lam_hi.device)
     for j in range(f.degree + 1):
         weights = torch.cat([powers[i - j] * math.comb(i, j) for i in range(j, f.degree + 1)], 1)
         values = (weights @ scaled[:, j:].t()).round_()  # [elements, segments], one small product for all of them
@@ -136,10 +136,11 @@ def evaluate(
 
 
 @cache
-def normalised_power(exponent: float) -> Piecewise:
-    """Return t^exponent for t in [0.25, 2), on 64 segments of the ring [0, 2), degree 4.
+def normalised_power(exponent: float, device: torch.device | str = "cpu") -> Piecewise:
+    """Return t^exponent for t in [0.25, 2), on 64 segments of the ring [0, 2), degree 4; its coefficients lie on a device.
 
     t just below 2 with a borrow is looked up in segment 0, which no t of the domain reaches otherwise: the first segments
     hold the function beyond 2.
     """
-    return fit(f"power {exponent:g}", lambda t: np.where(t < 0.2, t + 2, t) ** exponent, 0.0, 2.0, 64, 4)
+    found = fit(f"power {exponent:g}", lambda t: np.where(t < 0.2, t + 2, t) ** exponent, 0.0, 2.0, 64, 4)
+    return replace(found, coefficients=found.coefficients.to(device))

@@ -184,7 +184,7 @@ def _read_pieces(share: Words, m: Tensor, p: Power, octaves: _Octaves) -> Words:
         value *= scales[:, j]
         public[..., j] = np.rint(value, out=value)
     # the last point's parent lies in the octave above where m's bit is 0: it has been read there
-    public[:, -1] *= ((m.cpu().numpy().view(np.uint64) >> octaves.lows[:, None]) & np.uint64(1)).astype(np.int64)[..., None]
+    public[:, -1] *= ((m.numpy().view(np.uint64) >> octaves.lows[:, None]) & np.uint64(1)).astype(np.int64)[..., None]
     terms = share * torch.from_numpy(public)
     if not isinstance(terms, Wide):
         return (terms.sum((1, 3)) << torch.tensor(octaves.shifts)[:, None]).sum(0)
@@ -205,13 +205,12 @@ def by_points(c: Context, x: Masked, p: Power) -> Words:
         x = Masked(x.m << lift, lambda: short.lam << lift, x.bits + lift, x.frac + lift)
         p = replace(p, low=p.low + lift, high=p.high + lift)
     octaves = _octaves(p, x.frac, out_frac)
-    m = x.m.reshape(-1)
     return idpf.read(
         c,
         x,
         octaves.points,
         lambda: _payloads(x.lam, octaves, p.bits),
-        lambda share, cut: _read_pieces(share, m[cut], p, octaves),
+        lambda share, m, _: _read_pieces(share, m, p, octaves),
     )
 
 
@@ -276,7 +275,7 @@ async def _below(c: Context, x: Masked, ps: Sequence[int]) -> tuple[Shared, Shar
         m_digits = m_digits[None].expand(shape)
         match = look_up(dealt, m_digits).sum(2)
         mismatch = Shared(-match, count_bits, 0)
-        mismatch = c.add_public(mismatch, torch.full(mismatch.shape, d.count))
+        mismatch = c.add_public(mismatch, torch.full(mismatch.shape, d.count, device=c.device))
     else:
         mismatch = Shared(c.blank((2, len(ps), *x.shape)), count_bits, 0)
     counts = await open_value(c, mismatch)
@@ -305,7 +304,7 @@ async def by_thresholds(c: Context, x: Masked, p: Power) -> Shared:
     one = c.public(torch.ones(x.shape, dtype=torch.int64, device=c.device), 64, 0)
     undo = _weighted(c, below, one, back)
     t, masked_undo = await together(open_cut(c, normal, p.high - MANTISSA_BITS), open_value(c, undo))
-    f = normalised_power(p.exponent)
+    f = normalised_power(p.exponent, c.device)
     scaled = Piecewise(f.name, f.low, f.width, f.coefficients * p.at(p.high - x.frac))
     unit = Masked(t.m, t.lam, t.bits, MANTISSA_BITS)
     return evaluate(c, scaled, unit, 64, p.frac(x), masked_undo, GAMMA_BITS).to_ring(p.bits)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class RangeFlags:
         self.place = 0
         self._c = c
         self._shape = (len(RANGE_KINDS), places)
-        self._words = torch.zeros(self._shape, dtype=torch.int64)
+        self._words = self._zeros()
         self._coefficients: Prg | None = None
         self._seeded = False
 
@@ -58,7 +59,7 @@ class RangeFlags:
         words = max(1, size // 64)
 
         def table() -> Tensor:
-            return _tables(width, reach if signed else 0, reach).to(x.lam.device)[(x.lam >> low) & (size - 1)]
+            return _tables(width, reach if signed else 0, reach, x.lam.device)[(x.lam >> low) & (size - 1)]
 
         dealt = c.deal_xor("range table", (*x.shape, words), table, min(size, 64))
         self._seed()
@@ -77,7 +78,7 @@ class RangeFlags:
     def _set(self, kind: str, bits: Tensor) -> None:
         assert self._coefficients is not None
         found = self._coefficients.ring(tuple(bits.shape), 64, bits.device) & -bits
-        self._words[RANGE_KINDS.index(kind), self.place] ^= int(_fold(found))
+        self._words[RANGE_KINDS.index(kind), self.place] ^= _fold(found)
 
     def _seed(self) -> None:
         """Take the seed of the coefficients, once an output: the same at all parties, unknown to clients."""
@@ -94,17 +95,19 @@ class RangeFlags:
         """Return this party's share of the words, uniform; they are zero again, and the next ones have other
         coefficients."""
         c = self._c
-        zero = c.deal_xor("zero flags", self._shape, lambda: torch.zeros(self._shape, dtype=torch.int64))
+        zero = c.deal_xor("zero flags", self._shape, self._zeros)
         self._seeded = False
         if not c.evaluating:
             return c.blank(self._shape)
-        words = self._words ^ zero.cpu()
-        self._words = torch.zeros(self._shape, dtype=torch.int64)
-        return words
+        words, self._words = self._words ^ zero, self._zeros()
+        return words.cpu()
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self._shape, dtype=torch.int64, device=self._c.device)
 
 
 @cache
-def _tables(width: int, below: int, above: int) -> Tensor:
+def _tables(width: int, below: int, above: int, device: torch.device) -> Tensor:
     """Return the truth tables by the mask's digit, [2^width, words]: bit p is set unless p less that digit lies in [-below,
     above]."""
     size = 1 << width
@@ -112,7 +115,7 @@ def _tables(width: int, below: int, above: int) -> Tensor:
     start, end = (digit - below) & (size - 1), (digit + above + 1) & (size - 1)  # [start, end) around the circle is good
     words = max(1, size // 64)
     between = _prefix_table(start, words) ^ _prefix_table(end, words)
-    return torch.where((end > start)[:, None], ~between, between)
+    return torch.where((end > start)[:, None], ~between, between).to(device)
 
 
 def _prefix_table(bound: Tensor, words: int) -> Tensor:
@@ -123,8 +126,10 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """Return the XOR of all elements, 0-dimensional."""
+def _fold(x: Tensor) -> int:
+    """Return the XOR of all elements."""
+    if x.device.type == "cpu":
+        return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
     flat = x.reshape(-1)
     while flat.numel() > 1:
         half = flat.numel() // 2
@@ -132,4 +137,4 @@ def _fold(x: Tensor) -> Tensor:
         flat = flat[:half] ^ flat[half : 2 * half]
         if rest.numel():
             flat = torch.cat([flat, rest])
-    return flat[0]
+    return int(flat[0])

@@ -162,7 +162,7 @@ def _picks(c: Context, rank: Masked, of: Sequence[Masked]) -> list[Tensor]:
     return list(found.unbind(-1)) if c.evaluating else [found] * tree.values
 
 
-def _all_values(share: Words, cut: slice) -> Words:
+def _all_values(share: Words, m: Tensor, cut: slice) -> Words:
     """Return every payload of the only level and point."""
     assert not isinstance(share, Wide)
     return share[0, 0]

@@ -18,9 +18,9 @@ from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import ROOM, SIMILARITY_ROOM
 from protocols.masked.output import CHOICE_BITS
-from protocols.masked.selection_matrix import count_bits
+from protocols.masked.selection_matrix import check_budget, count_bits
 from protocols.masked.shares import Masked
-from protocols.masked.values import MaskedTensor
+from protocols.masked.values import MaskedTensor, RankedRows
 from protocols.schedule import together
 from protocols.suite import Value
 
@@ -68,13 +68,15 @@ async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
 
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
-    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; a single one
-    is found in groups where that is worth its rounds (`ranking`)."""
+    """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; the rows are
+    made when they are needed. A single one is found in groups where that is worth its rounds (`ranking`)."""
     c = convert.context
     with operation("ranking"):
         m = await _ranked(convert, x, bound)
         if k != 1:
-            return convert.new(await top_k.top_k(c, m, k, RING_BITS), 1)
+            check_budget("top-k", k, m.shape[-1])
+            rank = await top_k.ranks(c, m)
+            return MaskedTensor(c, 1, ranked=RankedRows(rank, k, lambda bits: top_k.by_value(c, rank, k, bits)))
         sizes = ranking.group_sizes(m.shape, m.bits, c.parties, c.prefer)
         row = await ranking.first_largest(c, m, 1 << (m.bits - 3), sizes, RING_BITS)
         return convert.new(row.map(lambda t: t[..., None, :]), 1)

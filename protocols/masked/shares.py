@@ -126,10 +126,12 @@ class Masked:
     """A masked value: m = x + lam modulo 2^bits, with `frac` fraction bits. lam: a tensor, or what computes it.
 
     lowest: x is at least that, in ring units, and below lowest + 2^(bits - 1), where it is lifted to a larger ring; if it is
-    not said, -2^(bits - 2). lifted: what was dealt to lift it (`protocols.masked.lifted`).
+    not said, -2^(bits - 2). lifted: what was dealt to lift it (`protocols.masked.lifted`). wraps: how often the parties'
+    canonical shares of lam go around 2^bits when they are added as integers, whole at the dealer, which is told it when a
+    value is opened that will need a larger ring (`protocols.masked.truncation`); None where nobody asked.
     """
 
-    __slots__ = ("_lam", "bits", "frac", "lifted", "lowest", "m")
+    __slots__ = ("_lam", "bits", "frac", "lifted", "lowest", "m", "wraps")
 
     def __init__(
         self, m: Tensor, lam: Tensor | Callable[[], Tensor], bits: int, frac: int, lowest: int | None = None
@@ -140,6 +142,7 @@ class Masked:
         self.frac = frac
         self.lowest = lowest
         self.lifted: tuple[int, Words] | None = None
+        self.wraps: Tensor | None = None
 
     @property
     def lam(self) -> Tensor:

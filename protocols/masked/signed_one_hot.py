@@ -20,17 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from mpc.bit_sums import OCTET, bit_sums
 from protocols.masked.context import Context
 from protocols.masked.one_hot import deal_scaled, digit
 from protocols.masked.shares import Masked, Shared
-
-OCTET = 8
-PIECE = 1 << 15  # elements that are looked up at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,7 @@ def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Sh
     """Return [sigma T[m's digit, lam's digit]] modulo 2^bits, [tables, ...], for public integer tables [tables, 2^width,
     2^width], equal at all parties.
 
-    A party reads its bits eight at a time: from each table it makes one of 2^width times 2^width / 8 times 256 sums.
-    Local."""
+    A party adds up what its bits name (`mpc.bit_sums`). Local."""
     shape = (tables.shape[0], *x.shape)
     if not c.evaluating or x.words.is_meta or x.m_digit.is_meta:
         return Shared(c.blank(shape), bits, 0)
@@ -130,26 +126,5 @@ def signed_look_up(c: Context, x: SignedOneHot, tables: Tensor, bits: int) -> Sh
         vector = x.words if x.bits is not None else _bits(x.words, x.width).to(torch.int64)
         out = torch.stack([(vector * table[x.m_digit]).sum(-1) for table in tables])
         return Shared(out if positive else -out, bits, 0)
-    octets = x.words.contiguous().view(torch.uint8).reshape(-1, 8 * x.words.shape[-1])
-    high, count = x.m_digit.reshape(-1) << 8, x.shape.numel()
-    out = torch.zeros((len(tables), count), dtype=torch.int64, device=x.words.device)
-    sums = _octet_sums(tables)
-    for start in range(0, count, PIECE):
-        cut = slice(start, start + PIECE)
-        for place in range(size // OCTET):
-            index = high[cut] | octets[cut, place]
-            for total, entries in zip(out, sums[:, place], strict=True):
-                total[cut] += entries.take(index)
+    out = bit_sums(x.words.reshape(-1, x.words.shape[-1]), x.m_digit.reshape(-1), tables)
     return Shared((out if positive else -out).reshape(shape), bits, 0)
-
-
-@lru_cache(maxsize=32)
-def _octet_sums(tables: Tensor) -> Tensor:
-    """Return [tables, 2^width / 8, 2^width 256]: of place i and index 256 m + b the sum over the set bits k of b of T[m, 8 i
-    + k]. Kept for tables that are asked for again: these are public and few."""
-    count, size = tables.shape[:2]
-    octet = torch.arange(256, device=tables.device)
-    bits = (octet[None] >> torch.arange(OCTET, device=tables.device)[:, None]) & 1  # [bit, octet]
-    places = tables.reshape(count, size, size // OCTET, OCTET)  # [tables, m, place, bit]
-    sums = torch.stack([(table[..., None] * bits).sum(2) for table in places])  # [tables, m, place, octet]
-    return sums.transpose(1, 2).reshape(count, size // OCTET, -1)

@@ -3,13 +3,13 @@
 Only differences within a row matter to a softmax, so each row is read relative to its own last score (of the masks likewise,
 local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r. What must fit is a row's spread.
 
-Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed
-locally (`histogram`), the hashes are opened masked and compared with zero (`zero_words`): the number of those that are not
-zero is the highest bin, so the maximum is known to a bin without a single comparison of scores. The last score is its own
-difference 0, so only bins above that one's count, up to the bound: 28 of 64. The shift is opened masked, 6 bits a row; a
-masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds where point functions tell what is
-zero (`zero_test`), else 3, or 4 where many rows make shorter tables worth one. The shift is the bin's upper edge: exponents
-are negative, the largest lies above -8.
+Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed or
+counted locally (`histogram`), the hashes or counts are opened masked and compared with zero (`zero_words`, `zero_test`): the
+number of those that are not zero is the highest bin, so the maximum is known to a bin without a single comparison of scores.
+The last score is its own difference 0, so only bins above that one's count, up to the bound: 28 of 64. The shift is opened
+masked, 6 bits a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds with counts,
+for which rows are short, or where point functions tell what hashes are zero; else 3, or 4 where many rows make shorter
+tables worth one. The shift is the bin's upper edge: exponents are negative, the largest lies above -8.
 
 A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
 then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
@@ -38,8 +38,9 @@ from torch import Tensor
 from mpc.ledger import operation
 from protocols.masked import histogram, zero_test
 from protocols.masked.context import Context, XorOpening, open_value
+from protocols.masked.dealing import table_cost
 from protocols.masked.exponential import exponential
-from protocols.masked.forms import choose
+from protocols.masked.forms import Form, choose
 from protocols.masked.power import Power, power
 from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.rows import Rows
@@ -49,6 +50,7 @@ from protocols.masked.zero_words import Plan, Way, zero_words
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
+COUNTS, COUNTED = "counts", 255  # rows of so many scores may be counted
 LEAST_BITS = 12  # a row's largest numerator lies between e^-8 > 2^-12 and 1
 
 
@@ -81,7 +83,7 @@ def _far(bins: int, reach: int, device: str) -> Tensor:
 
 
 def _watch_far(words: Tensor, spread: Spread) -> None:
-    """Flag rows in which a single bin further away than the limit is not empty; words: `histogram.hashes`."""
+    """Flag rows in which a single bin further away than the limit is not empty; words: what `histogram` tells."""
     assert spread.flags is not None
     if words.is_meta:
         spread.flags.watch("score", words[..., 0])
@@ -99,6 +101,15 @@ def _check(x: Masked, spread: Spread) -> None:
         spread.flags.check("score", x.add_public(int(reach * 2.0**x.frac)), reach)
 
 
+def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
+    """Return what counts cost beyond the one-hot bits that hashes are dealt."""
+    bits = rows.longest.bit_length()
+    hot, zero = table_cost(rows.entries, width, bits), zero_test.small_form(tests, bits, width + 1, parties)
+    dealt = hot.dealt_bytes - (rows.entries << width) / 8 + zero.dealt
+    sent = tests * bits * (parties - 1) / 8
+    return Form(COUNTS, 0, sent, dealt, hot.party + zero.work, hot.dealer + zero.dealing)
+
+
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
@@ -110,6 +121,8 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
     if c.parties == 2:
         forms.append(zero_test.points_form(tests, HASH_BITS["one"], count_bits))
+    if rows.longest <= COUNTED:
+        forms.append(_counts_form(rows, tests, width, c.parties))
     form = choose(forms, c.prefer)
     bits = plans.get(form, plans["one"]).bits
 
@@ -117,13 +130,18 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
         if spread.flags is not None:
             _watch_far(words, spread)
 
-    share = histogram.hashes(c, y.to_ring(spread.range_bits + y.frac), rows, unit, bits, watch)
-    share = share[:, spread.bins // 2 - 1 - spread.reach : spread.bins // 2 - 1]  # of bins 1 to reach
-    hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
-    if form == "points":
-        empty = zero_test.by_points(c, hashes, count_bits)
+    low = y.to_ring(spread.range_bits + y.frac)
+    above = slice(spread.bins // 2 - 1 - spread.reach, spread.bins // 2 - 1)  # bins 1 to reach
+    if form == COUNTS:
+        found = histogram.counts(c, low, rows, unit, rows.longest.bit_length(), watch).map(lambda t: t[:, above])
+        empty = zero_test.of_few_bits(c, await open_value(c, found), width + 1)
     else:
-        empty = await zero_words(c, hashes, plans[form].way, count_bits)
+        share = histogram.hashes(c, low, rows, unit, bits, watch)[:, above]
+        hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
+        if form == "points":
+            empty = zero_test.by_points(c, hashes, count_bits)
+        else:
+            empty = await zero_words(c, hashes, plans[form].way, count_bits)
     edge = c.add_public(
         empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), spread.reach + 1
     )  # bins above the last score's, the highest one included

@@ -63,7 +63,8 @@ def factor_bits(convert: Conversion, channels: int, magnitude: int) -> int:
     largest where the stream's products are not lifted on the way, else the least."""
     if _product_first(convert, channels):
         return RING_BITS
-    return min(RING_BITS, convert.fraction_bits + WEIGHT_BITS + max(convert.bounds.stream + ROOM, magnitude) + 2)
+    f = convert.fraction_bits
+    return min(RING_BITS, f + max(WEIGHT_BITS + convert.bounds.stream + ROOM, magnitude) + 2)
 
 
 def written_bits(convert: Conversion, frac: int, rows: int, width: int) -> int:

@@ -19,10 +19,9 @@ parties and dealer shapes only; to the client, beside its answer, which kinds le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mpc.channel import Channel
@@ -47,6 +46,7 @@ from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
+from protocols.value import there
 
 USUAL = MaskedOptions()
 
@@ -71,11 +71,10 @@ class MaskedSuite(Suite):
         tape: Tape,
         channel: Channel | None,
         options: MaskedOptions = USUAL,
-        device: torch.device | str = "cpu",
     ) -> None:
-        self.context = Context(tape, channel, parties, device)
+        self.context = Context(tape, channel, parties)
         self.context.prefer = options.prefer
-        super().__init__(parties, options.fraction_bits, self.context.ledger, device)
+        super().__init__(parties, options.fraction_bits, self.context.ledger, tape.device)
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
     def begin(self, places: int, score_cap: float | None = None) -> None:
@@ -203,12 +202,12 @@ class MaskedSuite(Suite):
         return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
 
     async def selected_attention(
-        self, q: Value, chosen: Value, k: Value, v: Value, always: tuple[Value, Value] | None
+        self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:
         if self.score_cap is not None:  # scores of what is chosen are capped, so they are opened first
-            return await self.gathered_attention(q, chosen, k, v, always)
-        of = selected_attention.Clusters(chosen, k, v, always)
-        return await selected_attention.selected_attention(self.convert, q, of)
+            return await self.gathered_attention(q, await there(chosen), k, v, always)
+        of = selected_attention.Clusters(k, v, always)
+        return await selected_attention.selected_attention(self.convert, q, chosen, of)
 
     # ---- selection -------------------------------------------------------------------------------------------------
     @property

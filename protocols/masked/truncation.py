@@ -18,11 +18,20 @@ truncate_and_lift: the same value as a sharing in any ring. For |x| < 2^(bits - 
 exactly when msb(lam) = 1 and msb(c) = 0, so
 [x >> t] = (c >> t) - 2^(bits - 2 - t) - [lam >> t] + (1 - msb(c)) 2^(bits - t) [msb(lam)].
 Offline: to_bits + max(0, to_bits - bits + t) bits per element. SIGMA (Gupta et al. 2024), LLAMA (Gupta et al. 2022).
+
+raise_ring: the same value, masked in a ring that is larger by j bits, for an opening of these j bits alone. Its mask is what
+is there, lam >> t, and 2^(bits - t) mu above it, mu fresh and uniform modulo 2^j: together uniform. So of m' = (x >> t) +
+lam' the low bits are known, and the high ones are those of c, which is public, and mu + (1 - msb(c)) msb(lam) modulo 2^j:
+that is opened. 1 round, j bits per element to each other party. Offline: as for the lift. Where x was opened in this ring to
+be raised, each party puts its share of mu above its share of lam: of the sum of the latter the dealer knows how often it
+goes around 2^bits, w times, which mu is more by then. It deals [w] modulo 2^j in place of lam: 2 j bits.
 Leaks: nothing of x. The rounding is [u < x mod 2^t] for a uniform u that parties know: the low bits of m, or of their own
 shares in `open_cut` (docs/security.md, "Rounding").
 """
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from mpc import ring
 from protocols.masked.comparison import borrows
@@ -52,17 +61,34 @@ async def floor(c: Context, x: Masked, cut: Masked) -> Shared:
     return Shared(shared.x - bit.x, cut.bits, cut.frac)
 
 
-async def open_cut(c: Context, x: Shared, count: int) -> Masked:
+async def open_cut(c: Context, x: Shared, count: int, wraps: bool = False) -> Masked:
     """Return <x / 2^count> in the ring 2^(bits - count), `count` fraction bits fewer. 1 round, bits - count (two parties) or
-    bits per element to each other party. Leaks as the module: the mask is fresh and uniform."""
-    if count == 0 or c.parties > 2:
+    bits per element to each other party. Leaks as the module: the mask is fresh and uniform.
+
+    wraps: as in `Context.opening`, where it is opened in the ring that it has then."""
+    if count == 0:
+        return await open_value(c, x, wraps)
+    if c.parties > 2:
         return truncate(c, await open_value(c, x), count)
     left = x.bits - count
     require(left >= 2, "truncate", f"{count} bits cannot be cut from a ring of {x.bits} bits")
     if not c.evaluating:
-        return await open_value(c, Shared(c.blank(x.shape), left, x.frac - count))
+        return await open_value(c, Shared(c.blank(x.shape), left, x.frac - count), wraps)
     own = x.x + ((1 << count) - 1) if c.first else x.x
-    return await open_value(c, Shared(ring.shift_right(ring.reduce(own, x.bits), count, x.bits), left, x.frac - count))
+    cut = ring.shift_right(ring.reduce(own, x.bits), count, x.bits)
+    return await open_value(c, Shared(cut, left, x.frac - count), wraps)
+
+
+def _moved(c: Context, x: Masked, offset: int | None) -> tuple[Tensor, int]:
+    """Return the public m + offset modulo x's ring, whose top bit is clear wherever x may have wrapped, and the offset."""
+    offset = 1 << (x.bits - 2) if offset is None else offset
+    return (ring.reduce(x.m + offset, x.bits) if c.evaluating else x.m), offset
+
+
+def _carry(c: Context, x: Masked, moved: Tensor, bits: int) -> Tensor:
+    """Return this party's share modulo 2^bits of (1 - msb(moved)) msb(lam): whether x has wrapped."""
+    top = c.deal("lift carry", x.shape, bits, lambda: ring.shift_right(x.lam, x.bits - 1, x.bits))
+    return top * (1 - ring.shift_right(moved, x.bits - 1, x.bits)) if c.evaluating else c.blank(x.shape)
 
 
 def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:
@@ -71,21 +97,38 @@ def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int 
     offset: a multiple of 2^count; 2^(x.bits - 2) where it is not given."""
     kept = x.bits - count
     require(kept >= 2, "lift", f"{count} bits cannot be cut from a ring of {x.bits} bits")
+    moved, offset = _moved(c, x, offset)
     low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
-    carry_bits = bits - kept
-    if carry_bits > 0:
-        top = c.deal("lift carry", x.shape, carry_bits, lambda: ring.shift_right(x.lam, x.bits - 1, x.bits))
+    carry = _carry(c, x, moved, bits - kept) if bits > kept else None
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, x.frac - count)
-    offset = 1 << (x.bits - 2) if offset is None else offset
-    moved = ring.reduce(x.m + offset, x.bits)
     out = -low
     if c.first:
         out = out + ring.shift_right(moved, count, x.bits) - (offset >> count)
-    if carry_bits > 0:
-        no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)
-        out = out + ((no_wrap_seen * top) << kept)
+    if carry is not None:
+        out = out + (carry << kept)
     return Shared(out, bits, x.frac - count)
+
+
+async def raise_ring(c: Context, x: Masked, count: int, bits: int, offset: int | None = None) -> Masked:
+    """Return <x / 2^count> in the ring 2^bits, larger than the 2^(x.bits - count) that are left, for x as in
+    `truncate_and_lift`. 1 round, bits - x.bits + count bits per element to each other party."""
+    kept = x.bits - count
+    require(2 <= kept < bits, "lift", f"{count} bits cut from a ring of {x.bits} bits, to be raised to {bits}")
+    moved, offset = _moved(c, x, offset)
+    if count == 0 and x.wraps is not None:
+        wraps, own = x.wraps, ring.reduce(x.lam, kept)
+        dealt = c.deal("lift wraps", x.shape, bits - kept, lambda: wraps)
+        above = await open_value(c, Shared(_carry(c, x, moved, bits - kept) + dealt, bits - kept, 0))
+        high = above.lam + wraps if c.tape.dealing else above.lam
+    else:
+        own = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
+        above = await open_value(c, Shared(_carry(c, x, moved, bits - kept), bits - kept, 0))
+        high = above.lam
+    m = x.m
+    if c.evaluating:
+        m = ring.reduce(ring.shift_right(moved, count, x.bits) - (offset >> count) + (above.m << kept), bits)
+    return Masked(m, lambda: ring.reduce(own + (high << kept), bits), bits, x.frac - count)
 
 
 def lift(c: Context, x: Masked, bits: int) -> Shared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from mpc.fixed_point import encode
+from mpc.ring import RING_BITS
 from protocols.masked import product
 from protocols.masked.append_buffer import AppendBuffer
 from protocols.masked.context import Context
@@ -18,14 +20,30 @@ from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.suite import Value
 
 
+@dataclass(frozen=True)
+class RankedRows:
+    """One-hot rows [..., n, N] that are made when they are first needed: row j is one-hot at the value of rank j.
+
+    ranks: masked, [..., N]. count: n. make: gives the rows modulo 2^bits of the bits that it is asked for, locally."""
+
+    ranks: Masked
+    count: int
+    make: Callable[[int], Shared]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Public shape of the rows."""
+        return torch.Size((*self.ranks.shape[:-1], self.count, self.ranks.shape[-1]))
+
+
 @dataclass
 class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared`, `masked` and `wide` is set; all stand for the same value.
+    """A tensor of the suite. At least one of `shared`, `masked`, `wide` and `ranked` is set; all stand for the same value.
 
-    wide: a sharing in more than 64 bits, from which x is opened in one round whatever ring is asked for.
-    |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose bound, 2^(magnitude - 1), is checked when x is opened; until
-    then |x| may be larger. checked: it was, so |x| is below 3/2 of that bound or flagged. most: what |x| is at most, where
-    that is known more closely. positive: x > -1.
+    ranked: one-hot rows of ranks, of which a sharing is made when it is asked for. wide: a sharing in more than 64 bits,
+    from which x is opened in one round whatever ring is asked for. |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose
+    bound, 2^(magnitude - 1), is checked when x is opened; until then |x| may be larger. checked: it was, so |x| is below 3/2
+    of that bound or flagged. most: what |x| is at most, where that is known more closely. positive: x > -1.
     """
 
     context: Context
@@ -38,6 +56,12 @@ class MaskedTensor(Value):
     most: float | None = None
     positive: bool = False
     wide: WideShared | None = None
+    ranked: RankedRows | None = None
+
+    @property
+    def unmade(self) -> RankedRows | None:
+        """What the value is to be made from; None once it is."""
+        return self.ranked if self.shared is None and self.masked is None and self.wide is None else None
 
     @property
     def form(self) -> Shared | Masked:
@@ -52,7 +76,7 @@ class MaskedTensor(Value):
     @property
     def shape(self) -> torch.Size:
         """Public shape."""
-        return self.form.shape
+        return self.form.shape if self.unmade is None else self.unmade.shape
 
     @property
     def reach(self) -> float:
@@ -71,6 +95,8 @@ class MaskedTensor(Value):
         if self.shared is None:
             if self.masked is not None:
                 self.shared = self.context.shared(self.masked)
+            elif self.unmade is not None:
+                self.shared = self.unmade.make(RING_BITS)
             else:
                 assert self.wide is not None
                 self.shared = self.wide.narrow()

@@ -11,6 +11,7 @@ Leaks: nothing, it is local (docs/security.md, "Waves").
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,9 +33,15 @@ FRAC = DEALT_BITS + PUBLIC_BITS
 
 def _at(x: Tensor, j: int, bits: int) -> Tensor:
     """Return cos and sin of 2 pi j x / 2^bits with `AMPLITUDE_BITS` fraction bits, [2, ...]."""
-    size = 1 << bits
-    places = (j * x) & (size - 1)
-    return curves.cosines(bits, x.device)[torch.stack([places, (places - size // 4) & (size - 1)])].to(torch.int64)
+    pairs = _circle(bits, x.device).take((j * x) & ((1 << bits) - 1))
+    return pairs.unsqueeze(-1).view(torch.int32).movedim(-1, 0).to(torch.int64)
+
+
+@cache
+def _circle(bits: int, device: torch.device) -> Tensor:
+    """Return cos and sin of 2 pi k / 2^bits side by side as two halves of a word, int64 [2^bits]: one look at both."""
+    cosines = curves.cosines(bits, device)
+    return torch.stack([cosines, cosines.roll((1 << bits) // 4)], -1).view(torch.int64)[:, 0]
 
 
 def _cut(x: Tensor, count: int) -> Tensor:

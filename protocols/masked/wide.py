@@ -102,24 +102,27 @@ def _fresh_mask(c: Context, shape: torch.Size, bits: int) -> Wide:
     return found
 
 
-async def open_cut_wide(c: Context, x: WideShared, count: int) -> Masked:
-    """Return <x / 2^count> in the ring 2^(bits - count) of at most 64 bits, `count` fraction bits fewer. 1 round."""
+async def open_cut_wide(c: Context, x: WideShared, count: int, wraps: bool = False) -> Masked:
+    """Return <x / 2^count> in the ring 2^(bits - count) of at most 64 bits, `count` fraction bits fewer. 1 round.
+
+    wraps: as in `truncation.open_cut`."""
     left, frac = x.bits - count, x.frac - count
     require(2 <= left <= RING_BITS, "truncate", f"{count} bits cut from a ring of {x.bits} bits leave {left}")
     if c.parties == 2:
         if not c.evaluating:
-            return await open_cut(c, Shared(c.blank(x.shape), left, frac), 0)
+            return await open_cut(c, Shared(c.blank(x.shape), left, frac), 0, wraps)
         own = x.x
         if c.first:
             own = own + ((Wide.of(own.low * 0 + 1) << count) + -1)
         cut = wide.shifted(wide.reduce(own, x.bits), count, x.bits)
-        return await open_cut(c, Shared(cut, left, frac), 0)
+        return await open_cut(c, Shared(cut, left, frac), 0, wraps)
     lam = _fresh_mask(c, x.shape, x.bits)
     m = await WideOpening(x, lam)
     short = c.deal("truncate", x.shape, left, lambda: wide.shifted(lam, count, x.bits))
     return Masked(wide.shifted(m, count, x.bits) if c.evaluating else c.blank(x.shape), short, left, frac)
 
 
-async def open_any(c: Context, x: Shared | WideShared, count: int) -> Masked:
-    """Return <x / 2^count> of a sharing in however many bits, at most 64 of which are left. 1 round."""
-    return await (open_cut_wide(c, x, count) if isinstance(x, WideShared) else open_cut(c, x, count))
+async def open_any(c: Context, x: Shared | WideShared, count: int, wraps: bool = False) -> Masked:
+    """Return <x / 2^count> of a sharing in however many bits, at most 64 of which are left. 1 round. wraps: as in
+    `truncation.open_cut`."""
+    return await (open_cut_wide(c, x, count, wraps) if isinstance(x, WideShared) else open_cut(c, x, count, wraps))

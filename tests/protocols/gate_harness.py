@@ -64,9 +64,9 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
 
     def at_party(channel: Any, tape: Any) -> Any:
         c = Context(tape, channel, parties)
-        c.observer = lambda m, bits: seen[channel.party].append((m.clone(), bits))
-        c.revealed = lambda m, bits: revealed[channel.party].append((m.clone(), bits))
-        values = [Shared(s[channel.party], bits, 0) for s, (_, bits) in zip(shares, inputs, strict=True)]
+        c.observer = lambda m, bits: seen[channel.party].append((m.cpu().clone(), bits))
+        c.revealed = lambda m, bits: revealed[channel.party].append((m.cpu().clone(), bits))
+        values = [Shared(s[channel.party].to(c.device), bits, 0) for s, (_, bits) in zip(shares, inputs, strict=True)]
         return _listed(Scheduler(c.flush).run(gate(c, *values))), channel.ledger
 
     def at_dealer(tape: Any) -> Any:
@@ -88,10 +88,10 @@ def run(gate: Gate, inputs: Sequence[Input], parties: int = 2) -> Run:
     assert (costs[-1].bytes_sent, costs[-1].rounds) == (dealer.bytes_sent, dealer.rounds)
     outputs = []
     for k, first in enumerate(results[0][0]):
-        total = torch.zeros_like(first.x)
+        total = torch.zeros(first.x.shape, dtype=torch.int64)
         for found, _ in results:
             assert (found[k].bits, found[k].frac, found[k].shape) == (first.bits, first.frac, first.shape)
-            total = total + found[k].x
+            total = total + found[k].x.cpu()
         outputs.append(ring.signed(ring.reduce(total, first.bits), first.bits))
     return Run(outputs, costs, [ledger.by_operation() for _, ledger in results], seen, revealed)
 

@@ -54,12 +54,31 @@ def preferring(monkeypatch: pytest.MonkeyPatch) -> Any:
     return prefer
 
 
+@pytest.fixture
+def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are not so short that their scores are counted."""
+    monkeypatch.setattr(softmax, "COUNTED", 0)
+
+
 @pytest.mark.parametrize(
-    ("parties", "prefer", "rounds"), [(2, "rounds", 2), (3, "rounds", 3), (2, "bytes", 4), (3, "bytes", 4)]
+    ("parties", "prefer", "counted", "rounds"),
+    [
+        (2, "rounds", 0, 2),
+        (3, "rounds", 0, 3),
+        (2, "bytes", 0, 4),
+        (3, "bytes", 0, 4),
+        (2, "rounds", 64, 2),
+        (3, "rounds", 64, 2),
+    ],
 )
-def test_the_shift_is_the_edge_of_the_largest_ones_bin(parties: int, prefer: str, rounds: int, preferring: Any) -> None:
+def test_the_shift_is_the_edge_of_the_largest_ones_bin(
+    parties: int, prefer: str, counted: int, rounds: int, preferring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within 8 below it: a bin is 4 wide, and a score may be counted in the next one."""
     preferring(prefer)
+    monkeypatch.setattr(softmax, "COUNTED", counted)
+    if counted:  # with two parties the other forms of as many rounds are not offered
+        monkeypatch.setattr(softmax.zero_test, "points_form", lambda *_: softmax.Form("points", 9, 0, 0))
     scores = torch.stack(hard_rows())
     gate = shift_gate(*scores.shape)
     result = run(gate, [((scores * 2.0**FRAC).round().to(torch.int64).flatten(), BITS)], parties)
@@ -87,7 +106,7 @@ def test_the_shift_in_other_ranges(range_bits: int) -> None:
     assert bool(((distance > 0) & (distance <= 8)).all())
 
 
-def test_bytes_of_a_score() -> None:
+def test_bytes_of_a_score(hashing: None) -> None:
     """A bit a bin for any number of parties, and nothing that is dealt or sent for a score besides."""
     for parties in (2, 3):
         few, many = (predict(shift_gate(12, n), [((12 * n,), BITS)], parties) for n in (100, 1100))
@@ -96,7 +115,15 @@ def test_bytes_of_a_score() -> None:
         assert (many.offline_bytes - few.offline_bytes) == scores * 64 / 8
 
 
-def test_bytes_of_a_row() -> None:
+def test_bytes_of_scores_that_are_counted() -> None:
+    """Rows of 100 scores: 64 elements of 7 bits a score, and a test of 128 of 7 bits for each of 31 counts."""
+    few, many = (predict(shift_gate(rows, 100), [((rows * 100,), BITS)], 3) for rows in (4, 12))
+    assert few.rounds == many.rounds == 3
+    assert (many.bytes_sent - few.bytes_sent) / 8 == pytest.approx(2 * (100 * BITS / 8 + 31 * 7 / 8 + 7 / 8), abs=1)
+    assert (many.offline_bytes - few.offline_bytes) / 8 == pytest.approx(100 * 64 * 7 / 8 + 31 * 128 * 7 / 8, abs=1)
+
+
+def test_bytes_of_a_row(hashing: None) -> None:
     """With many rows: 31 hashes of 64 bits (28 where a bound is declared), 20 bits opened of each, 56 bytes dealt."""
     few, many = (predict(shift_gate(rows, 8), [((rows * 8,), BITS)], 2) for rows in (2000, 3000))
     assert few.rounds == many.rounds == 5
@@ -105,7 +132,7 @@ def test_bytes_of_a_row() -> None:
 
 
 @pytest.mark.parametrize(("parties", "prefer", "openings"), [(2, "rounds", 3), (3, "rounds", 4), (2, "bytes", 5)])
-def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, preferring: Any) -> None:
+def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, preferring: Any, hashing: None) -> None:
     """All scores equal: without masks every hash would be 0 or one of 20 words' XOR, and every shift the same."""
     preferring(prefer)
     seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
@@ -118,7 +145,17 @@ def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, pre
         assert chi_square(m, 1 << ring_bits) < chi_square_limit(1 << ring_bits)
 
 
-def test_hashes_have_other_words_in_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parties", [2, 3])
+def test_counts_that_are_opened_are_uniform(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All scores equal: without masks every count would be 0 or 20."""
+    monkeypatch.setattr(softmax.zero_test, "points_form", lambda *_: softmax.Form("points", 9, 0, 0))
+    seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
+    assert [bits for _, bits in seen] == [BITS, 5, BITS - FRAC - 1]
+    for m, bits in seen[1:]:
+        assert chi_square(m, 1 << bits) < chi_square_limit(1 << bits)
+
+
+def test_hashes_have_other_words_in_each_call(hashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is missed is not missed again; all parties have the same words."""
     made, seeds = histogram.hash_words, []
 

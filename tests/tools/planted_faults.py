@@ -244,8 +244,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a zero test that looks up its neighbour's entry",
         "protocols/masked/zero_test.py",
-        "low = x.m.reshape(-1) & (entries - 1)",
-        "low = (x.m.reshape(-1) ^ 1) & (entries - 1)",
+        "gather(-1, (m & (entries - 1))[:, None])",
+        "gather(-1, ((m ^ 1) & (entries - 1))[:, None])",
         (f"{ZERO}::test_every_value_of_a_ring",),
     ),
     Fault(
@@ -372,8 +372,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "flags that leave as they are",
         "protocols/masked/ranges.py",
-        "words = self._words ^ zero.cpu()",
-        "words = self._words",
+        "words, self._words = self._words ^ zero, self._zeros()",
+        "words, self._words = self._words, self._zeros()",
         (f"{RANGES}::test_a_share_of_the_flags_is_uniform_and_a_set_flag_too",),
     ),
     Fault(
@@ -661,9 +661,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "digits of a product are unsigned",
         "mpc/byte_matmul.py",
-        "((x + offset) ^ offset).unsqueeze(-1)",
-        "(x + 0).unsqueeze(-1)",
+        "np.bitwise_xor(rest, offset, out=rest)",
+        "np.subtract(rest, offset, out=rest)",
         ("tests/mpc/test_byte_matmul.py::test_any_shape_and_ring",),
+    ),
+    Fault(
+        "digits of a table are unsigned",
+        "mpc/bit_sums.py",
+        "((tables + offset) ^ offset)",
+        "(tables + 0)",
+        ("tests/mpc/test_bit_sums.py::test_both_ways_add_up_what_is_named",),
     ),
     Fault(
         "the blocks of a deep product overlap",

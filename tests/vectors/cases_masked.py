@@ -157,6 +157,10 @@ def _truncation() -> dict[str, list[Case]]:
     async def cut(s: MaskedSuite, x: Shared, count: int, frac: int) -> Masked:
         return await truncation.open_cut(s.context, x, count)
 
+    async def raised(s: MaskedSuite, x: Shared, count: int, bits: int, frac: int, wraps: bool) -> Shared:
+        opened = await open_value(s.context, x, wraps)
+        return s.context.shared(await truncation.raise_ring(s.context, opened, count, bits))
+
     ends = [7, -7, (1 << 41) + 5, -(1 << 42), 0, -1, 123456789]
     x = Input(torch.tensor(ends), 44, 28)
     narrow = Input(torch.tensor([7, -7, (1 << 21) + 5, -(1 << 22), 0, -1]), 24, 14)
@@ -180,6 +184,8 @@ def _truncation() -> dict[str, list[Case]]:
             {"count": 14, "bits": 64, "frac": 28, "offset": 1 << 28},
             (2,),
         )
+        + cases("raised ring", raised, [narrow], {"count": 6, "bits": 40, "frac": 14, "wraps": False}, opened=False)
+        + cases("raised ring", raised, [narrow], {"count": 0, "bits": 40, "frac": 14, "wraps": True}, opened=False)
         + cases("lift", lambda s, x, bits: truncation.lift(s.context, x, bits), [narrow], {"bits": 64}),
     }
 

@@ -86,7 +86,7 @@ class BenchPlan(BaseModel):
     def make_suite(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return a party's suite, the dealer's or an estimate's. Raises a typed error for options that do not fit it."""
         spec = SuiteSpec(self.suite, options=self.options)
-        return secure_suite(spec, parties=self.parties, tape=tape, channel=channel, device=self.device)
+        return secure_suite(spec, parties=self.parties, tape=tape, channel=channel)
 
     def write(self, folder: Path) -> None:
         """Write it where the processes find it."""

@@ -64,7 +64,6 @@ def open_session(
     tape: Tape | None,
     channel: Channel | None,
     ledger: Ledger | None = None,
-    device: torch.device | str = "cpu",
     precision: int = 16,
     shape_only: bool = False,
 ) -> CryptenSession:
@@ -74,7 +73,7 @@ def open_session(
     shape_only: compute on `ShapeTensor`s there (only our protocols can).
     """
     install()
-    session = CryptenSession(parties, tape, channel, ledger, device, precision, shape_only)
+    session = CryptenSession(parties, tape, channel, ledger, precision, shape_only)
     session.communicator = ChannelCommunicator(session)
     session.provider = TapeProvider(session)
     return session

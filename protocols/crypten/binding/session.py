@@ -39,7 +39,7 @@ class CryptenSession:
 
     channel None means that nothing is exchanged: tensors of the program have no content, and the ledger counts
     what a party would have sent. `held` turns what the dealer draws into the program's (empty) tensors: `ShapeTensor`s where
-    `shape tensors` is set; else what CrypTen's own functions can compute on, zeros at the dealer and meta tensors in an
+    `shape_only` is set; else what CrypTen's own functions can compute on, zeros at the dealer and meta tensors in an
     estimate.
     """
 
@@ -49,7 +49,6 @@ class CryptenSession:
         tape: Tape | None,
         channel: Channel | None,
         ledger: Ledger | None = None,
-        device: torch.device | str = "cpu",
         precision: int = 16,
         shape_only: bool = False,
     ) -> None:
@@ -61,8 +60,6 @@ class CryptenSession:
             raise ConfigurationError("a compute party needs a tape from the dealer")
         if channel is not None and tape is not None and tape.dealing:
             raise ConfigurationError("the dealer has no channel to the compute parties; channel must be None")
-        if channel is not None and tape is not None and tape.device.type != torch.device(device).type:
-            raise ConfigurationError(f"the suite computes on {device}, but its tape delivers to {tape.device}")
         self.parties = parties
         self.party = channel.party if channel is not None else 0
         self.channel = channel
@@ -71,7 +68,7 @@ class CryptenSession:
         self.ledger = ledger
         self.tape = tape if tape is not None else CountingTape(ledger)
         contentless = channel is None and (shape_only or not self.tape.dealing)
-        self.device = torch.device("meta" if contentless else "cpu" if channel is None else device)
+        self.device = torch.device("meta" if contentless else "cpu" if channel is None else self.tape.device)
         self.precision = precision
         self._empty: Callable[[Sequence[int]], Any] = new_shape_tensor if shape_only else empty if contentless else _zeros
         self.config: Any = None

@@ -23,7 +23,7 @@ def test_it_is_the_difference_of_two_prompts(suite: str, architecture: Architect
         for text in (policy, "full")
     )
     found = after_prompt(architecture, Setting(suite, 2, policy), 64)
-    assert found.rounds == with_policy.rounds - full.rounds > 0
+    assert found.rounds == with_policy.rounds - full.rounds >= 0
     assert found.bytes_sent == with_policy.bytes_sent - full.bytes_sent > 0
     assert found.offline_bytes == with_policy.offline_bytes - full.offline_bytes > 0
 
@@ -37,7 +37,7 @@ def test_a_prompt_in_batches_is_compared_as_a_whole(suite: str) -> None:
         for policy in (text, "full")
     )
     found = after_prompt(architecture, Setting(suite, 2, text), 512)
-    assert found.rounds == with_policy.rounds - full.rounds > 0
+    assert found.rounds == with_policy.rounds - full.rounds >= 0
     assert found.bytes_sent == with_policy.bytes_sent - full.bytes_sent
     assert found.offline_bytes == with_policy.offline_bytes - full.offline_bytes
     setting = Setting(suite, 2, text)

@@ -38,7 +38,7 @@ def test_costly_policies_are_seen() -> None:
     usual, costly = (
         Predictor(MODEL, Setting("masked", 2, policy)).predict(60, 2, 60) for policy in ("full", "quest:budget=0.9,page=1")
     )
-    assert costly.dealt_each > 3 * usual.dealt_each
+    assert costly.dealt_each > 1.5 * usual.dealt_each
 
 
 def test_a_time_limit() -> None:

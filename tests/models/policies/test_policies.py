@@ -41,9 +41,9 @@ MATRIX = {
         "mpcache:static=0.3,dynamic=1,sinks=2,window=3,fine=4,coarse=8,sharing=1",
     ],
     "streaming-llm": ["streaming-llm:budget=0.3", "streaming-llm:budget=0.3,sinks=0"],
-    "h2o": ["h2o:budget=0.3"],
+    "h2o": ["h2o:budget=0.3", "lag:every=3|h2o:budget=0.3"],
     "snapkv": ["snapkv:budget=0.5,window=6,kernel=3", "snapkv:budget=0.5,window=6,kernel=1"],
-    "tova": ["tova:budget=0.4"],
+    "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
@@ -358,14 +358,14 @@ def test_a_copied_cache_goes_its_own_way(text: str) -> None:
 
 def test_a_cache_of_another_policy_is_refused() -> None:
     cache = KVCache(tiny(), parse("h2o"))
-    with pytest.raises(RuntimeError, match="the cache was made for another policy: it holds H2OState"):
+    with pytest.raises(RuntimeError, match="the cache was made for another policy: it holds EvictionState"):
         cache.layers[0].state_of(MPCacheState)
 
 
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
     shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold"}
-    shared |= {"batches", "wrappers"}
+    shared |= {"batches", "composition", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES)
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")

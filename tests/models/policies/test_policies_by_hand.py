@@ -107,6 +107,48 @@ def test_h2o(case: Case) -> None:
             heavy.remove(min(heavy, key=lambda t: scores[t]))
 
 
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_lagged_h2o(case: Case, every: int) -> None:
+    """The cache grows by `every` tokens, all of them attended to; then each head keeps its recent and heaviest ones."""
+    kept = round(0.5 * TOKENS)
+    recent = round(0.5 * kept)
+    found = outputs(f"lag:every={every}|h2o:budget=0.5", case)
+    for group in range(2):
+        scores = {t: float(case.mass[group, t]) for t in range(TOKENS)}
+        rows = _heaviest(scores, list(range(TOKENS)), kept, recent)
+        for step in range(STEPS):
+            rows.append(TOKENS + step)
+            scores[TOKENS + step] = 0.0
+            out, p = attention(case, step, group, rows)
+            torch.testing.assert_close(found[step][group], out)
+            for token, more in zip(rows, p.sum(0).tolist(), strict=True):
+                scores[token] += more
+            if len(rows) >= kept + every:
+                rows = _heaviest(scores, rows, kept, recent)
+
+
+def _heaviest(scores: dict[int, float], rows: list[int], kept: int, recent: int) -> list[int]:
+    older = rows[: len(rows) - recent]
+    best = first_largest([scores[t] for t in older], kept - recent)
+    return [older[i] for i in sorted(best)] + rows[len(rows) - recent :]
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_lagged_tova(case: Case, every: int) -> None:
+    """The query of the token that fills the room decides, for all heads at once."""
+    kept = round(0.5 * TOKENS)
+    rows = sorted(first_largest(case.mass.sum(0).tolist(), kept))
+    for step, found in enumerate(outputs(f"lag:every={every}|tova:budget=0.5", case)):
+        rows.append(TOKENS + step)
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        for group in range(2):
+            out, p = attention(case, step, group, rows)
+            torch.testing.assert_close(found[group], out)
+            total += p.sum(0)
+        if len(rows) >= kept + every:
+            rows = [rows[i] for i in sorted(first_largest(total.tolist(), kept))]
+
+
 def test_tova(case: Case) -> None:
     rows = first_largest(case.mass.sum(0).tolist(), round(0.5 * TOKENS))
     for step, found in enumerate(outputs("tova:budget=0.5", case)):

@@ -118,7 +118,7 @@ def evaluate(
     shares = [r[0] for r in results]
     totals = []
     for parts in zip(*shares, strict=True):
-        total = sum(p.share for p in parts)
+        total = sum(p.share.cpu() for p in parts)
         assert isinstance(total, Tensor)
         totals.append(decode(total, parts[0].fraction_bits))
     return Outcome(totals, [r[2] for r in results], dealer, shares, [r[1] for r in results])

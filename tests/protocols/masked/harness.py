@@ -79,8 +79,8 @@ def run_masked(
     assert estimator.ledger.total().offline_bytes == counted.offline_bytes
     outputs = []
     for k, first in enumerate(results[0][0]):
-        total = torch.zeros_like(first.share)
+        total = torch.zeros(first.share.shape, dtype=torch.int64)
         for shares_of_party, _ in results:
-            total = total + shares_of_party[k].share
+            total = total + shares_of_party[k].share.cpu()
         outputs.append(fixed_point.decode(ring.reduce(total, first.bits), first.fraction_bits, first.bits))
     return outputs, results[0][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from launch.local.in_process import run_in_process
 from mpc import fixed_point, ring
 from mpc.errors import RangeError, TapeError
+from mpc.packing import packed_size
 from mpc.tape import CountingTape
 from protocols.masked import comparison, one_hot, piecewise, power, product, truncation
 from protocols.masked.context import Context, open_value
@@ -32,7 +34,7 @@ def run_gate(gate: Gate, x: Tensor, bits: int, frac: int, parties: int, watch: A
         c = Context(tape, channel, parties)
         if watch is not None and channel.party == 0:
             c.observer = watch
-        out = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party], bits, frac)))
+        out = Scheduler(c.flush).run(gate(c, Shared(shares[channel.party].to(c.device), bits, frac)))
         return out, channel.ledger.total()
 
     def at_dealer(tape: Any) -> Any:
@@ -51,9 +53,9 @@ def run_gate(gate: Gate, x: Tensor, bits: int, frac: int, parties: int, watch: A
     )
     assert (cost.bytes_sent, cost.rounds) == (dealer.bytes_sent, dealer.rounds)
     first = results[0][0]
-    total = torch.zeros_like(first.x)
+    total = torch.zeros(first.x.shape, dtype=torch.int64)
     for out, _ in results:
-        total = total + out.x
+        total = total + out.x.cpu()
     return fixed_point.decode(ring.reduce(total, first.bits), first.frac, first.bits), cost
 
 
@@ -99,6 +101,37 @@ def test_truncate_and_lift_is_off_by_less_than_a_unit(bits: int, cut: int, to: i
     found, _ = run_gate(gate, x, bits, cut, parties)  # `cut` fraction bits become none: the result counts units
     real = x.double() / 2.0**cut
     assert (found - real).abs().max() < 1.0 if cut else torch.equal(found, real)
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize(("bits", "cut", "to"), [(40, 8, 64), (40, 0, 64), (60, 30, 44), (20, 6, 15), (26, 0, 37)])
+def test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more(
+    bits: int, cut: int, to: int, wraps: bool, parties: int
+) -> None:
+    limit = 1 << (bits - 2)
+    x = torch.cat([torch.randint(-limit, limit, (2000,)), torch.tensor([0, 1, -1, limit - 1, -limit])])
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return c.shared(await truncation.raise_ring(c, await open_value(c, s, wraps), cut, to))
+
+    found, cost = run_gate(gate, x, bits, cut, parties)
+    real = x.double() / 2.0**cut
+    assert (found - real).abs().max() < 1.0 if cut else torch.equal(found, real)
+    assert cost.rounds == 2
+    sent = [packed_size(len(x), size) for size in (bits, to - bits + cut)]
+    assert cost.bytes_sent == sum(sent) * (parties - 1)
+    lifted = packed_size(len(x), to) if cut or not wraps else sent[1]
+    assert cost.offline_bytes - lifted - sent[1] in range(16 * 3, 16 * 6)  # headers
+
+
+def test_a_ring_is_raised_from_where_a_value_starts() -> None:
+    x = torch.tensor([-(1 << 10), 0, (1 << 19) - (1 << 10) - 1])
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return c.shared(await truncation.raise_ring(c, await open_value(c, s), 0, 40, 1 << 10))
+
+    assert torch.equal(run_gate(gate, x.repeat(500), 20, 0, 2)[0], x.repeat(500).double())
 
 
 def test_truncation_is_unbiased() -> None:
@@ -186,7 +219,8 @@ def test_piecewise_fit_and_evaluation() -> None:
     x = torch.linspace(-7.99, 7.7, 4001)
 
     async def gate(c: Context, s: Shared) -> Shared:
-        return piecewise.evaluate(c, f, await open_value(c, s), 40, 32)
+        held = replace(f, coefficients=f.coefficients.to(c.device))
+        return piecewise.evaluate(c, held, await open_value(c, s), 40, 32)
 
     found, cost = run_gate(gate, fixed_point.encode(x, 14, 18), 18, 14, 2)
     assert (found - torch.sin(x.double())).abs().max() < 2e-4

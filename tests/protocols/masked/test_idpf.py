@@ -136,7 +136,7 @@ def test_keys_are_as_large_as_counted() -> None:
     async def gate(c: Context, s: Shared) -> Shared:
         x = await open_value(c, s)
         ones = torch.ones((2, x.shape.numel(), 3), dtype=torch.int64)
-        return Shared(idpf.read_narrow(c, x, p, lambda: ones, lambda share, _: share[0, 0, :, 0]), 20, 0)  # type: ignore
+        return Shared(idpf.read_narrow(c, x, p, lambda: ones, lambda share, m, cut: share[0, 0, :, 0]), 20, 0)  # type: ignore
 
     found = run(gate, [(torch.arange(30).reshape(5, 6), 12)])
     for cost in found.costs:

@@ -14,7 +14,7 @@ from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut
 from protocols.masked.wide import open_cut_wide
 from protocols.schedule import together
-from tests.protocols.gate_harness import run
+from tests.protocols.gate_harness import predict, run
 
 PARTIES = [2, 3]
 
@@ -131,3 +131,14 @@ def test_lift(parties: int) -> None:
         return await _opened(c, WideShared(found.x << 40, 100, 0), 36)
 
     assert torch.equal(run(gate, [(x, 33)], parties).out, x << 4)
+
+
+@pytest.mark.parametrize(("bits", "x", "y"), [(50, 34, 40), (70, 34, 40), (90, 34, 40), (40, 40, 30), (64, 26, 26)])
+def test_what_is_dealt_of_a_product_is_as_said(bits: int, x: int, y: int) -> None:
+    size = 8000
+
+    async def gate(c: Context, a: Shared, b: Shared) -> Any:
+        lifted.multiply(c, "product", await open_value(c, a), await open_value(c, b), bits)
+
+    cost = predict(gate, [((size,), x), ((size,), y)], 2)
+    assert cost.offline_bytes == pytest.approx(lifted.dealt_bits(bits, x, y) * size / 8, abs=16 * 20)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import lifted, wide
+from protocols.masked import lifted, truncation, wide
 from protocols.masked.context import Context, Opening, open_value
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
+from protocols.masked.truncation import raise_ring
 from protocols.schedule import together
 from tests.protocols import uniformity
 from tests.protocols.gate_harness import run
@@ -69,7 +70,14 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     return c.shared(await open_value(c, unsigned))
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed]
+async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """Two values raised from small rings: what each is opened with, before and after."""
+    a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
+    rings = [raise_ring(c, a, 0, 44), raise_ring(c, b, 6, 50), raise_ring(c, d, 0, 40)]
+    return [c.shared(m) for m in await together(*rings)]
+
+
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, raised]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -89,6 +97,18 @@ def test_what_is_opened_is_uniform(gate: Gate, parties: int) -> None:
 def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
     found = run(wide_deal, [(X, 34), (X, 40)], 3)
     assert [bits for _, bits in found.seen] == [64, 36]
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is there already hides low bits only: without a fresh one, who sees the carry sees the top bit of lam."""
+
+    async def bare(c: Context, x: Shared, wraps: bool = False) -> Any:
+        found = await Opening(x, torch.zeros_like(x.x) if c.evaluating else c.blank(x.shape))
+        return found.map(lambda t: t)
+
+    monkeypatch.setattr(truncation, "open_value", bare)
+    assert _failures(raised, parties)
 
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])

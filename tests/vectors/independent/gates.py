@@ -67,6 +67,10 @@ def _open_cut(w: World, x: Shared, count: int) -> Steps:
     return (yield from linear.open_cut(w, x, count)).shared
 
 
+def _raised(w: World, x: Shared, count: int, bits: int, frac: int, wraps: bool) -> Steps:
+    return (yield from linear.raise_ring(w, (yield from w.open(x)), count, bits, wraps)).shared
+
+
 def _weight(w: World, x: Shared, weight: Shared) -> Steps:
     kept = yield from w.open(weight)
     opened = yield from w.open(x)
@@ -204,6 +208,7 @@ GATES: dict[str, Gate] = {
     "truncate and lift": _opened(
         lambda w, x, count, bits, frac, offset=None: linear.truncate_and_lift(w, x, count, bits, offset), _floor
     ),
+    "raised ring": Gate(_raised, _floor),
     "lift": _opened(lambda w, x, bits: linear.lift(w, x, bits), lambda x, bits: exact(x)),
     "open cut": Gate(lambda w, x, count, frac: _open_cut(w, x, count), _floor),
     "floor": _opened(leaving.cut_exactly, lambda x, count, frac: leaving.floored(x, frac - count)),

@@ -11,7 +11,7 @@ import numpy as np
 from tests.vectors.independent import crypten
 from tests.vectors.independent.bits import borrow
 from tests.vectors.independent.formats import Stream, Words, from_real, reduce
-from tests.vectors.independent.linear import output, truncate, truncate_and_lift
+from tests.vectors.independent.linear import output, raise_ring, truncate
 from tests.vectors.independent.order import first_largest
 from tests.vectors.independent.results import Result, close, exact, flagged, hots
 from tests.vectors.independent.rows import Flags, fitting
@@ -78,7 +78,8 @@ def sample(w: World, x: Shared, temperature: float, magnitude: int, form: str, n
         found = yield from fitting(w, x, magnitude, CHOICE, bits, int(form == "checked"))
         if form == "checked":
             flags.check("activation", 0, found.to(CHOICE + magnitude + 3), 2.0 ** (magnitude - 1), True, 5)
-        scores = found.to(bits) if found.bits >= bits else (yield from w.open(truncate_and_lift(w, found, 0, bits)))
+        wraps = w.parties == 2 or x.frac <= CHOICE
+        scores = found.to(bits) if found.bits >= bits else (yield from raise_ring(w, found, 0, bits, wraps))
     dealt = noise(w, noise_seeds[0], scores.shape, temperature, CHOICE, bits)
     scores = Masked(scores.m, reduce(scores.lam - dealt, bits), bits, CHOICE)
     choice = yield from first_largest(w, scores, reach, [x.shape[-1]], EMBED)

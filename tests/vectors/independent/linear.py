@@ -71,6 +71,27 @@ def truncate_and_lift(w: World, x: Masked, count: int, bits: int, offset: int | 
     return Shared(reduce(out, bits), bits, x.frac - count)
 
 
+def raise_ring(w: World, x: Masked, count: int, bits: int, wraps: bool = False) -> Steps:
+    """<x >> t> modulo 2^K: the high part of its mask is new, so mu + (1 - msb(c)) msb(lam) is all that is opened.
+
+    wraps: shares of mu stand above those of lam, whose sum as integers is 2^k times a number that is dealt."""
+    kept = x.bits - count
+    around = (sum(share.astype(object) for share in x.lam) >> x.bits).astype(U)
+    if wraps:
+        low = x.lam
+        more = w.deal("lift wraps", x.shape, bits - kept, around)
+    else:
+        low = w.deal("lift", x.shape, bits, high(x.mask, count, x.bits))
+        more = np.zeros_like(x.lam)
+    top = w.deal("lift carry", x.shape, bits - kept, high(x.mask, x.bits - 1, x.bits))
+    offset = 1 << (x.bits - 2)
+    moved = reduce(x.m + word(offset), x.bits)
+    carry = (U(1) - high(moved, x.bits - 1, x.bits)) * top
+    above = yield from w.open(Shared(reduce(carry + more, bits - kept), bits - kept, 0))
+    m = high(moved, count, x.bits) - word(offset >> count) + (above.m << U(kept))
+    return Masked(reduce(m, bits), reduce(low + (above.lam << U(kept)), bits), bits, x.frac - count)
+
+
 def lift(w: World, x: Masked, bits: int) -> Shared:
     """[x] in a larger ring."""
     return truncate_and_lift(w, x, 0, bits)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, word
-from tests.vectors.independent.linear import lift, open_cut, truncate, truncate_and_lift
+from tests.vectors.independent.linear import lift, open_cut, raise_ring, truncate
 from tests.vectors.independent.lookup import digit
 from tests.vectors.independent.wide import square_sums
 from tests.vectors.independent.world import Masked, Shared, Steps, World
@@ -69,11 +69,11 @@ def fitting(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: in
 
 
 def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int) -> Steps:
-    """<x> with `frac` fraction bits modulo 2^bits: lifted and opened again where its ring is too small."""
+    """<x> with `frac` fraction bits modulo 2^bits: raised where its ring is too small."""
     found = yield from fitting(w, x, magnitude, frac, bits)
     if found.bits >= bits:
         return found.to(bits)
-    return (yield from w.open(truncate_and_lift(w, found, 0, bits)))
+    return (yield from raise_ring(w, found, 0, bits, w.parties == 2 or x.frac <= frac))
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------

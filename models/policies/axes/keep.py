@@ -1,0 +1,39 @@
+"""Who always stays, and for whom one choice is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from models.policies.eviction import Kept, Scores
+from models.policies.settings import budget_tokens
+
+
+@dataclass(frozen=True)
+class Keep:
+    """sinks: first tokens that always stay. recent: last ones, a number, or below 1 a share of those that stay. sets: a
+    choice for each key/value head, or one for all heads of a layer. All public."""
+
+    sinks: int = 0
+    recent: float = 0
+    sets: Literal["head", "layer"] = "head"
+
+    def recent_of(self, kept: int) -> int:
+        """Return how many of the last tokens stay, of `kept` in all.
+
+        >>> Keep(recent=0.5).recent_of(9), Keep(recent=32).recent_of(100), Keep().recent_of(9)
+        (4, 32, 0)
+        """
+        return budget_tokens(self.recent, kept) if 0 < self.recent < 1 else int(self.recent)
+
+    def choice(self, cached: int, kept: int) -> Kept:
+        """Return which of `cached` tokens are chosen from, and how many of them stay, so that `kept` do in all."""
+        recent = self.recent_of(kept)
+        return Kept(self.sinks, cached - recent, kept - self.sinks - recent)
+
+    def of_sets(self, scores: Scores) -> Scores:
+        """Return the scores [G, n] of heads as those of the sets that are chosen for; local."""
+        if self.sets == "head":
+            return scores
+        heads = scores.value.shape[0]
+        return replace(scores, value=scores.value.sum(0, keepdim=True), bound=(scores.bound - 1) * heads + 1)

@@ -1,0 +1,147 @@
+"""Scorers: how important a cached token is, in secret.
+
+A scorer is configuration. What it keeps of a layer between calls lies in the layer's `EvictionState`: values [G, S], one a
+cached token, move along when tokens go.
+
+Leaks: nothing; what follows from scores is opened by no one (docs/security.md, "Policies").
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.cache import LayerState, Stage
+from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
+from protocols.suite import Suite, Value
+
+
+@dataclass
+class EvictionState(LayerState):
+    """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
+    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse."""
+
+    kept: int = 0
+    most: int = 0
+    scores: Value | None = None
+
+
+class Scorer(ABC):
+    """How important a token is. sees_all: whether every query of a prompt counts. every_token: whether every decoded token's
+    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding."""
+
+    sees_all: ClassVar[bool] = False
+    every_token: ClassVar[bool] = False
+    decodes: ClassVar[bool] = True
+
+    @abstractmethod
+    def queries(self, tokens: int) -> int:
+        """Return how many of the last queries of a prompt of `tokens` tokens it asks for; public."""
+
+    def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the steps of taking in what a batch of the prompt says."""
+        return []
+
+    async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
+        """Take in what a decoded token's query says."""
+        return None
+
+    @abstractmethod
+    def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
+        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
+
+    def rows(self, state: EvictionState) -> Value | None:
+        """Return the secret values [G, S] that move with the tokens."""
+        return None
+
+    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
+        """Take the values of the tokens that are left [G, S']; local."""
+        return None
+
+    def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
+        """Return the steps of keeping what a prompt's batch left, once tokens have gone."""
+        return []
+
+
+@dataclass(frozen=True)
+class Accumulated(Scorer):
+    """Attention that a token has got from all queries so far. Source: H2O, Zhang et al., NeurIPS 2023, section 4."""
+
+    sees_all: ClassVar[bool] = True
+    every_token: ClassVar[bool] = True
+
+    def queries(self, tokens: int) -> int:
+        return tokens
+
+    def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Add up: a round to mask what a later batch says."""
+        if state.scores is None:
+            state.scores, state.most = seen.mass, seen.most
+            return []
+
+        async def add_up() -> None:
+            await self.token(suite, state, seen)
+
+        return [("scores of all batches", add_up)]
+
+    async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
+        """Add what a query, or a batch's queries, say to what those before them said. One round."""
+        earlier = state.scores
+        assert earlier is not None
+        assert seen.mass is not None
+        new = await suite.mask_for_cache(suite.with_bound(seen.mass, seen.most + 1))
+        before = suite.concat([earlier, zeros(suite, new.shape[0], new.shape[1] - earlier.shape[1])], -1)
+        state.most += seen.most
+        state.scores = suite.with_bound(before + new, state.most + 1)
+
+    def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
+        assert state.scores is not None
+        return Scores(state.scores[:, kept.start : kept.stop], state.most + 1)
+
+    def rows(self, state: EvictionState) -> Value | None:
+        return state.scores
+
+    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
+        state.scores = suite.with_bound(rows, state.most + 1)
+
+    def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
+        """Mask the scores for reuse. One round."""
+
+        async def remember() -> None:
+            assert state.scores is not None
+            state.scores = await suite.mask_for_cache(suite.with_bound(state.scores, state.most + 1))
+
+        return [("scores", remember)]
+
+
+@dataclass(frozen=True)
+class WindowVotes(Scorer):
+    """Attention from the prompt's last `window` queries, that of `kernel // 2` neighbours on each side added.
+
+    Source: SnapKV, Li et al., NeurIPS 2024, section 4.1.
+    """
+
+    window: int
+    kernel: int = 1
+    decodes: ClassVar[bool] = False
+
+    def queries(self, tokens: int) -> int:
+        return self.window
+
+    def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
+        assert seen.mass is not None
+        half = self.kernel // 2
+        return Scores(pooled(suite, seen.mass[:, kept.start : kept.stop], half, half), seen.most + 1)
+
+
+@dataclass(frozen=True)
+class LastQuery(Scorer):
+    """Attention from the last query alone. Source: TOVA, Oren et al., EMNLP 2024, section 3."""
+
+    def queries(self, tokens: int) -> int:
+        return 1
+
+    def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
+        assert seen.mass is not None
+        return Scores(seen.mass[:, kept.start : kept.stop], seen.most + 1)

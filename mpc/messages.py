@@ -1,0 +1,55 @@
+"""Messages of ring elements: bytes at the host, or bytes on a device until a round sends them.
+
+What is packed on a device stays there; a round joins all that it sends and takes it to the host at once, and takes to the
+device at once what has arrived: one copy down, one up, one wait a round, whatever is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpc.device_packing import pack_there, unpack_there
+from mpc.packing import pack, unpack
+
+Message = bytes | memoryview | Tensor
+"""Bytes, or uint8 [bytes] on a device."""
+
+
+def packed(x: Tensor, bits: int) -> Message:
+    """Return elements of Z_2^bits, bit-packed where they lie."""
+    return pack(x, bits) if x.device.type == "cpu" else pack_there(x, bits)
+
+
+def unpacked(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
+    """Return the inverse of `packed`: int64 of `shape`, canonical, where the bytes lie. Raises `WireError`."""
+    return unpack_there(part, bits, shape) if isinstance(part, Tensor) else unpack(part, bits, shape)
+
+
+def joined(parts: Sequence[Message]) -> Message:
+    """Return one message of several; all lie at the host, or all on one device."""
+    there = [part for part in parts if isinstance(part, Tensor)]
+    if there:
+        return torch.cat(there) if len(there) > 1 else there[0]
+    return b"".join(part for part in parts if not isinstance(part, Tensor))
+
+
+def size(message: Message) -> int:
+    """Return the bytes of a message."""
+    return message.numel() if isinstance(message, Tensor) else len(message)
+
+
+def at_host(message: Message) -> bytes:
+    """Return a message's bytes; waits for the device that made it."""
+    return message.cpu().numpy().tobytes() if isinstance(message, Tensor) else bytes(message)
+
+
+def delivered(messages: Sequence[bytes], device: torch.device) -> list[Message]:
+    """Return what has arrived where it is computed with, in one copy."""
+    if device.type == "cpu":
+        return [memoryview(message) for message in messages]
+    whole = torch.from_numpy(np.frombuffer(bytearray().join(messages), np.uint8)).to(device)
+    return list(torch.split(whole, [len(message) for message in messages]))

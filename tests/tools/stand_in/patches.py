@@ -1,0 +1,71 @@
+"""Makes torch's own functions know the stand-in device: what says "cuda" makes its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tests.tools.stand_in.counts import note
+from tests.tools.stand_in.tensor import CUDA, StandIn, up
+
+FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "tensor", "as_tensor", "triu_indices", "linspace")
+_to = Tensor.to
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+def _to_device(self: Tensor, *args: Any, **options: Any) -> Tensor:
+    """`Tensor.to`."""
+    device = options.get("device")
+    for x in args:
+        if isinstance(x, torch.device | str):
+            device = x
+        elif isinstance(x, StandIn):
+            device, options = CUDA, {**options, "dtype": x.dtype}
+    if not _is_cuda(device) or self.is_meta:
+        return _to(self, *args, **options)
+    rest = tuple(x for x in args if not isinstance(x, torch.device | str | StandIn))
+    options = {name: value for name, value in options.items() if name not in ("device", "non_blocking")}
+    out = _to(self, *rest, **options) if rest or options else self
+    return out if isinstance(self, StandIn) else up(out)
+
+
+def _factory(name: str) -> Callable[..., Tensor]:
+    original = getattr(torch, name)
+
+    def make(*args: Any, **options: Any) -> Tensor:
+        if name == "as_tensor" and args and isinstance(args[0], StandIn):
+            dtype = options.get("dtype")
+            return args[0] if dtype is None else _to(args[0], dtype)
+        if not _is_cuda(options.get("device")):
+            found: Tensor = original(*args, **options)
+            return found
+        del options["device"]
+        made = original(*args, **options)
+        if name in ("tensor", "as_tensor"):
+            return made if isinstance(made, StandIn) else up(made)
+        note("kernel", name)
+        return StandIn(made)
+
+    return make
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Let "cuda" be the stand-in device within, in all threads."""
+    torch._C._ensureCUDADeviceGuardSet()
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Tensor, "to", _to_device))
+        stack.enter_context(mock.patch.object(Tensor, "cuda", lambda self, *_, **__: _to_device(self, CUDA)))
+        for name in FACTORIES:
+            stack.enter_context(mock.patch.object(torch, name, _factory(name)))
+        yield
