@@ -146,10 +146,10 @@ class Decoder:
         """Run a layer whose attention and feed-forward read the same stream, the rounds of both shared."""
         suite, a = self.suite, self.architecture
         first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
-        last = h[h.shape[0] - rows.wanted :]
         every = rows.wanted == h.shape[0]
         with suite.ledger.timed(f"layer {layer}/attention"):
             entered = await suite.norm_linear(h, a.norm, [*first, *second] if every else first)
+        last = h[h.shape[0] - rows.wanted :]
 
         async def attention() -> Value:
             with suite.ledger.timed(f"layer {layer}/attention"):

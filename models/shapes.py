@@ -10,6 +10,7 @@ from models.config import Config, read_json
 from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
 from models.gguf.header import is_gguf
+from models.known_checkpoints import KNOWN
 from mpc.errors import ConfigurationError
 from protocols.suite import Norm
 
@@ -66,6 +67,7 @@ SHAPES: dict[str, Architecture] = {
     "llama-2-7b": _llama2(32, 4096, 32, 32, 11008),
     "llama-2-13b": _llama2(40, 5120, 40, 40, 13824),
     "llama-2-70b": _llama2(80, 8192, 64, 8, 28672),
+    **{name: family_for(Config(options, Path(name))).architecture for name, options in KNOWN.items()},
 }
 
 

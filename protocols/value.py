@@ -87,7 +87,7 @@ class Norm:
     epsilon: float
 
 
-Use = Literal["any", "heads", "rotated", "function"]
+Use = Literal["any", "heads", "rotated", "function", "normalised"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Linear:
     """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out].
 
     use: what is done with its product, by which a suite chooses rings: `heads`, queries, keys and values, which are cached;
-    `rotated`, the same with rotary positions; `function`, an activation follows; `any`.
+    `rotated`, the same with rotary positions; `function`, an activation follows; `normalised`, a norm follows; `any`.
     """
 
     weight: Value

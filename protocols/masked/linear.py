@@ -84,6 +84,8 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
     frac = min(t.frac, convert.fraction_bits)
     bits = frac + max(WEIGHT_BITS + magnitude + int(residual is None), t.magnitude) + 2
+    if layer.use == "normalised":
+        bits = RING_BITS
     if residual is not None:
         bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[1]))
     with operation("linear"):

@@ -167,9 +167,9 @@ async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, resi
             return y
         b = _bits_of(convert, residual)
         before = convert.tensor(residual)
-        h = await convert.masked(before, b.frac, max(b.bits, before.needs(b.frac)))
-        written = lifted.multiply(c, "scale", scaled, r, b.bits + frac - b.frac)
-        stream = lifted.lift(c, h.to_ring(b.bits), b.bits, "residual")
+        h = await convert.masked(before, b.frac, max(b.bits, before.needs(b.frac)), cut=False)
+        written = lifted.multiply(c, "scale", scaled, r, h.bits + frac - b.frac)
+        stream = lifted.lift(c, h, h.bits, "residual")
         return convert.new(lifted.add(written, lifted.finer(stream, frac)), convert.bounds.stream + ROOM)
 
 
