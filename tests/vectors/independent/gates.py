@@ -231,6 +231,7 @@ GATES: dict[str, Gate] = {
     "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
     "exponential": _opened(softmax.exponential, _power_of_e),
+    "soft cap": _opened(softmax.soft_cap, lambda x, cap, **_: close(cap * np.tanh(x / cap), 2.0**-9)),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
     "softmax": Gate(softmax.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
     "norm": Gate(rows.norm, _norm_judge),
