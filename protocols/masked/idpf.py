@@ -348,8 +348,8 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
     modulo 2^bits (not reduced); local, two parties.
 
     p: read in the p.depth leading bits of x. payloads: what the dealer computes of lam, [levels, elements, values], as wide
-    as the ring. combine: a linear map, shares [levels, points, elements, values], m [elements] of x and which of x these are ->
-    [elements, ...], at the host. Keys are dealt and evaluated at the host, whose processor has instructions for the cipher: m goes down, the result up."""
+    as the ring. combine: a linear map, shares [levels, points, elements, values], m [elements] of x and which of x's
+    elements these are -> [elements, ...]. All at the host, which has instructions for the cipher."""
     p.check()
     if c.parties != 2:
         raise RangeError(f"point functions are for two parties, there are {c.parties}; use a dealt table or a comparison")

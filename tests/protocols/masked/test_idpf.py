@@ -196,7 +196,7 @@ def test_what_incremental_points_cannot_do_is_named() -> None:
     for parties, p, words in bad:
         c = Context(CountingTape(), None, parties)
         with pytest.raises(RangeError, match=words):
-            idpf.read(c, Masked(c.blank((4,)), c.blank((4,)), 8, 0), p, lambda: torch.zeros(0), lambda share, _: share)
+            idpf.read(c, Masked(c.blank((4,)), c.blank((4,)), 8, 0), p, lambda: torch.zeros(0), lambda share, m, cut: share)
 
 
 def test_what_a_power_cannot_do_is_named() -> None:
