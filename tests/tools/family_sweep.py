@@ -47,15 +47,15 @@ def on_shares(
         found = []
         for shares in rows:
             logits: list[OutputShare] = []
+            endpoint = KeptShares()
 
-            def keep(name: str, value: Value, logits: list[OutputShare] = logits) -> None:
-                if name == "logits" and not logits:
+            def keep(name: str, value: Value, logits: list[OutputShare] = logits, endpoint: KeptShares = endpoint) -> None:
+                if name == "logits" and not endpoint.shares:  # of the prompt, its last batch
                     logits.append(suite.output(value))
 
-            endpoint = KeptShares()
             decoder = Decoder(suite, architecture, weights, parse(plan.policy), keep)
             suite.run(generate(suite, decoder, plan, None if party is None else shares[party], endpoint))
-            found.append((endpoint.shares, logits[0]))
+            found.append((endpoint.shares, logits[-1]))
         return found
 
     results = InProcessSuite(spec, parties).run(program)
