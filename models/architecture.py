@@ -6,6 +6,7 @@ normalisation's centring, gain and offset folded into the linear layers behind i
 scale 1/sqrt(C) in the query weights (with normalised queries in their gain), queries, keys and values in one matrix, every
 matrix stored [in, out], the channels of queries and keys in an order in which rotary positions turn channels c and c + C/2.
 Gains of norms behind which there is no linear layer are vectors of their own.
+The experts of a layer are one feed-forward layer of width E F, expert after expert, with the router beside it.
 
 Axis names as in `protocols.suite`: D width, H query heads, G key/value heads, C head channels, F feed-forward width,
 V vocabulary, P positions.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from models.description import Count, Description, Positive, PublicRecord, TokenId
 
@@ -65,12 +66,41 @@ class Rotary(PublicRecord):
             raise ValueError(f"'theta' = {self.theta} must be larger than 1 for yarn")
 
 
+class Experts(PublicRecord):
+    """A mixture of experts in place of a feed-forward layer, which each token passes through a few of.
+
+    count: experts E. chosen: of them for each token. feed_forward: width of one. renormalised: whether what the chosen ones
+    count is divided by its sum. layers: those that have a mixture, in order; None: all. An expert is gated, without biases.
+    """
+
+    count: Count
+    chosen: Count
+    feed_forward: Count
+    renormalised: bool
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 12)], ...] | None, Strict(False)] = None
+
+    def _check(self) -> None:
+        if self.chosen > self.count:
+            raise ValueError(f"'chosen' = {self.chosen} must be at most 'count' = {self.count}")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"'layers' = {list(self.layers)} must be in order, each of them once")
+
+    def at(self, layer: int) -> bool:
+        """Whether a layer has a mixture."""
+        return self.layers is None or layer in self.layers
+
+    def of_layers(self, kept: Sequence[int]) -> Experts:
+        """Return those of some of the layers, in that order."""
+        return self.model_copy(update={"layers": tuple(n for n, layer in enumerate(kept) if self.at(layer))})
+
+
 class Architecture(Description):
     """A decoder-only transformer, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
     (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
-    a bias once the last norm's offset is folded into it. eos: ids that end a generation.
+    a bias once the last norm's offset is folded into it. experts: of the layers that are a mixture; `feed_forward` is the
+    width of the others. eos: ids that end a generation.
 
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
@@ -101,6 +131,7 @@ class Architecture(Description):
     score_cap: Positive | None = None
     logit_cap: Positive | None = None
     windows: Annotated[tuple[Count | None, ...] | None, Strict(False)] = None
+    experts: Experts | None = None
     sliding_rotary: Rotary | None = None
     rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     bos: TokenId | None = None
@@ -124,6 +155,12 @@ class Architecture(Description):
         for name, entries in (("windows", self.windows), ("rotated", self.rotated)):
             if entries is not None and len(entries) != self.layers:
                 raise ValueError(f"'{name}' has {len(entries)} entries, it needs one for each of {self.layers} layers")
+        if self.experts is not None and not self.gated:
+            raise ValueError("'experts' need 'gated' = true")
+        if self.experts is not None and (self.norms != "before" or self.parallel):
+            raise ValueError("'experts' need 'norms' = 'before' and layers that are not 'parallel'")
+        if self.experts is not None and self.experts.layers and self.experts.layers[-1] >= self.layers:
+            raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -137,6 +174,10 @@ class Architecture(Description):
     def window(self, layer: int) -> int | None:
         return None if self.windows is None else self.windows[layer]
 
+    def mixture(self, layer: int) -> Experts | None:
+        """Return the experts of a layer, None where it has a feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
+
     @property
     def rotaries(self) -> tuple[Rotary, ...]:
         """Return the different rotary positions of all layers."""
@@ -149,14 +190,16 @@ class Architecture(Description):
             return None
         return self.sliding_rotary if self.sliding_rotary and self.window(layer) is not None else self.rotary
 
-    def kind(self, layer: int) -> tuple[int | None, Rotary | None]:
+    def kind(self, layer: int) -> tuple[int | None, Rotary | None, bool]:
         """Return what a layer differs in from others: layers of one kind cost the same."""
-        return self.window(layer), self.rotary_of(layer)
+        return self.window(layer), self.rotary_of(layer), self.mixture(layer) is not None
 
     def reduced(self, layers: Sequence[int]) -> Self:
         windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
         rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
-        return self.model_copy(update={"layers": len(layers), "windows": windows, "rotated": rotated})
+        experts = None if self.experts is None else self.experts.of_layers(layers)
+        update = {"layers": len(layers), "windows": windows, "rotated": rotated, "experts": experts}
+        return self.model_copy(update=update)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         wide, heads = self.width, self.heads * self.head_channels
@@ -176,10 +219,14 @@ class Architecture(Description):
             if self.query_key_norm is not None:
                 shapes[f"layers.{layer}.attention.queries.gain"] = (heads,)
                 shapes[f"layers.{layer}.attention.keys.gain"] = ((fused - heads) // 2,)
-            linear(f"layers.{layer}.mlp.up", wide, self.feed_forward, self.mlp_bias)
+            inner, bias, experts = self.feed_forward, self.mlp_bias, self.mixture(layer)
+            if experts is not None:
+                inner, bias = experts.count * experts.feed_forward, False
+                linear(f"layers.{layer}.mlp.router", wide, experts.count, False)
+            linear(f"layers.{layer}.mlp.up", wide, inner, bias)
             if self.gated:
-                linear(f"layers.{layer}.mlp.gate", wide, self.feed_forward, self.mlp_bias)
-            linear(f"layers.{layer}.mlp.down", self.feed_forward, wide, self.mlp_bias)
+                linear(f"layers.{layer}.mlp.gate", wide, inner, bias)
+            linear(f"layers.{layer}.mlp.down", inner, wide, bias)
             if self.norms != "before":
                 shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)

@@ -148,7 +148,8 @@ class KVCache:
     step), 0 otherwise. All public.
 
     prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
-    them look at batches before their own; ahead: how many of them do so in the present batch, public.
+    them look at batches before their own; ahead: how many of them do so in the present batch, public. dropped: how many
+    choices of an expert found no place in the prompt, secret [1], None where none could be missed.
     """
 
     def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
@@ -161,6 +162,7 @@ class KVCache:
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
         self.drafted = 0
+        self.dropped: Value | None = None
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 

@@ -163,6 +163,7 @@ def _finite(tensor: Tensor) -> bool:
 
 def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
     """Return the family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
+    family.stored_as([full.removeprefix(family.prefix) for full in files.stored])
     wanted = family.tensors()
     found: dict[str, _Stored] = {}
     for full, stored in files.stored.items():

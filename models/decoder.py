@@ -17,6 +17,7 @@ from torch import Tensor
 from models.architecture import Architecture, Rotary
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
+from models.experts import Mixture
 from models.feed_forward import FeedForward
 from models.loaded import check_weights, linear_layer
 from models.policies.full import FullCache
@@ -51,6 +52,7 @@ class Decoder:
         self._weights = weights
         self._attention = Attention(suite, architecture, weights, self.policy)
         self._feed_forward = FeedForward(suite, architecture, weights)
+        self._mixture = Mixture(suite, architecture, weights)
         self._probe: Probe = probe if probe is not None else lambda name, value: None
 
     def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
@@ -137,10 +139,22 @@ class Decoder:
             h = await self._attention.leaving(entered, cache, layer, Rows(rows, angles), h[h.shape[0] - rows :])
         self._probe(f"layer {layer}/attention", h)
         with suite.ledger.timed(f"layer {layer}/mlp"):
-            entered = await suite.norm_linear(h, norm, self._feed_forward.entering(layer))
-            h = await self._feed_forward.leaving(entered, layer, h)
+            h = await self._fed_forward(h, cache, layer)
         self._probe(f"layer {layer}/mlp", h)
         return h
+
+    async def _fed_forward(self, h: Value, cache: KVCache, layer: int) -> Value:
+        """Return the residual stream [T, D] behind a layer's feed-forward part."""
+        mixed = self.architecture.mixture(layer) is not None
+        part = self._mixture if mixed else self._feed_forward
+        places = self._mixture.places(h.shape[0]) if mixed and not cache.drafted else None
+        if places is not None:
+            h, dropped = await self._mixture.dispatched(h, layer, places)
+            cache.dropped = dropped if cache.dropped is None else cache.dropped + dropped
+            return h
+        norm = None if self.architecture.norms == "after" else self.architecture.norm
+        entered = await self.suite.norm_linear(h, norm, part.entering(layer))
+        return await part.leaving(entered, layer, h)
 
     async def _beside(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
         """Run a layer whose attention and feed-forward read the same stream, the rounds of both shared."""

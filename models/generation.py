@@ -118,7 +118,7 @@ class Endpoint(Protocol):
     def emit(self, step: int, share: OutputShare) -> bool:
         """Hand out this party's share of output `step`: a token's index [1] ("greedy", "sample"), its logits [1, V]
         ("logits"), or the indices [n] chosen after each row of a drafted step, with the flags of what left its range on the
-        way to it.
+        way to it and, with the first one, how many choices of an expert the prompt's mixtures dropped.
 
         False ends the generation; all parties and the dealer must return the same.
         """
@@ -171,6 +171,8 @@ async def generate(
             if chosen is not None:
                 logits = await decoder.forward(chosen, cache, True, whole=released)
             chosen, share = await choice(suite, logits, plan.decoding, plan.temperature, architecture.logit_cap)
+            if step == 0 and cache.dropped is not None:
+                share = replace(share, dropped=suite.output(cache.dropped))
         more = endpoint.emit(step, share)
         endpoint.progress("tokens", step + 1, plan.new_tokens)
         if not more or step + 1 == plan.new_tokens:

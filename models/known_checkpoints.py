@@ -77,6 +77,26 @@ KNOWN: dict[str, dict[str, Any]] = {
         "llama", (576, 1536, 30, 9, 3, 8192), 49152, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True
     ),
     "mistral-7b": _sizes("mistral", (4096, 14336, 32, 32, 8, 32768), 32000, sliding_window=4096, rms_norm_eps=1e-5),
+    "mixtral-8x7b": _sizes(
+        "mixtral",
+        (4096, 14336, 32, 32, 8, 32768),
+        32000,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        rope_theta=1e6,
+        rms_norm_eps=1e-5,
+    ),
+    "qwen3-30b-a3b": _sizes(
+        "qwen3_moe",
+        (2048, 6144, 48, 32, 4, 40960),
+        151936,
+        head_dim=128,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        rope_theta=1e6,
+    ),
     "qwen2.5-0.5b": _sizes("qwen2", (896, 4864, 24, 14, 2, 32768), 151936, rope_theta=1e6, tie_word_embeddings=True),
     "qwen3-0.6b": _sizes(
         "qwen3", (1024, 3072, 28, 16, 8, 40960), 151936, head_dim=128, rope_theta=1e6, tie_word_embeddings=True

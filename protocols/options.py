@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from mpc.errors import ConfigurationError, RangeError
 from protocols.bounds import RANGES, Bounds
+from protocols.expert_ways import DENSE, ExpertsWay
 from protocols.suite import RANGE_KINDS
 
 Prefer = Literal["auto", "rounds", "bytes"]
@@ -46,17 +47,22 @@ class BoundedOptions(SuiteOptions):
     (`protocols.bounds`).
 
     residual: the norm of a row of the residual stream (one channel of a token can have thousands). score: the spread of a
-    row of attention scores is below 7/8 2^score. value: cached values. activation: outputs of linear layers. logits: as
-    `activation` where it is None. Raises `RangeError` naming the option, its value and what is allowed.
+    row of attention scores, or of a router's logits, is below 7/8 2^score. value: cached values. activation: outputs of
+    linear layers. logits: as `activation` where it is None.
+
+    experts: how mixtures of experts are computed, `dense` or `capacity:F` (`protocols.expert_ways`); where a session says
+    nothing its client chooses by predicted cost. Raises `RangeError` naming the option, its value and what is allowed.
     """
 
     kinds: ClassVar[tuple[str, ...]] = RANGE_KINDS
+    way: ExpertsWay = field(default_factory=ExpertsWay, init=False, repr=False, compare=False)
 
     residual: int | str = RANGES["residual"].usual
     score: int | str = RANGES["score"].usual
     value: int | str = RANGES["value"].usual
     activation: int | str = RANGES["activation"].usual
     logits: int | str | None = None
+    experts: str = DENSE
 
     def __post_init__(self) -> None:
         given = {
@@ -68,6 +74,7 @@ class BoundedOptions(SuiteOptions):
         }
         bounds = {kind: Bounds.parse(kind, value, RANGES[kind].low, RANGES[kind].high) for kind, value in given.items()}
         object.__setattr__(self, "bounds", bounds)
+        object.__setattr__(self, "way", ExpertsWay.parse(self.experts))
 
 
 @dataclass(frozen=True, kw_only=True)

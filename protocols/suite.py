@@ -17,7 +17,6 @@ R = H / G query heads per key/value head, C channels of a head, F feed-forward w
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, ClassVar
 
@@ -26,18 +25,21 @@ from torch import Tensor
 
 from mpc.ledger import Ledger, operation
 from protocols import schedule
+from protocols.expert_ways import ExpertsWay
+from protocols.operations import Operations
 from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
 
 
-class Suite(ABC):
+class Suite(Operations):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
+    experts: how mixtures of experts are computed.
 
-    The first half is what a suite must write; what stands behind "given" is written in terms of it, and a suite overrides
-    what it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
+    What a suite must write is in `protocols.operations`; what is here is written in terms of it, and a suite overrides what
+    it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
     """
 
     name: ClassVar[str]
@@ -51,6 +53,8 @@ class Suite(ABC):
     """Fraction bits that the shares of weights must have; 0 for `plain`, which takes floats."""
     similarity_bound: float = 2.0**15
     """Public bound on the results of `scores`."""
+    router_bound: ClassVar[float] = 2.0**17
+    """Public bound on the logits of a router."""
 
     def __init__(self, parties: int, fraction_bits: int, ledger: Ledger, device: torch.device | str = "cpu") -> None:
         self.parties = parties
@@ -61,123 +65,8 @@ class Suite(ABC):
         self.places = 1
         self.score_cap: float | None = None
         self.place = 0
+        self.experts = ExpertsWay()
 
-    # ==== required: what a suite must write ===========================================================================
-    # ---- values in and out ---------------------------------------------------------------------------------------
-    @abstractmethod
-    async def weight(self, name: str, shape: Sequence[int], share: Tensor | None) -> Value:
-        """Take a fixed secret (a weight), used in many products and never changed.
-
-        share: this party's int64 share with `weight_fraction_bits` fraction bits in Z_2^64 (float tensor for `plain`,
-        None at the dealer and in `estimate`). Whatever is opened to make products cheap is opened here, once.
-        """
-
-    @abstractmethod
-    def input(self, shape: Sequence[int], share: Tensor | None, fraction_bits: int, bound: float | None = None) -> Value:
-        """Take a secret input from this party's int64 share in Z_2^64 (float for `plain`, None at dealer and `estimate`)."""
-
-    @abstractmethod
-    def indices(self, count: int, share: Tensor | None, size: int) -> Value:
-        """Take secret places [count] in a table of `size` rows, for `look_up`, from this party's int64 share in Z_2^64
-        (integers for `plain`, None at dealer and `estimate`). Whatever was shared stands for a row of the table."""
-
-    @abstractmethod
-    def output(self, x: Value) -> OutputShare:
-        """Return this party's share of x, re-randomised so that the sum of the parties' shares says nothing but x."""
-
-    @abstractmethod
-    async def perturbed(self, x: Value, temperature: float) -> Value:
-        """Return x plus fresh Gumbel noise times a public temperature; its arg-max is a sample of softmax(x / temperature).
-
-        The noise is dealt: the dealer draws it (`protocols.gumbel`) and nobody else knows it. Used once.
-        """
-
-    @abstractmethod
-    def public(self, x: Tensor | float, shape: Sequence[int] | None = None) -> Value:
-        """Return a public tensor as a value."""
-
-    @abstractmethod
-    def concat(self, values: Sequence[Value], dim: int) -> Value:
-        """Concatenate along `dim`; local."""
-
-    # ---- arithmetic ----------------------------------------------------------------------------------------------
-    @abstractmethod
-    async def mul(self, x: Value, y: Value) -> Value:
-        """Return the element-wise product, broadcasting."""
-
-    @abstractmethod
-    async def matmul(self, x: Value, y: Value) -> Value:
-        """Return the matrix product over the last two axes, leading axes broadcast: [..., M, K] x [..., K, N] ->
-        [..., M, N]."""
-
-    @abstractmethod
-    async def scale(self, x: Value, factor: Tensor | float) -> Value:
-        """Return x times a public real tensor or number (broadcasting)."""
-
-    @abstractmethod
-    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Value:
-        """Return x W + b (+ residual). x: [..., in] -> [..., out]."""
-
-    @abstractmethod
-    async def look_up(self, index: Value, table: Value) -> Value:
-        """Return the rows of a fixed secret table [V, D] at secret places (`indices`) [T]: [T, D]; exact."""
-
-    @abstractmethod
-    async def embed(self, one_hot: Value, table: Value) -> Value:
-        """Return the rows of a fixed secret table: one_hot [T, V] (integers, 0 fraction bits) x table [V, D] -> [T, D];
-        exact."""
-
-    # ---- non-linear functions --------------------------------------------------------------------------------------
-    @abstractmethod
-    async def rsqrt_moment(self, x: Value, norm: Norm) -> Value:
-        """Return 1 / sqrt(moment(x) + eps) over the last axis, [..., D] -> [..., 1]; moment is the variance ("layer") or the
-        mean of squares ("rms")."""
-
-    @abstractmethod
-    async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
-        """Return the softmax over the last axis. mask: public bool, broadcastable to x; False positions get probability
-        exactly 0.
-
-        Raises `RangeError` when a row of the mask is False everywhere.
-        """
-
-    @abstractmethod
-    async def activation(self, x: Value, kind: Activation) -> Value:
-        """Return gelu (erf), gelu_tanh, silu or relu, element-wise."""
-
-    @abstractmethod
-    async def less_than_zero(self, x: Value) -> Value:
-        """Return 1 where x < 0, else 0, with 0 fraction bits."""
-
-    @abstractmethod
-    async def max(self, x: Value, background: bool = False) -> Value:
-        """Return the maximum over the last axis, [..., n] -> [..., 1].
-
-        background: its rounds overlap others and cost nothing, so the fewest comparisons are wanted.
-        """
-
-    @abstractmethod
-    async def argmax(self, x: Value) -> Value:
-        """Return the one-hot of the maximum over the last axis, same shape, 0 fraction bits; ties go to the earlier
-        position."""
-
-    # ---- selection; nobody learns what was selected ----------------------------------------------------------------
-    @abstractmethod
-    async def top_k(self, x: Value, k: int, bound: float) -> Value:
-        """Return the k largest along the last axis: [..., C] -> [..., k, C], 0 fraction bits, row j one-hot at the value of
-        rank j; exact ties go to the earlier position. |x| < bound, public. Raises `RangeError` unless 1 <= k <= C."""
-
-    @abstractmethod
-    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
-        """Return 1 at the k largest along the last axis, else 0: [..., n] -> [..., n], 0 fraction bits; ties as in
-        `top_k`."""
-
-    @abstractmethod
-    async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
-        """Return the k marked rows in their order: keep [B, n] with exactly k ones, rows [B, n, width] each ->
-        [B, k, width]."""
-
-    # ==== given: what every suite has; suites override what they can do in fewer rounds ================================
     # ---- running -------------------------------------------------------------------------------------------------
     def begin(self, places: int, score_cap: float | None = None) -> None:
         """Begin a program with so many places: the layers, and the head after them.
@@ -368,6 +257,62 @@ class Suite(ABC):
     async def choose(self, chosen: Value, rows: Value) -> Value:
         """Return the rows of a small secret table: one-hot chosen [G, n, N] times rows [G, N, width] -> [G, n, width]."""
         return await self.matmul(chosen, rows)
+
+    # ---- mixtures of experts: nobody learns which experts a token took, nor how many tokens an expert has ---------------
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        """Return which experts each token takes, marks 0 or 1 with 0 fraction bits, and how much each counts, both
+        [T, E]: the softmax of a router's logits [T, E] at the `chosen` largest, exactly 0 elsewhere.
+
+        renormalised: divided by its sum over the chosen, that is the softmax over them alone. Ties go to the earlier expert.
+        """
+        with operation("routing"):
+            rows = await self.mask_for_reuse(await self.top_k(logits, chosen, self.router_bound))
+            marks = rows.sum(1)
+            if not renormalised:
+                return marks, await self.mul(marks, await self.softmax(logits))
+            tokens, experts = logits.shape
+            near = await self.matmul(logits.reshape(tokens, 1, experts), rows.transpose(1, 2))
+            counts = await self.softmax(near)
+            return marks, (await self.matmul(counts, rows)).reshape(tokens, experts)
+
+    async def weigh(self, x: Value, gates: Value) -> Value:
+        """Return x times what it counts, broadcasting; x is what a gated activation gives, gates as of `route`."""
+        return await self.mul(x, gates)
+
+    async def normalise(self, x: Value, norm: Norm) -> Value:
+        """Return rows [..., D] divided by their deviation: of norm sqrt(D)."""
+        return await self.mul(x, await self.rsqrt_moment(x, norm))
+
+    async def slots(self, marks: Value, capacity: int) -> tuple[Value, Value]:
+        """Return the places of experts that have `capacity` of them: [E, capacity, T], row j of an expert one-hot at the
+        j-th token from the last that marks it, zero where there is none; and how many marks of [T, E] found no place, [1].
+        Both have 0 fraction bits."""
+        tokens, experts = marks.shape
+        with operation("dispatch"):
+            backwards = torch.arange(tokens - 1, -1, -1, device=self.public_device)
+            counts = marks[backwards].transpose(0, 1).cumsum(1).reshape(experts, 1, tokens)
+            places = torch.arange(1, capacity + 1, dtype=torch.float64).reshape(capacity, 1)
+            below = await self.less_than_zero(counts.expand(experts, capacity, tokens) - places)
+            over = counts[:, 0, -1] - float(capacity)
+            dropped = over - await self.mul(await self.less_than_zero(over), over)
+            before = self.concat([below[:, :, :1] * 0 + 1.0, below[:, :, :-1]], 2)
+            return (before - below)[:, :, backwards], dropped.sum(0, keepdim=True)
+
+    async def gather(self, slots: Value, rows: Value) -> Value:
+        """Return the rows that `slots` [E, C, T] name, of [T, D], or of each expert's own [E, T, D]: [E, C, D]."""
+        experts, capacity, tokens = slots.shape
+        with operation("dispatch"):
+            if len(rows.shape) == 3:
+                return await self.matmul(slots, rows)
+            found = await self.matmul(slots.reshape(experts * capacity, tokens), rows)
+            return found.reshape(experts, capacity, rows.shape[1])
+
+    async def scatter(self, slots: Value, rows: Value, stream: Value) -> Value:
+        """Return the residual stream [T, D] plus, at each token, the rows [E, C, D] whose `slots` [E, C, T] name it."""
+        experts, capacity, tokens = slots.shape
+        with operation("dispatch"):
+            flat = slots.reshape(experts * capacity, tokens).transpose(0, 1)
+            return stream + await self.matmul(flat, rows.reshape(experts * capacity, rows.shape[2]))
 
     # ---- masked once, used in many products: the same value, for suites that open a factor masked -----------------------
     async def mask_queries(self, q: Value) -> Value:

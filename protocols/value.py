@@ -87,15 +87,17 @@ class Norm:
     epsilon: float
 
 
-Use = Literal["any", "heads", "rotated", "function", "normalised"]
+Use = Literal["any", "heads", "rotated", "function", "normalised", "stream"]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer with fixed secret weight [in, out] and optional fixed secret bias [out].
+    """A linear layer with fixed secret weight [in, out], or one for each of several inputs, [E, in, out], and optional fixed
+    secret bias [out].
 
     use: what is done with its product, by which a suite chooses rings: `heads`, queries, keys and values, which are cached;
-    `rotated`, the same with rotary positions; `function`, an activation follows; `normalised`, a norm follows; `any`.
+    `rotated`, the same with rotary positions; `function`, an activation follows; `normalised`, a norm follows; `stream`, it
+    is added to the residual stream in the end; `any`.
     """
 
     weight: Value
@@ -109,10 +111,12 @@ class OutputShare:
 
     share: int64 [any], additive in Z_2^bits with `fraction_bits`; for the suite `plain` the float result itself. At the
     dealer and in `estimate` a tensor on the meta device. flags: this party's XOR share of the range flags, see
-    `Suite.flags`; None where the suite has none.
+    `Suite.flags`; None where the suite has none. dropped: the share of how many choices of an expert found no place on the
+    way to it [1]; None where none could be missed.
     """
 
     share: Tensor
     bits: int
     fraction_bits: int
     flags: Tensor | None = None
+    dropped: OutputShare | None = None

@@ -31,12 +31,14 @@ Secret = Literal["logits", "decisions"]
 class GeneratedOnShares:
     """Tokens chosen by the secure arg-max. findings: what left its range on the way to the token that would have followed,
     which is not among `tokens` for that reason. logits: float64 [tokens, V]; decisions: what the policy kept in every
-    decision, see `launch.measure.selection_trace`. Both only where they were asked for."""
+    decision, see `launch.measure.selection_trace`. Both only where they were asked for. dropped_choices: as in
+    `GenerationResult`."""
 
     tokens: list[int]
     findings: tuple[RangeFinding, ...] = ()
     logits: Tensor | None = None
     decisions: list[Tensor] = field(default_factory=list)
+    dropped_choices: int | None = None
 
     def checked(self) -> list[int]:
         """Return the tokens. Raises `RangeExceeded` when something left its range."""
@@ -81,7 +83,9 @@ def generate_on_shares(
         tokens.append(round(float(opened(shares).item())))
     rows = [opened(shares) for shares in zip(*logits, strict=True)]
     decided = [opened(shares) for shares in zip(*decisions, strict=True)]
-    return GeneratedOnShares(tokens, found, torch.cat(rows) if rows else None, decided)
+    counts = [own.shares[0].dropped for own in kept]
+    dropped = round(float(opened([c for c in counts if c is not None]).item())) if counts[0] is not None else None
+    return GeneratedOnShares(tokens, found, torch.cat(rows) if rows else None, decided, dropped)
 
 
 def _findings(shares: Sequence[OutputShare], step: int, roles: InProcessSuite) -> tuple[RangeFinding, ...]:

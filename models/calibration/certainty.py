@@ -52,7 +52,7 @@ def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
     yield "residual", 0, largest
     names = ["attention.qkv", "mlp.up", *(["mlp.gate"] if a.gated else [])]
     for place in range(a.layers):
-        for name in names:
+        for name in [*names, *(["mlp.router"] if a.mixture(place) else [])]:
             yield "activation", place, _provable(checkpoint, f"layers.{place}.{name}")
     yield "logits", a.layers, _provable(checkpoint, "head")
 

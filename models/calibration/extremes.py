@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 PROVABLE = "provable activation"
 TABLE = "token table"
-DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "smallest norm", PROVABLE, TABLE)
+DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "router", "smallest norm", PROVABLE, TABLE)
 """What is recorded beside the kinds: for people, parts of the activations and products of gate and up (not limited by a
 bound of their own); for the choice of bounds, what no prompt can exceed: outputs of linear layers after a norm (logits at
 place L), and norms of rows of the token table with their positions (place 0)."""
@@ -36,7 +36,8 @@ class Extremes:
     """Largest values: kinds[kind][place], 0 where a place has no value of the kind; place L is the final norm and the head.
 
     residual: largest Euclidean norm of a row of the residual stream, entering either norm of the layer or leaving it.
-    score: largest spread (maximum - minimum over what is not masked) of a row of attention scores. value: |cached value|.
+    score: largest spread (maximum - minimum over what is not masked) of a row of attention scores, or of a router's logits.
+    value: |cached value|.
     activation: |output of a linear layer| that does not write to the residual stream, queries and keys after rotation
     included. logits: |logit|. details: see `DETAILS`.
     """
@@ -118,6 +119,13 @@ class RecordingSuite(PlainSuite):
         product = PlainValue(tensor_of(await self.activation(gate, kind)) * tensor_of(up))
         self.note("activation * up", product.tensor)
         return product
+
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        """As in `plain`; notes the spread of a row of logits, as of a row of scores."""
+        rows = tensor_of(logits)
+        self.note("score", rows.amax(-1) - rows.amin(-1))
+        self.note("router", rows)
+        return await super().route(logits, chosen, renormalised)
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:

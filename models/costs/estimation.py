@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
 from models.generation import GenerationPlan
@@ -214,6 +215,8 @@ def estimate(
     True
     """
     GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature, setting.draft).check(architecture)
+    spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
+    setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
     steps = list(setting.steps(prompt, new, kept))
     start = time.perf_counter()

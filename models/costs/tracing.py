@@ -7,6 +7,7 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -98,7 +99,7 @@ class _Tape(CountingTape):
         return x
 
 
-class _Products:
+class Products:
     """A suite that counts the multiply-adds of the matrix products it is asked for, and passes everything on."""
 
     def __init__(self, suite: Suite) -> None:
@@ -115,8 +116,10 @@ class _Products:
         self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
 
     def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
-        """Count [..., in] x [in, out]."""
-        self._count(x.shape[:-1].numel(), *layer.weight.shape)
+        """Count [..., in] x [in, out], or [E, n, in] x [E, in, out]."""
+        *each, inner, columns = layer.weight.shape
+        batch = math.prod(each)
+        self._count(x.shape[:-1].numel() // batch, inner, columns, batch)
         return self._suite.linear(x, layer, residual)
 
     def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
@@ -139,6 +142,16 @@ class _Products:
         """Count [..., M, K] x [..., K, N]."""
         self._count(x.shape[-2], x.shape[-1], y.shape[-1], x.shape[:-2].numel())
         return self._suite.matmul(x, y)
+
+    def gather(self, slots: Value, rows: Value) -> Any:
+        """Count [E C, T] x [T, D], or each expert's own [C, T] x [T, D]."""
+        self._count(slots.shape[:2].numel(), slots.shape[2], rows.shape[-1])
+        return self._suite.gather(slots, rows)
+
+    def scatter(self, slots: Value, rows: Value, stream: Value) -> Any:
+        """Count [T, E C] x [E C, D]."""
+        self._count(slots.shape[2], slots.shape[:2].numel(), rows.shape[2])
+        return self._suite.scatter(slots, rows, stream)
 
     def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Any:
         """Count [G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
@@ -275,7 +288,7 @@ def trace_step(
     """
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
-    products = _Products(suite)
+    products = Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = suite.run(fill(decoder, cached, NoInputs(), agreed))
     suite.ledger.costs.clear()
@@ -290,7 +303,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     token depends on the tokens before. Every layer, head and token is traced. kept: as in `Setting.steps`."""
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
-    products = _Products(suite)
+    products = Products(suite)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
     drafted = setting.draft is not None

@@ -7,7 +7,7 @@ canonical weight from them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -53,6 +53,10 @@ class Family(ABC):
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the names (without prefix) and shapes of the tensors that the checkpoint must hold, and no others but
         buffers."""
+
+    def stored_as(self, names: Collection[str]) -> None:
+        """Hear which tensors (without prefix) there are, before `tensors` is asked, where several layouts are read."""
+        return None
 
     @abstractmethod
     def weight(self, name: str, read: Read) -> Tensor:

@@ -14,11 +14,13 @@ from models.families.gptj import GptJ
 from models.families.granite import Granite
 from models.families.llama import Llama
 from models.families.mistral import Mistral
+from models.families.mixtral import Mixtral
 from models.families.olmo2 import Olmo2
 from models.families.opt import Opt
 from models.families.phi3 import Phi3
 from models.families.qwen2 import Qwen2
 from models.families.qwen3 import Qwen3
+from models.families.qwen3_moe import Qwen3Moe
 from models.families.smollm3 import SmolLm3
 from models.families.stablelm import StableLm
 from models.families.starcoder2 import StarCoder2
@@ -27,8 +29,10 @@ FAMILIES: dict[str, type[Family]] = {
     "gpt2": Gpt2,
     "llama": Llama,
     "mistral": Mistral,
+    "mixtral": Mixtral,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
+    "qwen3_moe": Qwen3Moe,
     "gemma": Gemma,
     "gemma2": Gemma2,
     "gemma3_text": Gemma3,

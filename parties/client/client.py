@@ -36,6 +36,9 @@ class GenerationResult:
     finish_reason: "stop": an end-of-text token, or the caller, ended it. "length": there are max_tokens tokens. "range": a
     value left its declared range on the way to the next token, which is therefore not here; `findings` has all kinds and
     places, in the order of the computation. Tokens before it are right up to precision.
+
+    dropped_choices: how often a token of the prompt took an expert that had no place for it, over all layers; None where
+    every expert was computed for every token. The answer is that of the model without these choices.
     """
 
     tokens: list[int] = field(repr=False)
@@ -45,6 +48,7 @@ class GenerationResult:
     session: str
     finish_reason: FinishReason
     findings: tuple[RangeFinding, ...] = ()
+    dropped_choices: int | None = field(default=None, repr=False)
     logits: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -158,6 +162,7 @@ class Client:
             session=session.id,
             finish_reason=session.finish_reason,
             findings=session.findings,
+            dropped_choices=session.dropped_choices,
             logits=session.all_logits(),
         )
 

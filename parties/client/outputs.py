@@ -11,7 +11,7 @@ from torch import Tensor
 from mpc.errors import WireError
 from mpc.packing import packed_size, unpack
 from parties.wire import wire_pb2 as wire
-from parties.wire.shares import BITS, LEDGER_BYTES
+from parties.wire.shares import BITS, COUNT_BITS, LEDGER_BYTES
 
 
 class Incoming:
@@ -57,6 +57,11 @@ class Incoming:
             raise WireError(
                 f"{self.peer} sent {len(header.flags)} bytes of range flags with output {header.step}, which are none or "
                 f"words of {BITS} bits of shape {words}"
+            )
+        if len(header.dropped) not in ((0, packed_size(1, COUNT_BITS)) if header.step == 0 else (0,)):
+            raise WireError(
+                f"{self.peer} sent {len(header.dropped)} bytes of a count with output {header.step}, which are none or, "
+                f"with the first one, {packed_size(1, COUNT_BITS)}"
             )
         self._header = header
 

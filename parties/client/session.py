@@ -41,7 +41,7 @@ from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
 from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
-from parties.wire.shares import BITS, corrections
+from parties.wire.shares import BITS, COUNT_BITS, corrections
 from protocols.range_findings import RangeFinding, findings_in, open_flags
 from protocols.suite import RANGE_KINDS
 
@@ -101,6 +101,7 @@ class ClientSession(Session):
         self.token_seconds: list[float] = []
         self.finish_reason: FinishReason = "length"
         self.findings: tuple[RangeFinding, ...] = ()
+        self.dropped_choices: int | None = None
         self._answered = False  # the answer is complete: outputs that still come are not looked at
         self._over = False  # and the parties have been told to finish
         self._problem: MpcacheError | None = None  # with the answer, to be raised when the session is over
@@ -273,8 +274,13 @@ class ClientSession(Session):
         if len({len(header.flags) for _, header in headers}) != 1:
             each = ", ".join(f"{peer} {len(header.flags)} bytes" for peer, header in headers)
             raise WireError(f"the parties sent output {step} with and without range flags: {each}")
+        if len({len(header.dropped) for _, header in headers}) != 1:
+            each = ", ".join(f"{peer} {len(header.dropped)} bytes" for peer, header in headers)
+            raise WireError(f"the parties sent output {step} with and without a count of dropped choices: {each}")
         if self._over:
             return
+        if headers[0][1].dropped:
+            self.dropped_choices = _count([header.dropped for _, header in headers])
         bits, fraction_bits = headers[0][1].bits, headers[0][1].fraction_bits
         total = torch.stack([share for _, share in shares.values()]).sum(0)
         value = decode(reduce(total, bits), fraction_bits, bits)
@@ -372,3 +378,9 @@ class ClientSession(Session):
         if step + 1 != self._steps.outputs or len(self._steps.rows) > 1:  # else nothing is waited for
             for stream in self._parties:
                 stream.send(wire.ClientMessage(finish=wire.Finish()))
+
+
+def _count(shares: Sequence[bytes]) -> int:
+    """Return a number from all parties' shares of it."""
+    total = torch.stack([unpack(share, COUNT_BITS, (1,)) for share in shares]).sum(0)
+    return int(reduce(total, COUNT_BITS))

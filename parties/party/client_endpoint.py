@@ -20,7 +20,7 @@ from parties.transport.peer_stream import INBOX_LIMIT, PeerStream
 from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept, kept_rows
-from parties.wire.shares import BITS, CHUNK_BYTES, LEDGER_BYTES, collect, expand
+from parties.wire.shares import BITS, CHUNK_BYTES, COUNT_BITS, LEDGER_BYTES, collect, expand
 from protocols.suite import OutputShare
 
 PROGRESS_SECONDS = 0.05
@@ -95,7 +95,8 @@ class ClientEndpoint:
 
     # ---- shares out ------------------------------------------------------------------------------------------------
     def emit(self, step: int, share: OutputShare) -> bool:
-        """Send this party's share of an output to the client, with its share of the range flags."""
+        """Send this party's share of an output to the client, with its share of the range flags, and of the choices that
+        were dropped."""
         self.session.check()
         decoding = self._manifest.decoding
         asks = decoding == "logits" or self._manifest.draft > 0
@@ -111,6 +112,7 @@ class ClientEndpoint:
             fraction_bits=share.fraction_bits,
             size=len(data),
             flags=b"" if share.flags is None else pack(share.flags, BITS),
+            dropped=b"" if share.dropped is None else pack(reduce(share.dropped.share, COUNT_BITS), COUNT_BITS),
         )
         self.stream.send(wire.PartyMessage(output=header))
         for message in _chunks(data):

@@ -67,7 +67,9 @@ class TapeOutlet:
     def _run(self) -> None:
         try:
             while (piece := self._take()) is not None:
-                self.stream.send_bulk(wire.TapeMessage(chunk=wire.Chunk(payload=piece)))
+                message = wire.TapeMessage()
+                message.chunk.payload = piece
+                self.stream.send_bulk(message)
         except MpcacheError:
             pass  # the session's: whoever is in it knows
         finally:
@@ -98,8 +100,9 @@ def tape_reader(stream: PeerStream) -> Callable[[int], Bytes]:
     def payloads() -> Iterator[bytes]:
         while (message := stream.receive_or_end()) is not None:
             kind = message.WhichOneof("content")
-            if kind != "chunk" or not message.chunk.payload:
+            payload = message.chunk.payload
+            if kind != "chunk" or not payload:
                 raise WireError(f"{stream.peer} sent '{kind}' where a chunk of the tape was expected")
-            yield message.chunk.payload
+            yield payload
 
     return chunks(payloads())

@@ -36,7 +36,10 @@ class GrpcChannel(Channel):
         sequence = self._sent[peer]
         for start in range(0, size, CHUNK_BYTES):
             piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]
-            stream.send(wire.PeerMessage(frame=wire.Frame(sequence=sequence, size=size, payload=piece)))
+            message = wire.PeerMessage()  # filled in place: a frame that is handed over would be copied
+            frame = message.frame
+            frame.sequence, frame.size, frame.payload = sequence, size, piece
+            stream.send(message)
             sequence += 1
         self._sent[peer] = sequence
         self.sent_bytes[peer] += size

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.architecture import Architecture
+from models.costs.expert_ways import OPTION as WAY
+from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
 from models.generation import GenerationPlan, check_agreed_temperature
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
@@ -105,7 +107,9 @@ class Manifest(ProgramFacts):
     def of(
         cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
     ) -> Manifest:
-        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights."""
+        """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights. How mixtures of
+        experts are computed is chosen here, where the suite does not say it."""
+        suite = with_way(suite, architecture, plan.prompt_tokens, plan.policy, len(parties))
         return cls(
             protocol=PROTOCOL_VERSION,
             version=package_version(),
@@ -161,9 +165,10 @@ class Manifest(ProgramFacts):
     def load_key(self, storing: str = "") -> tuple[str, ...]:
         """Return what must be equal for masked weights of an earlier session to serve again.
 
-        storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none.
+        storing: at a party, the nonce of the shares (`parties.party.store`); the dealer has none. How mixtures of experts
+        are computed changes no weight.
         """
-        options = json.dumps(self.options, sort_keys=True)
+        options = json.dumps({name: value for name, value in self.options.items() if name != WAY}, sort_keys=True)
         return (self.model, storing, self.architecture, self.suite, str(self.fraction_bits), options, *self.parties)
 
 

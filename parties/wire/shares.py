@@ -17,6 +17,7 @@ from mpc.errors import WireError
 from mpc.packing import pack, packed_size, unpack
 from mpc.random import SEED_BYTES, Prg
 
+COUNT_BITS = 32  # ring of a count beside an output
 BITS = 64
 CHUNK_BYTES = 1 << 20  # most payload bytes of one message
 WEIGHT_FRACTION_BITS = (8, 24)  # the fewest and the most that weights may be shared with

@@ -173,20 +173,22 @@ class ClientMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., share: _Optional[_Union[ShareHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class OutputHeader(_message.Message):
-    __slots__ = ("step", "shape", "bits", "fraction_bits", "size", "flags")
+    __slots__ = ("step", "shape", "bits", "fraction_bits", "size", "flags", "dropped")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
     FRACTION_BITS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     step: int
     shape: _containers.RepeatedScalarFieldContainer[int]
     bits: int
     fraction_bits: int
     size: int
     flags: bytes
-    def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ..., flags: _Optional[bytes] = ...) -> None: ...
+    dropped: bytes
+    def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ..., flags: _Optional[bytes] = ..., dropped: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")

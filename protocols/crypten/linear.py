@@ -61,6 +61,7 @@ class CryptenLinear(Suite):
         super().__init__(parties, options.fraction_bits, self.session.ledger, self.session.device)
         self.weight_fraction_bits = options.fraction_bits if crypten_own else WEIGHT_BITS
         self.crypten_own = crypten_own
+        self.experts = options.way
         self._own = CryptenOwn(self.session) if crypten_own else None
         self._ranges = Ranges(self.session)
         self.session.ranges = None if crypten_own else self._ranges

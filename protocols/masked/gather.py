@@ -189,25 +189,30 @@ def picked_by_rank(c: Context, ranks: Masked, count: int, s: Masked, bits: int) 
     """Return the scores of the clusters with the first `count` ranks and the one-hot rows e [G, n, N], modulo 2^bits: ranks
     [G, N], s [G, R, N, t] -> [G, R, n, t]; local, two parties."""
     groups, rows, clusters, size = s.shape
-    by_cluster = s.move(lambda t: t.transpose(1, 2).reshape(groups * clusters, rows * size))
     tree = rank_points(ranks, count, rows * size, bits)
 
+    def by_cluster(t: Tensor) -> Tensor:
+        return t.transpose(1, 2).reshape(groups, clusters, 1, rows * size)
+
     def payloads() -> Tensor:
-        lam = by_cluster.lam
-        return torch.cat([torch.ones_like(lam[:, :1]), lam], 1)[None]
+        lam = by_cluster(s.lam).reshape(1, groups * clusters, rows * size)
+        return torch.cat([torch.ones_like(lam[..., :1]), lam], -1)
 
-    def picked(share: Words, m: Tensor, cut: slice) -> Words:
-        assert not isinstance(share, Wide)
-        hot, hot_lam = share[0, ..., :1], share[0, ..., 1:]  # [count, clusters, ...]
-        return torch.cat([hot, hot * by_cluster.m[cut].cpu() - hot_lam], -1).transpose(0, 1)
-
-    found = idpf.read_narrow(c, ranks, tree, payloads, picked)
+    found = idpf.read_narrow(c, ranks, tree, payloads, _all_points)
     if not c.evaluating:
-        return Shared(c.blank((groups, rows, count, size)), s.bits, s.frac), Shared(
-            c.blank((groups, count, clusters)), bits, 0
-        )
-    scores = ring.reduce(found[..., 1:].sum(1), s.bits).reshape(groups, count, rows, size).transpose(1, 2)
-    return Shared(scores, s.bits, s.frac), Shared(ring.reduce(found[..., 0].transpose(1, 2), bits), bits, 0)
+        scores, e = c.blank((groups, rows, count, size)), c.blank((groups, count, clusters))
+    else:
+        hot, hot_lam = found[..., :1], found[..., 1:]  # [G, N, count, ...]
+        picked = (hot * by_cluster(s.m) - hot_lam).sum(1)
+        scores = ring.reduce(picked, s.bits).reshape(groups, count, rows, size).transpose(1, 2)
+        e = ring.reduce(hot[..., 0].transpose(1, 2), bits)
+    return Shared(scores, s.bits, s.frac), Shared(e, bits, 0)
+
+
+def _all_points(share: Words, m: Tensor, cut: slice) -> Words:
+    """Return every payload of every point of the only level, [elements, points, values]."""
+    assert not isinstance(share, Wide)
+    return share[0].transpose(0, 1)
 
 
 def spread_weights(c: Context, e: Masked, p: Masked) -> Shared:

@@ -372,9 +372,7 @@ def read(c: Context, x: Masked, p: Points, payloads: Callable[[], Words], combin
         return c.blank(x.shape)
     m = x.m.reshape(-1).cpu()
     points = ring.shift_right(m, low, x.bits)
-    share = evaluate(
-        0 if c.first else 1, roots[0], (words, output), points, p, lambda found, cut: combine(found, m[cut], cut)
-    )
+    share = evaluate(0 if c.first else 1, roots[0], (words, output), points, p, lambda s, cut: combine(s, m[cut], cut))
     whole: Words = moved(share, lambda t: t.reshape(*x.shape, *t.shape[1:]).to(c.device))
     return whole
 

@@ -80,14 +80,15 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     """Return x W + b (+ residual), Shared, fraction_bits + 16 fraction bits."""
     t = convert.tensor(x)
     kind, bound = convert.bounds.linear_kind
-    watched = kind if residual is None else None
-    magnitude = convert.bounds.stream + ROOM if residual is not None else bound + 1
+    written = residual is not None or layer.use == "stream"
+    watched = None if written else kind
+    magnitude = convert.bounds.stream + ROOM if written else bound + 1
     frac = min(t.frac, convert.fraction_bits)
-    bits = frac + max(WEIGHT_BITS + magnitude + int(residual is None), t.magnitude) + 2
+    bits = frac + max(WEIGHT_BITS + magnitude + int(not written), t.magnitude) + 2
     if layer.use == "normalised":
         bits = RING_BITS
-    if residual is not None:
-        bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[1]))
+    if written:
+        bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[-1]))
     with operation("linear"):
         m = await convert.masked(t, frac, bits)
         out = weight_product(convert, m, layer.weight, magnitude)

@@ -207,8 +207,13 @@ async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Seq
     return out
 
 
-async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
-    """Return (h / deviation) W + b. |h / deviation| <= sqrt(D), whatever h is."""
+async def normalise(convert: Conversion, x: Value, norm: Norm) -> MaskedTensor:
+    """Return x / deviation, masked in the ring of products with weights. |x / deviation| <= sqrt(D), whatever x is."""
+    b = _bits_of(convert, x)
+    return await _scaled(convert, await _stream(convert, x, b), norm, b)
+
+
+async def _scaled(convert: Conversion, h: Masked, norm: Norm, b: StreamBits) -> MaskedTensor:
     f, bound = convert.fraction_bits, convert.bounds.linear_kind[1]
     magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
     bits = f + WEIGHT_BITS + bound + 2 + ROOM
@@ -218,6 +223,11 @@ async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Seque
     r = await _masked_inverse(convert, h, norm, b.scale)
     with operation("norm scale"):
         y = convert.new(lifted.multiply(convert.context, "scale", h, r, bits + excess), magnitude)
-        scaled = convert.new(await convert.masked(y, f, bits), magnitude)
+        return convert.new(await convert.masked(y, f, bits), magnitude)
+
+
+async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
+    """Return (h / deviation) W + b."""
+    scaled = await _scaled(convert, h, norm, b)
     outputs = await together(*(linear(convert, scaled, layer) for layer in layers))
     return list(outputs)

@@ -54,9 +54,10 @@ def matmul(c: Context, x: Masked, y: Masked) -> Shared:
 class FixedWeight:
     """A weight, masked once in Z_2^64 and reused for ever; what products need of it is kept ready.
 
-    m: opened W + lam [in, out]; own: this party's share of W; at the dealer lam is the whole mask. Kept column-major, which
-    makes a product with one row (a decode step) a single pass at memory speed. bits: the largest ring of its products; up
-    to 32 bits m and own are kept in 32, half the memory and half the pass. Made by `protocols.masked.weights`.
+    m: opened W + lam, [in, out] or, one for each of several inputs, [E, in, out]; own: this party's share of W; at the
+    dealer lam is the whole mask. Kept column-major, which makes a product with one row (a decode step) a single pass at
+    memory speed. bits: the largest ring of its products; up to 32 bits m and own are kept in 32, half the memory and half
+    the pass. Made by `protocols.masked.weights`.
     """
 
     def __init__(self, m: Tensor, own: Tensor, lam: Tensor, frac: int, bits: int) -> None:
@@ -68,24 +69,29 @@ class FixedWeight:
 
     @property
     def shape(self) -> torch.Size:
-        """[in, out] (or [out] of a bias)."""
+        """[in, out], [E, in, out] (or [out] of a bias)."""
         return self.m.shape
+
+    def move(self, f: Callable[[Tensor], Tensor]) -> FixedWeight:
+        """Return the same numbers in another shape or order, without a copy where f needs none."""
+        return FixedWeight(f(self.m), f(self.own), f(self.lam), self.frac, self.bits)
 
 
 def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
-    """Return x @ W for a fixed weight: [..., in] -> [..., out], in x's ring.
+    """Return x @ W for a fixed weight: [..., in] -> [..., out], in x's ring; [E, n, in] x [E, in, out] -> [E, n, out].
 
     [x W] = m_x [W] + ([lam_x lam_W] - [lam_x] m_W); what stands in parentheses needs no input and is precomputed.
     """
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
+
+    def times(rows: Tensor, weight: Tensor) -> Tensor:
+        flat = rows.reshape(-1, rows.shape[-1]) if len(w.shape) == 2 else rows
+        return ring.matmul(flat, weight, bits).reshape(shape)
+
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
-    term = c.deal(op, shape, bits, lambda: ring.matmul(_rows(x.lam), w.lam, bits).reshape(shape))
-    precomputed = c.tape.precompute(op, shape, lambda: term - ring.matmul(_rows(x.lam), w.m, bits).reshape(shape))
+    term = c.deal(op, shape, bits, lambda: times(x.lam, w.lam))
+    precomputed = c.tape.precompute(op, shape, lambda: term - times(x.lam, w.m))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
-    return Shared(ring.matmul(_rows(x.m), w.own, bits).reshape(shape) + precomputed, bits, x.frac + w.frac)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return Shared(times(x.m, w.own) + precomputed, bits, x.frac + w.frac)

@@ -38,6 +38,14 @@ def identity(c: Context, batch: torch.Size, count: int, bits: int) -> Shared:
     return c.public(eye.expand(*batch, count, count), bits, 0)
 
 
+def rows_of_counts(hot: Tensor, k: int) -> Tensor:
+    """Return the rows of one-hot counts of marks up to each position, [..., C, values] -> [..., k, C]: row j is one-hot
+    where the count reaches j + 1, zero where it never does; linear."""
+    reached = hot.flip(-1).cumsum(-1).flip(-1)[..., 1 : k + 1].transpose(-1, -2)  # [..., k, C]: count_i >= j + 1
+    before = torch.cat([torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1)
+    return reached - before
+
+
 async def selection_matrix(c: Context, indicator: Shared, k: int, bits: int) -> Shared:
     """Return the one-hot rows of an indicator: [..., C] (ring of at least bit_length(k) bits) -> [..., k, C] one-hot rows
     modulo 2^bits. 1 round."""
@@ -48,10 +56,4 @@ async def selection_matrix(c: Context, indicator: Shared, k: int, bits: int) -> 
     width = count_bits(k)
     counts = await open_value(c, indicator.to_ring(width).map(lambda t: t.cumsum(-1)))
     hot = one_hot(c, counts, 0, width, bits)  # [..., C, 2^width]
-
-    def rows(t: Tensor) -> Tensor:
-        reached = t.flip(-1).cumsum(-1).flip(-1)[..., 1 : k + 1].transpose(-1, -2)  # [..., k, C]: count_i >= j + 1
-        before = torch.cat([torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1)
-        return reached - before
-
-    return hot.map(rows)
+    return hot.map(lambda t: rows_of_counts(t, k))

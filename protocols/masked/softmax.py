@@ -110,21 +110,33 @@ def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
     return Form(COUNTS, 0, sent, dealt, hot.party + zero.work, hot.dealer + zero.dealing)
 
 
+def _form(c: Context, rows: Rows, spread: Spread) -> str:
+    """Return the form of the shift that is run: a way of `zero_words`, "points" or `COUNTS`."""
+    tests, width = rows.rows * spread.reach, spread.range_bits - BIN_BITS
+    forms = [Plan(way, bits).form(tests, _bytes_of(width), c.parties) for way, bits in HASH_BITS.items()]
+    if c.parties == 2:
+        forms.append(zero_test.points_form(tests, HASH_BITS["one"], _bytes_of(width)))
+    if rows.longest <= COUNTED:
+        forms.append(_counts_form(rows, tests, width, c.parties))
+    return choose(forms, c.prefer)
+
+
+def _bytes_of(width: int) -> int:
+    """Return the ring of a number of bins: whole bytes are looked up faster."""
+    return 8 * -(-(width + 1) // 8)
+
+
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
     y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
     """
+    return await shift_by(c, y, rows, spread, _form(c, rows, spread))
+
+
+async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str) -> Masked:
+    """As `shift`, by one of its forms."""
     width, unit = spread.range_bits - BIN_BITS, y.frac + BIN_BITS
-    tests, count_bits = rows.rows * spread.reach, 8 * -(-(width + 1) // 8)  # whole bytes are looked up faster
-    plans: dict[str, Plan] = {way: Plan(way, bits) for way, bits in HASH_BITS.items()}
-    forms = [plan.form(tests, count_bits, c.parties) for plan in plans.values()]
-    if c.parties == 2:
-        forms.append(zero_test.points_form(tests, HASH_BITS["one"], count_bits))
-    if rows.longest <= COUNTED:
-        forms.append(_counts_form(rows, tests, width, c.parties))
-    form = choose(forms, c.prefer)
-    bits = plans.get(form, plans["one"]).bits
 
     def watch(words: Tensor) -> None:
         if spread.flags is not None:
@@ -136,12 +148,14 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
         found = histogram.counts(c, low, rows, unit, rows.longest.bit_length(), watch).map(lambda t: t[:, above])
         empty = zero_test.of_few_bits(c, await open_value(c, found), width + 1)
     else:
+        way: Way = "two" if form == "two" else "one"
+        bits = HASH_BITS[way]
         share = histogram.hashes(c, low, rows, unit, bits, watch)[:, above]
         hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
         if form == "points":
-            empty = zero_test.by_points(c, hashes, count_bits)
+            empty = zero_test.by_points(c, hashes, _bytes_of(width))
         else:
-            empty = await zero_words(c, hashes, plans[form].way, count_bits)
+            empty = await zero_words(c, hashes, way, _bytes_of(width))
     edge = c.add_public(
         empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), spread.reach + 1
     )  # bins above the last score's, the highest one included
@@ -149,12 +163,11 @@ async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
 
 
-async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
-    """Return (<e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits, [1 / row sum] [rows]).
+async def exponentials(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> Masked:
+    """Return <e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits; a row's largest is above e^-8.
 
-    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 4 to 8 rounds.
+    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 3 to 6 rounds.
     """
-    frac, bits = precision
     with operation("softmax shift"):
         difference = y.to_ring(spread.range_bits + 1 + y.frac).map(rows.relative)
         edge = await shift(c, difference, rows, spread)
@@ -162,9 +175,18 @@ async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, in
         x = difference.add(away)
         _check(x, spread)
     with operation("exponential"):
-        p = await exponential(c, x.to_ring(spread.range_bits + y.frac), frac, bits)
+        return await exponential(c, x.to_ring(spread.range_bits + y.frac), *precision)
+
+
+async def inverse_sum(c: Context, p: Masked, rows: Rows) -> Shared:
+    """Return [1 / row sum] [rows] of numerators [entries] as `exponentials` gives them, all or the largest of them."""
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
-        total = p.map(rows.sum).to_ring(frac + grow + 1)
-        one_over = await power(c, total, Power(frac - LEAST_BITS, frac + grow, -1.0))
-    return p, one_over
+        total = p.map(rows.sum).to_ring(p.frac + grow + 1)
+        return await power(c, total, Power(p.frac - LEAST_BITS, p.frac + grow, -1.0))
+
+
+async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
+    """Return `exponentials` and their `inverse_sum`. 4 to 8 rounds."""
+    p = await exponentials(c, y, rows, precision, spread)
+    return p, await inverse_sum(c, p, rows)

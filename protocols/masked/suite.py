@@ -33,6 +33,7 @@ from protocols.masked import (
     cache,
     elementwise,
     linear,
+    mixture,
     normalisation,
     output,
     selected_attention,
@@ -41,6 +42,7 @@ from protocols.masked import (
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
+from protocols.masked.routing import Choice
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -75,6 +77,7 @@ class MaskedSuite(Suite):
         self.context = Context(tape, channel, parties)
         self.context.prefer = options.prefer
         super().__init__(parties, options.fraction_bits, self.context.ledger, tape.device)
+        self.experts = options.way
         self.convert = Conversion(self.context, options.fraction_bits, PlaceBounds(options.bounds))
 
     def begin(self, places: int, score_cap: float | None = None) -> None:
@@ -234,6 +237,25 @@ class MaskedSuite(Suite):
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.compact(self.convert, keep, rows, k)
+
+    # ---- mixtures of experts -----------------------------------------------------------------------------------------
+    async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
+        return await mixture.route(self.convert, logits, Choice(chosen, renormalised))
+
+    async def weigh(self, x: Value, gates: Value) -> MaskedTensor:
+        return await mixture.weigh(self.convert, x, gates)
+
+    async def normalise(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.normalise(self.convert, x, norm)
+
+    async def slots(self, marks: Value, capacity: int) -> tuple[Value, Value]:
+        return mixture.slots(self.convert, marks, capacity)
+
+    async def gather(self, slots: Value, rows: Value) -> MaskedTensor:
+        return await mixture.gather(self.convert, slots, rows)
+
+    async def scatter(self, slots: Value, rows: Value, stream: Value) -> MaskedTensor:
+        return await mixture.scatter(self.convert, slots, rows, stream)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
     async def mask_queries(self, q: Value) -> MaskedTensor:

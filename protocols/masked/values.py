@@ -243,11 +243,15 @@ class MaskedWeight(Value):
     def __getitem__(self, index: Any) -> MaskedTensor:
         return self.tensor()[index]
 
-    def reshape(self, *shape: int) -> MaskedTensor:
-        return self.tensor().reshape(*shape)
+    def _moved(self, f: Any) -> MaskedWeight:
+        wide = None if self._wide is None else self._wide.move(f)
+        return MaskedWeight(self.context, self.weight.move(f), self.magnitude, wide)
 
-    def permute(self, *dims: int) -> MaskedTensor:
-        return self.tensor().permute(*dims)
+    def reshape(self, *shape: int) -> MaskedWeight:
+        return self._moved(lambda t: t.reshape(*shape))
+
+    def permute(self, *dims: int) -> MaskedWeight:
+        return self._moved(lambda t: t.permute(*dims))
 
     def expand(self, *shape: int) -> MaskedTensor:
         return self.tensor().expand(*shape)

@@ -29,6 +29,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     OPTConfig,
@@ -39,6 +41,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     StableLmConfig,
@@ -67,6 +71,18 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+MIXTRAL_SMALL: dict[str, Any] = LLAMA_SMALL | {
+    "intermediate_size": 28,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "experts_implementation": "eager",
+}
+QWEN3_MOE_SMALL: dict[str, Any] = LLAMA_SMALL | {
+    "moe_intermediate_size": 28,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "experts_implementation": "eager",
+}
 # heads of width / heads channels, in families that have no head_dim
 EVEN: dict[str, Any] = {
     "vocab_size": 101,
@@ -112,6 +128,31 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "mistral-window": (MistralForCausalLM, MistralConfig, LLAMA_SMALL | {"sliding_window": 5}),
     "mistral-no-window": (MistralForCausalLM, MistralConfig, LLAMA_SMALL | {"sliding_window": None}),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, MIXTRAL_SMALL),
+    "mixtral-tied-window-3-of-7": (
+        MixtralForCausalLM,
+        MixtralConfig,
+        MIXTRAL_SMALL | {"num_local_experts": 7, "num_experts_per_tok": 3, "tie_word_embeddings": True, "sliding_window": 5},
+    ),
+    "mixtral-1-of-4": (
+        MixtralForCausalLM,
+        MixtralConfig,
+        MIXTRAL_SMALL | {"num_local_experts": 4, "num_experts_per_tok": 1},
+    ),
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, QWEN3_MOE_SMALL),
+    "qwen3-moe-renormalised-tied-3-of-8": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        QWEN3_MOE_SMALL
+        | {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True, "tie_word_embeddings": True}
+        | {"mlp_only_layers": [0], "attention_bias": True},
+    ),
+    "qwen3-moe-every-second-window": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        QWEN3_MOE_SMALL
+        | {"decoder_sparse_step": 2, "num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 5},
+    ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, LLAMA_SMALL | {"tie_word_embeddings": True}),
     "qwen2-window-from-layer-1": (
         Qwen2ForCausalLM,

@@ -108,7 +108,7 @@ def test_frozen() -> None:
         ({"activation": "mish"}, r"'activation' = 'mish'"),
         ({"norm": Norm("rms", 0.0)}, r"'epsilon' = 0\.0 must be a number between 0 and 1"),
         ({"norm": Norm("batch", 0.1)}, r"'kind' = 'batch'; known: layer, rms"),  # type: ignore[arg-type]
-        ({"experts": 8}, r"'experts' = 8: .*not permitted"),
+        ({"mixture": 8}, r"'mixture' = 8: .*not permitted"),
     ],
 )
 def test_bad_values(change: dict[str, Any], message: str) -> None:

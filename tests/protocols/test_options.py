@@ -41,7 +41,12 @@ def test_a_spec_keeps_what_was_said() -> None:
     [
         ("quantum", None, {}, "unknown suite 'quantum'; known: crypten, masked, plain"),
         ("plain", None, {}, "suite 'plain' keeps nothing secret and cannot be run among parties"),
-        ("masked", None, {"speed": 7}, "suite 'masked' has no option 'speed'; known: activation, fraction_bits, logits, "),
+        (
+            "masked",
+            None,
+            {"speed": 7},
+            "suite 'masked' has no option 'speed'; known: activation, experts, ",
+        ),
         ("masked", None, {"device": "cuda"}, "suite 'masked' has no option 'device'"),
         ("masked", None, {"bounds": {}}, "suite 'masked' has no option 'bounds'"),
         ("masked", 14, {"fraction_bits": 14}, "suite 'masked': fraction_bits was given twice"),

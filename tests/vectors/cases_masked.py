@@ -12,7 +12,6 @@ from protocols.masked import (
     comparison,
     dealing,
     digits,
-    gather,
     one_hot,
     piecewise,
     power,
@@ -129,9 +128,6 @@ def _linear() -> dict[str, list[Case]]:
 
     x, y = some((2, 3), 40, 12, 14), some((3,), 36, 10, 16)
     a, b = some((2, 3), 40, 12, 16), some((3, 2), 44, 10, 16)
-    e, q = Input(torch.tensor([[[0, 1, 0], [0, 0, 1]]]), 44, 0), some((1, 2, 2), 44, 12, 14)
-    k, p = some((1, 3, 2, 2), 64, 12, 14), some((1, 2, 2, 2), 44, 12, 12)
-    s = some((1, 2, 3, 2), 30, 14, 20)
     return {
         "opening": cases("open", lambda s, x: x, [some((5,), 13, 4)]) + cases("open", lambda s, x: x, [some((3,), 64, 16)]),
         "output": cases("output", made_fresh, [some((3,), 40, 14)], opened=False),
@@ -147,9 +143,6 @@ def _linear() -> dict[str, list[Case]]:
             {"bits": 32},
             opened=False,
         ),
-        "gather": cases("chosen scores", lambda s, *v: gather.chosen_scores(s.context, *v), [e, q, k])
-        + cases("chosen values", lambda s, *v: gather.chosen_values(s.context, *v), [e, p, k])
-        + cases("picked scores", lambda s, *v: gather.picked_scores(s.context, *v), [e, s]),
     }
 
 
@@ -250,6 +243,12 @@ def _lookup() -> dict[str, list[Case]]:
             {"bits": bits},
             parties=(2,),
         )
+    zeros += cases(
+        "zero test by table",
+        lambda s, x, bits: zero_test.by_table(s.context, x, bits),
+        [real([0, 3, -1], 4, 0)],
+        {"bits": 7},
+    )
     flags = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0])
     return {
         "one_hot": table + keys + chosen + zeros,

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from protocols.masked import exponential
+from protocols.masked import exponential, softmax
+from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.soft_cap import FRAC, soft_cap
 from protocols.masked.suite import MaskedSuite
@@ -36,11 +37,22 @@ async def _capped(s: MaskedSuite, x: Masked, cap: float, period: int, bits: int)
     return s.context.shared(await open_any(s.context, found, FRAC - x.frac))
 
 
+async def _shift(s: MaskedSuite, y: Masked, form: str, score: int, rows: int) -> list[Any]:
+    """Of differences of scores to the last one of their row, rows side by side."""
+    spread = softmax.Spread(score + 1, 0.875 * 2.0**score, s.convert.ranges)
+    found = await softmax.shift_by(s.context, y, Rows(torch.Size((rows, y.shape[0] // rows))), spread, form)
+    return [s.context.shared(found), s.flags()]
+
+
 def softmax_files() -> dict[str, list[Case]]:
     """File -> cases."""
     x = real([-4.25, -7.9, -100.0], 22, 14)
     scores = real([[3.0, -2.5, 9.75, 0.5], [1.0, 1.0, -11.0, 1.5]], 64, 16)
     small = {"frac": 14, "score": 5}
+    differences = real([3.0, -2.5, 9.75, 0.0, -1.5, -12.0, -11.0, 0.0], 21, 14)
+    shifts = []
+    for form, parties in (("counts", (2, 3)), ("one", (2, 3)), ("two", (2,)), ("points", (2,))):
+        shifts += cases("shift", _shift, [differences], {"form": form, "score": 5, "rows": 2}, parties=parties)
     found = []
     for bits in (13, 64):
         for way in ("one", "two") if bits == 13 else ("two",):
@@ -51,5 +63,5 @@ def softmax_files() -> dict[str, list[Case]]:
         + cases("exponential", _exponential, [x], {"form": "bits", "frac": 28, "bits": 62}, parties=(2,)),
         "zero_words": found,
         "soft_cap": cases("soft cap", _capped, [real([-4.5, 1.25], 18, 10)], {"cap": 5.0, "period": 8, "bits": 16}),
-        "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}),
+        "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}) + shifts,
     }

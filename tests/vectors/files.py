@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.vectors import cases_formats as formats
 from tests.vectors.cases_crypten import crypten_files
+from tests.vectors.cases_gather import gather_files
 from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
 from tests.vectors.cases_outputs import output_files
@@ -119,7 +120,7 @@ def sources() -> dict[str, list[str]]:
 
 def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
-    return {**masked_files(), **lifted_files(), **softmax_files(), **crypten_files(), **output_files()}
+    return {**masked_files(), **gather_files(), **lifted_files(), **softmax_files(), **crypten_files(), **output_files()}
 
 
 def content(name: str) -> dict[str, Any]:

@@ -262,6 +262,11 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
         f"{a.layers} layers, {a.parameters():,} weights, {found.setting.parties} parties, suite {found.setting.suite}, "
         f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}."
     )
+    if a.experts is not None:
+        out.print(
+            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options['experts']} for the prompt, dense "
+            "for a token (--suite-option experts=...)."
+        )
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
         f"seconds: {SECONDS_FORMULA} ({rates.vector / 1e9:.2g} and {rates.matrix / 1e9:.2g} 10^9/s: few rows, many). "

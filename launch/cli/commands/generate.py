@@ -125,7 +125,13 @@ def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
     """Print what the answer took, or all of it as JSON: its text was shown as it came."""
     if as_json:
         print_json(answer_json(answer, request))
-    elif (first := answer.result.first_token_seconds) is not None:
+        return
+    if dropped := answer.result.dropped_choices:
+        err.print(
+            f"experts of layers with few places were full: {dropped} choices of the prompt's tokens were left out; "
+            "--suite-option experts=dense leaves out none"
+        )
+    if (first := answer.result.first_token_seconds) is not None:
         each = f", {answer.seconds_per_token:.2f} s a token" if answer.seconds_per_token is not None else ""
         tokens = f"{answer.prompt_tokens} + {len(answer.result.tokens)} tokens"
         err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
@@ -156,6 +162,7 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "finish_reason": answer.result.finish_reason,
         "findings": [finding.to_json() for finding in answer.result.findings],
+        "dropped_choices": answer.result.dropped_choices,
         "suite": request.suite.name,
         "decoding": request.params.decoding,
         "draft": 0 if request.draft is None else request.draft.plan.tokens,

@@ -62,9 +62,12 @@ class Shape:
 
 
 def _findings(done: Done) -> dict[str, Any]:
-    """Return what stands beside OpenAI's fields: what left its range, if the answer ends because of that."""
+    """Return what stands beside OpenAI's fields: what left its range, if the answer ends because of that, and how many
+    choices of an expert found no place, if any."""
     found = [finding.to_json() for finding in done.result.findings]
-    return {"mpcache": {"range": found}} if found else {}
+    said = {"range": found, "dropped_choices": done.result.dropped_choices}
+    told = {key: value for key, value in said.items() if value}
+    return {"mpcache": told} if told else {}
 
 
 def _event(value: dict[str, Any]) -> bytes:

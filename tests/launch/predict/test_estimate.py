@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
 from launch.local.shares import KeptShares
 from launch.predict.networks import NETWORKS, find_network
@@ -185,8 +185,9 @@ def test_shapes_are_the_public_ones(tmp_path: Path) -> None:
             num_attention_heads=64,
             num_key_value_heads=8,
         ),
+        "mixtral-8x7b": MixtralConfig(max_position_embeddings=32768),
     }
-    assert {*configurations, "tiny"} == set(SHAPES)
+    assert {*configurations, "tiny", "qwen3-30b-a3b"} == set(SHAPES)
     for name, configuration in configurations.items():
         configuration.save_pretrained(tmp_path)
         for path in (tmp_path, tmp_path / "config.json"):

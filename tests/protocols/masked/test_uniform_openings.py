@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mpc.wide import Wide
-from protocols.masked import lifted, truncation, wide
+from protocols.masked import gather, lifted, product, truncation, wide
 from protocols.masked.context import Context, Opening, open_value
+from protocols.masked.gather import picked_by_rank, picked_scores, spread_weights
 from protocols.masked.shares import Shared, WideShared
 from protocols.masked.signed_one_hot import signed_look_up, signed_one_hot
+from protocols.masked.top_k import by_value
 from protocols.masked.truncation import raise_ring
 from protocols.schedule import together
 from tests.protocols import uniformity
@@ -70,6 +72,21 @@ async def signed(c: Context, x: Shared, y: Shared) -> Shared:
     return c.shared(await open_value(c, unsigned))
 
 
+async def chosen(c: Context, x: Shared, y: Shared) -> list[Shared]:
+    """All ranks and scores equal: a choice by ranks or by e, its scores, and weights that it spreads over all clusters."""
+    groups, clusters, size, count = SIZE // 24, 6, 4, 3
+    ranks = x.to_ring(3).map(lambda t: t.reshape(groups, -1)[:, :clusters] * 0)
+    scores = y.to_ring(24).map(lambda t: t.reshape(groups, 1, clusters, size))
+    m, s = await together(open_value(c, ranks), open_value(c, scores))
+    if c.parties == 2:
+        near, rows = picked_by_rank(c, m, count, s, 40)
+        e, p = await together(open_value(c, rows), open_value(c, near))
+    else:
+        e = await open_value(c, by_value(c, m, count, 40))
+        p = await open_value(c, picked_scores(c, e.to_ring(24), s))
+    return [c.shared(await open_value(c, spread_weights(c, e, p)))]
+
+
 async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     """Two values raised from small rings: what each is opened with, before and after."""
     a, b, d = await together(*(open_value(c, x.to_ring(bits), bits == 22) for bits in (20, 24, 22)))
@@ -77,7 +94,7 @@ async def raised(c: Context, x: Shared, y: Shared) -> list[Shared]:
     return [c.shared(m) for m in await together(*rings)]
 
 
-GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, raised]
+GATES: list[Gate] = [products, narrow_products, known_factors, squares, wide_deal, signed, chosen, raised]
 
 
 def _failures(gate: Gate, parties: int) -> list[uniformity.Result]:
@@ -97,6 +114,29 @@ def test_what_is_opened_is_uniform(gate: Gate, parties: int) -> None:
 def test_both_words_of_a_wide_value_are_opened_under_a_mask() -> None:
     found = run(wide_deal, [(X, 34), (X, 40)], 3)
     assert [bits for _, bits in found.seen] == [64, 36]
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_weights_that_are_spread_without_a_mask_of_their_own_are_found(
+    parties: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened under no mask but the dealt term's, they would be what they are."""
+    real = product.product
+
+    def bare(c: Context, op: str, *rest: Any) -> Shared:
+        found = real(c, op, *rest)
+        monkeypatch.setattr(Opening, "__init__", _without_mask if op == "spread weights" else _with_mask)
+        return found
+
+    monkeypatch.setattr(gather, "product", bare)
+    assert _failures(chosen, parties)
+
+
+_with_mask = Opening.__init__
+
+
+def _without_mask(opening: Opening, value: Shared, lam: Tensor) -> None:
+    _with_mask(opening, value, torch.zeros_like(lam))
 
 
 @pytest.mark.parametrize("parties", [2, 3])

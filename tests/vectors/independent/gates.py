@@ -121,6 +121,22 @@ def _valued(w: World, x: Masked, width: int, bits: int) -> Shared:
 
 
 # ---- what results must be --------------------------------------------------------------------------------------------
+def _picked_by_rank(ranks: np.ndarray, s: np.ndarray, count: int, **_: Any) -> list[Any]:
+    e = (ranks[:, None] == np.arange(count)[:, None]).astype(float)
+    return [exact(np.einsum("gji,grit->grjt", e, s)), exact(e)]
+
+
+def _shift_judge(y: np.ndarray, rows: int, **_: Any) -> Any:
+    top = y.reshape(rows, -1).max(-1)
+
+    def check(found: Sequence[np.ndarray]) -> None:
+        above = found[0] - top
+        assert ((above > 0) & (above <= 8)).all(), "the shift is not above the largest score, or not near it"
+        assert not found[1].any(), "a flag is set"
+
+    return check
+
+
 def _bit_judge(f: Callable[..., np.ndarray]) -> Judge:
     def judge(x: np.ndarray, result: str, **arguments: Any) -> Any:
         found = f(x, **arguments)
@@ -248,6 +264,10 @@ GATES: dict[str, Gate] = {
     "chosen scores": _opened(linear.chosen_scores, _einsum("gji,grc,gitc->grjt")),
     "chosen values": _opened(linear.chosen_values, _einsum("gji,grjt,gitc->grc")),
     "picked scores": _opened(linear.picked_scores, _einsum("gji,grit->grjt")),
+    "spread weights": _opened(linear.spread_weights, _einsum("gji,grjt->grit")),
+    "picked by rank": _opened(linear.picked_by_rank, _picked_by_rank),
+    "zero test by table": _opened(lookup.zero_by_table, lambda x, bits: exact(x == 0)),
+    "shift": _opened(softmax.shift_of, _shift_judge),
     **{name: Gate(*both) for name, both in CRYPTEN.items()},
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.vectors.independent.formats import U, Words, high, reduce, word
+from tests.vectors.independent.incremental import Tree, read
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World, on_parties
 
 Bilinear = Callable[[Words, Words], Words]
@@ -111,6 +112,26 @@ def _spread(e: Words, p: Words) -> Words:
 def picked_scores(w: World, e: Masked, s: Masked) -> Shared:
     """sum_i e[j,i] s[r,i,t]."""
     return product(w, "picked scores", e, s, lambda a, b: np.einsum("gji,grit->grjt", a, b))
+
+
+def spread_weights(w: World, e: Masked, p: Masked) -> Shared:
+    """sum_j e[j,i] p[r,j,t]."""
+    return product(w, "spread weights", e, p, _spread)
+
+
+def picked_by_rank(w: World, ranks: Masked, s: Masked, count: int, bits: int) -> tuple[Shared, Shared]:
+    """sum_i [rank_i = j] s[r,i,t], and [rank_i = j]: payloads 1 and the masks of a cluster's scores at the rank's mask."""
+    groups, rows, clusters, size = s.shape
+
+    def by_cluster(t: Words) -> Words:
+        return np.moveaxis(t, -3, -2).reshape(*t.shape[:-4], groups * clusters, rows * size)
+
+    payloads = np.concatenate([np.ones((groups * clusters, 1), U), by_cluster(s.mask)], -1)[None]
+    found = read(w, ranks, Tree([ranks.bits], range(count), 1 + rows * size, bits), payloads)[:, 0]
+    ones, masks = found[..., :1], found[..., 1:]  # [parties, clusters, count, ...]
+    picked = (ones * by_cluster(s.m)[:, None] - masks).reshape(2, groups, clusters, count, rows, size).sum(2, dtype=U)
+    e = ones[..., 0].reshape(2, groups, clusters, count).transpose(0, 1, 3, 2)
+    return Shared(reduce(np.moveaxis(picked, 3, 2), s.bits), s.bits, s.frac), Shared(reduce(e, bits), bits, 0)
 
 
 def chosen_scores(w: World, e: Masked, q: Masked, k: Masked) -> Shared:

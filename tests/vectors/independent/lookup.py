@@ -150,6 +150,24 @@ def zero_by_points(w: World, x: Masked, bits: int) -> Shared:
     return Shared(at(found, low(x.m, e).reshape(-1)).reshape(2, *x.shape), bits, 0)
 
 
+def zero_by_table(w: World, x: Masked, bits: int) -> Shared:
+    """[x = 0] by lam's one-hot vector, read at m."""
+    table = scaled(w, "zero", x.mask, x.bits, bits, [U(1)])[:, 0]
+    return Shared(at(table, x.m), bits, 0)
+
+
+def zero_of_few_bits(w: World, x: Masked, bits: int) -> Shared:
+    """The one of both that is done sooner; with more than two parties the table."""
+    count, width = elements(x.shape), next(p for p in (8, 16, 32, 64) if p >= bits)
+    e = min((128 // width).bit_length() - 1, x.bits - 1)
+    depth, loose = x.bits - e, 2.0e-9 if bits % 8 else 0.0
+    entries = count << x.bits
+    table = entries * (4.5e-9 + 2 * loose) + packed_size(entries, bits) / 1.25e8
+    key = packed_size(2 * depth * count, 64) + packed_size(count << e, bits)
+    points = 2 * key / 1.25e8 + 9e-4 + count * (1.1e-6 + 7.7e-8 * depth)
+    return zero_by_points(w, x, bits) if w.parties == 2 and points < table else zero_by_table(w, x, bits)
+
+
 # ---- one-hot vectors dealt as bits -----------------------------------------------------------------------------------
 def signed_one_hot(w: World, x: Masked, start: int, width: int, bits: int) -> tuple[Words, Words]:
     """Every party's vector [parties, ..., 2^width] of sign e(d), and the sign modulo 2^64, as the dealer knows it."""

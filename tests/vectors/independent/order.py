@@ -211,9 +211,19 @@ def _grouped(x: Masked, size: int, fill: np.uint64) -> Masked:
     return Masked(reduce(pad(x.m, fill), x.bits), lam, x.bits, x.frac)
 
 
-def _at_first(w: World, rank: Masked, factor: Words | np.uint64, bits: int) -> Words:
-    """[rank = 0] times a factor of the dealer's."""
-    return at(scaled(w, "rank one-hot", rank.mask, rank.bits, bits, [factor])[:, 0], rank.m)
+def _at_first(w: World, rank: Masked, factor: Words, bits: int) -> Words:
+    """[rank = 0] times a factor of which parties have shares [parties, ...]: the last entry is what all leave of it."""
+    whole = hot(rank.mask, 1 << rank.bits) * factor.sum(0, dtype=U)[..., None]
+    dealt = w.deal("rank one-hot", (*rank.shape, whole.shape[-1] - 1), bits, reduce(whole[..., :-1], bits))
+    entries = np.concatenate([dealt, (factor - dealt.sum(-1, dtype=U))[..., None]], -1)
+    return reduce(at(entries, rank.m), bits)
+
+
+def _one(w: World, x: Masked) -> Words:
+    """Shares of 1: party 0's."""
+    out = np.zeros((w.parties, *x.shape), U)
+    out[0] = U(1)
+    return out
 
 
 def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> Steps:
@@ -228,8 +238,8 @@ def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> S
         read = incremental.read(w, rank, tree, payloads)[:, 0, :, 0].reshape(2, *rank.shape, tree.values)
         ones, *found = np.moveaxis(read, -1, 0)
     else:
-        ones = _at_first(w, rank, U(1), most)
-        found = [_at_first(w, rank, d.mask, d.bits) for d in above]
+        ones = _at_first(w, rank, _one(w, rank), most)
+        found = [_at_first(w, rank, d.lam, d.bits) for d in above]
     out = []
     for v, d, masks in zip(values, above, found, strict=True):
         last = v.shared.each(lambda t: t[..., -1]).x
@@ -269,7 +279,7 @@ def first_largest(w: World, x: Masked, reach: int, groups: Sequence[int], bits: 
     if place is not None and w.parties == 2 and points.depth(rank.bits + width, bits) >= rank.bits > 0:
         row = points_below(w, rank, place, bits).x
         return _joined(row, block, count, bits)
-    first = Shared(_at_first(w, rank, U(1), bits), bits, 0)
+    first = Shared(_at_first(w, rank, _one(w, rank), bits), bits, 0)
     if place is None:
         return first
     win = yield from w.open(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import cache
 from functools import reduce as fold
@@ -15,7 +16,7 @@ from tests.vectors.independent import wide
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, reduce, word
 from tests.vectors.independent.linear import multiply, open_cut
-from tests.vectors.independent.lookup import at, digit, hot, low, scaled, turned, zero_by_points
+from tests.vectors.independent.lookup import at, digit, hot, low, one_hot, scaled, turned, zero_by_points, zero_of_few_bits
 from tests.vectors.independent.rows import Flags, standard
 from tests.vectors.independent.wide import Wide, cut_masked, deal, multiply_known, words
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
@@ -128,31 +129,81 @@ class _Xored(Masked):
         return np.asarray(np.bitwise_xor.reduce(self.lam, 0))
 
 
-def shift(w: World, y: Masked, rows: int, range_bits: int, limit: float, flags: Flags) -> Steps:
-    """<edge> of the highest bin of each row that is not empty, modulo 2^(range_bits + 1 + y.frac)."""
-    width, bits = range_bits - 2, 48
-    size, start = 1 << width, y.frac + 2
-    small = y.to(range_bits + y.frac)
-    ones = one_hot_bits(w, "histogram bits", digit(small.mask, start, width, small.bits), width)
+@dataclass(frozen=True)
+class Spread:
+    """Bits before the point in which differences are read, and the highest bin that is told from those below it."""
+
+    range_bits: int
+    limit: float
+
+    @property
+    def size(self) -> int:
+        """Bins around the circle."""
+        return 1 << (self.range_bits - 2)
+
+    @property
+    def reach(self) -> int:
+        """D: bins above the last score's."""
+        return -(-int(self.limit) // 4)
+
+    @property
+    def order(self) -> list[int]:
+        """The bins, the highest first."""
+        return [(self.size // 2 - 1 - i) % self.size for i in range(self.size)]
+
+    @property
+    def far(self) -> list[int]:
+        """Those that are flagged."""
+        return [d % self.size for d in range(-self.size // 2, self.size // 2) if abs(d) > self.reach]
+
+    def above(self, by_bin: Words) -> Words:
+        """Entries of the bins D to 1 of those in order."""
+        return by_bin[..., self.size // 2 - 1 - self.reach : self.size // 2 - 1]
+
+
+def _hashed(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flags) -> Steps:
+    """[no score lies in bin d or above], by hashes: form "one", "two" or "points"."""
+    width, bits, start = spread.range_bits - 2, 64 if form == "two" else 48, y.frac + 2
+    ones = one_hot_bits(w, "histogram bits", digit(y.mask, start, width, y.bits), width)
     seed = w.common("histogram weights", (4,), 64, None)
     columns = y.shape[0] // rows
     drawn = Stream(seed.astype("<u8").tobytes()).elements((-(-columns // 4) * 4,), bits)[:columns]
     weights = np.where(drawn == 0, U(1), drawn)
-    vector = turned(ones, digit(small.m, start, width, small.bits)).reshape(w.parties, rows, columns, size)
+    vector = turned(ones, digit(y.m, start, width, y.bits)).reshape(w.parties, rows, columns, spread.size)
     by_bin = np.bitwise_xor.reduce(vector * weights[:, None], 2)  # [parties, rows, d]
-    order = [(size // 2 - 1 - i) % size for i in range(size)]  # the highest first
-    reach = -(-int(limit) // 4)
-    far = [d for d in range(-size // 2, size // 2) if abs(d) > reach]
-    odd = fold(np.bitwise_xor, [by_bin[..., d % size] for d in far], np.zeros((w.parties, rows), U))
+    odd = fold(np.bitwise_xor, [by_bin[..., d] for d in spread.far], np.zeros((w.parties, rows), U))
     flags.watch("score", 0, (odd[..., None] >> np.arange(bits, dtype=U)) & U(1))
-    hashes = np.bitwise_xor.accumulate(by_bin[..., order], -1)[..., size // 2 - 1 - reach : size // 2 - 1]
+    hashes = spread.above(np.bitwise_xor.accumulate(by_bin[..., spread.order], -1))
     lam = w.random("open", hashes.shape[1:], bits, "xor")
     m = yield Open(hashes ^ lam, bits, "xor")
     words_ = _Xored(m, lam, bits, 0)
-    empty = zero_by_points(w, words_, 8) if w.parties == 2 else (yield from zero_words(w, words_, "one", 8))
-    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(reach + 1))
+    return zero_by_points(w, words_, 8) if form == "points" else (yield from zero_words(w, words_, form, 8))
+
+
+def _counted(w: World, y: Masked, rows: int, spread: Spread, flags: Flags) -> Steps:
+    """The same by counts."""
+    width, columns = spread.range_bits - 2, y.shape[0] // rows
+    bits = columns.bit_length()
+    found = one_hot(w, y, y.frac + 2, width, bits).x  # [parties, entries, d]
+    odd = fold(np.bitwise_xor, [found[..., d] & U(1) for d in spread.far], np.zeros((w.parties, y.shape[0]), U))
+    flags.watch("score", 0, odd)
+    by_bin = found.reshape(w.parties, rows, columns, -1).sum(2, dtype=U)
+    counts = spread.above(by_bin[..., spread.order].cumsum(-1, dtype=U))
+    opened = yield from w.open(Shared(reduce(counts, bits), bits, 0))
+    return zero_of_few_bits(w, opened, width + 1)
+
+
+def shift(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flags) -> Steps:
+    """<edge> of the highest bin of each row that is not empty, modulo 2^(range_bits + 1 + y.frac)."""
+    width, small = spread.range_bits - 2, y.to(spread.range_bits + y.frac)
+    if form == "counts":
+        empty = yield from _counted(w, small, rows, spread, flags)
+    else:
+        empty = yield from _hashed(w, small, rows, spread, form, flags)
+    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(spread.reach + 1))
     found = yield from w.open(Shared(reduce(edge.x, width + 1), width + 1, 0))
-    return Masked(found.m << U(start), found.lam << U(start), range_bits + 1 + y.frac, y.frac)
+    start = U(y.frac + 2)
+    return Masked(found.m << start, found.lam << start, spread.range_bits + 1 + y.frac, y.frac)
 
 
 def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
@@ -161,7 +212,7 @@ def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[
     limit = 0.875 * 2.0 ** (range_bits - 1)
     near = y.to(range_bits + 1 + y.frac)
     near = near.each(lambda t: (t.reshape(rows, columns) - t.reshape(rows, columns)[:, -1:]).reshape(-1))
-    edge = yield from shift(w, near, rows, range_bits, limit, flags)
+    edge = yield from shift(w, near, rows, Spread(range_bits, limit), "counts", flags)
     x = near.plus(edge.each(lambda t: np.repeat(t, columns)), -1)
     unit = 2.0 ** (range_bits - 4)
     reach = math.ceil((limit + 8) / 2 / unit) * unit
@@ -228,3 +279,10 @@ def _turned(x: Words, j: int, circle: int) -> Any:
 
     (c, s), (c2, s2) = turn(places >> rest << rest), turn(places & ((1 << rest) - 1))
     return np.stack([(c * c2 - s * s2) >> 24, (s * c2 + c * s2) >> 24]) if rest else np.stack([c, s])
+
+
+def shift_of(w: World, y: Masked, form: str, score: int, rows: int) -> Steps:
+    """Of differences; score: log2 of the spread's bound."""
+    flags = Flags(w)
+    found = yield from shift(w, y, rows, Spread(score + 1, 0.875 * 2.0**score), form, flags)
+    return found.shared, flags.take()
