@@ -9,7 +9,8 @@ and sine of the mask. P is a power of two, at least four times the bound of |x| 
 fewer where c is larger. Amplitudes are decimal numbers and the turns' tables integers, equal on every machine.
 
 Rounds: 0. Offline, result of K bits: 2 (K - floor(log2(a_1 / a_j))) bits of each harmonic j. Range: |x| < P / 4. Error:
-below 2^-12 for P up to 256 c, some 200 harmonics; it grows with their number. Leaks: nothing, it is local (docs/security.md, "Soft caps"). The series: Poisson summation of sech^2.
+below 2^-12 for P up to 256 c, some 200 harmonics; it grows with their number.
+Leaks: nothing, it is local (docs/security.md, "Soft caps"). The series: Poisson summation of sech^2.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PUBLIC_BITS = 18  # of an amplitude times the public cosine
 FRAC = DEALT_BITS + PUBLIC_BITS
 COARSE = 13  # bits of a turn that one table names; another has the rest
 PERIOD_OF_CAP = 32  # P / c at least: the next repetition is e^-8 below at P / 4, where tanh is 1 within e^-16
-LARGEST_CAP = 256  # amplitudes times cosines fit a word
+LARGEST_CAP = 224  # amplitudes times cosines fit a word, and exponents between two caps a ring
 SMALLEST = Decimal("1.5e-5")  # an amplitude that counts
 _PI = Decimal("3.141592653589793238462643383279502884197169")
 
