@@ -69,10 +69,17 @@ FAULTS: tuple[Fault, ...] = (
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
     ),
     Fault(
+        "an index that is made at the host",
+        "protocols/masked/piecewise.py",
+        "segment = (torch.arange(size, device=lam_hi.device)",
+        "segment = (torch.arange(size)",
+        ("tests/protocols/test_device.py::test_gates",),
+    ),
+    Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return packed(self.value.x + self.lam, self.value.bits)",
-        "return packed(self.value.x, self.value.bits)",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x + 0 * self.lam",
         (f"{GATES}::test_products",),
     ),
     Fault(
