@@ -43,5 +43,4 @@ class Gemma3(Gemma2):
         """Return what Gemma 2 has, normalised queries and keys, and the positions of layers with a window."""
         rules = RotaryRules(theta=1e4, theta_key="rope_local_base_freq", entry="sliding_attention")
         local = read_rotary(self.config.without("rope_scaling", "rope_theta"), rules)
-        self.config.refuse("attn_logit_softcapping", "Gemma 3 caps no scores; is model_type 'gemma2' meant?")
         return super().options() | {"query_key_norm": "head", "sliding_rotary": local}
