@@ -255,6 +255,7 @@ GATES: dict[str, Gate] = {
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),
     "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
+    "soft cap": _opened(softmax.soft_cap, lambda x, cap, **_: close(cap * np.tanh(x / cap), 2.0**-9)),
     "exponential": _opened(softmax.exponential, _power),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
     "softmax": Gate(softmax.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),

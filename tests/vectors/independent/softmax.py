@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.vectors.independent import wide
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, reduce, word
 from tests.vectors.independent.linear import multiply, open_cut, truncate
@@ -253,6 +254,44 @@ def exponential(w: World, x: Masked, form: str, frac: int, bits: int) -> Steps:
     """By either form."""
     found = yield from (by_window if form == "window" else by_bits)(w, x, frac, bits)
     return found.shared
+
+
+def soft_cap(w: World, x: Masked, cap: float, period: int, bits: int) -> Steps:
+    """cap tanh(x / cap) by sines of the period 2^period, opened with x's fraction bits."""
+    circle, size, frac = period + x.frac, 2.0**period, 40
+    ratio = math.pi * cap / size
+    found: list[tuple[int, int]] = []
+    for j in range(1, 1 << period, 2):
+        a = 4 * ratio * cap / math.sinh(math.pi * ratio * j)
+        if a < 1.5e-5:
+            break
+        found.append((j, round(a * 2**24)))
+    bits += frac - x.frac
+    out: Any = 0
+    for j, a in found:
+        shift = (found[0][1] // a).bit_length() - 1
+        half = 1 << (1 + shift)
+        known = (_turned(x.mask, j, circle) + half) >> (2 + shift)
+        dealt = wide.deal(w, "soft cap", known.shape, bits - shift, known)
+        cos, sin = _turned(x.m, j, circle)
+        public = (np.stack([sin, -cos]) * a + (1 << 29)) >> 30
+        out = out + ((dealt * public).sum(1) << shift)
+    return (yield from open_cut(w, wide.sharing(out, bits, frac), frac - x.frac)).shared
+
+
+def _turned(x: Words, j: int, circle: int) -> Any:
+    """cos and sin of 2 pi j x / 2^circle, 24 fraction bits: a turn by the first 13 bits times one by the rest."""
+    places = wide.integers(x) * j % (1 << circle)
+    rest = max(circle - 13, 0)
+
+    def turn(angle: Any) -> Any:
+        return [
+            np.rint(f(angle.astype(np.float64) * (2 * np.pi / 2**circle)) * 2.0**24).astype(np.int64).astype(object)
+            for f in (np.cos, np.sin)
+        ]
+
+    (c, s), (c2, s2) = turn(places >> rest << rest), turn(places & ((1 << rest) - 1))
+    return np.stack([(c * c2 - s * s2) >> 24, (s * c2 + c * s2) >> 24]) if rest else np.stack([c, s])
 
 
 def shift_of(w: World, y: Masked, form: str, score: int, rows: int) -> Steps:
