@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol, get_args
 
@@ -227,9 +228,13 @@ async def choice(
             logits = logits if cap is None else await suite.soft_cap(logits, cap)
             logits = await suite.perturbed(logits, temperature)
         chosen = await suite.argmax(logits)
-        indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
-        share = suite.output((chosen * indices).sum(-1))
+        share = suite.output((chosen * _indices(logits.shape[-1])).sum(-1))
     return chosen, replace(share, flags=suite.flags())
+
+
+@cache
+def _indices(vocabulary: int) -> Tensor:
+    return torch.arange(vocabulary)
 
 
 def capped(architecture: Architecture, logits: Tensor) -> Tensor:

@@ -92,11 +92,6 @@ class Suite(Operations):
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         raise NotImplementedError(f"suite {self.name} has no asynchronous openings")
 
-    @property
-    def public_device(self) -> torch.device:
-        """Where public tensors lie: with the shares; on the CPU where values have no data."""
-        return torch.device("cpu") if self.device.type == "meta" else self.device
-
     def flags(self) -> Tensor | None:
         """Return this party's XOR share of the range flags since the last call: int64 words [kinds, places], or None.
 
@@ -306,7 +301,7 @@ class Suite(Operations):
         Both have 0 fraction bits."""
         tokens, experts = marks.shape
         with operation("dispatch"):
-            backwards = torch.arange(tokens - 1, -1, -1, device=self.public_device)
+            backwards = torch.arange(tokens - 1, -1, -1)
             counts = marks[backwards].transpose(0, 1).cumsum(1).reshape(experts, 1, tokens)
             places = torch.arange(1, capacity + 1, dtype=torch.float64).reshape(capacity, 1)
             below = await self.less_than_zero(counts.expand(experts, capacity, tokens) - places)

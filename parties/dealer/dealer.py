@@ -38,7 +38,16 @@ from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.draft import kept_rows
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest, architecture_hash, check_client, check_id, check_version, compare, new_id
+from parties.wire.manifest import (
+    Manifest,
+    architecture_hash,
+    check_client,
+    check_id,
+    check_tables,
+    check_version,
+    compare,
+    new_id,
+)
 from protocols.suite import OutputShare
 
 TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
@@ -243,6 +252,7 @@ class DealerServer(RoleServer[DealerSession]):
         architecture = parse_description(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
+        check_tables(manifest, architecture, party, self.name)
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
         plan_of(manifest, architecture)

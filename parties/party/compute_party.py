@@ -28,7 +28,7 @@ from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, new_id
+from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
@@ -116,6 +116,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
         if architecture_hash(parse_description(facts.architecture)) != manifest.architecture:
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
+        check_tables(manifest, parse_description(facts.architecture), client, self.name)
         plan_of(manifest, parse_description(facts.architecture))
         self.permissions.check_choices(manifest, client, facts)
         if manifest.draft and self.tapes is not None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from models import public_tables
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.costs.expert_ways import OPTION as WAY
@@ -22,7 +23,7 @@ from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
@@ -60,7 +61,8 @@ class ProgramFacts(BaseModel):
 
     architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
-    step, 0 without a draft. parties: names in order of their index.
+    step, 0 without a draft. parties: names in order of their index. tables: hash of the public tables that shares are
+    multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -78,6 +80,7 @@ class ProgramFacts(BaseModel):
     policy: Annotated[str, Field(max_length=400)]
     draft: Annotated[int, Field(ge=0, le=MOST_GUESSES)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+    tables: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     @field_validator("temperature")
     @classmethod
@@ -127,6 +130,7 @@ class Manifest(ProgramFacts):
             policy=plan.policy,
             draft=0 if plan.draft is None else plan.draft.tokens,
             parties=parties,
+            tables=public_tables.digest(architecture),
         )
 
     def canonical(self) -> bytes:
@@ -201,6 +205,16 @@ def check_version(manifest: Manifest, sender: str, own: str, own_name: str) -> N
     if manifest.version != own:
         raise ManifestMismatch(
             f"{sender} runs version {_brief(manifest.version)}, {own_name} runs version {own}: install the same everywhere"
+        )
+
+
+def check_tables(manifest: Manifest, architecture: AnyArchitecture, sender: str, own_name: str) -> None:
+    """Raise `ManifestMismatch`, naming both, when the public tables are not those that this machine makes."""
+    own = public_tables.digest(architecture)
+    if manifest.tables != own:
+        raise ManifestMismatch(
+            f"{sender} and {own_name} make different public tables ({manifest.tables[:12]} and {own[:12]}), by which shares "
+            "are multiplied: the answer would be noise; install the same versions of Python and torch on both"
         )
 
 

@@ -204,8 +204,9 @@ def _einsum(equation: str) -> Judge:
     return lambda *xs: exact(np.einsum(equation, *xs))
 
 
-def _power_of_e(x: np.ndarray, form: str, frac: int, bits: int) -> Any:
-    return close(np.exp(x), 2.0**-15 * np.exp(x) + 2.0 ** (1 - frac))
+def _power(x: np.ndarray, form: str, frac: int, bits: int) -> Any:
+    exact = np.exp2(1.5 * x)
+    return close(exact, 2.0**-15 * exact + 2.0 ** (1 - frac))
 
 
 GATES: dict[str, Gate] = {
@@ -253,7 +254,7 @@ GATES: dict[str, Gate] = {
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),
     "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
-    "exponential": _opened(softmax.exponential, _power_of_e),
+    "exponential": _opened(softmax.exponential, _power),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
     "softmax": Gate(softmax.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
     "norm": Gate(rows.norm, _norm_judge),
