@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import torch
 
-from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.rotary import cosines_and_sines
 from protocols.masked import public_tables

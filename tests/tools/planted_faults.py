@@ -833,7 +833,7 @@ FAULTS: tuple[Fault, ...] = (
     # ---- at the client
     Fault(
         "a flagged output is taken for an answer",
-        "parties/client/session.py",
+        "parties/client/conversation.py",
         "        if not flags[0]:\n            return ()",
         "        return ()",
         ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),
