@@ -71,8 +71,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return packed(self.value.x + self.lam, self.value.bits)",
-        "return packed(self.value.x, self.value.bits)",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x + 0",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -121,8 +121,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the dealer forgets a party's part of a mask",
         "mpc/tape.py",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
         (TAPE,),
     ),
     Fault(
