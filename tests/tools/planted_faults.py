@@ -128,8 +128,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the dealer forgets a party's part of a mask",
         "mpc/tape.py",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
         (TAPE,),
     ),
     Fault(
