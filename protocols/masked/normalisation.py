@@ -49,7 +49,7 @@ async def _stream(convert: Conversion, x: Value, b: StreamBits) -> Masked:
     """Return the residual stream, masked in the ring that it and its products need."""
     with operation("residual"):
         t = convert.tensor(x)
-        return await convert.masked(t, b.frac, max(b.bits, t.needs(b.frac)))
+        return await convert.masked(t, b.frac, max(b.bits, t.needs(b.frac)), lifted=True)
 
 
 def _bits_of(convert: Conversion, x: Value) -> StreamBits:

@@ -9,14 +9,12 @@ the chosen alone is the same as exponentials of all, marked and divided by what 
 the rows of a selection matrix (`selection_matrix`), here of any number of marks: row j is zero where an expert has fewer,
 and what it has beyond its places is in no row. How many those are is linear in the last position's one-hot vector.
 
-Rounds from masked logits: those of the exponentials (3 to 6) and one of their exponents; 1 for the chosen numerators and 1 for
-the inverse of their sum, with more than two parties 3. `slots`: none. Offline of `slots`, T tokens: E T one-hot vectors of
-2^w entries, w = bit_length(T).
-Valid range: |logit| < 2^(x.bits - 2 - x.frac), x.bits <= 32; ranges of the softmax. Error: of a gate below 2^-11, exactly 0
-outside the chosen; marks are exact on the ring elements.
-Leaks: nothing; ranks, marks, numerators and inverse sums are opened under fresh uniform masks
-(docs/security.md, "Routing to experts").
-Sources: those of the gates used; capacity: Lepikhin et al. 2021 (GShard), Fedus et al. 2022 (Switch).
+Rounds from masked logits: those of the exponentials (3 to 6) and one of their exponents; 1 for the chosen numerators and 1
+for the inverse of their sum, with more than two parties 3. `slots`: none. Offline of `slots`, T tokens: E T one-hot vectors
+of 2^w entries, w = bit_length(T). Valid range: |logit| < 2^(x.bits - 2 - x.frac), x.bits <= 32; ranges of the softmax.
+Error: of a gate below 2^-11, exactly 0 outside the chosen; marks are exact on the ring elements. Leaks: nothing; ranks,
+marks, numerators and inverse sums are opened under fresh uniform masks (docs/security.md, "Routing to experts"). Sources:
+those of the gates used; capacity: Lepikhin et al. 2021 (GShard), Fedus et al. 2022 (Switch).
 """
 
 from __future__ import annotations

@@ -64,15 +64,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "one mask element for a whole opening",
         "protocols/masked/context.py",
-        'self.tape.random("open", tuple(x.shape), x.bits)',
-        'self.tape.random("open", (1,), x.bits).expand(x.shape)',
+        'self.tape.random("open", shape, bits)',
+        'self.tape.random("open", (1,), bits).expand(shape)',
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
+    ),
+    Fault(
+        "an index that is made at the host",
+        "protocols/masked/piecewise.py",
+        "segment = (torch.arange(size, device=lam_hi.device)",
+        "segment = (torch.arange(size)",
+        ("tests/protocols/test_device.py::test_gates",),
     ),
     Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return packed(self.value.x + self.lam, self.value.bits)",
-        "return packed(self.value.x, self.value.bits)",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x + 0 * self.lam",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -143,15 +150,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "lift without its carry",
         "protocols/masked/truncation.py",
-        "no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)",
-        "no_wrap_seen = 0 * ring.shift_right(moved, x.bits - 1, x.bits)",
+        "return top * (1 - ring.shift_right(moved, x.bits - 1, x.bits))",
+        "return top * (0 * ring.shift_right(moved, x.bits - 1, x.bits))",
         (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "a raised ring forgets how often masks go around",
+        "protocols/masked/truncation.py",
+        "_carry(c, x, moved, bits - kept) + dealt",
+        "_carry(c, x, moved, bits - kept)",
+        (f"{GATES}::test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more",),
     ),
     Fault(
         "lift forgets its offset",
         "protocols/masked/truncation.py",
-        "- (offset >> count)",
-        "",
+        "out = out + ring.shift_right(moved, count, x.bits) - (offset >> count)",
+        "out = out + ring.shift_right(moved, count, x.bits)",
         (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
     ),
     Fault(

@@ -68,7 +68,8 @@ def _open_cut(w: World, x: Shared, count: int) -> Steps:
 
 
 def _raised(w: World, x: Shared, count: int, bits: int, frac: int, wraps: bool) -> Steps:
-    return (yield from linear.raise_ring(w, (yield from w.open(x)), count, bits, wraps)).shared
+    opened = yield from w.open(x)
+    return (yield from linear.raise_ring(w, opened.noted(wraps), count, bits)).shared
 
 
 def _weight(w: World, x: Shared, weight: Shared) -> Steps:

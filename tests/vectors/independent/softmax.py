@@ -84,12 +84,12 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     read = np.asarray(sum(vector[..., -d] * (1 << (38 - 6 * d)) for d in range(1, 7)))
     factor = powers(1, start, x.frac, -6, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
-    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 28)
+    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 57 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
-    known = sign * powers(-1, start, x.frac, 0, 22)[low(x.mask, start).astype(np.int64)]
-    count = 52 - frac
+    known = sign * powers(-1, start, x.frac, 0, 20)[low(x.mask, start).astype(np.int64)]
+    count = 21
     product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 22
+    held = product.bits, u.frac + 20
     if isinstance(product, Shared):
         return (yield from open_cut(w, Shared(product.x, *held), count))
     return (yield from cut_masked(w, Wide(product.x, *held), count))
@@ -242,8 +242,8 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
     bits = max(13 + max(range_bits + 1, 8), range_bits + 2)
     s = (yield from open_cut(w, x.to(bits + x.frac), x.frac - frac)).each(lambda t: t * U(7879))
     y = truncate(w, Masked(s.m, s.lam, s.bits, s.frac + 13), 13).each(lambda t: t.reshape(-1))
-    p, inverse = yield from numerators(w, y, rows, range_bits, (28, 58), flags)
-    r = yield from standard(w, inverse, 12, 26, 58)
+    p, inverse = yield from numerators(w, y, rows, range_bits, (24, 54), flags)
+    r = yield from standard(w, inverse, 12, 26, 54)
     out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
     return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
 
