@@ -87,9 +87,9 @@ class RangeFlags:
         self._seeded = True
         c = self._c
         value = (lambda: Prg(new_seed()).ring((SEED_WORDS,))) if c.tape.dealing else None
-        seed = c.tape.common("range coefficients", (SEED_WORDS,), value)
+        seed = c.tape.common("range coefficients", (SEED_WORDS,), value, host=True)
         if c.evaluating and not c.tape.preprocessing:
-            self._coefficients = Prg(seed.cpu().numpy().tobytes())
+            self._coefficients = Prg(seed.numpy().tobytes())
 
     def take(self) -> Tensor:
         """Return this party's share of the words, uniform; they are zero again, and the next ones have other
@@ -126,8 +126,8 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
-def _fold(x: Tensor) -> int:
-    """Return the XOR of all elements."""
+def _fold(x: Tensor) -> int | Tensor:
+    """Return the XOR of all elements; on a device it stays there."""
     if x.device.type == "cpu":
         return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
     flat = x.reshape(-1)
@@ -137,4 +137,4 @@ def _fold(x: Tensor) -> int:
         flat = flat[:half] ^ flat[half : 2 * half]
         if rest.numel():
             flat = torch.cat([flat, rest])
-    return int(flat[0])
+    return flat[0]

@@ -42,7 +42,6 @@ from protocols.masked import (
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
-from protocols.masked.routing import Choice
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -163,6 +162,12 @@ class MaskedSuite(Suite):
     async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         return await normalisation.norm_linear(self.convert, x, norm, layers, whole)
 
+    async def post_norm(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.post_norm(self.convert, x, norm)
+
+    async def gained(self, x: Value, gain: Value) -> MaskedTensor:
+        return await linear.gained(self.convert, x, gain)
+
     async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> MaskedTensor:
         return await normalisation.norm_gain(self.convert, x, norm, gain, residual)
 
@@ -237,7 +242,7 @@ class MaskedSuite(Suite):
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
-        return await mixture.route(self.convert, logits, Choice(chosen, renormalised))
+        return await mixture.route(self.convert, logits, chosen, renormalised)
 
     async def weigh(self, x: Value, gates: Value) -> MaskedTensor:
         return await mixture.weigh(self.convert, x, gates)
