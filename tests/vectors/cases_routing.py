@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from protocols.masked import routing
+from protocols.masked.exponential import in_units
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.softmax import Spread
 from protocols.masked.suite import MaskedSuite
@@ -14,9 +15,9 @@ from tests.vectors.cases_masked import cases, real
 from tests.vectors.recording import Case, Input
 
 
-async def _route(s: MaskedSuite, x: Masked, chosen: int, renormalised: bool, score: int) -> list[Any]:
-    spread = Spread(score + 1, 0.875 * 2.0**score, s.convert.ranges)
-    marks, gates = await routing.route(s.context, x, routing.Choice(chosen, renormalised), spread)
+async def _route(s: MaskedSuite, x: Masked, renormalised: bool, chosen: int, compared: int, score: int) -> list[Any]:
+    spread = Spread(score + 1, in_units(0.875 * 2.0**score), s.convert.ranges)
+    marks, gates = await routing.route(s.context, x, routing.Choice(chosen, renormalised, compared), spread)
     return [s.context.shared(marks), gates, s.flags()]
 
 
@@ -26,9 +27,9 @@ def _places(s: MaskedSuite, marks: Masked, capacity: int, bits: int) -> tuple[Sh
 
 def routing_files() -> dict[str, list[Case]]:
     """File -> its cases."""
-    logits = real([[1.0, 1.0, 1.5]], 26, 14)
+    logits = real([[1.0, 1.0, 1.5]], 35, 14)
     marks = Input(torch.tensor([[1, 0], [1, 1], [1, 0]]), 33, 0)
-    small: dict[str, Any] = {"chosen": 2, "score": 5}
+    small: dict[str, Any] = {"chosen": 2, "compared": 20, "score": 5}
     return {
         "routing": [
             *cases("routing", _route, [logits], {**small, "renormalised": True}, (2,), options={"score": 5}),

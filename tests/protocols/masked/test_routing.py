@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpc.errors import RangeError
-from protocols.masked import routing, top_k
+from protocols.masked import routing
 from protocols.masked.context import Context, Opening, open_value
 from protocols.masked.shares import Shared
 from protocols.masked.softmax import Spread
@@ -24,7 +24,7 @@ LOGITS = torch.tensor([3, 1, 2, 1, 0]).expand(TOKENS, EXPERTS) << 14  # one row 
 async def routed(c: Context, x: Shared) -> list[Any]:
     """Marks and gates, and the places of the first tokens."""
     logits = (await open_value(c, x)).with_frac(14)
-    marks, gates = await routing.route(c, logits, routing.Choice(2, True), Spread())
+    marks, gates = await routing.route(c, logits, routing.Choice(2, True, 20), Spread())
     rows, dropped = routing.slots(c, marks.map(lambda t: t[:60]), 20, 48)
     opened = await open_value(c, rows)
     assert isinstance(gates, Shared)
@@ -32,7 +32,7 @@ async def routed(c: Context, x: Shared) -> list[Any]:
 
 
 def failures(parties: int) -> list[uniformity.Result]:
-    found = run(routed, [(LOGITS, 26)], parties)
+    found = run(routed, [(LOGITS, 36)], parties)
     tested = uniformity.results([uniformity.Opened("routing", m, bits) for m, bits in found.seen])
     assert len(tested) > 10
     return uniformity.failures(tested)
@@ -43,15 +43,14 @@ def test_what_is_opened_is_uniform(parties: int) -> None:
     assert not failures(parties)
 
 
-@pytest.mark.parametrize("module", [routing, top_k])
-def test_an_opening_without_a_mask_is_found(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marks and numerators; ranks."""
+def test_openings_without_a_mask_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of marks and of numerators."""
 
     async def bare(c: Context, x: Shared) -> Any:
         known = c.evaluating or c.tape.dealing
         return await Opening(x, torch.zeros(x.shape, dtype=torch.int64) if known else c.blank(x.shape))
 
-    monkeypatch.setattr(module, "open_value", bare)
+    monkeypatch.setattr(routing, "open_value", bare)
     assert failures(2)
 
 

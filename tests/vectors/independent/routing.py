@@ -7,23 +7,24 @@ from typing import Any
 import numpy as np
 
 from tests.vectors.independent import order, softmax, wide
-from tests.vectors.independent.formats import Words
-from tests.vectors.independent.linear import multiply, open_cut
+from tests.vectors.independent.formats import U, Words
+from tests.vectors.independent.linear import multiply, open_cut, truncate
 from tests.vectors.independent.lookup import one_hot, suffix
 from tests.vectors.independent.results import by_rank, close, exact, flagged
 from tests.vectors.independent.rows import Flags
 from tests.vectors.independent.world import Masked, Shared, Steps, World, together
 
 
-def route(w: World, x: Masked, chosen: int, renormalised: bool, score: int) -> Steps:
+def route(w: World, x: Masked, chosen: int, renormalised: bool, compared: int, score: int) -> Steps:
     """Marks and gates of logits [T, E]; score: log2 of the spread's bound."""
     tokens, experts = x.shape
     bits, flags = 28 + experts.bit_length() + 2, Flags(w)
 
     def marked() -> Steps:
-        return (yield from w.open((yield from order.top_k(w, x, chosen, bits, "indicator"))))
+        return (yield from w.open((yield from order.top_k(w, x.to(compared), chosen, bits, "indicator"))))
 
-    flat = x.each(lambda t: t.reshape(-1))
+    scaled = x.each(lambda t: t.reshape(-1) * U(7879))
+    flat = truncate(w, Masked(scaled.m, scaled.lam, x.bits, x.frac + 13), 13)
     marks, e = yield from together(marked(), softmax.exponentials(w, flat, tokens, score + 1, (28, bits), flags))
     every = e.each(lambda t: t.reshape(tokens, experts))
 
