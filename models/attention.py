@@ -91,13 +91,13 @@ class Attention:
     ) -> tuple[Value, Value | None]:
         """Return the attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last
         `observed`."""
-        group, device = self.architecture.group, self.suite.public_device
-        mask = causal_mask(rows, k.shape[1], window, device)
+        group = self.architecture.group
+        mask = causal_mask(rows, k.shape[1], window)
         if mask is not None:
             mask = mask.repeat(group, 1)
         if not observed:
             return await self.suite.attention(self._stacked(q), k, v, mask), None
-        last = (torch.arange(rows, device=device) >= rows - observed).repeat(group)
+        last = (torch.arange(rows) >= rows - observed).repeat(group)
         return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
 
     async def _heads(self, fused: Value, layer: int, angles: Angles, rows: int) -> tuple[Value, Value, Value]:

@@ -31,7 +31,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 
 DEVIATIONS = 4.0
 LARGEST_WEIGHT = 4  # log2
@@ -46,7 +46,7 @@ class Balance:
     """The factors of a checkpoint's layers. Each is found when one of the layer's weights is first asked for, from these
     weights, one read at a time; only the vectors are kept."""
 
-    def __init__(self, architecture: Architecture, read: Read) -> None:
+    def __init__(self, architecture: AnyArchitecture, read: Read) -> None:
         self._architecture = architecture
         self._read = read
         self._attention: dict[str, tuple[Tensor, Tensor]] = {}

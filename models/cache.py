@@ -366,7 +366,7 @@ class CachePolicy(ABC):
         where the policy `verifies`."""
         entry = cache.layers[layer]
         k, v = entry.keys_and_values()
-        mask = causal_mask(cache.drafted, entry.length, entry.window, suite.public_device)
+        mask = causal_mask(cache.drafted, entry.length, entry.window)
         return await suite.attention(q, k, v, None if mask is None else mask.repeat(cache.group, 1))
 
     async def after_kept(self, suite: Suite, cache: KVCache, layer: int, rows: int) -> None:
@@ -379,17 +379,17 @@ async def in_order(stages: Sequence[Stage]) -> None:
         await work()
 
 
-def causal_mask(rows: int, cached: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens; None when all of it is True.
+def causal_mask(rows: int, cached: int, window: int | None) -> Tensor | None:
+    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens (at the host); None when all is True.
 
-    >>> causal_mask(2, 4, window=2, device=torch.device("cpu")).int()
+    >>> causal_mask(2, 4, window=2).int()
     tensor([[0, 1, 1, 0],
             [0, 0, 1, 1]], dtype=torch.int32)
     """
     if rows == 1 and (window is None or cached <= window):
         return None
-    query = torch.arange(cached - rows, cached, device=device)[:, None]
-    key = torch.arange(cached, device=device)[None, :]
+    query = torch.arange(cached - rows, cached)[:, None]
+    key = torch.arange(cached)[None, :]
     mask = key <= query
     return mask if window is None else mask & (query - key < window)
 

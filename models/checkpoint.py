@@ -20,8 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of, encoder_of
 from models.balancing import Balance
 from models.config import Config, brief, read_json
+from models.encoder_architecture import EncoderArchitecture
+from models.families.encoder_family import EncoderFamily
 from models.families.family import Family
 from models.families.registry import family_for
 from models.tokenizer.text import TextTokenizer
@@ -122,7 +125,9 @@ class CanonicalWeights(Mapping[str, Tensor]):
     balanced: with the powers of two of `models.balancing`, which change no result.
     """
 
-    def __init__(self, family: Family, files: TensorFiles, dtype: torch.dtype, balanced: bool = True) -> None:
+    def __init__(
+        self, family: Family | EncoderFamily, files: TensorFiles, dtype: torch.dtype, balanced: bool = True
+    ) -> None:
         self._family = family
         self._files = files
         self._dtype = dtype
@@ -161,7 +166,7 @@ def _finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float64).item())
 
 
-def _match(family: Family, files: TensorFiles) -> dict[str, _Stored]:
+def _match(family: Family | EncoderFamily, files: TensorFiles) -> dict[str, _Stored]:
     """Return the family's tensors found in the files, each with the right dtype and shape, and nothing else in them."""
     family.stored_as([full.removeprefix(family.prefix) for full in files.stored])
     wanted = family.tensors()
@@ -208,18 +213,33 @@ class Checkpoint:
     """A model on disk: what is public about it, and its secret weights (float tensors, read when asked for)."""
 
     directory: Path
-    architecture: Architecture
+    description: AnyArchitecture
     weights: Mapping[str, Tensor]
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return the description of a decoder. Raises `ConfigurationError` for an encoder, which writes no text."""
+        return decoder_of(self.description, str(self.directory))
+
+    @property
+    def encoder(self) -> EncoderArchitecture:
+        """Return the description of an encoder. Raises `ConfigurationError` for a decoder."""
+        return encoder_of(self.description, str(self.directory))
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """Return the directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
-        return TextTokenizer.load(self.directory, self.architecture.eos)
+        return TextTokenizer.load(self.directory, self.description.eos)
+
+
+def read_description(directory: str | Path) -> AnyArchitecture:
+    """Return what a directory's config.json alone describes; no weights are needed."""
+    return _family(Path(directory)).architecture
 
 
 def read_architecture(directory: str | Path) -> Architecture:
-    """Return the architecture of a directory's config.json alone; no weights are needed."""
-    return _family(Path(directory)).architecture
+    """Return the architecture of a decoder's directory. Raises `ConfigurationError` for an encoder's."""
+    return decoder_of(read_description(directory), str(directory))
 
 
 def load_checkpoint(directory: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -232,7 +252,7 @@ def load_checkpoint(directory: str | Path, dtype: torch.dtype = torch.float32) -
     return Checkpoint(path, family.architecture, CanonicalWeights(family, TensorFiles(path), dtype))
 
 
-def _family(directory: Path) -> Family:
+def _family(directory: Path) -> Family | EncoderFamily:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; a Hugging Face checkpoint directory is needed")
     values = read_json(directory / "config.json")

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from models.architecture import Architecture, Rotary
+from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
 from models.experts import Mixture
@@ -211,13 +210,8 @@ class Decoder:
 
     def angles(self, position: int, tokens: int, length: int) -> Angles:
         """Return the cosines and sines of a batch. length: of the sequence, with all of its prompt."""
-        a, device = self.architecture, self.suite.public_device
-
-        def of(rotary: Rotary) -> tuple[Tensor, Tensor]:
-            cos, sin = cosines_and_sines(rotary, a.head_channels, position, tokens, length)
-            return cos.to(device), sin.to(device)
-
-        return {rotary: of(rotary) for rotary in a.rotaries}
+        a = self.architecture
+        return {r: cosines_and_sines(r, a.head_channels, position, tokens, length) for r in a.rotaries}
 
     def _angles_of(self, cache: KVCache, tokens: int) -> Angles:
         """Return `angles` of the next batch. A drafted token's sequence ends with it, as if it came alone."""

@@ -110,6 +110,10 @@ class Description(PublicRecord):
         """Return the sliding window of a layer, None for full attention."""
         return None
 
+    def kind(self, layer: int) -> object:
+        """Return what decides on a layer's costs besides bounds: layers of one kind are alike."""
+        return None
+
     def parameters(self) -> int:
         """Number of canonical weights."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())

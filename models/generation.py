@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol, get_args
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
@@ -60,8 +62,15 @@ class GenerationPlan:
         if self.draft is not None:
             check_verifiable(self.decoding, policy, self.draft)
 
-    def check(self, architecture: Architecture) -> None:
-        """Raise `ConfigurationError` unless the model has the positions and suits the policy; the last token needs none."""
+    @property
+    def prompt_shape(self) -> tuple[int, ...]:
+        """Shape of what the client shares of its prompt."""
+        return (self.prompt_tokens,)
+
+    def check(self, described: AnyArchitecture) -> None:
+        """Raise `ConfigurationError` unless the model is a decoder, has the positions and suits the policy; the last token
+        needs none."""
+        architecture = decoder_of(described, f"decoding '{self.decoding}'")
         parse(self.policy).check(architecture, self.prompt_tokens)
         needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
         if needed > have:
@@ -219,9 +228,13 @@ async def choice(
             logits = logits if cap is None else await suite.soft_cap(logits, cap)
             logits = await suite.perturbed(logits, temperature)
         chosen = await suite.argmax(logits)
-        indices = torch.arange(logits.shape[-1], dtype=torch.int64, device=suite.device)
-        share = suite.output((chosen * indices).sum(-1))
+        share = suite.output((chosen * _indices(logits.shape[-1])).sum(-1))
     return chosen, replace(share, flags=suite.flags())
+
+
+@cache
+def _indices(vocabulary: int) -> Tensor:
+    return torch.arange(vocabulary)
 
 
 def capped(architecture: Architecture, logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.description import Description
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
@@ -15,7 +16,7 @@ from protocols.value import Use
 LOAD = "model load"
 
 
-async def load_weights(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
+async def load_weights(suite: Suite, architecture: Description, shares: Callable[[str], Tensor | None]) -> dict[str, Value]:
     """Return every canonical weight as a value, recorded under stage `LOAD`; one after the other, the largest first: making
     one ready takes several times its size for a moment.
 
@@ -27,7 +28,7 @@ async def load_weights(suite: Suite, architecture: Architecture, shares: Callabl
         return {name: await suite.weight(name, shape, shares(name)) for name, shape in shapes}
 
 
-def check_weights(architecture: Architecture, weights: Mapping[str, Value]) -> None:
+def check_weights(architecture: Description, weights: Mapping[str, Value]) -> None:
     """Raise `ConfigurationError` for a weight that is missing or has another shape than the architecture says."""
     for name, shape in architecture.weight_shapes().items():
         if name not in weights:

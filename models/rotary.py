@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from models.architecture import Rotary
+from mpc.trigonometry import cos_sin
 
-# pi/2 in three parts of 33 bits: n * part is exact for |n| < 2^20
-_HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624871116645580e-21)
 _PI = 3.141592653589793
 _PI_DIGITS = Decimal("3.141592653589793238462643383279502884197169")
 
@@ -94,28 +93,5 @@ def cosines_and_sines(
     seen = (first + count if length is None else length) if rotary.scaling == "dynamic" else 1
     position = torch.arange(first, first + count, dtype=torch.float32)
     angle = (position[:, None] * frequencies(rotary, channels, seen)).to(torch.float64)
-    cos, sin = _cos_sin(angle)
+    cos, sin = cos_sin(angle)
     return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
-
-
-def _series(x: Tensor, coefficients: list[float]) -> Tensor:
-    """Evaluate a polynomial by Horner's rule, lowest coefficient first."""
-    out = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        out = out * x + c
-    return out
-
-
-def _cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine in float64, error below 1e-15, for |angle| < 10^6."""
-    turns = torch.round(angle * (2 / _PI))
-    rest = angle
-    for part in _HALF_PI:
-        rest = rest - turns * part
-    square = rest * rest
-    cos = _series(square, [(-1) ** k / math.factorial(2 * k) for k in range(10)])
-    sin = rest * _series(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(9)])
-    quarter = turns.to(torch.int64) & 3
-    odd = (quarter & 1).bool()
-    cos, sin = torch.where(odd, sin, cos), torch.where(odd, cos, sin)
-    return torch.where((quarter == 1) | (quarter == 2), -cos, cos), torch.where(quarter >= 2, -sin, sin)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from models.architecture import Architecture, Experts, Rotary
-from models.checkpoint import read_architecture
+from models.architectures import AnyArchitecture, decoder_of
+from models.checkpoint import read_description
 from models.config import Config, read_json
+from models.description import Description
+from models.encoder_architecture import EncoderArchitecture
 from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
 from models.gguf.header import is_gguf
@@ -57,6 +61,26 @@ def _llama2(layers: int, width: int, heads: int, kv_heads: int, feed_forward: in
     )
 
 
+def _bert(layers: int, width: int, heads: int, labels: int = 2) -> EncoderArchitecture:
+    """Return BERT (Devlin et al. 2019) with a head of so many classes, as `models.families.bert` reads it."""
+    return EncoderArchitecture(
+        family="bert",
+        layers=layers,
+        width=width,
+        heads=heads,
+        head_channels=width // heads,
+        feed_forward=4 * width,
+        vocabulary=30522,
+        positions=512,
+        norm=Norm("layer", 1e-12),
+        activation="gelu",
+        types=2,
+        pooler="tanh",
+        head="classes",
+        labels=labels,
+    )
+
+
 def _experts(count: int, chosen: int, feed_forward: int) -> Experts:
     return Experts(count=count, chosen=chosen, feed_forward=feed_forward, renormalised=True)
 
@@ -95,10 +119,22 @@ SHAPES: dict[str, Architecture] = {
     "mixtral-8x7b": _mixture("mixtral", 32, 4096, 32, 8, _experts(8, 2, 14336)),
     "qwen3-30b-a3b": _mixture("qwen3_moe", 48, 2048, 32, 4, _experts(128, 8, 768)),
 }
+ENCODER_SHAPES: dict[str, EncoderArchitecture] = {
+    "tiny-encoder": _bert(2, 32, 2),
+    "minilm-l6": _bert(6, 384, 12),
+    "bert-base": _bert(12, 768, 12),
+    "bert-large": _bert(24, 1024, 16),
+}
+A = TypeVar("A", bound=Description)
 
 
 def find_shape(name: str) -> Architecture:
-    """Return the architecture of a name in `SHAPES`, of a checkpoint directory, of a config.json or of a GGUF file.
+    """Return the architecture of a decoder, see `find_description`. Raises `ConfigurationError` for an encoder."""
+    return decoder_of(find_description(name), f"shape '{name}'")
+
+
+def find_description(name: str) -> AnyArchitecture:
+    """Return what is public about the model of a known shape's name, a checkpoint directory, a config.json or a GGUF file.
 
     Raises `ConfigurationError` for what is none of them, `CheckpointError` for a file whose model is not supported.
 
@@ -107,26 +143,29 @@ def find_shape(name: str) -> Architecture:
     """
     if name in SHAPES:
         return SHAPES[name]
+    if name in ENCODER_SHAPES:
+        return ENCODER_SHAPES[name]
     path = Path(name)
     if path.is_dir():
-        return read_architecture(path)
+        return read_description(path)
     if is_gguf(path):
         return GgufModel.open(path).architecture
     if path.is_file():
         return family_for(Config(read_json(path), path)).architecture
     raise ConfigurationError(
-        f"shape '{name}' is neither a file, nor a directory, nor one of the known shapes: {', '.join(SHAPES)}"
+        f"shape '{name}' is neither a file, nor a directory, nor one of the known shapes: "
+        f"{', '.join([*SHAPES, *ENCODER_SHAPES])}"
     )
 
 
-def with_layers(architecture: Architecture, layers: int) -> Architecture:
+def with_layers(architecture: A, layers: int) -> A:
     """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
     if not 1 <= layers <= architecture.layers:
         raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
     return architecture.reduced(range(layers))
 
 
-def with_positions(architecture: Architecture, positions: int) -> Architecture:
+def with_positions(architecture: A, positions: int) -> A:
     """Return the same shape with room for at least `positions` positions: lengths beyond a model's own can be measured
     too."""
     return architecture.model_copy(update={"positions": max(architecture.positions, positions)})

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc.device_packing import pack_there, unpack_there
-from mpc.packing import pack, unpack
+from mpc.device_packing import pack_there, unpack_there, unpack_words_there
+from mpc.packing import pack, unpack, unpack_words
 
-Message = bytes | memoryview | Tensor
+Message = bytes | bytearray | memoryview | Tensor
 """Bytes, or uint8 [bytes] on a device."""
 
 
@@ -27,6 +27,11 @@ def packed(x: Tensor, bits: int) -> Message:
 def unpacked(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
     """Return the inverse of `packed`: int64 of `shape`, canonical, where the bytes lie. Raises `WireError`."""
     return unpack_there(part, bits, shape) if isinstance(part, Tensor) else unpack(part, bits, shape)
+
+
+def unpacked_words(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
+    """As `unpacked`, in the narrowest signed integers that hold `bits`: congruent modulo 2^bits, not canonical."""
+    return unpack_words_there(part, bits, shape) if isinstance(part, Tensor) else unpack_words(part, bits, shape)
 
 
 def joined(parts: Sequence[Message]) -> Message:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ SEED_BYTES = 32
 _BLOCK = 16  # an AES block: what the cipher wants as spare room behind its output
 _PIECE = 1 << 16
 _ZEROS = memoryview(bytes(_PIECE))
+_LEAST_AHEAD, MOST_AHEAD = 1 << 14, 1 << 22  # bytes that are copied to a device at once
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def new_seed() -> bytes:
@@ -40,6 +42,34 @@ def derive_seed(seed: bytes, *labels: str | int | bytes) -> bytes:
         item = label if isinstance(label, bytes) else str(label).encode()
         digest.update(len(item).to_bytes(8, "little") + item)
     return digest.digest()
+
+
+class _Ahead:
+    """A stream that is expanded at the host in pieces, each copied to a device at once, and handed out on either side."""
+
+    def __init__(self, fresh: Callable[[int], np.ndarray], device: torch.device) -> None:
+        self._fresh, self._device = fresh, device
+        self._left = np.empty(0, np.uint8)
+        self._left_there: Tensor | None = None
+        self._piece = _LEAST_AHEAD
+
+    def _take(self, count: int) -> tuple[np.ndarray, Tensor]:
+        """Return the next `count` bytes, at the host and on the device."""
+        if self._left_there is None or count > self._left.size:
+            self._left = np.concatenate([self._left, self._fresh(max(count - self._left.size, self._piece))])
+            self._piece = min(2 * self._piece, MOST_AHEAD)
+            self._left_there = torch.from_numpy(self._left).to(self._device)
+        found = self._left[:count], self._left_there[:count]
+        self._left, self._left_there = self._left[count:], self._left_there[count:]
+        return found
+
+    def at_host(self, count: int) -> np.ndarray:
+        """Return the next bytes at the host, writable."""
+        return self._take(count)[0].copy()
+
+    def there(self, count: int) -> Tensor:
+        """Return the next bytes on the device, in memory of their own, which is aligned."""
+        return self._take(count)[1].clone()
 
 
 class Prg:
@@ -57,15 +87,25 @@ class Prg:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"a seed has {SEED_BYTES} bytes, got {len(seed)}")
         self._stream = Cipher(algorithms.AES(seed), modes.CTR(b"\0" * 16)).encryptor()
+        self._ahead: _Ahead | None = None
 
     def bytes(self, count: int) -> bytes:
         """Return the next `count` bytes of the stream."""
         return self._expand(count).tobytes()
 
-    @timed("expand", current)
     def _expand(self, count: int) -> np.ndarray:
-        """Return the next `count` bytes as writable uint8 [count]: zeros, encrypted piece by piece while they are in the
-        cache."""
+        """Return the next `count` bytes as writable uint8 [count]."""
+        return self._fresh(count) if self._ahead is None else self._ahead.at_host(count)
+
+    def _expand_on(self, count: int, device: torch.device) -> Tensor:
+        """Return the next `count` bytes on a device, uint8 [count]."""
+        if self._ahead is None:
+            self._ahead = _Ahead(self._fresh, device)
+        return self._ahead.there(count)
+
+    @timed("expand", current)
+    def _fresh(self, count: int) -> np.ndarray:
+        """Expand `count` bytes: zeros, encrypted piece by piece while they are in the cache."""
         buffer = np.empty(count + _BLOCK, dtype=np.uint8)
         view = buffer.data
         for start in range(0, count, _PIECE):
@@ -79,8 +119,11 @@ class Prg:
         them; not canonical: congruent to what `ring` gives modulo 2^bits."""
         check_bits(bits)
         width = word_bytes(bits)
-        raw = self._expand(math.prod(shape) * width).view(f"<i{width}")
-        return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape)).to(device)
+        count, target = math.prod(shape) * width, torch.device(device)
+        if target.type != "cpu":
+            return self._expand_on(count, target).view(_INTEGERS[width]).reshape(tuple(shape))
+        raw = self._expand(count).view(f"<i{width}")
+        return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape))
 
     def ring(self, shape: Sequence[int], bits: int = 64, device: torch.device | str = "cpu") -> Tensor:
         """Return the next uniform elements of Z_2^bits, int64, of `shape`.

@@ -175,6 +175,8 @@ class ShapeTensor:
             return new_shape_tensor((index.numel(),))
         if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis and isinstance(index[1], Tensor):
             return new_shape_tensor((*self.shape[:-1], *index[1].shape))
+        if isinstance(index, tuple):  # an index of any device is as good as one without content
+            index = tuple(empty(i.shape) if isinstance(i, Tensor) and i.dtype == torch.int64 else i for i in index)
         return ShapeTensor(self.meta[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -23,14 +23,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpc import ring
 from mpc.errors import TapeError
 from mpc.ledger import Ledger, current
-from mpc.packing import pack, packed_size, unpack, unpack_words
-from mpc.random import Prg, canonical
+from mpc.messages import Message, at_host, packed, unpacked, unpacked_words
+from mpc.packing import packed_size
+from mpc.random import MOST_AHEAD, Prg, canonical
 from mpc.shape_tensor import shape_tensor
 
 Shape = Sequence[int]
@@ -92,6 +94,13 @@ class Tape(ABC):
     ) -> list[Tensor]:
         """Return as `dependent`, but the dealer gets the list of all parties' shares; a party a list of its own one."""
         return [self.dependent(op, shape, value, bits, kind)]
+
+    def completed(self, op: str, shape: Shape, last: Callable[[list[Tensor]], Tensor] | None, bits: int = 64) -> Tensor:
+        """Return shares of any kind: each party but the last gets uniform elements, the last one what the dealer makes of
+        all these (`last`, called there only). At the dealer a shape tensor.
+
+        Costs as `dependent`."""
+        return self.dependent(op, shape, None, bits)
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64) -> Tensor:
         """Return as `dependent`; a party gets its share in the narrowest signed integers that hold `bits`, congruent modulo
@@ -182,7 +191,7 @@ class DealerTape(Tape):
     def _correct(self, whole: Tensor, others: Tensor, bits: int, kind: str) -> Tensor:
         """Send the last party its share, what the others' leave of the value; return it, congruent modulo 2^bits."""
         correction = whole ^ others if kind == "xor" else whole - others
-        self._emit(len(self._prgs) - 1, pack(correction, bits))
+        self._emit(len(self._prgs) - 1, at_host(packed(correction, bits)))
         return correction
 
     def dependent_shares(
@@ -194,6 +203,16 @@ class DealerTape(Tape):
         self.ledger.offline(size)
         return [*others, ring.reduce(self._correct(whole, total, bits, kind), bits)]
 
+    def completed(self, op: str, shape: Shape, last: Callable[[list[Tensor]], Tensor] | None, bits: int = 64) -> Tensor:
+        """Send the last party its share."""
+        assert last is not None
+        size = packed_size(math.prod(shape), bits)
+        self._header(describe(op, "sum", bits, shape, True), size)
+        others = [ring.reduce(prg.ring(shape, bits, self.device), bits) for prg in self._prgs[:-1]]
+        self._emit(len(self._prgs) - 1, at_host(packed(ring.reduce(last(others), bits), bits)))
+        self.ledger.offline(size)
+        return shape_tensor(shape)
+
     def common(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None, bits: int = 64, host: bool = False
     ) -> Tensor:
@@ -202,7 +221,7 @@ class DealerTape(Tape):
         whole = ring.reduce(value(), bits)
         if tuple(whole.shape) != tuple(shape):
             raise TapeError(f"{op}: the dealer computed shape {list(whole.shape)}, declared {list(shape)}")
-        payload = pack(whole, bits)
+        payload = at_host(packed(whole, bits))
         self._header(describe(op, "common", bits, shape, True), len(payload), everyone=True)
         for party in range(len(self._prgs)):
             self._emit(party, payload)
@@ -220,7 +239,7 @@ class PartyTape(Tape):
         self,
         seed: bytes,
         last: bool,
-        read: Callable[[int], Bytes],
+        read: Chunks,
         ledger: Ledger | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -262,25 +281,29 @@ class PartyTape(Tape):
         payload = self._correction(op, shape, bits, kind)
         if payload is None:
             return self._prg.ring(shape, bits, self.device)
-        return unpack(payload, bits, shape).to(self.device)
+        return unpacked(payload, bits, shape)
 
     def table(self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64) -> Tensor:
         payload = self._correction(op, shape, bits, "sum")
         if payload is None:
             return self._prg.words(shape, bits, self.device)
-        return unpack_words(payload, bits, shape).to(self.device)
+        return unpacked_words(payload, bits, shape)
 
     def precompute(self, op: str, shape: Shape, compute: Callable[[], Tensor]) -> Tensor:
         return compute()
 
-    def _correction(self, op: str, shape: Shape, bits: int, kind: str) -> Bytes | None:
+    def _correction(self, op: str, shape: Shape, bits: int, kind: str) -> Message | None:
         """Return what the dealer sent of a dependent value: nothing but for the last party."""
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, kind, bits, shape, True), size)
         if not self._last:
             return None
         self.ledger.offline(size)
-        return self._read(size)
+        return self._payload(size, False)
+
+    def _payload(self, size: int, host: bool) -> Message:
+        """Return the next bytes where they are needed."""
+        return self._read(size) if host or self.device.type == "cpu" else self._read.on(size, self.device)
 
     def common(
         self, op: str, shape: Shape, value: Callable[[], Tensor] | None = None, bits: int = 64, host: bool = False
@@ -288,37 +311,53 @@ class PartyTape(Tape):
         size = packed_size(math.prod(shape), bits)
         self._header(describe(op, "common", bits, shape, True), size, everyone=True)
         self.ledger.offline(size)
-        found = unpack(self._read(size), bits, shape)
-        return found if host else found.to(self.device)
+        return unpacked(self._payload(size, host), bits, shape)
 
 
-def chunks(stream: Iterator[Bytes]) -> Callable[[int], Bytes]:
-    """Return a `read(n)` over an iterator of byte chunks; it raises `TapeError` when the stream ends too early.
+class Chunks:
+    """A `read(n)` over an iterator of byte chunks; it raises `TapeError` when the stream ends too early.
 
-    What lies within one chunk is not copied.
+    What lies within one chunk is not copied at the host, and a chunk is copied to a device at once.
     """
-    rest = memoryview(b"")
 
-    def read(count: int) -> Bytes:
-        nonlocal rest
-        if len(rest) >= count:
-            out, rest = rest[:count], rest[count:]
+    def __init__(self, stream: Iterator[Bytes]) -> None:
+        self._stream = stream
+        self._chunk = self._rest = memoryview(b"")
+        self._there: Tensor | None = None
+
+    def __call__(self, count: int) -> Bytes:
+        if len(self._rest) >= count:
+            out, self._rest = self._rest[:count], self._rest[count:]
             return out
         joined = bytearray(count)
         filled = 0
         while True:
-            take = min(len(rest), count - filled)
-            joined[filled : filled + take] = rest[:take]
-            rest = rest[take:]
+            take = min(len(self._rest), count - filled)
+            joined[filled : filled + take] = self._rest[:take]
+            self._rest = self._rest[take:]
             filled += take
             if filled == count:
                 return joined
-            piece = next(stream, None)
+            piece = next(self._stream, None)
             if piece is None:
                 raise TapeError("the tape ended before the program did: the dealer stopped or dealt too few tokens")
-            rest = memoryview(piece)
+            self._chunk = self._rest = memoryview(piece)
+            self._there = None
 
-    return read
+    def on(self, count: int, device: torch.device) -> Tensor:
+        """Return the next bytes on a device, uint8 [count]."""
+        if count > len(self._rest) or len(self._chunk) > MOST_AHEAD:
+            return torch.from_numpy(np.frombuffer(bytearray(self(count)), np.uint8)).to(device)
+        if self._there is None:
+            self._there = torch.from_numpy(np.frombuffer(bytearray(self._chunk), np.uint8)).to(device)
+        start = len(self._chunk) - len(self._rest)
+        self(count)
+        return self._there[start : start + count]
+
+
+def chunks(stream: Iterator[Bytes]) -> Chunks:
+    """Return a `read(n)` for a `PartyTape`."""
+    return Chunks(stream)
 
 
 class CountingTape(Tape):

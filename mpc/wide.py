@@ -57,14 +57,14 @@ class Wide:
     def __add__(self, other: Words | int) -> Wide:
         y = _wide(self.low * 0 + other if isinstance(other, int) else other)
         low = self.low + y.low
-        return Wide(low, self.high + y.high + _below(low, y.low))
+        return Wide(low, self.high + y.high + below(low, y.low))
 
     def __neg__(self) -> Wide:
         return Wide(-self.low, ~self.high + (self.low == 0).to(torch.int64))
 
     def __sub__(self, other: Words) -> Wide:
         y = _wide(other)
-        return Wide(self.low - y.low, self.high - y.high - _below(self.low, y.low))
+        return Wide(self.low - y.low, self.high - y.high - below(self.low, y.low))
 
     def __mul__(self, other: Words) -> Wide:
         if not isinstance(other, Wide):
@@ -128,7 +128,7 @@ def shifted(x: Words, count: int, bits: int) -> Tensor:
     return ring.reduce(whole, min(bits - count, RING_BITS))
 
 
-def _below(a: Tensor, b: Tensor) -> Tensor:
+def below(a: Tensor, b: Tensor) -> Tensor:
     """Return [a < b] of unsigned words."""
     if a.device.type == "cpu":
         found = np.less(a.numpy().view(np.uint64), b.numpy().view(np.uint64))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from parties.client.cancellation import Cancellation
     from parties.client.private_model import PrivateModel, PrivateOutput
     from parties.client.sampling_params import SamplingParams
+    from parties.client.texts import Classification, LabelledToken
     from parties.errors import Busy, Cancelled, RangeExceeded, WrongOutput
     from protocols.range_findings import RangeFinding
     from protocols.registry import SuiteSpec
@@ -55,6 +56,7 @@ _MODULES = {
     "parties.client.cancellation": ("Cancellation",),
     "parties.client.private_model": ("PrivateModel", "PrivateOutput"),
     "parties.client.sampling_params": ("SamplingParams",),
+    "parties.client.texts": ("Classification", "LabelledToken"),
     "parties.errors": ("Busy", "Cancelled", "RangeExceeded", "WrongOutput"),
     "protocols.range_findings": ("RangeFinding",),
     "protocols.registry": ("SuiteSpec",),
@@ -65,10 +67,12 @@ __all__ = [
     "Busy",
     "Cancellation",
     "Cancelled",
+    "Classification",
     "ConfigurationError",
     "DraftPlan",
     "EnvironmentProblem",
     "GenerationCosts",
+    "LabelledToken",
     "MpcacheError",
     "PeerError",
     "PeerLost",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 
 from models.costs.estimation import estimate as trace
 from models.costs.tracing import Setting, StageCosts
-from models.shapes import find_shape, with_positions
+from models.encoder_architecture import EncoderArchitecture
+from models.shapes import find_description, with_positions
 from mpc.errors import ConfigurationError
 from protocols.registry import DEFAULT_SUITE
 
@@ -35,7 +36,10 @@ def estimate(
 ) -> GenerationCosts:
     """Return what it costs to answer a prompt of `prompt_tokens` tokens with `new_tokens` tokens, without running it.
 
-    model: a known shape ("gpt2", "llama-2-7b", ...; `models.shapes`), a checkpoint's folder, its config.json or a GGUF file;
+    Of an encoder it is one pass over a text of `prompt_tokens` tokens, padding included, to the output that it was trained
+    for or that `setting.decoding` names.
+
+    model: a known shape ("gpt2", "bert-base", ...; `models.shapes`), a checkpoint's folder, its config.json or a GGUF file;
     no weights are read. setting: suite, number of parties, cache policy, suite options, decoding and draft; suite `masked`,
     two parties and the full cache by default. kept: rows of a drafted step that stay, 1 at worst. Lengths beyond the model's
     own positions are estimated as if it had them.
@@ -53,7 +57,10 @@ def estimate(
     for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("kept", kept)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} = {value!r} must be a whole number, 1 or more")
-    architecture = with_positions(find_shape(fspath(model)), prompt_tokens + new_tokens - 1)
+    described = find_description(fspath(model))
+    if isinstance(described, EncoderArchitecture) and setting.decoding == "greedy":
+        setting = replace(setting, decoding=described.usual_output)
+    architecture = with_positions(described, prompt_tokens + new_tokens - 1)
     found = trace(architecture, setting, prompt_tokens, new_tokens, kept=kept)
     return GenerationCosts(
         model_load=StageCosts.of(found.load),

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of, encoder_of
 from models.decoder import Decoder
-from models.generation import Endpoint, GenerationPlan, generate
+from models.encoder import Encoder
+from models.encoding import EncodingPlan, encode
+from models.generation import Endpoint, generate
 from models.loaded import load_weights
+from models.plans import AnyPlan
 from models.policies import parse
 from mpc.channel import Channel
 from mpc.errors import MpcacheError
@@ -24,25 +27,29 @@ from protocols.suite import Suite
 
 @dataclass(frozen=True)
 class Program:
-    """load(suite, architecture, shares) returns weights that serve later sessions too; run(...) the number of tokens."""
+    """load(suite, architecture, shares) returns weights that serve later sessions too; run(...) the number of outputs."""
 
-    load: Callable[[Suite, Architecture, Callable[[str], Tensor | None]], dict[str, Any]]
-    run: Callable[[Suite, Architecture, dict[str, Any], GenerationPlan, Tensor | None, Endpoint], int]
+    load: Callable[[Suite, AnyArchitecture, Callable[[str], Tensor | None]], dict[str, Any]]
+    run: Callable[[Suite, AnyArchitecture, dict[str, Any], AnyPlan, Tensor | None, Endpoint], int]
 
 
-def _load(suite: Suite, architecture: Architecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
+def _load(suite: Suite, architecture: AnyArchitecture, shares: Callable[[str], Tensor | None]) -> dict[str, Any]:
     loaded: dict[str, Any] = suite.run(load_weights(suite, architecture, shares))
     return loaded
 
 
 def _run(
     suite: Suite,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     weights: dict[str, Any],
-    plan: GenerationPlan,
+    plan: AnyPlan,
     prompt: Tensor | None,
     endpoint: Endpoint,
 ) -> int:
+    if isinstance(plan, EncodingPlan):
+        encoder = Encoder(suite, encoder_of(architecture, "the session's model"), weights)
+        return int(suite.run(encode(suite, encoder, plan, prompt, endpoint)))
+    architecture = decoder_of(architecture, "the session's model")
     decoder = Decoder(suite, architecture, weights, parse(plan.policy))
     return int(suite.run(generate(suite, decoder, plan, prompt, endpoint)))
 
@@ -56,7 +63,7 @@ def preload() -> None:
             log.warning("suite '%s' cannot be used here: %s", name, error)
 
 
-def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
+def plan_of(manifest: Manifest, architecture: AnyArchitecture) -> AnyPlan:
     """Return the plan of a manifest, checked against the model and this installation.
 
     Raises `ConfigurationError`, and `RangeError` for a bound that the suite does not have.
@@ -67,7 +74,7 @@ def plan_of(manifest: Manifest, architecture: Architecture) -> GenerationPlan:
     return plan
 
 
-DECODER = Program(_load, _run)
+MODEL = Program(_load, _run)
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,12 @@ class SessionProgram:
 
     program: Program
     manifest: Manifest
-    architecture: Architecture
-    plan: GenerationPlan
+    architecture: AnyArchitecture
+    plan: AnyPlan
     device: str
 
     @classmethod
-    def of(cls, program: Program, manifest: Manifest, architecture: Architecture, device: str) -> SessionProgram:
+    def of(cls, program: Program, manifest: Manifest, architecture: AnyArchitecture, device: str) -> SessionProgram:
         """Return the program of a manifest. Raises `ConfigurationError` as `plan_of` does."""
         return cls(program, manifest, architecture, plan_of(manifest, architecture), device)
 

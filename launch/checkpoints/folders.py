@@ -106,7 +106,8 @@ def _build(target: Path, digest: str, make: Callable[[Path, Path], dict[str, Any
         folder.mkdir()
         scratch.mkdir()
         facts = make(folder, scratch)
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        held = sorted(file for file in folder.rglob("*") if file.is_file())
+        files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in held}
         record = {"format": FORMAT, "sha256": digest, **facts, "files": files}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.rename(folder, target)

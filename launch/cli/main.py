@@ -16,12 +16,14 @@ from launch.cli.commands import (
     calibrate,
     certs,
     check,
+    classify,
     client,
     convert,
     deal,
     dealer,
     demo,
     doctor,
+    embed,
     estimate,
     fetch,
     gates,
@@ -49,6 +51,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.run)
 app.command("generate")(generate.run)
+app.command("classify")(classify.run)
+app.command("embed")(embed.run)
 app.command("fetch")(fetch.run)
 app.command("convert")(convert.run)
 app.command("party")(party.run)

@@ -12,7 +12,9 @@ from launch.terminal.texts import decode_text, read_text_file
 from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from models.architectures import AnyArchitecture
     from models.generation import Decoding
+    from models.plans import Leaving
     from parties.client.drafting import Draft
 
 DEFAULT_SUITE = "masked"
@@ -147,13 +149,23 @@ def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding
     return cast(Decoding, chosen)
 
 
-def agreed_choice(decoding: str | None, temperature: float | None) -> tuple[Decoding, float | None]:
-    """Return the decoding, and the temperature that is part of what parties compute (1 for a sample without one).
+def agreed_choice(
+    decoding: str | None, temperature: float | None, description: AnyArchitecture | None = None
+) -> tuple[Leaving, float | None]:
+    """Return the decoding, and the temperature that is part of what parties compute (1 for a sample without one). Of an
+    encoder's `description` it is an output, by default the one that it was trained for.
 
     Raises `ConfigurationError` for values that do not go together.
     """
+    from models.encoder_architecture import EncoderArchitecture
     from models.generation import check_agreed_temperature
+    from models.plans import Leaving
 
+    if isinstance(description, EncoderArchitecture):
+        output = decoding or description.usual_output
+        description.check_output(output)
+        check_agreed_temperature(output, temperature)
+        return cast(Leaving, output), None
     known = chosen_decoding(decoding, temperature)
     agreed = 1.0 if known == "sample" and temperature is None else temperature
     check_agreed_temperature(known, agreed)

@@ -25,6 +25,7 @@ D = TypeVar("D")
 
 TAPE_SECONDS = 600.0
 DEVICE = "cpu"  # where roles compute unless it is said
+CHUNK_BYTES = 1 << 20  # of small entries that are handed over at once
 UNREAD_BYTES = 1 << 28  # what the dealer may have dealt a party before the party reads it
 
 
@@ -63,10 +64,14 @@ class _Stream:
                     raise TapeError(f"the dealer dealt nothing for {TAPE_SECONDS:g} s")
                 if not self._pieces:
                     return
-                piece = self._pieces.popleft()
-                self._waiting -= len(piece)
+                taken = [self._pieces.popleft()]
+                size = len(taken[0])
+                while self._pieces and size + len(self._pieces[0]) <= CHUNK_BYTES:
+                    taken.append(self._pieces.popleft())
+                    size += len(taken[-1])
+                self._waiting -= size
                 self._changed.notify_all()
-            yield piece
+            yield taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def run_in_process(
@@ -125,8 +130,8 @@ def run_in_process(
 class InProcessSuite:
     """A secure suite with all its roles in this process.
 
-    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on; None:
-    where such roles compute (`DEVICE`).
+    spec: which suite, with which settings. parties: number of compute parties. device: where shares are computed on, or one
+    for each party and the dealer; None: `DEVICE`.
 
     >>> import torch
     >>> from protocols.registry import SuiteSpec
@@ -139,11 +144,16 @@ class InProcessSuite:
 
     spec: SuiteSpec
     parties: int = 2
-    device: str | None = None
+    device: str | Sequence[str] | None = None
 
     def make(self, tape: Tape, channel: Channel | None) -> Suite:
         """Return one role's suite; channel: None for the dealer. Raises `ConfigurationError`."""
         return secure_suite(self.spec, parties=self.parties, tape=tape, channel=channel)
+
+    def _devices(self) -> Sequence[str]:
+        if isinstance(self.device, str):
+            return [self.device] * (self.parties + 1)
+        return self.device or []
 
     def run(self, program: Callable[[Suite, int | None], P]) -> list[P]:
         """Run program(suite, party) at every role, with party None at the dealer, and return the parties' results."""
@@ -151,6 +161,6 @@ class InProcessSuite:
             self.parties,
             lambda channel, tape: program(self.make(tape, channel), channel.party),
             lambda tape: program(self.make(tape, None), None),
-            devices=[] if self.device is None else [self.device] * (self.parties + 1),
+            devices=self._devices(),
         )
         return outputs

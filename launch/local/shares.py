@@ -46,7 +46,7 @@ def encoded_shares(x: Tensor, fraction_bits: int, parties: int) -> list[Tensor]:
 
 def opened(shares: Sequence[OutputShare]) -> Tensor:
     """Return the float64 value of all parties' shares of one output."""
-    first, total = shares[0], torch.stack([share.share for share in shares]).sum(0)
+    first, total = shares[0], torch.stack([share.share.cpu() for share in shares]).sum(0)
     return decode(reduce(total, first.bits), first.fraction_bits, first.bits)
 
 

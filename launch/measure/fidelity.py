@@ -195,6 +195,7 @@ def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, dtype=torch.float64
     )
+    model.config._experts_implementation = "eager"  # grouped products are for float32
     with torch.inference_mode():
         logits: Tensor = model.eval()(input_ids=torch.tensor([list(ids)])).logits[0]
     return logits.to(torch.float64)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.costs.estimation import alike, middle_layer
 from models.costs.tracing import STEP, Setting, Trace, trace_step
 from mpc.errors import ConfigurationError
@@ -86,7 +86,7 @@ def _merged(parts: list[tuple[str, str, int]], prefix: str) -> tuple[Share, ...]
     return tuple(Share(part, operation, *counts) for (part, operation), counts in sums.items())
 
 
-def critical_path(architecture: Architecture, setting: Setting, cached: int, tokens: int = 1) -> CriticalPath:
+def critical_path(architecture: AnyArchitecture, setting: Setting, cached: int, tokens: int = 1) -> CriticalPath:
     """Return the rounds of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
 
     A round is the layer's when the ledger books it there: on its first opening. Raises `ConfigurationError` for a suite

@@ -28,7 +28,7 @@ def beyond_flags(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> 
     """
     bounds = SuiteSpec(SUITE, options=options).settings.bounds
     for kind, place, reach in _reaches(checkpoint):
-        if (text := _unseen(kind, place, reach, bounds[kind], checkpoint.architecture.layers)) is not None:
+        if (text := _unseen(kind, place, reach, bounds[kind], checkpoint.description.layers)) is not None:
             return text
     return None
 
@@ -45,16 +45,19 @@ def _unseen(kind: str, place: int, reach: float, bounds: Bounds, layers: int) ->
 
 def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
     """Return (kind, place, what no prompt can exceed)."""
-    a, weights = checkpoint.architecture, checkpoint.weights
+    a, weights = checkpoint.description, checkpoint.weights
     largest = float(weights["embedding.tokens"].norm(dim=-1).max())
     if a.rotary is None:
-        largest += float(weights["embedding.positions"].norm(dim=-1).max())
+        tables = [name for name in ("embedding.positions", "embedding.types") if name in weights]
+        largest += sum(float(weights[name].norm(dim=-1).max()) for name in tables)
     yield "residual", 0, largest
     names = ["attention.qkv", "mlp.up", *(["mlp.gate"] if a.gated else [])]
     for place in range(a.layers):
         for name in [*names, *(["mlp.router"] if a.mixture(place) else [])]:
             yield "activation", place, _provable(checkpoint, f"layers.{place}.{name}")
-    yield "logits", a.layers, _provable(checkpoint, "head")
+    for name in ("pooler", "words", "head"):
+        if f"{name}.weight" in weights:
+            yield "logits", a.layers, _provable(checkpoint, name)
 
 
 def _provable(checkpoint: Checkpoint, name: str) -> float:

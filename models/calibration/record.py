@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.architecture import Architecture
 from models.calibration.choice import Excess, chosen, excesses
+from models.calibration.encoders import measure_encoder
 from models.calibration.extremes import Extremes, Progress, as_json, measure
 from models.calibration.sequences import read_text, sequences, text_digest
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.description import Description
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGES
 from protocols.options import OptionValue
@@ -108,7 +110,7 @@ def read_record(directory: Path) -> Record | None:
     return record
 
 
-def find(directory: Path, architecture: Architecture) -> Calibration | None:
+def find(directory: Path, architecture: Description) -> Calibration | None:
     """Return the calibration beside a checkpoint if it fits it, else None."""
     record = read_record(directory)
     if record is None or any(len(values) != architecture.layers + 1 for values in record.extremes.values()):
@@ -130,7 +132,8 @@ def make(
     state: Literal["made", "stale"] = "stale" if (directory / FILE).exists() else "made"
     checkpoint: Checkpoint = load_checkpoint(directory, torch.float32)
     words = read_text(text)
-    extremes = measure(checkpoint, sequences(checkpoint, words), on_progress)
+    measured = measure if isinstance(checkpoint.description, Architecture) else measure_encoder
+    extremes = measured(checkpoint, sequences(checkpoint, words), on_progress)
     suites = {suite: chosen(suite, extremes) for suite in secure_suites()}
     digest = model_digest(directory)
     from importlib.metadata import version
@@ -154,7 +157,7 @@ def calibrated(
     directory: Path, on_make: Callable[[], None] = lambda: None, on_progress: Progress = lambda done, total: None
 ) -> Calibration:
     """Return the calibration beside a checkpoint; made on the built-in text where there is none that fits."""
-    found = find(directory, load_checkpoint(directory).architecture)
+    found = find(directory, load_checkpoint(directory).description)
     if found is not None:
         return found
     on_make()

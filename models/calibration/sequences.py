@@ -45,7 +45,7 @@ def text_digest(text: str) -> str:
 
 def sequences(checkpoint: Checkpoint, text: str) -> list[list[int]]:
     """Return token ids, [at most 256 or the model's positions] each."""
-    a = checkpoint.architecture
+    a = checkpoint.description
     room = min(LONGEST, a.positions)
     try:
         tokenizer = checkpoint.tokenizer

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
-from models.generation import GenerationPlan
 from models.policies import parse
 from mpc import ring
 from mpc.errors import ConfigurationError
@@ -40,7 +40,7 @@ PROCESS_BYTES = 370_000_000  # Python, torch, gRPC and what they were asked for 
 ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
 
-def alike(architecture: Architecture, setting: Setting) -> tuple[Architecture, Setting, list[int]]:
+def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitecture, Setting, list[int]]:
     """Return the model reduced to layers that differ, the setting for it, and how many layers each one stands for.
 
     The first and the last layer stand for themselves, or the groups that a policy puts them in (`CachePolicy.pattern`); of
@@ -92,7 +92,7 @@ class Step:
 class Tracer:
     """Traces steps of one model, each length once. all_layers: trace every layer and head, to compare with."""
 
-    def __init__(self, architecture: Architecture, setting: Setting, all_layers: bool = False) -> None:
+    def __init__(self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False) -> None:
         self.architecture = architecture
         self.setting = setting
         self.all_layers = all_layers
@@ -108,7 +108,7 @@ class Tracer:
     def follow(self, prompt: int, new: int, kept: int = 1) -> None:
         """Trace a whole session in order, for a policy. Raises `ConfigurationError` for a prompt that takes too long. kept:
         as in `Setting.steps`."""
-        a = self.architecture
+        a = decoder_of(self.architecture, f"policy '{self.setting.policy}'")
         if max(parse(self.setting.policy).prompt_batches(prompt)) * prompt * a.heads > LONGEST_PROMPT:
             most = math.isqrt(LONGEST_PROMPT // a.heads)
             raise ConfigurationError(
@@ -169,7 +169,7 @@ class Estimate:
     steps: as many, or with a draft fewer, if `kept` rows of each stay.
     """
 
-    architecture: Architecture
+    architecture: AnyArchitecture
     setting: Setting
     prompt: int
     new: int
@@ -201,7 +201,7 @@ class Estimate:
 
 
 def estimate(
-    architecture: Architecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False, *, kept: int = 1
+    architecture: AnyArchitecture, setting: Setting, prompt: int, new: int, exhaustive: bool = False, *, kept: int = 1
 ) -> Estimate:
     """Return the costs of a prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
@@ -214,9 +214,10 @@ def estimate(
     >>> found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
     True
     """
-    GenerationPlan(prompt, new, setting.decoding, setting.policy, setting.temperature, setting.draft).check(architecture)
-    spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
-    setting = replace(setting, options={**setting.options, **spec.options})
+    setting.plan(prompt, new).check(architecture)
+    if isinstance(architecture, Architecture):
+        spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
+        setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
     steps = list(setting.steps(prompt, new, kept))
     start = time.perf_counter()

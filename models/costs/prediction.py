@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.costs.estimation import Step, Tracer
 from models.costs.tracing import Setting
 
@@ -68,7 +68,7 @@ def rounded(tokens: int, most: int) -> int:
 class Predictor:
     """Predictions for one model in one setting; a length is traced once. Not safe for threads by itself."""
 
-    def __init__(self, architecture: Architecture, setting: Setting) -> None:
+    def __init__(self, architecture: AnyArchitecture, setting: Setting) -> None:
         self._architecture = architecture
         self._limit = 0.0
         self._tracer = Tracer(architecture, replace(setting, check=self._check))

@@ -8,14 +8,16 @@ output share of its index.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
-from models.architecture import Architecture
 from models.cache import KVCache
 from models.decoder import Decoder
+from models.description import Description
+from models.encoder import Encoder
+from models.encoding import EncodingPlan, outputs
 from models.generation import Decoding, choice, prefill
 from models.loaded import load_weights
 from protocols.suite import OutputShare, Suite, Value
@@ -53,7 +55,7 @@ class NoInputs:
         pass
 
 
-async def load(suite: Suite, architecture: Architecture, source: Source) -> dict[str, Value]:
+async def load(suite: Suite, architecture: Description, source: Source) -> dict[str, Value]:
     """Load all weights, as a session does."""
     shapes = architecture.weight_shapes()
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
@@ -94,6 +96,16 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
             mass = value(f"layer {layer} attention mass", (a.kv_heads, kept))
         await policy.after_prefill(suite, cache, layer, mass)
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
+
+
+async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:
+    """Return the output share of an encoder's pass over a text. given: as `models.encoding.encode` takes it. Recorded under
+    stage `name`, its parts as in `Encoder.forward`."""
+    suite = encoder.suite
+    with suite.ledger.timed(name):
+        found = await outputs(suite, encoder, plan, given)
+        with suite.ledger.timed(CHOICE):
+            return replace(suite.output(found), flags=suite.flags())
 
 
 @dataclass(frozen=True)

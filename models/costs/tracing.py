@@ -15,11 +15,16 @@ from typing import Any, cast
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.costs.program import NoInputs, StepPlan, fill, load, step
+from models.architectures import AnyArchitecture
+from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
+from models.encoder import Encoder
+from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoding import EncodingPlan
 from models.generation import Decoding
 from models.loaded import LOAD
+from models.plans import AnyPlan, Leaving, make_plan
 from models.policies import parse
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
@@ -114,6 +119,11 @@ class Products:
         kind = "vector_products" if rows < FEW_ROWS else "matrix_products"
         each = RING_PRODUCTS.get(self._suite.name, 2)
         self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
+
+    def whole_linear(self, x: Value, layer: Linear) -> Any:
+        """Count as `linear` does."""
+        self._count(x.shape[:-1].numel(), *layer.weight.shape)
+        return self._suite.whole_linear(x, layer)
 
     def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
         """Count [..., in] x [in, out], or [E, n, in] x [E, in, out]."""
@@ -211,11 +221,15 @@ class Setting:
     parties: int = 2
     policy: str = "full"
     options: Mapping[str, OptionValue] = field(default_factory=dict)
-    decoding: Decoding = "greedy"
+    decoding: Leaving = "greedy"
     temperature: float | None = None
     draft: DraftPlan | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
+
+    def plan(self, prompt: int, new: int) -> AnyPlan:
+        """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
+        return make_plan((prompt, new), self.decoding, self.policy, self.temperature, self.draft)
 
     @property
     def spec(self) -> SuiteSpec:
@@ -231,7 +245,7 @@ class Setting:
 
     def step(self, tokens: int = 1, drafted: bool = False) -> StepPlan:
         """Return a step of so many tokens. drafted: see `StepPlan`."""
-        return StepPlan(tokens, self.decoding, self.temperature, drafted)
+        return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted)
 
     def steps(self, prompt: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
         """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. kept: rows of a
@@ -280,7 +294,13 @@ def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
 
 
 def trace_step(
-    architecture: Architecture, setting: Setting, cached: int, tokens: int = 1, *, agreed: bool = True, drafted: bool = False
+    architecture: AnyArchitecture,
+    setting: Setting,
+    cached: int,
+    tokens: int = 1,
+    *,
+    agreed: bool = True,
+    drafted: bool = False,
 ) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
@@ -289,6 +309,12 @@ def trace_step(
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
+    if isinstance(architecture, EncoderArchitecture):
+        encoder = Encoder(cast(Suite, products), architecture, weights)
+        suite.ledger.costs.clear()
+        tape.largest.clear()
+        suite.run(encoding_step(encoder, EncodingPlan(tokens, cast(Output, setting.decoding)), None, STEP))
+        return Trace(suite.ledger, products.counts, tape.largest)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = suite.run(fill(decoder, cached, NoInputs(), agreed))
     suite.ledger.costs.clear()
@@ -318,7 +344,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
         yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
 
 
-def trace_load(architecture: Architecture, setting: Setting) -> Costs:
+def trace_load(architecture: AnyArchitecture, setting: Setting) -> Costs:
     """Return the costs of loading all weights: once a model and its parties, not once a session."""
     suite, _ = setting.make()
     suite.run(load(suite, architecture, NoInputs()))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.config import Config
+from models.description import Description
 from mpc.errors import CheckpointError, ConfigurationError
 
 Read = Callable[[str], Tensor]
 """Reads one tensor of the checkpoint by its name without prefix, as float64."""
 
 
-class Family(ABC):
+class CheckpointFamily(ABC):
     """One checkpoint's layout. Raises `CheckpointError` for options that it does not compute.
 
     prefix: what the full model puts before the base model's tensor names; both forms are read. embedding: the tensor that
@@ -37,6 +38,8 @@ class Family(ABC):
     tied_by_default: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
+    architecture: Description
+
     def __init__(self, config: Config) -> None:
         config.refuse_unsupported(self.computes)
         self.config = Config({**self.defaults, **config.values}, config.path)
@@ -46,7 +49,7 @@ class Family(ABC):
             raise CheckpointError(f"{config.path}: {error}") from None
 
     @abstractmethod
-    def describe(self) -> Architecture:
+    def describe(self) -> Description:
         """Return the architecture that config.json describes."""
 
     @abstractmethod
@@ -66,6 +69,16 @@ class Family(ABC):
     def tied(self) -> bool:
         """Whether the head is the token embedding."""
         return self.config.flag("tie_word_embeddings", self.tied_by_default)
+
+
+class Family(CheckpointFamily):
+    """A decoder's layout."""
+
+    architecture: Architecture
+
+    @abstractmethod
+    def describe(self) -> Architecture:
+        """Return the architecture that config.json describes."""
 
 
 def split_layer(name: str) -> tuple[int, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from models.config import Config
+from models.families.bert import Bert
+from models.families.distilbert import DistilBert
+from models.families.encoder_family import EncoderFamily
 from models.families.falcon import Falcon
 from models.families.family import Family
 from models.families.gemma import Gemma
@@ -21,6 +24,7 @@ from models.families.phi3 import Phi3
 from models.families.qwen2 import Qwen2
 from models.families.qwen3 import Qwen3
 from models.families.qwen3_moe import Qwen3Moe
+from models.families.roberta import Roberta
 from models.families.smollm3 import SmolLm3
 from models.families.stablelm import StableLm
 from models.families.starcoder2 import StarCoder2
@@ -47,12 +51,30 @@ FAMILIES: dict[str, type[Family]] = {
     "smollm3": SmolLm3,
     "granite": Granite,
 }
-"""model_type of config.json -> family."""
+"""model_type of config.json -> family of decoders."""
+
+ENCODERS: dict[str, type[EncoderFamily]] = {
+    "bert": Bert,
+    "roberta": Roberta,
+    "xlm-roberta": Roberta,
+    "camembert": Roberta,
+    "distilbert": DistilBert,
+}
+"""model_type of config.json -> family of encoders."""
 
 
-def family_for(config: Config) -> Family:
+def family_for(config: Config) -> Family | EncoderFamily:
     """Return the family of a checkpoint. Raises `CheckpointError` for an unknown model_type."""
     kind = config.values.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise config.error("model_type", f"this architecture is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[kind](config)
+    known: dict[str, type[Family] | type[EncoderFamily]] = {**FAMILIES, **ENCODERS}
+    if not isinstance(kind, str) or kind not in known:
+        raise config.error("model_type", f"this architecture is not supported; supported: {', '.join(known)}")
+    return known[kind](config)
+
+
+def decoder_family(config: Config) -> Family:
+    """Return the family of a decoder's checkpoint. Raises `CheckpointError` for another model_type."""
+    found = family_for(config)
+    if isinstance(found, EncoderFamily):
+        raise config.error("model_type", f"a decoder is needed; known: {', '.join(FAMILIES)}")
+    return found

@@ -20,7 +20,7 @@ from models.architecture import Architecture
 from models.checkpoint import INDEX, SINGLE
 from models.config import Config
 from models.families.family import Family
-from models.families.registry import family_for
+from models.families.registry import decoder_family
 from models.gguf.configuration import config_values, special_id, unexpected
 from models.gguf.header import GgufHeader, read_header
 from models.gguf.vocabulary import write_tokenizer
@@ -49,7 +49,7 @@ class GgufModel:
         """Return the model in a file."""
         header = read_header(path)
         config = config_values(header)
-        family = family_for(Config(config, path))
+        family = decoder_family(Config(config, path))
         found = sources(header, family)
         wrong = unexpected(header, {source.stored.name for source in found})
         if wrong is not None:

@@ -116,7 +116,7 @@ class System(EvictingPolicy):
         due = axes.schedule.due(entry.length, state.kept)
         if axes.budget == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
             return await suite.attention(q, k, v, None)
-        everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
+        everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         seen = Seen(mass, 1, cache.group)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Place, Sharing
 from protocols.suite import Suite, Value
@@ -164,14 +166,24 @@ def widened(suite: Suite, chosen: Value, factor: int, rest: int) -> Value:
     """Turn a choice of coarse clusters [G, n, N] into that of the fine ones inside [G, n factor + rest, N factor + rest];
     `rest` more at the end."""
     groups, count, clusters = chosen.shape
-    eye = torch.eye(factor, dtype=torch.int64, device=suite.public_device).reshape(1, 1, factor, 1, factor)
     shape = (groups, count, factor, clusters, factor)
-    wide = chosen.reshape(groups, count, 1, clusters, 1).expand(*shape) * eye.expand(shape)
+    wide = chosen.reshape(groups, count, 1, clusters, 1).expand(*shape) * _diagonal(factor)
     table = wide.reshape(groups, count * factor, clusters * factor)
     if not rest:
         return table
     width = clusters * factor + rest
     side = (table[:, :, :1] * 0).expand(groups, count * factor, rest)
-    below = torch.cat([torch.zeros(rest, clusters * factor), torch.eye(rest)], 1)
-    ones = (table[:, :1, :1] * 0).expand(groups, rest, width) + below.expand(groups, rest, width)
+    ones = (table[:, :1, :1] * 0).expand(groups, rest, width) + _last_ones(rest, width)
     return suite.concat([suite.concat([table, side], 2), ones], 1)
+
+
+@cache
+def _diagonal(factor: int) -> Tensor:
+    """Return the unit matrix [1, 1, factor, 1, factor]."""
+    return torch.eye(factor, dtype=torch.int64).reshape(1, 1, factor, 1, factor)
+
+
+@cache
+def _last_ones(rows: int, width: int) -> Tensor:
+    """Return the rows [rows, width] whose ones are the last columns, one each."""
+    return torch.cat([torch.zeros(rows, width - rows), torch.eye(rows)], 1)

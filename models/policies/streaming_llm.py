@@ -87,8 +87,8 @@ class StreamingLLM(EvictingPolicy):
             return await super().attend_drafted(suite, cache, layer, q)
         k, v = entry.keys_and_values()
         recent = entry.state_of(StreamingState).kept - self.sinks
-        query = torch.arange(entry.length - rows, entry.length, device=suite.public_device)[:, None]
-        key = torch.arange(entry.length, device=suite.public_device)[None, :]
+        query = torch.arange(entry.length - rows, entry.length)[:, None]
+        key = torch.arange(entry.length)[None, :]
         mask = (key <= query) & ((key < self.sinks) | (query - key < recent))
         return await suite.attention(q, k, v, mask.repeat(cache.group, 1))
 

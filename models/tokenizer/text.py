@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ _UNFINISHED_MOST = 3  # bytes of a character that can be there while one is miss
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANED = frozenset(" .?!,'ntmsver")  # characters of what `clean_up_tokenization` replaces
 _CONTEXT = 64  # tokens of a prompt that can change how the answer's first one is written
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """ids: tokens, special ones included. types: of each. places: where in the text each begins and ends; (0, 0) of special
+    tokens, and of all where the tokenizer does not say."""
+
+    ids: list[int]
+    types: list[int]
+    places: list[tuple[int, int]]
 
 
 class TextTokenizer:
@@ -58,6 +69,21 @@ class TextTokenizer:
             ) from None
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def encode_pair(self, text: str, second: str | None = None) -> EncodedText:
+        """Return what an encoder reads of a text, or of two: with special tokens and the types that the tokenizer gives.
+
+        Raises `ConfigurationError` as `encode` does.
+        """
+        for part in (text, second or ""):
+            self.encode(part, special=False)
+        with self._lock:
+            found = self._tokenizer(
+                text, second, return_offsets_mapping=self.is_fast, return_token_type_ids=True, verbose=False
+            )
+        ids = list(found["input_ids"])
+        places = found["offset_mapping"] if self.is_fast else [(0, 0)] * len(ids)
+        return EncodedText(ids, list(found["token_type_ids"]), [(int(a), int(b)) for a, b in places])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""

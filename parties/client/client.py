@@ -13,6 +13,8 @@ from torch import Tensor
 from models.generation import token_indices
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
+from parties.client.conversation import Conversation
+from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
@@ -143,17 +145,8 @@ class Client:
         `WrongOutput` after a session in which shares did not add up to a token.
         """
         agreed = self._agreed(request)
-        cancellation = cancellation or Cancellation()
-        with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
-            heartbeats = HeartbeatMonitor(
-                self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
-            )
-            try:
-                session = ClientSession(new_id(), self.config, agreed, on_token, on_progress)
-                cancellation.watch(session)
-                session.run(channels, heartbeats, lambda: self.identity)
-            finally:
-                heartbeats.stop()
+        session = ClientSession(new_id(), self.config, agreed, on_token, on_progress)
+        self._run(session, on_progress, cancellation or Cancellation())
         return GenerationResult(
             tokens=session.tokens,
             costs=session.costs,
@@ -165,6 +158,37 @@ class Client:
             dropped_choices=session.dropped_choices,
             logits=session.all_logits(),
         )
+
+    def encode(
+        self,
+        request: EncodingRequest,
+        *,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        cancellation: Cancellation | None = None,
+    ) -> EncodingResult:
+        """Return an encoder's output for a text, which this client alone learns. Arguments and errors as in `generate`."""
+        model = request.model
+        reference = model if isinstance(model, ModelReference) else self.find_model(model)
+        architecture = reference.encoder
+        plan = request.plan(architecture)
+        suite = reference.over_bounds(request.suite)
+        manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
+        agreed = architecture, plan, request.text
+        session = EncodingSession(new_id(), self.config, manifest, agreed, on_progress)
+        self._run(session, on_progress, cancellation or Cancellation())
+        return EncodingResult(session.values, plan, session.costs, session.seconds, session.id, session.findings)
+
+    def _run(self, session: Conversation, on_progress: Callable[[str, int, int], None], cancellation: Cancellation) -> None:
+        """Run a session against all parties."""
+        with self._connected(lambda reason: on_progress(f"waiting for {reason}", 0, 0), cancellation.check) as channels:
+            heartbeats = HeartbeatMonitor(
+                self.config.deadline_seconds, self.config.step_seconds, lambda: self.identity.revoked
+            )
+            try:
+                cancellation.watch(session)
+                session.run(channels, heartbeats, lambda: self.identity)
+            finally:
+                heartbeats.stop()
 
     def _agreed(self, request: GenerationRequest) -> AgreedRequest:
         """Return the request with its model and the manifest that parties get. Raises `ConfigurationError`."""

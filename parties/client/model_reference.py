@@ -10,6 +10,8 @@ import grpc
 
 import parties.wire.wire_pb2_grpc as services
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture, decoder_of, encoder_of, parse_description
+from models.encoder_architecture import EncoderArchitecture
 from mpc.errors import ConfigurationError, ManifestMismatch
 from parties.config.role_config import RoleConfig
 from parties.identity.certificates import Identity
@@ -24,7 +26,7 @@ from protocols.registry import SuiteSpec
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A shared model: its random id, its owner's name for it, and its public architecture.
+    """A shared model: its random id, its owner's name for it, and what is public of its architecture.
 
     ranges: its owner's public bounds by suite, options of every session that does not say otherwise; None for a model that
     was never calibrated.
@@ -32,19 +34,29 @@ class ModelReference:
 
     id: str
     name: str
-    architecture: Architecture
+    description: AnyArchitecture
     owner: str
     parties: tuple[str, ...]
     ranges: Ranges | None = field(default=None, hash=False)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return the description of a decoder. Raises `ConfigurationError` for an encoder."""
+        return decoder_of(self.description, f"model '{self.name}'")
+
+    @property
+    def encoder(self) -> EncoderArchitecture:
+        """Return the description of an encoder. Raises `ConfigurationError` for a decoder."""
+        return encoder_of(self.description, f"model '{self.name}'")
 
     def over_bounds(self, suite: SuiteSpec) -> SuiteSpec:
         """Return a suite over the owner's bounds for it: they hold where the suite itself says nothing."""
         return suite.over((self.ranges or {}).get(suite.name, {}))
 
 
-def check_architecture(folder: Path, architecture: Architecture, reference: ModelReference) -> None:
+def check_architecture(folder: Path, architecture: AnyArchitecture, reference: ModelReference) -> None:
     """Raise `ConfigurationError` unless the folder's config.json describes the shared model."""
-    if reference.architecture != architecture:
+    if reference.description != architecture:
         raise ConfigurationError(
             f"{folder} describes another architecture than the shared model '{reference.name}'; "
             "give the folder whose config.json and tokenizer belong to it"
@@ -99,7 +111,7 @@ def common_models(descriptions: list[wire.Description]) -> list[ModelReference]:
         check_id(model, "model", descriptions[0].name)
         facts = (first.architecture, first.ranges)
         if all(model in other and (other[model].architecture, other[model].ranges) == facts for other in held[1:]):
-            architecture = Architecture.from_json(first.architecture)
+            architecture = parse_description(first.architecture)
             ranges = unpack_ranges(first.ranges, descriptions[0].name)
             out.append(ModelReference(model, first.name, architecture, first.owner, tuple(first.parties), ranges))
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Incoming:
                 f"{self.peer} sent an output of step {header.step} and shape {list(header.shape)[:8]}, expected step "
                 f"{self.step} and shape {list(shape)}"
             )
-        size = packed_size(shape[-1], header.bits) if 1 <= header.bits <= BITS else -1
+        size = packed_size(math.prod(shape), header.bits) if 1 <= header.bits <= BITS else -1
         if header.size != size or header.fraction_bits >= header.bits:
             raise WireError(
                 f"{self.peer} announced an output of {header.size} bytes in Z_2^{header.bits} with {header.fraction_bits} "

@@ -13,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoint import read_architecture
+from models.checkpoint import read_description
+from models.encoder_architecture import Output
 from models.tokenizer.stop_strings import TextUntil
-from models.tokenizer.text import TextTokenizer
+from models.tokenizer.text import EncodedText, TextTokenizer
 from mpc.errors import ConfigurationError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
 from parties.client.draft_text import OFF, parse_draft
 from parties.client.drafting import Draft
+from parties.client.encoding import EncodingRequest
 from parties.client.generation_options import GenerationOptions, needs_logits, read_options
 from parties.client.model_reference import ModelReference, check_architecture
 from parties.client.prompts import Inputs, Prompt, PromptReader
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 from parties.client.session import FinishReason
+from parties.client.texts import Classification, LabelledToken, Pooling, TextReader, Texts, classified, labelled, stacked
 from parties.config.role_config import RoleConfig, load_config
 from protocols.range_findings import RangeFinding
 from protocols.registry import USUAL, SuiteSpec, check_secure
@@ -98,6 +101,7 @@ class PrivateModel:
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.allow_logits = allow_logits
+        self._folder = folder
         self._prompts = PromptReader(tokenizer, folder)
         self._drafts: dict[str, Draft | None] = {}
 
@@ -125,12 +129,12 @@ class PrivateModel:
         client = Client(config if isinstance(config, RoleConfig) else load_config(config), keep_connections=True)
         try:
             folder = None if tokenizer is None else Path(tokenizer)
-            architecture = None if folder is None else read_architecture(folder)
+            described = None if folder is None else read_description(folder)
             reference = client.find_model(model)
             words = None
-            if folder is not None and architecture is not None:
-                check_architecture(folder, architecture, reference)
-                words = TextTokenizer.load(folder, architecture.eos)
+            if folder is not None and described is not None:
+                check_architecture(folder, described, reference)
+                words = TextTokenizer.load(folder, described.eos)
             defaults = GenerationRequest(suite=suite, policy=policy, model=reference)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))
@@ -154,6 +158,64 @@ class PrivateModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    # ---- encoders --------------------------------------------------------------------------------------------------
+    def embed(
+        self,
+        texts: Texts,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        suite: SuiteSpec | str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Tensor:
+        """Return the embeddings of texts, float32 [n, D], one session each; the model must be an encoder.
+
+        pooling, normalize: by default as the tokenizer's folder says (a sentence encoder's), else the mean, of length 1.
+        Parties learn each text's length to within a few sizes. Raises `ConfigurationError` for a decoder, a text that is too
+        long or a pooling that the model has not, before anything is sent; `RangeExceeded`.
+        """
+        reader = self._reader()
+        output = reader.pooling(pooling)
+        rows = [values for _, values in self._encoded(reader, texts, output, suite, cancellation)]
+        return stacked(rows, reader.normalises(normalize))
+
+    def classify(
+        self,
+        texts: Texts,
+        *,
+        labels: Sequence[str] | None = None,
+        suite: SuiteSpec | str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> list[Classification] | list[list[LabelledToken]]:
+        """Return the class of each text, or with a head for tokens the labels of each text's tokens; one session a text.
+
+        labels: names instead of config.json's `id2label`. Raises as `embed`; `CheckpointError` where labels have no names.
+        """
+        reader = self._reader()
+        named = reader.labels(labels)
+        found = list(self._encoded(reader, texts, reader.architecture.usual_output, suite, cancellation))
+        if reader.architecture.head == "labels":
+            return [labelled(values, encoded, named) for encoded, values in found]
+        return [classified(values[0], named) for _, values in found]
+
+    def _reader(self) -> TextReader:
+        words, folder = self._prompts.tokenizer, self._folder
+        assert folder is not None
+        return TextReader(self.reference.encoder, words, folder)
+
+    def _encoded(
+        self,
+        reader: TextReader,
+        texts: Texts,
+        output: Output,
+        suite: SuiteSpec | str | None,
+        cancellation: Cancellation | None,
+    ) -> Iterator[tuple[EncodedText, Tensor]]:
+        spec = self.defaults.suite if suite is None else _spec(suite, self.defaults.suite)
+        for encoded in reader.read(texts):
+            request = EncodingRequest(reader.input(encoded), output, suite=spec, model=self.reference)
+            yield encoded, self.client.encode(request, cancellation=cancellation).checked()
 
     # ---- generation --------------------------------------------------------------------------------------------------
     def generate(

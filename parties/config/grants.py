@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from models.encoder_architecture import Output
 from models.generation import Decoding
 from mpc.errors import MpcacheError
 from parties.names import Fingerprints, check_name
@@ -70,6 +71,15 @@ class ClientGrant(BaseModel):
     decoding: list[Decoding] = Field(
         default=["greedy", "sample"], description="How its tokens may be chosen: greedy, sample, logits."
     )
+
+    outputs: list[Output] | None = Field(default=None, description="What it may learn of encoders: outputs by name.")
+
+    @field_validator("outputs")
+    @classmethod
+    def _any(cls, value: list[Output] | None) -> list[Output] | None:
+        if value == []:
+            raise ValueError("an empty list grants nothing: name an output, or leave the list out")
+        return value
 
     @field_validator("suites")
     @classmethod

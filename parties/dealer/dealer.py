@@ -15,7 +15,7 @@ import grpc
 import torch
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture, parse_description
 from mpc.errors import MpcacheError, WireError
 from mpc.ledger import Ledger
 from mpc.random import new_seed
@@ -24,7 +24,7 @@ from parties.config.role_config import RoleConfig
 from parties.errors import SessionFinished
 from parties.events import event
 from parties.names import check_name
-from parties.program import DECODER, Program, SessionProgram, plan_of
+from parties.program import MODEL, Program, SessionProgram, plan_of
 from parties.server.admission import Ticket
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
@@ -38,7 +38,16 @@ from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.draft import kept_rows
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest, architecture_hash, check_client, check_id, check_version, compare, new_id
+from parties.wire.manifest import (
+    Manifest,
+    architecture_hash,
+    check_client,
+    check_id,
+    check_tables,
+    check_version,
+    compare,
+    new_id,
+)
 from protocols.suite import OutputShare
 
 TAPE_BEAT = wire.TapeMessage(heartbeat=wire.Heartbeat())
@@ -60,7 +69,7 @@ class DealerSession(ServedSession):
         server: DealerServer,
         id: str,
         manifest: Manifest,
-        architecture: Architecture,
+        architecture: AnyArchitecture,
         first: str,
         ticket: Ticket,
     ) -> None:
@@ -200,7 +209,7 @@ class DealerServer(RoleServer[DealerSession]):
     role = "dealer"
     service = "mpcache.Dealer"
 
-    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+    def __init__(self, config: RoleConfig, program: Program = MODEL) -> None:
         super().__init__(config, program)
         self._opening = threading.Lock()
 
@@ -235,14 +244,15 @@ class DealerServer(RoleServer[DealerSession]):
             return None
         return lambda: self.costs.check(manifest, architecture, opening.client)
 
-    def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> Architecture:
+    def _allowed(self, manifest: Manifest, text: str, party: str, client: str) -> AnyArchitecture:
         """Return the architecture of a session that may be. Raises a typed error for one that may not."""
         check_name(client)
         check_version(manifest, party, self.version, self.name)
         self.check_parties(party, manifest.parties)
-        architecture = Architecture.from_json(text)
+        architecture = parse_description(text)
         if architecture_hash(architecture) != manifest.architecture:
             raise WireError(f"{party} sent an architecture that is not the one of its manifest")
+        check_tables(manifest, architecture, party, self.name)
         self.permissions.check_lengths(manifest, client)
         self.permissions.check_suite(manifest, client)
         plan_of(manifest, architecture)

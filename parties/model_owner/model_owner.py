@@ -78,7 +78,7 @@ def share_model(
     ranges = _ranges(directory, checkpoint, terms)
     credentials = own_identity(config)
     reference = ModelReference(
-        new_id(), name or directory.resolve().name, checkpoint.architecture, config.name, tuple(config.party_names), ranges
+        new_id(), name or directory.resolve().name, checkpoint.description, config.name, tuple(config.party_names), ranges
     )
     channels = connect_all(config, credentials.current, lambda reason: on_progress(f"waiting for {reason}", 0, 0))
     heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: credentials.current.revoked)
@@ -111,7 +111,7 @@ def share_model(
 def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ranges | None:
     """Return the bounds to publish. Raises `RangeError` where without any the usual ones leave weights unseen."""
     if terms.ranges == "calibration":
-        found = find(directory, checkpoint.architecture)
+        found = find(directory, checkpoint.description)
         ranges: Ranges | None = None if found is None else found.suites
     else:
         ranges = terms.ranges
@@ -133,7 +133,7 @@ def _store_call(session: Session, peer: Peer, channel: grpc.Channel) -> PeerStre
 
 def _check_receipt(stream: PeerStream, reference: ModelReference) -> None:
     """Wait for a party's receipt. Raises `WireError` unless it has stored all weights of this model."""
-    receipt, weights = stream.receive().receipt, len(reference.architecture.weight_shapes())
+    receipt, weights = stream.receive().receipt, len(reference.description.weight_shapes())
     if receipt.model != reference.id or receipt.weights != weights:
         raise WireError(f"{stream.peer} stored {receipt.weights} weights, expected {weights}")
 
@@ -181,7 +181,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
     return wire.ModelHeader(
         model=reference.id,
         name=reference.name,
-        architecture=reference.architecture.to_json(),
+        architecture=reference.description.to_json(),
         parties=reference.parties,
         fraction_bits=fraction_bits,
         seed=seed,
@@ -191,7 +191,7 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
 
 
 def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
-    shapes = checkpoint.architecture.weight_shapes()
+    shapes = checkpoint.description.weight_shapes()
     for done, (weight, shape) in enumerate(shapes.items()):
         on_progress("share model", done, len(shapes))
         values = checkpoint.weights[weight]

@@ -56,9 +56,9 @@ class ClientEndpoint:
 
     # ---- shares in -------------------------------------------------------------------------------------------------
     def prompt(self) -> Tensor:
-        """Wait for the prompt; return this party's share of its token ids, int64 [T] in Z_2^64. Secret."""
+        """Wait for the prompt; return this party's share of it, int64 `prompt_shape` of the plan in Z_2^64. Secret."""
         self.session.step = "receiving the prompt's shares"
-        return self._take("prompt", 0, (self._manifest.prompt_tokens,))
+        return self._take("prompt", 0, self._manifest.plan.prompt_shape)
 
     def next_tokens(self, step: int, count: int) -> Tensor:
         """Wait for the client's choice, or its draft's rows; return this party's share of their indices, int64 [count] in

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from models.architecture import Architecture
+from models.architectures import parse_description
 from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
 from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
@@ -18,7 +18,7 @@ from parties.identity.trust import dealer_of
 from parties.party.rendezvous import PEER_BEAT
 from parties.party.session import Admitted, PartySession, Stores
 from parties.party.store import Incoming, ModelStore, StoredModel
-from parties.program import DECODER, Program, plan_of
+from parties.program import MODEL, Program, plan_of
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
@@ -28,7 +28,7 @@ from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire import wire_pb2_grpc as services
 from parties.wire.error_codec import public
-from parties.wire.manifest import Manifest, architecture_hash, check_id, check_version, new_id
+from parties.wire.manifest import Manifest, architecture_hash, check_id, check_tables, check_version, new_id
 from parties.wire.model_ranges import pack_ranges, unpack_ranges
 from parties.wire.shares import BITS, WEIGHT_FRACTION_BITS, collect
 
@@ -42,7 +42,7 @@ class ComputePartyServer(RoleServer[PartySession]):
     role = "party"
     service = "mpcache.ComputeParty"
 
-    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+    def __init__(self, config: RoleConfig, program: Program = MODEL) -> None:
         super().__init__(config, program)
         assert config.store is not None
         self.store = ModelStore(config.store)
@@ -96,7 +96,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             return None
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
-        architecture = Architecture.from_json(self._allowed(manifest, stream.peer).architecture)
+        architecture = parse_description(self._allowed(manifest, stream.peer).architecture)
         if self.costs.known(manifest, architecture):
             return None
         return lambda: self.costs.check(manifest, architecture, stream.peer)
@@ -104,7 +104,7 @@ class ComputePartyServer(RoleServer[PartySession]):
     def _checked(self, manifest: Manifest, client: str) -> StoredModel:
         """Return the model of a session that may be. Raises a typed error for one that may not."""
         facts = self._allowed(manifest, client)
-        self.costs.check(manifest, Architecture.from_json(facts.architecture), client)
+        self.costs.check(manifest, parse_description(facts.architecture), client)
         return facts
 
     def _allowed(self, manifest: Manifest, client: str) -> StoredModel:
@@ -114,9 +114,10 @@ class ComputePartyServer(RoleServer[PartySession]):
         self.permissions.check_suite(manifest, client)
         self.permissions.check_decoding(manifest, client)
         facts = self.permissions.model(manifest, client, self.store.get(manifest.model))
-        if architecture_hash(Architecture.from_json(facts.architecture)) != manifest.architecture:
+        if architecture_hash(parse_description(facts.architecture)) != manifest.architecture:
             raise ConfigurationError(f"{client} and {self.name} know model {manifest.model} with different architectures")
-        plan_of(manifest, Architecture.from_json(facts.architecture))
+        check_tables(manifest, parse_description(facts.architecture), client, self.name)
+        plan_of(manifest, parse_description(facts.architecture))
         self.permissions.check_choices(manifest, client, facts)
         if manifest.draft and self.tapes is not None:
             raise ConfigurationError(
@@ -193,7 +194,7 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"characters, expected {low} to {high} and 1 to 200"
             )
         self.permissions.check_model_name(owner, header.name, self.store.models())
-        architecture = Architecture.from_json(header.architecture)
+        architecture = parse_description(header.architecture)
         size = 8 * sum(math.prod(shape) for shape in architecture.weight_shapes().values())
         if size > self.config.limits.max_model_bytes:
             raise ConfigurationError(

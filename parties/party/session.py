@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.architecture import Architecture
+from models.architectures import parse_description
 from mpc.ledger import Ledger
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
@@ -66,7 +66,7 @@ class PartySession(ServedSession):
         self.endpoint = ClientEndpoint(self, self.client, config, server.metrics)
         self._store = stores.models
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
-        architecture = Architecture.from_json(self.facts.architecture)
+        architecture = parse_description(self.facts.architecture)
         self._program = SessionProgram.of(server.program, manifest, architecture, config.device)
         patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
         self._tapes: TapeAgreement | None = None

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architectures import parse_description
 from mpc.errors import CheckpointError, ConfigurationError, EnvironmentProblem, ManifestMismatch, MpcacheError
 from mpc.random import SEED_BYTES, Prg, derive_seed
 from parties.events import log
@@ -61,7 +61,7 @@ class StoredModel(BaseModel):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return names and shapes of the weights, in order."""
-        return Architecture.from_json(self.architecture).weight_shapes()
+        return parse_description(self.architecture).weight_shapes()
 
 
 class StoredFiles(BaseModel):

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 
-from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.costs.prediction import Prediction, PredictionTooLong, Predictor
 from models.costs.tracing import Setting
 from mpc.errors import ConfigurationError
@@ -68,12 +68,12 @@ class Costs:
         self._own_turn: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._turn = threading.Lock()
 
-    def known(self, manifest: Manifest, architecture: Architecture) -> bool:
+    def known(self, manifest: Manifest, architecture: AnyArchitecture) -> bool:
         """Whether `check` answers at once."""
         predictor = self._predictor(manifest, architecture)
         return predictor.known(manifest.prompt_tokens, manifest.new_tokens) or self._was_too_long(manifest)
 
-    def check(self, manifest: Manifest, architecture: Architecture, client: str) -> None:
+    def check(self, manifest: Manifest, architecture: AnyArchitecture, client: str) -> None:
         """Predict a session and compare with the limits.
 
         Raises `ConfigurationError` naming the setting, the value predicted and the limit, or that nothing could be
@@ -121,7 +121,7 @@ class Costs:
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
 
-    def _predictor(self, manifest: Manifest, architecture: Architecture) -> Predictor:
+    def _predictor(self, manifest: Manifest, architecture: AnyArchitecture) -> Predictor:
         key = self._key(manifest)
         with self._lock:
             if key not in self._predictors:
@@ -136,7 +136,7 @@ class Costs:
             self._predictors.move_to_end(key)
             return self._predictors[key]
 
-    def _predict(self, manifest: Manifest, architecture: Architecture, client: str) -> Prediction:
+    def _predict(self, manifest: Manifest, architecture: AnyArchitecture, client: str) -> Prediction:
         predictor = self._predictor(manifest, architecture)
         prompt, new = manifest.prompt_tokens, manifest.new_tokens
         if predictor.known(prompt, new):

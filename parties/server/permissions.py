@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, get_args
 
+from models.encoder_architecture import Output
 from models.policies import parse
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config.grants import ClientGrant, ModelGrant, fits
@@ -152,14 +153,18 @@ class Permissions:
                 )
 
     def check_decoding(self, manifest: Manifest, client: str) -> None:
-        """Raise `PermissionRefused`, with the line that would grant it, for a decoding that this client may not use."""
-        granted = self._clients[client].decoding
-        if manifest.decoding not in granted:
-            wanted = ", ".join([*granted, manifest.decoding])
+        """Raise `PermissionRefused`, with the line that would grant it, for a decoding or an encoder's output that this
+        client may not use."""
+        grant, asked = self._clients[client], manifest.decoding
+        encoder = asked in get_args(Output)
+        key, what = ("outputs", "output") if encoder else ("decoding", "decoding")
+        granted: Sequence[str] | None = grant.outputs if encoder else grant.decoding
+        if granted is not None and asked not in granted:
+            wanted = ", ".join([*granted, asked])
             raise PermissionRefused(
-                f"'{client}' may not use decoding '{manifest.decoding}' at {self._server}; allowed: {', '.join(granted)}. "
+                f"'{client}' may not use {what} '{asked}' at {self._server}; allowed: {', '.join(granted)}. "
                 "Every party that grants it says so in its configuration: "
-                f"clients: [{{name: {client}, decoding: [{wanted}]}}]"
+                f"clients: [{{name: {client}, {key}: [{wanted}]}}]"
             )
 
     def model(self, manifest: Manifest, client: str, found: M | None) -> M:

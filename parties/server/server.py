@@ -19,7 +19,7 @@ from parties.events import event
 from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
 from parties.names import Role
-from parties.program import DECODER, Program, preload
+from parties.program import MODEL, Program, preload
 from parties.server.admission import Admission, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
@@ -49,7 +49,7 @@ class RoleServer(ABC, Generic[S]):
     role: Role
     service: str  # of the wire definition
 
-    def __init__(self, config: RoleConfig, program: Program = DECODER) -> None:
+    def __init__(self, config: RoleConfig, program: Program = MODEL) -> None:
         if config.role != self.role:
             raise ConfigurationError(f"configuration is for role '{config.role}', not for '{self.role}'")
         self.config = config

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mpc.errors import ManifestMismatch, TapeError, WireError
-from mpc.tape import Bytes
+from mpc.tape import Chunks
 from parties.events import log
 from parties.tapes.header import TapeHeader
 from parties.tapes.store import OFFERED, Taken, TapeStore, describe
@@ -25,7 +25,6 @@ from parties.wire.error_codec import public
 from parties.wire.manifest import Manifest, check_id
 
 LOOK_SECONDS = 0.5
-Read = Callable[[int], Bytes]
 Weights = dict[str, Any]
 
 
@@ -34,7 +33,7 @@ class Source:
     """Where a `PartyTape` comes from. seed: secret."""
 
     seed: bytes = field(repr=False)
-    read: Read
+    read: Chunks
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.architecture import Architecture
-from models.generation import Decoding, GenerationPlan
+from models.architectures import AnyArchitecture
+from models.plans import Leaving, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.random import new_seed
 from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
 from parties.files import sync_folder
 from parties.identity.certificates import Identity, check
-from parties.program import DECODER, Program, SessionProgram
+from parties.program import MODEL, Program, SessionProgram
 from parties.tapes.file import TapeWriter
 from parties.wire.manifest import Manifest, ProgramFacts, new_id
 from protocols.registry import USUAL, SuiteSpec
@@ -61,10 +61,10 @@ class DealSpec:
     new_tokens: int
     sessions: int = 1
     suite: SuiteSpec = USUAL
-    decoding: Decoding = "greedy"
+    decoding: Leaving = "greedy"
     temperature: float | None = None
     policy: str = "full"
-    program: Program = DECODER
+    program: Program = MODEL
 
     @property
     def tapes(self) -> int:
@@ -81,11 +81,12 @@ class DealSpec:
                 f"--sessions: 1 to {MOST_SESSIONS} tapes a deal, got {self.sessions} x {len(self.prompts)}"
             )
 
-    def programs(self, load: str, architecture: Architecture, config: RoleConfig) -> list[SessionProgram]:
+    def programs(self, load: str, architecture: AnyArchitecture, config: RoleConfig) -> list[SessionProgram]:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         plans = [
-            GenerationPlan(prompt, self.new_tokens, self.decoding, self.policy, self.temperature) for prompt in self.prompts
+            make_plan((prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
+            for prompt in self.prompts
         ]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
         return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
@@ -93,7 +94,7 @@ class DealSpec:
 
 def deal(
     config: RoleConfig,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     spec: DealSpec,
     out: Path,
     on_progress: Progress = lambda stage, done, total: None,

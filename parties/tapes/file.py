@@ -16,14 +16,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from mpc.errors import EnvironmentProblem, PermissionRefused, TapeError
 from mpc.random import SEED_BYTES, derive_seed
-from mpc.tape import Bytes, chunks
+from mpc.tape import Chunks, chunks
 from parties.files import create, sync_folder, write_all, write_new
 from parties.identity.certificates import Identity
 from parties.identity.trust import Peer
@@ -212,7 +212,7 @@ class OpenTape:
         self.file = file
         self.seed = seed
         self._handle = handle
-        self.read: Callable[[int], Bytes] = chunks(self._pieces())
+        self.read: Chunks = chunks(self._pieces())
 
     def __repr__(self) -> str:
         return f"OpenTape({self.file.tape})"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mpc.errors import MpcacheError, WireError
-from mpc.tape import Bytes, chunks
+from mpc.tape import Chunks, chunks
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import CHUNK_BYTES
@@ -94,7 +94,7 @@ class TapeOutlet:
         return piece
 
 
-def tape_reader(stream: PeerStream) -> Callable[[int], Bytes]:
+def tape_reader(stream: PeerStream) -> Chunks:
     """Return `read(n)` for a `PartyTape` over the dealer's stream; raises the session's error, `TapeError` after its end."""
 
     def payloads() -> Iterator[bytes]:

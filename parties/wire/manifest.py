@@ -7,20 +7,23 @@ import json
 import re
 import secrets
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from models import public_tables
 from models.architecture import Architecture
+from models.architectures import AnyArchitecture
 from models.costs.expert_ways import OPTION as WAY
 from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
-from models.generation import GenerationPlan, check_agreed_temperature
+from models.generation import check_agreed_temperature
+from models.plans import AnyPlan, Leaving, make_plan
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 MANIFEST_BYTES = 1 << 16
 
@@ -48,7 +51,7 @@ def check_id(text: str, what: str, sender: str) -> str:
     return text
 
 
-def architecture_hash(architecture: Architecture) -> str:
+def architecture_hash(architecture: AnyArchitecture) -> str:
     """Return the SHA-256 of an architecture's canonical JSON."""
     return hashlib.sha256(architecture.to_json().encode()).hexdigest()
 
@@ -56,9 +59,10 @@ def architecture_hash(architecture: Architecture) -> str:
 class ProgramFacts(BaseModel):
     """What decides a session's program, and with it what is dealt for it: all of a manifest but whose weights they are.
 
-    architecture: hash of its canonical JSON. options: the suite's own settings. temperature: of the dealt noise, with
-    decoding "sample" and only there. draft: guesses of a drafted step, 0 without a draft. parties: names in order of their
-    index.
+    architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
+    suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
+    step, 0 without a draft. parties: names in order of their index. tables: hash of the public tables that shares are
+    multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -71,11 +75,12 @@ class ProgramFacts(BaseModel):
     options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
-    decoding: Literal["greedy", "sample", "logits"]
+    decoding: Leaving
     temperature: float | None
     policy: Annotated[str, Field(max_length=400)]
     draft: Annotated[int, Field(ge=0, le=MOST_GUESSES)]
     parties: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=2, max_length=64)]
+    tables: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     @field_validator("temperature")
     @classmethod
@@ -92,10 +97,11 @@ class ProgramFacts(BaseModel):
         return SuiteSpec(self.suite, self.fraction_bits, self.options)
 
     @property
-    def plan(self) -> GenerationPlan:
+    def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        return GenerationPlan(self.prompt_tokens, self.new_tokens, self.decoding, self.policy, self.temperature, draft)
+        tokens = self.prompt_tokens, self.new_tokens
+        return make_plan(tokens, self.decoding, self.policy, self.temperature, draft)
 
 
 class Manifest(ProgramFacts):
@@ -104,12 +110,11 @@ class Manifest(ProgramFacts):
     model: Identifier
 
     @classmethod
-    def of(
-        cls, model: str, architecture: Architecture, suite: SuiteSpec, plan: GenerationPlan, parties: list[str]
-    ) -> Manifest:
+    def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
         """Return the manifest of a session that runs `plan` in `suite`. model: id of the shared weights. How mixtures of
         experts are computed is chosen here, where the suite does not say it."""
-        suite = with_way(suite, architecture, plan.prompt_tokens, plan.policy, len(parties))
+        if isinstance(architecture, Architecture):
+            suite = with_way(suite, architecture, plan.prompt_tokens, plan.policy, len(parties))
         return cls(
             protocol=PROTOCOL_VERSION,
             version=package_version(),
@@ -125,6 +130,7 @@ class Manifest(ProgramFacts):
             policy=plan.policy,
             draft=0 if plan.draft is None else plan.draft.tokens,
             parties=parties,
+            tables=public_tables.digest(architecture),
         )
 
     def canonical(self) -> bytes:
@@ -199,6 +205,16 @@ def check_version(manifest: Manifest, sender: str, own: str, own_name: str) -> N
     if manifest.version != own:
         raise ManifestMismatch(
             f"{sender} runs version {_brief(manifest.version)}, {own_name} runs version {own}: install the same everywhere"
+        )
+
+
+def check_tables(manifest: Manifest, architecture: AnyArchitecture, sender: str, own_name: str) -> None:
+    """Raise `ManifestMismatch`, naming both, when the public tables are not those that this machine makes."""
+    own = public_tables.digest(architecture)
+    if manifest.tables != own:
+        raise ManifestMismatch(
+            f"{sender} and {own_name} make different public tables ({manifest.tables[:12]} and {own[:12]}), by which shares "
+            "are multiplied: the answer would be noise; install the same versions of Python and torch on both"
         )
 
 

@@ -94,6 +94,23 @@ class CryptenSuite(CryptenLinear):
                 return [self._whole(normalised, layer) for layer in layers]
             return await self._linears(normalised, layers)
 
+    async def post_norm(self, x: Value, norm: Norm) -> Value:
+        """Return normalised rows with 20 fraction bits."""
+        return await self._normalised(x, norm) if self._own is None else await super().post_norm(x, norm)
+
+    async def gained(self, x: Value, gain: Value) -> Value:
+        """Return x * gain with the fraction bits of both, |x gain| < 2^22. 1 round, 8 bytes per element of each."""
+        if self._own is not None:
+            return await super().gained(x, gain)
+        a, b = own_value(x), own_value(gain)
+        with operation("gain"):
+            return self._value(arithmetic.mul(a.share, b.share), a.fraction_bits + b.fraction_bits)
+
+    async def whole_linear(self, x: Value, layer: Linear) -> Value:
+        """Return x W + b with the fraction bits of x and W."""
+        with operation("linear"):
+            return self._whole(own_value(x), layer) if self._own is None else await self.linear(x, layer)
+
     async def _normalised(self, x: Value, norm: Norm) -> CryptenValue:
         """Return rows [..., D] of norm sqrt(D); in CrypTen's own way not centred, which folded weights are (see `Norm`)."""
         if self._own is not None:

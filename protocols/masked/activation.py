@@ -44,7 +44,7 @@ from protocols.masked.opened_bits import alone, opposite, times
 from protocols.masked.segments import segment
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut, raise_ring
-from protocols.masked.waves import FRAC, waves
+from protocols.masked.waves import fraction_bits, waves
 from protocols.masked.wide import open_any
 from protocols.schedule import Scheduler, together
 
@@ -112,7 +112,7 @@ def plans(kind: str, rings: Rings) -> list[Plan]:
     if least - frac >= PERIOD[kind] + 2:
         found += [Plan(rings, "segments", "opened"), Plan(rings, "halved digits", "opened")]
         found += [Plan(rings, "brackets", result) for result in results]
-    if least - frac <= LONGEST_PERIOD and rings.wanted + FRAC - frac <= WIDE_BITS:
+    if least - frac <= LONGEST_PERIOD and rings.wanted + fraction_bits(least - frac) - frac <= WIDE_BITS:
         found += [Plan(rings, "waves", result) for result in results]
     return found
 
@@ -163,8 +163,10 @@ def _half(c: Context, x: Masked, bits: int, frac: int) -> Shared | WideShared:
 
 def _whole(c: Context, x: Masked, kind: str, plan: Plan) -> Shared | WideShared:
     """Return [x / 2 + E(x)]."""
-    bits = plan.left + FRAC - x.frac
-    return lifted.add(waves(c, kind, x, plan.rings.least - x.frac, bits), _half(c, x, bits, FRAC))
+    period = plan.rings.least - x.frac
+    frac = fraction_bits(period)
+    bits = plan.left + frac - x.frac
+    return lifted.add(waves(c, kind, x, period, bits), _half(c, x, bits, frac))
 
 
 async def _segmented(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[Shared | WideShared, Bit]:
@@ -180,9 +182,10 @@ async def _opened_apart(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[S
 
     async def curve() -> Masked:
         if waved:
-            whole = bits + FRAC - x.frac
-            half = _half(c, x, whole, FRAC)
-            p = lifted.add(waves(c, kind, x, PERIOD[kind], whole), lifted.sharing(-half.x, whole, FRAC))
+            frac = fraction_bits(PERIOD[kind])
+            whole = bits + frac - x.frac
+            half = _half(c, x, whole, frac)
+            p = lifted.add(waves(c, kind, x, PERIOD[kind], whole), lifted.sharing(-half.x, whole, frac))
         else:
             read = await segment(c, kind, x)
             p = read.value(c, bits + read.frac - x.frac)

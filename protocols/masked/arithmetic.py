@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mpc.constants import derived
 from mpc.fixed_point import encode
 from mpc.ring import RING_BITS
 from protocols.masked import product
@@ -29,9 +30,12 @@ ROTATION_BITS = 20  # fraction bits of public cosines and sines: a score of 1 80
 
 def public(convert: Conversion, x: Tensor | float, shape: Sequence[int] | None = None) -> MaskedTensor:
     """Return a public tensor as a value: masked with mask 0. Local."""
-    t = torch.as_tensor(x, dtype=torch.float64)
-    t = t.expand(tuple(shape)) if shape is not None else t
-    m = encode(t, convert.fraction_bits).to(convert.context.device)
+    t, device = torch.as_tensor(x, dtype=torch.float64), convert.context.device
+    m = encode(t, convert.fraction_bits)
+    if shape is not None:
+        m = torch.full(tuple(shape), int(m), device=device) if m.dim() == 0 else m.to(device).expand(tuple(shape))
+    else:
+        m = m.to(device)
     magnitude = max(1, math.ceil(math.log2(float(t.abs().max()) + 1))) if t.numel() else 1
     return convert.new(Masked(m, torch.zeros_like(m), RING_BITS, convert.fraction_bits), magnitude)
 
@@ -89,8 +93,9 @@ async def scale(convert: Conversion, x: Value, factor: Tensor | float) -> Masked
             t = convert.new(lift(convert.context, await convert.opened(t, f, 0, lifted=True), wide), t.magnitude)
         else:
             t = convert.new(await convert.masked(t, f, wide), t.magnitude)
-    integers = torch.round(real * 2.0**FACTOR_BITS).to(torch.int64).to(convert.context.device)
-    form = t.form.map(lambda v: v * integers.to(v.device))
+    integers = torch.round(real * 2.0**FACTOR_BITS).to(torch.int64)  # a single number takes part from the host
+    integers = integers.to(convert.context.device) if integers.dim() else integers
+    form = t.form.map(lambda v: v * integers)
     return convert.new(form.with_frac(form.frac + FACTOR_BITS), t.magnitude + top)
 
 
@@ -108,11 +113,20 @@ async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> Mas
     swapped = concat(convert, [-t[..., half:], t[..., :half]], dim=-1)
 
     def times(y: MaskedTensor, factor: Tensor) -> Shared:
-        integers = torch.round(factor * 2.0**ROTATION_BITS).to(torch.int64).to(c.device)
         shared = y.as_shared()
-        return Shared(shared.x * integers, shared.bits, shared.frac + ROTATION_BITS)
+        return Shared(shared.x * _rotation(factor, c.device), shared.bits, shared.frac + ROTATION_BITS)
 
     return convert.new(times(t, cos).add(times(swapped, sin)), t.magnitude + 1)
+
+
+def _rotation(factor: Tensor, device: torch.device, minus: int = 0) -> Tensor:
+    """Return public cosines or sines as integers on a device, the first `minus` columns negative; made once."""
+
+    def integers(t: Tensor) -> Tensor:
+        found = torch.round(t * 2.0**ROTATION_BITS).to(torch.int64)
+        return torch.cat([-found[..., :minus], found[..., minus:]], -1).to(device)
+
+    return derived(factor, ("rotation", minus, device), integers)
 
 
 def _rotate_wide(convert: Conversion, t: MaskedTensor, cos: Tensor, sin: Tensor) -> MaskedTensor:
@@ -120,11 +134,10 @@ def _rotate_wide(convert: Conversion, t: MaskedTensor, cos: Tensor, sin: Tensor)
     twice its bound: a rotation makes an entry larger by sqrt(2) at most."""
     wide, half = t.wide, t.shape[-1] // 2
     assert wide is not None
-    signs = torch.cat([-torch.ones(half, dtype=sin.dtype), torch.ones(half, dtype=sin.dtype)]).to(sin.device)
     swapped = wide.move(lambda u: torch.cat([u[..., half:], u[..., :half]], -1))
     a, b = (
-        part.times(torch.round(factor * 2.0**ROTATION_BITS).to(torch.int64).to(convert.context.device), ROTATION_BITS)
-        for part, factor in ((wide, cos), (swapped, sin * signs))
+        part.times(_rotation(factor, convert.context.device, minus), ROTATION_BITS)
+        for part, factor, minus in ((wide, cos, 0), (swapped, sin, half))
     )
     rotated = convert.new(a.add(b), t.magnitude + 1)
     rotated.watched = t.watched

@@ -24,6 +24,7 @@ from protocols.bounds import largest
 from protocols.masked import lifted, product, soft_cap
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import UNIT_BITS, Exponents, exponents, exponents_of_masked, in_units
 from protocols.masked.magnitudes import SIMILARITY_ROOM
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
@@ -42,11 +43,11 @@ SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled
 
 
 def score_bits(convert: Conversion) -> int:
-    """Return the ring of a score with twice the fraction bits: its difference to another one can be checked; with a soft
-    cap, which scores themselves enter, that of the cap's period."""
+    """Return the ring of a score with twice the fraction bits: an exponent's difference to another one can be checked; with
+    a soft cap, which scores themselves enter, that of the cap's period."""
     if convert.score_cap is not None:
         return 2 * convert.fraction_bits + period_bits(convert.score_cap, convert.bounds.here.score)
-    return 2 * convert.fraction_bits + convert.bounds.here.range_bits + 1
+    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert).score_bits
 
 
 def query_bits(convert: Conversion) -> int:
@@ -71,11 +72,11 @@ def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
     """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
     twice the cap."""
     bound = convert.bounds.here.score if cap is None else math.ceil(math.log2(2.0 * cap / largest("score", 0)))
-    return gate.Spread(bound + 1, largest("score", bound), convert.ranges)
+    return gate.Spread(bound + 1, in_units(largest("score", bound)), convert.ranges)
 
 
 async def _numerators(
-    convert: Conversion, y: Masked, rows: Rows, precision: tuple[int, int], spread: gate.Spread
+    convert: Conversion, y: Exponents, rows: Rows, precision: tuple[int, int], spread: gate.Spread
 ) -> tuple[Masked, Shared]:
     """Return numerators [entries] with (fraction bits, ring) of `precision`, and 1 / sum [rows], of scores [entries]."""
     return await gate.numerators(convert.context, y, rows, precision, spread)
@@ -87,7 +88,8 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     rows = Rows.of(x.shape, mask)
     t = convert.tensor(x)
     t.magnitude = min(t.magnitude, range_bits)
-    s = await convert.masked(t, f, f + range_bits + 2)
+    m = await convert.masked(t, f, f + max(UNIT_BITS + _spread(convert).score_bits, range_bits + 2))
+    s = exponents_of_masked(convert.context, m)
     bits = NUMERATOR_BITS + INVERSE_BITS + 4
     p, inverse = await _numerators(convert, s.move(rows.take), rows, (NUMERATOR_BITS, bits), _spread(convert))
     r = await convert.masked(convert.new(inverse, gate.LEAST_BITS), INVERSE_BITS, bits)
@@ -125,9 +127,9 @@ class Widths:
 
 
 async def weighted_values(
-    convert: Conversion, s: Masked, rows: Rows, weigh: Callable[[Masked], Awaitable[Shared]], widths: Widths
+    convert: Conversion, s: Exponents, rows: Rows, weigh: Callable[[Masked], Awaitable[Shared]], widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
-    """Return the weighted values [G, T, C] of masked scores [entries], and what probabilities are products of: numerators
+    """Return the weighted values [G, T, C] of scores [entries], and what probabilities are products of: numerators
     [G, T, S] and 1 / sum [G, T, 1].
 
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
@@ -156,8 +158,9 @@ async def weighted_values(
 
 def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
     """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    index = observed.nonzero()[:, 0].to(convert.context.device)
-    count = int(index.numel())
+    places = observed.nonzero()[:, 0]
+    count = int(places.numel())
+    index = slice(None) if count == observed.numel() else places.to(convert.context.device)
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
@@ -167,8 +170,8 @@ def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor)
     return convert.new(total, max(1, count.bit_length()))
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Masked:
-    """Return the entries of q k^T (+ bias) that take part, opened masked: [entries]."""
+async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
+    """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
     c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
 
     def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
@@ -181,18 +184,18 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
             s = await _capped(convert, s, convert.score_cap)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
-            added = shared.shift_left(s.frac - shared.frac).to_ring(bits)
+            added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await open_cut(c, s, s.frac - min(f, SCORE_BITS))
+        return await exponents(c, s, min(f, SCORE_BITS))
 
 
 async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
-    """Return scores behind the soft cap, in the ring of their difference; a score that exceeds its bound is flagged. 1
+    """Return scores behind the soft cap, in the ring that their exponents take; a score that exceeds its bound is flagged. 1
     round, which opens them."""
     f, bound = convert.fraction_bits, convert.bounds.here.score
     opened = await open_cut(convert.context, s, f)
     convert.ranges.check("score", opened, largest("score", bound))
-    bits = _spread(convert, cap).range_bits + 1 + soft_cap.FRAC
+    bits = _spread(convert, cap).score_bits + UNIT_BITS + soft_cap.FRAC
     found = soft_cap.soft_cap(convert.context, opened, cap, period_bits(cap, bound), bits)
     assert isinstance(found, Shared)
     return found

@@ -130,17 +130,17 @@ async def _by_matrix(c: Context, indicator: Shared | Masked, rows: Sequence[Shar
     bits = max((x.bits for x in rows), default=1)
 
     count = indicator.shape[-1]
-    row = torch.arange(k)[:, None]
-    column = row + torch.arange(count - k + 1)  # row j marks a position between j and j + C - k
+    row = torch.arange(k, device=c.device)[:, None]
+    column = row + torch.arange(count - k + 1, device=c.device)  # row j marks a position between j and j + C - k
 
     async def matrix() -> Masked:
         shared = indicator if isinstance(indicator, Shared) else c.shared(indicator)
         whole = await selection_matrix(c, shared, k, bits)
-        band = await open_value(c, whole.map(lambda t: t[..., row.to(t.device), column.to(t.device)]))
+        band = await open_value(c, whole.map(lambda t: t[..., row, column]))
 
         def spread(t: Tensor) -> Tensor:
             out = t.new_zeros((*t.shape[:-2], k, count))
-            return out.scatter_(-1, column.to(t.device).expand(t.shape), t)
+            return out.scatter_(-1, column.expand(t.shape), t)
 
         return band.map(spread)
 

@@ -24,7 +24,8 @@ from mpc import ring, timeline
 from mpc.channel import Channel
 from mpc.errors import RangeError
 from mpc.ledger import Ledger, current
-from mpc.packing import pack, packed_size, unpack
+from mpc.messages import Message, at_host, delivered, joined, packed, size, unpacked
+from mpc.packing import packed_size
 from mpc.shape_tensor import broadcast, shape_tensor
 from mpc.tape import CountingTape, Tape
 from protocols.masked.shares import Masked, Shared
@@ -48,21 +49,21 @@ class Opening(Request[Masked]):
         self.size = packed_size(value.shape.numel(), value.bits)
         self._own: Tensor | None = None  # what this party has sent
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's message: the bit-packed share of x + lam."""
         self._own = self.value.x + self.lam
-        return pack(self._own, self.value.bits)
+        return packed(self._own, self.value.bits)
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
+    def decode(self, parts: Sequence[Message], c: Context) -> Masked:
         """Return the masked value from everybody's messages."""
         assert self._own is not None
-        total, self._own = self._own.cpu(), None  # cheaper than to unpack this party's own message
+        total, self._own = self._own, None  # cheaper than to unpack this party's own message
         for party, part in enumerate(parts):
             if party != c.perspective:
-                total += unpack(part, self.value.bits, self.value.shape)
+                total += unpacked(part, self.value.bits, self.value.shape)
         if self.value.bits < ring.RING_BITS:
             total &= (1 << self.value.bits) - 1
-        m = total.to(c.device)
+        m = total
         if c.observer is not None:
             c.observer(m, self.value.bits)
         return self._masked(m)
@@ -84,19 +85,24 @@ class BitOpening(Request[Tensor]):
         self.key = current()
         self.size = packed_size(share.shape.numel(), 1)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's message: its bits, eight a byte."""
-        return np.packbits(
-            self.share.reshape(-1).cpu().numpy().astype(np.uint8, copy=False) & 1, bitorder="little"
-        ).tobytes()
+        if self.share.device.type != "cpu":
+            return packed(self.share.to(torch.int64), 1)
+        return np.packbits(self.share.reshape(-1).numpy().astype(np.uint8, copy=False) & 1, bitorder="little").tobytes()
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
+    def decode(self, parts: Sequence[Message], c: Context) -> Tensor:
         """Return the public masked bits, 0 or 1, in the integers asked for."""
-        packed = np.frombuffer(parts[0], np.uint8)
-        for part in parts[1:]:
-            packed = packed ^ np.frombuffer(part, np.uint8)
-        bits = np.unpackbits(packed, count=self.share.shape.numel(), bitorder="little")
-        total = torch.from_numpy(bits).view(torch.int8).reshape(self.share.shape).to(c.device, self.dtype)
+        there = [part for part in parts if isinstance(part, Tensor)]
+        if there:
+            whole = functools.reduce(operator.xor, there)
+            total = unpacked(whole, 1, self.share.shape).to(self.dtype)
+        else:
+            together = np.frombuffer(parts[0], np.uint8)  # type: ignore[arg-type]
+            for part in parts[1:]:
+                together = together ^ np.frombuffer(part, np.uint8)  # type: ignore[arg-type]
+            bits = np.unpackbits(together, count=self.share.shape.numel(), bitorder="little")
+            total = torch.from_numpy(bits).view(torch.int8).reshape(self.share.shape).to(self.dtype)
         if c.observer is not None:
             c.observer(total.to(torch.int64), 1)
         return total
@@ -114,16 +120,15 @@ class XorOpening(Request[Masked]):
         self.key = current()
         self.size = packed_size(share.shape.numel(), bits)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's message: its words XOR its words of the mask."""
-        return pack(self.share ^ self.lam, self.bits)
+        return packed(self.share ^ self.lam, self.bits)
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Masked:
+    def decode(self, parts: Sequence[Message], c: Context) -> Masked:
         """Return m = x XOR lam beside the mask: zero and equality are read off them as off a sum."""
-        total = torch.zeros(self.share.shape, dtype=torch.int64)
-        for part in parts:
-            total ^= unpack(part, self.bits, self.share.shape)
-        m = total.to(c.device)
+        m = unpacked(parts[0], self.bits, self.share.shape)
+        for part in parts[1:]:
+            m ^= unpacked(part, self.bits, self.share.shape)
         if c.observer is not None:
             c.observer(m, self.bits)
         return Masked(m, self.lam, self.bits, 0)
@@ -250,11 +255,14 @@ class Context:
             keys[request.key] = keys.get(request.key, 0) + request.size
         first = requests[0].key
         start = time.perf_counter()
-        message = b"".join(r.encode() for r in requests)
+        message = joined([r.encode() for r in requests])
+        sent = at_host(message)
         if timeline.active is not None:
             timeline.active.add("serialise", first, start)
-        received = [memoryview(m) for m in self.channel.exchange_all(message, keys)]
+        arrived = self.channel.exchange_all(sent, keys)
         start = time.perf_counter()
+        received = delivered([part for party, part in enumerate(arrived) if party != self.perspective], self.device)
+        received.insert(self.perspective, message if isinstance(message, Tensor) else memoryview(message))
         out = []
         offset = 0
         for request in requests:
@@ -268,16 +276,16 @@ class Context:
     def _flush_routed(self, channel: Channel, requests: list[Any]) -> Sequence[Any]:
         """Exchange a round in which not every party sends the same: one message over each link that carries anything."""
         me = channel.party
-        outgoing: dict[int, list[bytes]] = {peer: [] for peer in channel.peers}
+        outgoing: dict[int, list[Message]] = {peer: [] for peer in channel.peers}
         sizes = dict.fromkeys(channel.peers, 0)
         spans: list[dict[int, tuple[int, int]]] = []  # request -> sender -> its bytes within the sender's message
         keys: dict[tuple[str, str], tuple[int, int]] = {}
-        own: list[memoryview | None] = []
+        own: list[Message | None] = []
         for request in requests:
             routed = isinstance(request, Routed)
             links = request.links if routed else [(a, b) for a in range(self.parties) for b in range(self.parties) if a != b]
             payload = request.encode() if any(a == me for a, _ in links) else b""
-            own.append(None if routed else memoryview(payload))
+            own.append(None if routed else payload)
             span: dict[int, tuple[int, int]] = {}
             for sender, receiver in links:
                 if sender == me:
@@ -289,9 +297,9 @@ class Context:
             sent, got = keys.get(request.key, (0, 0))
             more = self._bytes(request)
             keys[request.key] = (sent + more[0], got + more[1])
-        messages = {peer: b"".join(parts) for peer, parts in outgoing.items() if any(parts)}
-        received = channel.exchange(messages, {peer: size for peer, size in sizes.items() if size}, keys)
-        views = {peer: memoryview(message) for peer, message in received.items()}
+        messages = {peer: at_host(joined(parts)) for peer, parts in outgoing.items() if any(size(part) for part in parts)}
+        received = channel.exchange(messages, {peer: count for peer, count in sizes.items() if count}, keys)
+        views = dict(zip(received, delivered(list(received.values()), self.device), strict=True))
         out = []
         for request, span, mine in zip(requests, spans, own, strict=True):
             parts = {sender: views[sender][start:end] for sender, (start, end) in span.items() if end > start}

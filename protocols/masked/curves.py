@@ -3,7 +3,8 @@
 All three are x / 2 plus an even part E(x), which is |x| / 2 but for a bump around 0; f less max(x, 0) is below 2^-12.9 from
 `HALF` on. Parties multiply their shares by these integers, so a last bit that differs between machines would spoil the
 result. They are therefore sums in a fixed order of correctly rounded functions' neighbours (a few 1e-16 off on any machine),
-rounded to 20 to 24 fraction bits; a test holds every one of them further than 1e-9 from a tie.
+rounded to 20 to 24 fraction bits; a test holds every one of them further than 1e-7 from a tie, and roles compare a hash
+(`public_tables`).
 
 Segments: P(x) = f(x) - x as polynomials in the position t within a segment, fitted on -1 < t < 1 (a borrow from below reads
 the segment above). Chebyshev interpolation nodes, discrete projection. Segments are named by both digits that are read, m's
@@ -23,6 +24,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+
+from mpc.trigonometry import cos_sin
 
 COEFFICIENT_BITS = 22  # fraction bits of segments' coefficients
 AMPLITUDE_BITS = 24  # fraction bits of amplitudes, and of cosines
@@ -173,7 +176,7 @@ def cosines(bits: int, device: torch.device) -> Tensor:
     """Return cos(2 pi k / 2^bits) with `AMPLITUDE_BITS` fraction bits, int32 [2^bits]."""
     eighth = 1 << (bits - 3)
     angle = torch.arange(eighth + 1, dtype=torch.float64) * (2 * math.pi / (1 << bits))
-    low, high = torch.cos(angle), torch.sin(angle)
+    low, high = cos_sin(angle)
     quarter = torch.cat([low, high[:-1].flip(0)])  # cos up to a quarter period, from angles of at most an eighth
     half = torch.cat([quarter, -quarter[:-1].flip(0)])
     whole = torch.cat([half, half[1:-1].flip(0)])

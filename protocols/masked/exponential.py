@@ -1,21 +1,29 @@
-"""e^x of masked x < 0: one opening, and one more where fewer dealt bytes are worth it. No clamp, no polynomial.
+"""e^s of scores: masked exponents x < 0, in units of 3/2 ln 2, are raised in one opening, or in two for fewer dealt bytes.
 
-With x = m - lam and digits of 2^unit, e^x = e^(2^unit d) e^(m_lo) e^(-lam_lo), d = m_hi - lam_hi. Both forms are made in a
-ring that is wider by what is cut, so e^x is opened once in the ring that it is used in.
+Units. e^s = 2^(3/2 x) for x = s / (3/2 ln 2) = 0.9618 s: two units are three bits, so a ring of 2^w units is a circle of 3
+2^(w - 1) bits. `exponents` multiplies sharings of scores by 7 879 / 2^13 before they are opened, exact modulo any power of
+two: 5e-6 off.
 
-| form | unit | dealt a number, ring of 62 bits, x with 8 bits before the point | openings |
-| --- | --- | --- | --- |
-| `table` | 32 | e^(32 d - lam_lo) for each of 8 public digits; the entry is multiplied by the public e^(m_lo): 124 B | 1 |
-| `bits` | 4 | XOR one-hot bits of the digit, and sigma e^(-lam_lo) alone and times a mask: 8 + 28 B | 2 |
+Both forms are made in a ring that is wider by what is cut, so 2^(3/2 x) is opened once in the ring that it is used in.
 
-With `bits` the parties read u = sigma e^(4 d + m_lo) locally, open it, and multiply it by the dealt sigma e^(-lam_lo).
-u is below 1, opened with a fraction bit more than the result, in a ring with 2 more: only d < 0 is read (`exponential`).
-The same bits tell whoever asks, shared, whether d is one of the lowest ones (`Below`). Public factors are integer tables,
-equal at all parties (`natural_powers`). More than two parties have no sign, and deal the digit's one-hot vector in u's
-ring; they take the table.
+| form | dealt a number, ring of 62 bits, circle of 2^8 | openings |
+| --- | --- | --- |
+| `window` | 2^(-3/2 lam) as a number around the circle: 384 bits, 48 B | 1 |
+| `bits` | XOR one-hot bits of a digit in units of 4, and sigma 2^(-3/2 lam_lo) alone and times a mask: 8 + 28 B | 2 |
 
-Rounds: 1 or 2 openings, the last one that of the result. Error: below 2 units of the result, and 2^-15 relative. Range: see
-`exponential`.
+`window`: the dealer deals N = 2^(-3/2 lam), 30 bits of it, shared modulo 2^L - 1, L the circle's bits (`mpc.cyclic`). Turned
+by the public m = 2 a + b by 3 a places, N holds 2^(-3/2 lam + 3 a), and what of it lies around the point is read as a window
+modulo a power of two: in the ring of the result, wherever lam is. The public 2^(3/2 b) is multiplied in. What is below the
+window is lost but for a carry of one in its last bit. Nothing borrows, as the circle of m and lam is that of the bits.
+
+`bits`, two parties: with a digit in units of 4, 2^(3/2 x) = 2^(6 d) 2^(3/2 m_lo) 2^(-3/2 lam_lo), d = m_hi - lam_hi. The
+parties read u = sigma 2^(6 d + 3/2 m_lo) locally, open it, and multiply it by the dealt sigma 2^(-3/2 lam_lo). u is below 1,
+opened with a fraction bit more than the result, in a ring with 2 more: only d < 0 is read. The same bits tell whoever asks,
+shared, whether d is one of the lowest ones (`Below`).
+
+Public factors are integer tables, equal at all parties (`powers_of_two`).
+Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-19 and 2^-15 relative, and 2 units of the
+result. Range: see `exponential`.
 Leaks: nothing (docs/security.md, "Exponentials"). Sources: as `signed_one_hot`, `one_hot`, `lifted`.
 """
 
@@ -30,28 +38,32 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mpc.cyclic import placed, subtract, window
+from mpc.ring import RING_BITS
 from mpc.wide import Wide
 from protocols.masked import lifted
 from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
 from protocols.masked.histogram import parity
-from protocols.masked.natural_powers import powers, powers_wide
 from protocols.masked.one_hot import digit
+from protocols.masked.powers_of_two import OCTAVES, powers
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import one_hot_words, turned
-from protocols.masked.truncation import open_cut
-from protocols.masked.wide import deal, open_any, open_cut_wide
+from protocols.masked.truncation import open_cut, truncate
+from protocols.masked.wide import open_any, open_cut_wide
 
-TABLE_UNIT = 5  # log2 of the digit's unit at most
-TABLE_PEAK = 46  # bits of e^32: a table's entry is multiplied by so much
-LOWEST = 24  # e^-24 < 2^-34: nothing is left
-TABLE_FACTOR = 16  # fraction bits of the public factor
+UNITS, UNIT_BITS = 7879, 13  # units of exponents in one of scores, and the fraction bits of that
+CIRCLE = 8  # log2 of the circle's units at least: a window and all that may be read as 0 fit
+PAIR = 1  # log2 of the units that are whole bits
+POINT = 14  # of a window's bits below N's at x = 0
+DEALT_BITS = 30  # fraction bits of N's factor 2^(-3/2 lam_lo)
+PUBLIC_BITS = 20  # of the public factor
 UNIT = 2  # of the form `bits`
-FACTOR = 26  # fraction bits of its public factor e^(m_lo - 4)
-READ = 32  # fraction bits of what its bits are read with, e^(4 d + 4)
-DIGITS = 1 + (LOWEST >> UNIT)  # d = -1 to -7
+FACTOR = 26  # fraction bits of its public factor 2^(3/2 m_lo - 6)
+READ = 32  # fraction bits of what its bits are read with, 2^(6 d + 6)
+DIGITS = 6  # d = -1 to -6: nothing is left below
 HELD = 1  # fraction bits of u beyond those of the result
-DEALT_FACTOR = 20  # fraction bits of the dealt e^(-lam_lo)
+DEALT_FACTOR = 21  # fraction bits of the dealt 2^(-3/2 lam_lo)
 CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
 
 
@@ -63,27 +75,44 @@ class Below:
     tell: Callable[[Tensor], None]
 
 
-def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, parties: int) -> list[Form]:
-    """Return what each form costs for so many x with range_bits before the point; results modulo 2^bits."""
-    others = parties - 1
-    ring_bits = bits + TABLE_PEAK + TABLE_FACTOR
-    table = (ring_bits << range_bits) >> _table_unit(range_bits)
-    opened = bits if parties == 2 else ring_bits
-    forms = [Form("table", 0, elements * opened * others / 8, elements * table / 8, elements * 3e-7, elements * 5e-7)]
-    if parties == 2:
-        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
-        sent = elements * (bits + _opened(frac)) / 8
-        forms.append(Form("bits", 1, sent, elements * dealt / 8, elements * 3e-7, elements * 2e-7))
-    return forms
+@dataclass(frozen=True)
+class Exponents:
+    """Masked x with e^s = 2^(3/2 x) for scores s."""
+
+    x: Masked
+
+    def move(self, f: Callable[[Tensor], Tensor]) -> Exponents:
+        """Apply what only moves elements."""
+        return Exponents(self.x.move(f))
+
+    def beside(self, other: Exponents) -> Exponents:
+        """Return both, joined along the last axis."""
+        return Exponents(self.x.beside(other.x))
 
 
-def chosen(c: Context, x: Masked, frac: int, bits: int) -> str:
-    """Return the form to run, "table" or "bits"."""
-    return choose(exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties), c.prefer)
+async def exponents(c: Context, s: Shared, frac: int) -> Exponents:
+    """Open [s] as exponents with `frac` fraction bits, modulo what s's ring leaves. 1 round."""
+    scaled = Shared(s.x * UNITS, s.bits, s.frac + UNIT_BITS)
+    return Exponents(await open_cut(c, scaled, scaled.frac - frac))
 
 
-def _table_unit(range_bits: int) -> int:
-    return min(TABLE_UNIT, range_bits - 2)
+def exponents_of_masked(c: Context, s: Masked) -> Exponents:
+    """Return masked scores as exponents, in a ring that is smaller by 13 bits; local."""
+    scaled = s.map(lambda t: t * UNITS).with_frac(s.frac + UNIT_BITS)
+    return Exponents(truncate(c, scaled, UNIT_BITS))
+
+
+def in_units(score: float) -> float:
+    """Return a public bound on scores as one on exponents."""
+    return score * UNITS / 2.0**UNIT_BITS
+
+
+def _circle_bits(range_bits: int) -> int:
+    return OCTAVES << (range_bits - PAIR)
+
+
+def _window_cut(frac: int) -> int:
+    return POINT + DEALT_BITS + PUBLIC_BITS - frac
 
 
 def _opened(frac: int) -> int:
@@ -91,45 +120,67 @@ def _opened(frac: int) -> int:
     return frac + HELD + 2
 
 
-async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
-    """Return <e^x> with `frac` fraction bits modulo 2^bits. 1 or 2 rounds.
+def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, parties: int) -> list[Form]:
+    """Return what each form costs for so many x with range_bits before the point; results modulo 2^bits.
 
-    x < 0, and not within 32 of the lowest value of its ring (16 with 6 bits before the point). The digit above the lowest
-    x.frac + 2 bits must be negative even with a borrow from below: so it is for x < -4, and for all x < 0 that are a masked
-    value less a multiple of 4 beyond its digit (`softmax`). below: told only where the form is `bits` (`chosen`)."""
+    Seconds: of one core of an AMD EPYC, rings of 62 bits."""
+    others, left = parties - 1, bits if parties == 2 else bits + _window_cut(frac)
+    dealt = _circle_bits(range_bits) + (bits if parties > 2 else 0)
+    sent = left * others
+    forms = [Form("window", 0, elements * sent / 8, elements * dealt / 8, elements * 1.1e-7, elements * 1.4e-7)]
+    if parties == 2:
+        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
+        moved = elements * (bits + _opened(frac)) / 8
+        forms.append(Form("bits", 1, moved, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7))
+    return forms
+
+
+def chosen(c: Context, x: Masked, frac: int, bits: int) -> str:
+    """Return the form to run, "window" or "bits"."""
+    return choose(exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties), c.prefer)
+
+
+async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
+    """Return <2^(3/2 x)> with `frac` fraction bits modulo 2^bits, x in a ring of 2^8 units or more. 1 or 2 rounds.
+
+    x < 0, and not within 64 of the lowest value of its ring. The digit above the lowest x.frac + 2 bits must be negative
+    even with a borrow from below: so it is for x < -4, and for all x < 0 that are a masked value less a multiple of 4 beyond
+    its digit (`softmax`). below: told only where the form is `bits` (`chosen`)."""
     require(frac <= 30, "exponential", f"{frac} fraction bits, at most 30")
-    if chosen(c, x, frac, bits) == "table":
-        return await by_table(c, x, frac, bits)
+    if chosen(c, x, frac, bits) == "window":
+        return await by_window(c, x, frac, bits)
     return await by_bits(c, x, frac, bits, below)
 
 
-async def by_table(c: Context, x: Masked, frac: int, bits: int) -> Masked:
-    """As `exponential`, from dealt tables, whatever the digit; any number of parties. 1 round."""
-    unit = _table_unit(x.bits - x.frac)
-    low, width = x.frac + unit, x.bits - x.frac - unit
-    out = bits + TABLE_PEAK + TABLE_FACTOR
-    m_hi, lam_hi = digit(c, x, low, width)
+# ---- by windows ------------------------------------------------------------------------------------------------------
+async def by_window(c: Context, x: Masked, frac: int, bits: int) -> Masked:
+    """As `exponential`, from windows of dealt numbers, also for x up to 8; any number of parties. 1 round."""
+    range_bits, count = x.bits - x.frac, _window_cut(frac)
+    require(range_bits >= CIRCLE, "exponential", f"{range_bits} bits before the point, at least {CIRCLE}")
+    circle, low = _circle_bits(range_bits), x.frac + PAIR
+    words = circle // RING_BITS
 
-    def table() -> Wide:
-        below = x.lam & ((1 << low) - 1)
-        d = (torch.arange(1 << width, device=x.lam.device) - lam_hi[..., None]) & ((1 << width) - 1)
-        words = torch.zeros((2, *d.shape), dtype=torch.int64, device=x.lam.device)
-        for below_zero in range(1 - (-LOWEST >> unit)):
-            entry = powers_wide(-1, low, x.frac, -(below_zero << unit), frac + TABLE_PEAK, str(below.device))
-            for word, of in zip(words, (entry.low, entry.high), strict=True):
-                word += torch.where(d == (-below_zero & ((1 << width) - 1)), of[below][..., None], 0)
-        return Wide(words[0], words[1])
+    def pairs(t: Tensor) -> Tensor:
+        return OCTAVES * (t >> low)
 
-    dealt = deal(c, "exponential table", (*x.shape, 1 << width), out, table)
-    count = TABLE_PEAK + TABLE_FACTOR
+    def last(others: list[Tensor]) -> Tensor:
+        value = powers(-1, low, x.frac, 0, DEALT_BITS, str(x.lam.device))[x.lam & ((1 << low) - 1)]
+        whole = placed(value, (POINT - pairs(x.lam)) % circle, words)
+        for other in others:
+            whole = subtract(whole, other)
+        return whole
+
+    dealt = c.tape.completed("exponential", (words, *x.shape), last if c.tape.dealing else None)
+    out = bits + count
     if not c.evaluating:
-        return await open_cut_wide(c, WideShared(Wide(c.blank(x.shape), c.blank(x.shape)), out, frac + count), count)
-    assert isinstance(dealt, Wide)
-    entry = dealt.map(lambda t: t.gather(-1, m_hi[..., None])[..., 0])
-    factor = powers(1, low, x.frac, 0, TABLE_FACTOR, str(x.m.device))[x.m & ((1 << low) - 1)]
-    return await open_cut_wide(c, WideShared(entry * factor, out, frac + count), count)
+        blank = Wide(c.blank(x.shape), c.blank(x.shape))
+        return await open_cut_wide(c, WideShared(blank, out, frac + count), count)
+    found = window(dealt, -pairs(x.m) % circle)
+    factor = powers(1, low, x.frac, 0, PUBLIC_BITS, str(x.m.device))[x.m & ((1 << low) - 1)]
+    return await open_cut_wide(c, WideShared(found * factor, out, frac + count), count)
 
 
+# ---- by bits ---------------------------------------------------------------------------------------------------------
 async def by_bits(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
     """As `exponential`, from one-hot bits; two parties. 2 rounds."""
     low = x.frac + UNIT
@@ -142,7 +193,7 @@ async def by_bits(c: Context, x: Masked, frac: int, bits: int, below: Below | No
         below.tell(_is_below(c, shares[0], m_hi, width, below.lowest))
     if c.evaluating:
         read = turned(shares[0], (m_hi + 1) & ((1 << width) - 1), width, 1)[..., 0] & ((1 << DIGITS) - 1)
-        factor = powers(1, low, x.frac, -(1 << UNIT), FACTOR, str(x.m.device))[x.m & ((1 << low) - 1)]
+        factor = powers(1, low, x.frac, -OCTAVES * (1 << UNIT) // 2, FACTOR, str(x.m.device))[x.m & ((1 << low) - 1)]
         found = _read(str(x.m.device))[read] * factor
         signed = Shared(found if c.first else -found, signed.bits, signed.frac)
     u = await open_cut(c, signed, count)
@@ -168,7 +219,7 @@ def _is_below(c: Context, words: Tensor, m_hi: Tensor, width: int, lowest: int) 
 
 @cache
 def _read(device: str) -> Tensor:
-    """Return the sums of e^(4 d + 4) over the set bits, the lowest that of d = -1: [2^DIGITS], READ fraction bits."""
-    values = powers(-1, 5, 0, 0, READ)[: DIGITS << UNIT : 1 << UNIT]
+    """Return the sums of 2^(6 d + 6) over the set bits, the lowest that of d = -1: [2^DIGITS], READ fraction bits."""
+    values = 1 << (READ - torch.arange(DIGITS) * (OCTAVES << UNIT) // 2)
     bits = (torch.arange(1 << DIGITS)[:, None] >> torch.arange(DIGITS)) & 1
     return (bits * values).sum(-1).to(device)

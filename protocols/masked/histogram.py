@@ -55,12 +55,12 @@ def hashes(c: Context, y: Masked, rows: Rows, low: int, bits: int, watch: Callab
     bins = 1 << width
     m_digit, lam_digit = digit(c, y, low, width)
     (words, *_) = one_hot_words(c, lam_digit, width, "histogram bits")
-    seed = c.tape.common("histogram weights", (SEED_WORDS,), _fresh if c.tape.dealing else None)
+    seed = c.tape.common("histogram weights", (SEED_WORDS,), _fresh if c.tape.dealing else None, host=True)
     if not c.evaluating or words.is_meta or y.m.is_meta:
         watch(c.blank((rows.rows, bits, max(1, bins // 64))))
         return c.blank((rows.rows, bins - 1))
     bin_words = turned(words, (m_digit + (bins // 2 + 1)) & (bins - 1), width)  # bit i: the i-th highest bin
-    found = _row_hashes(bin_words, rows, hash_words(seed, rows.longest, bits))
+    found = _row_hashes(bin_words, rows, hash_words(seed, rows.longest, bits).to(c.device))
     watch(found)
     return _transposed(_running(found))[:, : bins - 1]
 
@@ -91,10 +91,10 @@ def _fresh() -> Tensor:
 def hash_words(seed: Tensor, places: int, bits: int) -> Tensor:
     """Return a bit of the random words of four places at a time, no word being zero: [bits, groups] of 0 to 15."""
     groups = -(-places // GROUP)
-    weights = Prg(seed.cpu().numpy().tobytes()).ring((groups * GROUP,), bits)
+    weights = Prg(seed.numpy().tobytes()).ring((groups * GROUP,), bits)
     weights = torch.where(weights == 0, torch.ones_like(weights), weights).reshape(1, groups, GROUP)
     picks = (weights >> torch.arange(bits)[:, None, None]) & 1
-    return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)
+    return (picks << torch.arange(GROUP)).sum(-1)
 
 
 def _row_hashes(words: Tensor, rows: Rows, picks: Tensor) -> Tensor:

@@ -85,6 +85,18 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     return out
 
 
+async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
+    """Return x [..., D or 1] times a fixed secret vector [D], Shared, fraction_bits + 16 fraction bits. No round for rows
+    that are masked already."""
+    t = convert.tensor(x)
+    frac = min(t.frac, convert.fraction_bits)
+    magnitude = max(convert.bounds.stream, t.magnitude + LARGEST_WEIGHT)
+    least = min(RING_BITS, frac + WEIGHT_BITS + magnitude + ROOM + 2)
+    with operation("gain"):
+        m = await convert.masked(t, frac, RING_BITS if t.masked is None else least)
+        return convert.new(product.weight_multiply(convert.context, "gain", m, fixed(gain)), magnitude)
+
+
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
     """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits

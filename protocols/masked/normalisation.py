@@ -211,13 +211,17 @@ async def _product_first(convert: Conversion, h: Masked, norm: Norm, layers: Seq
 async def normalise(convert: Conversion, x: Value, norm: Norm) -> MaskedTensor:
     """Return x / deviation, masked in the ring of products with weights. |x / deviation| <= sqrt(D), whatever x is."""
     b = _bits_of(convert, x)
-    return await _scaled(convert, await _stream(convert, x, b), norm, b)
+    return await _scaled(convert, await _stream(convert, x, b), norm, b, _product_bits(convert))
 
 
-async def _scaled(convert: Conversion, h: Masked, norm: Norm, b: StreamBits) -> MaskedTensor:
-    f, bound = convert.fraction_bits, convert.bounds.linear_kind[1]
-    magnitude = math.ceil(math.log2(h.shape[-1]) / 2)
-    bits = f + WEIGHT_BITS + bound + 2 + ROOM
+def _product_bits(convert: Conversion) -> int:
+    """Return the ring of normalised rows that linear layers alone read."""
+    return convert.fraction_bits + WEIGHT_BITS + convert.bounds.linear_kind[1] + 2 + ROOM
+
+
+async def _scaled(convert: Conversion, h: Masked, norm: Norm, b: StreamBits, bits: int) -> MaskedTensor:
+    """Return h / deviation, masked modulo 2^bits."""
+    f, magnitude = convert.fraction_bits, math.ceil(math.log2(h.shape[-1]) / 2)
     excess = max(h.frac + b.scale - f, 0)
     with operation("norm scale"):
         lifted.hold(convert.context, "stream", h, bits + excess)
@@ -229,6 +233,19 @@ async def _scaled(convert: Conversion, h: Masked, norm: Norm, b: StreamBits) -> 
 
 async def _scale_first(convert: Conversion, h: Masked, norm: Norm, layers: Sequence[Linear], b: StreamBits) -> list[Value]:
     """Return (h / deviation) W + b."""
-    scaled = await _scaled(convert, h, norm, b)
+    scaled = await _scaled(convert, h, norm, b, _product_bits(convert))
     outputs = await together(*(linear(convert, scaled, layer) for layer in layers))
     return list(outputs)
+
+
+async def post_norm(convert: Conversion, x: Value, norm: Norm) -> MaskedTensor:
+    """Return normalised rows [..., D], masked in the ring of all that reads them: linear layers, and `gained` for the
+    residual path."""
+    b, t = _bits_of(convert, x), convert.tensor(x)
+    t.magnitude = min(t.magnitude, convert.bounds.stream + ROOM)  # its norm is declared, and checked
+    h = await _stream(convert, t, b)
+    if norm.kind == "layer":
+        with operation("norm statistics"):
+            h = await _centred(convert.context, h, convert.bounds.here.residual)
+    most = max(convert.bounds.linear_kind[1], convert.bounds.stream)
+    return await _scaled(convert, h, Norm("rms", norm.epsilon), b, convert.fraction_bits + WEIGHT_BITS + most + ROOM + 2)

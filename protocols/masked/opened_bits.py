@@ -31,7 +31,7 @@ def part(bit: Bit, form: Form) -> Bit:
     places = [bit.form.names.index(name) for name in form.names]
 
     def taken(t: Tensor) -> Tensor:
-        return bit.c.blank((len(places), *bit.shape)) if t.is_meta else t[places]
+        return bit.c.blank((len(places), *bit.shape)) if t.is_meta else torch.stack([t[place] for place in places])
 
     return Bit(bit.c, form, taken(bit.opened), taken(bit.rho))
 
@@ -42,9 +42,8 @@ def opposite(bit: Bit) -> Bit:
     assert form.flip is not None
     if bit.opened.is_meta:
         return bit
-    turned = torch.tensor([name == form.flip for name in form.names], device=bit.opened.device)
-    turned = turned.to(bit.opened.dtype).reshape(-1, *[1] * len(bit.shape))
-    return Bit(bit.c, form, bit.opened ^ turned, bit.rho)
+    turned = [row ^ 1 if name == form.flip else row for name, row in zip(form.names, bit.opened, strict=True)]
+    return Bit(bit.c, form, torch.stack(turned), bit.rho)
 
 
 def truth(form: Form) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from protocols.masked.truncation import floor, truncate
 from protocols.masked.values import MaskedTensor
 from protocols.suite import OutputShare, Value
 
+MOST_CUT = 32  # fraction bits that one exact floor cuts
 CHOICE_BITS = 10  # fraction bits with which scores are compared
 
 
@@ -60,9 +61,10 @@ async def rounded(convert: Conversion, x: Value, room: int = 4) -> MaskedTensor:
 
 async def released(convert: Conversion, value: Value) -> MaskedTensor:
     """Return a value with at most `fraction_bits` fraction bits by an exact floor, Shared; see the module. A watched value
-    is checked. 2 rounds, 1 where it is masked already."""
+    is checked. 2 rounds, 1 where it is masked already; as many again where more than `MOST_CUT` bits are cut."""
     c, x = convert.context, convert.tensor(value)
-    excess = max(0, x.frac - convert.fraction_bits)
+    whole = max(0, x.frac - convert.fraction_bits)
+    excess = min(whole, MOST_CUT)
     with operation("release"):
         found = x.masked
         if found is None:
@@ -74,7 +76,8 @@ async def released(convert: Conversion, value: Value) -> MaskedTensor:
         if x.watched is not None:
             convert.ranges.check(x.watched, cut, 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True
-        return convert.new(await floor(c, found, cut), x.magnitude)
+        out = convert.new(await floor(c, found, cut), x.magnitude)
+    return out if excess == whole else await released(convert, out)
 
 
 async def perturbed(convert: Conversion, value: Value, temperature: float) -> MaskedTensor:

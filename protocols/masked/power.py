@@ -108,7 +108,7 @@ async def power(c: Context, x: Masked, p: Power) -> Shared:
 
 # ---- by points -------------------------------------------------------------------------------------------------------
 @cache
-def _pieces(exponent: float) -> Reals:
+def pieces(exponent: float) -> Reals:
     """Return the cubics of (y + z)^exponent, |z| < 1, in gamma for z = gamma - rho: [power of gamma, y, power of rho, 1].
 
     Interpolated at Chebyshev's nodes, by divided differences."""
@@ -174,7 +174,7 @@ def _payloads(lam: Tensor, octaves: _Octaves, bits: int) -> Words:
 def _read_pieces(share: Words, m: Tensor, p: Power, octaves: _Octaves) -> Words:
     """Return the sum over all pieces: shares [octaves, PIECES, elements, 4] at public m [elements] -> [elements]."""
     gamma = _remainders(m, octaves.lows)[:, None]  # [octaves, 1, elements]
-    table, scales = _pieces(p.exponent), octaves.scales[..., None, None]
+    table, scales = pieces(p.exponent), octaves.scales[..., None, None]
     public = np.empty((len(octaves.lows), PIECES, gamma.shape[2], len(RHO_BITS)), np.int64)
     for j in range(len(RHO_BITS)):
         value = np.zeros(public.shape[:-1])

@@ -95,3 +95,14 @@ def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
     return Shared(times(x.m, w.own) + precomputed, bits, x.frac + w.frac)
+
+
+def weight_multiply(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
+    """Return x * w for a fixed vector [n], element by element, x's last axis broadcast: [..., n], in x's ring."""
+    shape, bits = torch.Size((*x.shape[:-1], w.shape[-1])), x.bits
+    require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
+    term = c.deal(op, shape, bits, lambda: elementwise(x.lam, w.lam, bits))
+    precomputed = c.tape.precompute(op, shape, lambda: term - x.lam * w.m)
+    if not c.evaluating:
+        return Shared(c.blank(shape), bits, x.frac + w.frac)
+    return Shared(x.m * w.own + precomputed, bits, x.frac + w.frac)

@@ -87,9 +87,9 @@ class RangeFlags:
         self._seeded = True
         c = self._c
         value = (lambda: Prg(new_seed()).ring((SEED_WORDS,))) if c.tape.dealing else None
-        seed = c.tape.common("range coefficients", (SEED_WORDS,), value)
+        seed = c.tape.common("range coefficients", (SEED_WORDS,), value, host=True)
         if c.evaluating and not c.tape.preprocessing:
-            self._coefficients = Prg(seed.cpu().numpy().tobytes())
+            self._coefficients = Prg(seed.numpy().tobytes())
 
     def take(self) -> Tensor:
         """Return this party's share of the words, uniform; they are zero again, and the next ones have other

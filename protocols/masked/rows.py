@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from mpc.constants import placed
 from mpc.errors import RangeError
 
 
@@ -35,12 +36,13 @@ class Rows:
 
     @staticmethod
     def of(shape: torch.Size, mask: Tensor | None) -> Rows:
-        """Return the rows of a mask broadcastable to [..., columns]. Raises `RangeError` for a row without any entry."""
+        """Return the rows of a mask at the host, broadcastable to [..., columns]. Equal masks have the same rows, places
+        are found, and copied to a device, once. Raises `RangeError` for a row without any entry."""
         if mask is None or bool(mask.all()):
             return Rows(shape)
         if not bool(mask.any(-1).all()):
             raise RangeError("softmax: a row of the mask is False everywhere; every query needs at least one key")
-        return Rows(shape, mask)
+        return _rows(shape, tuple(mask.shape), mask.numpy().tobytes())
 
     @property
     def longest(self) -> int:
@@ -71,12 +73,22 @@ class Rows:
         ends = torch.bincount(self._row, minlength=self.rows).cumsum(0)
         return torch.cat([torch.zeros_like(ends[:1]), ends])
 
+    @cached_property
+    def _place(self) -> Tensor:
+        """The place of each entry among those of its row, [entries]."""
+        return torch.arange(len(self._row)) - self._starts[self._row]
+
+    @cached_property
+    def _last(self) -> Tensor:
+        """The last entry of each entry's row, [entries]."""
+        return (self._starts[1:] - 1)[self._row]
+
     def take(self, x: Tensor) -> Tensor:
         """Return the entries that take part: [..., columns], all leading axes rows -> [entries]."""
         flat = x.reshape(-1)
         if self.mask is not None and flat.is_meta:
             return flat.new_zeros((self.entries,))
-        return flat if self.index is None else flat[self.index.to(flat.device)]
+        return flat if self.index is None else flat[placed(self.index, flat.device)]
 
     def relative(self, x: Tensor) -> Tensor:
         """Return each entry less the last entry of its row: [entries] -> [entries]."""
@@ -85,8 +97,7 @@ class Rows:
         if self.index is None:
             whole = x.reshape(self.rows, self.columns)
             return (whole - whole[:, -1:]).reshape(-1)
-        last = (self._starts[1:] - 1)[self._row]
-        return x - x[last.to(x.device)]
+        return x - x[placed(self._last, x.device)]
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum of each row: [entries, ...] -> [rows, ...]."""
@@ -95,7 +106,7 @@ class Rows:
         if self.index is None:
             return x.reshape(self.rows, self.columns, *x.shape[1:]).sum(1)
         out = x.new_zeros((self.rows, *x.shape[1:]))
-        return out.index_add_(0, self._row.to(x.device), x)
+        return out.index_add_(0, placed(self._row, x.device), x)
 
     def spread(self, x: Tensor) -> Tensor:
         """Return the value of its row for each entry: [rows] -> [entries]."""
@@ -103,7 +114,7 @@ class Rows:
             return x.new_zeros((self.entries,))
         if self.index is None:
             return x[:, None].expand(self.rows, self.columns).reshape(-1)
-        return x[self._row.to(x.device)]
+        return x[placed(self._row, x.device)]
 
     def put(self, x: Tensor) -> Tensor:
         """Return entries in their places, zero where masked out: [entries] -> [..., columns]."""
@@ -112,7 +123,7 @@ class Rows:
         if self.index is None:
             return x.reshape(self.shape)
         out = x.new_zeros((self.rows * self.columns,))
-        out[self.index.to(x.device)] = x
+        out[placed(self.index, x.device)] = x
         return out.reshape(self.shape)
 
     def pieces(self, x: Tensor, step: int) -> Iterator[tuple[int, int, Tensor]]:
@@ -127,8 +138,14 @@ class Rows:
                 continue
             starts = self._starts[start : stop + 1]
             first, last = int(starts[0]), int(starts[-1])
-            row = self._row[first:last] - start
-            place = torch.arange(first, last) - starts[row]
-            out = x.new_zeros((int(place.max()) + 1, stop - start, *rest))
-            out[place.to(x.device), row.to(x.device)] = x[first:last]
+            most = int((starts[1:] - starts[:-1]).max())
+            row, place = (placed(t, x.device)[first:last] for t in (self._row, self._place))
+            out = x.new_zeros((most, stop - start, *rest))
+            out[place, row - start] = x[first:last]
             yield start, stop, out
+
+
+@lru_cache(maxsize=8)
+def _rows(shape: torch.Size, mask_shape: tuple[int, ...], mask: bytes) -> Rows:
+    """Return the rows of a mask [mask_shape] of bytes 0 and 1."""
+    return Rows(shape, torch.frombuffer(bytearray(mask), dtype=torch.bool).reshape(mask_shape))

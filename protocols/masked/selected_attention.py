@@ -25,11 +25,11 @@ from protocols.masked import product
 from protocols.masked.attention import Widths, precision, score_bits, score_factor, values_within_bound, weighted_values
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import Exponents, exponents
 from protocols.masked.forms import choose
 from protocols.masked.gather import Sizes, chosen_scores, chosen_values, picked_by_rank, picked_scores, spread_weights
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import later, together
 from protocols.suite import Value
@@ -66,7 +66,7 @@ class Clusters:
 @dataclass(frozen=True)
 class _Keys:
     """Masked queries [G, R, C] and keys [G, N, s, C]; scores [G, R, N, s] of all clusters, where they are opened; and scores
-    [G, R, m] of what is always attended to."""
+    [G, R, m] of what is always attended to. Scores are exponents."""
 
     queries: Masked
     clusters: Masked
@@ -109,7 +109,7 @@ async def selected_attention(convert: Conversion, q: Value, chosen: Value | Awai
             out = chosen_values(c, e, near, mv[0])
         return out if others is None else out.add(others)
 
-    out, _, _ = await weighted_values(convert, s, rows, weigh, widths)
+    out, _, _ = await weighted_values(convert, Exponents(s), rows, weigh, widths)
     return out
 
 
@@ -135,7 +135,7 @@ async def _keys(convert: Conversion, q: Value, of: Clusters, opened: bool) -> _K
             return _Keys(mq, mk, None, None)
         products = [product.matmul(c, mq, x.move(lambda t: t.transpose(1, 2))) for x in rest]
         joined = Shared(torch.cat([s.x for s in products], -1), bits, 2 * f)
-        scores = await open_cut(c, joined, f)
+        scores = (await exponents(c, joined, f)).x
         if not opened:
             return _Keys(mq, mk, None, scores)
         inside = scores.move(lambda t: t[..., : of.tokens].reshape(groups, q.shape[1], clusters, size))
@@ -164,4 +164,4 @@ async def _chosen_scores(
     with operation("scores"):
         if keys.scores is not None:
             return e, await open_value(c, picked_scores(c, e.to_ring(keys.scores.bits), keys.scores))
-        return e, await open_cut(c, chosen_scores(c, e, keys.queries, keys.clusters), convert.fraction_bits)
+        return e, (await exponents(c, chosen_scores(c, e, keys.queries, keys.clusters), convert.fraction_bits)).x

@@ -30,7 +30,8 @@ from torch import Tensor
 from mpc import ring
 from mpc.errors import RangeError
 from mpc.ledger import current
-from mpc.packing import pack, packed_size, unpack
+from mpc.messages import Message, joined, packed, unpacked
+from mpc.packing import packed_size
 from protocols.masked.context import Context, Routed
 from protocols.masked.shares import Masked, Shared
 from protocols.schedule import Request
@@ -40,8 +41,7 @@ KEY_WORDS = 2
 
 def permutation(keys: Tensor) -> Tensor:
     """Return the uniform permutations from uniform keys [2, ..., rows]: the order that sorts them, [..., rows]."""
-    order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)
-    return torch.from_numpy(np.ascontiguousarray(order)).to(keys.device)
+    return torch.from_numpy(np.ascontiguousarray(np.lexsort(tuple(keys.numpy()), axis=-1)))
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -60,22 +60,22 @@ class Handover(Routed[list[Tensor]]):
         self.sizes = [packed_size(t.shape.numel(), b) for t, b in zip(tensors, bits, strict=True)]
         self.size = sum(self.sizes)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return all tensors, bit-packed."""
-        return b"".join(pack(t, b) for t, b in zip(self.tensors, self.bits, strict=True))
+        return joined([packed(t, b) for t, b in zip(self.tensors, self.bits, strict=True)])
 
-    def decode(self, parts: Mapping[int, memoryview], c: Context) -> list[Tensor]:
+    def decode(self, parts: Mapping[int, Message], c: Context) -> list[Tensor]:
         """Return the sums of what was received; this party's own tensors where nothing was."""
         if not parts:
             return self.tensors
         out = []
         offset = 0
         for own, bits, size in zip(self.tensors, self.bits, self.sizes, strict=True):
-            total = torch.zeros(own.shape, dtype=torch.int64)
+            total = torch.zeros(own.shape, dtype=torch.int64, device=c.device)
             for part in parts.values():
-                total = total + unpack(part[offset : offset + size], bits, own.shape)
+                total = total + unpacked(part[offset : offset + size], bits, own.shape)
             offset += size
-            out.append(ring.reduce(total, bits).to(c.device))
+            out.append(ring.reduce(total, bits))
             if c.observer is not None:
                 c.observer(out[-1], bits)
         return out
@@ -95,16 +95,16 @@ class Reveal(Request[Tensor]):
         self.key = current()
         self.size = packed_size(value.shape.numel(), value.bits)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's share."""
-        return pack(self.value.x, self.value.bits)
+        return packed(self.value.x, self.value.bits)
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
+    def decode(self, parts: Sequence[Message], c: Context) -> Tensor:
         """Return the value, canonical in Z_2^bits."""
-        total = torch.zeros(self.value.shape, dtype=torch.int64)
+        total = torch.zeros(self.value.shape, dtype=torch.int64, device=c.device)
         for part in parts:
-            total = total + unpack(part, self.value.bits, self.value.shape)
-        total = ring.reduce(total, self.value.bits).to(c.device)
+            total = total + unpacked(part, self.value.bits, self.value.shape)
+        total = ring.reduce(total, self.value.bits)
         if c.revealed is not None:
             c.revealed(total, self.value.bits)
         return total
@@ -145,11 +145,11 @@ async def shuffle(c: Context, tensors: Sequence[Shared | Masked], axis: int) -> 
     """
     axis = check_rows("shuffle", [x.shape for x in tensors], axis)
     n = c.parties
-    keys = c.tape.random_shares("shuffle keys", (KEY_WORDS, *tensors[0].shape[: axis + 1]), 64)
+    keys = c.tape.random_shares("shuffle keys", (KEY_WORDS, *tensors[0].shape[: axis + 1]), 64, host=True)
     masks = [c.tape.random_shares("shuffle mask", tuple(x.shape), x.bits) for x in tensors]
     lams = [x.lam if isinstance(x, Masked) else c.tape.random("open", tuple(x.shape), x.bits) for x in tensors]
     real = c.evaluating or c.tape.dealing
-    orders = [permutation(k) for k in keys] if real else []
+    orders = [permutation(k).to(c.device) for k in keys] if real else []
     dealt = [
         c.deal("shuffle", x.shape, x.bits, lambda i=i: _dealer_difference(lams[i], orders, masks[i], tensors[i].bits))  # type: ignore[misc]
         for i, x in enumerate(tensors)

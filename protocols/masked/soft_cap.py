@@ -36,7 +36,7 @@ PUBLIC_BITS = 18  # of an amplitude times the public cosine
 FRAC = DEALT_BITS + PUBLIC_BITS
 COARSE = 13  # bits of a turn that one table names; another has the rest
 PERIOD_OF_CAP = 32  # P / c at least: the next repetition is e^-8 below at P / 4, where tanh is 1 within e^-16
-LARGEST_CAP = 256  # amplitudes times cosines fit a word
+LARGEST_CAP = 224  # amplitudes times cosines fit a word, and exponents between two caps a ring
 SMALLEST = Decimal("1.5e-5")  # an amplitude that counts
 _PI = Decimal("3.141592653589793238462643383279502884197169")
 

@@ -1,29 +1,30 @@
 """Softmax of masked scores without a maximum: a shift that is opened masked, exponentials that are opened once.
 
-Only differences within a row matter to a softmax, so each row is read relative to its own last score (of the masks likewise,
-local): the scores themselves may lie anywhere, and may have wrapped modulo 2^r. What must fit is a row's spread.
+Scores come as exponents (`exponential`), in units of 3/2 ln 2: all figures below are in these. Only differences within a row
+matter to a softmax, so each row is read relative to its own last score (of the masks likewise, local): the scores themselves
+may lie anywhere, and may have wrapped modulo 2^r. What must fit is a row's spread.
 
 Shift. The differences are masked values; their high digits are bins of 4. Which bins are empty from some bin on is hashed or
 counted locally (`histogram`), the hashes or counts are opened masked and compared with zero (`zero_words`, `zero_test`): the
 number of those that are not zero is the highest bin, so the maximum is known to a bin without a single comparison of scores.
-The last score is its own difference 0, so only bins above that one's count, up to the bound: 28 of 64. The shift is opened
-masked, 6 bits a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds with counts,
+The last score is its own difference 0, so only bins above that one's count, up to the bound: 27 of 64. The shift is opened
+masked, 7 bits a row; a masked score less a masked shift is masked, so no shifted score is ever opened. 2 rounds with counts,
 for which rows are short, or where point functions tell what hashes are zero; else 3, or 4 where many rows make shorter
 tables worth one. The shift is the bin's upper edge: exponents are negative, the largest lies above -8.
 
-A hash of what is not empty is zero for one choice of its public words in 2^48 or, where rows are many, in 2^64; the shift is
+A hash of what is not empty is zero for one choice of its public words in 2^46 or, where rows are many, in 2^64; the shift is
 then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
-heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 4 032 of 48 bits, of 2^-36.
+heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 3 888 of 46 bits, of 2^-34.
 
 Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
 
-Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1): 112 by default, in what the
-figures in brackets are for. Two flags (`ranges`) tell where it is not. A score that is further from the row's last one than
-that and a bin (116), but not by 2^r less that (140), modulo 2^r (256): its bin is among the far ones, of which the hashes
-are there anyway. And one that lies above the shift or some 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a table of
-32 bits a score. Where exponentials have one-hot bits, these tell modulo 2^r (256) what lies more than 124 below the shift,
-and a table of 8 bits tells what does so by 2^r more or less. Both together flag every score beyond 116 and below 396 from
-the last one. What is not flagged is right.
+Range: with r = range_bits, a row's spread (largest less smallest score) below 7/8 2^(r-1), 112 by default: 107.7 in units of
+exponents, as what stands in brackets. Two flags (`ranges`) tell where it is not. A score that is further from the row's last
+one than that and a bin (112), but not by 2^r less that (144), modulo 2^r (256): its bin is among the far ones, of which the
+hashes are there anyway. And one that lies above the shift or some 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a
+table of 32 bits a score. Where exponentials have one-hot bits, these tell modulo 2^r (256) what lies more than 120 below the
+shift, and a table of 8 bits tells what does so by 2^r more or less. Both together flag every score beyond 112 and below 396
+from the last one. What is not flagged is right.
 Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
 A public mask removes positions altogether (`rows`).
 """
@@ -41,7 +42,7 @@ from mpc.ledger import operation
 from protocols.masked import exponential, histogram, zero_test
 from protocols.masked.context import Context, XorOpening, open_value
 from protocols.masked.dealing import table_cost
-from protocols.masked.exponential import Below
+from protocols.masked.exponential import CIRCLE, Below, Exponents
 from protocols.masked.forms import Form, choose
 from protocols.masked.power import Power, power
 from protocols.masked.ranges import DIGIT, RangeFlags
@@ -52,19 +53,25 @@ from protocols.masked.zero_words import Plan, Way, zero_words
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
 HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
+POINT_HASH_BITS = 46
 COUNTS, COUNTED = "counts", 255  # rows of so many scores may be counted
 COARSE_DIGIT = 3  # bits of a digit that tells what has gone around once more
-LEAST_BITS = 12  # a row's largest numerator lies between e^-8 > 2^-12 and 1
+LEAST_BITS = 12  # a row's largest numerator lies between 2^-12, but for its rounding, and 1
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What is declared of a row's scores. range_bits: their differences are read modulo 2^range_bits. limit: in real units,
-    what lies further from the last score is flagged. flags: where, if anywhere; without them the range is the limit."""
+    """What is declared of a row's exponents. range_bits: their differences are read modulo 2^range_bits. limit: in real
+    units, what lies further from the last one is flagged. flags: where, if anywhere; without them the range is the limit."""
 
     range_bits: int = RANGE_BITS
     limit: float = 0.0
     flags: RangeFlags | None = None
+
+    @property
+    def score_bits(self) -> int:
+        """Bits before the point that an exponent is opened with at least."""
+        return max(self.range_bits + 1, CIRCLE)
 
     @property
     def bins(self) -> int:
@@ -106,7 +113,7 @@ def _check(x: Masked, spread: Spread, bits: bool) -> Below | None:
         return None
     lowest = math.ceil((spread.limit + (2 << BIN_BITS)) / (1 << BIN_BITS))  # bins of 4 below the shift that may be read
     half = 1 << (spread.range_bits - 1)
-    if bits and (lowest + 1) << BIN_BITS <= half:
+    if bits and spread.range_bits >= CIRCLE and (lowest + 1) << BIN_BITS <= half:
         flags.check("score", x.add_public(half // 2 << x.frac), half // 2, width=COARSE_DIGIT)
         return Below(lowest, lambda found: flags.watch("score", found))
     unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
@@ -129,7 +136,7 @@ def _form(c: Context, rows: Rows, spread: Spread) -> str:
     tests, width = rows.rows * spread.reach, spread.range_bits - BIN_BITS
     forms = [Plan(way, bits).form(tests, _bytes_of(width), c.parties) for way, bits in HASH_BITS.items()]
     if c.parties == 2:
-        forms.append(zero_test.points_form(tests, HASH_BITS["one"], _bytes_of(width)))
+        forms.append(zero_test.points_form(tests, POINT_HASH_BITS, _bytes_of(width)))
     if rows.longest <= COUNTED:
         forms.append(_counts_form(rows, tests, width, c.parties))
     return choose(forms, c.prefer)
@@ -143,7 +150,7 @@ def _bytes_of(width: int) -> int:
 async def shift(c: Context, y: Masked, rows: Rows, spread: Spread) -> Masked:
     """Return <shift> per row: the row's maximum lies in [shift - 8, shift). 2 to 4 rounds.
 
-    y: masked differences of scores [entries] (`Rows.relative`). Result: [rows], modulo 2^(range_bits + 1 + y.frac).
+    y: masked differences of exponents [entries] (`Rows.relative`). Result: [rows], modulo 2^(score_bits + y.frac).
     """
     return await shift_by(c, y, rows, spread, _form(c, rows, spread))
 
@@ -160,10 +167,10 @@ async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str)
     above = slice(spread.bins // 2 - 1 - spread.reach, spread.bins // 2 - 1)  # bins 1 to reach
     if form == COUNTS:
         found = histogram.counts(c, low, rows, unit, rows.longest.bit_length(), watch).map(lambda t: t[:, above])
-        empty = zero_test.of_few_bits(c, await open_value(c, found), width + 1)
+        empty = zero_test.of_few_bits(c, await open_value(c, found), spread.score_bits - BIN_BITS)
     else:
         way: Way = "two" if form == "two" else "one"
-        bits = HASH_BITS[way]
+        bits = POINT_HASH_BITS if form == "points" else HASH_BITS[way]
         share = histogram.hashes(c, low, rows, unit, bits, watch)[:, above]
         hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
         if form == "points":
@@ -171,24 +178,26 @@ async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str)
         else:
             empty = await zero_words(c, hashes, way, _bytes_of(width))
     edge = c.add_public(
-        empty.to_ring(width + 1).map(lambda t: -t.sum(-1)), spread.reach + 1
+        empty.to_ring(spread.score_bits - BIN_BITS).map(lambda t: -t.sum(-1)), spread.reach + 1
     )  # bins above the last score's, the highest one included
     opened = await open_value(c, edge)
-    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.range_bits + 1 + y.frac, y.frac)
+    return Masked(opened.m << unit, lambda: opened.lam << unit, spread.score_bits + y.frac, y.frac)
 
 
-async def exponentials(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> Masked:
-    """Return <e^(y - shift)> [entries] with `frac` fraction bits modulo 2^bits; a row's largest is above e^-8.
+async def exponentials(c: Context, scores: Exponents, rows: Rows, precision: tuple[int, int], spread: Spread) -> Masked:
+    """Return <e^(score - shift)> [entries] with `frac` fraction bits modulo 2^bits; a row's largest is above 2^-12.
 
-    y: masked scores [entries] in a ring of range_bits + y.frac bits or more. precision: (frac, bits). 3 to 6 rounds.
+    scores: [entries] in a ring of spread.score_bits before the point, or more. precision: (frac, bits). 3 to 6 rounds.
     """
     with operation("softmax shift"):
-        difference = y.to_ring(spread.range_bits + 1 + y.frac).map(rows.relative)
+        y = scores.x
+        difference = y.to_ring(spread.score_bits + y.frac).map(rows.relative)
         edge = await shift(c, difference, rows, spread)
         away = Masked(rows.spread(edge.m), lambda: rows.spread(edge.lam), edge.bits, edge.frac).map(torch.neg)
         x = difference.add(away)
-        read = x.to_ring(spread.range_bits + y.frac)
-        below = _check(x, spread, exponential.chosen(c, read, *precision) == "bits")
+        read = x.to_ring(max(spread.range_bits, CIRCLE) + y.frac)
+        bits = exponential.chosen(c, read, *precision) == "bits"
+        below = _check(x.to_ring(spread.range_bits + 1 + y.frac), spread, bits)
     with operation("exponential"):
         return await exponential.exponential(c, read, *precision, below)
 
@@ -198,10 +207,12 @@ async def inverse_sum(c: Context, p: Masked, rows: Rows) -> Shared:
     with operation("softmax sum"):
         grow = max(rows.longest, 1).bit_length()
         total = p.map(rows.sum).to_ring(p.frac + grow + 1)
-        return await power(c, total, Power(p.frac - LEAST_BITS, p.frac + grow, -1.0))
+        return await power(c, total, Power(p.frac - LEAST_BITS - 1, p.frac + grow, -1.0))
 
 
-async def numerators(c: Context, y: Masked, rows: Rows, precision: tuple[int, int], spread: Spread) -> tuple[Masked, Shared]:
-    """Return `exponentials` and their `inverse_sum`. 4 to 8 rounds."""
-    p = await exponentials(c, y, rows, precision, spread)
+async def numerators(
+    c: Context, scores: Exponents, rows: Rows, precision: tuple[int, int], spread: Spread
+) -> tuple[Masked, Shared]:
+    """Return `exponentials` and their `inverse_sum`. 3 to 7 rounds."""
+    p = await exponentials(c, scores, rows, precision, spread)
     return p, await inverse_sum(c, p, rows)

@@ -163,6 +163,12 @@ class MaskedSuite(Suite):
     async def norm_linear(self, x: Value, norm: Norm | None, layers: Sequence[Linear], whole: bool = False) -> list[Value]:
         return await normalisation.norm_linear(self.convert, x, norm, layers, whole)
 
+    async def post_norm(self, x: Value, norm: Norm) -> MaskedTensor:
+        return await normalisation.post_norm(self.convert, x, norm)
+
+    async def gained(self, x: Value, gain: Value) -> MaskedTensor:
+        return await linear.gained(self.convert, x, gain)
+
     async def norm_gain(self, x: Value, norm: Norm, gain: Value, residual: Value | None = None) -> MaskedTensor:
         return await normalisation.norm_gain(self.convert, x, norm, gain, residual)
 

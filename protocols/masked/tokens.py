@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.ledger import current
-from mpc.packing import pack, packed_size, unpack
+from mpc.messages import Message, joined, packed, unpacked
+from mpc.packing import packed_size
 from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
 from protocols.masked.product import FixedWeight
@@ -62,7 +63,7 @@ class RowProduct(Request[Tensor]):
     bits per element of the rows.
     """
 
-    def __init__(self, messages: Sequence[bytes], counts: Sequence[int], table: FixedWeight, bits: int) -> None:
+    def __init__(self, messages: Sequence[Message], counts: Sequence[int], table: FixedWeight, bits: int) -> None:
         self.messages = messages
         self.counts = counts
         self.table = table
@@ -71,17 +72,17 @@ class RowProduct(Request[Tensor]):
         self.sizes = [packed_size(count * table.shape[0], bits) for count in counts]
         self.size = sum(self.sizes)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's rows, packed already."""
-        return b"".join(self.messages)
+        return joined(self.messages)
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Tensor:
+    def decode(self, parts: Sequence[Message], c: Context) -> Tensor:
         """Return the product, from everybody's messages."""
         out, start = [], 0
         for count, size in zip(self.counts, self.sizes, strict=True):
             shape = (count, self.table.shape[0])
-            total = sum(unpack(part[start : start + size], self.bits, shape) for part in parts)
-            m = ring.reduce(torch.as_tensor(total), self.bits).to(c.device)
+            total = sum(unpacked(part[start : start + size], self.bits, shape) for part in parts)
+            m = ring.reduce(torch.as_tensor(total), self.bits)
             if c.observer is not None:
                 c.observer(m, self.bits)
             out.append(ring.matmul(m, self.table.own, self.bits))
@@ -108,11 +109,11 @@ async def look_up(c: Context, index: Shared, table: FixedWeight, bits: int) -> S
     return Shared(product + torch.cat(precomputed) if c.evaluating else product, bits, table.frac)
 
 
-def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[bytes, Tensor]:
+def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[Message, Tensor]:
     """Return this party's message of some rows, and the part of their product that needs no input."""
     rows = one_hot_rows(c, index, table.shape[0], bits)
     lam = c.tape.random("open", tuple(rows.shape), bits)
     shape = (index.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(lam, table.lam, bits))
     precomputed = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
-    return (pack(rows.x + lam, bits) if c.evaluating else b""), precomputed
+    return (packed(rows.x + lam, bits) if c.evaluating else b""), precomputed

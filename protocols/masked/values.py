@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpc.constants import derived, placed
 from mpc.errors import RangeError
 from mpc.fixed_point import encode
 from mpc.ring import RING_BITS
@@ -146,7 +147,12 @@ class MaskedTensor(Value):
 
     def _add_public(self, other: Tensor | float) -> MaskedTensor:
         form = self.form
-        value = encode(torch.as_tensor(other), form.frac, form.bits).to(self.context.device)
+        device = self.context.device
+        if isinstance(other, Tensor):
+            key = ("encoded", form.frac, form.bits, device)
+            value = derived(other, key, lambda t: encode(t, form.frac, form.bits).to(device))
+        else:
+            value = encode(other, form.frac, form.bits)  # a number: no copy
         masked = None if self.masked is None else self.masked.add_public(value)
         shared = None if self.masked is not None else self.context.add_public(self.as_shared(), value)
         return MaskedTensor(self.context, self.magnitude + 1, shared, masked)
@@ -164,7 +170,7 @@ class MaskedTensor(Value):
             if factor.is_floating_point():
                 raise RangeError("a value is multiplied by public integers only; use Suite.scale for real factors")
             largest = int(factor.abs().max()) if factor.numel() else 0
-            return self._map(lambda t: t * factor.to(t.device), max(largest, 1).bit_length())
+            return self._map(lambda t: t * placed(factor, t.device), max(largest, 1).bit_length())
         return self._map(lambda t: t * int(factor), max(abs(int(factor)), 1).bit_length())
 
     def __getitem__(self, index: Any) -> MaskedTensor:

@@ -4,8 +4,8 @@ cos(w (m - lam)) = cos(w m) cos(w lam) + sin(w m) sin(w lam) is linear in the de
 is a period by itself: x modulo the period is the low bits of m and lam. So E(x) = sum_j a_j cos(2 pi j x / period) takes two
 dealt numbers a harmonic, j odd (`curves`); a small amplitude takes fewer of their fraction bits. Any number of parties.
 
-Rounds: 0. Offline, result of K bits: 2 (K - floor(log2(a_1 / a_j))) bits of each harmonic j. Error: that of the curve, 2^-21
-a_1 and 2^-19 for each harmonic at most.
+Rounds: 0. Offline, result of K bits: 2 (K - floor(log2(a_1 / a_j))) bits of each harmonic j. Error: that of the curve and,
+for each harmonic, 2^-14 2^-p a_1 and 2^-13 2^-p at most, for a period of 2^p; a_1 is below 2^p / 8.
 Leaks: nothing, it is local (docs/security.md, "Waves").
 """
 
@@ -26,9 +26,13 @@ from protocols.masked.lifted import blank, plus_public, sharing
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.wide import deal
 
-DEALT_BITS = 20  # fraction bits of the first harmonic's cosines of the mask
-PUBLIC_BITS = 18  # of an amplitude times the public cosine
-FRAC = DEALT_BITS + PUBLIC_BITS
+DEALT_BITS = 13  # fraction bits of the first harmonic's cosines of the mask, in a period of 1
+PUBLIC_BITS = 12  # of an amplitude times the public cosine, likewise
+
+
+def fraction_bits(period: int) -> int:
+    """Return the fraction bits of a sum of waves of period 2^period."""
+    return DEALT_BITS + PUBLIC_BITS + 2 * period
 
 
 def _at(x: Tensor, j: int, bits: int) -> Tensor:
@@ -50,15 +54,15 @@ def _cut(x: Tensor, count: int) -> Tensor:
 
 
 def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | WideShared:
-    """Return [E(x)] of the even part of `kind` modulo 2^bits with `FRAC` fraction bits, for |x| < 2^period / 2 - half."""
-    circle = period + x.frac
+    """Return [E(x)] of the even part of `kind` modulo 2^bits with `fraction_bits`, for |x| < 2^period / 2 - half."""
+    circle, frac = period + x.frac, fraction_bits(period)
     require(3 <= circle <= x.bits, kind, f"a period of 2^{period} with {x.frac} fraction bits in a ring of {x.bits}")
     found = curves.amplitudes(kind, period)
     largest = max(abs(a) for _, a in found)
     total: Any = None
     for j, a in found:
         shift = (largest // abs(a)).bit_length() - 1
-        spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift
+        spared = curves.AMPLITUDE_BITS - DEALT_BITS - period + shift
 
         def known(j: int = j, count: int = spared) -> Words:
             return wide.widened(_cut(_at(x.lam, j, circle), count), bits - shift)  # noqa: B023
@@ -66,10 +70,10 @@ def waves(c: Context, kind: str, x: Masked, period: int, bits: int) -> Shared | 
         dealt = deal(c, f"{kind} waves", (2, *x.shape), bits - shift, known)
         if not c.evaluating or x.m.is_meta:
             continue
-        public = _cut(_at(x.m, j, circle) * a, 2 * curves.AMPLITUDE_BITS - PUBLIC_BITS)
+        public = _cut(_at(x.m, j, circle) * a, 2 * curves.AMPLITUDE_BITS - PUBLIC_BITS - period)
         lifted = Wide.of(dealt) if bits > RING_BITS and isinstance(dealt, Tensor) else dealt
         part = (lifted * public).sum(0) << shift
         total = part if total is None else total + part
     if total is None:
-        return blank(c, x.shape, bits, FRAC)
-    return plus_public(c, sharing(total, bits, FRAC), 1 << (period - 3 + FRAC))
+        return blank(c, x.shape, bits, frac)
+    return plus_public(c, sharing(total, bits, frac), 1 << (period - 3 + frac))

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mpc import wide
 from mpc.ledger import current
-from mpc.packing import pack, packed_size, unpack
+from mpc.messages import Message, joined, packed, unpacked
+from mpc.packing import packed_size
 from mpc.ring import RING_BITS
 from mpc.wide import Wide, Words
 from protocols.masked.context import Context, require
@@ -64,26 +65,25 @@ class WideOpening(Request[Wide]):
         self._low_bytes = packed_size(x.shape.numel(), RING_BITS)
         self.size = self._low_bytes + packed_size(x.shape.numel(), self._high_bits)
 
-    def encode(self) -> bytes:
+    def encode(self) -> Message:
         """Return this party's message: its share of x + lam, low words first."""
         sent = self.x.x + self.lam
-        return pack(sent.low, RING_BITS) + pack(sent.high, self._high_bits)
+        return joined([packed(sent.low, RING_BITS), packed(sent.high, self._high_bits)])
 
-    def decode(self, parts: Sequence[memoryview], c: Context) -> Wide:
+    def decode(self, parts: Sequence[Message], c: Context) -> Wide:
         """Return m from everybody's messages."""
         shape = self.x.shape
         total = self.x.x + self.lam
-        total = total.map(lambda t: t.cpu())
         for party, part in enumerate(parts):
             if party != c.perspective:
                 low, high = part[: self._low_bytes], part[self._low_bytes :]
-                total = total + Wide(unpack(low, RING_BITS, shape), unpack(high, self._high_bits, shape))
+                total = total + Wide(unpacked(low, RING_BITS, shape), unpacked(high, self._high_bits, shape))
         m = wide.reduce(total, self.x.bits)
         assert isinstance(m, Wide)
         if c.observer is not None:
             c.observer(m.low, RING_BITS)
             c.observer(m.high, self._high_bits)
-        return m.map(lambda t: t.to(c.device))
+        return m
 
     def blank(self, c: Context) -> Wide:
         """Return what a role that does not evaluate gets."""

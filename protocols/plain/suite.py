@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpc.constants import placed
 from mpc.errors import ConfigurationError, RangeError
 from mpc.ledger import Ledger
 from protocols.gumbel import gumbel
@@ -55,7 +56,7 @@ class PlainValue(Value):
         if not isinstance(factor, Tensor):
             return PlainValue(self.tensor * factor)
         dtype = torch.promote_types(self.tensor.dtype, torch.float32)  # half precision cannot hold integers above 2^11
-        return PlainValue(self.tensor * factor.to(self.tensor.device, dtype))
+        return PlainValue(self.tensor * placed(factor, self.tensor.device).to(dtype))
 
     def __getitem__(self, index: Any) -> PlainValue:
         return PlainValue(self.tensor[index])
@@ -181,10 +182,9 @@ class PlainSuite(Suite):
     async def softmax(self, x: Value, mask: Tensor | None = None) -> PlainValue:
         tensor = tensor_of(x)
         if mask is not None:
-            mask = mask.to(tensor.device)
             if not bool(mask.any(-1).all()):
                 raise RangeError(f"softmax: a row of the mask of shape {list(mask.shape)} is False everywhere")
-            tensor = tensor.masked_fill(~mask, float("-inf"))
+            tensor = tensor.masked_fill(~mask.to(tensor.device), float("-inf"))
         return PlainValue(torch.softmax(tensor, -1))
 
     async def activation(self, x: Value, kind: Activation) -> PlainValue:
@@ -198,6 +198,9 @@ class PlainSuite(Suite):
         if kind == "relu":
             return PlainValue(torch.relu(tensor))
         raise ConfigurationError(f"unknown activation '{kind}'; known: gelu, gelu_tanh, silu, relu")
+
+    async def tanh(self, x: Value) -> PlainValue:
+        return PlainValue(torch.tanh(tensor_of(x)))
 
     async def soft_cap(self, x: Value, cap: float) -> PlainValue:
         return PlainValue(torch.tanh(tensor_of(x) / cap) * cap)

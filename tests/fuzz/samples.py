@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models import public_tables
 from models.shapes import SHAPES
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, new_id, package_version
 
@@ -39,6 +40,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "temperature": None,
         "policy": "mpcache:static=0.5",
         "draft": 0,
+        "tables": public_tables.digest(SHAPE),
         "parties": ["party0", "party1"],
     }
     return Manifest(**{**values, **changes})

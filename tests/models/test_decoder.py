@@ -169,7 +169,7 @@ def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:
     """A mask over the last 5 tokens equals Mistral's window of 5, whose cache is cut instead."""
     _, checkpoint, ids = saved("mistral-window", tmp_path)
     whole = load_checkpoint(tmp_path)
-    object.__setattr__(whole, "architecture", whole.architecture.model_copy(update={"windows": None}))
+    object.__setattr__(whole, "description", whole.architecture.model_copy(update={"windows": None}))
     results = []
     for one, policy in ((checkpoint, FullCache()), (whole, LastTokens(5, 0))):
         plain = PlainModel(one, policy=policy)

@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.architecture import Rotary
-from models.rotary import _cos_sin, cosines_and_sines, frequencies
+from models.rotary import cosines_and_sines, frequencies
+from mpc.trigonometry import cos_sin
 
 
 def test_cos_and_sin_over_the_whole_range() -> None:
@@ -19,7 +20,7 @@ def test_cos_and_sin_over_the_whole_range() -> None:
     angle = torch.cat(
         [multiples, torch.rand(20_000, generator=generator, dtype=torch.float64) * 10.0 ** (torch.arange(20_000) % 7)]
     )
-    cos, sin = _cos_sin(angle)
+    cos, sin = cos_sin(angle)
     assert max(abs(c - math.cos(a)) for a, c in zip(angle.tolist(), cos.tolist(), strict=True)) < 5e-16
     assert max(abs(s - math.sin(a)) for a, s in zip(angle.tolist(), sin.tolist(), strict=True)) < 5e-16
 

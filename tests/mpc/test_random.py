@@ -6,7 +6,8 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from mpc.random import Prg, derive_seed, new_seed
+from mpc.random import Prg, canonical, derive_seed, new_seed
+from mpc.ring import reduce
 
 
 def test_stream_is_aes_256_ctr() -> None:
@@ -59,3 +60,13 @@ def test_seed_length_is_checked() -> None:
 def test_seed_is_not_shown() -> None:
     seed = b"s" * 32
     assert "sss" not in repr(Prg(seed))
+
+
+@pytest.mark.parametrize("bits", range(1, 65))
+def test_narrow_words_are_cut_as_wide_ones(bits: int) -> None:
+    """The elements of a ring are its words modulo 2^bits, words of all bits and of none among them."""
+    words = Prg(bytes(32)).words((257,), bits)
+    words[0], words[1], words[2] = -1, 0, 1
+    expected = reduce(words.to(torch.int64), bits)
+    assert torch.equal(canonical(words.clone(), bits), expected)
+    assert torch.equal(Prg(bytes(32)).ring((257,), bits)[3:], expected[3:])

@@ -24,7 +24,7 @@ from parties.identity.trust import Peer, peers_of
 from parties.model_owner.model_owner import share_model
 from parties.names import Role
 from parties.party.compute_party import ComputePartyServer
-from parties.program import DECODER, Program
+from parties.program import MODEL, Program
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
 
@@ -84,7 +84,7 @@ class AskingClient(Client):
 class Deployment:
     """Configurations of all roles; `start()` runs dealer and parties in this process."""
 
-    def __init__(self, folder: Path, parties: int = 2, program: Program = DECODER, **settings: Any) -> None:
+    def __init__(self, folder: Path, parties: int = 2, program: Program = MODEL, **settings: Any) -> None:
         self.folder = folder
         self.names = [f"party{i}" for i in range(parties)]
         self.certificates = folder / "certificates"

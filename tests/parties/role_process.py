@@ -9,7 +9,7 @@ from pathlib import Path
 from parties.config.role_config import make_config
 from parties.dealer.dealer import DealerServer
 from parties.party.compute_party import ComputePartyServer
-from parties.program import DECODER
+from parties.program import MODEL
 from tests.parties.toy import Toy, slow
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     toy = Toy(rounds)
     if pause:
         toy.before_round = slow(pause)
-    program = toy.program if rounds else DECODER
+    program = toy.program if rounds else MODEL
     server = DealerServer(config, program) if config.role == "dealer" else ComputePartyServer(config, program)
     server.start()
     print("ready", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from models import public_tables
 from models.checkpoint import read_architecture
 from parties.config.role_config import make_config
 from parties.identity.certificates import check
@@ -46,6 +47,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "temperature": None,
         "policy": "full",
         "draft": 0,
+        "tables": public_tables.digest(read_architecture(checkpoint)),
         "parties": ["party0", "party1"],
     }
     return Manifest(**{**values, **changes})

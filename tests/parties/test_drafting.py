@@ -21,7 +21,7 @@ from parties.client.client import GenerationResult
 from parties.client.draft_text import parse_draft
 from parties.client.drafting import Draft, NGrams
 from parties.client.private_model import PrivateModel
-from parties.program import DECODER
+from parties.program import MODEL
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
@@ -48,7 +48,7 @@ def plain(folder: Path) -> PlainModel:
 def running(parties: int) -> Any:
     @pytest.fixture(scope="module")
     def fixture(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Deployment]:
-        with Deployment(tmp_path_factory.mktemp("running"), parties, DECODER) as deployment:
+        with Deployment(tmp_path_factory.mktemp("running"), parties, MODEL) as deployment:
             deployment.share(folder)
             yield deployment
 
@@ -163,7 +163,7 @@ def test_policies_that_choose(pair: Deployment, plain: PlainModel, policy: str) 
 
 def test_preprocessing_waits_for_what_stays(tmp_path: Path, folder: Path, plain: PlainModel) -> None:
     answer = wanted(plain)
-    with Deployment(tmp_path, 2, DECODER, preprocessing="on") as deployment:
+    with Deployment(tmp_path, 2, MODEL, preprocessing="on") as deployment:
         deployment.share(folder)
         assert ask(deployment, knowing(answer, lambda place: place != 3)).tokens == answer
 
@@ -266,7 +266,7 @@ def test_the_python_interface(pair: Deployment, plain: PlainModel) -> None:
 
 def test_parties_with_tapes_on_disk_refuse(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "tapes").mkdir()
-    with Deployment(tmp_path, 2, DECODER, tapes=str(tmp_path / "tapes")) as deployment:
+    with Deployment(tmp_path, 2, MODEL, tapes=str(tmp_path / "tapes")) as deployment:
         deployment.share(folder)
         with pytest.raises(ConfigurationError, match=r"takes its tapes from a folder .* ask without a draft"):
             ask(deployment, knowing([]))

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from models import public_tables
 from mpc.errors import ConfigurationError, ManifestMismatch, MpcacheError, PeerLost, PermissionRefused, RangeError, WireError
 from parties.client.client import Client
 from parties.identity.certificates import Identity, check, create_authority, create_identity
@@ -48,6 +49,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "temperature": None,
         "policy": "full",
         "draft": 0,
+        "tables": public_tables.digest(running.model.architecture),
         "parties": running.deployment.names,
     }
     return Manifest(**{**values, **changes})
@@ -261,6 +263,16 @@ def test_other_version(two: Running) -> None:
         idle(two.deployment)
     assert dealer.version == before
     works(two.deployment)
+
+
+def test_other_public_tables(two: Running) -> None:
+    """The client's are not the first party's; a party's not the client's."""
+    other = manifest(two, tables="0" * 64).canonical()
+    words = re.compile(r"client and party[01] make different public tables \(0{12} and [0-9a-f]{12}\), by which")
+    for error in generate_raw(two, [wire.Open(session=new_id(), manifest=other)] * 2):
+        assert isinstance(error, ManifestMismatch)
+        assert words.match(str(error))
+    idle(two.deployment)
 
 
 def test_other_protocol(two: Running) -> None:

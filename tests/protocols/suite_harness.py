@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.local import in_process
 from protocols.plain.suite import PlainSuite, tensor_of
 from tests.protocols.crypten.programs import evaluate
 from tests.protocols.masked.harness import Program, run_masked
@@ -17,13 +18,13 @@ SECURE = [("crypten", 2), ("crypten", 3), ("masked", 2), ("masked", 3)]
 
 def run_plain(program: Program, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The program's results in floats."""
-    suite = PlainSuite(dtype)
+    suite = PlainSuite(dtype, in_process.DEVICE)
 
     async def main() -> Any:
         return await program(suite, *(suite.input(x.shape, x, 0) for x in inputs))
 
     found = suite.run(main())
-    return [tensor_of(v).double() for v in (found if isinstance(found, list | tuple) else [found])]
+    return [tensor_of(v).double().cpu() for v in (found if isinstance(found, list | tuple) else [found])]
 
 
 def run_secure(name: str, parties: int, program: Program, inputs: Sequence[Tensor], **options: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from models.generation import Decoding
+from models.plans import Leaving
 from models.policies.registry import POLICIES, WRAPPERS
 from models.policies.wrappers import PerLayer
 from parties.config.grants import ClientGrant, OwnerGrant
@@ -99,7 +99,7 @@ def test_suites_and_their_options() -> None:
 
 
 def test_decodings() -> None:
-    assert named("Decodings") == set(get_args(Decoding))
+    assert named("Decodings") == set(get_args(Leaving))
 
 
 def test_the_manifest() -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from models.checkpoint import load_checkpoint
+from models.encoder_architecture import Output
+from models.encoding import EncoderInput, EncodingPlan
 from models.generation import Decoding, GenerationPlan, generate_plain
 from mpc import ring
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
+from tests.models import random_encoders
 from tests.protocols import uniformity
 
 PROMPT = [(37 * n + 17) % 223 for n in range(24)]
@@ -40,6 +45,20 @@ def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, tempera
     if decoding == "logits":
         assert tokens == generate_plain(checkpoint, PROMPT, GenerationPlan(len(PROMPT), 1))
     assert not uniformity.failures(uniformity.results(seen))
+
+
+@pytest.mark.parametrize("output", ["mean", "pooled"])
+def test_so_is_what_is_opened_in_an_encoding(output: Output, tmp_path: Path) -> None:
+    """The mask of padding, token types, the places of a mean and rows behind residual sums included."""
+    model = random_encoders.save("bert", tmp_path)
+    ids, types = random_encoders.text(model, 21)
+    seen, found = uniformity.observed_encoding(
+        load_checkpoint(tmp_path, torch.float64), EncoderInput(ids, types), EncodingPlan(32, output)
+    )
+    wanted = random_encoders.outputs(model, ids, types)[output]
+    assert torch.cosine_similarity(found, wanted.double()).min() > 1 - 1e-5
+    assert not uniformity.failures(uniformity.results(seen))
+    assert sum(one.m.numel() for one in seen) > 100_000
 
 
 def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Tensor, int], Tensor]) -> list[int]:

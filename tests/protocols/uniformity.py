@@ -20,7 +20,7 @@ over everything only.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ import torch
 from torch import Tensor
 
 from launch.local.in_process import run_in_process
-from launch.local.shares import KeptShares
+from launch.local.shares import KeptShares, opened
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
+from models.encoder import Encoder
+from models.encoding import EncoderInput, EncodingPlan, encode
 from models.generation import Decoding, GenerationPlan, generate, token_indices
 from models.loaded import load_weights
 from mpc import fixed_point, ring
@@ -157,8 +159,6 @@ def observed_generation(
     plan = GenerationPlan(len(prompt), new_tokens, decoding, temperature=temperature)
     weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), parties) for name, w in checkpoint.weights.items()}
     rows = additive(token_indices(prompt, a.vocabulary), parties)
-    watches: list[_Watch] = []
-    lock = threading.Lock()
 
     def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
         held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
@@ -166,6 +166,38 @@ def observed_generation(
         share = None if party is None else rows[party]
         suite.run(generate(suite, Decoder(suite, a, held), plan, share, endpoint))
         return endpoint.shares
+
+    seen, found = _observed(parties, main)
+    tokens = []
+    for parts in zip(*found, strict=True):
+        total = torch.stack([p.share for p in parts]).sum(0)
+        value = fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits)
+        tokens.append(int(value.argmax()) if decoding == "logits" else int(value.round()))
+    return seen, tokens
+
+
+def observed_encoding(checkpoint: Checkpoint, text: EncoderInput, plan: EncodingPlan) -> tuple[list[Opened], Tensor]:
+    """What party 0 of two sees from loading an encoder to its output, and the output."""
+    a = checkpoint.encoder
+    weights = {name: additive(fixed_point.encode(w, WEIGHT_BITS), 2) for name, w in checkpoint.weights.items()}
+    rows = additive(text.rows(a, plan), 2)
+
+    def main(suite: MaskedSuite, party: int | None) -> list[OutputShare]:
+        held = suite.run(load_weights(suite, a, lambda name: None if party is None else weights[name][party]))
+        endpoint = KeptShares()
+        suite.run(encode(suite, Encoder(suite, a, held), plan, None if party is None else rows[party], endpoint))
+        return endpoint.shares
+
+    seen, found = _observed(2, main)
+    return seen, text.result(opened([shares[0] for shares in found]), plan.output)
+
+
+def _observed(
+    parties: int, main: Callable[[MaskedSuite, int | None], list[OutputShare]]
+) -> tuple[list[Opened], list[list[OutputShare]]]:
+    """What party 0 sees of a program, and all parties' output shares."""
+    watches: list[_Watch] = []
+    lock = threading.Lock()
 
     def at_party(channel: Any, tape: Any) -> list[OutputShare]:
         with torch.inference_mode():
@@ -180,9 +212,4 @@ def observed_generation(
             main(MaskedSuite(parties=parties, tape=tape, channel=None), None)
 
     found, _ = run_in_process(parties, at_party, at_dealer)
-    tokens = []
-    for parts in zip(*found, strict=True):
-        total = torch.stack([p.share for p in parts]).sum(0)
-        value = fixed_point.decode(ring.reduce(total, parts[0].bits), parts[0].fraction_bits, parts[0].bits)
-        tokens.append(int(value.argmax()) if decoding == "logits" else int(value.round()))
-    return watches[0].seen, tokens
+    return watches[0].seen, found

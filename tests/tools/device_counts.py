@@ -7,7 +7,8 @@ with fewer channels: the counts are those of the whole model but for what is cut
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +22,12 @@ from launch.measure.bench.worker import Segmented
 from models.architecture import Architecture
 from models.costs.program import NoInputs
 from models.shapes import find_shape, with_positions
+from mpc.ledger import Ledger
+from protocols.suite import OutputShare
 from tests.devices import STAND_IN, computing_on
 from tests.tools.stand_in.counts import Counts, Kind, counting
 
 KINDS: tuple[Kind, ...] = ("kernel", "up", "down", "wait")
-ROLES = {"party 0": "first party", "party 1": "last party", "dealer": "dealer"}
 
 
 @dataclass
@@ -44,30 +46,47 @@ def narrow(name: str, channels: int, layers: int | None = None) -> Architecture:
     return with_positions(shape.model_copy(update=changes), 4096)
 
 
-def counted(plan: BenchPlan) -> StepCounts:
-    """Run the plan's step on the stand-in device, all roles in this process, and count the last repetition."""
-    inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
-    out = StepCounts()
+Watch = Callable[[str, str, Ledger], AbstractContextManager[None]]
+"""What is around each segment: of a role, by its name, with the role's ledger."""
 
-    def run(program: Segmented, role: str, counts: Counts, rounds: Callable[[], int]) -> None:
+
+def run_roles(plan: BenchPlan, watch: Watch) -> list[OutputShare]:
+    """Run all roles of a plan in this process; return the parties' shares of the logits."""
+    inputs = BenchInputs(plan.shape, plan.seed, plan.parties)
+
+    def run(program: Segmented, role: str, ledger: Ledger) -> OutputShare:
+        output: Any = None
         with torch.inference_mode():
             for name, work in program.segments():
-                before, first = counts.copy(), rounds()
-                work()
-                if name == step_name(plan.repeat - 1):
-                    out.roles[role] = counts.copy().since(before)
-                    out.rounds = max(out.rounds, rounds() - first)
+                with watch(role, name, ledger):
+                    output = work()
+        found: OutputShare = output
+        return found
+
+    def party(channel: Any, tape: Any) -> OutputShare:
+        program = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, channel.party))
+        return run(program, f"party {channel.party}", channel.ledger)
+
+    def dealer(tape: Any) -> None:
+        run(Segmented(plan, plan.make_suite(tape, None), NoInputs()), "dealer", tape.ledger)
+
+    return run_in_process(plan.parties, party, dealer)[0]
+
+
+def counted(plan: BenchPlan) -> StepCounts:
+    """Run the plan's step on the stand-in device, and count the last repetition."""
+    out = StepCounts()
+
+    @contextmanager
+    def watch(role: str, name: str, ledger: Ledger) -> Iterator[None]:
+        before, first = counts.copy(), ledger.total().rounds
+        yield
+        if name == step_name(plan.repeat - 1):
+            out.roles[role] = counts.copy().since(before)
+            out.rounds = max(out.rounds, ledger.total().rounds - first)
 
     with computing_on(STAND_IN), counting() as counts:
-
-        def party(channel: Any, tape: Any) -> None:
-            program = Segmented(plan, plan.make_suite(tape, channel), SharedInputs(inputs, channel.party))
-            run(program, f"party {channel.party}", counts, lambda: channel.ledger.total().rounds)
-
-        def dealer(tape: Any) -> None:
-            run(Segmented(plan, plan.make_suite(tape, None), NoInputs()), "dealer", counts, lambda: 0)
-
-        run_in_process(plan.parties, party, dealer)
+        run_roles(plan, watch)
     return out
 
 

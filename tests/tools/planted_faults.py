@@ -51,6 +51,8 @@ SHUFFLE = "tests/protocols/masked/test_shuffle.py"
 DPF = "tests/protocols/masked/test_dpf.py"
 IDPF = "tests/protocols/masked/test_idpf.py"
 ZERO = "tests/protocols/masked/test_zero_test.py"
+SHIFT = "tests/protocols/test_softmax_shift.py"
+GATHER = "tests/protocols/masked/test_gather.py"
 CHOSEN = "tests/protocols/test_selection.py"
 UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
@@ -69,8 +71,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return pack(self.value.x + self.lam, self.value.bits)",
-        "return pack(self.value.x, self.value.bits)",
+        "return packed(self.value.x + self.lam, self.value.bits)",
+        "return packed(self.value.x, self.value.bits)",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -249,6 +251,34 @@ FAULTS: tuple[Fault, ...] = (
         (f"{IDPF}::test_every_point_of_a_small_domain", f"{ZERO}::test_every_value_of_a_ring"),
     ),
     Fault(
+        "a table's zero test that looks up its neighbour's entry",
+        "protocols/masked/zero_test.py",
+        "Shared(look_up(dealt, x.m) if c.evaluating",
+        "Shared(look_up(dealt, x.m ^ 1) if c.evaluating",
+        (f"{ZERO}::test_tables_of_few_bits",),
+    ),
+    Fault(
+        "scores are counted in their own bin alone",
+        "protocols/masked/histogram.py",
+        "found = rows.sum(ordered).cumsum(-1)[:, : bins - 1]",
+        "found = rows.sum(ordered)[:, : bins - 1]",
+        (f"{SHIFT}::test_the_shift_is_the_edge_of_the_largest_ones_bin",),
+    ),
+    Fault(
+        "a rank's last entry is taken for what all entries add up to",
+        "protocols/masked/ranking.py",
+        "rest = factor() - dealt.sum(-1, dtype=torch.int64)",
+        "rest = factor()",
+        (RANKING,),
+    ),
+    Fault(
+        "clusters are picked from the second rank on",
+        "protocols/masked/gather.py",
+        "return idpf.Points((ranks.bits,), 0, count - 1, 1 + size, bits)",
+        "return idpf.Points((ranks.bits,), 1, count, 1 + size, bits)",
+        (f"{GATHER}::test_picks_are_the_rows_of_the_first_ranks",),
+    ),
+    Fault(
         "a zero test that looks up its neighbour's entry",
         "protocols/masked/zero_test.py",
         "gather(-1, (m & (entries - 1))[:, None])",
@@ -314,8 +344,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small amplitudes whose cosines have too many bits",
         "protocols/masked/waves.py",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS + shift",
-        "spared = curves.AMPLITUDE_BITS - DEALT_BITS",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period + shift",
+        "spared = curves.AMPLITUDE_BITS - DEALT_BITS - period",
         (f"{ACTIVATION}::test_all_forms_over_the_whole_range",),
     ),
     Fault(
@@ -545,6 +575,27 @@ FAULTS: tuple[Fault, ...] = (
         (f"{EXPONENTIAL}::test_exponentials",),
     ),
     Fault(
+        "a dealt power that is shared modulo 2^L",
+        "mpc/cyclic.py",
+        "return _less(found, [torch.zeros_like(borrow)] * len(x), borrow)[0]",
+        "return found",
+        ("tests/mpc/test_cyclic.py::test_differences_around_the_circle", f"{EXPONENTIAL}::test_exponentials"),
+    ),
+    Fault(
+        "a dealt power that the last party gets whole",
+        "protocols/masked/exponential.py",
+        "            whole = subtract(whole, other)",
+        "            subtract(whole, other)",
+        (f"{EXPONENTIAL}::test_shares_of_dealt_powers_are_uniform",),
+    ),
+    Fault(
+        "exponents in units of ln 2",
+        "protocols/masked/exponential.py",
+        "Shared(s.x * UNITS, s.bits",
+        "Shared(s.x * 8192, s.bits",
+        (f"{SUITE}::test_softmax",),
+    ),
+    Fault(
         "a zero test that looks at all digits but one",
         "protocols/masked/zero_words.py",
         "first = -(-self.bits // (DIGIT[self.way] * self.each))",
@@ -554,8 +605,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "hashes with one word for four places",
         "protocols/masked/histogram.py",
-        "return (picks << torch.arange(GROUP)).sum(-1).to(seed.device)",
-        "return (picks[..., :1] * 15).sum(-1).to(seed.device)",
+        "return (picks << torch.arange(GROUP)).sum(-1)",
+        "return (picks[..., :1] * 15).sum(-1)",
         (f"{EXPONENTIAL}::test_hashes_are_zero_where_no_score_lies",),
     ),
     Fault(
@@ -618,8 +669,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "permutations from two bits of their keys",
         "protocols/masked/shuffle.py",
-        "order = np.lexsort(tuple(keys.cpu().numpy()), axis=-1)",
-        "order = np.lexsort(tuple(keys.cpu().numpy() & 3), axis=-1)",
+        "np.lexsort(tuple(keys.numpy()), axis=-1)",
+        "np.lexsort(tuple(keys.numpy() & 3), axis=-1)",
         (f"{SHUFFLE}::test_permutations_have_no_bias",),
     ),
     Fault(

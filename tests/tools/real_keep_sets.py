@@ -59,7 +59,7 @@ def main() -> int:
     checkpoint = load_checkpoint(wanted.model)
     ids = prompt_of(checkpoint, wanted.tokens, wanted.seed)
     if wanted.layers is not None:
-        checkpoint = dataclasses.replace(checkpoint, architecture=with_layers(checkpoint.architecture, wanted.layers))
+        checkpoint = dataclasses.replace(checkpoint, description=with_layers(checkpoint.architecture, wanted.layers))
     plan = GenerationPlan(len(ids), wanted.new, policy=wanted.policy)
     plan.check(checkpoint.architecture)
     decisions: list[Decision] = []

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from protocols.masked import softmax
 from protocols.masked.context import Context
+from protocols.masked.exponential import in_units
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked
 from tests.protocols.masked.harness import run_masked
@@ -83,11 +84,13 @@ def cases() -> list[Case]:
 def given(shifts: Tensor) -> Callable[[Context, Masked, Rows, softmax.Spread], Awaitable[Masked]]:
     """A stand-in for the gate that finds the shift: these public numbers, one for each row, as the ring holds them.
 
-    What the gate finds is the upper edge of the largest score's bin of 4."""
+    What the gate finds is the upper edge of the bin of 4 units, that is 4.16, of the largest score."""
 
     async def shift(c: Context, y: Masked, rows: Rows, spread: softmax.Spread) -> Masked:
         bits = spread.range_bits + 1 + y.frac
-        edges = torch.floor((shifts + 2.0**softmax.BIN_BITS) * 2.0**y.frac).to(torch.int64) & ((1 << bits) - 1)
+        edges = torch.floor((shifts * in_units(1.0) + 2.0**softmax.BIN_BITS) * 2.0**y.frac).to(torch.int64) & (
+            (1 << bits) - 1
+        )
         public = edges if c.evaluating else c.blank(edges.shape)
         return Masked(public, torch.zeros_like(edges), bits, y.frac)
 

@@ -17,7 +17,7 @@ from tests.vectors.recording import Case, Input
 
 
 async def _exponential(s: MaskedSuite, x: Masked, form: str, frac: int, bits: int) -> Shared:
-    way = exponential.by_table if form == "table" else exponential.by_bits
+    way = exponential.by_window if form == "window" else exponential.by_bits
     return s.context.shared(await way(s.context, x, frac, bits))
 
 
@@ -52,7 +52,7 @@ def softmax_files() -> dict[str, list[Case]]:
             words = Input(torch.tensor([0, 1, 1 << (bits - 2), -1]), bits, 0)
             found += cases("zero words", _zero, [words], {"way": way, "bits": 7})
     return {
-        "exponential": cases("exponential", _exponential, [x], {"form": "table", "frac": 28, "bits": 62})
+        "exponential": cases("exponential", _exponential, [x], {"form": "window", "frac": 28, "bits": 62})
         + cases("exponential", _exponential, [x], {"form": "bits", "frac": 28, "bits": 62}, parties=(2,)),
         "zero_words": found,
         "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}) + shifts,

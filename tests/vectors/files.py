@@ -54,7 +54,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "piecewise": ("piecewise.py",),
     "activation": ("activation.py", "brackets.py", "curves.py", "opened_bits.py", "segments.py", "waves.py"),
     "power": ("power.py", "idpf.py"),
-    "exponential": ("exponential.py", "natural_powers.py"),
+    "exponential": ("exponential.py", "powers_of_two.py"),
     "zero_words": ("zero_words.py",),
     "softmax": ("softmax.py", "histogram.py", "attention.py"),
     "norm": ("normalisation.py", "stream.py", "forms.py", "ranges.py"),

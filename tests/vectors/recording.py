@@ -125,6 +125,11 @@ class _Dealer(DealerTape):
         self.entries[-1].append(octets(self._last))
         return out
 
+    def completed(self, *args: Any, **kwargs: Any) -> Tensor:
+        out = super().completed(*args, **kwargs)
+        self.entries[-1].append(octets(self._last))
+        return out
+
     def dependent_shares(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         out = super().dependent_shares(*args, **kwargs)
         self.entries[-1].append(octets(self._last))

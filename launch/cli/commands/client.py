@@ -100,7 +100,7 @@ def _list_models(client: Client) -> None:
     for column in ("model", "id", "owner", "family", "layers", "vocabulary", "positions", "bounds"):
         table.add_column(column, overflow="fold")
     for m in held:
-        a = m.architecture
+        a = m.description
         said = "usual" if m.ranges is None else "own"
         table.add_row(m.name, m.id, m.owner, a.family, str(a.layers), str(a.vocabulary), str(a.positions), said)
     out.print(table if held else "no model is held by all parties; let the model owner share one")

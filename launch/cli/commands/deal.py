@@ -62,13 +62,13 @@ def run(
     """
     from launch.serve.roles import load_role
     from models.calibration.record import read_record
-    from models.checkpoint import read_architecture
+    from models.checkpoint import read_description
     from parties.tapes.deal import DealSpec, deal
     from protocols.registry import SuiteSpec
 
     check_suite(suite)
-    chosen, agreed = agreed_choice(decoding, temperature)
-    settings, architecture, record = load_role(config, "dealer"), read_architecture(model), read_record(model)
+    settings, architecture, record = load_role(config, "dealer"), read_description(model), read_record(model)
+    chosen, agreed = agreed_choice(decoding, temperature, architecture)
     bounds = {} if record is None else record.suites.get(suite, {})
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:

@@ -168,7 +168,7 @@ def _calibration(directory: Path) -> Finding:
 
     remedy = f"mpcache calibrate --model {directory}"
     try:
-        found = find(directory, load_checkpoint(directory).architecture)
+        found = find(directory, load_checkpoint(directory).description)
     except MpcacheError as error:
         return Finding("calibration", "the checkpoint cannot be read", str(error))
     if found is None:

@@ -1,4 +1,4 @@
-"""`mpcache estimate`: what a generation would cost, for any model, suite and network, without running it."""
+"""`mpcache estimate`: what a generation or an encoding would cost, for any model, suite and network, without running it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from launch.terminal.console import byte_count, err, out, print_json
 if TYPE_CHECKING:
     from launch.predict.critical_path import CriticalPath
     from launch.predict.networks import Network
-    from models.architecture import Architecture
+    from models.architectures import AnyArchitecture
     from models.costs.estimation import Estimate, Rates
     from models.costs.tracing import Costs, Setting
     from models.drafting import DraftPlan
@@ -39,10 +39,13 @@ SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidt
 ShapeOrFolderOption = Annotated[
     str,
     typer.Option(
-        "--model", help="A known shape (gpt2, llama-2-7b ...), a checkpoint directory, its config.json, or a GGUF file."
+        "--model",
+        help="A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, or a GGUF file.",
     ),
 ]
-PromptTokensOption = Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")]
+PromptTokensOption = Annotated[
+    int, typer.Option("--prompt", min=1, help="Tokens of the prompt, or of an encoder's text with its padding.")
+]
 NewTokensOption = Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")]
 NetworkOption = Annotated[str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")]
 RateOption = Annotated[
@@ -89,17 +92,17 @@ def run(
     from models.costs.estimation import estimate, measure_rates
     from models.costs.tracing import Setting
     from models.policies import parse
-    from models.shapes import find_shape, with_layers, with_positions
+    from models.shapes import find_description, with_layers, with_positions
 
     check_suite(suite)
     parse(policy)
     profile = find_network(network)
     rates = None if rate is None else _rates(rate)
-    architecture = find_shape(model)
+    architecture = find_description(model)
     architecture = architecture if layers is None else with_layers(architecture, layers)
     own_positions = architecture.positions
     architecture = with_positions(architecture, prompt + new - 1)
-    chosen, temperature = agreed_choice(decoding, temperature)
+    chosen, temperature = agreed_choice(decoding, temperature, architecture)
     drafting = _drafting(draft, kept)
     setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature, drafting)
     with err.status(f"{model}: tracing"):
@@ -132,7 +135,7 @@ def _drafting(draft: str, kept: int) -> DraftPlan | None:
     return None if found is None else found.plan
 
 
-def _critical_path(architecture: Architecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
+def _critical_path(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
     """Return that of the last token, or of the prompt where only one token is asked for."""
     from launch.predict.critical_path import critical_path
 

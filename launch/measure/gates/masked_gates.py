@@ -83,14 +83,14 @@ def _comparison() -> list[Gate]:
         )
         for bits in (2, 8, 9, 16, 17, 24, 25, 32)
     ]
-    return [*found, *(_zero_test(bits) for bits in (7, 24, 40))]
+    return [*found, _zero_test(7, zero_test.by_table), *(_zero_test(bits, zero_test.by_points) for bits in (7, 24, 40))]
 
 
-def _zero_test(bits: int) -> Gate:
+def _zero_test(bits: int, way: Callable[[Context, Masked, int], Shared]) -> Gate:
     """Return the gate on zero, small numbers, and what differs from zero in one bit."""
 
     async def program(c: Context, x: Masked) -> Shared:
-        return zero_test.by_points(c, x, OUT)
+        return way(c, x, OUT)
 
     def points(count: int) -> list[Tensor]:
         single = -(2.0 ** torch.arange(bits, dtype=torch.float64))  # -2^(bits - 1) is the ring's smallest
@@ -99,8 +99,9 @@ def _zero_test(bits: int) -> Gate:
         )
         return [torch.cat([single, near, torch.zeros(max(count // 4, 1), dtype=torch.float64)])]
 
-    name, judge = f"zero test by point function, {bits} bits", absolute(lambda x: x == 0)
-    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, 2)
+    by, parties = ("point function", 2) if way is zero_test.by_points else ("table", None)
+    name, judge = f"zero test by {by}, {bits} bits", absolute(lambda x: x == 0)
+    return Gate(name, "comparison", "the whole ring", "exact", points, judge, program, 0.0, bits, 0, parties)
 
 
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -249,19 +250,19 @@ def _powers() -> list[Gate]:
 def _exponential() -> list[Gate]:
     frac, ring_bits = 28, 62
 
-    async def by_table(c: Context, x: Masked) -> Shared:
-        return c.shared(await exponential.by_table(c, x, frac, ring_bits))
+    async def by_window(c: Context, x: Masked) -> Shared:
+        return c.shared(await exponential.by_window(c, x, frac, ring_bits))
 
     async def by_bits(c: Context, x: Masked) -> Shared:
         return c.shared(await exponential.by_bits(c, x, frac, ring_bits))
 
     def entry(name: str, highest: float, program: Any, parties: int | None) -> Gate:
-        points = span(-224.0, highest - UNIT, UNIT, [float(x) for x in range(-224, int(highest), 4)])
-        judge = relative(torch.exp, 2.0**-12)
-        words = f"-224 <= x < {highest:g}; relative to e^x + 2^-12"
+        points = span(-192.0, highest - UNIT, UNIT, [float(x) for x in range(-192, int(highest), 4)])
+        judge = relative(lambda x: torch.exp2(1.5 * x), 2.0**-12)
+        words = f"-192 <= x < {highest:g}; relative to 2^(3/2 x) + 2^-12"
         return Gate(name, "softmax", words, "relative", points, judge, program, 2.0**-14, 8 + FRAC, FRAC, parties)
 
-    return [entry("e^x, table", 0.0, by_table, None), entry("e^x, one-hot bits", -4.0, by_bits, 2)]
+    return [entry("2^(3/2 x), window", 0.0, by_window, None), entry("2^(3/2 x), one-hot bits", -4.0, by_bits, 2)]
 
 
 def _zero_words() -> list[Gate]:

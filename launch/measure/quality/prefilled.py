@@ -173,8 +173,8 @@ class PrefilledModel:
         for start in range(prompt.tokens - observed, prompt.tokens, block):
             stop = min(start + block, prompt.tokens)
             scores = queries[:, :, start:stop] @ keys[:, None, :stop].transpose(-1, -2)  # [G, R, n, stop]
-            mask = causal_mask(stop - start, stop, window, scores.device)
+            mask = causal_mask(stop - start, stop, window)
             if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf"))
+                scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
             total[:, :stop] += torch.softmax(scores, -1).sum((1, 2))
         return PlainValue(total)

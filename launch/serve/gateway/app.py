@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from launch.serve.gateway import requests
+from launch.serve.gateway import embeddings, requests
 from launch.serve.gateway.bodies import Shape, error_event, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, busy, from_error, invalid
@@ -23,6 +23,7 @@ from launch.serve.gateway.guard import HEALTH, Guard
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
+from parties.client.cancellation import Cancellation
 from parties.client.client import Client
 from parties.events import log
 from parties.wire.error_codec import public
@@ -47,6 +48,7 @@ class Gateway:
             Route("/v1/models/{model:path}", _caught(self._model), methods=["GET"]),
             Route("/v1/completions", _caught(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", _caught(self._chat), methods=["POST"]),
+            Route("/v1/embeddings", _caught(self._embeddings), methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _http_error}
         self.app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
@@ -82,6 +84,27 @@ class Gateway:
         shape = Shape(True, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, bool(parameters.stream))
 
+    async def _embeddings(self, request: Request) -> Response:
+        parameters = embeddings.parse_parameters(await self._body(request))
+        served = await self._served(parameters.model)
+        asked = await asyncio.to_thread(embeddings.asked, parameters, served, self.settings)
+        self._take_place()
+        cancellation = Cancellation()
+        watcher = asyncio.create_task(_watch(request.receive, cancellation.cancel))
+        try:
+            rows = await asyncio.to_thread(asked.rows, self.client, cancellation)
+        finally:
+            watcher.cancel()
+            self._ended()
+        log.info("gateway: embeddings 200, model %s, %s texts", served.reference.id, len(rows))
+        return JSONResponse(asked.body(rows))
+
+    def _take_place(self) -> None:
+        """Count one more request at the parties. Raises `ApiError` 429 where there are too many."""
+        if self.running >= self.settings.max_concurrent:
+            raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
+        self.running += 1
+
     async def _served(self, name: str) -> Served:
         """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
         known = self.catalogue.known(name)
@@ -109,12 +132,10 @@ class Gateway:
         return bytes(data)
 
     async def _answer(self, request: Request, asked: TextRequest, shape: Shape, stream: bool) -> Response:
-        if self.running >= self.settings.max_concurrent:
-            raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
+        self._take_place()
         generation = Generation(self.client, asked, self._ended)
         generation.start()
-        self.running += 1  # before the event loop can call _ended
-        watcher = asyncio.create_task(_watch(request.receive, generation))
+        watcher = asyncio.create_task(_watch(request.receive, generation.gone))
         exchange = _Exchange(generation, shape, watcher)
         headers = {"X-Request-Id": shape.name}
         try:
@@ -236,11 +257,11 @@ class EventStream(Response):
             self._close()
 
 
-async def _watch(receive: Receive, generation: Generation) -> None:
-    """Tell the generation when whoever asked closes the connection."""
+async def _watch(receive: Receive, gone: Callable[[], None]) -> None:
+    """Say when whoever asked closes the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    generation.gone()
+    gone()
 
 
 def _caught(endpoint: Endpoint) -> Endpoint:
@@ -262,7 +283,7 @@ def _caught(endpoint: Endpoint) -> Endpoint:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    known = "/v1/models, /v1/completions, /v1/chat/completions, /health, /ready"
+    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, /health, /ready"
     what = {404: f"unknown path; there are {known}", 405: "this path does not take this method"}
     message = what.get(error.status_code, error.detail)
     return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

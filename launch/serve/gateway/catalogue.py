@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
-from models.architecture import Architecture
-from models.checkpoint import read_architecture
+from models.architectures import AnyArchitecture
+from models.checkpoint import read_description
 from models.tokenizer.chat_template import ChatTemplate
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
@@ -26,7 +26,7 @@ class Words:
     """A tokenizer's folder. template: None with the reason in `no_template`."""
 
     folder: Path
-    architecture: Architecture
+    architecture: AnyArchitecture
     tokenizer: TextTokenizer
     template: ChatTemplate | None
     no_template: str
@@ -34,7 +34,7 @@ class Words:
     @classmethod
     def load(cls, folder: Path) -> Words:
         """Read a folder. Raises `CheckpointError` when config.json or the tokenizer is missing or unreadable."""
-        architecture = read_architecture(folder)
+        architecture = read_description(folder)
         tokenizer = TextTokenizer.load(folder, architecture.eos)
         try:
             return cls(folder, architecture, tokenizer, ChatTemplate.load(folder, tokenizer), "")
@@ -89,7 +89,7 @@ class Catalogue:
                 words = self._wanted.get(reference.name) or self._wanted.get(reference.id)
                 if words is not None:
                     check_architecture(words.folder, words.architecture, reference)
-                elif not self._wanted and reference.architecture == self._default.architecture:
+                elif not self._wanted and reference.description == self._default.architecture:
                     words = self._default
                 if words is not None:
                     before = self._served.get(reference.id)

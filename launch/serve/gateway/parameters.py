@@ -58,10 +58,12 @@ _EXPECTED = {
     "prompt": "must be a text or a list of token ids",
     "stop": "must be a text or a list of at most 4 texts",
     "stop_token_ids": "must be a list of token ids",
+    "input": "must be a text or a list of texts",
     "stream_options": "may hold include_usage, true or false",
 }
 
 P = TypeVar("P", bound="Parameters")
+B = TypeVar("B", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -158,6 +160,16 @@ class ChatParameters(Parameters):
 
 def parse(kind: type[P], body: bytes) -> P:
     """Read the parameters of a request's body. Raises `ApiError` naming the parameter."""
+    found = parse_body(kind, body)
+    for name, value in (found.model_extra or {}).items():
+        _check_extra(name, value)
+    if found.stream_options is not None and not found.stream:
+        raise invalid("stream_options needs stream: true", "stream_options")
+    return found
+
+
+def parse_body(kind: type[B], body: bytes) -> B:
+    """Read a request's body as a record. Raises `ApiError` naming the parameter that does not fit it."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
@@ -167,14 +179,9 @@ def parse(kind: type[P], body: bytes) -> P:
     for name, value in values.items():
         _check_text(name, value)
     try:
-        found = kind.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise _explain(error) from None
-    for name, value in (found.model_extra or {}).items():
-        _check_extra(name, value)
-    if found.stream_options is not None and not found.stream:
-        raise invalid("stream_options needs stream: true", "stream_options")
-    return found
 
 
 def _check_text(name: str, value: Any) -> None:
@@ -208,6 +215,9 @@ def _explain(error: ValidationError) -> ApiError:
     parameter's value."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     param = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        shown = param if param.isidentifier() and len(param) <= 64 else "one with an odd name"
+        return invalid(f"Unrecognized request argument supplied: {shown}", code="unknown_parameter")
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return invalid(f"you must provide a '{param}' parameter", param, "missing_required_parameter")
     number = next((f" number {place + 1}" for place in first["loc"][1:2] if isinstance(place, int)), "")

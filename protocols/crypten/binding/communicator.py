@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mpc.errors import ConfigurationError
-from mpc.packing import pack, unpack
+from mpc.messages import at_host, delivered, packed, unpacked
 from protocols.crypten.binding.requirement import require_crypten
 from protocols.crypten.binding.session import CryptenSession, current_session, has_session
 
@@ -152,9 +152,10 @@ class ChannelCommunicator(Communicator):  # type: ignore[misc]
         if session.channel is None:
             session.count_exchange(size * len(to), size * len(of), len(to))
             return [session.without_content(x.shape) for _ in range(session.parties)]
-        payload = pack(x, 64) if to else b""
+        payload = at_host(packed(x, 64)) if to else b""
         received = session.channel.exchange({peer: payload for peer in to}, {peer: size for peer in of})
-        return [unpack(received[i], 64, x.shape).to(x.device) if i in received else x for i in range(session.parties)]
+        parts = dict(zip(received, delivered(list(received.values()), x.device), strict=True))
+        return [unpacked(parts[i], 64, x.shape) if i in parts else x for i in range(session.parties)]
 
     @staticmethod
     def _synchronous(async_op: bool) -> None:

@@ -25,7 +25,8 @@ from mpc import ring
 from mpc.channel import Channel
 from mpc.errors import ConfigurationError
 from mpc.ledger import Cost, Ledger, operation
-from mpc.packing import pack, packed_size, unpack
+from mpc.messages import at_host, delivered, joined, packed, unpacked
+from mpc.packing import packed_size
 from mpc.random import SEED_BYTES, Prg, new_seed
 from mpc.shape_tensor import empty, new_shape_tensor
 from mpc.tape import CountingTape, Tape
@@ -107,13 +108,15 @@ class CryptenSession:
             everything = sum(sizes) * (self.parties - 1)
             self.count_exchange(everything, everything, self.parties - 1)
             return [self.without_content(x.shape) for x, _, _ in items]
-        received = self.channel.exchange_all(b"".join(pack(x, bits) for x, bits, _ in items))
+        arrived = self.channel.exchange_all(at_host(joined([packed(x, bits) for x, bits, _ in items])))
+        peers = self.channel.peers
+        received = dict(zip(peers, delivered([arrived[peer] for peer in peers], self.device), strict=True))
         out = []
         start = 0
         for (x, bits, kind), size in zip(items, sizes, strict=True):
             total = x
-            for peer in self.channel.peers:
-                part = unpack(memoryview(received[peer])[start : start + size], bits, x.shape).to(x.device)
+            for peer in peers:
+                part = unpacked(received[peer][start : start + size], bits, x.shape)
                 total = total ^ part if kind == "xor" else total + part
             out.append(ring.reduce(total, bits))
             start += size

@@ -68,6 +68,21 @@ def deployed(folder: Path, checkpoint: Path, name: str = "tiny", **settings: Any
 
 
 @contextmanager
+def in_thread(gateway: Gateway) -> Iterator[str]:
+    """A gateway's server in a thread; its address."""
+    listener, address = listen("127.0.0.1:0")
+    running = server(gateway)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield address
+    finally:
+        running.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextmanager
 def serving(
     deployment: Deployment, toy: Toy, letters: Path, client: dict[str, Any] | None = None, **settings: Any
 ) -> Iterator[Running]:
@@ -77,14 +92,8 @@ def serving(
     catalogue.refresh()
     catalogue.check()
     gateway = Gateway(asks, catalogue, GatewaySettings(SuiteSpec("crypten"), **settings))
-    listener, address = listen("127.0.0.1:0")
-    running = server(gateway)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
     try:
-        yield Running(gateway, address, deployment, toy, letters)
+        with in_thread(gateway) as address:
+            yield Running(gateway, address, deployment, toy, letters)
     finally:
-        running.should_exit = True
-        thread.join(20)
         asks.close()
-        assert not thread.is_alive()

@@ -17,7 +17,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, read_architecture
 from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ManifestMismatch, MpcacheError, PeerError, TapeError
 from parties.party.compute_party import ComputePartyServer
-from parties.program import DECODER, Program
+from parties.program import MODEL, Program
 from parties.tapes.deal import DealSpec, deal
 from parties.transport.channel import GrpcChannel
 from protocols import gumbel
@@ -120,7 +120,7 @@ def test_a_restart_sends_the_same_masked_weights_again(
     def load(*arguments: Any) -> dict[str, Any]:
         loading.now = []
         try:
-            return DECODER.load(*arguments)
+            return MODEL.load(*arguments)
         finally:
             sent.append(loading.now)
             loading.now = None
@@ -131,7 +131,7 @@ def test_a_restart_sends_the_same_masked_weights_again(
         send(self, peer, payload)
 
     monkeypatch.setattr(GrpcChannel, "send", spy)
-    deployment = Deployment(tmp_path, 3, Program(load, DECODER.run), deadline_seconds=20)
+    deployment = Deployment(tmp_path, 3, Program(load, MODEL.run), deadline_seconds=20)
     try:
         deal(deployment.config("dealer", "dealer"), read_architecture(checkpoint), DealSpec([5], 2, 4), tmp_path / "out")
         start(deployment, tmp_path / "out")

@@ -119,8 +119,8 @@ def test_what_is_handed_on_cannot_be_matched_with_what_came_in(broken: bool, mon
         for end in (DealerTape, PartyTape):
             real = end.random_shares
 
-            def unmasked(tape: Any, op: str, *args: Any, real: Any = real) -> list[Tensor]:
-                found = real(tape, op, *args)
+            def unmasked(tape: Any, op: str, *args: Any, real: Any = real, **options: Any) -> list[Tensor]:
+                found = real(tape, op, *args, **options)
                 return [torch.zeros_like(t) for t in found] if op == "shuffle mask" else found
 
             monkeypatch.setattr(end, "random_shares", unmasked)

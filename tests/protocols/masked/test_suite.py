@@ -12,6 +12,7 @@ from torch import Tensor
 from launch.local.in_process import run_in_process
 from mpc import fixed_point
 from mpc.errors import RangeError
+from protocols.masked.exponential import Exponents
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked
 from protocols.masked.softmax import Spread, numerators
@@ -71,7 +72,7 @@ def test_softmax(name: str, parties: int) -> None:
     assert ((found - exact).abs() / exact.amax(-1, keepdim=True)).max() < 2.0**-10
 
 
-@pytest.mark.parametrize(("prefer", "rounds", "a_score"), [("rounds", 3, 138), ("bytes", 6, 49)])
+@pytest.mark.parametrize(("prefer", "rounds", "a_score"), [("rounds", 3, 61), ("bytes", 6, 49)])
 def test_softmax_costs_of_a_score(prefer: Any, rounds: int, a_score: int) -> None:
     """Dealt bytes of a score beyond those of its row; rounds from the opening of the scores to the numerators."""
     from mpc.tape import CountingTape
@@ -81,7 +82,9 @@ def test_softmax_costs_of_a_score(prefer: Any, rounds: int, a_score: int) -> Non
 
         async def program() -> None:
             y = Masked(*(s.context.blank((12 * columns,)),) * 2, 40, 14)
-            await numerators(s.context, y, Rows(torch.Size((12, columns))), (28, 62), Spread(8, 112.0, s.convert.ranges))
+            await numerators(
+                s.context, Exponents(y), Rows(torch.Size((12, columns))), (28, 62), Spread(8, 112.0, s.convert.ranges)
+            )
 
         s.run(program())
         return s.ledger.total()

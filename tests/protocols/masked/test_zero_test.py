@@ -42,6 +42,27 @@ def test_zero_and_what_differs_from_it_in_one_bit(bits: int) -> None:
         assert torch.equal(ring.reduce(found, k), (ring.reduce(x, bits) == 0).to(torch.int64))
 
 
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("bits", [1, 2, 7])
+def test_tables_of_few_bits(bits: int, parties: int) -> None:
+    x = torch.arange(1 << bits).repeat(3)
+
+    async def program(c: Context, s: Shared) -> list[Shared]:
+        opened = await open_value(c, s)
+        return [zero_test.by_table(c, opened, 7), zero_test.of_few_bits(c, opened, 7)]
+
+    result = run(program, [(x, bits)], parties)
+    for found in result.outputs:
+        assert torch.equal(ring.reduce(found, 7), (x == 0).to(torch.int64))
+    assert result.costs[0].rounds == 1
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_few_bits_are_tested_by_what_is_predicted(parties: int) -> None:
+    names = {bits: zero_test.small_form(336, bits, 7, parties).name for bits in (5, 7, 11)}
+    assert names == {5: "table", 7: "table", 11: "points" if parties == 2 else "table"}
+
+
 @pytest.mark.parametrize(("elements", "bits"), [(1, 4), (756, 24), (700, 40), (20_000, 11)])
 def test_bytes_are_those_that_are_counted(elements: int, bits: int) -> None:
     shapes = [((elements,), bits)]

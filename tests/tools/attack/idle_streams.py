@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import grpc
 
+from models import public_tables
 from mpc.errors import MpcacheError
 from parties.client.model_reference import ModelReference
 from parties.wire import wire_pb2 as wire
@@ -83,6 +84,7 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         temperature=None,
         policy="full",
         draft=0,
+        tables=public_tables.digest(model.architecture),
         parties=deployment.names,
     )
     opening = wire.Open(session=new_id(), manifest=manifest.canonical())

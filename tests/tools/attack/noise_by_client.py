@@ -90,7 +90,7 @@ def _lying(temperature: Callable[[str], Any]) -> Callable[..., None]:
             return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
     def run(self: ClientSession, *arguments: Any) -> None:
-        object.__setattr__(self.request, "manifest", Lying(self.request.manifest, [p.name for p in self.config.parties]))
+        self.manifest = Lying(self.manifest, [p.name for p in self.config.parties])
         _run(self, *arguments)
 
     return run

@@ -22,7 +22,7 @@ HALF = {"gelu": 4, "gelu_tanh": 4, "silu": 12}
 DEGREE = {"gelu": 2, "gelu_tanh": 2, "silu": 3}
 SEGMENTS, SEGMENT_BITS, VALUE_BITS, POSITION_BITS, ROUND_BITS = 128, 22, 15, 12, 24
 UNIT = 3  # log2 of what brackets count
-FRAC, PUBLIC = 38, 18  # of a sum of waves; of its public factors
+FRAC, PUBLIC = 25, 12  # of a sum of waves, less twice the period's log2; of its public factors, less that
 
 
 def period(kind: str) -> int:
@@ -149,13 +149,13 @@ def waves(w: World, kind: str, x: Masked, p: int, bits: int) -> Shared | Wide:
     out: Any = 0
     for j, a in found:
         shift = (largest // abs(a)).bit_length() - 1
-        spared = ROUND_BITS - (FRAC - PUBLIC) + shift
+        spared = ROUND_BITS - (FRAC - PUBLIC) - p + shift
         known = (_turns(x.mask, j, circle) + (1 << (spared - 1))) >> spared
         dealt = wide.deal(w, f"{kind} waves", known.shape, bits - shift, known)
-        half = 1 << (2 * ROUND_BITS - PUBLIC - 1)
-        public = (_turns(x.m, j, circle) * a + half) >> (2 * ROUND_BITS - PUBLIC)
+        cut_off = 2 * ROUND_BITS - PUBLIC - p
+        public = (_turns(x.m, j, circle) * a + (1 << (cut_off - 1))) >> cut_off
         out = out + ((dealt * public).sum(1) << shift)
-    return _plus(sharing(out, bits, FRAC), 1 << (p - 3 + FRAC))
+    return _plus(sharing(out, bits, FRAC + 2 * p), 1 << (p - 3 + FRAC + 2 * p))
 
 
 def _plus(x: Shared | Wide, value: int) -> Shared | Wide:
@@ -268,25 +268,28 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
             negative = yield from alone(negative)
         return (yield from wide.cut(w, times(w, "positive", _opposite(negative), x, left, 0), 0))
     if curve == "waves":
-        bits = left + FRAC - f
+        fine = FRAC + 2 * (least - f)
+        bits = left + fine - f
         even_part = waves(w, kind, x, least - f, bits)
-        total = integers(even_part.x) + integers(_half(w, x, bits, FRAC).x)
-        return (yield from wide.cut(w, sharing(total, bits, FRAC), FRAC - f))
+        total = integers(even_part.x) + integers(_half(w, x, bits, fine).x)
+        return (yield from wide.cut(w, sharing(total, bits, fine), fine - f))
     reach = HALF[kind] + (1 << UNIT)
     if curve != "segments":
-        bits = (reach << f).bit_length() + 2 + FRAC - f
+        p_bits, period = (reach << f).bit_length() + 2, 6 if kind == "silu" else 5
+        fine = FRAC + 2 * period
 
         def curved() -> Steps:
             if curve == "halved digits":
                 terms, frac = yield from segment(w, kind, x)
-                whole = _times_sum(w, f"{kind} segments", None, terms, bits - FRAC + frac)
+                whole = _times_sum(w, f"{kind} segments", None, terms, p_bits - f + frac)
                 assert isinstance(whole, Shared)
                 return (yield from open_cut(w, whole, frac - f))
-            wave = waves(w, kind, x, 6 if kind == "silu" else 5, bits)
-            half = _half(w, x, bits, FRAC)
+            bits = p_bits + fine - f
+            wave = waves(w, kind, x, period, bits)
+            half = _half(w, x, bits, fine)
             assert isinstance(wave, Shared)
             assert isinstance(half, Shared)
-            return (yield from open_cut(w, wave.plus(half, -1), FRAC - f))
+            return (yield from open_cut(w, wave.plus(half, -1), fine - f))
 
         (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, curve == "brackets"), curved())
         lower, frac = times(w, "inside", inside, p.noted(w.parties == 2), left), f

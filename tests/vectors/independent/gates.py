@@ -78,6 +78,12 @@ def _weight(w: World, x: Shared, weight: Shared) -> Steps:
     return linear.weight_product(w, opened, kept)
 
 
+def _gain(w: World, x: Shared, vector: Shared) -> Steps:
+    kept = yield from w.open(vector)
+    opened = yield from w.open(x)
+    return linear.gain(w, opened, kept)
+
+
 def _look_up(w: World, index: Shared, table: Shared, bits: int) -> Steps:
     kept = yield from w.open(table)
     size = table.shape[0]
@@ -199,8 +205,9 @@ def _einsum(equation: str) -> Judge:
     return lambda *xs: exact(np.einsum(equation, *xs))
 
 
-def _power_of_e(x: np.ndarray, form: str, frac: int, bits: int) -> Any:
-    return close(np.exp(x), 2.0**-15 * np.exp(x) + 2.0 ** (1 - frac))
+def _power(x: np.ndarray, form: str, frac: int, bits: int) -> Any:
+    exact = np.exp2(1.5 * x)
+    return close(exact, 2.0**-15 * exact + 2.0 ** (1 - frac))
 
 
 GATES: dict[str, Gate] = {
@@ -220,6 +227,7 @@ GATES: dict[str, Gate] = {
     "wide deal": _opened(wide.square_of_mask, lambda x, bits, count: [None]),
     "signed one-hot": Gate(lookup.signed_tables, lookup.judge_signed),
     "weight product": Gate(_weight, lambda x, y: exact(x @ y)),
+    "gain": Gate(_gain, lambda x, y: exact(x * y)),
     "look up": Gate(_look_up, lambda index, table, bits: exact(table[index.astype(int)])),
     "truncate": _opened(lambda w, x, count, frac: linear.truncate(w, x, count).shared, _floor),
     "truncate and lift": _opened(
@@ -247,7 +255,7 @@ GATES: dict[str, Gate] = {
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),
     "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
-    "exponential": _opened(softmax.exponential, _power_of_e),
+    "exponential": _opened(softmax.exponential, _power),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
     "softmax": Gate(softmax.softmax, lambda x, **_: [close(softmax_of(x), 2.0**-11), flagged(False)]),
     "norm": Gate(rows.norm, _norm_judge),

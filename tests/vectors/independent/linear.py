@@ -38,6 +38,11 @@ def weight_product(w: World, x: Masked, weight: Masked) -> Shared:
     return product(w, "linear", x, weight, np.matmul)
 
 
+def gain(w: World, x: Masked, vector: Masked) -> Shared:
+    """x * w in x's ring, for a vector that was opened in Z_2^64."""
+    return product(w, "gain", x, vector)
+
+
 def truncate(w: World, x: Masked, count: int) -> Masked:
     """m >> t and lam >> t."""
     if count == 0:

@@ -14,28 +14,32 @@ import numpy as np
 
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, reduce, word
-from tests.vectors.independent.linear import multiply, open_cut
+from tests.vectors.independent.linear import multiply, open_cut, truncate
 from tests.vectors.independent.lookup import at, digit, hot, low, one_hot, scaled, turned, zero_by_points, zero_of_few_bits
 from tests.vectors.independent.rows import Flags, standard
-from tests.vectors.independent.wide import Wide, cut_masked, deal, multiply_known, words
+from tests.vectors.independent.wide import Wide, cut_masked, multiply_known, words
 from tests.vectors.independent.world import Masked, Open, Shared, Steps, World
 
 DECIMALS = Context(prec=48)
 
 
-# ---- powers of e -----------------------------------------------------------------------------------------------------
-def _scaled(exponent: Decimal, bits: int) -> int:
-    return int(DECIMALS.multiply(DECIMALS.exp(exponent), Decimal(1 << bits)).to_integral_value(context=DECIMALS))
+# ---- powers of 2^(3/2) -----------------------------------------------------------------------------------------------
+def _scaled(octaves: Decimal, bits: int) -> int:
+    return int(
+        DECIMALS.multiply(DECIMALS.power(Decimal(2), octaves), Decimal(1 << bits)).to_integral_value(context=DECIMALS)
+    )
 
 
 @cache
 def powers(sign: int, width: int, frac: int, offset: int, out: int) -> np.ndarray[Any, Any]:
-    """About 2^out e^(offset + sign k / 2^frac): products of two rounded factors, rounded; integers."""
+    """About 2^out 2^(offset + 3/2 sign k / 2^frac): products of two rounded factors, rounded; integers."""
     half = width // 2
-    guard = 94 - math.ceil(max(offset, offset + sign * 2.0 ** (width - frac)) * math.log2(math.e) + out)
-    steps = [DECIMALS.divide(Decimal(sign * (i << half)), Decimal(1 << frac)) for i in range(1 << (width - half))]
+    guard = 62 - math.ceil(max(offset, offset + sign * 1.5 * 2.0 ** (width - frac))) - out
+    steps = [DECIMALS.divide(Decimal(3 * sign * (i << half)), Decimal(2 << frac)) for i in range(1 << (width - half))]
     upper = np.array([_scaled(DECIMALS.add(Decimal(offset), s), out + guard) for s in steps], object)
-    lower = np.array([_scaled(DECIMALS.divide(Decimal(sign * j), Decimal(1 << frac)), 30) for j in range(1 << half)], object)
+    lower = np.array(
+        [_scaled(DECIMALS.divide(Decimal(3 * sign * j), Decimal(2 << frac)), 30) for j in range(1 << half)], object
+    )
     return np.asarray((upper[:, None] * lower + (1 << (guard + 29))) >> (guard + 30)).reshape(-1)
 
 
@@ -51,21 +55,24 @@ def one_hot_bits(w: World, op: str, lam_digit: Words, width: int) -> Words:
 
 
 # ---- exponentials ----------------------------------------------------------------------------------------------------
-def by_table(w: World, x: Masked, frac: int, bits: int) -> Steps:
-    """[e^x] with `frac` fraction bits modulo 2^bits, opened between."""
-    whole = x.bits - x.frac
-    unit = min(5, whole - 2)
-    start, size = x.frac + unit, 1 << (whole - unit)
-    below, top = low(x.mask, start).astype(np.int64), digit(x.mask, start, whole - unit, x.bits).astype(np.int64)
-    value = np.zeros((*x.shape, size), object)
-    for step in range(1 + math.ceil(24 / (1 << unit))):
-        entry = powers(-1, start, x.frac, -(step << unit), frac + 46)[below]
-        np.put_along_axis(value, ((top - step) % size)[..., None], entry[..., None], -1)
-    dealt = deal(w, "exponential table", value.shape, bits + 62, value)
-    place = digit(x.m, start, whole - unit, x.bits).astype(np.int64)
-    entry = np.take_along_axis(dealt, np.broadcast_to(place[..., None], (w.parties, *x.shape, 1)), -1)[..., 0]
-    factor = powers(1, start, x.frac, 0, 16)[low(x.m, start).astype(np.int64)]
-    return (yield from cut_masked(w, Wide(entry * factor % (1 << (bits + 62)), bits + 62, frac + 62), 62))
+def by_window(w: World, x: Masked, frac: int, bits: int) -> Steps:
+    """[2^(3/2 x)] with `frac` fraction bits modulo 2^bits, opened between."""
+    circle, start, count = 3 << (x.bits - x.frac - 1), x.frac + 1, 64 - frac
+    modulus = (1 << circle) - 1
+
+    def turn(values: Any, places: np.ndarray[Any, Any]) -> Any:
+        """2^places times values, modulo 2^circle - 1: at party 0 to n - 1."""
+        return (values << places.astype(object)) % modulus
+
+    value = powers(-1, start, x.frac, 0, 30)[low(x.mask, start).astype(np.int64)]
+    whole = turn(value, (14 - 3 * (x.mask >> U(start)).astype(np.int64)) % circle)
+    held = w.around("exponential", (circle // 64, *x.shape), whole)
+    entry = (
+        turn(held, 3 * (x.m >> U(start)).astype(np.int64))
+        % (1 << 128)
+        * powers(1, start, x.frac, 0, 20)[low(x.m, start).astype(np.int64)]
+    )
+    return (yield from cut_masked(w, Wide(entry % (1 << (bits + count)), bits + count, frac + count), count))
 
 
 def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
@@ -74,15 +81,15 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     lam_digit = digit(x.mask, start, width, x.bits)
     ones = one_hot_bits(w, "exponential bits", lam_digit, width)
     vector = turned(ones, digit(x.m, start, width, x.bits)).astype(object)  # [d]
-    read = sum(vector[..., -d] * int(powers(-1, 5, 0, 0, 32)[4 * (d - 1)]) for d in range(1, min(7, (1 << width) - 1) + 1))
-    factor = powers(1, start, x.frac, -4, 26)[low(x.m, start).astype(np.int64)]
+    read = np.asarray(sum(vector[..., -d] * (1 << (38 - 6 * d)) for d in range(1, 7)))
+    factor = powers(1, start, x.frac, -6, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
     u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 57 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
-    known = sign * powers(-1, start, x.frac, 0, 20)[low(x.mask, start).astype(np.int64)]
-    count = 21
+    known = sign * powers(-1, start, x.frac, 0, 21)[low(x.mask, start).astype(np.int64)]
+    count = 22
     product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 20
+    held = product.bits, u.frac + 21
     if isinstance(product, Shared):
         return (yield from open_cut(w, Shared(product.x, *held), count))
     return (yield from cut_masked(w, Wide(product.x, *held), count))
@@ -136,6 +143,11 @@ class Spread:
     limit: float
 
     @property
+    def held(self) -> int:
+        """Bits before the point in which exponents are opened."""
+        return max(self.range_bits + 1, 8)
+
+    @property
     def size(self) -> int:
         """Bins around the circle."""
         return 1 << (self.range_bits - 2)
@@ -162,7 +174,7 @@ class Spread:
 
 def _hashed(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flags) -> Steps:
     """[no score lies in bin d or above], by hashes: form "one", "two" or "points"."""
-    width, bits, start = spread.range_bits - 2, 64 if form == "two" else 48, y.frac + 2
+    width, bits, start = spread.range_bits - 2, {"points": 46, "one": 48, "two": 64}[form], y.frac + 2
     ones = one_hot_bits(w, "histogram bits", digit(y.mask, start, width, y.bits), width)
     seed = w.common("histogram weights", (4,), 64, None)
     columns = y.shape[0] // rows
@@ -189,37 +201,37 @@ def _counted(w: World, y: Masked, rows: int, spread: Spread, flags: Flags) -> St
     by_bin = found.reshape(w.parties, rows, columns, -1).sum(2, dtype=U)
     counts = spread.above(by_bin[..., spread.order].cumsum(-1, dtype=U))
     opened = yield from w.open(Shared(reduce(counts, bits), bits, 0))
-    return zero_of_few_bits(w, opened, width + 1)
+    return zero_of_few_bits(w, opened, spread.held - 2)
 
 
 def shift(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flags) -> Steps:
-    """<edge> of the highest bin of each row that is not empty, modulo 2^(range_bits + 1 + y.frac)."""
-    width, small = spread.range_bits - 2, y.to(spread.range_bits + y.frac)
+    """<edge> of the highest bin of each row that is not empty, modulo 2^(held + y.frac)."""
+    held, small = spread.held, y.to(spread.range_bits + y.frac)
     if form == "counts":
         empty = yield from _counted(w, small, rows, spread, flags)
     else:
         empty = yield from _hashed(w, small, rows, spread, form, flags)
-    edge = empty.to(width + 1).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(spread.reach + 1))
-    found = yield from w.open(Shared(reduce(edge.x, width + 1), width + 1, 0))
+    edge = empty.to(held - 2).each(lambda t: -t.sum(-1, dtype=U)).plus_public(word(spread.reach + 1))
+    found = yield from w.open(Shared(reduce(edge.x, held - 2), held - 2, 0))
     start = U(y.frac + 2)
-    return Masked(found.m << start, found.lam << start, spread.range_bits + 1 + y.frac, y.frac)
+    return Masked(found.m << start, found.lam << start, held + y.frac, y.frac)
 
 
 def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
-    """(<e^(y - shift)>, [1 / its sum over the row]); y: [rows * columns], sizes: fraction bits and ring."""
+    """(<2^(3/2 (y - shift))>, [1 / its sum over the row]); y: [rows * columns], sizes: fraction bits and ring."""
     columns, (frac, bits) = y.shape[0] // rows, sizes
-    limit = 0.875 * 2.0 ** (range_bits - 1)
-    near = y.to(range_bits + 1 + y.frac)
+    limit = 0.875 * 2.0 ** (range_bits - 1) * 7879 / 2.0**13
+    near = y.to(max(range_bits + 1, 8) + y.frac)
     near = near.each(lambda t: (t.reshape(rows, columns) - t.reshape(rows, columns)[:, -1:]).reshape(-1))
     edge = yield from shift(w, near, rows, Spread(range_bits, limit), "counts", flags)
     x = near.plus(edge.each(lambda t: np.repeat(t, columns)), -1)
     unit = 2.0 ** (range_bits - 4)
     reach = math.ceil((limit + 8) / 2 / unit) * unit
-    flags.check("score", 0, x.plus_public(word(int(reach * 2.0**x.frac))), reach, True, 5)
-    e = yield from by_table(w, x.to(range_bits + y.frac), frac, bits)
+    flags.check("score", 0, x.to(range_bits + 1 + y.frac).plus_public(word(int(reach * 2.0**x.frac))), reach, True, 5)
+    e = yield from by_window(w, x.to(max(range_bits, 8) + y.frac), frac, bits)
     grow = max(columns, 1).bit_length()
     sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(frac + grow + 1)
-    return e, (yield from power(w, sums, frac - 12, frac + grow, -1.0))
+    return e, (yield from power(w, sums, frac - 13, frac + grow, -1.0))
 
 
 def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
@@ -227,8 +239,9 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
     range_bits, (*leading, columns) = score + 1, x.shape
     rows = math.prod(leading)
     flags = Flags(w)
-    s = yield from open_cut(w, x.to(frac + range_bits + 2 + x.frac - frac), x.frac - frac)
-    y = s.each(lambda t: t.reshape(-1))
+    bits = max(13 + max(range_bits + 1, 8), range_bits + 2)
+    s = (yield from open_cut(w, x.to(bits + x.frac), x.frac - frac)).each(lambda t: t * U(7879))
+    y = truncate(w, Masked(s.m, s.lam, s.bits, s.frac + 13), 13).each(lambda t: t.reshape(-1))
     p, inverse = yield from numerators(w, y, rows, range_bits, (24, 54), flags)
     r = yield from standard(w, inverse, 12, 26, 54)
     out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
@@ -238,7 +251,7 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
 # ---- programs of the vectors -----------------------------------------------------------------------------------------
 def exponential(w: World, x: Masked, form: str, frac: int, bits: int) -> Steps:
     """By either form."""
-    found = yield from (by_table if form == "table" else by_bits)(w, x, frac, bits)
+    found = yield from (by_window if form == "window" else by_bits)(w, x, frac, bits)
     return found.shared
 
 

@@ -245,6 +245,20 @@ class World:
         self._emit(text, payload)
         return np.concatenate([others, correction[None]])
 
+    def around(self, op: str, shape: Sequence[int], value: Words) -> Words:
+        """Shares [parties, ...] of numbers modulo 2^L - 1, Python's integers, as L / 64 words each, the lowest first: shape
+        [words, ...]. The last party is sent what the others leave."""
+        text, sent = self._entry(op, "dependent sum", 64, shape)
+        places = (64 * np.arange(shape[0])).astype(object).reshape(-1, *[1] * (len(shape) - 1))
+        others = [(stream.elements(shape, 64).astype(object) << places).sum(0) for stream in self.streams[:-1]]
+        for other in others:
+            value = np.where(value < other, value - other + ((1 << (64 * shape[0])) - 1), value - other)
+        payload = pack(((value >> places) & ((1 << 64) - 1)).astype(U), 64)
+        if not same(payload, sent):
+            raise Mismatch(f"tape entry {self._position}, '{text}': the dealt value is another one")
+        self._emit(text, payload)
+        return np.stack([*others, value])
+
     def common(self, op: str, shape: Sequence[int], bits: int, value: Words | None) -> Words:
         """A value that the dealer gives to everybody; None: it is the dealer's choice."""
         text, sent = self._entry(op, "common value", bits, shape)

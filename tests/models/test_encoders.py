@@ -1,0 +1,109 @@
+"""The plain suite's outputs of encoders equal Hugging Face's, for random models of odd shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from launch.local.in_process import InProcessSuite
+from launch.measure.encoding import encode_on_shares
+from models.checkpoint import load_checkpoint
+from models.costs.estimation import estimate
+from models.costs.tracing import Setting
+from models.encoder_architecture import Output
+from models.encoding import EncoderInput, EncodingPlan, PlainEncoder, padded_length
+from mpc.errors import CheckpointError, ConfigurationError
+from protocols.registry import SuiteSpec
+from tests.models import random_encoders as encoders
+
+TOLERANCE = 1e-4
+LENGTH = 13
+
+
+@pytest.mark.parametrize("name", sorted(encoders.VARIANTS))
+def test_outputs(name: str, tmp_path: Path) -> None:
+    """Every output that the model has, with and without padding."""
+    model = encoders.save(name, tmp_path)
+    ids, types = encoders.text(model, LENGTH)
+    wanted = encoders.outputs(model, ids, types)
+    plain = PlainEncoder(load_checkpoint(tmp_path))
+    seen = 0
+    for output in get_args(Output):
+        if output not in plain.architecture.outputs or (output == "pooled" and output not in wanted):
+            continue
+        seen += 1
+        assert wanted[output].std() > 0.1  # the comparison below must be able to fail
+        for padded in (LENGTH, LENGTH + 9):
+            found = plain.output(EncoderInput(ids, types, place=2), output, padded)
+            torch.testing.assert_close(found, wanted[output], atol=TOLERANCE, rtol=0)
+    assert seen == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "parties", "outputs"),
+    [
+        ("bert", "masked", 2, ("mean", "pooled")),
+        ("roberta-classes", "masked", 3, ("cls", "classes")),
+        ("distilbert-words", "masked", 2, ("words",)),
+        ("distilbert-labels", "crypten", 2, ("labels",)),
+    ],
+)
+def test_on_shares(name: str, suite: str, parties: int, outputs: tuple[Output, ...], tmp_path: Path) -> None:
+    """As in plaintext, nothing flagged, at the estimated costs; the sweep is tests/tools/encoders_on_shares.py."""
+    model = encoders.save(name, tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    ids, types = encoders.text(model, 11)
+    wanted = encoders.outputs(model, ids, types)
+    texts = [(EncoderInput(ids, types, place=2), EncodingPlan(16, output)) for output in outputs]
+    found = encode_on_shares(checkpoint, texts, InProcessSuite(SuiteSpec(suite), parties))
+    for output, one in zip(outputs, found, strict=True):
+        assert not one.findings
+        apart = 1 - torch.cosine_similarity(one.values, wanted[output].double(), dim=-1)
+        assert apart.max() < 1e-5, output
+        torch.testing.assert_close(one.values.argmax(-1), wanted[output].argmax(-1))
+        costs = estimate(checkpoint.encoder, Setting(suite, parties, decoding=output), 16, 1).total
+        counted = costs.total("rounds"), costs.total("bytes_sent"), costs.total("offline_bytes")
+        if suite == "masked":  # `crypten` agrees on seeds in the first session
+            assert (one.rounds, one.sent, one.dealt) == counted
+
+
+def test_what_padding_holds_changes_nothing(tmp_path: Path) -> None:
+    """The mask is what hides the length: other padding tokens leave the output, a broken mask does not."""
+    model = encoders.save("bert", tmp_path)
+    ids, _ = encoders.text(model, LENGTH)
+    plain = PlainEncoder(load_checkpoint(tmp_path))
+    plan = EncodingPlan(LENGTH + 9, "cls")
+    rows = EncoderInput(ids).rows(plain.architecture, plan)
+    wanted = encoders.outputs(model, ids, [0] * LENGTH)["cls"]
+    other = rows.clone()
+    other[0, LENGTH:] = 7
+    torch.testing.assert_close(plain.run(other, plan), wanted, atol=TOLERANCE, rtol=0)
+    other[1] = 1
+    assert (plain.run(other, plan) - wanted).abs().max() > 10 * TOLERANCE
+
+
+def test_lengths() -> None:
+    assert [padded_length(n, 40) for n in (1, 16, 17, 33, 40)] == [16, 16, 24, 40, 40]
+    with pytest.raises(ConfigurationError, match=r"the text has 41 tokens .* 40 positions"):
+        padded_length(41, 40)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "relative positions are not supported"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "the class of the checkpoint is needed"),
+        ({"is_decoder": True}, "reads from left to right is not supported"),
+        ({"num_attention_heads": 7}, "the width 60 must be a multiple"),
+    ],
+)
+def test_options_that_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    encoders.save("bert", tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)

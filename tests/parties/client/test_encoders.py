@@ -1,0 +1,94 @@
+"""Encoders at running parties, by the Python interface: plaintext is the oracle, and what cannot work is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint
+from models.encoding import EncoderInput, EncodingPlan, PlainEncoder
+from mpcache import ConfigurationError, PermissionRefused, PrivateModel, SuiteSpec
+from parties.client.client import Client
+from parties.client.texts import Classification
+from parties.server.permissions import Permissions
+from parties.wire.manifest import Manifest
+from tests.models import random_encoders as encoders
+from tests.parties.deployment import Deployment
+
+TEXT = "ab dc"
+PAIR = ("ab", "cd")
+
+
+def write(name: str, folder: Path) -> Path:
+    """A random encoder with a tokenizer of single letters, and names of its classes."""
+    model = encoders.save(name, folder)
+    encoders.letters(folder)
+    file = folder / "config.json"
+    values = json.loads(file.read_text())
+    names = {str(n): f"class {n}" for n in range(model.config.num_labels)}
+    file.write_text(json.dumps({**values, "id2label": names}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with Deployment(tmp_path_factory.mktemp("encoders"), 2, deadline_seconds=30) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def classes(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write("bert-classes", tmp_path_factory.mktemp("classes"))
+    deployment.share(folder, "classes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(deployment: Deployment, classes: Path) -> Iterator[PrivateModel]:
+    config = deployment.config("client", "client")
+    with PrivateModel.connect(config, tokenizer=classes, model="classes") as connected:
+        yield connected
+
+
+def test_classes_and_embeddings_are_those_of_plaintext(model: PrivateModel, classes: Path) -> None:
+    plain = PlainEncoder(load_checkpoint(classes))
+    found = model.classify([TEXT, PAIR])
+    for one, text in zip(found, (TEXT, PAIR), strict=True):
+        assert isinstance(one, Classification)
+        encoded = model.tokenizer.encode_pair(*((text,) if isinstance(text, str) else text))
+        logits = plain.output(EncoderInput(encoded.ids, encoded.types), "classes")[0]
+        wanted = torch.softmax(logits, -1)
+        assert one.label == f"class {int(wanted.argmax())}"
+        assert list(one.scores.values()) == pytest.approx(wanted.tolist(), abs=2e-3)
+    ids = model.tokenizer.encode_pair(TEXT).ids
+    wanted = plain.output(EncoderInput(ids), "mean").double()
+    (row,) = model.embed(TEXT, normalize=False)
+    assert torch.cosine_similarity(row.double(), wanted[0], dim=0) > 1 - 1e-5
+    torch.testing.assert_close(row.double(), wanted[0], atol=5e-3, rtol=0)
+    assert model.embed([TEXT], pooling="cls").norm() == pytest.approx(1, abs=1e-6)
+
+
+def test_refusals(model: PrivateModel, deployment: Deployment, checkpoint: Path) -> None:
+    """All are named, and none reaches the parties."""
+    with pytest.raises(ConfigurationError, match="'bert' is an encoder, which writes no text"):
+        model.generate([3, 4], max_new_tokens=2)
+    with pytest.raises(ConfigurationError, match=r"text 2: the text has \d+ tokens .* 40 positions"):
+        model.embed([TEXT, "a" * 60])
+    with pytest.raises(ConfigurationError, match="text 1 is empty"):
+        model.classify("")
+    with pytest.raises(ConfigurationError, match="2 different names were given, the model has 5 outputs"):
+        model.classify(TEXT, labels=["a", "b"])
+    granted = [{"name": "client", "outputs": ["classes"]}]
+    permissions = Permissions(deployment.config("party", "party0", clients=granted))
+    plan = EncodingPlan(16, "mean")
+    manifest = Manifest.of("0" * 32, model.reference.encoder, SuiteSpec("masked"), plan, ["party0", "party1"])
+    with pytest.raises(PermissionRefused, match=r"may not use output 'mean' .* outputs: \[classes, mean\]"):
+        permissions.check_decoding(manifest, "client")
+    deployment.share(checkpoint, "decoder")
+    client = Client(deployment.config("client", "client"))
+    with pytest.raises(ConfigurationError, match="'gpt2' is a decoder, which has neither classes nor embeddings"):
+        _ = client.find_model("decoder").encoder
