@@ -157,7 +157,7 @@ def test_counts_that_are_opened_are_uniform(parties: int, monkeypatch: pytest.Mo
 
 
 def test_far_scores_are_flagged_by_hashes_too(hashing: None) -> None:
-    test_ranges.test_a_far_score_is_flagged_on_both_sides(7)
+    test_ranges.test_a_far_score_is_flagged_on_both_sides(7, "auto")
 
 
 def test_hashes_have_other_words_in_each_call(hashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
