@@ -18,8 +18,8 @@ from protocols.suite import Value
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """Return x on `device`; as it is where the program has no content."""
-    return x if device.type == "meta" or x.device == device else x.to(device)
+    """Return x on `device`; without content where the program has none."""
+    return x if x.device == device else x.to(device)
 
 
 class CryptenValue(Value):

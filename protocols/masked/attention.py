@@ -20,7 +20,7 @@ from torch import Tensor
 from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.bounds import largest
+from protocols.bounds import RANGES, largest
 from protocols.masked import lifted, product, soft_cap
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
@@ -71,7 +71,9 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
 def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
     """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
     twice the cap."""
-    bound = convert.bounds.here.score if cap is None else math.ceil(math.log2(2.0 * cap / largest("score", 0)))
+    bound = convert.bounds.here.score
+    if cap is not None:  # of the bounds that can be declared
+        bound = max(RANGES["score"].low, math.ceil(math.log2(2.0 * cap / largest("score", 0))))
     return gate.Spread(bound + 1, in_units(largest("score", bound)), convert.ranges)
 
 

@@ -22,8 +22,8 @@ opened with a fraction bit more than the result, in a ring with 2 more: only d <
 shared, whether d is one of the lowest ones (`Below`).
 
 Public factors are integer tables, equal at all parties (`powers_of_two`).
-Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-19 and 2^-15 relative, and 2 units of the
-result. Range: see `exponential`.
+Rounds: 1 or 2 openings, the last one that of the result. Error: below 2 units of the result, and 2^-17 and 2^-15 relative.
+Range: see `exponential`.
 Leaks: nothing (docs/security.md, "Exponentials"). Sources: as `signed_one_hot`, `one_hot`, `lifted`.
 """
 
@@ -63,7 +63,7 @@ FACTOR = 26  # fraction bits of its public factor 2^(3/2 m_lo - 6)
 READ = 32  # fraction bits of what its bits are read with, 2^(6 d + 6)
 DIGITS = 6  # d = -1 to -6: nothing is left below
 HELD = 1  # fraction bits of u beyond those of the result
-DEALT_FACTOR = 21  # fraction bits of the dealt 2^(-3/2 lam_lo)
+DEALT_FACTOR = 20  # fraction bits of the dealt 2^(-3/2 lam_lo)
 CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
 
 
@@ -130,8 +130,8 @@ def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, part
     forms = [Form("window", 0, elements * sent / 8, elements * dealt / 8, elements * 1.1e-7, elements * 1.4e-7)]
     if parties == 2:
         dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
-        moved = elements * (bits + _opened(frac)) / 8
-        forms.append(Form("bits", 1, moved, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7))
+        sent = bits + _opened(frac)
+        forms.append(Form("bits", 1, elements * sent / 8, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7))
     return forms
 
 

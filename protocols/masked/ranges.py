@@ -126,8 +126,8 @@ def _prefix_table(bound: Tensor, words: int) -> Tensor:
     return torch.where(inside == 64, torch.full_like(inside, -1), partial)
 
 
-def _fold(x: Tensor) -> int:
-    """Return the XOR of all elements."""
+def _fold(x: Tensor) -> int | Tensor:
+    """Return the XOR of all elements; on a device it stays there."""
     if x.device.type == "cpu":
         return int(np.bitwise_xor.reduce(x.numpy(), axis=None))
     flat = x.reshape(-1)
@@ -137,4 +137,4 @@ def _fold(x: Tensor) -> int:
         flat = flat[:half] ^ flat[half : 2 * half]
         if rest.numel():
             flat = torch.cat([flat, rest])
-    return int(flat[0])
+    return flat[0]

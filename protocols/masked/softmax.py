@@ -113,7 +113,7 @@ def _check(x: Masked, spread: Spread, bits: bool) -> Below | None:
         return None
     lowest = math.ceil((spread.limit + (2 << BIN_BITS)) / (1 << BIN_BITS))  # bins of 4 below the shift that may be read
     half = 1 << (spread.range_bits - 1)
-    if bits and spread.range_bits >= CIRCLE and (lowest + 1) << BIN_BITS <= half:
+    if bits and (lowest + 1) << BIN_BITS <= half:
         flags.check("score", x.add_public(half // 2 << x.frac), half // 2, width=COARSE_DIGIT)
         return Below(lowest, lambda found: flags.watch("score", found))
     unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
@@ -196,8 +196,8 @@ async def exponentials(c: Context, scores: Exponents, rows: Rows, precision: tup
         away = Masked(rows.spread(edge.m), lambda: rows.spread(edge.lam), edge.bits, edge.frac).map(torch.neg)
         x = difference.add(away)
         read = x.to_ring(max(spread.range_bits, CIRCLE) + y.frac)
-        bits = exponential.chosen(c, read, *precision) == "bits"
-        below = _check(x.to_ring(spread.range_bits + 1 + y.frac), spread, bits)
+        form = exponential.chosen(c, read, *precision)
+        below = _check(x.to_ring(spread.range_bits + 1 + y.frac), spread, form == "bits")
     with operation("exponential"):
         return await exponential.exponential(c, read, *precision, below)
 

@@ -69,10 +69,17 @@ FAULTS: tuple[Fault, ...] = (
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
     ),
     Fault(
+        "an index that is made at the host",
+        "protocols/masked/piecewise.py",
+        "segment = (torch.arange(size, device=lam_hi.device)",
+        "segment = (torch.arange(size)",
+        ("tests/protocols/test_device.py::test_gates",),
+    ),
+    Fault(
         "the mask is not added",
         "protocols/masked/context.py",
-        "return packed(self.value.x + self.lam, self.value.bits)",
-        "return packed(self.value.x, self.value.bits)",
+        "self._own = self.value.x + self.lam",
+        "self._own = self.value.x + 0 * self.lam",
         (f"{GATES}::test_products",),
     ),
     Fault(
@@ -121,8 +128,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the dealer forgets a party's part of a mask",
         "mpc/tape.py",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
         (TAPE,),
     ),
     Fault(
@@ -826,7 +833,7 @@ FAULTS: tuple[Fault, ...] = (
     # ---- at the client
     Fault(
         "a flagged output is taken for an answer",
-        "parties/client/session.py",
+        "parties/client/conversation.py",
         "        if not flags[0]:\n            return ()",
         "        return ()",
         ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),

@@ -99,7 +99,7 @@ def _gpt2(small: bool) -> Architecture:
 
 def token(device: str, small: bool) -> Iterator[Row]:
     """A token of GPT-2: seconds, costs, and what the stand-in counts of it."""
-    for policy in ("full", "mpcache:preset=paper") if not small else ("full",):
+    for policy in ("full", "mpcache") if not small else ("full",):
         for cached in (24,) if small else (128, 1024):
             yield _step(f"token after {cached}, {policy}", _gpt2(small), policy, (cached, 0), device)
     found = counted(plan_of(narrow("gpt2", 4, 2 if small else 12), "masked", "full", (128, 0), "cuda:0"))
@@ -165,7 +165,7 @@ def mixed(device: str, small: bool) -> Iterator[Row]:
 def plain(device: str, small: bool) -> Iterator[Row]:
     """Plaintext tokens of the shipped models with every kind of policy, as on the CPU."""
     with computing_on(device) as place:
-        for policy in ("full", "mpcache", "h2o:budget=0.5", "snapkv:budget=0.5", "quest:page=2,budget=0.5"):
+        for policy in ("full", "mpcache:sharing=1", "h2o:budget=0.5", "snapkv:budget=0.5", "quest:page=2,budget=0.5"):
             checkpoint, plan = load_checkpoint(RECALL / "gpt2"), GenerationPlan(len(PROMPT), 4, policy=policy)
             start = time.perf_counter()
             found = PlainModel(checkpoint, torch.float64, place).generate(PROMPT, plan)
