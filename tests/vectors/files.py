@@ -18,7 +18,7 @@ from tests.vectors.cases_softmax import softmax_files
 from tests.vectors.recording import Case, record
 
 FOLDER = Path(__file__).parent
-LARGEST = 700_000  # bytes of all files; git packs them to half of that
+LARGEST = 720_000  # bytes of all files; git packs them to half of that
 REAL = 1e-9  # relative to the largest coefficient: a least-squares fit differs in the last bits between machines
 Content = Callable[[], dict[str, Any]]
 
@@ -98,6 +98,7 @@ NO_PROTOCOL = {
         "magnitudes.py": "public bounds",
         "marking.py": "a choice of two of the gates above",
         "mixture.py": "routing, openings and products",
+        "public_tables.py": "a hash of public tables",
         "rows.py": "public positions",
         "selected_attention.py": "attention of the gates above",
         "suite.py": "passes on to the modules beside it",
