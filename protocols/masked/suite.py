@@ -42,7 +42,6 @@ from protocols.masked import (
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
-from protocols.masked.routing import Choice
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -246,7 +245,7 @@ class MaskedSuite(Suite):
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
-        return await mixture.route(self.convert, logits, Choice(chosen, renormalised))
+        return await mixture.route(self.convert, logits, chosen, renormalised)
 
     async def weigh(self, x: Value, gates: Value) -> MaskedTensor:
         return await mixture.weigh(self.convert, x, gates)

@@ -218,8 +218,8 @@ def shift(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flag
     return Masked(found.m << start, found.lam << start, held + y.frac, y.frac)
 
 
-def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
-    """(<2^(3/2 (y - shift))>, [1 / its sum over the row]); y: [rows * columns], sizes: fraction bits and ring."""
+def exponentials(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
+    """<2^(3/2 (y - shift))>; y: [rows * columns], sizes: fraction bits and ring."""
     columns, (frac, bits) = y.shape[0] // rows, sizes
     limit = 0.875 * 2.0 ** (range_bits - 1) * 7879 / 2.0**13
     near = y.to(max(range_bits + 1, 8) + y.frac)
@@ -229,10 +229,21 @@ def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[
     unit = 2.0 ** (range_bits - 4)
     reach = math.ceil((limit + 8) / 2 / unit) * unit
     flags.check("score", 0, x.to(range_bits + 1 + y.frac).plus_public(word(int(reach * 2.0**x.frac))), reach, True, 5)
-    e = yield from by_window(w, x.to(max(range_bits, 8) + y.frac), frac, bits)
+    return (yield from by_window(w, x.to(max(range_bits, 8) + y.frac), frac, bits))
+
+
+def inverse_sum(w: World, e: Masked, rows: int) -> Steps:
+    """[1 / the row's sum]."""
+    columns = e.shape[0] // rows
     grow = max(columns, 1).bit_length()
-    sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(frac + grow + 1)
-    return e, (yield from power(w, sums, frac - 13, frac + grow, -1.0))
+    sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(e.frac + grow + 1)
+    return (yield from power(w, sums, e.frac - 13, e.frac + grow, -1.0))
+
+
+def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
+    """Both."""
+    e = yield from exponentials(w, y, rows, range_bits, sizes, flags)
+    return e, (yield from inverse_sum(w, e, rows))
 
 
 def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
