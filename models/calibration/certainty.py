@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from models.architecture import Architecture
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
 from protocols.bounds import RANGES, Bounds
@@ -44,7 +45,8 @@ def _unseen(kind: str, place: int, reach: float, bounds: Bounds, layers: int) ->
 
 
 def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
-    """Return (kind, place, what no prompt can exceed)."""
+    """Return (kind, place, what no prompt can exceed). Of layers that read a stream without a norm before them nothing is
+    said: what they give is flagged for certain up to `SURE` bounds alone."""
     a, weights = checkpoint.description, checkpoint.weights
     largest = float(weights["embedding.tokens"].norm(dim=-1).max())
     if a.rotary is None:
@@ -52,7 +54,8 @@ def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
         largest += sum(float(weights[name].norm(dim=-1).max()) for name in tables)
     yield "residual", 0, largest
     names = ["attention.qkv", "mlp.up", *(["mlp.gate"] if a.gated else [])]
-    for place in range(a.layers):
+    normalised = not isinstance(a, Architecture) or a.norms != "after"
+    for place in range(a.layers if normalised else 0):
         for name in [*names, *(["mlp.router"] if a.mixture(place) else [])]:
             yield "activation", place, _provable(checkpoint, f"layers.{place}.{name}")
     for name in ("pooler", "words", "head"):
