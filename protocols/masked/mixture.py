@@ -14,6 +14,7 @@ from protocols.bounds import largest
 from protocols.masked import lifted, product, routing, softmax
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
+from protocols.masked.exponential import UNIT_BITS, in_units
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.stream import factor_bits
 from protocols.masked.values import MaskedTensor
@@ -25,14 +26,17 @@ SLOT_BITS = RING_BITS - WEIGHT_BITS
 COMPARED_BITS = 32  # of the largest ring that is compared
 
 
-async def route(convert: Conversion, logits: Value, choice: routing.Choice) -> tuple[MaskedTensor, MaskedTensor]:
+async def route(convert: Conversion, logits: Value, chosen: int, renormalised: bool) -> tuple[MaskedTensor, MaskedTensor]:
     """Return marks and gates, both [T, E], of a router's logits [T, E]; see `Suite.route`."""
     t, f, bounds = convert.tensor(logits), convert.fraction_bits, convert.bounds.here
-    bits = max(f + t.magnitude + 3, f + bounds.range_bits + 1)
-    require(bits <= COMPARED_BITS, "routing", f"logits up to 2^{t.magnitude} with {f} fraction bits need {bits} bits")
-    spread = softmax.Spread(bounds.range_bits, largest("score", bounds.score), convert.ranges)
+    compared = f + t.magnitude + 3
+    require(
+        compared <= COMPARED_BITS, "routing", f"logits up to 2^{t.magnitude} with {f} fraction bits need {compared} bits"
+    )
+    spread = softmax.Spread(bounds.range_bits, in_units(largest("score", bounds.score)), convert.ranges)
+    choice = routing.Choice(chosen, renormalised, compared)
     with operation("routing"):
-        x = await convert.masked(t, f, bits)
+        x = await convert.masked(t, f, max(compared, f + UNIT_BITS + spread.score_bits))
         marks, gates = await routing.route(convert.context, x, choice, spread)
         return convert.new(marks, 1), convert.new(gates, 1)
 

@@ -9,12 +9,13 @@ the chosen alone is the same as exponentials of all, marked and divided by what 
 the rows of a selection matrix (`selection_matrix`), here of any number of marks: row j is zero where an expert has fewer,
 and what it has beyond its places is in no row. How many those are is linear in the last position's one-hot vector.
 
-Rounds from masked logits: those of the exponentials (3 to 6) and one of their exponents; 1 for the chosen numerators and 1
+Rounds from masked logits: those of the exponentials (3 to 6) or 3, whichever are more; 1 for the chosen numerators and 1
 for the inverse of their sum, with more than two parties 3. `slots`: none. Offline of `slots`, T tokens: E T one-hot vectors
-of 2^w entries, w = bit_length(T). Valid range: |logit| < 2^(x.bits - 2 - x.frac), x.bits <= 32; ranges of the softmax.
-Error: of a gate below 2^-11, exactly 0 outside the chosen; marks are exact on the ring elements. Leaks: nothing; ranks,
-marks, numerators and inverse sums are opened under fresh uniform masks (docs/security.md, "Routing to experts"). Sources:
-those of the gates used; capacity: Lepikhin et al. 2021 (GShard), Fedus et al. 2022 (Switch).
+of 2^w entries, w = bit_length(T). Valid range: |logit| < 2^(compared - 2 - x.frac), compared <= 32; ranges of the softmax,
+whose exponents take 13 bits of x's ring. Error: of a gate below 2^-11, exactly 0 outside the chosen; marks are exact on the
+ring elements. Leaks: nothing; ranks, marks, numerators and inverse sums are opened under fresh uniform masks
+(docs/security.md, "Routing to experts"). Sources: those of the gates used; capacity: Lepikhin et al. 2021 (GShard), Fedus et
+al. 2022 (Switch).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mpc.ring import RING_BITS
 from protocols.masked import lifted, product, softmax, top_k
 from protocols.masked.context import Context, open_value
 from protocols.masked.dealing import one_hot
-from protocols.masked.exponential import UNIT_BITS, exponents
+from protocols.masked.exponential import exponents_of_masked
 from protocols.masked.rows import Rows
 from protocols.masked.selection_matrix import check_budget, count_bits, rows_of_counts
 from protocols.masked.shares import Masked, Shared, WideShared
-from protocols.masked.truncation import lift, open_cut
+from protocols.masked.truncation import open_cut
 from protocols.schedule import together
 
 FRAC = 28  # fraction bits of numerators; a row's largest is above e^-8
@@ -42,10 +43,12 @@ ENTRIES = 1 << 24  # of one-hot vectors at the same time
 
 @dataclass(frozen=True)
 class Choice:
-    """How many experts a token takes, and whether what they count is divided by its sum over them."""
+    """How many experts a token takes, whether what they count is divided by its sum over them, and the ring's bits in which
+    logits are compared."""
 
     chosen: int
     renormalised: bool
+    compared: int
 
 
 async def _marks(c: Context, x: Masked, k: int, bits: int) -> Masked:
@@ -59,12 +62,11 @@ async def route(c: Context, x: Masked, choice: Choice, spread: softmax.Spread) -
     check_budget("routing", choice.chosen, x.shape[-1])
     rows = Rows(x.shape)
     bits = FRAC + x.shape[-1].bit_length() + 2  # of numerators, whose sum is read in them
-
-    async def numerators() -> Masked:
-        scores = lift(c, x.move(rows.take), x.frac + UNIT_BITS + spread.score_bits)
-        return await softmax.exponentials(c, await exponents(c, scores, x.frac), rows, (FRAC, bits), spread)
-
-    marks, flat = await together(_marks(c, x, choice.chosen, bits), numerators())
+    scores = exponents_of_masked(c, x.move(rows.take))
+    marks, flat = await together(
+        _marks(c, x.to_ring(choice.compared), choice.chosen, bits),
+        softmax.exponentials(c, scores, rows, (FRAC, bits), spread),
+    )
     every = flat.move(rows.put)
 
     async def chosen() -> Masked:

@@ -42,7 +42,6 @@ from protocols.masked import (
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBounds
-from protocols.masked.routing import Choice
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
@@ -130,6 +129,9 @@ class MaskedSuite(Suite):
 
     def concat(self, values: Sequence[Value], dim: int) -> MaskedTensor:
         return arithmetic.concat(self.convert, values, dim)
+
+    def streams_added(self, x: Value, y: Value) -> MaskedTensor:
+        return linear.streams_added(self.convert, x, y)
 
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
         return self.convert.with_bound(x, bound)
@@ -243,7 +245,7 @@ class MaskedSuite(Suite):
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
-        return await mixture.route(self.convert, logits, Choice(chosen, renormalised))
+        return await mixture.route(self.convert, logits, chosen, renormalised)
 
     async def weigh(self, x: Value, gates: Value) -> MaskedTensor:
         return await mixture.weigh(self.convert, x, gates)

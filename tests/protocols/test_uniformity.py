@@ -17,6 +17,7 @@ from models.generation import Decoding, GenerationPlan, generate_plain
 from mpc import ring
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
+from tests.models import random_checkpoints as checkpoints
 from tests.models import random_encoders
 from tests.protocols import uniformity
 
@@ -45,6 +46,16 @@ def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, tempera
     if decoding == "logits":
         assert tokens == generate_plain(checkpoint, PROMPT, GenerationPlan(len(PROMPT), 1))
     assert not uniformity.failures(uniformity.results(seen))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_so_is_what_soft_caps_and_norms_with_gains_open(name: str, tmp_path: Path) -> None:
+    checkpoints.save(name, tmp_path)
+    ids = [token % 101 for token in PROMPT[:12]]
+    seen, tokens = uniformity.observed_generation(load_checkpoint(tmp_path), ids, 2, 2)
+    assert len(tokens) == 2
+    assert not uniformity.failures(uniformity.results(seen))
+    assert {one.operation for one in seen} >= {"norm", "norm gain", "scores"}
 
 
 @pytest.mark.parametrize("output", ["mean", "pooled"])

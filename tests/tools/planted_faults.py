@@ -128,8 +128,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the dealer forgets a party's part of a mask",
         "mpc/tape.py",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
         (TAPE,),
     ),
     Fault(
@@ -193,8 +193,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "sign of the masks' product",
         "protocols/masked/product.py",
-        "term - ring.matmul(_rows(x.lam), w.m, bits)",
-        "term + ring.matmul(_rows(x.lam), w.m, bits)",
+        "term - times(x.lam, w.m)",
+        "term + times(x.lam, w.m)",
         (f"{SUITE}::test_norm_linear_both_ways",),
     ),
     # ---- comparison
@@ -767,9 +767,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "votes are pooled over one neighbour too few",
-        "models/policies/snapkv.py",
-        "votes = pooled(suite, seen.mass[:, :older], half, half)",
-        "votes = pooled(suite, seen.mass[:, :older], half, half - 1)",
+        "models/policies/axes/scorers.py",
+        "pooled(suite, seen.mass[:, kept.start : kept.stop], half, half)",
+        "pooled(suite, seen.mass[:, kept.start : kept.stop], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
     # ---- token indices, weights, what is stored

@@ -13,6 +13,7 @@ from tests.vectors.cases_gather import gather_files
 from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
 from tests.vectors.cases_outputs import output_files
+from tests.vectors.cases_routing import routing_files
 from tests.vectors.cases_softmax import softmax_files
 from tests.vectors.recording import Case, record
 
@@ -56,9 +57,11 @@ MASKED: dict[str, tuple[str, ...]] = {
     "power": ("power.py", "idpf.py"),
     "exponential": ("exponential.py", "powers_of_two.py"),
     "zero_words": ("zero_words.py",),
+    "soft_cap": ("soft_cap.py",),
     "softmax": ("softmax.py", "histogram.py", "attention.py"),
     "norm": ("normalisation.py", "stream.py", "forms.py", "ranges.py"),
     "range_flags": ("ranges.py",),
+    "routing": ("routing.py",),
     "top_k": ("top_k.py",),
     "threshold": ("threshold.py",),
     "ranking": ("ranking.py",),
@@ -94,6 +97,7 @@ NO_PROTOCOL = {
         "linear.py": "products with fixed weights",
         "magnitudes.py": "public bounds",
         "marking.py": "a choice of two of the gates above",
+        "mixture.py": "routing, openings and products",
         "rows.py": "public positions",
         "selected_attention.py": "attention of the gates above",
         "suite.py": "passes on to the modules beside it",
@@ -119,7 +123,15 @@ def sources() -> dict[str, list[str]]:
 
 def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
-    return {**masked_files(), **gather_files(), **lifted_files(), **softmax_files(), **crypten_files(), **output_files()}
+    return {
+        **masked_files(),
+        **gather_files(),
+        **lifted_files(),
+        **softmax_files(),
+        **routing_files(),
+        **crypten_files(),
+        **output_files(),
+    }
 
 
 def content(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.vectors.independent import wide
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, reduce, word
 from tests.vectors.independent.linear import multiply, open_cut, truncate
@@ -217,8 +218,8 @@ def shift(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flag
     return Masked(found.m << start, found.lam << start, held + y.frac, y.frac)
 
 
-def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
-    """(<2^(3/2 (y - shift))>, [1 / its sum over the row]); y: [rows * columns], sizes: fraction bits and ring."""
+def exponentials(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
+    """<2^(3/2 (y - shift))>; y: [rows * columns], sizes: fraction bits and ring."""
     columns, (frac, bits) = y.shape[0] // rows, sizes
     limit = 0.875 * 2.0 ** (range_bits - 1) * 7879 / 2.0**13
     near = y.to(max(range_bits + 1, 8) + y.frac)
@@ -228,10 +229,21 @@ def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[
     unit = 2.0 ** (range_bits - 4)
     reach = math.ceil((limit + 8) / 2 / unit) * unit
     flags.check("score", 0, x.to(range_bits + 1 + y.frac).plus_public(word(int(reach * 2.0**x.frac))), reach, True, 5)
-    e = yield from by_window(w, x.to(max(range_bits, 8) + y.frac), frac, bits)
+    return (yield from by_window(w, x.to(max(range_bits, 8) + y.frac), frac, bits))
+
+
+def inverse_sum(w: World, e: Masked, rows: int) -> Steps:
+    """[1 / the row's sum]."""
+    columns = e.shape[0] // rows
     grow = max(columns, 1).bit_length()
-    sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(frac + grow + 1)
-    return e, (yield from power(w, sums, frac - 13, frac + grow, -1.0))
+    sums = e.each(lambda t: t.reshape(rows, columns).sum(1, dtype=U)).to(e.frac + grow + 1)
+    return (yield from power(w, sums, e.frac - 13, e.frac + grow, -1.0))
+
+
+def numerators(w: World, y: Masked, rows: int, range_bits: int, sizes: Sequence[int], flags: Flags) -> Steps:
+    """Both."""
+    e = yield from exponentials(w, y, rows, range_bits, sizes, flags)
+    return e, (yield from inverse_sum(w, e, rows))
 
 
 def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
@@ -253,6 +265,44 @@ def exponential(w: World, x: Masked, form: str, frac: int, bits: int) -> Steps:
     """By either form."""
     found = yield from (by_window if form == "window" else by_bits)(w, x, frac, bits)
     return found.shared
+
+
+def soft_cap(w: World, x: Masked, cap: float, period: int, bits: int) -> Steps:
+    """cap tanh(x / cap) by sines of the period 2^period, opened with x's fraction bits."""
+    circle, size, frac = period + x.frac, 2.0**period, 40
+    ratio = math.pi * cap / size
+    found: list[tuple[int, int]] = []
+    for j in range(1, 1 << period, 2):
+        a = 4 * ratio * cap / math.sinh(math.pi * ratio * j)
+        if a < 1.5e-5:
+            break
+        found.append((j, round(a * 2**24)))
+    bits += frac - x.frac
+    out: Any = 0
+    for j, a in found:
+        shift = (found[0][1] // a).bit_length() - 1
+        half = 1 << (1 + shift)
+        known = (_turned(x.mask, j, circle) + half) >> (2 + shift)
+        dealt = wide.deal(w, "soft cap", known.shape, bits - shift, known)
+        cos, sin = _turned(x.m, j, circle)
+        public = (np.stack([sin, -cos]) * a + (1 << 29)) >> 30
+        out = out + ((dealt * public).sum(1) << shift)
+    return (yield from open_cut(w, wide.sharing(out, bits, frac), frac - x.frac)).shared
+
+
+def _turned(x: Words, j: int, circle: int) -> Any:
+    """cos and sin of 2 pi j x / 2^circle, 24 fraction bits: a turn by the first 13 bits times one by the rest."""
+    places = wide.integers(x) * j % (1 << circle)
+    rest = max(circle - 13, 0)
+
+    def turn(angle: Any) -> Any:
+        return [
+            np.rint(f(angle.astype(np.float64) * (2 * np.pi / 2**circle)) * 2.0**24).astype(np.int64).astype(object)
+            for f in (np.cos, np.sin)
+        ]
+
+    (c, s), (c2, s2) = turn(places >> rest << rest), turn(places & ((1 << rest) - 1))
+    return np.stack([(c * c2 - s * s2) >> 24, (s * c2 + c * s2) >> 24]) if rest else np.stack([c, s])
 
 
 def shift_of(w: World, y: Masked, form: str, score: int, rows: int) -> Steps:
