@@ -6,6 +6,7 @@
 # make reference   regenerate docs/commands.md
 # make gates   measure every gate of every suite and regenerate docs/gates.md (a minute)
 # make policies   regenerate the tables of docs/policies.md (minutes)
+# make families   regenerate docs/families from the registry of model families (a minute)
 # make published   regenerate the table of docs/bench.md beside published logs (seconds)
 # make results   measure every table again into $(RESULTS) and fill the pages from it (an hour; SPU needs 1 GB, networks need root)
 # make bench   measure what the README's tables show (15 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
@@ -25,7 +26,7 @@ EDITABLE := -c constraints.txt --config-settings editable_mode=compat -e
 STAMP := $(VENV)/.mpcache-installed
 DEV_STAMP := $(VENV)/.mpcache-dev-installed
 
-.PHONY: setup dev demo test check reference gates policies published bench results clean
+.PHONY: setup dev demo test check reference gates policies families published bench results clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -56,6 +57,7 @@ check: dev
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy --strict
 	"$(BIN)/python" -m parties.wire.generate_stubs --check
+	"$(BIN)/python" -m tests.tools.family_pages --check
 	@"$(BIN)/typer" launch.cli.main utils docs --name mpcache | diff -B docs/commands.md - || { echo "docs/commands.md is out of date; run \`make reference\`" >&2; exit 1; }
 
 reference: dev
@@ -66,6 +68,9 @@ gates: setup
 
 policies: dev
 	"$(BIN)/python" -m tests.tools.policy_page $(ARGS)
+
+families: dev
+	"$(BIN)/python" -m tests.tools.family_pages $(ARGS)
 
 published: dev
 	"$(BIN)/python" -m tests.tools.published_page $(ARGS)

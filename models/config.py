@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mpc.errors import CheckpointError
 from protocols.suite import Activation
@@ -68,9 +68,13 @@ class Config:
         self.values = values
         self.path = path
 
-    def without(self, *keys: str) -> Config:
+    def without(self, *keys: str) -> Self:
         """Return the same without some options."""
-        return Config({key: value for key, value in self.values.items() if key not in keys}, self.path)
+        return type(self)({key: value for key, value in self.values.items() if key not in keys}, self.path)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the same with what options are that it leaves out."""
+        return type(self)({**defaults, **self.values}, self.path)
 
     def error(self, key: str, why: str) -> CheckpointError:
         """Return an error about one key, with its value."""

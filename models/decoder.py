@@ -159,10 +159,10 @@ class Decoder:
         """Run a layer whose attention and feed-forward read the same stream, the rounds of both shared."""
         suite, a = self.suite, self.architecture
         first, second = self._attention.entering(layer), self._feed_forward.entering(layer)
-        last = h[h.shape[0] - rows.wanted :]
         every = rows.wanted == h.shape[0]
         with suite.ledger.timed(f"layer {layer}/attention"):
             entered = await suite.norm_linear(h, a.norm, [*first, *second] if every else first)
+        last = h[h.shape[0] - rows.wanted :]
 
         async def attention() -> Value:
             with suite.ledger.timed(f"layer {layer}/attention"):
@@ -175,9 +175,9 @@ class Decoder:
 
         attended, written = await suite.together(attention(), feed_forward())
         self._probe(f"layer {layer}/attention", attended)
-        h_out: Value = attended + written
-        self._probe(f"layer {layer}/mlp", h_out)
-        return h_out
+        h = suite.streams_added(attended, written)
+        self._probe(f"layer {layer}/mlp", h)
+        return h
 
     async def head(self, h: Value, cache: KVCache, whole: bool = False) -> Value:
         """Return the logits [T, V] of the residual stream after the last layer, [T, D]; `whole` as in `forward`."""

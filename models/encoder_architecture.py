@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field
 
+from models.architecture import Rotary
 from models.description import Count, Description, TokenId
 from mpc.errors import ConfigurationError
 
@@ -79,6 +80,11 @@ class EncoderArchitecture(Description):
     def rotary(self) -> None:
         """Positions are learned."""
         return None
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """No layer has rotary positions."""
+        return ()
 
     @property
     def gated(self) -> bool:

@@ -50,8 +50,7 @@ async def write(
     """Return the residual stream [T, D] with what a part of a layer writes to it: x [T, in] times its last weight `name`,
     normalised where the architecture has norms after it. onto: x, and the stream as it was."""
     x, residual = onto
-    layer = linear_layer(weights, name)
     if architecture.norms == "before":
-        return await suite.linear(x, layer, residual)
-    found = await suite.linear(x, layer)
+        return await suite.linear(x, linear_layer(weights, name), residual)
+    found = await suite.linear(x, linear_layer(weights, name, "normalised"))
     return await suite.norm_gain(found, architecture.norm, weights[f"{name}.gain"], residual)

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import torch
 
-from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.rotary import cosines_and_sines
 from protocols.masked import public_tables
@@ -19,7 +18,7 @@ POSITIONS = 32  # at both ends of a model's: all others come from the same opera
 def digest(architecture: AnyArchitecture) -> str:
     """Return the SHA-256 of the tables that a session with this model uses, as this machine makes them."""
     whole = hashlib.sha256(public_tables.digest().encode())
-    for rotary in architecture.rotaries if isinstance(architecture, Architecture) else ():
+    for rotary in architecture.rotaries:
         for first in (0, max(0, architecture.positions - POSITIONS)):
             count = min(POSITIONS, architecture.positions - first)
             angles = cosines_and_sines(rotary, architecture.head_channels, first, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from models.architecture import Architecture, Experts, Rotary
+from models.architecture import Architecture, Rotary
 from models.architectures import AnyArchitecture, decoder_of
 from models.checkpoint import read_description
 from models.config import Config, read_json
@@ -14,6 +14,7 @@ from models.encoder_architecture import EncoderArchitecture
 from models.families.registry import family_for
 from models.gguf.conversion import GgufModel
 from models.gguf.header import is_gguf
+from models.known_checkpoints import KNOWN
 from mpc.errors import ConfigurationError
 from protocols.suite import Norm
 
@@ -81,32 +82,6 @@ def _bert(layers: int, width: int, heads: int, labels: int = 2) -> EncoderArchit
     )
 
 
-def _experts(count: int, chosen: int, feed_forward: int) -> Experts:
-    return Experts(count=count, chosen=chosen, feed_forward=feed_forward, renormalised=True)
-
-
-def _mixture(family: str, layers: int, width: int, heads: int, kv_heads: int, experts: Experts) -> Architecture:
-    """Return Mixtral (Jiang et al. 2024) or Qwen3-MoE (Yang et al. 2025), whose queries and keys are normalised."""
-    qwen = family == "qwen3_moe"
-    return Architecture(
-        family=family,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_channels=128,
-        feed_forward=6144 if qwen else experts.feed_forward,
-        vocabulary=151936 if qwen else 32000,
-        positions=40960 if qwen else 32768,
-        rotary=Rotary(theta=1e6),
-        norm=Norm("rms", 1e-6 if qwen else 1e-5),
-        activation="silu",
-        gated=True,
-        query_key_norm="head" if qwen else None,
-        experts=experts,
-    )
-
-
 SHAPES: dict[str, Architecture] = {
     "tiny": _gpt2(4, 32, 2, vocabulary=97, positions=64),
     "gpt2": _gpt2(12, 768, 12),
@@ -116,8 +91,7 @@ SHAPES: dict[str, Architecture] = {
     "llama-2-7b": _llama2(32, 4096, 32, 32, 11008),
     "llama-2-13b": _llama2(40, 5120, 40, 40, 13824),
     "llama-2-70b": _llama2(80, 8192, 64, 8, 28672),
-    "mixtral-8x7b": _mixture("mixtral", 32, 4096, 32, 8, _experts(8, 2, 14336)),
-    "qwen3-30b-a3b": _mixture("qwen3_moe", 48, 2048, 32, 4, _experts(128, 8, 768)),
+    **{name: decoder_of(family_for(Config(options, Path(name))).architecture, name) for name, options in KNOWN.items()},
 }
 ENCODER_SHAPES: dict[str, EncoderArchitecture] = {
     "tiny-encoder": _bert(2, 32, 2),

@@ -87,7 +87,7 @@ class Norm:
     epsilon: float
 
 
-Use = Literal["any", "heads", "rotated", "function", "stream"]
+Use = Literal["any", "heads", "rotated", "function", "normalised", "stream"]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Linear:
     secret bias [out].
 
     use: what is done with its product, by which a suite chooses rings: `heads`, queries, keys and values, which are cached;
-    `rotated`, the same with rotary positions; `function`, an activation follows; `stream`, it is added to the residual
-    stream in the end; `any`.
+    `rotated`, the same with rotary positions; `function`, an activation follows; `normalised`, a norm follows; `stream`, it
+    is added to the residual stream in the end; `any`.
     """
 
     weight: Value

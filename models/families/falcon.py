@@ -22,30 +22,24 @@ NAMES = renamed(
     },
     without=("q", "k", "v", "gate"),
 )
+KEYS = {"kv_heads": "num_kv_heads", "head_channels": "", "feed_forward": "ffn_hidden_size", "activation": "activation"}
+KEYS |= {"epsilon": "layer_norm_epsilon"}
 
 
 class Falcon(Standard):
     """Reads `FalconForCausalLM` checkpoints. Source: Almazrouei et al., arXiv 2311.16867."""
 
     prefix = "transformer."
-    tied_by_default = True
-    layer_norm = True
+    tied_by_default = layer_norm = True
     activation = "gelu"
     epsilon = 1e-5
     names = NAMES
-    keys: ClassVar[Mapping[str, str]] = {
-        "kv_heads": "num_kv_heads",
-        "head_channels": "",
-        "feed_forward": "ffn_hidden_size",
-        "epsilon": "layer_norm_epsilon",
-        "activation": "activation",
-    }
+    keys: ClassVar[Mapping[str, str]] = KEYS
     defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 2048}
 
     def biases(self) -> tuple[bool, bool, bool]:
         """Return biases as `bias` says."""
-        biased = self.config.flag("bias", False)
-        return biased, biased, biased
+        return (self.config.flag("bias", False),) * 3
 
     def fused_rows(self) -> Tensor:
         """Return the order of rows that are stored by group: its queries, its key, its value."""
@@ -57,8 +51,9 @@ class Falcon(Standard):
         """Return heads and parallel parts by generation; which norms there are is read with them."""
         c, recent = self.config, self.config.flag("new_decoder_architecture", False)
         beside = recent or c.flag("parallel_attn", True)
-        both = recent and c.integer("num_ln_in_parallel_attn", 2) == 2
-        one = {"mlp.norm": "input_layernorm"} if beside else {}
-        self.names = NAMES | ({"attention.norm": "ln_attn", "mlp.norm": "ln_mlp"} if both else one)
-        heads = {} if recent else {"kv_heads": 1 if c.flag("multi_query", True) else c.integer("num_attention_heads")}
-        return {"parallel": beside} | heads
+        if recent and c.integer("num_ln_in_parallel_attn", 2) == 2:
+            self.names = NAMES | {"attention.norm": "ln_attn", "mlp.norm": "ln_mlp"}
+        elif beside:
+            self.names = NAMES | {"mlp.norm": "input_layernorm"}
+        one = {"kv_heads": 1} if c.flag("multi_query", True) else {"kv_heads": c.integer("num_attention_heads")}
+        return {"parallel": beside} | ({} if recent else one)

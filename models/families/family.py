@@ -42,7 +42,7 @@ class CheckpointFamily(ABC):
 
     def __init__(self, config: Config) -> None:
         config.refuse_unsupported(self.computes)
-        self.config = Config({**self.defaults, **config.values}, config.path)
+        self.config = config.with_defaults(self.defaults)
         try:
             self.architecture = self.describe()
         except ConfigurationError as error:

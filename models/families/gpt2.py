@@ -13,9 +13,7 @@ class Gpt2(Standard):
 
     prefix = "transformer."
     buffers = (r"h\.\d+\.attn\.(bias|masked_bias)",)
-    tied_by_default = True
-    layer_norm = True
-    stored_transposed = True
+    tied_by_default = layer_norm = stored_transposed = True
     activation = "gelu_new"
     epsilon = 1e-5
     defaults: ClassVar[Mapping[str, Any]] = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}

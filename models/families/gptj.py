@@ -14,9 +14,7 @@ class GptJ(Standard):
 
     prefix = "transformer."
     buffers = (r"h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
-    layer_norm = True
-    head_bias = True
-    interleaved = True
+    layer_norm = head_bias = interleaved = True
     activation = "gelu_new"
     epsilon = 1e-5
     names: Mapping[str, str] = renamed(
@@ -53,8 +51,8 @@ class GptJ(Standard):
 
     def rotary(self, head: int) -> Rotary:
         """Return positions on the first `rotary_dim` channels, on all where it is null or 0."""
-        dim = self.config.values.get("rotary_dim", 64)
-        return Rotary() if not dim or dim == head else Rotary(channels=self.config.integer("rotary_dim", 64))
+        dim = self.config.integer("rotary_dim", 64) if self.config.values.get("rotary_dim", 64) else head
+        return Rotary(channels=None if dim == head else dim)
 
     def options(self) -> dict[str, Any]:
         """Return that both parts read the same stream."""

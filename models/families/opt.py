@@ -32,6 +32,7 @@ class Opt(Standard):
     keys: ClassVar[Mapping[str, str]] = {
         "kv_heads": "",
         "head_channels": "",
+        "epsilon": "",
         "feed_forward": "ffn_dim",
         "activation": "activation_function",
     }

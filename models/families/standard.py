@@ -119,6 +119,7 @@ class Standard(Family):
         head = c.integer(self.key("head_channels"), max(width // heads, 1)) if self.key("head_channels") else width // heads
         if not (self.key("head_channels") and c.present(self.key("head_channels"))) and width % heads:
             raise c.error(self.key("heads"), f"{self.key('width')} = {width} must be a multiple of it")
+        epsilon = c.number(self.key("epsilon"), self.epsilon) if self.key("epsilon") else self.epsilon
         qkv, out, mlp = self.biases()
         vocabulary, rotary = c.integer("vocab_size"), self.rotary(head)
         fields: dict[str, Any] = {
@@ -132,7 +133,7 @@ class Standard(Family):
             "vocabulary": vocabulary,
             "positions": positions(c, rotary, self.key("positions")),
             "rotary": rotary,
-            "norm": Norm("rms", c.number(self.key("epsilon"), self.epsilon)),  # centred already, see `folding`
+            "norm": Norm("rms", epsilon),  # centred already, see `folding`
             "activation": c.activation(self.key("activation"), self.activation),
             "gated": "gate" in self.names or "gate_up" in self.names,
             "qkv_bias": qkv or self.layer_norm,

@@ -17,7 +17,7 @@ How inside P comes about:
 
 How the result comes about:
 * `lifted`: bits times x and P are made in the ring that the caller wants, both lifted on the way; not of segments.
-* `opened`: in x's ring, to be opened there, lifted and opened again: a round more, fewer dealt bytes.
+* `opened`: in x's ring, to be opened there and raised to the wanted one: a round more, fewer dealt bytes.
 
 Which forms are run follows from what each would cost here, counted by this very code on shape tensors, and the work of one
 core as measured (`forms`). ReLU is x - [x < 0] x, its comparison in one round or two.
@@ -190,7 +190,7 @@ async def _opened_apart(c: Context, x: Masked, kind: str, plan: Plan) -> tuple[S
             read = await segment(c, kind, x)
             p = read.value(c, bits + read.frac - x.frac)
         assert isinstance(p, Shared)
-        return await open_cut(c, p, p.frac - x.frac)
+        return await open_cut(c, p, p.frac - x.frac, wraps=True)
 
     (inside, above), p = await together(brackets(c, x, interval, waved), curve())
     return times(c, "inside", inside, p, plan.left), above

@@ -90,7 +90,7 @@ async def scale(convert: Conversion, x: Value, factor: Tensor | float) -> Masked
     if t.frac > f + 2 or bits > t.form.bits:
         wide = f + t.magnitude + top + 3 + FACTOR_BITS
         if t.masked is None:
-            t = convert.new(lift(convert.context, await convert.opened(t, f, 0), wide), t.magnitude)
+            t = convert.new(lift(convert.context, await convert.opened(t, f, 0, lifted=True), wide), t.magnitude)
         else:
             t = convert.new(await convert.masked(t, f, wide), t.magnitude)
     integers = torch.round(real * 2.0**FACTOR_BITS).to(torch.int64)  # a single number takes part from the host
@@ -106,7 +106,7 @@ async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> Mas
         return _rotate_wide(convert, t, cos, sin)
     wide = f + t.magnitude + 3 + ROTATION_BITS  # the sum of two products
     if t.masked is None and t.frac > f:
-        t = convert.new(lift(c, await convert.opened(t, f, 0), wide), t.magnitude)
+        t = convert.new(lift(c, await convert.opened(t, f, 0, lifted=True), wide), t.magnitude)
     elif t.masked is not None:
         t = convert.new(await convert.masked(t, f, wide), t.magnitude)
     half = t.shape[-1] // 2

@@ -20,7 +20,7 @@ from torch import Tensor
 from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.bounds import largest
+from protocols.bounds import RANGES, largest
 from protocols.masked import lifted, product, soft_cap
 from protocols.masked import softmax as gate
 from protocols.masked.conversion import Conversion
@@ -36,7 +36,8 @@ from protocols.schedule import together
 from protocols.suite import Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
-NUMERATOR_BITS = 28  # fraction bits of numerators at most; a row's largest is above e^-8
+NUMERATOR_BITS = 24  # fraction bits of numerators at most; a row's largest is above e^-8
+SCORE_BITS = 12  # fraction bits of scores at most, when they are opened
 WEIGHTED_BITS = 10  # fraction bits of weighted values beyond those of values, before the division: a sum may be e^-8
 SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
@@ -55,9 +56,14 @@ def query_bits(convert: Conversion) -> int:
     return max(needed, score_bits(convert))
 
 
+def _sum_bits(rows: Rows) -> int:
+    """Return a bound: the sum of a row's numerators is at most 2^that; none is above 1."""
+    return (rows.longest - 1).bit_length()
+
+
 def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
     """Return the fraction bits of numerators and their ring, the smallest in which their sum times the values fits."""
-    room = 3 + convert.fraction_bits + convert.bounds.here.value + max(rows.longest, 1).bit_length()
+    room = 3 + convert.fraction_bits + convert.bounds.here.value + _sum_bits(rows)
     frac = min(NUMERATOR_BITS, RING_BITS - room)
     return frac, frac + room
 
@@ -65,7 +71,9 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
 def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
     """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
     twice the cap."""
-    bound = convert.bounds.here.score if cap is None else math.ceil(math.log2(2.0 * cap / largest("score", 0)))
+    bound = convert.bounds.here.score
+    if cap is not None:  # of the bounds that can be declared
+        bound = max(RANGES["score"].low, math.ceil(math.log2(2.0 * cap / largest("score", 0))))
     return gate.Spread(bound + 1, in_units(largest("score", bound)), convert.ranges)
 
 
@@ -135,8 +143,8 @@ async def weighted_values(
 
     async def weighted() -> Masked:
         with operation("values"):
-            o = convert.new(await weigh(dense), rows.longest.bit_length() + bound)
-            return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2)
+            o = convert.new(await weigh(dense), _sum_bits(rows) + bound)
+            return await convert.masked(o, f + WEIGHTED_BITS, o.magnitude + f + WEIGHTED_BITS + 2, lifted=True)
 
     async def one_over() -> Masked:
         with operation("softmax sum"):
@@ -180,7 +188,7 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await exponents(c, s, f)
+        return await exponents(c, s, min(f, SCORE_BITS))
 
 
 async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:

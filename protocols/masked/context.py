@@ -73,9 +73,7 @@ class Opening(Request[Masked]):
         return self._masked(c.blank(self.value.shape))
 
     def _masked(self, m: Tensor) -> Masked:
-        found = Masked(m, self.lam, self.value.bits, self.value.frac)
-        found.wraps = self.wraps
-        return found
+        return Masked(m, self.lam, self.value.bits, self.value.frac, wraps=self.wraps)
 
 
 class BitOpening(Request[Tensor]):

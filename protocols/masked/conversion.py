@@ -68,11 +68,12 @@ class Conversion:
         t.magnitude = min(t.magnitude, max(1, math.ceil(math.log2(bound))))
         return t
 
-    async def masked(self, value: Value, frac: int, bits: int, cut: bool = True) -> Masked:
+    async def masked(self, value: Value, frac: int, bits: int, cut: bool = True, lifted: bool = False) -> Masked:
         """Return <x> with exactly `frac` fraction bits modulo 2^bits: 0 to 2 rounds, whatever is cheapest from what there
         is.
 
         cut: False where a larger ring does as well, as for a factor: what is there is then not copied into a smaller one.
+        lifted: whether what is opened will be lifted on the way (`protocols.masked.lifted`).
         """
         x = self.tensor(value)
         c = self.context
@@ -83,7 +84,7 @@ class Conversion:
         if found is not None and found.frac == frac and found.bits >= bits:
             return found.to_ring(bits) if cut else found
         if found is None:
-            found = await self.opened(x, frac, bits)
+            found = await self.opened(x, frac, bits, lifted)
         excess = found.frac - frac
         if excess < 0:
             found = Masked(found.m << -excess, found.lam << -excess, min(found.bits - excess, RING_BITS), frac)
@@ -97,7 +98,7 @@ class Conversion:
         x.masked, x.shared, x.wide = result, None, None
         return result
 
-    async def opened(self, x: MaskedTensor, frac: int, bits: int) -> Masked:
+    async def opened(self, x: MaskedTensor, frac: int, bits: int, lifted: bool = False) -> Masked:
         """Return <x> of a sharing with `frac` fraction bits, modulo 2^bits where its ring is large enough, else in a ring
         that holds it. 1 round. Further fraction bits are cut as it is opened. A watched x is checked."""
         if x.unmade is not None:
@@ -111,7 +112,7 @@ class Conversion:
             require(least + excess <= shared.bits, "open", f"{shared} with |x| < 2^{x.magnitude}")
         most = shared.bits - excess
         opened = max(min(least, most), bits if most >= bits else 0)
-        found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps=opened < bits)
+        found = await open_any(self.context, shared.to_ring(opened + excess), excess, wraps=lifted or opened < bits)
         if x.watched is not None:
             self.ranges.check(x.watched, found.to_ring(least), 2.0 ** (x.magnitude - 1))
             x.watched, x.checked = None, True

@@ -35,7 +35,7 @@ async def _activated(convert: Conversion, t: MaskedTensor, kind: Activation, wan
     c, f = convert.context, convert.fraction_bits
     least = max(t.needs(f), gate.least_bits(kind, f))
     plan = gate.chosen(c, kind, t.shape.numel(), Rings(f, least, max(wanted, least)))
-    m = await convert.masked(t, f, plan.x_bits)
+    m = await convert.masked(t, f, plan.x_bits, lifted=plan.left > plan.x_bits)
     out = convert.new(await gate.activation(c, m, kind, plan), t.magnitude)
     out.positive = True
     return out
@@ -68,9 +68,9 @@ async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: A
     async def activated() -> Masked:
         with operation(kind):
             y = await _activated(convert, t, kind, 0)
-            return (await convert.masked(y, f, y.needs(f))).starting(-1 << f)
+            return (await convert.masked(y, f, y.needs(f), lifted=True)).starting(-1 << f)
 
-    a, b = await together(activated(), convert.masked(other, f, other.needs(f) + 1, cut=False))
+    a, b = await together(activated(), convert.masked(other, f, other.needs(f) + 1, cut=False, lifted=True))
     magnitude = 2 * bound + 2
     bits = _product_bits(convert, (a, b), (f + magnitude + 2, _wanted(convert, t, magnitude)))
     return convert.new(lifted.multiply(convert.context, "gate", a, b, bits), magnitude)
@@ -84,7 +84,7 @@ def _product_bits(convert: Conversion, factors: tuple[Masked, Masked], rings: tu
     found = {"lifted": wanted + f, "raised": least + f}
     more = wanted - least
     whole = f if c.parties > 2 else 0  # of what is cut after it was opened
-    dealt = {name: lifted.dealt_bits(bits, a.bits, b.bits) * count for name, bits in found.items()}
+    dealt = {name: lifted.dealt_bits(bits, a, b) * count for name, bits in found.items()}
     forms = [
         Form("lifted", 0, (wanted + whole) * others * count, dealt["lifted"]),
         Form("raised", 1, (wanted + whole) * others * count, dealt["raised"] + 2 * more * count),

@@ -18,15 +18,19 @@ window is lost but for a carry of one in its last bit. Nothing borrows, as the c
 
 `bits`, two parties: with a digit in units of 4, 2^(3/2 x) = 2^(6 d) 2^(3/2 m_lo) 2^(-3/2 lam_lo), d = m_hi - lam_hi. The
 parties read u = sigma 2^(6 d + 3/2 m_lo) locally, open it, and multiply it by the dealt sigma 2^(-3/2 lam_lo). u is below 1,
-opened in 32 bits with 30 fraction bits: only d < 0 is read.
+opened with a fraction bit more than the result, in a ring with 2 more: only d < 0 is read. The same bits tell whoever asks,
+shared, whether d is one of the lowest ones (`Below`).
 
 Public factors are integer tables, equal at all parties (`powers_of_two`).
-Rounds: 1 or 2 openings, the last one that of the result. Error: 2^-19 and 2^-16 relative. Range: see `exponential`.
+Rounds: 1 or 2 openings, the last one that of the result. Error: below 2 units of the result, and 2^-17 and 2^-15 relative.
+Range: see `exponential`.
 Leaks: nothing (docs/security.md, "Exponentials"). Sources: as `signed_one_hot`, `one_hot`, `lifted`.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -40,12 +44,13 @@ from mpc.wide import Wide
 from protocols.masked import lifted
 from protocols.masked.context import Context, require
 from protocols.masked.forms import Form, choose
+from protocols.masked.histogram import parity
 from protocols.masked.one_hot import digit
 from protocols.masked.powers_of_two import OCTAVES, powers
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.signed_one_hot import one_hot_words, turned
 from protocols.masked.truncation import open_cut, truncate
-from protocols.masked.wide import open_cut_wide
+from protocols.masked.wide import open_any, open_cut_wide
 
 UNITS, UNIT_BITS = 7879, 13  # units of exponents in one of scores, and the fraction bits of that
 CIRCLE = 8  # log2 of the circle's units at least: a window and all that may be read as 0 fit
@@ -57,8 +62,17 @@ UNIT = 2  # of the form `bits`
 FACTOR = 26  # fraction bits of its public factor 2^(3/2 m_lo - 6)
 READ = 32  # fraction bits of what its bits are read with, 2^(6 d + 6)
 DIGITS = 6  # d = -1 to -6: nothing is left below
-OPENED = 32  # the ring of u
-DEALT_FACTOR = 22  # fraction bits of the dealt 2^(-3/2 lam_lo)
+HELD = 1  # fraction bits of u beyond those of the result
+DEALT_FACTOR = 20  # fraction bits of the dealt 2^(-3/2 lam_lo)
+CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
+
+
+@dataclass(frozen=True)
+class Below:
+    """Who is told, of each number, XOR shares of [d < -lowest], 0 or 1; the form `bits` only."""
+
+    lowest: int
+    tell: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,9 @@ def _window_cut(frac: int) -> int:
     return POINT + DEALT_BITS + PUBLIC_BITS - frac
 
 
-def _bits_cut(frac: int) -> int:
-    return OPENED - 2 + DEALT_FACTOR - frac
+def _opened(frac: int) -> int:
+    """Return the ring of u."""
+    return frac + HELD + 2
 
 
 def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, parties: int) -> list[Form]:
@@ -114,24 +129,27 @@ def exponential_forms(elements: int, range_bits: int, frac: int, bits: int, part
     sent = left * others
     forms = [Form("window", 0, elements * sent / 8, elements * dealt / 8, elements * 1.1e-7, elements * 1.4e-7)]
     if parties == 2:
-        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + _bits_cut(frac)) - OPENED
-        forms.append(
-            Form("bits", 1, elements * (bits + OPENED) / 8, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7)
-        )
+        dealt = (1 << (range_bits - UNIT)) + 3 * (bits + CUT) - _opened(frac)
+        sent = bits + _opened(frac)
+        forms.append(Form("bits", 1, elements * sent / 8, elements * dealt / 8, elements * 1.2e-7, elements * 1.6e-7))
     return forms
 
 
-async def exponential(c: Context, x: Masked, frac: int, bits: int) -> Masked:
+def chosen(c: Context, x: Masked, frac: int, bits: int) -> str:
+    """Return the form to run, "window" or "bits"."""
+    return choose(exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties), c.prefer)
+
+
+async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
     """Return <2^(3/2 x)> with `frac` fraction bits modulo 2^bits, x in a ring of 2^8 units or more. 1 or 2 rounds.
 
     x < 0, and not within 64 of the lowest value of its ring. The digit above the lowest x.frac + 2 bits must be negative
     even with a borrow from below: so it is for x < -4, and for all x < 0 that are a masked value less a multiple of 4 beyond
-    its digit (`softmax`)."""
+    its digit (`softmax`). below: told only where the form is `bits` (`chosen`)."""
     require(frac <= 30, "exponential", f"{frac} fraction bits, at most 30")
-    forms = exponential_forms(x.shape.numel(), x.bits - x.frac, frac, bits, c.parties)
-    if choose(forms, c.prefer) == "window":
+    if chosen(c, x, frac, bits) == "window":
         return await by_window(c, x, frac, bits)
-    return await by_bits(c, x, frac, bits)
+    return await by_bits(c, x, frac, bits, below)
 
 
 # ---- by windows ------------------------------------------------------------------------------------------------------
@@ -163,15 +181,16 @@ async def by_window(c: Context, x: Masked, frac: int, bits: int) -> Masked:
 
 
 # ---- by bits ---------------------------------------------------------------------------------------------------------
-async def by_bits(c: Context, x: Masked, frac: int, bits: int) -> Masked:
+async def by_bits(c: Context, x: Masked, frac: int, bits: int, below: Below | None = None) -> Masked:
     """As `exponential`, from one-hot bits; two parties. 2 rounds."""
     low = x.frac + UNIT
     width = x.bits - low
     m_hi, lam_hi = digit(c, x, low, width)
     shares = one_hot_words(c, lam_hi, width, "exponential bits")
-    held = OPENED - 2
-    count = READ + FACTOR - held
-    signed = Shared(c.blank(x.shape), OPENED + count, held + count)
+    count = READ + FACTOR - frac - HELD
+    signed = Shared(c.blank(x.shape), _opened(frac) + count, READ + FACTOR)
+    if below is not None:
+        below.tell(_is_below(c, shares[0], m_hi, width, below.lowest))
     if c.evaluating:
         read = turned(shares[0], (m_hi + 1) & ((1 << width) - 1), width, 1)[..., 0] & ((1 << DIGITS) - 1)
         factor = powers(1, low, x.frac, -OCTAVES * (1 << UNIT) // 2, FACTOR, str(x.m.device))[x.m & ((1 << low) - 1)]
@@ -185,9 +204,17 @@ async def by_bits(c: Context, x: Masked, frac: int, bits: int) -> Masked:
         value = powers(-1, low, x.frac, 0, DEALT_FACTOR, str(x.lam.device))[x.lam & ((1 << low) - 1)]
         return torch.where(bit == 1, value, -value)
 
-    cut = _bits_cut(frac)
-    product = lifted.multiply_known(c, "exponential", u, known, DEALT_FACTOR, bits + cut)
-    return await (open_cut_wide(c, product, cut) if isinstance(product, WideShared) else open_cut(c, product, cut))
+    product = lifted.multiply_known(c, "exponential", u, known, DEALT_FACTOR, bits + CUT)
+    return await open_any(c, product, CUT)
+
+
+def _is_below(c: Context, words: Tensor, m_hi: Tensor, width: int, lowest: int) -> Tensor:
+    """Return this party's XOR share of [d < -lowest] from its one-hot bits [..., words]: the parity of those places."""
+    if not c.evaluating or words.is_meta or m_hi.is_meta:
+        return c.blank(m_hi.shape)
+    found = turned(words, (m_hi + 1) & ((1 << width) - 1), width)  # bit i: d = -1 - i
+    places = [min(max(lowest - start, 0), 64) for start in range(0, 64 * found.shape[-1], 64)]
+    return parity(functools.reduce(operator.xor, (found[..., i] & (-1 << n) for i, n in enumerate(places) if n < 64)))
 
 
 @cache

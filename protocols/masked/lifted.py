@@ -11,7 +11,8 @@ that the dealer knows, is a sum of public numbers times dealt ones: local, in an
 once, in the ring that its own range needs, and its product has the bits that the next step needs once it is cut.
 
 Rounds: 0. Error: none (exact in the result's ring, which the caller chooses so that the result fits).
-Offline, result of K bits, x of k and y of j: K + (K - k) of x and K + (K - j) of y, where they are smaller; of the product
+Offline, result of K bits, x of k and y of j: K + (K - k) of x and K + (K - j) of y, where they are smaller, 2 (K - k) where
+the dealer knows how often x's shares of lam go around (`Masked.wraps`): then a party has its own of lam; of the product
 of the masks K + (K - k) + (K - j) + (K - k - j); each where it is positive, per element.
 Leaks: nothing, they are local (docs/security.md, "Products").
 Sources: Beaver 1991; SIGMA (Gupta et al. 2024) for the lift.
@@ -185,8 +186,14 @@ def _own_terms(c: Context, op: str, x: Masked, form: _Lifted, bits: int) -> Word
     if x.bits >= bits:
         return -x.lam if c.evaluating else c.blank(x.shape)
     if x.lifted is None or x.lifted[0] < bits:
-        parts = [_dealt(c, op, x.shape, bits, [term]) for term in form.terms]
-        x.lifted = bits, parts[0] + parts[1]  # type: ignore[operator]
+        mask, top = form.terms
+        wraps = x.wraps
+        if wraps is None:
+            first = _dealt(c, op, x.shape, bits, [mask])
+        else:
+            around = _dealt(c, op, x.shape, bits, [_Term("wraps", lambda: wraps, x.bits)])
+            first = around - widened_unsigned(x.lam, bits) if c.evaluating else around  # type: ignore[operator]
+        x.lifted = bits, first + _dealt(c, op, x.shape, bits, [top])  # type: ignore[operator]
     found: Words = x.lifted[1]
     return _low(found) if bits <= RING_BITS else found
 
@@ -213,11 +220,11 @@ def multiply(c: Context, op: str, x: Masked, y: Masked, bits: int) -> Shared | W
     return sharing(total, bits, x.frac + y.frac)
 
 
-def dealt_bits(bits: int, x: int, y: int) -> int:
-    """Return the bits that are dealt of a product modulo 2^bits of two values in rings of x and y bits, which no other
-    product has lifted."""
-    of_one = sum(2 * bits - each for each in (x, y) if each < bits)
-    return of_one + bits + sum(max(bits - less, 0) for less in (x, y, x + y))
+def dealt_bits(bits: int, x: Masked, y: Masked) -> int:
+    """Return the bits that are dealt for an element of a product modulo 2^bits of two values that no other product has
+    lifted."""
+    of_one = sum(2 * bits - v.bits - (0 if v.wraps is None else v.bits) for v in (x, y) if v.bits < bits)
+    return of_one + bits + sum(max(bits - less, 0) for less in (x.bits, y.bits, x.bits + y.bits))
 
 
 def multiply_known(c: Context, op: str, x: Masked, known: Known, frac: int, bits: int) -> Shared | WideShared:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mpc.errors import RangeError
@@ -51,16 +52,28 @@ def _lifted(c: Context, vector: product.FixedWeight) -> WideShared:
     return found
 
 
-def fixed(weight: Value) -> product.FixedWeight:
+def _fixed(weight: Value) -> product.FixedWeight:
     """Return a weight's masked form. Raises `RangeError` for a value that is none."""
     if not isinstance(weight, MaskedWeight):
         raise RangeError("the weight of a layer, or the token table, must come from Suite.weight")
     return weight.weight
 
 
+def fixed_vector(convert: Conversion, weight: Value) -> Masked:
+    """Return a fixed secret as a factor of element-wise products, by the mask that it was opened under once; local."""
+    c, w = convert.context, _fixed(weight)
+
+    def mask() -> Tensor:
+        if not c.evaluating:
+            return w.lam
+        return (w.m if c.first else torch.zeros_like(w.m)) - w.own  # what is kept of a weight's sharing is m - lam
+
+    return Masked(w.m, mask, w.bits, w.frac)
+
+
 def weight_product(convert: Conversion, x: Masked, weight: Value, magnitude: int) -> MaskedTensor:
     """Return x W in x's ring, Shared, |x W| < 2^magnitude; local."""
-    return convert.new(product.weight_product(convert.context, "linear", x, fixed(weight)), magnitude)
+    return convert.new(product.weight_product(convert.context, "linear", x, _fixed(weight)), magnitude)
 
 
 async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value | None = None) -> MaskedTensor:
@@ -72,6 +85,8 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     magnitude = convert.bounds.stream + ROOM if written else bound + 1
     frac = min(t.frac, convert.fraction_bits)
     bits = frac + max(WEIGHT_BITS + magnitude + int(not written), t.magnitude) + 2
+    if layer.use == "normalised":
+        bits = RING_BITS
     if written:
         bits = max(bits, written_bits(convert, frac, math.prod(x.shape[:-1]), layer.weight.shape[-1]))
     with operation("linear"):
@@ -85,6 +100,13 @@ async def linear(convert: Conversion, x: Value, layer: Linear, residual: Value |
     return out
 
 
+def streams_added(convert: Conversion, x: Value, y: Value) -> MaskedTensor:
+    """Return x + y, the residual stream of two parts that wrote to it: a part alone may wrap, the sum is what is bounded."""
+    out = convert.tensor(x) + convert.tensor(y)
+    out.magnitude = convert.bounds.stream + ROOM
+    return out
+
+
 async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
     """Return x [..., D or 1] times a fixed secret vector [D], Shared, fraction_bits + 16 fraction bits. No round for rows
     that are masked already."""
@@ -94,14 +116,14 @@ async def gained(convert: Conversion, x: Value, gain: Value) -> MaskedTensor:
     least = min(RING_BITS, frac + WEIGHT_BITS + magnitude + ROOM + 2)
     with operation("gain"):
         m = await convert.masked(t, frac, RING_BITS if t.masked is None else least)
-        return convert.new(product.weight_multiply(convert.context, "gain", m, fixed(gain)), magnitude)
+        return convert.new(product.weight_multiply(convert.context, "gain", m, _fixed(gain)), magnitude)
 
 
 async def look_up(convert: Conversion, index: Value, table: Value) -> MaskedTensor:
     """Return the rows of the table at secret places, see `protocols.masked.tokens`. 2 rounds."""
     bits = convert.bounds.table_bits
     with operation("embed"):
-        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), fixed(table), bits)
+        found = await tokens.look_up(convert.context, convert.tensor(index).as_shared(), _fixed(table), bits)
         return convert.new(found, _row_bound(convert))
 
 

@@ -23,7 +23,7 @@ from protocols.masked import lifted
 from protocols.masked.arithmetic import ROTATION_BITS
 from protocols.masked.context import Context, open_value
 from protocols.masked.conversion import Conversion
-from protocols.masked.linear import fixed, linear, weight_product
+from protocols.masked.linear import fixed_vector, linear, weight_product
 from protocols.masked.magnitudes import ROOM, WEIGHT_BITS
 from protocols.masked.power import Power, power
 from protocols.masked.shares import Masked, Shared
@@ -49,7 +49,7 @@ async def _stream(convert: Conversion, x: Value, b: StreamBits) -> Masked:
     """Return the residual stream, masked in the ring that it and its products need."""
     with operation("residual"):
         t = convert.tensor(x)
-        return await convert.masked(t, b.frac, max(b.bits, t.needs(b.frac)))
+        return await convert.masked(t, b.frac, max(b.bits, t.needs(b.frac)), lifted=True)
 
 
 def _bits_of(convert: Conversion, x: Value) -> StreamBits:
@@ -147,10 +147,10 @@ async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, resi
     c, f = convert.context, convert.fraction_bits
     t, (kind, bound) = convert.tensor(x), convert.bounds.linear_kind
     magnitude, scale = bound + 1, max(SCALE_BITS, bound + 1 + RELATIVE_BITS)
+    reach = magnitude + math.ceil(math.log2(x.shape[-1]) / 2)
     with operation("norm"):
-        m = await convert.masked(t, f, t.needs(f))
-    weight = fixed(gain)
-    factor = Masked(weight.m, weight.lam, weight.bits, weight.frac).move(lambda g: g.reshape(_last(x.shape, g.shape)))
+        m = await convert.masked(t, f, max(t.needs(f), f + reach + SQUARE_ROOM // 2 + 1))
+    factor = fixed_vector(convert, gain).move(lambda g: g.reshape(_last(x.shape, g.shape)))
 
     async def gained() -> Masked:
         with operation("norm gain"):
@@ -158,7 +158,6 @@ async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, resi
             product = lifted.multiply(c, "gain", m, factor, PRODUCT_BITS + magnitude + GAIN + 2 + cut)
             return await open_any(c, product, cut)
 
-    reach = magnitude + math.ceil(math.log2(x.shape[-1]) / 2)
     r, scaled = await together(_masked_inverse(convert, m, norm, scale, reach), gained())
     frac = scaled.frac + r.frac
     with operation("norm scale"):
@@ -168,9 +167,9 @@ async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, resi
             return y
         b = _bits_of(convert, residual)
         before = convert.tensor(residual)
-        h = await convert.masked(before, b.frac, max(b.bits, before.needs(b.frac)))
-        written = lifted.multiply(c, "scale", scaled, r, b.bits + frac - b.frac)
-        stream = lifted.lift(c, h.to_ring(b.bits), b.bits, "residual")
+        h = await convert.masked(before, b.frac, max(b.bits, before.needs(b.frac)), cut=False)
+        written = lifted.multiply(c, "scale", scaled, r, h.bits + frac - b.frac)
+        stream = lifted.lift(c, h, h.bits, "residual")
         return convert.new(lifted.add(written, lifted.finer(stream, frac)), convert.bounds.stream + ROOM)
 
 

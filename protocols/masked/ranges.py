@@ -51,7 +51,7 @@ class RangeFlags:
     def check(self, kind: str, x: Masked, limit: float, signed: bool = True, width: int = DIGIT) -> None:
         """Flag `kind` here unless |x| (signed; else x, read from 0 on) is within `limit` in real units; local."""
         c = self._c
-        require(5 <= width < x.bits, "range flags", f"a digit of {width} bits in a ring of {x.bits}")
+        require(3 <= width < x.bits, "range flags", f"a digit of {width} bits in a ring of {x.bits}")
         low = x.bits - width
         reach = -(-round(limit * 2.0**x.frac) // (1 << low))  # units
         size = 1 << width

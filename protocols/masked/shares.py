@@ -128,13 +128,19 @@ class Masked:
     lowest: x is at least that, in ring units, and below lowest + 2^(bits - 1), where it is lifted to a larger ring; if it is
     not said, -2^(bits - 2). lifted: what was dealt to lift it (`protocols.masked.lifted`). wraps: how often the parties'
     canonical shares of lam go around 2^bits when they are added as integers, whole at the dealer, which is told it when a
-    value is opened that will need a larger ring (`protocols.masked.truncation`); None where nobody asked.
+    value is opened that will be lifted (`protocols.masked.truncation`); None where nobody asked.
     """
 
-    __slots__ = ("_lam", "bits", "frac", "lifted", "lowest", "m", "wraps")
+    __slots__ = ("_lam", "_wraps", "bits", "frac", "lifted", "lowest", "m")
 
     def __init__(
-        self, m: Tensor, lam: Tensor | Callable[[], Tensor], bits: int, frac: int, lowest: int | None = None
+        self,
+        m: Tensor,
+        lam: Tensor | Callable[[], Tensor],
+        bits: int,
+        frac: int,
+        lowest: int | None = None,
+        wraps: Tensor | Callable[[], Tensor] | None = None,
     ) -> None:
         self.m = m
         self._lam = lam
@@ -142,7 +148,7 @@ class Masked:
         self.frac = frac
         self.lowest = lowest
         self.lifted: tuple[int, Words] | None = None
-        self.wraps: Tensor | None = None
+        self._wraps = wraps
 
     @property
     def lam(self) -> Tensor:
@@ -150,6 +156,18 @@ class Masked:
         if callable(self._lam):
             self._lam = self._lam()
         return self._lam
+
+    def _wraps_known(self) -> Tensor:
+        found = self.wraps
+        assert found is not None
+        return found
+
+    @property
+    def wraps(self) -> Tensor | None:
+        """How often shares of lam go around, at the dealer; a shape tensor elsewhere."""
+        if callable(self._wraps):
+            self._wraps = self._wraps()
+        return self._wraps
 
     @property
     def shape(self) -> torch.Size:
@@ -163,11 +181,12 @@ class Masked:
 
     def move(self, f: Callable[[Tensor], Tensor]) -> Masked:
         """As `map`, for an f that only moves elements (indexing, reshaping, joining with zeros): nothing needs a cut."""
-        return Masked(f(self.m), lambda: f(self.lam), self.bits, self.frac, self.lowest)
+        wraps = None if self._wraps is None else lambda: f(self._wraps_known())
+        return Masked(f(self.m), lambda: f(self.lam), self.bits, self.frac, self.lowest, wraps)
 
     def starting(self, lowest: int) -> Masked:
         """Return the same value, known to be at least so many ring units."""
-        return Masked(self.m, lambda: self.lam, self.bits, self.frac, lowest)
+        return Masked(self.m, lambda: self.lam, self.bits, self.frac, lowest, self._wraps)
 
     def beside(self, other: Masked) -> Masked:
         """Return both, joined along the last axis; same ring and fraction bits."""

@@ -22,8 +22,9 @@ Range: with r = range_bits, a row's spread (largest less smallest score) below 7
 exponents, as what stands in brackets. Two flags (`ranges`) tell where it is not. A score that is further from the row's last
 one than that and a bin (112), but not by 2^r less that (144), modulo 2^r (256): its bin is among the far ones, of which the
 hashes are there anyway. And one that lies above the shift or some 5/4 of the bound (144) below it, modulo 2^(r+1) (512): a
-table of 32 bits a score. Both together flag every score beyond 112 and below 396 from the last one. What is not flagged is
-right.
+table of 32 bits a score. Where exponentials have one-hot bits, these tell modulo 2^r (256) what lies more than 120 below the
+shift, and a table of 8 bits tells what does so by 2^r more or less. Both together flag every score beyond 112 and below 396
+from the last one. What is not flagged is right.
 Error of a probability: below 2^-11 (see tests for the table). Leaks: nothing (docs/security.md, "Softmax").
 A public mask removes positions altogether (`rows`).
 """
@@ -38,10 +39,10 @@ import torch
 from torch import Tensor
 
 from mpc.ledger import operation
-from protocols.masked import histogram, zero_test
+from protocols.masked import exponential, histogram, zero_test
 from protocols.masked.context import Context, XorOpening, open_value
 from protocols.masked.dealing import table_cost
-from protocols.masked.exponential import CIRCLE, Exponents, exponential
+from protocols.masked.exponential import CIRCLE, Below, Exponents
 from protocols.masked.forms import Form, choose
 from protocols.masked.power import Power, power
 from protocols.masked.ranges import DIGIT, RangeFlags
@@ -54,6 +55,7 @@ BIN_BITS = 2  # a bin is 4 wide
 HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
 POINT_HASH_BITS = 46
 COUNTS, COUNTED = "counts", 255  # rows of so many scores may be counted
+COARSE_DIGIT = 3  # bits of a digit that tells what has gone around once more
 LEAST_BITS = 12  # a row's largest numerator lies between 2^-12, but for its rounding, and 1
 
 
@@ -101,12 +103,23 @@ def _watch_far(words: Tensor, spread: Spread) -> None:
     spread.flags.watch("score", odd.sum(-1) & 1)
 
 
-def _check(x: Masked, spread: Spread) -> None:
-    """Flag a score above its row's shift, or further below than the limit and the 8 that the shift may lie above."""
-    if spread.flags is not None:
-        unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
-        reach = math.ceil((spread.limit + (2 << BIN_BITS)) / 2 / unit) * unit
-        spread.flags.check("score", x.add_public(int(reach * 2.0**x.frac)), reach)
+def _check(x: Masked, spread: Spread, bits: bool) -> Below | None:
+    """Flag a score above its row's shift, or further below than the limit and the 8 that the shift may lie above.
+
+    bits: whether exponentials have one-hot bits. Where these do for what does not go around once more, return what is asked
+    of them; a digit of 3 bits tells the rest."""
+    flags = spread.flags
+    if flags is None:
+        return None
+    lowest = math.ceil((spread.limit + (2 << BIN_BITS)) / (1 << BIN_BITS))  # bins of 4 below the shift that may be read
+    half = 1 << (spread.range_bits - 1)
+    if bits and (lowest + 1) << BIN_BITS <= half:
+        flags.check("score", x.add_public(half // 2 << x.frac), half // 2, width=COARSE_DIGIT)
+        return Below(lowest, lambda found: flags.watch("score", found))
+    unit = 2.0 ** (spread.range_bits + 1 - DIGIT)
+    reach = math.ceil((spread.limit + (2 << BIN_BITS)) / 2 / unit) * unit
+    flags.check("score", x.add_public(int(reach * 2.0**x.frac)), reach)
+    return None
 
 
 def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
@@ -182,9 +195,11 @@ async def exponentials(c: Context, scores: Exponents, rows: Rows, precision: tup
         edge = await shift(c, difference, rows, spread)
         away = Masked(rows.spread(edge.m), lambda: rows.spread(edge.lam), edge.bits, edge.frac).map(torch.neg)
         x = difference.add(away)
-        _check(x.to_ring(spread.range_bits + 1 + y.frac), spread)
+        read = x.to_ring(max(spread.range_bits, CIRCLE) + y.frac)
+        form = exponential.chosen(c, read, *precision)
+        below = _check(x.to_ring(spread.range_bits + 1 + y.frac), spread, form == "bits")
     with operation("exponential"):
-        return await exponential(c, x.to_ring(max(spread.range_bits, CIRCLE) + y.frac), *precision)
+        return await exponential.exponential(c, read, *precision, below)
 
 
 async def inverse_sum(c: Context, p: Masked, rows: Rows) -> Shared:

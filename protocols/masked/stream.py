@@ -3,7 +3,7 @@
 Integer bits are the budget. A truncation keeps a ring's integer bits, a product with a weight of 16 fraction bits takes 16
 of them. What is written to the stream comes from a product modulo 2^64 with 14 + 16 fraction bits, so 34 integer bits are
 left when it is opened, and 18 of its own products with weights: enough for |h W| below 2^16, so nothing has to be lifted on
-the way. Where the declared bounds ask for more, the stream is opened once more, in the ring that they need.
+the way. Where the declared bounds ask for more, the stream is raised to the ring that they need, a round more.
 
 Public: all of it follows from bounds. Rounds, bytes: none.
 """
@@ -69,7 +69,7 @@ def factor_bits(convert: Conversion, channels: int, magnitude: int) -> int:
 
 def written_bits(convert: Conversion, frac: int, rows: int, width: int) -> int:
     """Return the ring of a factor with `frac` fraction bits whose product with a weight is added to the stream: after the
-    product is cut, the stream's ring is there, or is opened once more where no product has it."""
+    product is cut, the stream's ring is there, or is raised to it where no product has it."""
     b = stream_bits(convert, rows, width)
     wanted = b.bits + frac + WEIGHT_BITS - b.frac
     return wanted if wanted <= RING_BITS else frac + WEIGHT_BITS + convert.bounds.stream + ROOM + 2

@@ -130,6 +130,9 @@ class MaskedSuite(Suite):
     def concat(self, values: Sequence[Value], dim: int) -> MaskedTensor:
         return arithmetic.concat(self.convert, values, dim)
 
+    def streams_added(self, x: Value, y: Value) -> MaskedTensor:
+        return linear.streams_added(self.convert, x, y)
+
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
         return self.convert.with_bound(x, bound)
 

@@ -98,11 +98,15 @@ def truncate_and_lift(c: Context, x: Masked, count: int, bits: int, offset: int 
     kept = x.bits - count
     require(kept >= 2, "lift", f"{count} bits cannot be cut from a ring of {x.bits} bits")
     moved, offset = _moved(c, x, offset)
-    low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
+    wraps = x.wraps if count == 0 and bits > kept else None
+    if wraps is not None:
+        low = c.deal("lift wraps", x.shape, bits - kept, lambda: wraps)
+    else:
+        low = c.deal("lift", x.shape, bits, lambda: ring.shift_right(x.lam, count, x.bits))
     carry = _carry(c, x, moved, bits - kept) if bits > kept else None
     if not c.evaluating:
         return Shared(c.blank(x.shape), bits, x.frac - count)
-    out = -low
+    out = -low if wraps is None else (low << kept) - x.lam
     if c.first:
         out = out + ring.shift_right(moved, count, x.bits) - (offset >> count)
     if carry is not None:

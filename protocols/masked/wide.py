@@ -1,7 +1,7 @@
 """Element-wise values in rings of more than 64 bits: how they are dealt, and how they are opened and cut to a word.
 
 A truncation takes bits from the ring. A product that is to have 64 bits left after it is made in a ring that is wider by as
-much (`protocols.masked.lifted`), so it is opened once where it would be opened, lifted and opened again.
+much (`protocols.masked.lifted`), so it is opened once where it would be opened and raised.
 
 deal: an additive sharing modulo 2^bits as two entries of the tape: the low words, and the high ones less the carry of the
 low shares, which the dealer knows. Offline: bits per element for the last party.

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.masked import histogram, softmax
+from protocols.masked import histogram, softmax, zero_test
 from protocols.masked.context import Context, open_value
+from protocols.masked.forms import Form
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from tests.protocols import test_ranges
@@ -79,7 +80,7 @@ def test_the_shift_is_the_edge_of_the_largest_ones_bin(
     preferring(prefer)
     monkeypatch.setattr(softmax, "COUNTED", counted)
     if counted:  # with two parties the other forms of as many rounds are not offered
-        monkeypatch.setattr(softmax.zero_test, "points_form", lambda *_: softmax.Form("points", 9, 0, 0))
+        monkeypatch.setattr(zero_test, "points_form", lambda *_: Form("points", 9, 0, 0))
     scores = torch.stack(hard_rows())
     gate = shift_gate(*scores.shape)
     result = run(gate, [((scores * 2.0**FRAC).round().to(torch.int64).flatten(), BITS)], parties)
@@ -149,7 +150,7 @@ def test_what_is_opened_is_uniform(parties: int, prefer: str, openings: int, pre
 @pytest.mark.parametrize("parties", [2, 3])
 def test_counts_that_are_opened_are_uniform(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All scores equal: without masks every count would be 0 or 20."""
-    monkeypatch.setattr(softmax.zero_test, "points_form", lambda *_: softmax.Form("points", 9, 0, 0))
+    monkeypatch.setattr(zero_test, "points_form", lambda *_: Form("points", 9, 0, 0))
     seen = run(shift_gate(600, 20), [(torch.zeros(12_000, dtype=torch.int64), BITS)], parties).seen
     assert [bits for _, bits in seen] == [BITS, 5, BITS - FRAC - 1]
     for m, bits in seen[1:]:
@@ -157,7 +158,7 @@ def test_counts_that_are_opened_are_uniform(parties: int, monkeypatch: pytest.Mo
 
 
 def test_far_scores_are_flagged_by_hashes_too(hashing: None) -> None:
-    test_ranges.test_a_far_score_is_flagged_on_both_sides(7)
+    test_ranges.test_a_far_score_is_flagged_on_both_sides(7, "auto")
 
 
 def test_hashes_have_other_words_in_each_call(hashing: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from models.generation import Decoding, GenerationPlan, generate_plain
 from mpc import ring
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape
+from tests.models import random_checkpoints as checkpoints
 from tests.models import random_encoders
 from tests.protocols import uniformity
 
@@ -47,6 +48,16 @@ def test_so_is_what_is_opened_for_logits_and_samples(decoding: Decoding, tempera
     assert not uniformity.failures(uniformity.results(seen))
 
 
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_so_is_what_soft_caps_and_norms_with_gains_open(name: str, tmp_path: Path) -> None:
+    checkpoints.save(name, tmp_path)
+    ids = [token % 101 for token in PROMPT[:12]]
+    seen, tokens = uniformity.observed_generation(load_checkpoint(tmp_path), ids, 2, 2)
+    assert len(tokens) == 2
+    assert not uniformity.failures(uniformity.results(seen))
+    assert {one.operation for one in seen} >= {"norm", "norm gain", "scores"}
+
+
 @pytest.mark.parametrize("output", ["mean", "pooled"])
 def test_so_is_what_is_opened_in_an_encoding(output: Output, tmp_path: Path) -> None:
     """The mask of padding, token types, the places of a mean and rows behind residual sums included."""
@@ -66,11 +77,20 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Te
     calls = [0]
     dealer, party = DealerTape.random, PartyTape.random
 
+    def each_of(drawn: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+        def each(tape: Any, op: str, shape: Any, bits: int = 64, *rest: Any, **host: Any) -> list[Tensor]:
+            found = drawn(tape, op, shape, bits, *rest, **host)
+            return [change(share, bits) for share in found] if op == wanted else found
+
+        return each
+
+    all_at_dealer, all_at_party = each_of(DealerTape.random_shares), each_of(PartyTape.random_shares)
+
     def at_dealer(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum") -> Tensor:
         if op != wanted:
             return dealer(tape, op, shape, bits, kind)
         calls[0] += 1
-        parts = [change(share, bits) for share in tape.random_shares(op, shape, bits, kind)]
+        parts = all_at_dealer(tape, op, shape, bits, kind)
         total = parts[0]
         for part in parts[1:]:
             total = total ^ part if kind == "xor" or bits == 1 else total + part
@@ -81,6 +101,8 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, wanted: str, change: Callable[[Te
         return found if op != wanted else change(found, bits)
 
     monkeypatch.setattr(DealerTape, "random", at_dealer)
+    monkeypatch.setattr(DealerTape, "random_shares", all_at_dealer)
+    monkeypatch.setattr(PartyTape, "random_shares", all_at_party)
     monkeypatch.setattr(PartyTape, "random", at_party)
     return calls
 
@@ -126,6 +148,8 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element is uniform by itself; only the difference of two openings tells."""
     kept: dict[tuple[Any, ...], Tensor] = {}
     hits = [0]
+    lists: dict[tuple[Any, ...], list[Tensor]] = {}
+
     for end in (DealerTape, PartyTape):
 
         def again(tape: Any, op: str, shape: Any, bits: int = 64, kind: str = "sum", real: Any = end.random) -> Tensor:
@@ -136,7 +160,14 @@ def test_a_reused_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             hits[0] += key in kept
             return kept.setdefault(key, fresh).clone()
 
+        def each(
+            tape: Any, op: str, shape: Any, bits: int = 64, *rest: Any, drawn: Any = end.random_shares, **host: Any
+        ) -> Any:
+            fresh = drawn(tape, op, shape, bits, *rest, **host)
+            return lists.setdefault((id(tape), tuple(shape), bits), fresh) if op == "open" else fresh
+
         monkeypatch.setattr(end, "random", again)
+        monkeypatch.setattr(end, "random_shares", each)
     seen, _ = uniformity.observed_generation(uniformity.shipped(), PROMPT, 1)
     assert hits[0] > 10
     found = uniformity.failures(uniformity.results(seen))

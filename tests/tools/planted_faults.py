@@ -64,8 +64,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "one mask element for a whole opening",
         "protocols/masked/context.py",
-        'self.tape.random("open", tuple(x.shape), x.bits)',
-        'self.tape.random("open", (1,), x.bits).expand(x.shape)',
+        'self.tape.random("open", shape, bits)',
+        'self.tape.random("open", (1,), bits).expand(shape)',
         (f"{UNIFORM}::test_everything_that_is_opened_in_a_generation_is_uniform",),
     ),
     Fault(
@@ -128,8 +128,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the dealer forgets a party's part of a mask",
         "mpc/tape.py",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs)), bits)",
-        "return ring.reduce(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs)), bits)",
+        "return canonical(self._combined(shape, bits, kind, len(self._prgs) - 1), bits)",
         (TAPE,),
     ),
     Fault(
@@ -150,15 +150,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "lift without its carry",
         "protocols/masked/truncation.py",
-        "no_wrap_seen = 1 - ring.shift_right(moved, x.bits - 1, x.bits)",
-        "no_wrap_seen = 0 * ring.shift_right(moved, x.bits - 1, x.bits)",
+        "return top * (1 - ring.shift_right(moved, x.bits - 1, x.bits))",
+        "return top * (0 * ring.shift_right(moved, x.bits - 1, x.bits))",
         (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
+    ),
+    Fault(
+        "a raised ring forgets how often masks go around",
+        "protocols/masked/truncation.py",
+        "_carry(c, x, moved, bits - kept) + dealt",
+        "_carry(c, x, moved, bits - kept)",
+        (f"{GATES}::test_a_raised_ring_holds_the_same_value_for_the_bits_it_has_more",),
     ),
     Fault(
         "lift forgets its offset",
         "protocols/masked/truncation.py",
-        "- (offset >> count)",
-        "",
+        "out = out + ring.shift_right(moved, count, x.bits) - (offset >> count)",
+        "out = out + ring.shift_right(moved, count, x.bits)",
         (f"{GATES}::test_truncate_and_lift_is_off_by_less_than_a_unit",),
     ),
     Fault(
@@ -826,7 +833,7 @@ FAULTS: tuple[Fault, ...] = (
     # ---- at the client
     Fault(
         "a flagged output is taken for an answer",
-        "parties/client/session.py",
+        "parties/client/conversation.py",
         "        if not flags[0]:\n            return ()",
         "        return ()",
         ("tests/parties/test_range_findings.py::test_generation_ends_before_the_token",),

@@ -116,12 +116,10 @@ def _linear() -> dict[str, list[Case]]:
         return await fixed_weight(c, tuple(weight.shape), weight.x if c.evaluating else None, weight.frac, bits)
 
     async def weighted(s: MaskedSuite, x: Shared, weight: Shared) -> Shared:
-        kept = await fixed(s, weight, 64)
-        return product.weight_product(s.context, "linear", await open_value(s.context, x), kept)
-
-    async def gained(s: MaskedSuite, x: Shared, gain: Shared) -> Shared:
-        kept = await fixed(s, gain, 64)
-        return product.weight_multiply(s.context, "gain", await open_value(s.context, x), kept)
+        kept, opened = await fixed(s, weight, 64), await open_value(s.context, x)
+        if len(weight.shape) == 1:
+            return product.weight_multiply(s.context, "gain", opened, kept)
+        return product.weight_product(s.context, "linear", opened, kept)
 
     async def looked_up(s: MaskedSuite, index: Shared, table: Shared, bits: int) -> Shared:
         return await tokens.look_up(s.context, index, await fixed(s, table, bits), bits)
@@ -138,7 +136,7 @@ def _linear() -> dict[str, list[Case]]:
         "product": cases("multiply", lambda s, x, y: product.multiply(s.context, x, y), [x, y])
         + cases("matmul", lambda s, x, y: product.matmul(s.context, x, y), [a, b]),
         "fixed_weight": cases("weight product", weighted, [some((2, 3), 48, 14, 18), some((3, 2), 64, 16, 16)], opened=False)
-        + cases("gain", gained, [some((2, 3), 46, 14, 18), some((3,), 64, 16, 16)], opened=False),
+        + cases("gain", weighted, [some((2, 3), 46, 14, 18), some((3,), 64, 16, 16)], opened=False),
         "look_up": cases(
             "look up",
             looked_up,

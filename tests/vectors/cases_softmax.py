@@ -1,4 +1,4 @@
-"""Vectors of the softmax, of its exponentials and of its zero tests."""
+"""Vectors of the softmax, of its exponentials and of its zero tests, and of the soft cap of scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from protocols.masked import exponential, softmax
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
+from protocols.masked.soft_cap import FRAC, soft_cap
 from protocols.masked.suite import MaskedSuite
 from protocols.masked.values import MaskedTensor
+from protocols.masked.wide import open_any
 from protocols.masked.zero_words import zero_words
 from tests.vectors.cases_masked import cases, real
 from tests.vectors.recording import Case, Input
@@ -28,6 +30,11 @@ async def _zero(s: MaskedSuite, x: Masked, way: Any, bits: int) -> Shared:
 async def _probabilities(s: MaskedSuite, x: Shared, frac: int, score: int) -> list[Any]:
     found = await s.softmax(MaskedTensor(s.context, score + 1, x))
     return [found.as_shared(), s.flags()]
+
+
+async def _capped(s: MaskedSuite, x: Masked, cap: float, period: int, bits: int) -> Shared:
+    found = soft_cap(s.context, x, cap, period, bits + FRAC - x.frac)
+    return s.context.shared(await open_any(s.context, found, FRAC - x.frac))
 
 
 async def _shift(s: MaskedSuite, y: Masked, form: str, score: int, rows: int) -> list[Any]:
@@ -55,5 +62,6 @@ def softmax_files() -> dict[str, list[Case]]:
         "exponential": cases("exponential", _exponential, [x], {"form": "window", "frac": 28, "bits": 62})
         + cases("exponential", _exponential, [x], {"form": "bits", "frac": 28, "bits": 62}, parties=(2,)),
         "zero_words": found,
+        "soft_cap": cases("soft cap", _capped, [real([-4.5, 1.25], 18, 10)], {"cap": 5.0, "period": 8, "bits": 16}),
         "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}) + shifts,
     }

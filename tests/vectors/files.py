@@ -57,6 +57,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "power": ("power.py", "idpf.py"),
     "exponential": ("exponential.py", "powers_of_two.py"),
     "zero_words": ("zero_words.py",),
+    "soft_cap": ("soft_cap.py",),
     "softmax": ("softmax.py", "histogram.py", "attention.py"),
     "norm": ("normalisation.py", "stream.py", "forms.py", "ranges.py"),
     "range_flags": ("ranges.py",),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from launch.measure.gates.check import Gate
 from launch.measure.gates.points import absolute, best, normal, one_hot_at, relative, span, whole_ring
-from protocols.masked import activation, comparison, exponential, power, truncation, zero_test, zero_words
+from protocols.masked import activation, comparison, exponential, power, soft_cap, truncation, zero_test, zero_words
 from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
@@ -138,6 +138,20 @@ def _activations() -> list[Gate]:
                 gate = Gate(name, "activation", words, "absolute", points, absolute(oracle), program, bound, *rings)
                 out.append(replace(gate, meaning="exact") if kind == "relu" else gate)
     return out
+
+
+def _soft_cap() -> list[Gate]:
+    cap, period = 50.0, 11
+
+    async def program(c: Context, x: Masked) -> Shared:
+        found = soft_cap.soft_cap(c, x, cap, period, OUT)
+        assert isinstance(found, Shared)
+        return found
+
+    limit = 2.0 ** (period - 2)
+    judge = absolute(lambda x: cap * torch.tanh(x / cap))
+    points = span(-limit, limit - UNIT, UNIT, [0.0, cap, -cap])
+    return [Gate("soft cap of 50", "soft_cap", "|x| < 512", "absolute", points, judge, program, 2.0**-12, 25, FRAC)]
 
 
 def _lookup() -> list[Gate]:
@@ -342,5 +356,6 @@ def _rows() -> list[Gate]:
 
 def masked_gates() -> list[Gate]:
     """Return all gates, in the order of the table."""
-    parts = (_truncation, _comparison, _activations, _lookup, _selection, _powers, _exponential, _zero_words, _rows)
+    curves = (_activations, _soft_cap, _powers, _exponential)
+    parts = (_truncation, _comparison, *curves[:2], _lookup, _selection, *curves[2:], _zero_words, _rows)
     return [gate for part in parts for gate in part()]

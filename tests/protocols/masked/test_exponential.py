@@ -109,6 +109,32 @@ def test_shares_of_dealt_powers_are_uniform(parties: int, monkeypatch: pytest.Mo
             assert chi_square(word.contiguous().view(torch.uint8).to(torch.int64), 256) < chi_square_limit(256)
 
 
+@pytest.mark.parametrize("range_bits", [8, 10])
+def test_the_same_bits_tell_what_lies_far_below(range_bits: int) -> None:
+    """d or d + 1 is read, around the circle: shares of [d < -lowest], and nothing else is dealt or sent for them."""
+    size = 1 << (range_bits - exponential.UNIT)
+    lowest, edge = size * 5 // 8, -4.0 * (size * 5 // 8)
+    x = points(range_bits, 0.0)[: 4 * (6002 // 4)]
+    collected: list[Tensor] = []
+
+    def gate(told: bool) -> Any:
+        async def run_(c: Context, s: Shared) -> Shared:
+            y = await open_value(c, s)
+            below = exponential.Below(lowest, lambda found: collected.append(found) if c.evaluating else None)
+            return c.shared(await exponential.by_bits(c, Masked(y.m, y.lam, y.bits, FRAC), 24, 57, below if told else None))
+
+        return run_
+
+    costs = [run(gate(told), [(x, range_bits + FRAC)], 2).costs[-1] for told in (False, True)]
+    assert costs[0].offline_bytes == costs[1].offline_bytes
+    assert costs[0].bytes_sent == costs[1].bytes_sent
+    found = (collected[0] ^ collected[1]) == 1
+    real = x.double() / 2.0**FRAC
+    assert not found[(real >= edge) & (real < -4)].any()
+    assert found[real < edge - 4].all()
+    assert 0.3 < collected[0].double().mean() < 0.7
+
+
 def test_the_form_that_is_taken() -> None:
     """More parties have one; two parties take bits where tables would be large."""
     from protocols.masked.forms import choose

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.masked import lifted
+from protocols.masked import lifted, truncation
 from protocols.masked.context import Context, open_value
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.masked.truncation import open_cut
@@ -133,12 +133,34 @@ def test_lift(parties: int) -> None:
     assert torch.equal(run(gate, [(x, 33)], parties).out, x << 4)
 
 
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("bits", [50, 64, 90])
+def test_factors_whose_masks_are_counted(bits: int, parties: int) -> None:
+    """Products and lifts as without it: the dealer tells how often shares go around in place of the masks."""
+    x, y = _edges(26, 300), _edges(20, 300).flip(0)
+
+    async def gate(c: Context, a: Shared, b: Shared) -> list[Shared]:
+        m, n = await together(open_value(c, a, True), open_value(c, b, True))
+        moved = m.move(lambda t: t.flip(0)).starting(-(1 << 24))
+        found = [lifted.multiply(c, "product", m, n, bits), lifted.lift(c, moved, bits)]
+        narrow = [f.narrow() if isinstance(f, WideShared) else f for f in found]
+        return [f.to_ring(50) for f in (*narrow, truncation.truncate_and_lift(c, n, 0, 60))]
+
+    product, flipped, other = run(gate, [(x, 26), (y, 20)], parties).outputs
+    assert torch.equal(product, x * y)
+    assert torch.equal(flipped, x.flip(0))
+    assert torch.equal(other, y)
+
+
+@pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize(("bits", "x", "y"), [(50, 34, 40), (70, 34, 40), (90, 34, 40), (40, 40, 30), (64, 26, 26)])
-def test_what_is_dealt_of_a_product_is_as_said(bits: int, x: int, y: int) -> None:
-    size = 8000
+def test_what_is_dealt_of_a_product_is_as_said(bits: int, x: int, y: int, counted: bool) -> None:
+    size, said = 8000, [0]
 
     async def gate(c: Context, a: Shared, b: Shared) -> Any:
-        lifted.multiply(c, "product", await open_value(c, a), await open_value(c, b), bits)
+        m, n = await open_value(c, a, counted), await open_value(c, b, counted)
+        said[0] = lifted.dealt_bits(bits, m, n)
+        lifted.multiply(c, "product", m, n, bits)
 
     cost = predict(gate, [((size,), x), ((size,), y)], 2)
-    assert cost.offline_bytes == pytest.approx(lifted.dealt_bits(bits, x, y) * size / 8, abs=16 * 20)
+    assert cost.offline_bytes == pytest.approx(said[0] * size / 8, abs=16 * 20)

@@ -159,6 +159,21 @@ def test_a_small_ring_of_scores_needs_not_hold_their_factors(parties: int) -> No
 
 
 @pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("cap", [2.0, 5.0, 20.0, 50.0, 200.0])
+def test_attention_of_capped_scores(cap: float, parties: int) -> None:
+    """Exponents of scores within twice the cap, small ones in the least ring that rows' spreads have."""
+    q, k, v = torch.randn(2, 3, 16) * 3, torch.randn(2, 40, 16), torch.randn(2, 40, 16)
+
+    async def program(s: Any, *factors: Any) -> Any:
+        s.begin(1, cap)
+        return await s.attention(*factors, None)
+
+    (found,), _ = run_masked(program, [q, k, v], parties=parties)
+    scores = cap * torch.tanh(q.double() @ k.double().transpose(1, 2) / cap)
+    assert (found - torch.softmax(scores, -1) @ v.double()).abs().max() < 2.0**-10
+
+
+@pytest.mark.parametrize("parties", PARTIES)
 def test_attention(parties: int) -> None:
     q, k, v = torch.randn(3, 4, 16) * 1.5, torch.randn(3, 200, 16), torch.randn(3, 200, 16)
 

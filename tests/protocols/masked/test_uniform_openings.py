@@ -39,7 +39,7 @@ async def products(c: Context, x: Shared, y: Shared) -> list[Shared]:
 
 
 async def narrow_products(c: Context, x: Shared, y: Shared) -> Shared:
-    a, b = await together(open_value(c, x), open_value(c, y))
+    a, b = await together(open_value(c, x, True), open_value(c, y, True))
     found = lifted.multiply(c, "product", a, b, 50)
     assert isinstance(found, Shared)
     return c.shared(await open_value(c, found))
@@ -149,6 +149,20 @@ def test_the_carry_of_a_raised_ring_without_a_mask_is_found(parties: int, monkey
 
     monkeypatch.setattr(truncation, "open_value", bare)
     assert _failures(raised, parties)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_counted_masks_that_are_too_small_are_found(parties: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares that never go around would need no dealt numbers, and hide nothing."""
+    real = Context.opening
+
+    def small(c: Context, x: Shared, wraps: bool = False) -> Opening:
+        found = real(c, x, wraps)
+        found.lam = found.lam >> 4 if not found.lam.is_meta else found.lam
+        return found
+
+    monkeypatch.setattr(Context, "opening", small)
+    assert _failures(narrow_products, parties)
 
 
 @pytest.mark.parametrize("gate", [products, known_factors, wide_deal])

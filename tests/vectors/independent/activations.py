@@ -292,7 +292,7 @@ def activation(w: World, x: Masked, kind: str, curve: str, result: str, wanted: 
             return (yield from open_cut(w, wave.plus(half, -1), fine - f))
 
         (inside, above), p = yield from together(brackets(w, x, HALF[kind], UNIT, curve == "brackets"), curved())
-        lower, frac = times(w, "inside", inside, p, left), f
+        lower, frac = times(w, "inside", inside, p.noted(w.parties == 2), left), f
     else:
         (inside, above), (terms, frac) = yield from together(brackets(w, x, HALF[kind], UNIT, True), segment(w, kind, x))
         lower = _times_sum(w, f"{kind} segments", inside, terms, left + frac - f)

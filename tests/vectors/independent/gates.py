@@ -69,7 +69,8 @@ def _open_cut(w: World, x: Shared, count: int) -> Steps:
 
 
 def _raised(w: World, x: Shared, count: int, bits: int, frac: int, wraps: bool) -> Steps:
-    return (yield from linear.raise_ring(w, (yield from w.open(x)), count, bits, wraps)).shared
+    opened = yield from w.open(x)
+    return (yield from linear.raise_ring(w, opened.noted(wraps), count, bits)).shared
 
 
 def _weight(w: World, x: Shared, weight: Shared) -> Steps:
@@ -255,6 +256,7 @@ GATES: dict[str, Gate] = {
     "piecewise polynomial": _opened(_curve, lambda x, kind: close(x ** float(kind.split()[1]), 2.0**-9)),
     "activation": _opened(activations.activation, lambda x, **given: close(activations.judged(x, **given), 2.0**-12)),
     "power": _opened(curves.power, lambda x, exponent, **_: close(x**exponent, 2.0**-14 * x**exponent)),
+    "soft cap": _opened(softmax.soft_cap, lambda x, cap, **_: close(cap * np.tanh(x / cap), 2.0**-9)),
     "exponential": _opened(softmax.exponential, _power),
     "zero words": _opened(softmax.zero_words, lambda x, way, bits: exact(x == 0)),
     "routing": _opened(routing.route, routing.gates_of),

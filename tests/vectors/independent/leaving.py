@@ -79,7 +79,7 @@ def sample(w: World, x: Shared, temperature: float, magnitude: int, form: str, n
         if form == "checked":
             flags.check("activation", 0, found.to(CHOICE + magnitude + 3), 2.0 ** (magnitude - 1), True, 5)
         wraps = w.parties == 2 or x.frac <= CHOICE
-        scores = found.to(bits) if found.bits >= bits else (yield from raise_ring(w, found, 0, bits, wraps))
+        scores = found.to(bits) if found.bits >= bits else (yield from raise_ring(w, found.noted(wraps), 0, bits))
     dealt = noise(w, noise_seeds[0], scores.shape, temperature, CHOICE, bits)
     scores = Masked(scores.m, reduce(scores.lam - dealt, bits), bits, CHOICE)
     choice = yield from first_largest(w, scores, reach, [x.shape[-1]], EMBED)

@@ -64,8 +64,12 @@ def open_cut(w: World, x: Shared, count: int) -> Steps:
 def truncate_and_lift(w: World, x: Masked, count: int, bits: int, offset: int | None = None) -> Shared:
     """[x >> t] = (c >> t) - (offset >> t) - [lam >> t] + 2^(b - t) (1 - msb(c)) [msb(lam)], c = m + offset mod 2^b."""
     kept = x.bits - count
-    low = w.deal("lift", x.shape, bits, high(x.mask, count, x.bits))
     carry = bits - kept
+    counted = x.counted and count == 0 and carry > 0
+    if counted:
+        low = x.lam - (w.deal("lift wraps", x.shape, carry, x.around) << U(kept))
+    else:
+        low = w.deal("lift", x.shape, bits, high(x.mask, count, x.bits))
     if carry > 0:
         top = w.deal("lift carry", x.shape, carry, high(x.mask, x.bits - 1, x.bits))
     offset = 1 << (x.bits - 2) if offset is None else offset
@@ -77,15 +81,14 @@ def truncate_and_lift(w: World, x: Masked, count: int, bits: int, offset: int | 
     return Shared(reduce(out, bits), bits, x.frac - count)
 
 
-def raise_ring(w: World, x: Masked, count: int, bits: int, wraps: bool = False) -> Steps:
+def raise_ring(w: World, x: Masked, count: int, bits: int) -> Steps:
     """<x >> t> modulo 2^K: the high part of its mask is new, so mu + (1 - msb(c)) msb(lam) is all that is opened.
 
-    wraps: shares of mu stand above those of lam, whose sum as integers is 2^k times a number that is dealt."""
+    Where x is counted, shares of mu stand above those of lam, whose sum goes around as often as is dealt."""
     kept = x.bits - count
-    around = (sum(share.astype(object) for share in x.lam) >> x.bits).astype(U)
-    if wraps:
+    if x.counted and count == 0:
         low = x.lam
-        more = w.deal("lift wraps", x.shape, bits - kept, around)
+        more = w.deal("lift wraps", x.shape, bits - kept, x.around)
     else:
         low = w.deal("lift", x.shape, bits, high(x.mask, count, x.bits))
         more = np.zeros_like(x.lam)

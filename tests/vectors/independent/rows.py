@@ -68,12 +68,13 @@ def fitting(w: World, x: Shared, magnitude: int, frac: int, bits: int, extra: in
     return (yield from open_cut(w, x.to(size + excess), excess))
 
 
-def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int) -> Steps:
-    """<x> with `frac` fraction bits modulo 2^bits: raised where its ring is too small."""
+def standard(w: World, x: Shared, magnitude: int, frac: int, bits: int, lifted: bool = False) -> Steps:
+    """<x> with `frac` fraction bits modulo 2^bits: raised where its ring is too small. lifted: whether it will be."""
     found = yield from fitting(w, x, magnitude, frac, bits)
+    noted = w.parties == 2 or x.frac <= frac
     if found.bits >= bits:
-        return found.to(bits)
-    return (yield from raise_ring(w, found, 0, bits, w.parties == 2 or x.frac <= frac))
+        return found.to(bits).noted(noted and lifted and found.bits == bits)
+    return (yield from raise_ring(w, found.noted(noted), 0, bits))
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
@@ -120,6 +121,6 @@ def rsqrt_moment(w: World, h: Masked, kind: str, epsilon: float, residual: int, 
 def norm(w: World, x: Shared, kind: str, epsilon: float, frac: int, residual: int, activation: int, prefer: str) -> Steps:
     """`rsqrt_moment` of an input as the suite evaluates it."""
     flags = Flags(w)
-    h = yield from standard(w, x, residual + 2, *stream_bits(x.shape, frac, residual, activation, prefer))
+    h = yield from standard(w, x, residual + 2, *stream_bits(x.shape, frac, residual, activation, prefer), True)
     found = yield from rsqrt_moment(w, h, kind, epsilon, residual, flags)
     return found, flags.take()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.vectors.independent import wide
 from tests.vectors.independent.curves import power
 from tests.vectors.independent.formats import Stream, U, Words, reduce, word
 from tests.vectors.independent.linear import multiply, open_cut, truncate
@@ -84,12 +85,12 @@ def by_bits(w: World, x: Masked, frac: int, bits: int) -> Steps:
     read = np.asarray(sum(vector[..., -d] * (1 << (38 - 6 * d)) for d in range(1, 7)))
     factor = powers(1, start, x.frac, -6, 26)[low(x.m, start).astype(np.int64)]
     signed = np.stack([read[0] * factor, -read[1] * factor])
-    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 28)
+    u = yield from open_cut(w, Shared(words(signed, 60), 60, 58), 57 - frac)
     sign = 2 * at(ones[0], lam_digit).astype(object) - 1
-    known = sign * powers(-1, start, x.frac, 0, 22)[low(x.mask, start).astype(np.int64)]
-    count = 52 - frac
+    known = sign * powers(-1, start, x.frac, 0, 20)[low(x.mask, start).astype(np.int64)]
+    count = 21
     product = multiply_known(w, "exponential", u, known, bits + count)
-    held = product.bits, u.frac + 22
+    held = product.bits, u.frac + 20
     if isinstance(product, Shared):
         return (yield from open_cut(w, Shared(product.x, *held), count))
     return (yield from cut_masked(w, Wide(product.x, *held), count))
@@ -253,8 +254,8 @@ def softmax(w: World, x: Shared, frac: int, score: int) -> Steps:
     bits = max(13 + max(range_bits + 1, 8), range_bits + 2)
     s = (yield from open_cut(w, x.to(bits + x.frac), x.frac - frac)).each(lambda t: t * U(7879))
     y = truncate(w, Masked(s.m, s.lam, s.bits, s.frac + 13), 13).each(lambda t: t.reshape(-1))
-    p, inverse = yield from numerators(w, y, rows, range_bits, (28, 58), flags)
-    r = yield from standard(w, inverse, 12, 26, 58)
+    p, inverse = yield from numerators(w, y, rows, range_bits, (24, 54), flags)
+    r = yield from standard(w, inverse, 12, 26, 54)
     out = multiply(w, p, r.each(lambda t: np.repeat(t, columns)))
     return out.each(lambda t: t.reshape(*leading, columns)), flags.take()
 
@@ -264,6 +265,44 @@ def exponential(w: World, x: Masked, form: str, frac: int, bits: int) -> Steps:
     """By either form."""
     found = yield from (by_window if form == "window" else by_bits)(w, x, frac, bits)
     return found.shared
+
+
+def soft_cap(w: World, x: Masked, cap: float, period: int, bits: int) -> Steps:
+    """cap tanh(x / cap) by sines of the period 2^period, opened with x's fraction bits."""
+    circle, size, frac = period + x.frac, 2.0**period, 40
+    ratio = math.pi * cap / size
+    found: list[tuple[int, int]] = []
+    for j in range(1, 1 << period, 2):
+        a = 4 * ratio * cap / math.sinh(math.pi * ratio * j)
+        if a < 1.5e-5:
+            break
+        found.append((j, round(a * 2**24)))
+    bits += frac - x.frac
+    out: Any = 0
+    for j, a in found:
+        shift = (found[0][1] // a).bit_length() - 1
+        half = 1 << (1 + shift)
+        known = (_turned(x.mask, j, circle) + half) >> (2 + shift)
+        dealt = wide.deal(w, "soft cap", known.shape, bits - shift, known)
+        cos, sin = _turned(x.m, j, circle)
+        public = (np.stack([sin, -cos]) * a + (1 << 29)) >> 30
+        out = out + ((dealt * public).sum(1) << shift)
+    return (yield from open_cut(w, wide.sharing(out, bits, frac), frac - x.frac)).shared
+
+
+def _turned(x: Words, j: int, circle: int) -> Any:
+    """cos and sin of 2 pi j x / 2^circle, 24 fraction bits: a turn by the first 13 bits times one by the rest."""
+    places = wide.integers(x) * j % (1 << circle)
+    rest = max(circle - 13, 0)
+
+    def turn(angle: Any) -> Any:
+        return [
+            np.rint(f(angle.astype(np.float64) * (2 * np.pi / 2**circle)) * 2.0**24).astype(np.int64).astype(object)
+            for f in (np.cos, np.sin)
+        ]
+
+    (c, s), (c2, s2) = turn(places >> rest << rest), turn(places & ((1 << rest) - 1))
+    return np.stack([(c * c2 - s * s2) >> 24, (s * c2 + c * s2) >> 24]) if rest else np.stack([c, s])
 
 
 def shift_of(w: World, y: Masked, form: str, score: int, rows: int) -> Steps:

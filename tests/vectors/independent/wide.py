@@ -80,6 +80,11 @@ def form(x: Masked, bits: int, lowest: int | None = None) -> tuple[Integers, lis
 def _own(w: World, op: str, x: Masked, terms: list[_Term], bits: int) -> Integers:
     if len(terms) == 1:
         return -integers(x.lam)
+    if x.counted:
+        wraps = deal(w, f"{op}: wraps", x.shape, bits - x.bits, integers(x.around)) << x.bits
+        (top,) = terms[1:]
+        carry = top.public * deal(w, f"{op}: {top.name}", x.shape, bits - x.bits, top.known)
+        return np.asarray(wraps - integers(x.lam) + carry)
     found = [t.public * deal(w, f"{op}: {t.name}", x.shape, bits - t.shift, t.known) for t in terms]
     return np.asarray(found[0] + found[1])
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -72,12 +72,23 @@ class Shared:
 
 @dataclass(frozen=True)
 class Masked:
-    """m [...] public, lam [parties, ...]: shares of the mask."""
+    """m [...] public, lam [parties, ...]: shares of the mask. counted: whether the dealer notes how often the shares go
+    around 2^bits when they are added as integers."""
 
     m: Words
     lam: Words
     bits: int
     frac: int
+    counted: bool = False
+
+    def noted(self, noted: bool) -> Masked:
+        """The same, counted where that is so and words hold the sum."""
+        return replace(self, counted=noted and self.bits <= 58)
+
+    @property
+    def around(self) -> Words:
+        """How often shares go around."""
+        return np.asarray(sum(share.astype(object) for share in self.lam) >> self.bits).astype(U)
 
     @property
     def shape(self) -> tuple[int, ...]:

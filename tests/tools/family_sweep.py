@@ -1,0 +1,139 @@
+"""Random small checkpoints of every family on shares against transformers: tokens, logits, range flags.
+
+    python -m tests.tools.family_sweep qwen3 gemma2 --suite masked --parties 3 --prompts 5 --tokens 20
+
+Without names, all of `tests.models.random_checkpoints.VARIANTS`. All parties run as threads of this process. Bounds are
+those of a calibration on the prompts; tokens count up to the first that differs at a tie. Prints a line a checkpoint; exit
+code 1 when a token differs or a flag is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import operator
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch.local.in_process import InProcessSuite
+from launch.local.shares import KeptShares, WeightShares, additive_shares, opened
+from models.calibration.choice import chosen
+from models.calibration.extremes import measure
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.decoder import Decoder
+from models.generation import GenerationPlan, capped, generate, token_indices
+from models.loaded import load_weights
+from models.policies import parse
+from protocols.registry import SuiteSpec
+from protocols.suite import OutputShare, Suite, Value
+from tests.models import random_checkpoints as checkpoints
+
+LENGTH = 7
+TIE = 0.005  # logits on shares are off by less
+
+
+def on_shares(
+    checkpoint: Checkpoint, prompts: list[list[int]], plan: GenerationPlan, spec: SuiteSpec, parties: int
+) -> list[tuple[list[int], torch.Tensor, bool]]:
+    """Return of each prompt the generated tokens, the logits [V] after it, and whether any range flag was set."""
+    architecture = checkpoint.architecture
+    held = WeightShares(checkpoint, parties)
+    rows = [additive_shares(token_indices(ids, architecture.vocabulary), parties) for ids in prompts]
+
+    def program(suite: Suite, party: int | None) -> list[tuple[list[OutputShare], OutputShare]]:
+        weights = suite.run(load_weights(suite, architecture, lambda name: held.share(suite, name, party)))
+        found = []
+        for shares in rows:
+            logits: list[OutputShare] = []
+            endpoint = KeptShares()
+
+            def keep(name: str, value: Value, logits: list[OutputShare] = logits, endpoint: KeptShares = endpoint) -> None:
+                if name == "logits" and not endpoint.shares:  # of the prompt, its last batch
+                    logits.append(suite.output(value))
+
+            decoder = Decoder(suite, architecture, weights, parse(plan.policy), keep)
+            suite.run(generate(suite, decoder, plan, None if party is None else shares[party], endpoint))
+            found.append((endpoint.shares, logits[-1]))
+        return found
+
+    results = InProcessSuite(spec, parties).run(program)
+    out = []
+    for k in range(len(prompts)):
+        steps = [[r[k][0][step] for r in results] for step in range(plan.new_tokens)]
+        flags = [functools.reduce(operator.xor, [s.flags for s in step if s.flags is not None]) for step in steps]
+        logits = capped(architecture, opened([r[k][1] for r in results])[-1])
+        out.append(([round(float(opened(step).item())) for step in steps], logits, any(bool(f.any()) for f in flags)))
+    return out
+
+
+def expected(model: Any, ids: list[int], count: int) -> list[int]:
+    """Return transformers' greedy tokens."""
+    with torch.inference_mode():
+        whole = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids)),
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    tokens: list[int] = whole[0, len(ids) :].tolist()
+    return tokens
+
+
+def differs(model: Any, ids: list[int], found: list[int], wanted: list[int]) -> bool:
+    """Whether tokens differ first where transformers' choice was no tie."""
+    first = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), None)
+    if first is None:
+        return False
+    best = checkpoints.logits(model, ids + wanted[:first])[-1].topk(2).values
+    return bool(best[0] - best[1] > TIE)
+
+
+def sweep(name: str, plan: GenerationPlan, suite: str, parties: int, prompts: int) -> tuple[int, int, float]:
+    """Return how many prompts of a checkpoint differ and how many are flagged, and the largest error of a logit."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = checkpoints.save(name, Path(folder))
+        checkpoint = load_checkpoint(folder)
+        texts = [checkpoints.prompt(model, plan.prompt_tokens, seed) for seed in range(1, prompts + 1)]
+        wanted = [expected(model, ids, plan.new_tokens) for ids in texts]
+        extremes = measure(checkpoint, [ids + more for ids, more in zip(texts, wanted, strict=True)])
+        spec = SuiteSpec(suite, options=chosen(suite, extremes))
+        found = on_shares(checkpoint, texts, plan, spec, parties)
+        errors = [
+            float((f[1] - checkpoints.logits(model, ids)[-1]).abs().max()) for f, ids in zip(found, texts, strict=True)
+        ]
+        cases = zip(texts, found, wanted, strict=True)
+        different = sum(differs(model, ids, f[0], tokens) for ids, f, tokens in cases)
+    return different, sum(f[2] for f in found), max(errors)
+
+
+def main() -> int:
+    """Run the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=[])
+    parser.add_argument("--suite", default="masked")
+    parser.add_argument("--policy", default="full")
+    parser.add_argument("--parties", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=20)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = GenerationPlan(LENGTH, asked.tokens, policy=asked.policy)
+    bad = 0
+    for name in asked.names or checkpoints.VARIANTS:
+        different, flagged, error = sweep(name, plan, asked.suite, asked.parties, asked.prompts)
+        bad += different + flagged
+        print(
+            f"{name}, {asked.suite}, {asked.parties} parties: {asked.prompts - different} of {asked.prompts} prompts of "
+            f"{asked.tokens} tokens equal, {flagged} flagged, largest logit error {error:.4f}",
+            flush=True,
+        )
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
