@@ -36,7 +36,7 @@ class Mixture:
         return self.architecture.experts
 
     def _linear(self, layer: int, name: str) -> Linear:
-        return linear_layer(self._weights, f"layers.{layer}.mlp.{name}", "any" if name == "down" else "function")
+        return linear_layer(self._weights, f"layers.{layer}.mlp.{name}", "function" if name in ("gate", "up") else "any")
 
     def places(self, tokens: int) -> int | None:
         """Return an expert's places for so many tokens; None where every expert is computed for every token."""
