@@ -119,9 +119,9 @@ class Prg:
         them; not canonical: congruent to what `ring` gives modulo 2^bits."""
         check_bits(bits)
         width = word_bytes(bits)
-        count, target = math.prod(shape) * width, torch.device(device)
-        if target.type != "cpu":
-            return self._expand_on(count, target).view(_INTEGERS[width]).reshape(tuple(shape))
+        count = math.prod(shape) * width
+        if (device if isinstance(device, str) else device.type) != "cpu":
+            return self._expand_on(count, torch.device(device)).view(_INTEGERS[width]).reshape(tuple(shape))
         raw = self._expand(count).view(f"<i{width}")
         return torch.from_numpy(raw.astype(f"i{width}", copy=False)).reshape(tuple(shape))
 

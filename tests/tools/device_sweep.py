@@ -1,6 +1,6 @@
 """All tests whose roles run in their own process, on the stand-in device (half an hour) or another one.
 
-`python -m tests.tools.device_sweep [--device stand-in|cuda] [PYTEST ARGUMENTS]`. Left out are tests that compare with
+`python -m tests.tools.device_sweep [--device stand-in|cuda] [ARGUMENTS OF PYTEST]`. Left out are tests that compare with
 tensors of the host without asking where a result lies, or that are about the host itself.
 """
 
