@@ -19,6 +19,7 @@ from models.costs.program import CHOICE
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder
 from models.generation import Decoding, GenerationPlan, generate
+from models.known_checkpoints import KNOWN
 from models.loaded import load_weights
 from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
@@ -187,7 +188,7 @@ def test_shapes_are_the_public_ones(tmp_path: Path) -> None:
         ),
         "mixtral-8x7b": MixtralConfig(max_position_embeddings=32768),
     }
-    assert {*configurations, "tiny", "qwen3-30b-a3b"} == set(SHAPES)
+    assert {*configurations, "tiny", "qwen3-30b-a3b", *KNOWN} == set(SHAPES)
     for name, configuration in configurations.items():
         configuration.save_pretrained(tmp_path)
         for path in (tmp_path, tmp_path / "config.json"):
