@@ -62,6 +62,6 @@ def softmax_files() -> dict[str, list[Case]]:
         "exponential": cases("exponential", _exponential, [x], {"form": "window", "frac": 28, "bits": 62})
         + cases("exponential", _exponential, [x], {"form": "bits", "frac": 28, "bits": 62}, parties=(2,)),
         "zero_words": found,
-        "soft_cap": cases("soft cap", _capped, [real([-4.5, 1.25], 18, 10)], {"cap": 5.0, "period": 8, "bits": 16}),
+        "soft_cap": cases("soft cap", _capped, [real([-4.5], 18, 10)], {"cap": 5.0, "period": 8, "bits": 16}),
         "softmax": cases("softmax", _probabilities, [scores], small, opened=False, options={"score": 5}) + shifts,
     }
