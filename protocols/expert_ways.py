@@ -1,7 +1,8 @@
 """How a mixture of experts is computed: the option `experts` of the secure suites, and what follows from it for a batch.
 
 `dense`: every expert for every token. `capacity:F`: each expert has F times as many places as a batch of tokens would fill
-on average, in whole places, and what finds none is left out (`models.experts`). Public, and equal at all roles.
+on average, in whole places, and what finds none is left out (`models.experts`). `auto` is for whoever opens a session: it is
+one of the two by the time it stands in a manifest (`models.costs.expert_ways`). Public, and equal at all roles.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from mpc.errors import ConfigurationError
 
 DENSE = "dense"
+AUTO = "auto"
 MOST = 64.0
 _CAPACITY = re.compile(r"capacity:(\d{1,3}(?:\.\d{1,6})?)")
 
@@ -31,13 +33,13 @@ class ExpertsWay:
         >>> ExpertsWay.parse("capacity:1.25").places(tokens=100, chosen=2, experts=8)
         32
         """
-        if text == DENSE:
+        if text in (DENSE, AUTO):
             return ExpertsWay()
         found = _CAPACITY.fullmatch(text) if isinstance(text, str) else None
         factor = 0.0 if found is None else float(found[1])
         if not 0 < factor <= MOST:
             raise ConfigurationError(
-                f"experts = {text!r} must be 'dense' or 'capacity:F', such as 'capacity:1.25', with 0 < F <= {MOST:g}"
+                f"experts = {text!r} must be 'dense', 'auto' or 'capacity:F', such as 'capacity:1.25', with 0 < F <= {MOST:g}"
             )
         return ExpertsWay(factor)
 

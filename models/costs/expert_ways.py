@@ -1,4 +1,4 @@
-"""Which way a mixture of experts is computed where nobody said one: by what each is predicted to cost for the prompt.
+"""Which way a mixture of experts is computed with `experts=auto`: by what each is predicted to cost for the prompt.
 
 One mixture layer is run on shape tensors in either way, as a session runs it; `protocols.masked.forms.choose` takes the one
 that is done soonest, by rounds, bytes and work, or as the suite's option `prefer` says. Public sizes decide. What is chosen
@@ -14,7 +14,7 @@ from models.architecture import Architecture
 from models.costs.tracing import Products, Setting
 from models.experts import Mixture
 from models.policies import parse
-from protocols.expert_ways import DENSE, ExpertsWay
+from protocols.expert_ways import AUTO, DENSE, ExpertsWay
 from protocols.masked.forms import Form, choose
 from protocols.options import MaskedOptions, OptionValue
 from protocols.registry import SuiteSpec
@@ -68,11 +68,11 @@ def _form(a: Architecture, setting: Setting, tokens: int) -> Form:
 
 
 def with_way(spec: SuiteSpec, architecture: Architecture, prompt: int, policy: str, parties: int) -> SuiteSpec:
-    """Return the suite with the way to compute mixtures of experts that such a prompt asks for, where the model has some and
-    `spec` does not say."""
-    if architecture.experts is None or OPTION in spec.options:
+    """Return the suite with the way to compute mixtures of experts that such a prompt asks for, where `spec` leaves it open.
+    Where it does not say any, it is the exact one: a capacity may drop what an expert would have said."""
+    if architecture.experts is None or spec.options.get(OPTION) != AUTO:
         return spec
     tokens = max(parse(policy).prompt_batches(prompt))
-    forms = ways(architecture.to_json(), spec.name, tuple(spec.options.items()), parties, tokens)
+    forms = ways(architecture.to_json(), spec.name, tuple((k, v) for k, v in spec.options.items() if k != OPTION), parties, tokens)
     prefer = spec.settings.prefer if isinstance(spec.settings, MaskedOptions) else "auto"
-    return spec.over({OPTION: choose(forms, prefer)})
+    return SuiteSpec(spec.name, spec.fraction_bits, {**spec.options, OPTION: choose(forms, prefer)})

@@ -124,14 +124,16 @@ def test_on_shares(name: str, suite: str, parties: int, way: str, tmp_path: Path
 
 @pytest.mark.parametrize("way", ["sparse", "capacity", "capacity:0", "capacity:65", "capacity:-1", "capacity:nan", 2, True])
 def test_ways_that_there_are_not(way: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"experts = {way!r} must be 'dense' or 'capacity:F'"):
+    with pytest.raises(ConfigurationError, match=f"experts = {way!r} must be 'dense', 'auto' or 'capacity:F'"):
         SuiteSpec("masked", options={"experts": way})
 
 
 def test_the_way_is_chosen_by_what_it_costs() -> None:
-    """Written down as an option where nobody said one: few tokens densely, many by places; both cost what is predicted."""
+    """With `auto`, written down as an option: few tokens densely, many by places; both cost what is predicted. By default the
+    exact way."""
     a = SHAPES["mixtral-8x7b"]
-    spec = SuiteSpec("masked")
+    assert with_way(SuiteSpec("masked"), a, 128, "full", 2) == SuiteSpec("masked")
+    spec = SuiteSpec("masked", options={"experts": "auto"})
     assert with_way(spec, a, 1, "full", 2).options == {"experts": "dense"}
     assert with_way(spec, a, 128, "full", 2).options == {"experts": CAPACITY}
     said = SuiteSpec("masked", options={"experts": "capacity:1.25"})
