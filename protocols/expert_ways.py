@@ -39,7 +39,8 @@ class ExpertsWay:
         factor = 0.0 if found is None else float(found[1])
         if not 0 < factor <= MOST:
             raise ConfigurationError(
-                f"experts = {text!r} must be 'dense', 'auto' or 'capacity:F', such as 'capacity:1.25', with 0 < F <= {MOST:g}"
+                f"experts = {text!r} must be 'dense', 'auto' or 'capacity:F', such as 'capacity:1.25', "
+                f"with 0 < F <= {MOST:g}"
             )
         return ExpertsWay(factor)
 

@@ -73,6 +73,7 @@ def with_way(spec: SuiteSpec, architecture: Architecture, prompt: int, policy: s
     if architecture.experts is None or spec.options.get(OPTION) != AUTO:
         return spec
     tokens = max(parse(policy).prompt_batches(prompt))
-    forms = ways(architecture.to_json(), spec.name, tuple((k, v) for k, v in spec.options.items() if k != OPTION), parties, tokens)
+    others = tuple((key, value) for key, value in spec.options.items() if key != OPTION)
+    forms = ways(architecture.to_json(), spec.name, others, parties, tokens)
     prefer = spec.settings.prefer if isinstance(spec.settings, MaskedOptions) else "auto"
     return SuiteSpec(spec.name, spec.fraction_bits, {**spec.options, OPTION: choose(forms, prefer)})

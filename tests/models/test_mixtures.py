@@ -129,8 +129,8 @@ def test_ways_that_there_are_not(way: Any) -> None:
 
 
 def test_the_way_is_chosen_by_what_it_costs() -> None:
-    """With `auto`, written down as an option: few tokens densely, many by places; both cost what is predicted. By default the
-    exact way."""
+    """With `auto`, written down as an option: few tokens densely, many by places; both cost what is predicted. By default
+    the exact way."""
     a = SHAPES["mixtral-8x7b"]
     assert with_way(SuiteSpec("masked"), a, 128, "full", 2) == SuiteSpec("masked")
     spec = SuiteSpec("masked", options={"experts": "auto"})
