@@ -158,13 +158,12 @@ async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below 
 async def by_window(c: Context, x: Masked, frac: int, bits: int) -> Masked:
     """As `exponential`, from windows of dealt numbers, also for x up to 8; any number of parties. 1 round.
 
-    bits - frac <= `MOST_BEFORE`: of the lowest x that is allowed, 64 above the circle's lowest, N's lowest bit stands 96 places
-    above the one that x = 0 has, POINT, and a window must end below it."""
+    bits - frac <= `MOST_BEFORE`: of the lowest x that is allowed, 64 above the circle's lowest, N's lowest bit stands 96
+    places above the one that x = 0 has, POINT, and a window must end below it."""
     range_bits, count = x.bits - x.frac, _window_cut(frac)
     require(range_bits >= CIRCLE, "exponential", f"{range_bits} bits before the point, at least {CIRCLE}")
-    require(
-        bits - frac <= MOST_BEFORE, "exponential", f"{bits - frac} bits before the result's point, at most {MOST_BEFORE}"
-    )
+    before = bits - frac
+    require(before <= MOST_BEFORE, "exponential", f"{before} bits before the result's point, at most {MOST_BEFORE}")
     circle, low = _circle_bits(range_bits), x.frac + PAIR
     words = circle // RING_BITS
 

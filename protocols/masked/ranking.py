@@ -160,8 +160,8 @@ def _above_last(x: Masked) -> Masked:
 
 
 def _picks(c: Context, rank: Masked, of: Sequence[Masked], bits: int) -> list[Tensor]:
-    """Return shares of [rank = 0] modulo 2^bits, at least the largest ring of `of`, and of its products with each one's mask;
-    local."""
+    """Return shares of [rank = 0] modulo 2^bits, at least the largest ring of `of`, and of its products with each one's
+    mask; local."""
     if not by_keys(rank.bits, c.parties):
         ones = at_first(c, rank, _one(c, rank), bits)
         return [ones, *(at_first(c, rank, lambda x=x: x.lam, x.bits) for x in of)]  # type: ignore[misc]

@@ -49,7 +49,8 @@ def test_a_round_is_one_copy_down_and_one_up(device: str) -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_host_and_device_are_not_mixed(order: int) -> None:
     """Neither where messages are joined nor where bits are opened is a part left out."""
-    parts = [b"\x01", torch.ones(1, dtype=torch.uint8)][::order]
+    parts: list[messages.Message] = [b"\x01", torch.ones(1, dtype=torch.uint8)]
+    parts = parts[::order]
     with pytest.raises(WireError, match="1 of 2 messages lie on a device"):
         messages.joined(parts)
     with pytest.raises(WireError, match="1 of 2 messages lie on a device"):
