@@ -2,8 +2,8 @@
 
 What leaves the program goes to the client alone, as output shares of step 0. What is public: the padded length and which
 output is wanted (`EncodingPlan`). Texts are padded to few lengths (`padded_length`), so parties learn a text's length to
-within a bucket. The mean is one of normalised rows with weights that the client shares, 1/n each at its n tokens: no party
-divides by a secret.
+within a bucket. Of a mean the parties make the sum of the rows that the client marks, with shares of 1 at its n tokens; the
+client divides by n: no party divides by a secret.
 """
 
 from __future__ import annotations

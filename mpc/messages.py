@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mpc.device_packing import pack_there, unpack_there, unpack_words_there
+from mpc.errors import WireError
 from mpc.packing import pack, unpack, unpack_words
 
 Message = bytes | bytearray | memoryview | Tensor
@@ -34,9 +35,18 @@ def unpacked_words(part: Message, bits: int, shape: Sequence[int]) -> Tensor:
     return unpack_words_there(part, bits, shape) if isinstance(part, Tensor) else unpack_words(part, bits, shape)
 
 
-def joined(parts: Sequence[Message]) -> Message:
-    """Return one message of several; all lie at the host, or all on one device."""
+def on_device(parts: Sequence[Message]) -> list[Tensor]:
+    """Return the messages where all lie on a device, and none where all lie at the host. Raises `WireError` where only some
+    do: what is left out of a sum would make it wrong unnoticed."""
     there = [part for part in parts if isinstance(part, Tensor)]
+    if there and len(there) < len(parts):
+        raise WireError(f"{len(there)} of {len(parts)} messages lie on a device; all must, or none")
+    return there
+
+
+def joined(parts: Sequence[Message]) -> Message:
+    """Return one message of several; all lie at the host, or all on one device. Raises `WireError` for a mixture."""
+    there = on_device(parts)
     if there:
         return torch.cat(there) if len(there) > 1 else there[0]
     return b"".join(part for part in parts if not isinstance(part, Tensor))

@@ -24,7 +24,7 @@ from mpc import ring, timeline
 from mpc.channel import Channel
 from mpc.errors import RangeError
 from mpc.ledger import Ledger, current
-from mpc.messages import Message, at_host, delivered, joined, packed, size, unpacked
+from mpc.messages import Message, at_host, delivered, joined, on_device, packed, size, unpacked
 from mpc.packing import packed_size
 from mpc.shape_tensor import broadcast, shape_tensor
 from mpc.tape import CountingTape, Tape
@@ -92,8 +92,9 @@ class BitOpening(Request[Tensor]):
         return np.packbits(self.share.reshape(-1).numpy().astype(np.uint8, copy=False) & 1, bitorder="little").tobytes()
 
     def decode(self, parts: Sequence[Message], c: Context) -> Tensor:
-        """Return the public masked bits, 0 or 1, in the integers asked for."""
-        there = [part for part in parts if isinstance(part, Tensor)]
+        """Return the public masked bits, 0 or 1, in the integers asked for. Raises `WireError` where only some messages
+        lie on a device."""
+        there = on_device(parts)
         if there:
             whole = functools.reduce(operator.xor, there)
             total = unpacked(whole, 1, self.share.shape).to(self.dtype)

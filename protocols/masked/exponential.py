@@ -53,6 +53,7 @@ from protocols.masked.truncation import open_cut, truncate
 from protocols.masked.wide import open_any, open_cut_wide
 
 UNITS, UNIT_BITS = 7879, 13  # units of exponents in one of scores, and the fraction bits of that
+UNREAD = 64  # units at the lower end of the circle that no x lies in
 CIRCLE = 8  # log2 of the circle's units at least: a window and all that may be read as 0 fit
 PAIR = 1  # log2 of the units that are whole bits
 POINT = 14  # of a window's bits below N's at x = 0
@@ -64,6 +65,7 @@ READ = 32  # fraction bits of what its bits are read with, 2^(6 d + 6)
 DIGITS = 6  # d = -1 to -6: nothing is left below
 HELD = 1  # fraction bits of u beyond those of the result
 DEALT_FACTOR = 20  # fraction bits of the dealt 2^(-3/2 lam_lo)
+MOST_BEFORE = OCTAVES * UNREAD // 2 - DEALT_BITS - PUBLIC_BITS  # bits before the point of what a window is read as: 46
 CUT = HELD + DEALT_FACTOR  # fraction bits of the product beyond those of the result
 
 
@@ -154,9 +156,14 @@ async def exponential(c: Context, x: Masked, frac: int, bits: int, below: Below 
 
 # ---- by windows ------------------------------------------------------------------------------------------------------
 async def by_window(c: Context, x: Masked, frac: int, bits: int) -> Masked:
-    """As `exponential`, from windows of dealt numbers, also for x up to 8; any number of parties. 1 round."""
+    """As `exponential`, from windows of dealt numbers, also for x up to 8; any number of parties. 1 round.
+
+    bits - frac <= `MOST_BEFORE`: of the lowest x that is allowed, 64 above the circle's lowest, N's lowest bit stands 96
+    places above the one that x = 0 has, POINT, and a window must end below it."""
     range_bits, count = x.bits - x.frac, _window_cut(frac)
     require(range_bits >= CIRCLE, "exponential", f"{range_bits} bits before the point, at least {CIRCLE}")
+    before = bits - frac
+    require(before <= MOST_BEFORE, "exponential", f"{before} bits before the result's point, at most {MOST_BEFORE}")
     circle, low = _circle_bits(range_bits), x.frac + PAIR
     words = circle // RING_BITS
 

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.errors import RangeError
-from mpc.ring import RING_BITS
 from mpc.wide import Wide, Words
 from protocols.masked import idpf
 from protocols.masked.comparison import digit_bits, sign_form
@@ -160,9 +159,9 @@ def _above_last(x: Masked) -> Masked:
     return x.map(lambda t: t[..., :-1] - t[..., -1:])
 
 
-def _picks(c: Context, rank: Masked, of: Sequence[Masked]) -> list[Tensor]:
-    """Return shares of [rank = 0] modulo the largest ring of `of`, and of its products with each one's mask; local."""
-    bits = max(x.bits for x in of)
+def _picks(c: Context, rank: Masked, of: Sequence[Masked], bits: int) -> list[Tensor]:
+    """Return shares of [rank = 0] modulo 2^bits, at least the largest ring of `of`, and of its products with each one's
+    mask; local."""
     if not by_keys(rank.bits, c.parties):
         ones = at_first(c, rank, _one(c, rank), bits)
         return [ones, *(at_first(c, rank, lambda x=x: x.lam, x.bits) for x in of)]  # type: ignore[misc]
@@ -186,20 +185,24 @@ def by_keys(rank_bits: int, parties: int) -> bool:
     return parties == 2 and rank_bits >= POINT_BITS
 
 
-def _best(c: Context, rank: Masked, values: Sequence[Masked], steps: Tensor | None = None) -> list[Shared]:
+def _best(
+    c: Context, rank: Masked, values: Sequence[Masked], steps: Tensor | None = None, step_bits: int = 0
+) -> list[Shared]:
     """Return [value at rank 0] of each group for several values, [..., groups, size] -> [..., groups]: the last one's, and
-    what rank 0 is more. steps: public values of a group [size] that are looked up beside them, last. Local."""
+    what rank 0 is more. steps: public values of a group [size] that are looked up beside them, last, modulo 2^step_bits or a
+    larger ring. Local."""
     above = [_above_last(x) for x in values]
-    ones, *hot_lams = _picks(c, rank, above)
+    bits = max(step_bits, *(x.bits for x in above))
+    ones, *hot_lams = _picks(c, rank, above, bits)
     if not c.evaluating:
         blank = c.blank(rank.shape[:-1])
-        return [Shared(blank, x.bits, x.frac) for x in values] + ([] if steps is None else [Shared(blank, RING_BITS, 0)])
+        return [Shared(blank, x.bits, x.frac) for x in values] + ([] if steps is None else [Shared(blank, bits, 0)])
     out = []
     for x, d, hot_lam in zip(values, above, hot_lams, strict=True):
         more = Shared((d.m * ones - hot_lam).sum(-1), x.bits, x.frac)
         out.append(c.shared(x.move(lambda t: t[..., -1])).add(more))
     if steps is not None:
-        more = Shared((ones * (steps[:-1] - steps[-1])).sum(-1), RING_BITS, 0)
+        more = Shared((ones * (steps[:-1] - steps[-1])).sum(-1), bits, 0)
         out.append(c.add_public(more, steps[-1]))
     return out
 
@@ -227,7 +230,7 @@ async def _level(c: Context, x: Masked, places: _Places | None, size: int, lowes
         return await open_value(c, _best(c, rank, [x])[0]), None
     steps = torch.arange(size, device=c.device) * places.size
     if places.masked is None:
-        value, place = _best(c, rank, [x], steps)
+        value, place = _best(c, rank, [x], steps, places.bits)
     else:
         value, place = _best(c, rank, [x, _grouped(places.masked, size, 0).add_public(steps)])
     opened, place_opened = await together(open_value(c, value), open_value(c, place.to_ring(places.bits)))

@@ -12,9 +12,12 @@ masked, 7 bits a row; a masked score less a masked shift is masked, so no shifte
 for which rows are short, or where point functions tell what hashes are zero; else 3, or 4 where many rows make shorter
 tables worth one. The shift is the bin's upper edge: exponents are negative, the largest lies above -8.
 
-A hash of what is not empty is zero for one choice of its public words in 2^46 or, where rows are many, in 2^64; the shift is
-then too low by a bin or more, and the row's largest scores are lost. In the whole prompt of 1 024 tokens of 12 layers and
-heads, 4 million hashes of 64 bits, that has a chance of 2^-42; in a token, 3 888 of 46 bits, of 2^-34.
+A hash of what is not empty is zero for one choice of its public words in 2^bits; the shift is then too low by a bin or more,
+and the row's largest scores are lost, unflagged. The bits follow from the number of hashes (`hash_bits`), so that this has a
+chance of 2^-34 at most in a whole softmax: at least 34 bits and log2 of their number. With 12 layers and heads that is 2^-34
+in a token, 3 888 hashes of 46 bits; in the whole prompt of 1 024 tokens, 4 million, 2^-42 where hashes have 64 bits (the way
+"two") and 2^-31 in the ways of fewer rounds, 53 bits. A far bin that is not empty escapes its flag by the same chance for a
+row: 2^-46 at most. Counts miss nothing.
 
 Exponential: `exponential`, 1 or 2 rounds. The numerators' sum over a row is masked as they are: no opening of its own.
 
@@ -34,13 +37,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from mpc.ledger import operation
 from protocols.masked import exponential, histogram, zero_test
-from protocols.masked.context import Context, XorOpening, open_value
+from protocols.masked.context import Context, XorOpening, open_value, require
 from protocols.masked.dealing import table_cost
 from protocols.masked.exponential import CIRCLE, Below, Exponents
 from protocols.masked.forms import Form, choose
@@ -52,8 +56,8 @@ from protocols.masked.zero_words import Plan, Way, zero_words
 
 RANGE_BITS = 8  # default: differences of scores are read modulo 2^8 = 256, i.e. in [-128, 128)
 BIN_BITS = 2  # a bin is 4 wide
-HASH_BITS: dict[Way, int] = {"one": 48, "two": 64}
-POINT_HASH_BITS = 46
+HASH_BITS = {"points": (46, 60), "one": (48, 60), "two": (64, 64)}  # the least and the most that each form has
+MISSES = 34  # a softmax has a wrong shift with a chance of 2^-34 at most
 COUNTS, COUNTED = "counts", 255  # rows of so many scores may be counted
 COARSE_DIGIT = 3  # bits of a digit that tells what has gone around once more
 LEAST_BITS = 12  # a row's largest numerator lies between 2^-12, but for its rounding, and 1
@@ -131,14 +135,28 @@ def _counts_form(rows: Rows, tests: int, width: int, parties: int) -> Form:
     return Form(COUNTS, 0, sent, dealt, hot.party + zero.work, hot.dealer + zero.dealing)
 
 
+def hash_bits(form: str, tests: int) -> int | None:
+    """Return the bits of each of so many hashes, none where the form cannot hold as many: what leaves a softmax a chance of
+    2^-MISSES that one of them is zero by chance.
+
+    >>> [hash_bits("points", tests) for tests in (12 * 27, 12 * 1024 * 27, 1 << 27)]
+    [46, 53, None]
+    """
+    least, most = HASH_BITS[form]
+    bits = max(least, MISSES + max(tests - 1, 0).bit_length())
+    return bits if bits <= most else None
+
+
 def _form(c: Context, rows: Rows, spread: Spread) -> str:
     """Return the form of the shift that is run: a way of `zero_words`, "points" or `COUNTS`."""
     tests, width = rows.rows * spread.reach, spread.range_bits - BIN_BITS
-    forms = [Plan(way, bits).form(tests, _bytes_of(width), c.parties) for way, bits in HASH_BITS.items()]
-    if c.parties == 2:
-        forms.append(zero_test.points_form(tests, POINT_HASH_BITS, _bytes_of(width)))
+    bits, ways = {form: hash_bits(form, tests) for form in HASH_BITS}, get_args(Way)
+    forms = [Plan(way, n).form(tests, _bytes_of(width), c.parties) for way in ways if (n := bits[way]) is not None]
+    if c.parties == 2 and (of_points := bits["points"]) is not None:
+        forms.append(zero_test.points_form(tests, of_points, _bytes_of(width)))
     if rows.longest <= COUNTED:
         forms.append(_counts_form(rows, tests, width, c.parties))
+    require(bool(forms), "softmax", f"{tests} hashes at once; batches of fewer rows need fewer")
     return choose(forms, c.prefer)
 
 
@@ -170,7 +188,8 @@ async def shift_by(c: Context, y: Masked, rows: Rows, spread: Spread, form: str)
         empty = zero_test.of_few_bits(c, await open_value(c, found), spread.score_bits - BIN_BITS)
     else:
         way: Way = "two" if form == "two" else "one"
-        bits = POINT_HASH_BITS if form == "points" else HASH_BITS[way]
+        bits = hash_bits(form, rows.rows * spread.reach)
+        assert bits is not None  # of a form that is offered
         share = histogram.hashes(c, low, rows, unit, bits, watch)[:, above]
         hashes = await XorOpening(share, c.tape.random("open", tuple(share.shape), bits, "xor"), bits)
         if form == "points":

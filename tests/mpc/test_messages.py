@@ -11,6 +11,8 @@ from mpc.errors import WireError
 from mpc.packing import pack, unpack_words
 from mpc.random import Prg, new_seed
 from mpc.ring import reduce
+from mpc.tape import CountingTape
+from protocols.masked.context import BitOpening, Context
 from tests.tools.stand_in.counts import counting
 
 
@@ -42,6 +44,17 @@ def test_a_round_is_one_copy_down_and_one_up(device: str) -> None:
     assert torch.equal(messages.unpacked(arrived[4:27], 20, (9,)).cpu(), parts[1])
     if not torch.cuda.is_available():
         assert [counts.total("MainThread", kind) for kind in ("down", "up", "wait")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_host_and_device_are_not_mixed(order: int) -> None:
+    """Neither where messages are joined nor where bits are opened is a part left out."""
+    parts: list[messages.Message] = [b"\x01", torch.ones(1, dtype=torch.uint8)]
+    parts = parts[::order]
+    with pytest.raises(WireError, match="1 of 2 messages lie on a device"):
+        messages.joined(parts)
+    with pytest.raises(WireError, match="1 of 2 messages lie on a device"):
+        BitOpening(torch.ones(8, dtype=torch.int64)).decode(parts, Context(CountingTape(), None, 2))
 
 
 def test_a_stream_is_the_same_on_every_device(device: str) -> None:

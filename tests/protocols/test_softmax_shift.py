@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -159,6 +160,42 @@ def test_counts_that_are_opened_are_uniform(parties: int, monkeypatch: pytest.Mo
 
 def test_far_scores_are_flagged_by_hashes_too(hashing: None) -> None:
     test_ranges.test_a_far_score_is_flagged_on_both_sides(7, "auto")
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("prefer", ["auto", "rounds", "bytes"])
+@pytest.mark.parametrize(("rows", "least"), [(12, 43), (12 * 1024, 53), (1 << 18, 57)])
+def test_bits_of_hashes_follow_from_their_number(
+    rows: int, least: int, prefer: str, parties: int, preferring: Any, hashing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token's 12 rows, those of a prompt of 1 024 tokens, and of more: all hashes of a softmax miss with 2^-34 at most."""
+    preferring(prefer)
+    found: list[int] = []
+    made = histogram.hashes
+
+    def noted(c: Context, y: Masked, of: Rows, low: int, bits: int, watch: Any) -> Tensor:
+        found.append(bits)
+        return made(c, y, of, low, bits, watch)
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        y = await open_value(c, s)
+        of = Rows(torch.Size((rows, 2)))
+        return c.shared(await softmax.shift(c, Masked(y.m, y.lam, BITS, FRAC).map(of.relative), of, SPREAD))
+
+    monkeypatch.setattr(histogram, "hashes", noted)
+    predict(gate, [((2 * rows,), BITS)], parties)
+    assert found
+    for bits in found:
+        assert bits >= 34 + math.log2(rows * SPREAD.reach)
+        assert bits >= least
+    if rows == 12 and prefer != "bytes":
+        assert set(found) == {46 if parties == 2 else 48}
+
+
+def test_a_form_that_cannot_hold_the_bits_is_not_offered() -> None:
+    tests = 1 << 27
+    assert [softmax.hash_bits(form, tests) for form in ("points", "one", "two")] == [None, None, 64]
+    assert softmax.hash_bits("two", (1 << 30) + 1) is None
 
 
 def test_hashes_have_other_words_in_each_call(hashing: None, monkeypatch: pytest.MonkeyPatch) -> None:

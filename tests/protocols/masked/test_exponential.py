@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mpc import cyclic, ring
+from mpc.errors import RangeError
 from protocols.masked import exponential, histogram, zero_words
 from protocols.masked.context import Context, open_value
 from protocols.masked.powers_of_two import powers
@@ -53,7 +54,7 @@ FORMS: list[tuple[Any, int, float, int]] = [
 
 
 @pytest.mark.parametrize(("form", "parties", "highest", "rounds"), FORMS)
-@pytest.mark.parametrize(("range_bits", "frac", "bits"), [(8, 28, 62), (8, 26, 64), (9, 20, 30), (11, 28, 64)])
+@pytest.mark.parametrize(("range_bits", "frac", "bits"), [(8, 28, 62), (8, 26, 64), (9, 20, 30), (11, 28, 64), (8, 18, 64)])
 def test_exponentials(form: Any, parties: int, highest: float, rounds: int, range_bits: int, frac: int, bits: int) -> None:
     x = points(range_bits, highest)
 
@@ -68,6 +69,15 @@ def test_exponentials(form: Any, parties: int, highest: float, rounds: int, rang
     assert units < 2
     assert relative < 2.0**-15 + 2.0 ** (8 - frac)
     assert result.costs[0].rounds == 1 + rounds
+
+
+def test_a_window_that_reaches_what_goes_around_is_refused() -> None:
+    async def gate(c: Context, s: Shared) -> Shared:
+        y = await open_value(c, s)
+        return c.shared(await exponential.by_window(c, Masked(y.m, y.lam, y.bits, FRAC), 17, 64))
+
+    with pytest.raises(RangeError, match="47 bits before the result's point, at most 46"):
+        run(gate, [(points(8, 0.0), 8 + FRAC)], 2)
 
 
 @pytest.mark.parametrize(("form", "parties", "highest", "rounds"), FORMS)

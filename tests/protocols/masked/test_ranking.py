@@ -82,6 +82,36 @@ def test_a_vocabulary_in_the_groups_that_are_chosen(parties: int) -> None:
     assert torch.equal(first, one_hot(x))
 
 
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize(("n", "sizes"), [(2048, (2,) * 11), (1100, (40, 10, 3))])
+def test_places_of_more_bits_than_the_values(n: int, sizes: tuple[int, ...], parties: int) -> None:
+    """Values in a ring of 8 bits, whose places among up to 2 048 need up to 10: by tables and by keys."""
+    reach = 63
+    x = torch.randint(-reach, reach, (6, n))
+    for row, place in enumerate((0, n - 1, n // 2, 257, 1023, n - 300)):
+        x[row, place] = reach
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return await first_largest(c, await open_value(c, s), reach, sizes, 20)
+
+    assert torch.equal(run(gate, [(x, 8)], parties).out, one_hot(x))
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_a_vocabulary_larger_than_the_ring_of_its_logits(parties: int) -> None:
+    """Logits within 2^3 with 10 fraction bits, in a ring of 16 bits, whose places by `prefer=bytes` need 17."""
+    n, reach = 140_000, 8 << 10
+    x = torch.randint(-reach, reach, (1, n))
+    x[0, 99_991] = reach
+    sizes = group_sizes((1, n), 16, parties, "bytes")
+    assert n // sizes[-1] > 1 << 16
+
+    async def gate(c: Context, s: Shared) -> Shared:
+        return await first_largest(c, await open_value(c, s), reach, sizes, 32)
+
+    assert torch.equal(run(gate, [(x, 16)], parties).out, one_hot(x))
+
+
 def skewed() -> list[float]:
     """Chi-square of the low bits of every opening, beside its limit, of 300 rows in one order: without masks all ranks would
     be equal."""

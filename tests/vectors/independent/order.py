@@ -231,7 +231,7 @@ def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> S
     rank = yield from w.open((yield from rank_shares(w, x)).each(lambda t: t[..., :-1]))
     values = [x] if places is None else [x, places]
     above = [v.each(lambda t: t[..., :-1] - t[..., -1:]) for v in values]
-    most = max(v.bits for v in values)
+    most = max(bits, x.bits) if places is None else max(v.bits for v in values)
     if w.parties == 2 and rank.bits >= POINT_BITS:
         tree = incremental.Tree((rank.bits,), (0,), 1 + len(above), most)
         payloads = np.stack([np.ones_like(rank.m), *(d.mask for d in above)], -1).reshape(1, -1, tree.values)
@@ -255,8 +255,8 @@ def _best(w: World, x: Masked, places: Masked | None, step: int, bits: int) -> S
 def maximum(w: World, x: Masked, reach: int, groups: Sequence[int]) -> Steps:
     """[maximum] over the last axis."""
     for size in groups[:-1]:
-        x = yield from w.open((yield from _best(w, _grouped(x, size, word(-reach)), None, 0, 64))[0])
-    return (yield from _best(w, x, None, 0, 64))[0]
+        x = yield from w.open((yield from _best(w, _grouped(x, size, word(-reach)), None, 0, 1))[0])
+    return (yield from _best(w, x, None, 0, 1))[0]
 
 
 def first_largest(w: World, x: Masked, reach: int, groups: Sequence[int], bits: int) -> Steps:

@@ -175,7 +175,8 @@ class Spread:
 
 def _hashed(w: World, y: Masked, rows: int, spread: Spread, form: str, flags: Flags) -> Steps:
     """[no score lies in bin d or above], by hashes: form "one", "two" or "points"."""
-    width, bits, start = spread.range_bits - 2, {"points": 46, "one": 48, "two": 64}[form], y.frac + 2
+    width, start = spread.range_bits - 2, y.frac + 2
+    bits = max({"points": 46, "one": 48, "two": 64}[form], 34 + (rows * spread.reach - 1).bit_length())
     ones = one_hot_bits(w, "histogram bits", digit(y.mask, start, width, y.bits), width)
     seed = w.common("histogram weights", (4,), 64, None)
     columns = y.shape[0] // rows
