@@ -59,8 +59,9 @@ async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:
 
 
 async def tanh(convert: Conversion, x: Value) -> MaskedTensor:
-    """Return tanh(x), Shared: the soft cap 1 of what is kept within +-8 (`TANH_BITS`) by relu(x + 8) - relu(x - 8) - 8, so that
-    its period does not depend on x's bound, by which x is checked as it is opened. An opening more than relu. Error: below
+    """Return tanh(x), Shared: the soft cap 1 of what relu(x + 8) - relu(x - 8) - 8 keeps within +-8 (`TANH_BITS`).
+
+    Its period does not depend on x's bound, by which x is checked as it is opened. An opening more than relu. Error: below
     2^-11.5."""
     t, c, f = convert.tensor(x), convert.context, convert.fraction_bits
     magnitude, end = max(t.magnitude, TANH_BITS) + 1, 1 << (TANH_BITS + f)

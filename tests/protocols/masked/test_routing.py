@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,8 +91,8 @@ def test_logits_anywhere_within_their_bound_are_right_or_flagged(
     rows = [[size, size - 1, -size, -size], [size, size - 1, size - 2, -size], [-size, -size, size - 1, size]]
     for row in [*rows, *([a, a - 1, -size, b] for a in (size, 0.6 * size, 0.0) for b in (-0.9 * size, -0.5 * size))]:
         x, words = torch.tensor([row], dtype=torch.float64), list[torch.Tensor]()
-        options = {"activation": activation, "prefer": prefer}
-        (_, gates), _ = run_masked(program, [x], parties=parties, flag_shares=words, **options)
+        run = partial(run_masked, program, [x], parties=parties, flag_shares=words)
+        (_, gates), _ = run(activation=activation, prefer=prefer)
         flags = words[0]
         for more in words[1:]:
             flags = flags ^ more
