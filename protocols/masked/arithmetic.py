@@ -43,7 +43,8 @@ def public(convert: Conversion, x: Tensor | float, shape: Sequence[int] | None =
 def concat(convert: Conversion, values: Sequence[Value], dim: int) -> MaskedTensor:
     """Concatenate along `dim`, masked where all are masked alike, else Shared. Local.
 
-    What parts watch is watched of the whole. Raises `RangeError` for parts that one check cannot serve: of several kinds or bounds, or beside larger ones."""
+    What parts watch is watched of the whole. Raises `RangeError` for parts that one check cannot serve: of several kinds or
+    bounds, or beside larger ones."""
     xs = [convert.tensor(v) for v in values]
     magnitude = max(x.magnitude for x in xs)
     watched = _watched(xs, magnitude)
