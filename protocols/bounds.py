@@ -36,6 +36,8 @@ RANGES: dict[str, Range] = {
     "logits": Range(3, 12, 8, 8, "logits"),
 }
 assert tuple(RANGES) == RANGE_KINDS
+LARGEST_WEIGHT = 6  # entries of a weight matrix, and of gains on a residual path, stay below 2^6
+LARGEST_GAIN = 8  # gains of norms that stand before no linear layer stay below 2^8
 
 
 def largest(kind: str, bound: int) -> float:

@@ -16,6 +16,7 @@ from models.architecture import Architecture
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
 from models.decoder import StreamedDecoder
+from models.weight_limits import check_size
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
@@ -153,7 +154,9 @@ class StreamedModel:
         self._weights.clear()
         for name in names:
             shape = self.architecture.weight_shapes()[name]
-            self._weights[name] = self.suite.run(self.suite.weight(name, shape, self.checkpoint.weights[name]))
+            values = self.checkpoint.weights[name]
+            check_size(self.architecture, name, values)
+            self._weights[name] = self.suite.run(self.suite.weight(name, shape, values))
 
     @torch.inference_mode()
     def run(

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.calibration.certainty import beyond_flags
 from models.calibration.record import find
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.weight_limits import check_size
 from mpc.errors import CheckpointError, ConfigurationError, RangeError, WireError
 from mpc.fixed_point import encode
 from mpc.packing import packed_size
@@ -70,8 +71,9 @@ def share_model(
     All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
     is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
 
-    name: by default the folder's. Raises `CheckpointError`, `RangeError` (a weight that is not finite; without bounds,
-    weights whose values the usual ones could not flag for certain), `PeerError`, or what a party refuses it with.
+    name: by default the folder's. Raises `CheckpointError`, `RangeError` (a weight that is not finite, or too large for the
+    rings: `models.weight_limits`; without bounds, weights whose values the usual ones could not flag for certain),
+    `PeerError`, or what a party refuses it with.
     """
     directory = Path(checkpoint_directory)
     checkpoint = load_checkpoint(directory)
@@ -197,6 +199,7 @@ def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes]
         values = checkpoint.weights[weight]
         if tuple(values.shape) != shape:
             raise CheckpointError(f"weight '{weight}' has shape {list(values.shape)}, expected {list(shape)}")
+        check_size(checkpoint.description, weight, values)
         size = packed_size(values.numel(), BITS)
         stream.send(wire.ModelMessage(weight=wire.WeightHeader(name=weight, shape=shape, size=size)))
         own = [derive_seed(seed, "weight", weight) for seed in seeds]

@@ -41,9 +41,13 @@ def public(convert: Conversion, x: Tensor | float, shape: Sequence[int] | None =
 
 
 def concat(convert: Conversion, values: Sequence[Value], dim: int) -> MaskedTensor:
-    """Concatenate along `dim`, masked where all are masked alike, else Shared. Local."""
+    """Concatenate along `dim`, masked where all are masked alike, else Shared. Local.
+
+    What parts watch is watched of the whole. Raises `RangeError` for parts that one check cannot serve: of several kinds or
+    bounds, or beside larger ones."""
     xs = [convert.tensor(v) for v in values]
     magnitude = max(x.magnitude for x in xs)
+    watched = _watched(xs, magnitude)
     masked = [x.masked for x in xs if x.masked is not None]
     if len(masked) == len(xs) and len({m.frac for m in masked}) == 1:
         bits = min(m.bits for m in masked)
@@ -54,7 +58,19 @@ def concat(convert: Conversion, values: Sequence[Value], dim: int) -> MaskedTens
     frac = max(s.frac for s in shares)
     shares = [s.shift_left(frac - s.frac) for s in shares]
     bits = min(s.bits for s in shares)
-    return convert.new(Shared(torch.cat([s.to_ring(bits).x for s in shares], dim), bits, frac), magnitude)
+    out = convert.new(Shared(torch.cat([s.to_ring(bits).x for s in shares], dim), bits, frac), magnitude)
+    out.watched = watched
+    return out
+
+
+def _watched(xs: Sequence[MaskedTensor], magnitude: int) -> str | None:
+    """Return the kind that is to be checked of joined parts when they are opened, see `concat`."""
+    kinds = {x.watched for x in xs if x.watched is not None}
+    if not kinds:
+        return None
+    fits = all(x.magnitude == magnitude if x.watched is not None else x.magnitude < magnitude for x in xs)
+    require(len(kinds) == 1 and fits, "concat", f"parts that are checked apart: {', '.join(sorted(kinds))}")
+    return kinds.pop()
 
 
 async def _factors(convert: Conversion, x: Value, y: Value, extra: int) -> tuple[Masked, Masked, int]:

@@ -23,6 +23,7 @@ from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Activation, Value
 
+TANH_BITS = 3  # tanh is 1 within 2^-22 from 2^3 on
 EXPANSION = 4  # a feed-forward layer is about that many times as wide as the stream
 
 
@@ -55,6 +56,24 @@ async def soft_cap(convert: Conversion, x: Value, cap: float) -> MaskedTensor:
     with operation("soft cap"):
         m = await convert.masked(t, f, f + period)
         return convert.new(cap_gate.soft_cap(convert.context, m, cap, period, FRAC + magnitude + 2), magnitude)
+
+
+async def tanh(convert: Conversion, x: Value) -> MaskedTensor:
+    """Return tanh(x), Shared: the soft cap 1 of what relu(x + 8) - relu(x - 8) - 8 keeps within +-8 (`TANH_BITS`).
+
+    Its period does not depend on x's bound, by which x is checked as it is opened. An opening more than relu. Error: below
+    2^-11.5."""
+    t, c, f = convert.tensor(x), convert.context, convert.fraction_bits
+    magnitude, end = max(t.magnitude, TANH_BITS) + 1, 1 << (TANH_BITS + f)
+    least = max(f + magnitude + 2, gate.least_bits("relu", f))
+    plan = gate.chosen(c, "relu", 2 * t.shape.numel(), Rings(f, least, least))
+    with operation("tanh"):
+        m = await convert.masked(t, f, plan.x_bits, lifted=plan.left > plan.x_bits)
+        both = m.add_public(end).beside(m.add_public(-end))
+        halves = convert.new(await gate.activation(c, both, "relu", plan), magnitude)
+        width = t.shape[-1]
+        kept = halves[..., :width] - halves[..., width:] - float(1 << TANH_BITS)
+    return await soft_cap(convert, convert.with_bound(kept, 2.0**TANH_BITS), 1.0)
 
 
 async def gated_activation(convert: Conversion, gated: Value, up: Value, kind: Activation) -> MaskedTensor:

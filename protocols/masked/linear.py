@@ -16,6 +16,7 @@ from torch import Tensor
 from mpc.errors import RangeError
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
+from protocols.bounds import LARGEST_WEIGHT
 from protocols.masked import lifted, product, tokens
 from protocols.masked.context import Context
 from protocols.masked.conversion import Conversion
@@ -28,7 +29,6 @@ from protocols.suite import Linear, Value
 
 TABLE = "embedding.tokens"  # is multiplied by one-hot rows only, in a small ring
 BIAS_RING = 112
-LARGEST_WEIGHT = 6  # entries of a weight matrix stay below 2^6
 
 
 async def weight(convert: Conversion, name: str, shape: Sequence[int], share: Tensor | None) -> MaskedWeight:

@@ -8,6 +8,8 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import math
+
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import largest
@@ -26,14 +28,25 @@ SLOT_BITS = RING_BITS - WEIGHT_BITS
 COMPARED_BITS = 32  # of the largest ring that is compared
 
 
+def _spread(convert: Conversion, reach: float) -> softmax.Spread:
+    """Return what is declared of logits up to `reach`: flagged as scores are, read in a ring around which none of them goes
+    further than the flags tell.
+
+    These cover 2^(r + 1) but what lies within the limit, a digit's four units of 2^(r - 4), and two bins at either end."""
+    bounds = convert.bounds.here
+    limit = in_units(largest("score", bounds.score))
+    covered = (in_units(2 * reach) + limit + 4 * (1 << softmax.BIN_BITS)) / 7  # of 2^(r + 1) - 4 * 2^(r - 4)
+    return softmax.Spread(max(bounds.range_bits, math.ceil(math.log2(covered)) + 2), limit, convert.ranges)
+
+
 async def route(convert: Conversion, logits: Value, chosen: int, renormalised: bool) -> tuple[MaskedTensor, MaskedTensor]:
     """Return marks and gates, both [T, E], of a router's logits [T, E]; see `Suite.route`."""
-    t, f, bounds = convert.tensor(logits), convert.fraction_bits, convert.bounds.here
+    t, f = convert.tensor(logits), convert.fraction_bits
     compared = f + t.magnitude + 3
     require(
         compared <= COMPARED_BITS, "routing", f"logits up to 2^{t.magnitude} with {f} fraction bits need {compared} bits"
     )
-    spread = softmax.Spread(bounds.range_bits, in_units(largest("score", bounds.score)), convert.ranges)
+    spread = _spread(convert, t.reach)
     choice = routing.Choice(chosen, renormalised, compared)
     with operation("routing"):
         x = await convert.masked(t, f, max(compared, f + UNIT_BITS + spread.score_bits))

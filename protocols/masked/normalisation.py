@@ -19,6 +19,7 @@ import torch
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
+from protocols.bounds import LARGEST_GAIN
 from protocols.masked import lifted
 from protocols.masked.arithmetic import ROTATION_BITS
 from protocols.masked.context import Context, open_value
@@ -36,7 +37,6 @@ from protocols.suite import Linear, Norm, Value
 
 PRODUCT_BITS = 18  # fraction bits of a product before a norm scales it; h itself has fewer
 SQUARE_ROOM = 7  # bits between the square of a row's norm at its bound and what a ring holds where it is checked
-GAIN = 8  # gains that stand by themselves stay below 2^8
 SMALLEST_DEVIATION = 9  # a row whose deviation is below 2^-9 is flagged: the stream's fraction bits do not suffice for it
 
 
@@ -155,7 +155,7 @@ async def norm_gain(convert: Conversion, x: Value, norm: Norm, gain: Value, resi
     async def gained() -> Masked:
         with operation("norm gain"):
             cut = f + WEIGHT_BITS - PRODUCT_BITS
-            product = lifted.multiply(c, "gain", m, factor, PRODUCT_BITS + magnitude + GAIN + 2 + cut)
+            product = lifted.multiply(c, "gain", m, factor, PRODUCT_BITS + magnitude + LARGEST_GAIN + 2 + cut)
             return await open_any(c, product, cut)
 
     r, scaled = await together(_masked_inverse(convert, m, norm, scale, reach), gained())

@@ -177,6 +177,9 @@ class MaskedSuite(Suite):
     async def soft_cap(self, x: Value, cap: float) -> MaskedTensor:
         return await elementwise.soft_cap(self.convert, x, cap)
 
+    async def tanh(self, x: Value) -> MaskedTensor:
+        return await elementwise.tanh(self.convert, x)
+
     async def activation(self, x: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.activation(self.convert, x, kind)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import parties.party.store as module
-from models.checkpoint import load_checkpoint
+from models.checkpoint import CanonicalWeights, load_checkpoint
 from mpc.errors import (
     CheckpointError,
     ConfigurationError,
@@ -138,6 +138,21 @@ def test_interrupted_and_wrong_uploads(two: Running, checkpoint: Path, monkeypat
     idle(two.deployment)
     assert {s.root: len(s.models()) for s in stores(two.deployment)} == before
     works(two.deployment)
+
+
+def test_weights_that_the_rings_have_no_room_for(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = CanonicalWeights.__getitem__
+    monkeypatch.setattr(
+        CanonicalWeights,
+        "__getitem__",
+        lambda self, name: original(self, name) * (1e4 if name == "layers.0.mlp.up.weight" else 1.0),
+    )
+    before = {s.root: len(s.models()) for s in stores(two.deployment)}
+    terms = SharingTerms(ranges={})
+    with pytest.raises(RangeError, match=r"weight 'layers\.0\.mlp\.up\.weight' reaches .* below 64"):
+        share_model(two.deployment.config("model-owner", "owner"), checkpoint, terms=terms)
+    idle(two.deployment)
+    assert {s.root: len(s.models()) for s in stores(two.deployment)} == before
 
 
 def test_unusable_weights(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

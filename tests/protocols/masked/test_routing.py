@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +77,27 @@ def test_logits_that_lie_too_far_apart_are_flagged(spread: float, flagged: bool)
     words: list[torch.Tensor] = []
     run_masked(program, [torch.tensor([[0.0, spread / 2, -spread / 2, 1.0]], dtype=torch.float64)], flag_shares=words)
     assert bool((words[0] ^ words[1]).any()) == flagged
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("prefer", ["rounds", "bytes"])
+@pytest.mark.parametrize(("activation", "size"), [(8, 250.0), (12, 4000.0)])
+def test_logits_anywhere_within_their_bound_are_right_or_flagged(
+    activation: int, size: float, prefer: str, parties: int
+) -> None:
+    async def program(suite: Suite, x: Value) -> Any:
+        return await suite.route(x, 2, True)
+
+    rows = [[size, size - 1, -size, -size], [size, size - 1, size - 2, -size], [-size, -size, size - 1, size]]
+    for row in [*rows, *([a, a - 1, -size, b] for a in (size, 0.6 * size, 0.0) for b in (-0.9 * size, -0.5 * size))]:
+        x, words = torch.tensor([row], dtype=torch.float64), list[torch.Tensor]()
+        run = partial(run_masked, program, [x], parties=parties, flag_shares=words)
+        (_, gates), _ = run(activation=activation, prefer=prefer)
+        flags = words[0]
+        for more in words[1:]:
+            flags = flags ^ more
+        kept = torch.where(x >= x.topk(2).values[:, 1:], x, -torch.inf)
+        assert bool(flags.any()) or float((gates - torch.softmax(kept, -1)).abs().max()) < 2.0**-10, row
 
 
 def test_logits_that_no_comparison_holds() -> None:

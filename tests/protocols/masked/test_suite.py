@@ -173,6 +173,49 @@ def test_attention_of_capped_scores(cap: float, parties: int) -> None:
     assert (found - torch.softmax(scores, -1) @ v.double()).abs().max() < 2.0**-10
 
 
+def _opened_flags(words: list[Tensor]) -> Tensor:
+    found = words[0]
+    for more in words[1:]:
+        found = found ^ more
+    return found
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("prefer", ["rounds", "bytes"])
+def test_tanh_over_its_whole_range(prefer: str, parties: int) -> None:
+    """And twice beyond, where x is not an output that is checked but one that its ring holds."""
+    x = torch.cat(
+        [torch.linspace(-10, 10, 1001), torch.linspace(-255, 255, 301), torch.tensor([-0.0, 7.99, 8.0, -8.0, 8.01])]
+    )
+
+    async def program(s: Any, v: Any) -> Any:
+        return await s.tanh(v)
+
+    words: list[Tensor] = []
+    (found,), _ = run_masked(program, [x], parties=parties, prefer=prefer, flag_shares=words)
+    assert (found - torch.tanh(x.double())).abs().max() < 2.0**-11.5
+    assert not _opened_flags(words).any()
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+@pytest.mark.parametrize("joined", [False, True])
+def test_tanh_and_joined_rows_of_a_layer_are_right_or_flagged(joined: bool, parties: int) -> None:
+    """x is the output of a linear layer, which is checked by its own bound, 2^8."""
+
+    async def program(s: Any, v: Any, weight: Any) -> Any:
+        y = await s.linear(v, Linear(weight, None))
+        return await s.rounded(s.concat([y, -y], -1)) if joined else await s.tanh(y)
+
+    for size in (60.0, 210.0, 255.0, 266.0, 300.0, 383.0, 500.0, 700.0, 1000.0):
+        words: list[Tensor] = []
+        x = torch.tensor([[size / 8, -size / 8]])
+        (found,), _ = run_masked(program, [x], [8 * torch.eye(2)], parties=parties, flag_shares=words)
+        wanted = torch.cat([8 * x, -8 * x], -1) if joined else torch.tanh(8 * x)
+        flagged = bool(_opened_flags(words).any())
+        assert flagged or (found - wanted).abs().max() < 2.0**-11.5, size
+        assert flagged == (size > 256) or 256 < size < 384, size
+
+
 @pytest.mark.parametrize("parties", PARTIES)
 def test_attention(parties: int) -> None:
     q, k, v = torch.randn(3, 4, 16) * 1.5, torch.randn(3, 200, 16), torch.randn(3, 200, 16)
