@@ -26,8 +26,6 @@ from protocols.suite import Value
 
 COMPARED_BITS = 32  # of the largest ring that is compared (`comparison`)
 RANKED_BITS = 30  # ring of what is ranked
-PAIRED_BITS = 23  # of what is ranked by pairs: each bit more takes a tenth more of their dealt bytes
-PAIRED_FRACTION = 10  # fraction bits of what is ranked by pairs, at least: queries and keys are not known more closely
 
 
 # ---- similarities ------------------------------------------------------------------------------------------------------
@@ -60,12 +58,10 @@ async def absolute(convert: Conversion, x: Value) -> MaskedTensor:
 
 
 # ---- ranking -----------------------------------------------------------------------------------------------------------
-async def _ranked(convert: Conversion, x: Value, bound: float, paired: bool = False) -> Masked:
-    """Return values below `bound`, masked as they are compared. paired: each with each other one."""
+async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
+    """Return values below `bound`, masked as they are compared."""
     magnitude = max(1, math.ceil(math.log2(max(bound, 2.0**-20))))
     frac = min(convert.fraction_bits, RANKED_BITS - 2 - magnitude)
-    if paired:
-        frac = min(frac, max(PAIRED_FRACTION, PAIRED_BITS - 3 - magnitude))
     require(frac >= 0, "ranking", f"values up to 2^{magnitude} do not fit {RANKED_BITS} bits")
     # one bit more than |x| < 2^magnitude needs: rounding may give the bound itself, and a difference of both ends must fit
     return await convert.masked(convert.with_bound(x, 2.0**magnitude), frac, frac + magnitude + 3)
@@ -73,11 +69,10 @@ async def _ranked(convert: Conversion, x: Value, bound: float, paired: bool = Fa
 
 async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
     """Return the one-hot rows of the k largest, see `Suite.top_k`. 2 rounds, 1 more where x is not masked yet; the rows are
-    made when they are needed. Values that differ by less than a unit of `PAIRED_FRACTION` bits may change places. A single
-    one is found in groups where that is worth its rounds (`ranking`)."""
+    made when they are needed. A single one is found in groups where that is worth its rounds (`ranking`)."""
     c = convert.context
     with operation("ranking"):
-        m = await _ranked(convert, x, bound, paired=True)
+        m = await _ranked(convert, x, bound)
         if k != 1:
             check_budget("top-k", k, m.shape[-1])
             rank = await top_k.ranks(c, m)
