@@ -43,7 +43,7 @@ def test_calibrate(command: Command, fresh: Path, tmp_path: Path) -> None:
 def test_values_that_no_bound_holds_are_named(command: Command, fresh: Path) -> None:
     file = fresh / "model.safetensors"
     tensors = load_file(file)
-    tensors["transformer.h.0.mlp.c_proj.weight"][0, 0] = 1e7
+    tensors["transformer.h.0.mlp.c_proj.bias"][0] = 1e7
     save_file(tensors, file, {"format": "pt"})
     found = command("calibrate", "--model", fresh)
     assert found.code == 1
