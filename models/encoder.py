@@ -24,7 +24,8 @@ Probe = Callable[[str, Value], None]
 gain and offset are still to come), and the output's own name."""
 
 PADDING_BIAS = 40
-"""What is taken from the scores of padding: its probability is below e^-30 unless its score lies 10 above all others."""
+"""What is taken from the scores of padding: its probability is below e^-30 unless its score lies 10 above all others. What
+attention it gets is checked (`Suite.unattended`)."""
 ROWS = ("tokens", "mask", "types", "places")
 """What a client shares of a text, one row of T numbers each."""
 
@@ -32,8 +33,7 @@ ROWS = ("tokens", "mask", "types", "places")
 @dataclass(frozen=True)
 class Text:
     """A text as secret values. tokens: `Suite.indices` [T]. mask: 1 at tokens and 0 at padding [T]. types: `Suite.indices`
-    [T], None where the model has but one. places: 1 at the tokens of
-    which an output of one row is the sum [1, T]."""
+    [T], None where the model has but one. places: 1 at the tokens of which an output of one row is the sum [1, T]."""
 
     tokens: Value
     mask: Value
@@ -78,16 +78,10 @@ class Encoder:
         """
         layers = self.architecture.layers
         rows = await self.embedded(text)
-        bias = self.padding_bias(text)
         for layer in range(layers):
-            rows = await self.layer(rows, bias, layer)
+            rows = await self.layer(rows, text.mask, layer)
             progress(layer + 1, layers)
         return rows
-
-    def padding_bias(self, text: Text) -> Value:
-        """Return what is added to the scores of each token, [1, 1, T]; local."""
-        bias: Value = ((text.mask + -1.0) * PADDING_BIAS).reshape(1, 1, -1)
-        return bias
 
     async def embedded(self, text: Text) -> Value:
         """Return the normalised rows before the first layer, [T, D]."""
@@ -108,14 +102,15 @@ class Encoder:
         self._probe("embedding", normalised)
         return normalised
 
-    async def layer(self, rows: Value, bias: Value, layer: int) -> Value:
-        """Run a layer on normalised rows [T, D]; bias: `padding_bias`."""
+    async def layer(self, rows: Value, mask: Value, layer: int) -> Value:
+        """Run a layer on normalised rows [T, D]; mask: see `Text`."""
         suite, at = self.suite, f"layers.{layer}"
         suite.at(layer)
         with suite.ledger.timed(f"layer {layer}/attention"):
             residual, fused = await self._read(rows, f"{at}.attention.gain", f"{at}.attention.qkv")
-            attended = await self._attention(fused, bias)
-            h = await suite.linear(attended, self._linear(f"{at}.attention.out"), residual)
+            attended, mass = await self._attention(fused, mask)
+            out = suite.linear(attended, self._linear(f"{at}.attention.out"), residual)
+            h, _ = await suite.together(out, suite.unattended(mass))
             rows = await self._normalised(h)
         self._probe(f"layer {layer}/attention", rows)
         with suite.ledger.timed(f"layer {layer}/mlp"):
@@ -178,12 +173,16 @@ class Encoder:
         )
         return residual, out
 
-    async def _attention(self, fused: Value, bias: Value) -> Value:
-        """Return the heads' outputs [T, H C], from queries, keys and values [T, 3 H C]; every token sees every token."""
+    async def _attention(self, fused: Value, mask: Value) -> tuple[Value, Value]:
+        """Return the heads' outputs [T, H C], from queries, keys and values [T, 3 H C], and how much attention padding gets,
+        [H, T, 1]: a channel more of the values, 1 there. Every token sees every token."""
         suite, a = self.suite, self.architecture
         tokens = fused.shape[0]
         split = fused.reshape(tokens, 3 * a.heads, a.head_channels).permute(1, 0, 2)
         q, k, v = split[: a.heads], split[a.heads : 2 * a.heads], split[2 * a.heads :]
+        padding = (mask + -1.0) * -1
+        v = suite.concat([v, padding.reshape(1, tokens, 1).expand(a.heads, tokens, 1)], -1)
         q, k, v = await suite.together(suite.mask_queries(q), suite.mask_for_cache(k), suite.mask_for_cache(v, "value"))
-        attended = await suite.biased_attention(q, k, v, bias)
-        return attended.permute(1, 0, 2).reshape(tokens, a.heads * a.head_channels)
+        found = await suite.biased_attention(q, k, v, (padding * -PADDING_BIAS).reshape(1, 1, -1))
+        attended = found[..., : a.head_channels].permute(1, 0, 2).reshape(tokens, a.heads * a.head_channels)
+        return attended, found[..., a.head_channels :]

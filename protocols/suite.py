@@ -237,6 +237,10 @@ class Suite(Operations):
         with operation("values"):
             return await self.matmul(probabilities, v)
 
+    async def unattended(self, mass: Value) -> None:
+        """Flag "score" where attention that must go nowhere, 0 to 1, is 1/64 or more; never where it is below 1/1 024."""
+        return None
+
     async def selected_attention(
         self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:

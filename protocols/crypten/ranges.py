@@ -47,6 +47,11 @@ KEY_LIMIT = 15
 """The same of 32 elements of cached keys."""
 
 
+def unattended_limit(fraction_bits: int) -> int:
+    """Return the log2 of the norm of 32 shares of attention that must be 0, or the least that can be watched."""
+    return max(-6, PART_BITS - fraction_bits)
+
+
 def query_limit(channels: int) -> int:
     """Return the log2 of the norm of 32 elements of queries, at which no score with keys below `KEY_LIMIT` reaches 2^30."""
     pieces = -(-channels // GROUP)

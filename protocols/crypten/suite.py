@@ -53,7 +53,7 @@ from torch import Tensor
 from mpc.ledger import operation
 from protocols.crypten import activation, arithmetic, comparison, masked_factors, maximum, normalisation, selection, softmax
 from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
-from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit
+from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit, unattended_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.suite import Activation, Linear, Norm, Value
 from protocols.value import there
@@ -194,6 +194,14 @@ class CryptenSuite(CryptenLinear):
         with operation("cache"):
             watched = "value" if kind is None and not x.bounded else None
             return masked_factors.mask_for_reuse(self.session, self._standard(x), watched, KEY_LIMIT)
+
+    async def unattended(self, mass: Value) -> None:
+        """As in `Suite`: 1 round, 8 bytes per element; CrypTen's own way has no flags."""
+        if self._own is None:
+            with operation("attention"):
+                masked_factors.mask_for_reuse(
+                    self.session, self._standard(own_value(mass)), "score", unattended_limit(self.fraction_bits)
+                )
 
     async def mask_for_reuse(self, chosen: Value) -> Value:
         """As in `Suite`: 1 round, 8 bytes per element."""

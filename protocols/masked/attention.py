@@ -36,6 +36,7 @@ from protocols.schedule import together
 from protocols.suite import Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
+UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
 NUMERATOR_BITS = 24  # fraction bits of numerators at most; a row's largest is above e^-8
 SCORE_BITS = 12  # fraction bits of scores at most, when they are opened
 WEIGHTED_BITS = 10  # fraction bits of weighted values beyond those of values, before the division: a sum may be e^-8
@@ -206,6 +207,14 @@ async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
 def values_within_bound(convert: Conversion, v: Value) -> MaskedTensor:
     """Return cached values, which their bound keeps."""
     return convert.with_bound(v, 2.0 ** (convert.bounds.here.value + 1))
+
+
+async def unattended(convert: Conversion, mass: Value) -> None:
+    """Flag "score" where shares of attention that must be 0 are not, see `Suite.unattended`. 1 round, f + 3 bits an element;
+    256 bytes dealt."""
+    f = convert.fraction_bits
+    m = await convert.masked(convert.with_bound(mass, 2.0), f, f + 3, cut=False)
+    convert.ranges.check("score", m.to_ring(f + 3), 2.0**-8, width=UNATTENDED_DIGIT)
 
 
 async def attention(

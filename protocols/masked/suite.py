@@ -212,6 +212,9 @@ class MaskedSuite(Suite):
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
         return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
 
+    async def unattended(self, mass: Value) -> None:
+        await attention.unattended(self.convert, mass)
+
     async def selected_attention(
         self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: tuple[Value, Value] | None
     ) -> Value:

@@ -107,3 +107,29 @@ def test_options_that_are_refused(change: dict[str, object], message: str, tmp_p
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("masked", 2), ("masked", 3), ("crypten", 2)])
+def test_padding_that_would_be_attended_to_is_flagged(suite: str, parties: int, tmp_path: Path) -> None:
+    """The padding token's scores lie 60 above all others: 40 less is not enough for it then, and no bound is exceeded."""
+    model = encoders.build("bert")
+    ids, types = encoders.text(model, LENGTH)
+    pad = model.config.pad_token_id
+    with torch.no_grad():
+        attention = model.encoder.layer[0].attention.self
+        attention.query.weight.zero_()
+        attention.query.bias.fill_(1.0)
+        attention.key.weight.zero_()
+        attention.key.weight[:, 0] = 1.0
+        model.embeddings.word_embeddings.weight[pad] = 0.0
+        model.embeddings.word_embeddings.weight[pad, 0] = 30.0
+        rows = model.embeddings(torch.tensor([[*ids, pad]]), torch.tensor([[*types, 0]]))
+        scores = attention.key(rows)[0].sum(-1) / attention.num_attention_heads / attention.attention_head_size**0.5
+        attention.query.bias.fill_(float(60.0 / (scores[-1] - scores[:-1].max())))
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    text = EncoderInput(ids, types)
+    wanted = encoders.outputs(model, ids, types)["cls"]
+    assert (PlainEncoder(checkpoint).output(text, "cls", 16) - wanted).abs().max() > 0.1
+    (found,) = encode_on_shares(checkpoint, [(text, EncodingPlan(16, "cls"))], InProcessSuite(SuiteSpec(suite), parties))
+    assert ("score", 0) in {(finding.kind, finding.layer) for finding in found.findings}
