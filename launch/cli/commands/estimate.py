@@ -230,6 +230,8 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
 def _show(found: Estimate, network: Network, rates: Rates) -> None:
     from rich.table import Table
 
+    from protocols.expert_ways import DENSE
+
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("")
     for column in ("rounds", "sent by\na party", "offline", "multiply-\nadds", f"seconds\n({network.name})"):
@@ -267,8 +269,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     )
     if a.experts is not None:
         out.print(
-            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options['experts']} for the prompt, dense "
-            "for a token (--suite-option experts=...)."
+            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options.get('experts', DENSE)} for the prompt, "
+            "dense for a token (--suite-option experts=...)."
         )
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(

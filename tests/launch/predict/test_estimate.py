@@ -301,3 +301,10 @@ def test_prompts_of_gpt2() -> None:
     short, long = (estimate(SHAPES["gpt2"], Setting("masked"), n, 1).first for n in (128, 1024))
     assert short.total("offline_bytes") <= 0.7e9
     assert long.total("offline_bytes") <= 8.8e9
+
+
+@pytest.mark.parametrize(("asked", "said"), [((), "dense"), (("--suite-option", "experts=capacity:1"), "capacity:1")])
+def test_the_command_says_how_experts_are_computed(command: Command, asked: tuple[str, ...], said: str) -> None:
+    done = command("estimate", "--model", "mixtral-8x7b", "--layers", 1, "--prompt", 16, "--new", 2, *asked)
+    assert done.code == 0, done.err
+    assert f"Experts: 2 of 8, {said} for the prompt, dense for a token" in " ".join(done.out.split())
