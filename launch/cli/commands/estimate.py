@@ -268,9 +268,10 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
         f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}."
     )
     if a.experts is not None:
+        way = found.setting.options.get("experts", DENSE)
         out.print(
-            f"Experts: {a.experts.chosen} of {a.experts.count}, {found.setting.options.get('experts', DENSE)} for the prompt, "
-            "dense for a token (--suite-option experts=...)."
+            f"Experts: {a.experts.chosen} of {a.experts.count}, {way} for the prompt, dense for a token (--suite-option "
+            "experts=...)."
         )
     out.print("sent: bytes of one party to the others; offline: of the party that receives the dealer's corrections.")
     out.print(
