@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from launch.cli.commands.classify import (
+from launch.cli.commands.encoder_texts import (
     Asked,
     NoPolicyOption,
     TextsArgument,
