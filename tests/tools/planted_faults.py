@@ -766,6 +766,20 @@ FAULTS: tuple[Fault, ...] = (
         (f"{BY_HAND}::test_two_levels_with_sinks_window_and_a_growing_cluster",),
     ),
     Fault(
+        "tokens go one later than they are due",
+        "models/policies/axes/schedule.py",
+        "cached >= kept + self.every",
+        "cached > kept + self.every",
+        ("tests/models/policies/test_policies_by_hand.py::test_lagged_h2o",),
+    ),
+    Fault(
+        "attention that padding gets is not checked",
+        "models/encoder.py",
+        "h, _ = await suite.together(out, suite.unattended(mass))",
+        "h = await out",
+        ("tests/models/test_encoders.py::test_padding_that_would_be_attended_to_is_flagged",),
+    ),
+    Fault(
         "votes are pooled over one neighbour too few",
         "models/policies/axes/scorers.py",
         "pooled(suite, seen.mass[:, kept.start : kept.stop], half, half)",
