@@ -98,7 +98,7 @@ def share_model(
             _check_receipt(stream, reference)
             stream.close()
     except BaseException as error:
-        failure = to_failure(farewell(error, config.name, session.step))
+        failure = to_failure(farewell(_without_values(error), config.name, session.step))
         for opened in session.streams:
             opened.close(wire.ModelMessage(failure=failure))
         raise
@@ -108,6 +108,13 @@ def share_model(
         heartbeats.stop()
         close_all(channels)
     return reference
+
+
+def _without_values(error: BaseException) -> BaseException:
+    """Return what parties may hear of an error: what a weight reaches is the owner's secret."""
+    if isinstance(error, RangeError):
+        return RangeError("a weight of the model has no room in the rings; the model owner's own error says which")
+    return error
 
 
 def _ranges(directory: Path, checkpoint: Checkpoint, terms: SharingTerms) -> Ranges | None:

@@ -141,6 +141,10 @@ def test_interrupted_and_wrong_uploads(two: Running, checkpoint: Path, monkeypat
 
 
 def test_weights_that_the_rings_have_no_room_for(two: Running, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is told what a weight reaches, the parties that one does."""
+    told: list[str] = []
+    to_failure = model_owner.to_failure
+    monkeypatch.setattr(model_owner, "to_failure", lambda error: told.append(str(error)) or to_failure(error))
     original = CanonicalWeights.__getitem__
     monkeypatch.setattr(
         CanonicalWeights,
@@ -151,6 +155,7 @@ def test_weights_that_the_rings_have_no_room_for(two: Running, checkpoint: Path,
     terms = SharingTerms(ranges={})
     with pytest.raises(RangeError, match=r"weight 'layers\.0\.mlp\.up\.weight' reaches .* below 64"):
         share_model(two.deployment.config("model-owner", "owner"), checkpoint, terms=terms)
+    assert told == ["a weight of the model has no room in the rings; the model owner's own error says which"]
     idle(two.deployment)
     assert {s.root: len(s.models()) for s in stores(two.deployment)} == before
 
