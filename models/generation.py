@@ -71,7 +71,10 @@ class GenerationPlan:
         """Raise `ConfigurationError` unless the model is a decoder, has the positions and suits the policy; the last token
         needs none."""
         architecture = decoder_of(described, f"decoding '{self.decoding}'")
-        parse(self.policy).check(architecture, self.prompt_tokens)
+        policy = parse(self.policy)
+        if architecture.encoder is not None:
+            return _check_read(architecture, policy, self.prompt_tokens, self.new_tokens)
+        policy.check(architecture, self.prompt_tokens)
         needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
         if needed > have:
             room = have - self.prompt_tokens + 1
@@ -81,6 +84,19 @@ class GenerationPlan:
                 f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
                 f"the model has {have}; {remedy}"
             )
+
+
+def _check_read(architecture: Architecture, policy: CachePolicy, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise `ConfigurationError` unless a model with an encoder can read such a prompt and write such an answer, each of which
+    has positions of its own, and keeps all of both."""
+    if policy.spec != "full":
+        raise ConfigurationError(
+            f"policy {policy.spec} does not go with '{architecture.family}': its cache is what the encoder read of the prompt, "
+            "of which nothing is evicted, and the answer; use policy full"
+        )
+    for name, tokens in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+        if tokens > architecture.positions:
+            raise ConfigurationError(f"{name} = {tokens}: the model has {architecture.positions} positions; lower it")
 
 
 def check_positive(name: str, value: object) -> None:
@@ -250,10 +266,13 @@ async def prefill(
     progress: Callable[[int, int], None] = lambda done, total: None,
     whole: bool = False,
 ) -> Value:
-    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache.
+    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache, or
+    are read by the model's encoder.
 
     progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
     """
+    if decoder.architecture.encoder is not None:
+        return await decoder.begin(prompt, cache, progress, whole)
     length = cache.prompt_tokens = prompt.shape[0]
     ends = list(accumulate(decoder.policy.prompt_batches(length), initial=0))
     batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]

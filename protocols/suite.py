@@ -228,12 +228,12 @@ class Suite(Operations):
         with operation("values"):
             return await self.matmul(probabilities, v), probabilities[:, observed].sum(1)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
         scores."""
         scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
-            probabilities = await self.softmax(scores)
+            probabilities = await self.softmax(scores, mask)
         with operation("values"):
             return await self.matmul(probabilities, v)
 

@@ -209,8 +209,8 @@ class MaskedSuite(Suite):
         assert mass is not None
         return out, mass
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> MaskedTensor:
+        return (await attention.attention(self.convert, (q, k, v), mask, bias))[0]
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)

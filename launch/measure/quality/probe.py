@@ -66,10 +66,10 @@ class ProbingSuite(PlainSuite):
         self._note(q, k, mask)
         return await super().attention_with_mass(q, k, v, mask, observed)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Value:
         """Note the keys whose scores are not lowered by `PENALTY`."""
         self._note(q, k, tensor_of(bias) > -PENALTY / 2)
-        return await super().biased_attention(q, k, v, bias)
+        return await super().biased_attention(q, k, v, bias, mask)
 
 
 class ProbedCache(KVCache):
