@@ -15,11 +15,12 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
+from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import EvictingPolicy, Eviction, Seen, drop_least
+from models.policies.eviction import EvictingPolicy, Eviction, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -90,8 +91,11 @@ class System(EvictingPolicy):
     def new_state(self, place: Place) -> EvictionState:
         return EvictionState()
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.axes.scorer.queries(tokens) if self.axes.budget.share < 1 else 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        if self.axes.budget.share == 1:
+            return Observation()
+        asked = self.axes.scorer.observation(tokens, layer)
+        return replace(asked, queries=min(asked.queries, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
