@@ -21,6 +21,7 @@ from pydantic import Field, Strict
 
 from models.description import Count, Description, Positive, PublicRecord, TokenId
 from models.prompt_encoder import PromptEncoder
+from mpc.errors import ConfigurationError
 
 
 class Rotary(PublicRecord):
@@ -99,10 +100,10 @@ class Architecture(Description):
     """A decoder, perhaps behind an encoder that reads its prompt, described completely by public numbers.
 
     rotary: None means learned positions (`embedding.positions`), or with `encoder` relative ones. encoder: the first layers
-    of a model of which the others are the decoder; None where the decoder reads its prompt itself. windows: one entry a layer, the number of last positions
-    (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
-    a bias once the last norm's offset is folded into it. experts: of the layers that are a mixture; `feed_forward` is the
-    width of the others. eos: ids that end a generation.
+    of a model of which the others are the decoder; None where the decoder reads its prompt itself. windows: one entry a
+    layer, the number of last positions (its own included) that a token attends to, None for all; `windows` None means all
+    everywhere. head_bias: the head has a bias once the last norm's offset is folded into it. experts: of the layers that
+    are a mixture; `feed_forward` is the width of the others. eos: ids that end a generation.
 
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
@@ -207,6 +208,30 @@ class Architecture(Description):
         """Return the tokens that the decoder holds when it chooses the first new one: its prompt, or behind an encoder the
         token that every answer begins behind."""
         return prompt if self.encoder is None else 1
+
+    def room(self, prompt: int) -> int:
+        """Return the most new tokens that fit the model's positions after a prompt: the last one needs none. Behind an
+        encoder prompt and answer have positions of their own. Below 1 where the prompt does not fit."""
+        if self.encoder is None:
+            return self.positions - prompt + 1
+        return self.positions if prompt <= self.positions else 0
+
+    def check_room(self, prompt: int, new: int) -> None:
+        """Raise `ConfigurationError` unless a prompt and new tokens fit the positions."""
+        room, have = self.room(prompt), self.positions
+        if new <= room:
+            return
+        if self.encoder is not None:
+            raise ConfigurationError(
+                f"prompt_tokens = {prompt} and new_tokens = {new}: the model has {have} positions for each; "
+                "lower what is above"
+            )
+        most = max(1, have - new + 1)
+        remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
+        raise ConfigurationError(
+            f"prompt_tokens = {prompt} and new_tokens = {new} need {prompt + new - 1} positions, "
+            f"the model has {have}; {remedy}"
+        )
 
     @property
     def group(self) -> int:

@@ -28,8 +28,8 @@ from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 Probe = Callable[[str, Value], None]
-"""Sees intermediate values by name: "embedding", "layer N/attention", "layer N/cross" (to what an encoder read), "layer N/mlp"
-(hidden state after each), "logits"; "start", what an answer behind an encoder begins with."""
+"""Sees intermediate values by name: "embedding", "layer N/attention", "layer N/cross" (to what an encoder read), "layer
+N/mlp" (hidden state after each), "logits"; "start", what an answer behind an encoder begins with."""
 
 
 class Decoder:
@@ -112,8 +112,8 @@ class Decoder:
     async def begin(
         self, prompt: Value, cache: KVCache, progress: Callable[[int, int], None] | None = None, whole: bool = False
     ) -> Value:
-        """Return the logits [1, V] of an answer's first token behind an encoder, which reads the prompt's indices [P] into an
-        empty cache. Otherwise as `forward`."""
+        """Return the logits [1, V] of an answer's first token behind an encoder, which reads the prompt's indices [P] into
+        an empty cache. Otherwise as `forward`."""
         a, tokens = self.architecture, self._checked(prompt, 0)
         h = await self.embedded(prompt, 0)
         rows = Rows(tokens, {}, self.reading_bias(tokens))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.architectures import AnyArchitecture, decoder_of
+from models.architectures import AnyArchitecture, decoder_of, without_encoder
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
@@ -72,31 +72,10 @@ class GenerationPlan:
         needs none."""
         architecture = decoder_of(described, f"decoding '{self.decoding}'")
         policy = parse(self.policy)
-        if architecture.encoder is not None:
-            return _check_read(architecture, policy, self.prompt_tokens, self.new_tokens)
+        if policy.spec != "full":
+            without_encoder(architecture, f"policy {policy.spec}")
         policy.check(architecture, self.prompt_tokens)
-        needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
-        if needed > have:
-            room = have - self.prompt_tokens + 1
-            most = max(1, have - self.new_tokens + 1)
-            remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
-            raise ConfigurationError(
-                f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
-                f"the model has {have}; {remedy}"
-            )
-
-
-def _check_read(architecture: Architecture, policy: CachePolicy, prompt_tokens: int, new_tokens: int) -> None:
-    """Raise `ConfigurationError` unless a model with an encoder can read such a prompt and write such an answer, each of which
-    has positions of its own, and keeps all of both."""
-    if policy.spec != "full":
-        raise ConfigurationError(
-            f"policy {policy.spec} does not go with '{architecture.family}': its cache is what the encoder read of the prompt, "
-            "of which nothing is evicted, and the answer; use policy full"
-        )
-    for name, tokens in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
-        if tokens > architecture.positions:
-            raise ConfigurationError(f"{name} = {tokens}: the model has {architecture.positions} positions; lower it")
+        architecture.check_room(self.prompt_tokens, self.new_tokens)
 
 
 def check_positive(name: str, value: object) -> None:

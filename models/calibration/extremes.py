@@ -108,7 +108,7 @@ class RecordingSuite(PlainSuite):
         """As in `plain`; notes queries, keys, values and scores."""
         return self._attended(q, k, v, mask, None)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> PlainValue:
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes the same, scores with their bias."""
         return self._attended(q, k, v, mask, tensor_of(bias))
 

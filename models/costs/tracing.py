@@ -176,11 +176,24 @@ class Products:
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention_with_mass(q, k, v, mask, observed)
 
-    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None = None) -> Any:
+    def observed_attention(self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Any) -> Any:
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        if v is not None:
+            self._count(rows, k.shape[1], channels, groups)
+        return self._suite.observed_attention(q, k, v, mask, observed)
+
+    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)
         self._count(rows, k.shape[1], channels, groups)
-        return self._suite.biased_attention(q, k, v, bias, mask)
+        return self._suite.biased_attention(q, k, v, bias)
+
+    def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Any:
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        self._count(rows, k.shape[1], channels, groups)
+        return self._suite.relative_attention(q, k, v, bias, mask)
 
     def scores(self, q: Value, k: Value) -> Any:
         """Count [G, R, C] x [G, C, N]."""
@@ -306,7 +319,8 @@ def trace_step(
 ) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
+    drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
+    part of this step.
     """
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))

@@ -1,4 +1,4 @@
-"""T5: an encoder that reads the prompt, a decoder that attends to it, relative positions, RMSNorm, scores that are not scaled."""
+"""T5: an encoder reads the prompt, a decoder attends to it; relative positions, RMSNorm, scores without a scale."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class T5(Family):
         for name in COPIES:
             if name in self._stored and not torch.equal(table, read(name)):
                 raise CheckpointError(
-                    f"{self.config.path.parent}: tensor '{name}' differs from '{self.embedding}'; an encoder and a decoder with "
-                    "token tables of their own are not supported"
+                    f"{self.config.path.parent}: tensor '{name}' differs from '{self.embedding}'; an encoder and a decoder "
+                    "with token tables of their own are not supported"
                 )
         return table
 

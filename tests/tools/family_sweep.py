@@ -2,9 +2,9 @@
 
     python -m tests.tools.family_sweep qwen3 gemma2 --suite masked --parties 3 --prompts 5 --tokens 20
 
-Without names, all of `tests.models.random_checkpoints.VARIANTS` and of `tests.models.random_encoder_decoders`. All parties run as threads of this process. Bounds are
-those of a calibration on the prompts; tokens count up to the first that differs at a tie. Prints a line a checkpoint; exit
-code 1 when a token differs or a flag is set.
+Without names, all of `tests.models.random_checkpoints.VARIANTS` and of `tests.models.random_encoder_decoders`. All parties
+run as threads of this process. Bounds are those of a calibration on the prompts; tokens count up to the first that differs
+at a tie. Prints a line a checkpoint; exit code 1 when a token differs or a flag is set.
 """
 
 from __future__ import annotations
