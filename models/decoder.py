@@ -142,12 +142,12 @@ class Decoder:
         """Return the biases [H, T, S] of the scores of the decoder's tokens from place `first` on with all up to the last of
         them; None where the model has no relative positions. Local."""
         encoder = self.architecture.encoder
-        return encoder and self._biases("decoder", encoder.places_back(first, tokens, first + tokens))
+        return None if encoder is None else self._biases("decoder", encoder.places_back(first, tokens, first + tokens))
 
     def reading_bias(self, tokens: int) -> Value | None:
         """Return the biases [H, P, P] of the scores of an encoder that reads P tokens; None without one. Local."""
         encoder = self.architecture.encoder
-        return encoder and self._biases("encoder", encoder.places_both_ways(tokens))
+        return None if encoder is None else self._biases("encoder", encoder.places_both_ways(tokens))
 
     def _biases(self, which: str, places: Tensor) -> Value:
         found = self._weights[f"distances.{which}"][places.reshape(-1)]

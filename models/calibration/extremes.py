@@ -149,10 +149,10 @@ class RecordingSuite(PlainSuite):
         return await super().route(logits, chosen, renormalised)
 
 
-def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:
+def layer_weights(architecture: Architecture, layer: int) -> list[str]:
     """Return the names of a layer's canonical weights, the biases of its relative positions among them."""
-    side = "distances.encoder" if checkpoint.architecture.reads(layer) else "distances.decoder"
-    return [name for name in checkpoint.architecture.weight_shapes() if name.startswith((f"layers.{layer}.", side))]
+    side = "distances.encoder" if architecture.reads(layer) else "distances.decoder"
+    return [name for name in architecture.weight_shapes() if name.startswith((f"layers.{layer}.", side))]
 
 
 class StreamedModel:
@@ -199,7 +199,8 @@ class StreamedModel:
                 for h, cache in zip(streams, caches, strict=True):
                     suite.run(decoder.read(h, cache))
                 streams = self._answers(sequences)
-            self._load(layer_weights(self.checkpoint, layer))
+                note("start", torch.cat([tensor_of(h)[:1] for h in streams]))
+            self._load(layer_weights(a, layer))
             for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
                 count = h.shape[0]
                 bias = decoder.reading_bias(count) if a.reads(layer) else decoder.bias(0, count)
@@ -212,9 +213,9 @@ class StreamedModel:
             self._tell(note)
         on_progress(a.layers, a.layers + 1)
         self._load([name for name in a.weight_shapes() if name.startswith("head.")])
-        rows = PlainValue(torch.cat([tensor_of(h) for h in streams]))
-        for start in range(0, rows.shape[0], HEAD_ROWS):
-            suite.run(decoder.head(rows[start : start + HEAD_ROWS], decoder.new_cache()))
+        last = PlainValue(torch.cat([tensor_of(h) for h in streams]))
+        for start in range(0, last.shape[0], HEAD_ROWS):
+            suite.run(decoder.head(last[start : start + HEAD_ROWS], decoder.new_cache()))
             self._tell(note)
         self._weights.clear()
         on_progress(a.layers + 1, a.layers + 1)

@@ -109,16 +109,15 @@ class T5(Family):
     def tensors(self) -> dict[str, tuple[int, ...]]:
         a, c = self.architecture, self.config
         table = (a.vocabulary, a.width)
-        shapes = {self.embedding: table, **{name: table for name in COPIES if name in self._stored}}
-        if not self.tied:
-            shapes[self.head] = table
+        names = [self.embedding, *(name for name in (*COPIES, self.head) if name in self._stored)]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, table)
         for stack in ("encoder", "decoder"):
             shapes[DISTANCES.format(stack)] = (c.integer("relative_attention_num_buckets", 32), a.heads)
             shapes[f"{stack}.final_layer_norm.weight"] = (a.width,)
         wide, inner, forward = a.width, a.heads * a.head_channels, a.feed_forward
         for layer in range(a.layers):
             for part, name in self._parts(layer).items():
-                sizes = {"norm": (wide,), "o": (wide, inner), "wo": (wide, forward)}
+                sizes: dict[str, tuple[int, ...]] = {"norm": (wide,), "o": (wide, inner), "wo": (wide, forward)}
                 usual = (forward, wide) if part.startswith("wi") else (inner, wide)
                 shapes[f"{name}.weight"] = sizes.get(part.rpartition(".")[2], usual)
         return shapes

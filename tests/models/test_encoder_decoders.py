@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.config import Config
-from models.families.registry import family_for
+from models.families.registry import decoder_family
 from models.generation import GenerationPlan, PlainModel, generate_plain, token_indices
 from models.known_checkpoints import KNOWN
 from tests.models import random_encoder_decoders as checkpoints
@@ -53,7 +53,8 @@ def test_logits_and_tokens(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("buckets", "most"), [(32, 128), (11, 13), (6, 40), (4, 3), (7, 4), (40, 21), (64, 1000)])
 def test_buckets_are_those_of_transformers(buckets: int, most: int) -> None:
     options = KNOWN["t5-base"] | {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": most}
-    encoder = family_for(Config(options, Path("config.json"))).architecture.encoder
+    encoder = decoder_family(Config(options, Path("config.json"))).architecture.encoder
+    assert encoder is not None
     far = torch.arange(-2 * most, 2 * most + 1)
     both = T5Attention._relative_position_bucket(far, True, buckets, most)
     back = T5Attention._relative_position_bucket(-far.abs(), False, buckets, most)
