@@ -229,12 +229,18 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """Return the directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
-        return TextTokenizer.load(self.directory, self.description.eos)
+        return load_tokenizer(self.directory, self.description)
 
 
 def read_description(directory: str | Path) -> AnyArchitecture:
     """Return what a directory's config.json alone describes; no weights are needed."""
     return _family(Path(directory)).architecture
+
+
+def load_tokenizer(directory: Path, description: AnyArchitecture) -> TextTokenizer:
+    """Return a folder's tokenizer, for a model. Raises `CheckpointError` naming the file."""
+    continues = not isinstance(description, Architecture) or description.encoder is None
+    return TextTokenizer.load(directory, description.eos, continues)
 
 
 def read_architecture(directory: str | Path) -> Architecture:
