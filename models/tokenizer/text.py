@@ -30,8 +30,8 @@ class EncodedText:
 
 
 class TextTokenizer:
-    """Encodes prompts and decodes answers. eos: ids that end an answer; size: number of tokens it knows. continues: whether an
-    answer's text continues its prompt's; behind an encoder it is a text of its own.
+    """Encodes prompts and decodes answers. eos: ids that end an answer; size: number of tokens it knows. continues: whether
+    an answer's text continues its prompt's; behind an encoder it is a text of its own.
 
     Threads may share one: the package tokenizers refuses some calls while others run, so they take turns.
     """
