@@ -20,7 +20,7 @@ from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import EvictingPolicy, Eviction, drop_least
+from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -34,6 +34,7 @@ class Axes:
     budget: Budget
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
+    merge: Merge = field(default_factory=Drop)
 
 
 class System(EvictingPolicy):
@@ -121,6 +122,7 @@ class System(EvictingPolicy):
             choice,
             lambda: axes.scorer.rows(state),
             lambda rows: axes.scorer.moved(suite, state, rows),
+            axes.merge,
         )
         return eviction.stages()
 
@@ -148,7 +150,7 @@ class System(EvictingPolicy):
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        if entry.length > state.kept + 1 or axes.keep.sinks:
+        if entry.length > state.kept + 1 or axes.keep.sinks or axes.merge.keeps:
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return
