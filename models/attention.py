@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture, Rotary
-from models.cache import Batch, CachePolicy, KVCache, causal_mask
+from models.cache import Batch, CachePolicy, KVCache
 from models.loaded import linear_layer, write
+from models.masks import causal_mask
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
 
@@ -55,12 +56,19 @@ class Attention:
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         observed = policy.observed_in(batch, layer) if prompt else 0
         wanted = max(rows.wanted, observed)
-        q, k, v = await self._heads(fused, layer, rows.angles, wanted)
-        q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
+        reads = prompt and policy.reads_features
+        whole = reads and self._features_are_heads(layer)
+        q, k, v = await self._heads(fused, layer, rows.angles, fused.shape[0] if whole else wanted)
+        q, _ = await suite.together(suite.mask_queries(q, whole), cache.append(suite, layer, k, v))
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
         keys, values = cache.layers[layer].keys_and_values()
+        if whole:  # all of it has been opened masked for attention, so it costs nothing here
+            new = suite.concat([q, *(x[:, x.shape[1] - fused.shape[0] :] for x in (keys, values))], 0)
+            fused = new.permute(1, 0, 2).reshape(*fused.shape)
+            q = q[:, q.shape[1] - wanted :]
+        cache.layers[layer].features = fused[:tokens] if reads else None
         attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
         if cache.ahead:
             cache.drop_last(suite, layer, cache.ahead)
@@ -73,6 +81,11 @@ class Attention:
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    def _features_are_heads(self, layer: int) -> bool:
+        """Whether queries and keys are cached as the layer gives them, neither normalised nor turned."""
+        a = self.architecture
+        return a.query_key_norm is None and a.rotary_of(layer) is None
 
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""

@@ -91,6 +91,9 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
         kept = cached if entry.window is None else min(cached, entry.window)
         shape = (a.kv_heads, kept, a.head_channels)
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
+        if policy.reads_features:
+            features = (kept, (a.heads + 2 * a.kv_heads) * a.head_channels)
+            entry.features = value(f"layer {layer} features", features)
         mass: Value | None = None
         if policy.observed_queries(kept, layer):
             mass = value(f"layer {layer} attention mass", (a.kv_heads, kept))

@@ -192,7 +192,7 @@ class Batches(InBatches):
         if policy is None:
             await self.inner.after_batch(suite, cache, layer, batch, attention_mass)
             return
-        seen = Seen(attention_mass, self.observed_in(batch, layer), cache.group)
+        seen = Seen.of_batch(cache, layer, attention_mass, self.observed_in(batch, layer), batch.last)
         kept = self.kept(policy, layer, batch.prompt, batch.before + batch.tokens)
         stages = policy.eviction_stages(suite, cache, layer, seen, kept)
         if batch.last:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from models.cache import CachePolicy, KVCache, LayerCache, Stage
+from models.learned import Learned
 from protocols.suite import Suite, Value
 
 
@@ -22,11 +23,22 @@ from protocols.suite import Suite, Value
 class Seen:
     """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [G, S], attention that each cached
     token got from the last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the
-    `heads` query heads of a key/value head."""
+    `heads` query heads of a key/value head. features: secret, of a batch's own tokens, see `LayerCache`, where the policy
+    reads them. learned: of the layer. last: whether no batch of the prompt follows."""
 
     mass: Value | None
     queries: int
     heads: int
+    features: Value | None = None
+    learned: Learned | None = None
+    last: bool = True
+
+    @classmethod
+    def of_batch(cls, cache: KVCache, layer: int, mass: Value | None, queries: int, last: bool) -> Seen:
+        """Return what a prompt's batch tells of a layer. Its features are taken out of the cache."""
+        entry = cache.layers[layer]
+        features, entry.features = entry.features, None
+        return cls(mass, queries, cache.group, features, entry.learned, last)
 
     @property
     def most(self) -> int:
@@ -66,7 +78,8 @@ class EvictingPolicy(CachePolicy):
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """Return the steps of dropping all but `stays` tokens, and what follows."""
         tokens = cache.prompt_length(layer)
-        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)), cache.group)
+        queries = min(tokens, self.observed_queries(tokens, layer))
+        seen = Seen.of_batch(cache, layer, attention_mass, queries, last=True)
         dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens, layer))
         return [*dropping, *self.final_stages(suite, cache, layer)]
 

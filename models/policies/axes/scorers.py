@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.architecture import Architecture
 from models.cache import LayerState, Stage
 from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
 from protocols.suite import Suite, Value
@@ -30,11 +31,17 @@ class EvictionState(LayerState):
 
 class Scorer(ABC):
     """How important a token is. sees_all: whether every query of a prompt counts. every_token: whether every decoded token's
-    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding."""
+    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding.
+    reads_features: whether a batch's queries, keys and values decide."""
 
     sees_all: ClassVar[bool] = False
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
+    reads_features: ClassVar[bool] = False
+
+    def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what it has learned of each layer, by part (`models.learned`)."""
+        return {}
 
     @abstractmethod
     def queries(self, tokens: int) -> int:
