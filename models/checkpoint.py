@@ -246,8 +246,8 @@ def read_architecture(directory: str | Path) -> Architecture:
 
 
 def load_checkpoint(directory: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Open a checkpoint: config.json, model.safetensors or its shards, what policies have learned of it (policy.safetensors),
-    and (when asked for) tokenizer files.
+    """Open a checkpoint: config.json, model.safetensors or its shards, what policies have learned of it (in
+    policy.safetensors), and (when asked for) tokenizer files.
 
     Raises `CheckpointError` naming file, tensor or key, its value and the remedy.
     """

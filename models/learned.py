@@ -66,10 +66,10 @@ def check_learned(policy: str, shapes: Mapping[str, tuple[int, ...]], architectu
         if part not in there:
             raise ConfigurationError(
                 f"policy {policy} needs weights that it has learned of the model, and '{part}' is not shared with it; make "
-                f"them by `mpcache fit --policy {policy}`, put policy.safetensors beside the checkpoint and share it again"
+                f"them by `mpcache fit --policy {policy}`, put policy.safetensors beside the checkpoint, share it again"
             )
         if there[part] != shape:
             raise ConfigurationError(
-                f"policy {policy}: its settings ask for '{part}' {list(shape)}, the model was shared with {list(there[part])}"
+                f"policy {policy}: its settings ask for '{part}' {list(shape)}, the model has {list(there[part])}"
                 "; use the settings that it was fitted with, which stand in profile.json, or fit it again"
             )

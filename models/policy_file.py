@@ -33,8 +33,9 @@ class PolicyFile:
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / POLICY_FILE
+        open_file: Any = safe_open
         try:
-            self._opened: Any = safe_open(self.file, framework="pt")
+            self._opened = open_file(self.file, framework="pt")
         except (OSError, SafetensorError) as error:
             raise self._wrong(f"truncated or not a safetensors file ({error})") from None
         self.about: dict[str, str] = self._opened.metadata() or {}
@@ -47,7 +48,8 @@ class PolicyFile:
     def parts(self, layers: int) -> tuple[LearnedPart, ...]:
         """Return its parts, which every one of `layers` layers must have in the same shape."""
         shapes: dict[str, dict[int, tuple[int, ...]]] = {}
-        for name in self._opened.keys():  # noqa: SIM118: not a mapping
+        names: list[str] = self._opened.keys()
+        for name in names:
             match = NAME.fullmatch(name)
             if match is None:
                 raise self._wrong(f"tensor '{name[:80]}' is not named policy.layers.N.PART")
@@ -67,8 +69,7 @@ class PolicyFile:
         own = model_digest(directory)
         if self.about["model"] != own:
             raise self._wrong(
-                f"it was learned of another model (digest {self.about['model'][:12]}, this one has {own[:12]}), whose tokens "
-                "say nothing of this one's"
+                f"it was learned of another model (digest {self.about['model'][:12]}, this one's is {own[:12]})"
             )
 
     def read(self, name: str) -> Tensor:

@@ -87,7 +87,8 @@ class System(EvictingPolicy):
             )
 
     def weight_shapes(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-        return in_every_layer(architecture, self.axes.scorer.learned(architecture))
+        parts = self.axes.scorer.learned(architecture) if self.axes.budget.share < 1 else {}
+        return in_every_layer(architecture, parts)
 
     @property
     def reads_features(self) -> bool:

@@ -201,13 +201,13 @@ def test_a_long_prompt_deals_two_fifths() -> None:
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
 def test_a_model_without_the_weights_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="policy locret needs weights.*mpcache fit --policy locret"):
+    with pytest.raises(ConfigurationError, match=r"policy locret needs weights.*mpcache fit --policy locret"):
         GenerationPlan(40, 2, policy="locret:budget=0.5").check(tiny())
 
 
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     checkpoint = learned_checkpoint("gpt2", tmp_path)
-    with pytest.raises(ConfigurationError, match=r"'retaining.first.weight' \[\d+, 16\], the model was shared with"):
+    with pytest.raises(ConfigurationError, match=r"'retaining.first.weight' \[\d+, 16\], the model has"):
         GenerationPlan(40, 2, policy="locret:budget=0.5,width=16").check(checkpoint.architecture)
     check_learned("full", parse("full").weight_shapes(checkpoint.architecture), checkpoint.architecture)
 
