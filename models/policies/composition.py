@@ -16,11 +16,12 @@ import torch
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
 from models.learned import check_learned, in_every_layer
+from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import EvictingPolicy, Eviction, Seen, drop_least
+from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -34,6 +35,7 @@ class Axes:
     budget: Budget
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
+    merge: Merge = field(default_factory=Drop)
 
 
 class System(EvictingPolicy):
@@ -90,10 +92,6 @@ class System(EvictingPolicy):
         parts = self.axes.scorer.learned(architecture) if self.axes.budget.share < 1 else {}
         return in_every_layer(architecture, parts)
 
-    @property
-    def reads_features(self) -> bool:
-        return self.axes.scorer.reads_features and self.axes.budget.share < 1
-
     def verifies(self, rows: int) -> bool:
         """Whether nothing is evicted while decoding: what a token dropped cannot be taken back."""
         return self.append_only or self.axes.budget.share == 1
@@ -101,8 +99,11 @@ class System(EvictingPolicy):
     def new_state(self, place: Place) -> EvictionState:
         return EvictionState()
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.axes.scorer.queries(tokens) if self.axes.budget.share < 1 else 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        if self.axes.budget.share == 1:
+            return Observation()
+        asked = self.axes.scorer.observation(tokens, layer)
+        return replace(asked, queries=min(asked.queries, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
@@ -113,7 +114,7 @@ class System(EvictingPolicy):
             return []
         entry, scorer = cache.layers[layer], self.axes.scorer
         state = entry.state_of(EvictionState)
-        state.kept = kept
+        state.kept, state.learned = kept, entry.learned
         event = self._event(suite, entry, seen)
         return [*scorer.batch(suite, state, seen), *event, *scorer.after(suite, state)]
 
@@ -128,6 +129,7 @@ class System(EvictingPolicy):
             choice,
             lambda: axes.scorer.rows(state),
             lambda rows: axes.scorer.moved(suite, state, rows),
+            axes.merge,
         )
         return eviction.stages()
 
@@ -155,7 +157,7 @@ class System(EvictingPolicy):
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        if entry.length > state.kept + 1 or axes.keep.sinks:
+        if entry.length > state.kept + 1 or axes.keep.sinks or axes.merge.keeps:
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return

@@ -17,8 +17,9 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import Stage
+from models.observation import Observation, Seen
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import Kept, Scores, Seen
+from models.policies.eviction import Kept, Scores
 from protocols.suite import Suite, Value
 
 FIRST, SECOND = "retaining.first", "retaining.second"
@@ -32,25 +33,24 @@ class RetainingHead(Scorer):
 
     width: int
     decodes: ClassVar[bool] = False
-    reads_features: ClassVar[bool] = True
 
     def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
         a = architecture
         features = (a.heads + 2 * a.kv_heads) * a.head_channels
         return {f"{FIRST}.weight": (features, self.width), f"{SECOND}.weight": (self.width, a.kv_heads)}
 
-    def queries(self, tokens: int) -> int:
-        return 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(features=True)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Score the batch's tokens, behind those of the batches before."""
 
         async def score() -> None:
             assert seen.features is not None
-            assert seen.learned is not None
-            inner = await suite.linear(seen.features, seen.learned.linear(FIRST))
-            inner = await suite.activation(inner, seen.learned.activation)
-            found = (await suite.linear(inner, seen.learned.linear(SECOND))).permute(1, 0)
+            assert state.learned is not None
+            inner = await suite.linear(seen.features, state.learned.linear(FIRST))
+            inner = await suite.activation(inner, state.learned.activation)
+            found = (await suite.linear(inner, state.learned.linear(SECOND))).permute(1, 0)
             new = suite.with_bound(await suite.mask_for_cache(found), BOUND)
             state.scores = new if state.scores is None else suite.concat([state.scores, new], 1)
 

@@ -15,37 +15,39 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import LayerState, Stage
-from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
+from models.learned import Learned
+from models.observation import Observation, Seen
+from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
 
 
 @dataclass
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
-    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse."""
+    that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
+    reuse."""
 
     kept: int = 0
     most: int = 0
+    learned: Learned | None = None
     scores: Value | None = None
 
 
 class Scorer(ABC):
     """How important a token is. sees_all: whether every query of a prompt counts. every_token: whether every decoded token's
-    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding.
-    reads_features: whether a batch's queries, keys and values decide."""
+    attention counts, and not only that of tokens after which some go. decodes: whether it can score while decoding."""
 
     sees_all: ClassVar[bool] = False
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
-    reads_features: ClassVar[bool] = False
 
     def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what it has learned of each layer, by part (`models.learned`)."""
         return {}
 
     @abstractmethod
-    def queries(self, tokens: int) -> int:
-        """Return how many of the last queries of a prompt of `tokens` tokens it asks for; public."""
+    def observation(self, tokens: int, layer: int) -> Observation:
+        """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
@@ -79,8 +81,8 @@ class Accumulated(Scorer):
     sees_all: ClassVar[bool] = True
     every_token: ClassVar[bool] = True
 
-    def queries(self, tokens: int) -> int:
-        return tokens
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(tokens)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Add up: a round to mask what a later batch says."""
@@ -136,8 +138,8 @@ class WindowVotes(Scorer):
     kernel: int = 1
     decodes: ClassVar[bool] = False
 
-    def queries(self, tokens: int) -> int:
-        return self.window
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
@@ -149,8 +151,8 @@ class WindowVotes(Scorer):
 class LastQuery(Scorer):
     """Attention from the last query alone. Source: TOVA, Oren et al., EMNLP 2024, section 3."""
 
-    def queries(self, tokens: int) -> int:
-        return 1
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(1)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
