@@ -5,7 +5,7 @@ Leaks: nothing; what is asked is public, what is told secret (docs/security.md, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,11 +16,12 @@ from protocols.suite import Suite, Value
 class Observation:
     """What a policy asks; public. queries: how many of the last ones. heads: query heads of the layer that count, each by
     itself; None: all of them, those of a key/value head added up. squares: squared probabilities too, then each head is by
-    itself as well."""
+    itself as well. features: of every token of the batch, its queries, keys and values before they turn."""
 
     queries: int = 0
     heads: tuple[int, ...] | None = None
     squares: bool = False
+    features: bool = False
 
     def of_heads(self, heads: int) -> tuple[int, ...] | None:
         """Return the query heads that are told by themselves, of `heads` ones; None where none is."""
@@ -37,12 +38,14 @@ class Seen:
     """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [M, S], attention that each cached
     token got from the last `queries` queries, None for none of them; M is G, or the number of query heads that are told by
     themselves. squares: [M, S], its squares. queries: public; each one gives 1 in each of the `heads` query heads that a row
-    adds up."""
+    adds up. features: secret [T, (H + 2G) C], of the batch's own tokens. last: whether no batch of the prompt follows."""
 
     mass: Value | None = None
     queries: int = 0
     heads: int = 1
     squares: Value | None = None
+    features: Value | None = None
+    last: bool = True
 
     @property
     def most(self) -> int:
@@ -52,12 +55,15 @@ class Seen:
     def first(self, tokens: int) -> Seen:
         """Return what is told of the first `tokens` cached tokens."""
         mass, squares = (None if x is None else x[:, :tokens] for x in (self.mass, self.squares))
-        return Seen(mass, self.queries, self.heads, squares)
+        return replace(self, mass=mass, squares=squares)
 
     def after(self, suite: Suite, before: Seen) -> Seen:
-        """Return the sums of a batch's and of those before it, which know of fewer tokens; local."""
+        """Return the sums of a batch's and of those before it, which know of fewer tokens, and features of all; local."""
         mass, squares = (_added(suite, old, new) for old, new in ((before.mass, self.mass), (before.squares, self.squares)))
-        return Seen(mass, before.queries + self.queries, max(before.heads, self.heads), squares)
+        rows = [x for x in (before.features, self.features) if x is not None]
+        features = suite.concat(rows, 0) if len(rows) > 1 else self.features
+        queries, heads = before.queries + self.queries, max(before.heads, self.heads)
+        return Seen(mass, queries, heads, squares, features, self.last)
 
 
 def _added(suite: Suite, old: Value | None, new: Value | None) -> Value | None:
