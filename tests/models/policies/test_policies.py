@@ -54,6 +54,10 @@ MATRIX = {
         "lag:every=3|cake:budget=0.4,window=8",
     ],
     "compresskv": ["compresskv:budget=0.5,window=6,heads=0.1 0.3", "compresskv:budget=0.5,window=6,kernel=3"],
+    "lazyeviction": [
+        "lazyeviction:budget=0.4,every=3,alpha=0.1,observed=4",
+        "lag:every=1|lazyeviction:budget=0.4,every=4,alpha=0.1,observed=2",
+    ],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
@@ -105,6 +109,7 @@ EVERYTHING = [
     "cake:budget=1",
     "compresskv:budget=1",
     "tova:budget=1",
+    "lazyeviction:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
 ]
@@ -193,6 +198,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
         "cake": "cake:budget=1",
+        "lazyeviction": "lazyeviction:budget=1",
         "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
     }
