@@ -127,7 +127,9 @@ class Attention:
         a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
         k, v = entry.keys_and_values()
         heads = asked.of_heads(a.heads)
-        if heads is None:
+        if asked.each:
+            observed = Observed.of_queries(a.kv_heads, a.group, (rows, asked.queries))
+        elif heads is None:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
@@ -190,6 +192,8 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if heads is not None:
         k = k[[head // a.group for head in heads]]
     every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+    if asked.each:
+        every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
     found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
     return _told(found, a, asked)
@@ -203,5 +207,8 @@ def _stacked_mask(rows: int, heads: int, entry: LayerCache) -> Tensor | None:
 
 def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     """Return what a policy is told of an observed attention."""
-    heads = a.group if asked.of_heads(a.heads) is None else 1
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    if asked.each:
+        each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
+        return Seen(each, 1, heads, each=True)
     return Seen(found.mass, asked.queries, heads, found.squares)

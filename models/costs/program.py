@@ -107,8 +107,9 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
         return Seen(features=features)
     shape = (asked.sums(a.heads, a.kv_heads), cached)
     squares = value("squared attention", shape) if asked.squares else None
-    heads = a.group if asked.of_heads(a.heads) is None else 1
-    return Seen(value("attention mass", shape), min(asked.queries, cached), heads, squares, features)
+    queries = 1 if asked.each else min(asked.queries, cached)
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    return Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:

@@ -97,7 +97,7 @@ class System(EvictingPolicy):
         return self.append_only or self.axes.budget.share == 1
 
     def new_state(self, place: Place) -> EvictionState:
-        return EvictionState()
+        return self.axes.scorer.new_state()
 
     def observation(self, tokens: int, layer: int) -> Observation:
         if self.axes.budget.share == 1:
@@ -132,7 +132,8 @@ class System(EvictingPolicy):
             lambda rows: axes.scorer.moved(suite, state, rows),
             axes.merge,
         )
-        return eviction.stages()
+        stages = eviction.stages()
+        return [*axes.scorer.ready(suite, state, seen), *stages] if stages else []
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to all that is cached; what the token's query says, and what goes for it, is for the next token, so its
@@ -162,6 +163,8 @@ class System(EvictingPolicy):
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return
+        for _, work in axes.scorer.ready(suite, state, seen):
+            await work()
         choice = axes.keep.choice(entry.length, state.kept)
         every = replace(choice, stop=entry.length)
         groups = entry.keys_and_values()[0].shape[0]

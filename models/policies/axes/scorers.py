@@ -54,8 +54,16 @@ class Scorer(ABC):
     def observation(self, tokens: int, layer: int) -> Observation:
         """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
+    def new_state(self) -> EvictionState:
+        """Return what it keeps of a layer, as it is before the prompt."""
+        return EvictionState()
+
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
+        return []
+
+    def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the steps of making scores, once tokens are to go."""
         return []
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
@@ -64,7 +72,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
-        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
+        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`, and `ready`; local."""
 
     def rows(self, state: EvictionState) -> Sequence[Value]:
         """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""
