@@ -15,7 +15,8 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, LayerState, Place, Stage
-from models.policies.eviction import EvictingPolicy, Seen
+from models.observation import Seen
+from models.policies.eviction import EvictingPolicy
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -48,7 +49,7 @@ class StreamingLLM(EvictingPolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold the sinks and one recent token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = self.stays(prompt_tokens)
+        kept = self.stays(prompt_tokens, 0)
         if kept <= self.sinks and kept < prompt_tokens:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
@@ -61,7 +62,7 @@ class StreamingLLM(EvictingPolicy):
     def new_state(self, place: Place) -> StreamingState:
         return StreamingState()
 
-    def stays(self, tokens: int) -> int:
+    def stays(self, tokens: int, layer: int) -> int:
         return budget_tokens(self.budget, tokens)
 
     def least_batch(self) -> tuple[str, int]:

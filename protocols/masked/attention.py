@@ -32,8 +32,9 @@ from protocols.masked.soft_cap import period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
+from protocols.observed import Attended, Observed
 from protocols.schedule import together
-from protocols.suite import Value
+from protocols.suite import SQUARED_BITS, Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
@@ -43,12 +44,12 @@ WEIGHTED_BITS = 10  # fraction bits of weighted values beyond those of values, b
 SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
 
-def score_bits(convert: Conversion) -> int:
+def score_bits(convert: Conversion, bias: float = 0.0) -> int:
     """Return the ring of a score with twice the fraction bits: an exponent's difference to another one can be checked; with
-    a soft cap, which scores themselves enter, that of the cap's period."""
+    a soft cap, which scores themselves enter, that of the cap's period. bias: of one that joins it, |bias| at most."""
     if convert.score_cap is not None:
         return 2 * convert.fraction_bits + period_bits(convert.score_cap, convert.bounds.here.score)
-    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert).score_bits
+    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert, bias=bias).score_bits
 
 
 def query_bits(convert: Conversion) -> int:
@@ -69,12 +70,13 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
     return frac, frac + room
 
 
-def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
+def _spread(convert: Conversion, cap: float | None = None, bias: float = 0.0) -> gate.Spread:
     """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
-    twice the cap."""
+    twice the cap. A bias that joins them, |bias| at most so much, widens both by twice as much."""
     bound = convert.bounds.here.score
-    if cap is not None:  # of the bounds that can be declared
-        bound = max(RANGES["score"].low, math.ceil(math.log2(2.0 * cap / largest("score", 0))))
+    if cap is not None or bias:  # the least of the bounds that can be declared in which it fits
+        reach = (largest("score", bound) if cap is None else 2.0 * cap) + 2.0 * bias
+        bound = max(RANGES["score"].low, math.ceil(math.log2(reach / largest("score", 0))))
     return gate.Spread(bound + 1, in_units(largest("score", bound)), convert.ranges)
 
 
@@ -111,10 +113,10 @@ async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
     return t
 
 
-async def score_factor(convert: Conversion, x: Value, cut: bool = True) -> Masked:
-    """Return queries or keys, masked modulo the ring of their scores or, without `cut`, a larger one: a product modulo
-    2^bits needs no more of a factor, even where that ring does not hold the factor itself."""
-    t, f, bits = convert.tensor(x), convert.fraction_bits, score_bits(convert)
+async def score_factor(convert: Conversion, x: Value, bits: int, cut: bool = True) -> Masked:
+    """Return queries or keys, masked modulo 2^bits, the ring of their scores, or, without `cut`, a larger one: a product
+    modulo 2^bits needs no more of a factor, even where that ring does not hold the factor itself."""
+    t, f = convert.tensor(x), convert.fraction_bits
     found = await convert.masked(t, f, max(bits, t.needs(f)), cut)
     return found.to_ring(bits) if cut else found
 
@@ -122,11 +124,12 @@ async def score_factor(convert: Conversion, x: Value, cut: bool = True) -> Maske
 @dataclass(frozen=True)
 class Widths:
     """Precision of a softmax whose division comes last. frac: fraction bits of the numerators. bits: the ring of their
-    product with the values. inverse_bits: the ring of 1 / sum."""
+    product with the values. inverse_bits: the ring of 1 / sum. bias: of one that has joined the scores, |bias| at most."""
 
     frac: int
     bits: int
     inverse_bits: int = INVERSE_BITS + gate.LEAST_BITS + 2
+    bias: float = 0.0
 
 
 async def weighted_values(
@@ -138,7 +141,8 @@ async def weighted_values(
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
     """
     f = convert.fraction_bits
-    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits), _spread(convert, convert.score_cap))
+    spread = _spread(convert, convert.score_cap, widths.bias)
+    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits), spread)
     dense = p.move(rows.put)
     bound = convert.bounds.here.value + 1
 
@@ -159,32 +163,42 @@ async def weighted_values(
         return convert.new(quotient, bound), dense, r
 
 
-def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
-    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    places = observed.nonzero()[:, 0]
-    count = int(places.numel())
-    index = slice(None) if count == observed.numel() else places.to(convert.context.device)
+def _mass(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor:
+    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [M, S]; local."""
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
 
-    factors = p.map(lambda t: t[:, index]), r.map(lambda t: t[:, index])
-    total = product.product(convert.context, "received", *factors, contract)
-    return convert.new(total, max(1, count.bit_length()))
+    total = product.product(convert.context, "received", p.move(of.take), r.move(of.take), contract)
+    return convert.new(total, max(1, of.queries.bit_length()))
+
+
+async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor | None:
+    """Return [sum over observed rows of (p r)^2], [M, S], where it is asked for: the probabilities are opened masked, then
+    squared locally. 1 round, `SQUARED_BITS` + 3 bits a probability."""
+    if not of.squares:
+        return None
+    found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
+    m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
+    most = max(1, of.queries.bit_length())
+    both = lifted.multiply(convert.context, "squares", m, m, 2 * SQUARED_BITS + most + 3)
+    assert isinstance(both, Shared)
+    return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
 async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
-    c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
+    reach = _reach(convert, bias)
+    c, f, bits = convert.context, convert.fraction_bits, score_bits(convert, reach)
 
     def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
         return rows.take(ring.matmul(a, b.transpose(1, 2), modulo))
 
     with operation("scores"):
-        ma, mb = await together(score_factor(convert, q), score_factor(convert, k, cut=False))
+        ma, mb = await together(score_factor(convert, q, bits), score_factor(convert, k, bits, cut=False))
         s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
         if convert.score_cap is not None:
-            s = await _capped(convert, s, convert.score_cap)
+            s = await _capped(convert, s, convert.score_cap, reach)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
@@ -192,13 +206,18 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
         return await exponents(c, s, min(f, SCORE_BITS))
 
 
-async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
-    """Return scores behind the soft cap, in the ring that their exponents take; a score that exceeds its bound is flagged. 1
-    round, which opens them."""
+def _reach(convert: Conversion, bias: Value | None) -> float:
+    """Return what |bias| is at most, 0 where there is none; public."""
+    return 0.0 if bias is None else convert.tensor(bias).reach
+
+
+async def _capped(convert: Conversion, s: Shared, cap: float, bias: float) -> Shared:
+    """Return scores behind the soft cap, in the ring that their exponents take with |bias| at most so much; a score that
+    exceeds its bound is flagged. 1 round, which opens them."""
     f, bound = convert.fraction_bits, convert.bounds.here.score
     opened = await open_cut(convert.context, s, f)
     convert.ranges.check("score", opened, largest("score", bound))
-    bits = _spread(convert, cap).score_bits + UNIT_BITS + soft_cap.FRAC
+    bits = _spread(convert, cap, bias).score_bits + UNIT_BITS + soft_cap.FRAC
     found = soft_cap.soft_cap(convert.context, opened, cap, period_bits(cap, bound), bits)
     assert isinstance(found, Shared)
     return found
@@ -217,20 +236,29 @@ async def unattended(convert: Conversion, mass: Value) -> None:
     convert.ranges.check("score", m.to_ring(f + 3), 2.0**-8, width=UNATTENDED_DIGIT)
 
 
-async def attention(
-    convert: Conversion,
-    factors: tuple[Value, Value, Value],
-    mask: Tensor | None = None,
-    bias: Value | None = None,
-    observed: Tensor | None = None,
-) -> tuple[MaskedTensor, MaskedTensor | None]:
-    """Return softmax(q k^T) v of factors q, k, v, and the attention that each cached token receives from observed queries.
+def _wide_enough(q: Value, of: Observed) -> int:
+    """Return the fraction bits of numerators with which sums over the observed rows and over all heads fit the ring."""
+    return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.rows.numel().bit_length())
 
-    Shapes as in `Suite.attention`. mask: public. bias: secret, joins the scores before they are opened. observed: public
-    bool [R T]; the sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
-    """
+
+async def attention(
+    convert: Conversion, factors: tuple[Value, Value, Value], mask: Tensor | None = None, bias: Value | None = None
+) -> MaskedTensor:
+    """Return softmax(q k^T) v of factors q, k, v. Shapes as in `Suite.attention`. mask: public. bias: secret, joins the
+    scores before they are opened."""
     q, k, v = factors
     rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
+    out, _, _ = await _attention(
+        convert, (q, k, v), rows, bias, Widths(*precision(convert, rows), bias=_reach(convert, bias))
+    )
+    return out
+
+
+async def _attention(
+    convert: Conversion, factors: tuple[Value, Value, Value], rows: Rows, bias: Value | None, widths: Widths
+) -> tuple[MaskedTensor, Masked, Masked]:
+    """Return the attention, and what probabilities are products of, as `weighted_values` does."""
+    q, k, v = factors
     values = values_within_bound(convert, v)
 
     async def cached() -> Masked:
@@ -238,17 +266,32 @@ async def attention(
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
     s, mv = await together(_scores(convert, q, k, bias, rows), cached())
-    frac, bits = precision(convert, rows)
-    widths = Widths(frac, bits)
-    if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
-        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
 
     async def weigh(x: Masked) -> Shared:
         return product.matmul(convert.context, x, mv)
 
-    out, p, r = await weighted_values(convert, s, rows, weigh, widths)
-    if observed is None:
-        return out, None
+    return await weighted_values(convert, s, rows, weigh, widths)
+
+
+async def observed(
+    convert: Conversion, factors: tuple[Value, Value, Value | None], mask: Tensor | None, of: Observed
+) -> Attended:
+    """Return what `Suite.observed_attention` does. The sums of probabilities cost no round and no byte but their dealt
+    elements; without values, nothing of what these cost."""
+    q, k, v = factors
+    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
+    frac = _wide_enough(q, of)
+    out: Value | None = None
+    if v is not None:
+        widths = Widths(min(frac, precision(convert, rows)[0]), RING_BITS, RING_BITS)
+        out, p, r = await _attention(convert, (q, k, v), rows, None, widths)
+    else:
+        s = await _scores(convert, q, k, None, rows)
+        bits = frac + INVERSE_BITS + 4 + of.rows.numel().bit_length()
+        hot, inverse = await _numerators(convert, s, rows, (frac, bits), _spread(convert, convert.score_cap))
+        p = hot.move(rows.put)
+        with operation("softmax sum"):
+            one_over = convert.new(inverse.map(lambda t: t.reshape(*rows.shape[:-1], 1)), gate.LEAST_BITS)
+            r = await convert.masked(one_over, INVERSE_BITS, bits)
     with operation("received"):
-        return out, _attention_mass(convert, p, r, observed)
+        return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of))

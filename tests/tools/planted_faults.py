@@ -83,6 +83,13 @@ FAULTS: tuple[Fault, ...] = (
         (f"{GATES}::test_products",),
     ),
     Fault(
+        "a bias that a row's spread does not count",
+        "protocols/masked/attention.py",
+        '(largest("score", bound) if cap is None else 2.0 * cap) + 2.0 * bias',
+        '(largest("score", bound) if cap is None else 2.0 * cap) + 0.0 * bias',
+        (f"{RANGES}::test_a_bias_joins_scores_as_far_apart_as_declared",),
+    ),
+    Fault(
         "party roles swapped where a masked value becomes a sharing",
         "protocols/masked/context.py",
         "return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)",

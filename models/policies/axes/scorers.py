@@ -9,11 +9,13 @@ Leaks: nothing; what follows from scores is opened by no one (docs/security.md, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from models.cache import LayerState, Stage
-from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
+from models.observation import Observation, Seen
+from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
 
 
@@ -36,8 +38,8 @@ class Scorer(ABC):
     decodes: ClassVar[bool] = True
 
     @abstractmethod
-    def queries(self, tokens: int) -> int:
-        """Return how many of the last queries of a prompt of `tokens` tokens it asks for; public."""
+    def observation(self, tokens: int, layer: int) -> Observation:
+        """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
@@ -51,12 +53,12 @@ class Scorer(ABC):
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
 
-    def rows(self, state: EvictionState) -> Value | None:
-        """Return the secret values [G, S] that move with the tokens."""
-        return None
+    def rows(self, state: EvictionState) -> Sequence[Value]:
+        """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""
+        return ()
 
-    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
-        """Take the values of the tokens that are left [G, S']; local."""
+    def moved(self, suite: Suite, state: EvictionState, rows: Sequence[Value]) -> None:
+        """Take the values of the tokens that are left, in the order of `rows`; local."""
         return None
 
     def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
@@ -71,8 +73,8 @@ class Accumulated(Scorer):
     sees_all: ClassVar[bool] = True
     every_token: ClassVar[bool] = True
 
-    def queries(self, tokens: int) -> int:
-        return tokens
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(tokens)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Add up: a round to mask what a later batch says."""
@@ -99,11 +101,13 @@ class Accumulated(Scorer):
         assert state.scores is not None
         return Scores(state.scores[:, kept.start : kept.stop], state.most + 1)
 
-    def rows(self, state: EvictionState) -> Value | None:
-        return state.scores
+    def rows(self, state: EvictionState) -> Sequence[Value]:
+        assert state.scores is not None
+        return (state.scores,)
 
-    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
-        state.scores = suite.with_bound(rows, state.most + 1)
+    def moved(self, suite: Suite, state: EvictionState, rows: Sequence[Value]) -> None:
+        (scores,) = rows
+        state.scores = suite.with_bound(scores, state.most + 1)
 
     def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
         """Mask the scores for reuse. One round."""
@@ -126,8 +130,8 @@ class WindowVotes(Scorer):
     kernel: int = 1
     decodes: ClassVar[bool] = False
 
-    def queries(self, tokens: int) -> int:
-        return self.window
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
@@ -139,8 +143,8 @@ class WindowVotes(Scorer):
 class LastQuery(Scorer):
     """Attention from the last query alone. Source: TOVA, Oren et al., EMNLP 2024, section 3."""
 
-    def queries(self, tokens: int) -> int:
-        return 1
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(1)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
