@@ -5,7 +5,8 @@ time: it has the turn until it waits for an exchange. Once nobody computes any m
 group's message of this round, one to each peer; once every peer's message of the round is here, those whose exchange is
 whole go on. So all members move on together, whatever suite they compute with, and each keeps its tape, ledger and client.
 
-A message lists its sections: (member's number, number of its exchange, bytes), then their bytes. Nothing is agreed on
+A message lists its sections: (member's number, number of its exchange, bytes), then their bytes; where a party sends a peer
+nothing in an exchange, the section has none. Nothing is agreed on
 beforehand: a member whose section a peer has not sent yet (there it waits for its client) is late, and its exchange ends
 with the later round in which the section comes, at all parties alike, while the others are not held up. A party with
 nothing to send answers a peer's message with an empty one, so that rounds stay paired.
@@ -287,7 +288,7 @@ class StepGroup:
         return self._members[number].state is _State.POSTED
 
     def _message(self, peer: int, posted: list[StepMember]) -> bytes:
-        sections = [(m.number, m.posted.number, payload) for m in posted if (payload := m.posted.outgoing.get(peer, b""))]
+        sections = [(m.number, m.posted.number, m.posted.outgoing.get(peer, b"")) for m in posted]
         self.costs.overhead_bytes += overhead(len(sections))
         lists = [SECTION.pack(number, exchange, len(payload)) for number, exchange, payload in sections]
         return b"".join([HEADER.pack(self.costs.rounds, len(sections)), *lists, *(payload for *_, payload in sections)])
@@ -320,7 +321,7 @@ class StepGroup:
             number, exchange, size = SECTION.unpack_from(view, overhead(place))
             if len(view) < start + size:
                 raise WireError(f"{name} sent a message of {len(view)} bytes whose sections take more")
-            if number in self._members:
+            if size and number in self._members:
                 self._members[number].arrived[peer].append((exchange, bytes(view[start : start + size])))
             start += size
         if start != len(view):

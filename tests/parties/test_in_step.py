@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mpc.errors import ConfigurationError, MpcacheError, PeerLost
+from mpc.in_step import overhead
 from parties.client.cancellation import Cancellation
 from parties.client.client import GenerationResult
 from parties.errors import Busy
@@ -88,7 +89,7 @@ def test_sessions_share_rounds_and_count_as_alone(stepping: Running) -> None:
     joined([ask(stepping.deployment, answers, 0, 6)])
     alone = answers[0]  # the weights were there
     no_groups(stepping)
-    before = [counted(stepping, f"mpcache_step_{what}_total") for what in ("rounds", "sections")]
+    before = [counted(stepping, f"mpcache_step_{what}_total") for what in ("rounds", "sections", "overhead_bytes")]
     stepping.toy.before_round = slow(0.02)
     joined([ask(stepping.deployment, answers, number, 6) for number in range(5)])
     for number in range(5):
@@ -98,9 +99,11 @@ def test_sessions_share_rounds_and_count_as_alone(stepping: Running) -> None:
                 assert cost["total"][what] == alone.costs[name]["total"][what], (name, what)  # type: ignore[union-attr]
             assert cost["shared_rounds"] > 0
     no_groups(stepping)
-    after = [counted(stepping, f"mpcache_step_{what}_total") for what in ("rounds", "sections")]
-    for place in range(len(stepping.deployment.names)):
-        rounds, sections = (now[place] - then[place] for now, then in zip(after, before, strict=True))
+    after = [counted(stepping, f"mpcache_step_{what}_total") for what in ("rounds", "sections", "overhead_bytes")]
+    parties = len(stepping.deployment.names)
+    for place in range(parties):
+        rounds, sections, listed = (now[place] - then[place] for now, then in zip(after, before, strict=True))
+        assert listed == (parties - 1) * (rounds * overhead(0) + sections * (overhead(1) - overhead(0)))
         assert sections == 5 * 18  # what each session would exchange alone
         assert rounds < sections / 2
 
