@@ -26,8 +26,8 @@ from torch import Tensor
 from mpc.ledger import Ledger, operation
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
+from protocols.merging import Merging
 from protocols.observed import Attended, Observed
-from protocols.operations import Operations
 from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
@@ -35,14 +35,14 @@ __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite"
 SQUARED_BITS = 18  # fraction bits of probabilities whose squares are added up
 
 
-class Suite(Operations):
+class Suite(Merging):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
     experts: how mixtures of experts are computed.
 
-    What a suite must write is in `protocols.operations`; what is here is written in terms of it, and a suite overrides what
-    it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
+    What a suite must write is in `protocols.operations`; what is here and in `protocols.merging` is written in terms of it,
+    and a suite overrides what it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
     """
 
     name: ClassVar[str]
@@ -128,10 +128,6 @@ class Suite(Operations):
     def streams_added(self, x: Value, y: Value) -> Value:
         """Return the sum of what two parts of a layer wrote to the residual stream, whose bound the sum keeps. Local."""
         return x + y
-
-    def with_bound(self, x: Value, bound: float) -> Value:
-        """Return x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""
-        return x
 
     async def squared(self, x: Value, fraction_bits: int) -> Value:
         """Return x^2 with twice the fraction bits that are left of x, at most `fraction_bits`, and none cut of it."""

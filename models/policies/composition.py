@@ -20,7 +20,7 @@ from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import EvictingPolicy, Eviction, drop_least
+from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -34,6 +34,7 @@ class Axes:
     budget: Budget
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
+    merge: Merge = field(default_factory=Drop)
 
 
 class System(EvictingPolicy):
@@ -69,8 +70,8 @@ class System(EvictingPolicy):
         return self.own_budgets == 1
 
     def pattern(self) -> tuple[int, int]:
-        """As in `CachePolicy`; layers with budgets of their own stand for themselves."""
-        return (0 if self.equal_layers else self.own_budgets), 1
+        """As in `CachePolicy`; layers with budgets, or heads that are asked, of their own stand for themselves."""
+        return max(0 if self.equal_layers else self.own_budgets, self.axes.scorer.own_layers), 1
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse sliding windows, and a budget that does not hold what always stays and one token more."""
@@ -113,14 +114,15 @@ class System(EvictingPolicy):
     def _event(self, suite: Suite, entry: LayerCache, seen: Seen) -> list[Stage]:
         """Return the steps of dropping all but `kept` tokens, the others in their order."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        choice = axes.keep.choice(entry.length, state.kept)
+        choice, groups = axes.keep.choice(entry.length, state.kept), entry.keys_and_values()[0].shape[0]
         eviction = Eviction(
             suite,
             [entry],
-            lambda: axes.keep.of_sets(axes.scorer.scores(suite, state, seen, choice)),
+            lambda: axes.keep.of_sets(axes.scorer.scores(suite, state, seen, choice), groups),
             choice,
             lambda: axes.scorer.rows(state),
             lambda rows: axes.scorer.moved(suite, state, rows),
+            axes.merge,
         )
         return eviction.stages()
 
@@ -148,11 +150,12 @@ class System(EvictingPolicy):
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        if entry.length > state.kept + 1 or axes.keep.sinks:
+        if entry.length > state.kept + 1 or axes.keep.sinks or axes.merge.keeps:
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return
         choice = axes.keep.choice(entry.length, state.kept)
         every = replace(choice, stop=entry.length)
-        scores = axes.keep.of_sets(axes.scorer.scores(suite, state, seen, every))
+        groups = entry.keys_and_values()[0].shape[0]
+        scores = axes.keep.of_sets(axes.scorer.scores(suite, state, seen, every), groups)
         axes.scorer.moved(suite, state, await drop_least(suite, entry, scores, choice.stop - 1, axes.scorer.rows(state)))

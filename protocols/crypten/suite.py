@@ -51,12 +51,24 @@ import torch
 from torch import Tensor
 
 from mpc.ledger import operation
-from protocols.crypten import activation, arithmetic, comparison, masked_factors, maximum, normalisation, selection, softmax
+from protocols.crypten import (
+    activation,
+    arithmetic,
+    comparison,
+    masked_factors,
+    maximum,
+    normalisation,
+    reciprocal,
+    selection,
+    softmax,
+)
 from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
 from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit, unattended_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.suite import Activation, Linear, Norm, Value
 from protocols.value import there
+
+INVERSE_BITS = 26
 
 
 class CryptenSuite(CryptenLinear):
@@ -278,3 +290,15 @@ class CryptenSuite(CryptenLinear):
         with operation("compaction"):
             moved = selection.compact(self.session, own_value(keep).share, [x.share for x in own], k)
         return [x.like(share) for x, share in zip(own, moved, strict=True)]
+
+    # ---- merging ---------------------------------------------------------------------------------------------------
+    async def reciprocal(self, x: Value, least: float, most: float) -> Value:
+        """Return 1 / x with 26 fraction bits; see `protocols.crypten.reciprocal`."""
+        if self._own is not None:
+            return await super().reciprocal(x, least, most)
+        own = own_value(x)
+        low = max(0, math.floor(math.log2(least) + own.fraction_bits))
+        high = math.floor(math.log2(most) + own.fraction_bits) + 1
+        with operation("merging"):
+            share = reciprocal.reciprocal(self.session, own.share, own.fraction_bits, low, high, INVERSE_BITS)
+            return self._value(share, INVERSE_BITS)

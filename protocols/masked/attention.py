@@ -181,7 +181,7 @@ async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> M
     found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
     m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
     most = max(1, of.queries.bit_length())
-    both = lifted.multiply(convert.context, "squares", m, m, 2 * SQUARED_BITS + most + 3)
+    both = lifted.multiply(convert.context, "squares", m, m, RING_BITS)  # sums of them take public factors
     assert isinstance(both, Shared)
     return convert.new(both.map(lambda t: t.sum(1)), most)
 

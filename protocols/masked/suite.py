@@ -33,6 +33,7 @@ from protocols.masked import (
     cache,
     elementwise,
     linear,
+    merging,
     mixture,
     normalisation,
     output,
@@ -250,6 +251,28 @@ class MaskedSuite(Suite):
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.compact(self.convert, keep, rows, k)
+
+    # ---- merging -----------------------------------------------------------------------------------------------------
+    async def select(self, bit: Value, x: Value) -> MaskedTensor:
+        return await merging.select(self.convert, bit, x)
+
+    async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> MaskedTensor:
+        return await merging.copy_scan(self.convert, marks, values, reverse)
+
+    async def merge_runs(self, ends: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        return await merging.merge_runs(self.convert, ends, rows, k)
+
+    async def reciprocal(self, x: Value, least: float, most: float) -> MaskedTensor:
+        return await merging.reciprocal(self.convert, x, (least, most))
+
+    async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> MaskedTensor:
+        return await merging.averaged(self.convert, sums, weights, like, limits)
+
+    async def normalised(self, x: Value) -> MaskedTensor:
+        return await merging.normalised(self.convert, x)
+
+    async def most_similar(self, x: Value, y: Value, least: float | None = None) -> tuple[Value, Value]:
+        return await merging.most_similar(self.convert, x, y, least)
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:

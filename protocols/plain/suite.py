@@ -230,6 +230,25 @@ class PlainSuite(Suite):
         index = tensor_of(keep).argsort(dim=-1, descending=True, stable=True)[..., :k].sort(-1).values
         return [PlainValue(t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))) for t in map(tensor_of, rows)]
 
+    # ---- merging -------------------------------------------------------------------------------------------------
+    async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> PlainValue:
+        marked, tensor = tensor_of(marks), tensor_of(values)
+        if reverse:
+            marked, tensor = marked.flip(-1), tensor.flip(-1)
+        last = (marked * torch.arange(1, tensor.shape[-1] + 1).to(marked)).cummax(-1).values.long()
+        padded = functional.pad(tensor, (1, 0))  # place 0: nothing was marked
+        found = padded.gather(-1, last)
+        return PlainValue(found.flip(-1) if reverse else found)
+
+    async def reciprocal(self, x: Value, least: float, most: float) -> PlainValue:
+        return PlainValue(1 / tensor_of(x))
+
+    async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> PlainValue:
+        return PlainValue(tensor_of(sums) / tensor_of(weights))
+
+    async def normalised(self, x: Value) -> PlainValue:
+        return PlainValue(functional.normalize(tensor_of(x), dim=-1, eps=1e-12))
+
 
 def _order(x: Tensor, k: int) -> Tensor:
     """Return the positions of the k largest along the last axis, from the largest down."""

@@ -37,6 +37,11 @@ class Scorer(ABC):
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
 
+    @property
+    def own_layers(self) -> int:
+        """Return behind how many layers all are asked the same; public."""
+        return 0
+
     @abstractmethod
     def observation(self, tokens: int, layer: int) -> Observation:
         """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
@@ -137,6 +142,24 @@ class WindowVotes(Scorer):
         assert seen.mass is not None
         half = self.kernel // 2
         return Scores(pooled(suite, seen.mass[:, kept.start : kept.stop], half, half), seen.most + 1)
+
+
+@dataclass(frozen=True)
+class HeadVotes(WindowVotes):
+    """As `WindowVotes`, but of some query heads of each layer alone. heads: (layer, query head); a layer that it does not
+    name asks all of them.
+
+    Source: Lin et al., "CompressKV", 2025, and its code.
+    """
+
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def own_layers(self) -> int:
+        return 1 + max((layer for layer, _ in self.heads), default=-1)
+
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window, tuple(head for of, head in self.heads if of == layer) or None)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,12 @@ MATRIX = {
         "snapkv:budget=0.5,window=6,kernel=1",
         "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6",
     ],
+    "cake": [
+        "cake:budget=0.5,window=8",
+        "cake:budget=0.5,window=6,kernel=1,gamma=3",
+        "lag:every=3|cake:budget=0.4,window=8",
+    ],
+    "compresskv": ["compresskv:budget=0.5,window=6,heads=0.1 0.3", "compresskv:budget=0.5,window=6,kernel=3"],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
@@ -96,6 +102,8 @@ EVERYTHING = [
     "streaming-llm:budget=1",
     "h2o:budget=1",
     "snapkv:budget=1",
+    "cake:budget=1",
+    "compresskv:budget=1",
     "tova:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
@@ -184,6 +192,8 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
     texts |= {
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
+        "cake": "cake:budget=1",
+        "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)

@@ -273,6 +273,7 @@ GATES: dict[str, Gate] = {
     "shuffle": Gate(_shuffle, _rows_kept),
     "compaction by shuffle": _opened(order.compact_by_shuffle, _compacted),
     "compaction by matrix": _opened(order.compact_by_matrix, _compacted),
+    "scan": Gate(order.copy_scan, lambda *xs, **given: exact(order.copied(*xs, **given))),
     "chosen scores": _opened(linear.chosen_scores, _einsum("gji,grc,gitc->grjt")),
     "chosen values": _opened(linear.chosen_values, _einsum("gji,grjt,gitc->grc")),
     "picked scores": _opened(linear.picked_scores, _einsum("gji,grit->grjt")),

@@ -1,4 +1,4 @@
-"""What depends on an order: ranks, top-k, thresholds, maximum; and what moves rows: shuffle, compaction."""
+"""What depends on an order: ranks, top-k, thresholds, maximum; and what moves rows: shuffle, compaction, scan."""
 
 from __future__ import annotations
 
@@ -360,3 +360,37 @@ def compact_by_matrix(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
         return out
 
     return product(w, "compaction", band.each(spread), rows, lambda a, b: np.einsum("bki,bic->bkc", a, b))
+
+
+# ---- copying along a row ---------------------------------------------------------------------------------------------
+def copy_scan(w: World, marks: Shared, values: Shared, reverse: bool) -> Steps:
+    """The value at the last marked place up to each, by doubling: pairs are opened, and what is taken is added."""
+    pair = Shared(np.stack([marks.x, values.x], 1), min(marks.bits, values.bits), values.frac)
+    step = 1
+    while step < values.shape[-1]:
+
+        def moved(t: Words, step: int = step) -> Words:
+            out = np.zeros_like(t)
+            if reverse:
+                out[..., :-step] = t[..., step:]
+            else:
+                out[..., step:] = t[..., :-step]
+            return out
+
+        opened = yield from w.open(pair)
+        free = opened.each(lambda t: U(0) - t[:1]).plus_public(U(1))
+        pair = opened.shared.plus(product(w, "scan", free, opened.each(moved)))
+        step *= 2
+    return pair.each(lambda t: t[1])
+
+
+def copied(marks: np.ndarray, values: np.ndarray, reverse: bool) -> np.ndarray:
+    """Place by place."""
+    out = np.zeros_like(values)
+    places = range(values.shape[-1])
+    for row, mark, value in zip(out, marks, values, strict=True):
+        last = 0.0
+        for place in reversed(places) if reverse else places:
+            last = value[place] if mark[place] else last
+            row[place] = last
+    return out
