@@ -13,10 +13,14 @@ from typing import Any
 
 from models.cache import CachePolicy
 from models.policies.batches import Batches, ChunkedPrefill
+from models.policies.cake import CAKE
 from models.policies.changed import Lag, Layers
+from models.policies.compresskv import CompressKV
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
+from models.policies.lazyeviction import LazyEviction
+from models.policies.locret import Locret
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
@@ -27,10 +31,24 @@ from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
-    kind.name: kind for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Quest, DynamicTopK)
+    kind.name: kind
+    for kind in (
+        FullCache,
+        MPCache,
+        StreamingLLM,
+        H2O,
+        SnapKV,
+        CAKE,
+        CompressKV,
+        TOVA,
+        LazyEviction,
+        Locret,
+        Quest,
+        DynamicTopK,
+    )
 }
 WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers)}
-MAX_LENGTH = 400
+MAX_LENGTH = 1000
 
 
 def parse(text: str, plaintext: bool = False) -> CachePolicy:
