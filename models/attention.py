@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture, Rotary
-from models.cache import Batch, CachePolicy, KVCache, causal_mask
+from models.cache import Batch, CachePolicy, KVCache
 from models.loaded import linear_layer, write
+from models.masks import causal_mask
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
 
@@ -54,12 +55,15 @@ class Attention:
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         observed = policy.observed_in(batch, layer) if prompt else 0
-        wanted = max(rows.wanted, observed)
+        noted = batch.observed(policy.noted_queries(batch.prompt, layer)) if prompt else 0
+        wanted = max(rows.wanted, observed, noted)
         q, k, v = await self._heads(fused, layer, rows.angles, wanted)
         q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
+        if noted:
+            self._note(cache, layer, q[:, wanted - noted :])
         keys, values = cache.layers[layer].keys_and_values()
         attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
         if cache.ahead:
@@ -73,6 +77,12 @@ class Attention:
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    def _note(self, cache: KVCache, layer: int, q: Value) -> None:
+        """Leave a batch's last queries [H, n, C], behind those of earlier batches, to the policy; local."""
+        a, entry = self.architecture, cache.layers[layer]
+        new = q.reshape(a.kv_heads, a.group, q.shape[1], a.head_channels)
+        entry.queries = new if entry.queries is None else self.suite.concat([entry.queries, new], 2)
 
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""

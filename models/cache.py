@@ -35,6 +35,8 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.masks import causal_mask
+from models.segments import Segment, attention_over
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -113,7 +115,8 @@ class LayerCache:
 
     window: see `Architecture`. state: the policy's. attention_mass [G, S]: what the batches so far of an unfinished prompt
     gave to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares.
+    cannot be computed on shares. queries [G, R, n, C]: the prompt's last ones, secret, for a policy that asks for them
+    (`noted_queries`). held: segments in front of k and v, which codecs hold.
     """
 
     window: int | None = None
@@ -122,11 +125,18 @@ class LayerCache:
     v: Value | None = None
     attention_mass: Value | None = None
     prompt_queries: Tensor | None = None
+    queries: Value | None = None
+    held: tuple[Segment, ...] = ()
 
     @property
     def length(self) -> int:
-        """Return S, the number of cached tokens; public."""
+        """Return S, the number of cached tokens in k and v; public."""
         return 0 if self.k is None else self.k.shape[1]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Return all segments, the exact one last."""
+        return [*self.held, Segment(*self.keys_and_values())]
 
     def keys_and_values(self) -> tuple[Value, Value]:
         """Return both, once something is cached."""
@@ -336,6 +346,10 @@ class CachePolicy(ABC):
         """Return how many of the last queries of a prompt of `tokens` tokens give the attention mass for `prompt_stages`."""
         return 0
 
+    def noted_queries(self, tokens: int, layer: int) -> int:
+        """Return how many of a prompt's last queries `prompt_stages` finds in `LayerCache.queries`; public."""
+        return 0
+
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
         """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
         done at once.
@@ -356,9 +370,8 @@ class CachePolicy(ABC):
         return None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
-        k, v = cache.layers[layer].keys_and_values()
-        return await suite.attention(q, k, v, None)
+        """Return the attention of one token: q [G, R, C] -> [G, R, C], by default to all segments."""
+        return (await attention_over(suite, cache.layers[layer].segments, q))[0]
 
     async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Return the attention of n = `cache.drafted` tokens, the last ones that are cached: q [G, R n, C] -> [G, R n, C],
@@ -377,21 +390,6 @@ class CachePolicy(ABC):
 async def in_order(stages: Sequence[Stage]) -> None:
     for _, work in stages:
         await work()
-
-
-def causal_mask(rows: int, cached: int, window: int | None) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens (at the host); None when all is True.
-
-    >>> causal_mask(2, 4, window=2).int()
-    tensor([[0, 1, 1, 0],
-            [0, 0, 1, 1]], dtype=torch.int32)
-    """
-    if rows == 1 and (window is None or cached <= window):
-        return None
-    query = torch.arange(cached - rows, cached)[:, None]
-    key = torch.arange(cached)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (query - key < window)
 
 
 async def _appended(suite: Suite, cache: Value | None, new: Value, kind: str | None = None) -> Value:

@@ -26,20 +26,21 @@ from torch import Tensor
 from mpc.ledger import Ledger, operation
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
-from protocols.operations import Operations
-from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
+from protocols.held_rows import HeldRows
+from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Value, there
 
-__all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
+__all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Part", "Suite", "Value"]
 
 
-class Suite(Operations):
+class Suite(HeldRows):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
     experts: how mixtures of experts are computed.
 
-    What a suite must write is in `protocols.operations`; what is here is written in terms of it, and a suite overrides what
-    it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
+    What a suite must write is in `protocols.operations`, what cached rows need that are held in several ways in
+    `protocols.held_rows`; what is here is written in terms of it, and a suite overrides what it can do in fewer rounds.
+    Rounds and bytes of an operation are a suite's own, see its module.
     """
 
     name: ClassVar[str]
@@ -198,7 +199,6 @@ class Suite(Operations):
 
     # ---- attention ---------------------------------------------------------------------------------------------------
     async def attention_scores(self, q: Value, k: Value) -> Value:
-        """Return what attention takes the softmax of: q k^T, soft-capped where the program says so."""
         with operation("scores"):
             scores = await self.matmul(q, k.transpose(1, 2))
             return scores if self.score_cap is None else await self.soft_cap(scores, self.score_cap)

@@ -11,7 +11,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,20 @@ from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import RANGES, largest
-from protocols.masked import lifted, product, soft_cap
+from protocols.masked import held, lifted, product, soft_cap
 from protocols.masked import softmax as gate
+from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
-from protocols.masked.exponential import UNIT_BITS, Exponents, exponents, exponents_of_masked, in_units
+from protocols.masked.exponential import (
+    UNIT_BITS,
+    Exponents,
+    exponents_of_masked,
+    exponents_of_scaled,
+    in_units,
+    scaled,
+)
 from protocols.masked.magnitudes import SIMILARITY_ROOM
+from protocols.masked.packed_rows import PackedRows
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.soft_cap import period_bits
@@ -33,7 +42,7 @@ from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
-from protocols.suite import Value
+from protocols.suite import Part, Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
@@ -173,23 +182,52 @@ def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor)
     return convert.new(total, max(1, count.bit_length()))
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
+async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
-    c, f, bits = convert.context, convert.fraction_bits, score_bits(convert)
-
-    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
-        return rows.take(ring.matmul(a, b.transpose(1, 2), modulo))
-
     with operation("scores"):
-        ma, mb = await together(score_factor(convert, q), score_factor(convert, k, cut=False))
-        s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
-        if convert.score_cap is not None:
-            s = await _capped(convert, s, convert.score_cap)
+        in_units = any(convert.tensor(part.k).packed is not None for part in parts)
+        if len(parts) == 1 and not in_units:
+            s = await _exact_scores(convert, parts[0], rows)
+        else:
+            s = await _joined_scores(convert, parts, rows, in_units)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await exponents(c, s, min(f, SCORE_BITS))
+        return await exponents_of_scaled(
+            convert.context, s if in_units else scaled(s), min(convert.fraction_bits, SCORE_BITS)
+        )
+
+
+async def _exact_scores(convert: Conversion, part: Part, rows: Rows | None) -> Shared:
+    """Return q k^T of keys with all their fraction bits: [G', n, S], or with `rows` the entries that take part."""
+
+    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
+        found = ring.matmul(a, b.transpose(1, 2), modulo)
+        return found if rows is None else rows.take(found)
+
+    ma, mb = await together(score_factor(convert, part.q), score_factor(convert, part.k, cut=False))
+    s = product.product(convert.context, "scores", ma, mb, entries).to_ring(score_bits(convert))
+    return s if convert.score_cap is None else await _capped(convert, s, convert.score_cap)
+
+
+async def _joined_scores(convert: Conversion, parts: Sequence[Part], rows: Rows, in_units: bool) -> Shared:
+    """Return the scores of all parts, one behind the other, of which only the entries that take part are opened; `in_units`
+    of exponents, or not."""
+    heads = rows.shape[:-1]
+
+    async def one(part: Part) -> Shared:
+        keys = convert.tensor(part.k).packed
+        if keys is None:
+            s = await _exact_scores(convert, part, None)
+            s = scaled(s) if in_units else s
+        else:
+            require(convert.score_cap is None, "scores", "keys of few fraction bits have no scores with a soft cap")
+            s = held.scores(convert.context, await score_factor(convert, part.q), keys, _spread(convert).score_bits)
+        return s.map(lambda t: t.reshape(*heads, part.k.shape[1]))
+
+    found = await together(*(one(part) for part in parts))
+    return Shared(rows.take(torch.cat([s.x for s in found], -1)), min(s.bits for s in found), found[0].frac)
 
 
 async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
@@ -219,36 +257,82 @@ async def unattended(convert: Conversion, mass: Value) -> None:
 
 async def attention(
     convert: Conversion,
-    factors: tuple[Value, Value, Value],
+    parts: Sequence[Part],
     mask: Tensor | None = None,
     bias: Value | None = None,
     observed: Tensor | None = None,
-) -> tuple[MaskedTensor, MaskedTensor | None]:
-    """Return softmax(q k^T) v of factors q, k, v, and the attention that each cached token receives from observed queries.
+) -> tuple[list[MaskedTensor], MaskedTensor | None]:
+    """Return softmax(q k^T) v of parts, one sum for each `total`, and the attention that each cached token receives from
+    observed queries; see `Suite.attention_over`.
 
-    Shapes as in `Suite.attention`. mask: public. bias: secret, joins the scores before they are opened. observed: public
-    bool [R T]; the sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
+    mask: public. bias: secret, joins the scores before they are opened; for a single part. observed: public bool [R T]; the
+    sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
     """
-    q, k, v = factors
-    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
-    values = values_within_bound(convert, v)
+    heads = parts[0].q.shape[:-1]
+    rows = Rows.of(torch.Size((*heads, sum(part.k.shape[1] for part in parts))), mask)
 
-    async def cached() -> Masked:
+    async def cached(v: Value) -> Masked | PackedRows:
+        values = values_within_bound(convert, v)
+        if values.packed is not None:
+            return values.packed
         with operation("values"):
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
-    s, mv = await together(_scores(convert, q, k, bias, rows), cached())
+    s, *values = await together(_scores(convert, parts, bias, rows), *(cached(part.v) for part in parts))
     frac, bits = precision(convert, rows)
     widths = Widths(frac, bits)
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
+        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - heads[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)
 
     async def weigh(x: Masked) -> Shared:
-        return product.matmul(convert.context, x, mv)
+        if len(parts) == 1 and isinstance(values[0], Masked):
+            return product.matmul(convert.context, x, values[0])
+        return _joined_sums(convert, x, parts, values, bits - frac - convert.fraction_bits)
 
     out, p, r = await weighted_values(convert, s, rows, weigh, widths)
+    found, start = [], 0
+    for total in sorted({part.total for part in parts}):
+        stop = start + next(part.v.shape[2] for part in parts if part.total == total)
+        found.append(out if stop - start == out.shape[-1] else out[..., start:stop])
+        start = stop
     if observed is None:
-        return out, None
+        return found, None
     with operation("received"):
-        return out, _attention_mass(convert, p, r, observed)
+        return found, _attention_mass(convert, p, r, observed)
+
+
+def _joined_sums(
+    convert: Conversion, p: Masked, parts: Sequence[Part], values: Sequence[Masked | PackedRows], room: int
+) -> Shared:
+    """Return weights p [G, n, S] times the values of all parts, sums of different totals beside each other; local."""
+    c, heads = convert.context, p.shape[:-1]
+
+    def one(start: int, part: Part, v: Masked | PackedRows) -> Shared:
+        stop, (groups, rows, width) = start + part.v.shape[1], part.v.shape
+        weights = p.move(lambda t: t[..., start:stop].reshape(groups, -1, rows))
+        if isinstance(v, PackedRows):
+            out = held.weighted(c, weights, v, convert.fraction_bits, room)
+        else:
+            out = product.matmul(c, weights, v)
+        return out.map(lambda t: t.reshape(*heads, width))
+
+    totals: dict[int, Shared] = {}
+    start = 0
+    for part, v in zip(parts, values, strict=True):
+        found = one(start, part, v)
+        totals[part.total] = totals[part.total].add(found) if part.total in totals else found
+        start += part.v.shape[1]
+    sums = [totals[total] for total in sorted(totals)]
+    return Shared(torch.cat([s.x for s in sums], -1), min(s.bits for s in sums), sums[0].frac)
+
+
+async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:
+    """Return the chosen channels of queries, masked as they are; see `Suite.choose_channels`. 1 round, ring bits an
+    element."""
+    t, bits = convert.tensor(q), score_bits(convert)
+    with operation("scores"):
+        mq = await score_factor(convert, q)
+        one_hot = await convert.masked(convert.tensor(chosen), 0, bits, cut=False)
+        out = product.matmul(convert.context, mq, one_hot.to_ring(bits).map(lambda v: v.transpose(1, 2)))
+        return await mask_queries(convert, convert.new(out, t.magnitude))

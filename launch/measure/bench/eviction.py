@@ -14,8 +14,9 @@ import torch
 
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.sources import step_name
-from models.cache import KVCache, causal_mask
+from models.cache import KVCache
 from models.costs.program import CACHE, WARM_UP, Source
+from models.masks import causal_mask
 from models.policies import parse
 from mpc.ledger import stage
 from protocols.suite import OutputShare, Suite, Value

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.cache import CachePolicy, KVCache, Stage, causal_mask
+from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
 from models.generation import prefill
 from models.loaded import load_weights
+from models.masks import causal_mask
 from models.policies import parse
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
