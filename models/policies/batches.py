@@ -137,24 +137,24 @@ class Batches(InBatches):
                 f"policy {self.name}: tokens = {self.tokens} does not hold {what} of '{policy.spec}'; raise tokens to "
                 f"{least} or more"
             )
-        stays = policy.stays(prompt_tokens)
+        stays = max(policy.stays(prompt_tokens, layer) for layer in range(policy.own_budgets))
         if 0 < self.keep < stays:
             raise ConfigurationError(
                 f"policy {self.name}: keep = {self.keep} between batches is less than the {stays} of {prompt_tokens} tokens "
                 f"that '{policy.spec}' keeps after the prompt; raise keep to {stays}, or lower what it keeps"
             )
 
-    def kept(self, policy: EvictingPolicy, prompt: int, seen: int) -> int:
-        """Return how many tokens are cached behind the batch that ends at token `seen` of a prompt; public."""
-        stays = policy.stays(prompt)
+    def kept(self, policy: EvictingPolicy, layer: int, prompt: int, seen: int) -> int:
+        """Return how many tokens a layer caches behind the batch that ends at token `seen` of a prompt; public."""
+        stays = policy.stays(prompt, layer)
         if seen == prompt:
             return stays
-        return min(seen, self.keep or min(stays, max(policy.stays(seen), self.tokens)))
+        return min(seen, self.keep or min(stays, max(policy.stays(seen, layer), self.tokens)))
 
-    def _drops(self, policy: EvictingPolicy, batch: Batch) -> bool:
-        """Whether tokens go after a batch."""
-        before = self.kept(policy, batch.prompt, batch.before) if batch.before else 0
-        return before + batch.tokens > self.kept(policy, batch.prompt, batch.before + batch.tokens)
+    def _drops(self, policy: EvictingPolicy, layer: int, batch: Batch) -> bool:
+        """Whether tokens of a layer go after a batch."""
+        before = self.kept(policy, layer, batch.prompt, batch.before) if batch.before else 0
+        return before + batch.tokens > self.kept(policy, layer, batch.prompt, batch.before + batch.tokens)
 
     def _evicting(self, layer: int) -> EvictingPolicy | None:
         """Return the policy that drops a layer's tokens, if it has one."""
@@ -166,7 +166,8 @@ class Batches(InBatches):
     def looking_ahead(self, batch: Batch) -> int:
         """As in `CachePolicy`: no more than a policy inside asks for, where it drops tokens."""
         inside = [policy for policy in _all_inside(self.inner) if isinstance(policy, EvictingPolicy)]
-        asked = [policy.observed_queries(batch.prompt, 0) for policy in inside if self._drops(policy, batch)]
+        layers = [(policy, layer) for policy in inside for layer in range(policy.own_budgets)]
+        asked = [policy.observed_queries(batch.prompt, n) for policy, n in layers if self._drops(policy, n, batch)]
         return 0 if batch.last else min(self.ahead, self.tokens, max(asked, default=0))
 
     def observed_in(self, batch: Batch, layer: int) -> int:
@@ -178,7 +179,7 @@ class Batches(InBatches):
         asked, ahead = policy.observed_queries(batch.prompt, layer), self.looking_ahead(batch)
         if policy.sees_all:
             return batch.tokens + ahead if asked else 0
-        if not self._drops(policy, batch):
+        if not self._drops(policy, layer, batch):
             return 0
         return min(asked, ahead) or min(batch.tokens, policy.observed_queries(batch.tokens, layer))
 
@@ -192,7 +193,7 @@ class Batches(InBatches):
             await self.inner.after_batch(suite, cache, layer, batch, attention_mass)
             return
         seen = Seen(attention_mass, self.observed_in(batch, layer), cache.group)
-        kept = self.kept(policy, batch.prompt, batch.before + batch.tokens)
+        kept = self.kept(policy, layer, batch.prompt, batch.before + batch.tokens)
         stages = policy.eviction_stages(suite, cache, layer, seen, kept)
         if batch.last:
             stages = [*stages, *policy.final_stages(suite, cache, layer)]

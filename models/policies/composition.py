@@ -1,7 +1,7 @@
 """A cache system put together of axes: scorer, budget, who always stays, when tokens go.
 
-A system is a short file that names one of each (`models.policies.h2o`, `snapkv`, `tova`); `Lag` changes one axis of another
-system. How tokens are scored, chosen, moved and dropped stands here once.
+A system is a short file that names one of each (`models.policies.h2o`, `snapkv`, `tova`); those of `models.policies.changed`
+change one axis of another system. How tokens are scored, chosen, moved and dropped stands here once.
 
 Leaks: to parties and dealer how many tokens stay and when some go, not which (docs/security.md, "Policies").
 """
@@ -10,27 +10,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
+from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
 from models.policies.eviction import EvictingPolicy, Eviction, Seen, drop_least
-from models.policies.settings import budget_tokens, no_windows, text_of, whole
+from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What a system is made of. budget: share of the prompt's tokens that stays; 1 keeps everything."""
+    """What a system is made of."""
 
     scorer: Scorer
-    budget: float
+    budget: Budget
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -59,29 +59,42 @@ class System(EvictingPolicy):
     def one_set_for_all_heads(self) -> bool:
         return self.axes.keep.sets == "layer"
 
+    @property
+    def own_budgets(self) -> int:
+        return self.axes.budget.layers
+
+    @property
+    def equal_layers(self) -> bool:
+        return self.own_budgets == 1
+
+    def pattern(self) -> tuple[int, int]:
+        """As in `CachePolicy`; layers with budgets of their own stand for themselves."""
+        return (0 if self.equal_layers else self.own_budgets), 1
+
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse sliding windows, and a budget that does not hold what always stays and one token more."""
         no_windows(self.name, architecture, prompt_tokens)
-        axes, kept = self.axes, self.stays(prompt_tokens)
+        axes = self.axes
+        kept = budget_tokens(axes.budget.share, prompt_tokens)
         if kept < prompt_tokens and axes.keep.choice(prompt_tokens, kept).count < 1:
             what, _ = self.least_batch()
             raise ConfigurationError(
-                f"policy {self.name}: budget = {axes.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
-                f"{what}; raise budget, or lower what always stays"
+                f"policy {self.name}: budget = {axes.budget.share} keeps {kept} of {prompt_tokens} tokens, which does not "
+                f"hold {what}; raise budget, or lower what always stays"
             )
 
     def verifies(self, rows: int) -> bool:
         """Whether nothing is evicted while decoding: what a token dropped cannot be taken back."""
-        return self.append_only or self.axes.budget == 1
+        return self.append_only or self.axes.budget.share == 1
 
     def new_state(self, place: Place) -> EvictionState:
         return EvictionState()
 
     def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.axes.scorer.queries(tokens) if self.axes.budget < 1 else 0
+        return self.axes.scorer.queries(tokens) if self.axes.budget.share < 1 else 0
 
-    def stays(self, tokens: int) -> int:
-        return budget_tokens(self.axes.budget, tokens)
+    def stays(self, tokens: int, layer: int) -> int:
+        return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
 
     def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
         """Return the steps: what the batch says is taken in, tokens go, what is kept of scores is masked for reuse."""
@@ -114,7 +127,7 @@ class System(EvictingPolicy):
         k, v = entry.keys_and_values()
         state = entry.state_of(EvictionState)
         due = axes.schedule.due(entry.length, state.kept)
-        if axes.budget == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
+        if axes.budget.share == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
             return await suite.attention(q, k, v, None)
         everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
@@ -138,43 +151,4 @@ class System(EvictingPolicy):
         choice = axes.keep.choice(entry.length, state.kept)
         every = replace(choice, stop=entry.length)
         scores = axes.keep.of_sets(axes.scorer.scores(suite, state, seen, every))
-        rows = await drop_least(suite, entry, scores, choice.stop - 1)
-        if axes.scorer.rows(state) is not None:
-            axes.scorer.moved(suite, state, rows)
-
-
-@dataclass(frozen=True)
-class Lag(System):
-    """Another system that drops tokens while decoding, but only when `every` tokens more than stay are cached, all at once:
-    a fresh mask for what stays is paid for that often. Until then all of them are attended to.
-
-    Text form: `lag:every=32|h2o:budget=0.2`.
-    """
-
-    inner: System
-    every: int = 32
-    name: ClassVar[str] = "lag"
-
-    def __post_init__(self) -> None:
-        whole(self.name, "every", self.every, 1)
-        if not isinstance(self.inner, System) or isinstance(self.inner, Lag):
-            raise ConfigurationError(
-                f"policy {self.name}: '{self.inner.spec}' is no system that drops tokens while decoding; use h2o or tova "
-                f"inside, or leave out {self.name}"
-            )
-        if not self.inner.axes.scorer.decodes:
-            raise ConfigurationError(
-                f"policy {self.name}: the scores of '{self.inner.spec}' come from the prompt's last queries alone, so "
-                f"nothing can go while decoding; use h2o or tova inside, or leave out {self.name}"
-            )
-
-    @property
-    def spec(self) -> str:
-        return f"{self.name}:every={self.every}|{self.inner.spec}"
-
-    @property
-    def axes(self) -> Axes:
-        return replace(self.inner.axes, schedule=Schedule(self.every))
-
-    def least_batch(self) -> tuple[str, int]:
-        return self.inner.least_batch()
+        axes.scorer.moved(suite, state, await drop_least(suite, entry, scores, choice.stop - 1, axes.scorer.rows(state)))

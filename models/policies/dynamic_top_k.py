@@ -14,11 +14,9 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
-from models.policies.selecting import attend_each
+from models.policies.selecting import PENALTY, attend_each
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of
 from protocols.suite import Suite, Value
-
-PENALTY = 32  # e^-32 is below 2^-46
 
 
 @dataclass(frozen=True)
@@ -59,5 +57,5 @@ class DynamicTopK(CachePolicy):
         scores = await suite.scores(q, k)
         total = suite.relative(scores[:, 0] if q.shape[1] == 1 else scores.sum(1))
         keep = await suite.keep_largest(total, count, suite.similarity_bound * q.shape[1])
-        bias = keep * PENALTY + float(-PENALTY)
+        bias = suite.with_bound(keep * PENALTY + float(-PENALTY), PENALTY)
         return await suite.biased_attention(q, k, v, bias.reshape(groups, 1, tokens))

@@ -42,9 +42,14 @@ class EvictingPolicy(CachePolicy):
         """Whether every query of a prompt counts, those of batches after which nothing is dropped too."""
         return False
 
+    @property
+    def own_budgets(self) -> int:
+        """Return how many layers keep a number of tokens of their own; 1 where all keep the same. Public."""
+        return 1
+
     @abstractmethod
-    def stays(self, tokens: int) -> int:
-        """Return how many tokens of a prompt of `tokens` tokens are cached after it; public."""
+    def stays(self, tokens: int, layer: int) -> int:
+        """Return how many tokens of a prompt of `tokens` tokens a layer caches after it; public."""
 
     @abstractmethod
     def least_batch(self) -> tuple[str, int]:
@@ -62,7 +67,7 @@ class EvictingPolicy(CachePolicy):
         """Return the steps of dropping all but `stays` tokens, and what follows."""
         tokens = cache.prompt_length(layer)
         seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)), cache.group)
-        dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens))
+        dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens, layer))
         return [*dropping, *self.final_stages(suite, cache, layer)]
 
 
@@ -90,16 +95,16 @@ class Eviction:
     """Drops tokens after a prompt, in the steps of `stages`; nothing happens where all tokens stay.
 
     entries: the layers that keep this set, of equal lengths. scores(): of the tokens that `kept` chooses from, asked for
-    when the choice is made. extra(): a further value a token [G, S] that moves along (one layer only), None for none;
-    moved(values): takes those of the tokens that are left.
+    when the choice is made. rows(): further values a token that move along (one layer only), secret, each [G, S], or [1, S]
+    where one set is kept for all heads; moved(rows): takes those of the tokens that are left, in the same order.
     """
 
     suite: Suite
     entries: Sequence[LayerCache]
     scores: Callable[[], Scores]
     kept: Kept
-    extra: Callable[[], Value | None] = lambda: None
-    moved: Callable[[Value], None] = lambda values: None
+    rows: Callable[[], Sequence[Value]] = lambda: ()
+    moved: Callable[[Sequence[Value]], None] = lambda rows: None
     _keep: Value | None = field(default=None, init=False)
     _shared: bool = field(default=False, init=False)
     _moved: list[Value] = field(default_factory=list, init=False)
@@ -123,17 +128,15 @@ class Eviction:
         start, stop, count = self.kept.start, self.kept.stop, self.kept.count
         parts = [x[:, start:stop] for entry in self.entries for x in entry.keys_and_values()]
         groups, rows = parts[0].shape[0], stop - start
-        extra = self.extra()
-        if extra is not None:
-            parts.append(extra[:, start:stop].reshape(groups, rows, 1))
+        parts += [x[:, start:stop].reshape(x.shape[0], rows, 1) for x in self.rows()]
         shared = self._shared and groups > 1
-        widths = [x.shape[-1] for x in parts]
+        shapes = [(x.shape[0], x.shape[-1]) for x in parts]
         if shared:  # one set: all heads' channels are one row
-            parts = [x.permute(1, 0, 2).reshape(1, rows, groups * w) for x, w in zip(parts, widths, strict=True)]
+            parts = [x.permute(1, 0, 2).reshape(1, rows, g * w) for x, (g, w) in zip(parts, shapes, strict=True)]
         assert self._keep is not None
         moved = await self.suite.compact(self._keep, parts, count)
         if shared:
-            moved = [x.reshape(count, groups, w).permute(1, 0, 2) for x, w in zip(moved, widths, strict=True)]
+            moved = [x.reshape(count, g, w).permute(1, 0, 2) for x, (g, w) in zip(moved, shapes, strict=True)]
         self._moved = moved
 
     async def _mask(self) -> None:
@@ -143,10 +146,8 @@ class Eviction:
             k, v = entry.keys_and_values()
             pairs = zip((k, v), masked[2 * n : 2 * n + 2], strict=True)
             entry.k, entry.v = (_between(suite, old, kept, start, stop) for old, kept in pairs)
-        extra = self.extra()
-        if extra is not None:
-            kept = self._moved[-1].reshape(extra.shape[0], self.kept.count)
-            self.moved(_between(suite, extra, kept, start, stop))
+        rows = zip(self.rows(), self._moved[2 * len(self.entries) :], strict=True)
+        self.moved([_between(suite, x, kept.reshape(x.shape[0], self.kept.count), start, stop) for x, kept in rows])
 
 
 def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> Value:
@@ -158,26 +159,24 @@ def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> 
     return suite.concat(parts, 1) if len(parts) > 1 else middle
 
 
-async def drop_least(suite: Suite, entry: LayerCache, scores: Scores, new: int) -> Value:
+async def drop_least(suite: Suite, entry: LayerCache, scores: Scores, new: int, rows: Sequence[Value]) -> list[Value]:
     """Drop the token with the lowest score among 0..new; the one at `new` takes its place, or goes itself.
 
-    scores: of all S cached tokens; of equal ones the earlier goes. Returns their values [G or 1, S - 1] in the new order;
-    keys and values of the layer have S - 1 rows afterwards.
+    scores: of all S cached tokens; of equal ones the earlier goes. rows: as in `Eviction`; returns those of the tokens that
+    are left, in the new order. Keys and values of the layer have S - 1 rows afterwards.
     """
     k, v = entry.keys_and_values()
-    groups, old = k.shape[0], scores.value
-    hot = await suite.top_k(-old[:, : new + 1], 1, scores.bound)
+    hot = await suite.top_k(-scores.value[:, : new + 1], 1, scores.bound)
     place = hot[:, 0, :new]
-    wide = place if place.shape[0] == groups else place.expand(groups, new)
-    rows = old.shape[0]
-    score_rows = old.reshape(rows, old.shape[1], 1)
-    new_k, new_v, new_scores = await suite.together(
-        suite.replace(k[:, :new], wide, k[:, new : new + 1]),
-        suite.replace(v[:, :new], wide, v[:, new : new + 1]),
-        suite.replace(score_rows[:, :new], place, score_rows[:, new : new + 1]),
-    )
+    parts = [k, v, *(x.reshape(x.shape[0], x.shape[1], 1) for x in rows)]
+
+    async def left(x: Value) -> Value:
+        wide = place if place.shape[0] == x.shape[0] else place.expand(x.shape[0], new)
+        return await suite.replace(x[:, :new], wide, x[:, new : new + 1])
+
+    new_k, new_v, *new_rows = await suite.together(*map(left, parts))
     entry.k, entry.v = (_between(suite, x, y, 0, new + 1) for x, y in ((k, new_k), (v, new_v)))
-    return _between(suite, old, new_scores.reshape(rows, new), 0, new + 1)
+    return [_between(suite, x, y.reshape(x.shape[0], new), 0, new + 1) for x, y in zip(rows, new_rows, strict=True)]
 
 
 def pooled(suite: Suite, votes: Value, before: int, behind: int) -> Value:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import Accumulated
@@ -34,7 +35,7 @@ class H2O(System):
 
     @property
     def axes(self) -> Axes:
-        return Axes(Accumulated(), self.budget, Keep(recent=self.recent), Schedule(every=1))
+        return Axes(Accumulated(), Share(self.budget), Keep(recent=self.recent), Schedule(every=1))
 
     def least_batch(self) -> tuple[str, int]:
         return "a heavy hitter and a recent token", 2

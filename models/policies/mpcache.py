@@ -217,7 +217,7 @@ class MPCache(EvictingPolicy):
                 f"{self.apart + self.sharing} layers, the model has {architecture.layers}; lower them, or set sharing=1"
             )
         always = self.sinks + self.window
-        stays = self.stays(prompt_tokens)
+        stays = self.stays(prompt_tokens, 0)
         if stays <= always and stays < prompt_tokens and self.static < 1:
             raise ConfigurationError(
                 f"policy {self.name}: static = {self.static} keeps {stays} of {prompt_tokens} tokens, which does not hold "
@@ -245,7 +245,7 @@ class MPCache(EvictingPolicy):
     def alternatives(self, prompt_tokens: int, suite: Suite) -> list[tuple[str, CachePolicy]]:
         """As in `CachePolicy`: they differ in cluster sizes and gathering. Where a gathering is what "auto" means, "auto"
         stays."""
-        sizes = self.sizes(self.stays(prompt_tokens))
+        sizes = self.sizes(self.stays(prompt_tokens, 0))
         fine, wide = sizes.fine, sizes.coarse if self.two_levels else 2 * sizes.fine
         one = replace(self, levels=0, coarse=0)
         shapes = [
@@ -274,7 +274,7 @@ class MPCache(EvictingPolicy):
             return 0
         return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
 
-    def stays(self, tokens: int) -> int:
+    def stays(self, tokens: int, layer: int) -> int:
         return budget_tokens(self.static, tokens)
 
     def least_batch(self) -> tuple[str, int]:

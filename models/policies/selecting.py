@@ -81,7 +81,8 @@ async def attend_by_bias(suite: Suite, entry: LayerCache, q: Value, plan: Layout
     parts = [none.expand(groups, n) for n in (start,) if n] + [bias]
     if stop < tokens:
         parts.append(none.expand(groups, tokens - stop))
-    return await suite.biased_attention(q, k, v, suite.concat(parts, 1).reshape(groups, 1, tokens))
+    lowered = suite.with_bound(suite.concat(parts, 1), PENALTY)
+    return await suite.biased_attention(q, k, v, lowered.reshape(groups, 1, tokens))
 
 
 async def attend_to(

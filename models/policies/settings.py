@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from models.architecture import Architecture
@@ -10,6 +11,9 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from models.cache import CachePolicy
+
+
+MOST_NUMBERS = 1000  # that one part of a text stands for
 
 
 def ratio(policy: str, name: str, value: Any) -> None:
@@ -28,6 +32,31 @@ def yes_or_no(policy: str, name: str, value: Any) -> None:
     """Raise `ConfigurationError` unless value is a bool."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be true or false")
+
+
+def numbers(policy: str, name: str, text: str) -> tuple[float, ...]:
+    """Return the numbers that a text names, at least one above 0. Raises `ConfigurationError`.
+
+    >>> numbers("layers", "weights", "4 2.5 1*3")
+    (4.0, 2.5, 1.0, 1.0, 1.0)
+    """
+    found: list[float] = []
+    for part in str(text).split():
+        number, star, times = part.partition("*")
+        try:
+            value, count = float(number), int(times) if star else 1
+        except ValueError:
+            value, count = -1.0, 0
+        if not (0 <= value < math.inf and 1 <= count <= MOST_NUMBERS):
+            raise ConfigurationError(
+                f"policy {policy}: {name} has '{part[:60]}', which must be a number, 0 or more, or number*count for several"
+            )
+        found += [value] * count
+    if not sum(found) > 0:
+        raise ConfigurationError(
+            f"policy {policy}: {name} = '{str(text)[:100]}' must name numbers, such as 4 2 1*10, one of them above 0"
+        )
+    return tuple(found)
 
 
 def budget_tokens(share: float, tokens: int) -> int:

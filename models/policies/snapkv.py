@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.scorers import WindowVotes
 from models.policies.composition import Axes, System
@@ -38,7 +39,7 @@ class SnapKV(System):
 
     @property
     def axes(self) -> Axes:
-        return Axes(WindowVotes(self.window, self.kernel), self.budget, Keep(recent=self.window))
+        return Axes(WindowVotes(self.window, self.kernel), Share(self.budget), Keep(recent=self.window))
 
     def least_batch(self) -> tuple[str, int]:
         return f"window = {self.window} and a voted token", self.window + 1

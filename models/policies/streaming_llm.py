@@ -48,7 +48,7 @@ class StreamingLLM(EvictingPolicy):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse a budget that does not hold the sinks and one recent token."""
         no_windows(self.name, architecture, prompt_tokens)
-        kept = self.stays(prompt_tokens)
+        kept = self.stays(prompt_tokens, 0)
         if kept <= self.sinks and kept < prompt_tokens:
             raise ConfigurationError(
                 f"policy {self.name}: budget = {self.budget} keeps {kept} of {prompt_tokens} tokens, which does not hold "
@@ -61,7 +61,7 @@ class StreamingLLM(EvictingPolicy):
     def new_state(self, place: Place) -> StreamingState:
         return StreamingState()
 
-    def stays(self, tokens: int) -> int:
+    def stays(self, tokens: int, layer: int) -> int:
         return budget_tokens(self.budget, tokens)
 
     def least_batch(self) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import LastQuery
@@ -31,7 +32,7 @@ class TOVA(System):
 
     @property
     def axes(self) -> Axes:
-        return Axes(LastQuery(), self.budget, Keep(sets="layer"), Schedule(every=1))
+        return Axes(LastQuery(), Share(self.budget), Keep(sets="layer"), Schedule(every=1))
 
     def least_batch(self) -> tuple[str, int]:
         return "its one query", 1

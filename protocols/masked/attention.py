@@ -52,12 +52,12 @@ WEIGHTED_BITS = 10  # fraction bits of weighted values beyond those of values, b
 SUM_ROOM = 7  # similarities are added up over the heads of a group, and doubled for the exact bound
 
 
-def score_bits(convert: Conversion) -> int:
+def score_bits(convert: Conversion, bias: float = 0.0) -> int:
     """Return the ring of a score with twice the fraction bits: an exponent's difference to another one can be checked; with
-    a soft cap, which scores themselves enter, that of the cap's period."""
+    a soft cap, which scores themselves enter, that of the cap's period. bias: of one that joins it, |bias| at most."""
     if convert.score_cap is not None:
         return 2 * convert.fraction_bits + period_bits(convert.score_cap, convert.bounds.here.score)
-    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert).score_bits
+    return 2 * convert.fraction_bits + UNIT_BITS + _spread(convert, bias=bias).score_bits
 
 
 def query_bits(convert: Conversion) -> int:
@@ -78,12 +78,13 @@ def precision(convert: Conversion, rows: Rows) -> tuple[int, int]:
     return frac, frac + room
 
 
-def _spread(convert: Conversion, cap: float | None = None) -> gate.Spread:
+def _spread(convert: Conversion, cap: float | None = None, bias: float = 0.0) -> gate.Spread:
     """Return what is known of a row's scores: its bound, or of capped ones, whose bound was for what the cap is taken of,
-    twice the cap."""
+    twice the cap. A bias that joins them, |bias| at most so much, widens both by twice as much."""
     bound = convert.bounds.here.score
-    if cap is not None:  # of the bounds that can be declared
-        bound = max(RANGES["score"].low, math.ceil(math.log2(2.0 * cap / largest("score", 0))))
+    if cap is not None or bias:  # the least of the bounds that can be declared in which it fits
+        reach = (largest("score", bound) if cap is None else 2.0 * cap) + 2.0 * bias
+        bound = max(RANGES["score"].low, math.ceil(math.log2(reach / largest("score", 0))))
     return gate.Spread(bound + 1, in_units(largest("score", bound)), convert.ranges)
 
 
@@ -120,10 +121,10 @@ async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
     return t
 
 
-async def score_factor(convert: Conversion, x: Value, cut: bool = True) -> Masked:
-    """Return queries or keys, masked modulo the ring of their scores or, without `cut`, a larger one: a product modulo
-    2^bits needs no more of a factor, even where that ring does not hold the factor itself."""
-    t, f, bits = convert.tensor(x), convert.fraction_bits, score_bits(convert)
+async def score_factor(convert: Conversion, x: Value, bits: int, cut: bool = True) -> Masked:
+    """Return queries or keys, masked modulo 2^bits, the ring of their scores, or, without `cut`, a larger one: a product
+    modulo 2^bits needs no more of a factor, even where that ring does not hold the factor itself."""
+    t, f = convert.tensor(x), convert.fraction_bits
     found = await convert.masked(t, f, max(bits, t.needs(f)), cut)
     return found.to_ring(bits) if cut else found
 
@@ -131,11 +132,12 @@ async def score_factor(convert: Conversion, x: Value, cut: bool = True) -> Maske
 @dataclass(frozen=True)
 class Widths:
     """Precision of a softmax whose division comes last. frac: fraction bits of the numerators. bits: the ring of their
-    product with the values. inverse_bits: the ring of 1 / sum."""
+    product with the values. inverse_bits: the ring of 1 / sum. bias: of one that has joined the scores, |bias| at most."""
 
     frac: int
     bits: int
     inverse_bits: int = INVERSE_BITS + gate.LEAST_BITS + 2
+    bias: float = 0.0
 
 
 async def weighted_values(
@@ -147,7 +149,8 @@ async def weighted_values(
     weigh: the bilinear map of masked numerators with the values, modulo 2^widths.bits.
     """
     f = convert.fraction_bits
-    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits), _spread(convert, convert.score_cap))
+    spread = _spread(convert, convert.score_cap, widths.bias)
+    p, inverse = await _numerators(convert, s, rows, (widths.frac, widths.bits), spread)
     dense = p.move(rows.put)
     bound = convert.bounds.here.value + 1
 
@@ -184,11 +187,13 @@ def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor)
 
 async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
+    reach = _reach(convert, bias)
     with operation("scores"):
         in_units = any(convert.tensor(part.k).packed is not None for part in parts)
         if len(parts) == 1 and not in_units:
-            s = await _exact_scores(convert, parts[0], rows)
+            s = await _exact_scores(convert, parts[0], rows, reach)
         else:
+            require(bias is None, "scores", "a bias joins the scores of a single part")
             s = await _joined_scores(convert, parts, rows, in_units)
         if bias is not None:
             shared = convert.tensor(bias).as_shared()
@@ -199,16 +204,18 @@ async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None
         )
 
 
-async def _exact_scores(convert: Conversion, part: Part, rows: Rows | None) -> Shared:
-    """Return q k^T of keys with all their fraction bits: [G', n, S], or with `rows` the entries that take part."""
+async def _exact_scores(convert: Conversion, part: Part, rows: Rows | None, reach: float = 0.0) -> Shared:
+    """Return q k^T of keys with all their fraction bits: [G', n, S], or with `rows` the entries that take part. reach: what
+    a bias that joins them is at most."""
+    bits = score_bits(convert, reach)
 
     def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
         found = ring.matmul(a, b.transpose(1, 2), modulo)
         return found if rows is None else rows.take(found)
 
-    ma, mb = await together(score_factor(convert, part.q), score_factor(convert, part.k, cut=False))
-    s = product.product(convert.context, "scores", ma, mb, entries).to_ring(score_bits(convert))
-    return s if convert.score_cap is None else await _capped(convert, s, convert.score_cap)
+    ma, mb = await together(score_factor(convert, part.q, bits), score_factor(convert, part.k, bits, cut=False))
+    s = product.product(convert.context, "scores", ma, mb, entries).to_ring(bits)
+    return s if convert.score_cap is None else await _capped(convert, s, convert.score_cap, reach)
 
 
 async def _joined_scores(convert: Conversion, parts: Sequence[Part], rows: Rows, in_units: bool) -> Shared:
@@ -223,20 +230,27 @@ async def _joined_scores(convert: Conversion, parts: Sequence[Part], rows: Rows,
             s = scaled(s) if in_units else s
         else:
             require(convert.score_cap is None, "scores", "keys of few fraction bits have no scores with a soft cap")
-            s = held.scores(convert.context, await score_factor(convert, part.q), keys, _spread(convert).score_bits)
+            s = held.scores(
+                convert.context, await score_factor(convert, part.q, score_bits(convert)), keys, _spread(convert).score_bits
+            )
         return s.map(lambda t: t.reshape(*heads, part.k.shape[1]))
 
     found = await together(*(one(part) for part in parts))
     return Shared(rows.take(torch.cat([s.x for s in found], -1)), min(s.bits for s in found), found[0].frac)
 
 
-async def _capped(convert: Conversion, s: Shared, cap: float) -> Shared:
-    """Return scores behind the soft cap, in the ring that their exponents take; a score that exceeds its bound is flagged. 1
-    round, which opens them."""
+def _reach(convert: Conversion, bias: Value | None) -> float:
+    """Return what |bias| is at most, 0 where there is none; public."""
+    return 0.0 if bias is None else convert.tensor(bias).reach
+
+
+async def _capped(convert: Conversion, s: Shared, cap: float, bias: float) -> Shared:
+    """Return scores behind the soft cap, in the ring that their exponents take with |bias| at most so much; a score that
+    exceeds its bound is flagged. 1 round, which opens them."""
     f, bound = convert.fraction_bits, convert.bounds.here.score
     opened = await open_cut(convert.context, s, f)
     convert.ranges.check("score", opened, largest("score", bound))
-    bits = _spread(convert, cap).score_bits + UNIT_BITS + soft_cap.FRAC
+    bits = _spread(convert, cap, bias).score_bits + UNIT_BITS + soft_cap.FRAC
     found = soft_cap.soft_cap(convert.context, opened, cap, period_bits(cap, bound), bits)
     assert isinstance(found, Shared)
     return found
@@ -280,7 +294,7 @@ async def attention(
 
     s, *values = await together(_scores(convert, parts, bias, rows), *(cached(part.v) for part in parts))
     frac, bits = precision(convert, rows)
-    widths = Widths(frac, bits)
+    widths = Widths(frac, bits, bias=_reach(convert, bias))
     if observed is not None:  # sums over the observed rows and over all heads must fit the ring
         most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - heads[0].bit_length()
         widths = Widths(min(frac, most), RING_BITS, RING_BITS)
@@ -332,7 +346,7 @@ async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> Maske
     element."""
     t, bits = convert.tensor(q), score_bits(convert)
     with operation("scores"):
-        mq = await score_factor(convert, q)
+        mq = await score_factor(convert, q, bits)
         one_hot = await convert.masked(convert.tensor(chosen), 0, bits, cut=False)
         out = product.matmul(convert.context, mq, one_hot.to_ring(bits).map(lambda v: v.transpose(1, 2)))
         return await mask_queries(convert, convert.new(out, t.magnitude))

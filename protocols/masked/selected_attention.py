@@ -128,7 +128,9 @@ async def _keys(convert: Conversion, q: Value, of: Clusters, opened: bool) -> _K
     groups, clusters, size, channels = of.keys.shape
     with operation("scores"):
         wanted = [of.keys] if of.always is None else [of.keys, of.always[0]]
-        mq, mk, *rest = await together(score_factor(convert, q), *(score_factor(convert, x, cut=False) for x in wanted))
+        mq, mk, *rest = await together(
+            score_factor(convert, q, bits), *(score_factor(convert, x, bits, cut=False) for x in wanted)
+        )
         if opened:
             rest = [mk.move(lambda t: t.reshape(groups, of.tokens, channels)), *rest]
         if not rest:

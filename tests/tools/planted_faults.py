@@ -83,6 +83,13 @@ FAULTS: tuple[Fault, ...] = (
         (f"{GATES}::test_products",),
     ),
     Fault(
+        "a bias that a row's spread does not count",
+        "protocols/masked/attention.py",
+        '(largest("score", bound) if cap is None else 2.0 * cap) + 2.0 * bias',
+        '(largest("score", bound) if cap is None else 2.0 * cap) + 0.0 * bias',
+        (f"{RANGES}::test_a_bias_joins_scores_as_far_apart_as_declared",),
+    ),
+    Fault(
         "party roles swapped where a masked value becomes a sharing",
         "protocols/masked/context.py",
         "return Shared((x.m - x.lam) if self.first else -x.lam, x.bits, x.frac)",
@@ -825,14 +832,14 @@ FAULTS: tuple[Fault, ...] = (
     # ---- model and wire
     Fault(
         "a query does not see its own token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = (key < query) | (key == 0)",
         ("tests/models/test_decoder.py",),
     ),
     Fault(
         "a query sees the next token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = key <= query + 1",
         ("tests/models/test_decoder.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,6 +26,15 @@ class Keep:
         (4, 32, 0)
         """
         return budget_tokens(self.recent, kept) if 0 < self.recent < 1 else int(self.recent)
+
+    @property
+    def always(self) -> int:
+        """Return how many tokens stay without being chosen where one is.
+
+        >>> Keep(recent=0.5).always, Keep(sinks=4, recent=32).always
+        (1, 36)
+        """
+        return next(n for n in itertools.count() if self.choice(n + 1, n + 1).count == 1)
 
     def choice(self, cached: int, kept: int) -> Kept:
         """Return which of `cached` tokens are chosen from, and how many of them stay, so that `kept` do in all."""

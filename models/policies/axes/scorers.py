@@ -9,6 +9,7 @@ Leaks: nothing; what follows from scores is opened by no one (docs/security.md, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,12 +52,12 @@ class Scorer(ABC):
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
 
-    def rows(self, state: EvictionState) -> Value | None:
-        """Return the secret values [G, S] that move with the tokens."""
-        return None
+    def rows(self, state: EvictionState) -> Sequence[Value]:
+        """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""
+        return ()
 
-    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
-        """Take the values of the tokens that are left [G, S']; local."""
+    def moved(self, suite: Suite, state: EvictionState, rows: Sequence[Value]) -> None:
+        """Take the values of the tokens that are left, in the order of `rows`; local."""
         return None
 
     def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
@@ -99,11 +100,13 @@ class Accumulated(Scorer):
         assert state.scores is not None
         return Scores(state.scores[:, kept.start : kept.stop], state.most + 1)
 
-    def rows(self, state: EvictionState) -> Value | None:
-        return state.scores
+    def rows(self, state: EvictionState) -> Sequence[Value]:
+        assert state.scores is not None
+        return (state.scores,)
 
-    def moved(self, suite: Suite, state: EvictionState, rows: Value) -> None:
-        state.scores = suite.with_bound(rows, state.most + 1)
+    def moved(self, suite: Suite, state: EvictionState, rows: Sequence[Value]) -> None:
+        (scores,) = rows
+        state.scores = suite.with_bound(scores, state.most + 1)
 
     def after(self, suite: Suite, state: EvictionState) -> list[Stage]:
         """Mask the scores for reuse. One round."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.cache import CachePolicy
+from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import Accumulated
@@ -29,7 +30,7 @@ def shown() -> CachePolicy:
     code = textwrap.dedent(text[start : text.index("\n## ", start)])
     names: dict[str, Any] = {
         "__name__": __name__,
-        **{kind.__name__: kind for kind in (Accumulated, Axes, Keep, Schedule, System)},
+        **{kind.__name__: kind for kind in (Accumulated, Axes, Keep, Schedule, Share, System)},
         "ClassVar": ClassVar,
         "dataclass": dataclass,
     }

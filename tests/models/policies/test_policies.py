@@ -42,7 +42,11 @@ MATRIX = {
     ],
     "streaming-llm": ["streaming-llm:budget=0.3", "streaming-llm:budget=0.3,sinks=0"],
     "h2o": ["h2o:budget=0.3", "lag:every=3|h2o:budget=0.3"],
-    "snapkv": ["snapkv:budget=0.5,window=6,kernel=3", "snapkv:budget=0.5,window=6,kernel=1"],
+    "snapkv": [
+        "snapkv:budget=0.5,window=6,kernel=3",
+        "snapkv:budget=0.5,window=6,kernel=1",
+        "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6",
+    ],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
@@ -365,7 +369,7 @@ def test_a_cache_of_another_policy_is_refused() -> None:
 def test_a_policy_file_is_registered_documented_and_tested() -> None:
     folder = Path(models.policies.__file__).parent
     shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold"}
-    shared |= {"batches", "composition", "wrappers"}
+    shared |= {"batches", "changed", "composition", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
     assert files == set(POLICIES)
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Systems of which one axis is another: dropped from now and then, or with more tokens in some layers.
+
+Leaks: to parties and dealer their text and what the system inside leaks (docs/security.md, "Policies").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from models.architecture import Architecture
+from models.policies.axes.budget import Profile
+from models.policies.axes.schedule import Schedule
+from models.policies.composition import Axes, System
+from models.policies.settings import numbers, whole
+from mpc.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Changed(System):
+    """Another system, of whose axes some are others."""
+
+    inner: System
+
+    def __post_init__(self) -> None:
+        inside = self.inner
+        if not isinstance(inside, System):
+            raise ConfigurationError(
+                f"policy {self.name}: '{inside.spec}' is no system of axes, of which {self.name} changes one; use h2o, "
+                f"snapkv or tova inside, or leave out {self.name}"
+            )
+        while isinstance(inside, Changed):
+            if isinstance(inside, type(self)):
+                raise ConfigurationError(
+                    f"policy {self.name}: '{self.inner.spec}' is changed so already; leave out one of them"
+                )
+            inside = inside.inner
+
+    def least_batch(self) -> tuple[str, int]:
+        return self.inner.least_batch()
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        self.inner.check(architecture, prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Lag(Changed):
+    """Another system that drops tokens while decoding, but only when `every` tokens more than stay are cached, all at once:
+    a fresh mask for what stays is paid for that often. Until then all of them are attended to.
+
+    Text form: `lag:every=32|h2o:budget=0.2`.
+    """
+
+    every: int = 32
+    name: ClassVar[str] = "lag"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self.name, "every", self.every, 1)
+        if not self.inner.axes.scorer.decodes:
+            raise ConfigurationError(
+                f"policy {self.name}: the scores of '{self.inner.spec}' come from the prompt's last queries alone, so "
+                f"nothing can go while decoding; use h2o or tova inside, or leave out {self.name}"
+            )
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:every={self.every}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        return replace(self.inner.axes, schedule=Schedule(self.every))
+
+
+@dataclass(frozen=True)
+class Layers(Changed):
+    """Another system whose budget is divided among layers in proportion to public weights, see `Profile`.
+
+    weights: a number a layer, `n*count` for several alike. Text form: `layers:weights=4 2 1*10|snapkv:budget=0.1`.
+    """
+
+    weights: str = ""
+    name: ClassVar[str] = "layers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._weights()
+
+    def _weights(self) -> tuple[float, ...]:
+        return numbers(self.name, "weights", self.weights)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:weights={self.weights}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        inside = self.inner.axes
+        return replace(inside, budget=Profile(inside.budget.share, self._weights()))
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """Refuse weights for another number of layers."""
+        super().check(architecture, prompt_tokens)
+        if (given := self.own_budgets) != architecture.layers:
+            raise ConfigurationError(
+                f"policy {self.name}: weights = '{self.weights}' are for {given} layers, the model has "
+                f"{architecture.layers}; name one for each"
+            )
