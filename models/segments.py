@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from protocols.observed import Observed
 from protocols.suite import Part, Suite, Value
 
 
@@ -46,14 +47,16 @@ class FewChannels(Segment):
 
 
 async def attention_over(
-    suite: Suite, segments: Sequence[Segment], q: Value, mask: Tensor | None = None, observed: Tensor | None = None
+    suite: Suite, segments: Sequence[Segment], q: Value, mask: Tensor | None = None, observed: Observed | None = None
 ) -> tuple[Value, Value | None]:
-    """Return the attention of queries [G, n, C] to all rows of segments whose values are as wide, [G, n, C], and the mass
-    [G, S] that `observed` queries gave, see `Suite.attention_over`."""
+    """Return the attention of queries [G, n, C] to all rows of segments whose values are as wide, [G, n, C], and the sums
+    [M, S] of `observed` probabilities, see `Suite.attention_over`."""
     if len(segments) == 1 and type(segments[0]) is Segment:
         k, v = segments[0].k, segments[0].v
         if observed is not None:
-            return await suite.attention_with_mass(q, k, v, mask, observed)
+            found = await suite.observed_attention(q, k, v, mask, observed)
+            assert found.out is not None
+            return found.out, found.mass
         return await suite.attention(q, k, v, mask), None
     parts = await suite.together(*(segment.part(suite, q) for segment in segments))
     (out,), mass = await suite.attention_over(parts, mask, observed)

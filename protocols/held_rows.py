@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from mpc.ledger import operation
+from protocols.observed import Observed
 from protocols.operations import Operations
 from protocols.value import Part, Value
 
@@ -43,13 +44,13 @@ class HeldRows(Operations):
         """Return what is cached, masked for all products to come; see `protocols.suite.Suite`."""
 
     async def attention_over(
-        self, parts: Sequence[Part], mask: Tensor | None = None, observed: Tensor | None = None
+        self, parts: Sequence[Part], mask: Tensor | None = None, observed: Observed | None = None
     ) -> tuple[list[Value], Value | None]:
         """Return the softmax over the scores of all parts, joined in order, times their values: one sum for each `total`, in
         order, [G, n, C''] with the heads grouped as the first part's queries [G, n, C'] are.
 
-        mask: public bool, broadcastable to [G, n, S] over the S rows of all parts, or None. observed: public bool [n]; the
-        second result is the sum of these queries' probabilities [G, S], None without it.
+        mask: public bool, broadcastable to [G, n, S] over the S rows of all parts, or None. observed: whose probabilities
+        the second result adds up, [M, S], as in `protocols.suite.Suite.observed_attention`; None without it.
         """
         groups, rows = parts[0].q.shape[:2]
         near = [(await self.attention_scores(part.q, part.k)).reshape(groups, rows, part.k.shape[1]) for part in parts]
@@ -64,7 +65,7 @@ class HeldRows(Operations):
                 one = (await self.matmul(weights, part.v)).reshape(groups, rows, part.v.shape[2])
                 found[part.total] = found[part.total] + one if part.total in found else one
                 start = stop
-        mass = None if observed is None else probabilities[:, observed].sum(1)
+        mass = None if observed is None else observed.taken(probabilities).sum(1)
         return [found[key] for key in sorted(found)], mass
 
     @abstractmethod

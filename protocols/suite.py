@@ -18,7 +18,7 @@ R = H / G query heads per key/value head, C channels of a head, F feed-forward w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -27,20 +27,24 @@ from mpc.ledger import Ledger, operation
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
 from protocols.held_rows import HeldRows
+from protocols.merging import Merging
+from protocols.observed import Attended, Observed
 from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Part", "Suite", "Value"]
 
+SQUARED_BITS = 18  # fraction bits of probabilities whose squares are added up
 
-class Suite(HeldRows):
+
+class Suite(Merging, HeldRows):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
     experts: how mixtures of experts are computed.
 
-    What a suite must write is in `protocols.operations`, what cached rows need that are held in several ways in
-    `protocols.held_rows`; what is here is written in terms of it, and a suite overrides what it can do in fewer rounds.
-    Rounds and bytes of an operation are a suite's own, see its module.
+    What a suite must write is in `protocols.operations`; what is here, in `protocols.merging` and in `protocols.held_rows`
+    is written in terms of it, and a suite overrides what it can do in fewer rounds. Rounds and bytes of an operation are a
+    suite's own, see its module.
     """
 
     name: ClassVar[str]
@@ -127,9 +131,9 @@ class Suite(HeldRows):
         """Return the sum of what two parts of a layer wrote to the residual stream, whose bound the sum keeps. Local."""
         return x + y
 
-    def with_bound(self, x: Value, bound: float) -> Value:
-        """Return x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""
-        return x
+    async def squared(self, x: Value, fraction_bits: int) -> Value:
+        """Return x^2 with twice the fraction bits that are left of x, at most `fraction_bits`, and none cut of it."""
+        return await self.mul(x, x)
 
     # ---- functions ---------------------------------------------------------------------------------------------------
     async def absolute(self, x: Value) -> Value:
@@ -215,6 +219,21 @@ class Suite(HeldRows):
         with operation("values"):
             return await self.matmul(probabilities, v)
 
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        """Return `attention`, if values are given, and what cached tokens get of it from some queries."""
+        scores = await self.attention_scores(q, k)
+        with operation("softmax"):
+            probabilities = await self.softmax(scores, mask)
+        seen, out = observed.taken(probabilities), None
+        if v is not None:
+            with operation("values"):
+                out = await self.matmul(probabilities, v)
+        squares = (await self.squared(seen, SQUARED_BITS)).sum(1) if observed.squares else None
+        return Attended(out, seen.sum(1), squares)
+
+    @final
     async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
@@ -222,11 +241,9 @@ class Suite(HeldRows):
 
         observed: public bool [R T]; the second result is the sum of these queries' probabilities.
         """
-        scores = await self.attention_scores(q, k)
-        with operation("softmax"):
-            probabilities = await self.softmax(scores, mask)
-        with operation("values"):
-            return await self.matmul(probabilities, v), probabilities[:, observed].sum(1)
+        found = await self.observed_attention(q, k, v, mask, Observed.of_rows(observed, q.shape[0]))
+        assert found.out is not None
+        return found.out, found.mass
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the

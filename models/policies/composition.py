@@ -15,11 +15,12 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
+from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import EvictingPolicy, Eviction, Seen, drop_least
+from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -33,6 +34,7 @@ class Axes:
     budget: Budget
     keep: Keep = field(default_factory=Keep)
     schedule: Schedule = field(default_factory=Schedule)
+    merge: Merge = field(default_factory=Drop)
 
 
 class System(EvictingPolicy):
@@ -90,8 +92,11 @@ class System(EvictingPolicy):
     def new_state(self, place: Place) -> EvictionState:
         return EvictionState()
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.axes.scorer.queries(tokens) if self.axes.budget.share < 1 else 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        if self.axes.budget.share == 1:
+            return Observation()
+        asked = self.axes.scorer.observation(tokens, layer)
+        return replace(asked, queries=min(asked.queries, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
@@ -117,6 +122,7 @@ class System(EvictingPolicy):
             choice,
             lambda: axes.scorer.rows(state),
             lambda rows: axes.scorer.moved(suite, state, rows),
+            axes.merge,
         )
         return eviction.stages()
 
@@ -144,7 +150,7 @@ class System(EvictingPolicy):
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        if entry.length > state.kept + 1 or axes.keep.sinks:
+        if entry.length > state.kept + 1 or axes.keep.sinks or axes.merge.keeps:
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return

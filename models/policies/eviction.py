@@ -1,4 +1,5 @@
-"""What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order.
+"""What evicting policies share: rows of a layer's cache are really dropped, in secret, the others keep their order; what
+becomes of those that go, a `Merge` says.
 
 `EvictingPolicy` is one that drops tokens when its layer's cache has come to hold more than a public number: after the prompt
 or, within `models.policies.batches.Batches`, after each batch of it.
@@ -8,30 +9,16 @@ Leaks: to parties and dealer how many rows stay, not which (docs/security.md, "P
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
-from models.cache import CachePolicy, KVCache, LayerCache, Stage
+from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Stage
+from models.observation import Seen
 from protocols.suite import Suite, Value
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [G, S], attention that each cached
-    token got from the last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the
-    `heads` query heads of a key/value head."""
-
-    mass: Value | None
-    queries: int
-    heads: int
-
-    @property
-    def most(self) -> int:
-        """Return the most attention that one token can have got; public."""
-        return self.queries * self.heads
 
 
 class EvictingPolicy(CachePolicy):
@@ -63,10 +50,9 @@ class EvictingPolicy(CachePolicy):
         """Return the steps that follow once, when only those tokens of the prompt are cached that stay."""
         return []
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Return the steps of dropping all but `stays` tokens, and what follows."""
         tokens = cache.prompt_length(layer)
-        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)), cache.group)
         dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens, layer))
         return [*dropping, *self.final_stages(suite, cache, layer)]
 
@@ -74,11 +60,13 @@ class EvictingPolicy(CachePolicy):
 @dataclass(frozen=True)
 class Scores:
     """How important cached tokens are: secret [G, n], or [1, n] for one set of tokens for all heads; |value| < bound. Exact
-    ties go to the earlier token. following: tokens behind each one that its score counts for, too."""
+    ties go to the earlier token. following: tokens behind each one that its score counts for, too. fraction_bits: that are
+    compared, see `Suite.keep_largest`."""
 
     value: Value
     bound: float
     following: int = 0
+    fraction_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +78,75 @@ class Kept:
     count: int
 
 
+@dataclass(frozen=True)
+class Event:
+    """What a `Merge` is told of an eviction among n tokens of a layer. scores: theirs. marks: secret [sets, n], 1 at
+    the `count` (public) tokens of a set that stay; None before the choice. parts: keys and values [G, n, C], then the
+    scorer's values a token, [G, n, 1] or [1, n, 1]; state: the layer's, where a merger may keep something."""
+
+    scores: Scores
+    marks: Value | None
+    count: int
+    parts: Sequence[Value]
+    state: LayerState
+
+    @property
+    def chosen(self) -> Value:
+        """Return the marks, once there are some."""
+        assert self.marks is not None
+        return self.marks
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Rows [G, n, width], or [1, n, width], that are moved by marks [sets, n] with `count` ones in each set; or, of `runs`,
+    their sums over what lies behind the mark before and up to each mark, the last place being marked."""
+
+    marks: Value
+    rows: Sequence[Value]
+    count: int
+    runs: bool = False
+
+
+class Merge(ABC):
+    """What becomes of the tokens that go. keeps: whether something of them stays."""
+
+    keeps: ClassVar[bool] = True
+
+    async def scored(self, suite: Suite, event: Event) -> Scores:
+        """Return what tokens are chosen by."""
+        return event.scores
+
+    @abstractmethod
+    async def before(self, suite: Suite, event: Event) -> list[Moving]:
+        """Return what is moved, all at once."""
+
+    @abstractmethod
+    async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:
+        """Return keys, values [G, count, C] and the scorer's values of what is left, from what was moved."""
+
+
+@dataclass(frozen=True)
+class Drop(Merge):
+    """Nothing of them stays."""
+
+    keeps: ClassVar[bool] = False
+
+    async def before(self, suite: Suite, event: Event) -> list[Moving]:
+        return [Moving(event.chosen, event.parts, event.count)]
+
+    async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:
+        return moved[0]
+
+
 @dataclass
 class Eviction:
     """Drops tokens after a prompt, in the steps of `stages`; nothing happens where all tokens stay.
 
     entries: the layers that keep this set, of equal lengths. scores(): of the tokens that `kept` chooses from, asked for
     when the choice is made. rows(): further values a token that move along (one layer only), secret, each [G, S], or [1, S]
-    where one set is kept for all heads; moved(rows): takes those of the tokens that are left, in the same order.
+    where one set is kept for all heads; moved(rows): takes those of the tokens that are left, in the same order. merge:
+    what becomes of the others (one layer only).
     """
 
     suite: Suite
@@ -105,49 +155,73 @@ class Eviction:
     kept: Kept
     rows: Callable[[], Sequence[Value]] = lambda: ()
     moved: Callable[[Sequence[Value]], None] = lambda rows: None
-    _keep: Value | None = field(default=None, init=False)
-    _shared: bool = field(default=False, init=False)
-    _moved: list[Value] = field(default_factory=list, init=False)
+    merge: Merge = field(default_factory=Drop)
+    _event: Event | None = field(default=None, init=False)
+    _moving: Sequence[Moving] = field(default=(), init=False)
+    _moved: Sequence[Sequence[Value]] = field(default=(), init=False)
+    _left: Sequence[Value] = field(default=(), init=False)
 
     def stages(self) -> list[Stage]:
-        """Return the choice, the move and the masking of what moved, in order."""
+        """Return the choice, the move, what a merger does around it, and the masking of what moved, in order."""
         if self.kept.count >= self.kept.stop - self.kept.start:
             return []
-        return [("keep-set", self._choose), ("compaction", self._move), ("masking again", self._mask)]
+        first: list[Stage] = [("keep-set", self._choose)]
+        last: list[Stage] = [("compaction", self._move), ("masking again", self._mask)]
+        if not self.merge.keeps:
+            return [*first, *last]
+        return [*first, ("what goes where", self._prepare), last[0], ("merging", self._merge), last[1]]
 
     async def _choose(self) -> None:
-        scores = self.scores()
+        start, stop = self.kept.start, self.kept.stop
+        parts = [x[:, start:stop] for entry in self.entries for x in entry.keys_and_values()]
+        parts += [x[:, start:stop].reshape(x.shape[0], stop - start, 1) for x in self.rows()]
+        event = Event(self.scores(), None, self.kept.count, parts, self.entries[0].state)
+        scores = await self.merge.scored(self.suite, event)
         votes, bound, behind = scores.value, scores.bound, scores.following
-        self._shared = votes.shape[0] == 1
         if behind:  # sums of values that still have a product's fraction bits would not fit the ring
             votes = await self.suite.rounded(self.suite.with_bound(votes, bound), room=behind.bit_length() + 4)
             votes, bound = pooled(self.suite, votes, behind, 0), bound * (behind + 1)
-        self._keep = await self.suite.keep_largest(votes, self.kept.count, bound)
+        marks = await self.suite.keep_largest(votes, self.kept.count, bound, scores.fraction_bits)
+        self._event = replace(event, marks=marks)
+        if not self.merge.keeps:
+            await self._prepare()
+
+    async def _prepare(self) -> None:
+        assert self._event is not None
+        self._moving = await self.merge.before(self.suite, self._event)
 
     async def _move(self) -> None:
-        start, stop, count = self.kept.start, self.kept.stop, self.kept.count
-        parts = [x[:, start:stop] for entry in self.entries for x in entry.keys_and_values()]
-        groups, rows = parts[0].shape[0], stop - start
-        parts += [x[:, start:stop].reshape(x.shape[0], rows, 1) for x in self.rows()]
-        shared = self._shared and groups > 1
-        shapes = [(x.shape[0], x.shape[-1]) for x in parts]
-        if shared:  # one set: all heads' channels are one row
-            parts = [x.permute(1, 0, 2).reshape(1, rows, g * w) for x, (g, w) in zip(parts, shapes, strict=True)]
-        assert self._keep is not None
-        moved = await self.suite.compact(self._keep, parts, count)
-        if shared:
-            moved = [x.reshape(count, g, w).permute(1, 0, 2) for x, (g, w) in zip(moved, shapes, strict=True)]
-        self._moved = moved
+        self._moved = await self.suite.together(*(_move(self.suite, one) for one in self._moving))
+        if not self.merge.keeps:
+            await self._merge()
+
+    async def _merge(self) -> None:
+        assert self._event is not None
+        self._left = await self.merge.after(self.suite, self._event, self._moved)
 
     async def _mask(self) -> None:
         suite, start, stop = self.suite, self.kept.start, self.kept.stop
-        masked = list(await suite.together(*(suite.mask_for_cache(x) for x in self._moved[: 2 * len(self.entries)])))
+        masked = list(await suite.together(*(suite.mask_for_cache(x) for x in self._left[: 2 * len(self.entries)])))
         for n, entry in enumerate(self.entries):
             k, v = entry.keys_and_values()
             pairs = zip((k, v), masked[2 * n : 2 * n + 2], strict=True)
             entry.k, entry.v = (_between(suite, old, kept, start, stop) for old, kept in pairs)
-        rows = zip(self.rows(), self._moved[2 * len(self.entries) :], strict=True)
+        rows = zip(self.rows(), self._left[2 * len(self.entries) :], strict=True)
         self.moved([_between(suite, x, kept.reshape(x.shape[0], self.kept.count), start, stop) for x, kept in rows])
+
+
+async def _move(suite: Suite, moving: Moving) -> list[Value]:
+    """Return what is left of rows that one choice moves: [G, count, width] each."""
+    groups, count = max(x.shape[0] for x in moving.rows), moving.rows[0].shape[1]
+    shared = moving.marks.shape[0] == 1 and groups > 1
+    rows, shapes = list(moving.rows), [(x.shape[0], x.shape[-1]) for x in moving.rows]
+    if shared:  # one set: all heads' channels are one row
+        rows = [x.permute(1, 0, 2).reshape(1, count, g * w) for x, (g, w) in zip(rows, shapes, strict=True)]
+    move = suite.merge_runs if moving.runs else suite.compact
+    moved = await move(moving.marks, rows, moving.count)
+    if shared:
+        moved = [x.reshape(moving.count, g, w).permute(1, 0, 2) for x, (g, w) in zip(moved, shapes, strict=True)]
+    return moved
 
 
 def _between(suite: Suite, old: Value, middle: Value, start: int, stop: int) -> Value:

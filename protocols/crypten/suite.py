@@ -51,13 +51,25 @@ import torch
 from torch import Tensor
 
 from mpc.ledger import operation
-from protocols.crypten import activation, arithmetic, comparison, masked_factors, maximum, normalisation, selection, softmax
+from protocols.crypten import (
+    activation,
+    arithmetic,
+    comparison,
+    masked_factors,
+    maximum,
+    normalisation,
+    reciprocal,
+    selection,
+    softmax,
+)
 from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
 from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit, unattended_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.held_rows import ENERGY_BOUND, two_to
 from protocols.suite import Activation, Linear, Norm, Value
 from protocols.value import there
+
+INVERSE_BITS = 26
 
 
 class CryptenSuite(CryptenLinear):
@@ -126,6 +138,14 @@ class CryptenSuite(CryptenLinear):
             share = arithmetic.rescale(self.session, product, bits, max(WEIGHT_BITS, self.fraction_bits))
             return self._value(share, max(WEIGHT_BITS, self.fraction_bits))
 
+    async def squared(self, x: Value, fraction_bits: int) -> Value:
+        """As in `Suite`; |x| < 2^(31 - fraction bits). 1 round, 8 bytes per element."""
+        if self._own is not None:
+            return await self.mul(x, x)
+        with operation("square"):
+            own = self._with_bits(x, fraction_bits)
+            return self._value(arithmetic.square(own.share), 2 * own.fraction_bits)
+
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
         """Return the softmax over the last axis; see `protocols.crypten.softmax`."""
         with operation("softmax"):
@@ -150,7 +170,7 @@ class CryptenSuite(CryptenLinear):
             product = masked_factors.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
             return self._back(product, active.fraction_bits + factor.fraction_bits)
 
-    async def less_than_zero(self, x: Value) -> Value:
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> Value:
         """Return 1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
         x = own_value(x)
         with operation("comparison"):
@@ -267,14 +287,23 @@ class CryptenSuite(CryptenLinear):
         with operation("ranking"):
             return self._value(selection.top_k(self.session, self._standard(x).share, k, self._ranked_bits(bound)), 0)
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> Value:
         """Return 1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
         with operation("ranking"):
-            kept = selection.keep_largest(self.session, self._standard(x).share, k, self._ranked_bits(bound))
+            ranked = self._standard(x) if fraction_bits is None else self._with_bits(x, fraction_bits)
+            kept = selection.keep_largest(
+                self.session, ranked.share, k, self._ranked_bits(bound) + ranked.fraction_bits - self.fraction_bits
+            )
             return self._value(kept, 0)
 
     def _ranked_bits(self, bound: float) -> int:
         return self.fraction_bits + max(0, math.ceil(math.log2(bound))) + 1
+
+    def _with_bits(self, x: Value, most: int) -> CryptenValue:
+        """Return x with its fraction bits, at most so many."""
+        own = own_value(x)
+        bits = min(own.fraction_bits, most)
+        return self._value(arithmetic.rescale(self.session, own.share, own.fraction_bits, bits), bits)
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         """Return the marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""
@@ -282,3 +311,15 @@ class CryptenSuite(CryptenLinear):
         with operation("compaction"):
             moved = selection.compact(self.session, own_value(keep).share, [x.share for x in own], k)
         return [x.like(share) for x, share in zip(own, moved, strict=True)]
+
+    # ---- merging ---------------------------------------------------------------------------------------------------
+    async def reciprocal(self, x: Value, least: float, most: float) -> Value:
+        """Return 1 / x with 26 fraction bits; see `protocols.crypten.reciprocal`."""
+        if self._own is not None:
+            return await super().reciprocal(x, least, most)
+        own = own_value(x)
+        low = max(0, math.floor(math.log2(least) + own.fraction_bits))
+        high = math.floor(math.log2(most) + own.fraction_bits) + 1
+        with operation("merging"):
+            share = reciprocal.reciprocal(self.session, own.share, own.fraction_bits, low, high, INVERSE_BITS)
+            return self._value(share, INVERSE_BITS)

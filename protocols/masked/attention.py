@@ -10,6 +10,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,9 @@ from protocols.masked.soft_cap import period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
+from protocols.observed import Attended, Observed
 from protocols.schedule import together
-from protocols.suite import Part, Value
+from protocols.suite import SQUARED_BITS, Part, Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
@@ -171,18 +173,27 @@ async def weighted_values(
         return convert.new(quotient, bound), dense, r
 
 
-def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
-    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    places = observed.nonzero()[:, 0]
-    count = int(places.numel())
-    index = slice(None) if count == observed.numel() else places.to(convert.context.device)
+def _mass(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor:
+    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [M, S]; local."""
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
 
-    factors = p.map(lambda t: t[:, index]), r.map(lambda t: t[:, index])
-    total = product.product(convert.context, "received", *factors, contract)
-    return convert.new(total, max(1, count.bit_length()))
+    total = product.product(convert.context, "received", p.move(of.take), r.move(of.take), contract)
+    return convert.new(total, max(1, of.queries.bit_length()))
+
+
+async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor | None:
+    """Return [sum over observed rows of (p r)^2], [M, S], where it is asked for: the probabilities are opened masked, then
+    squared locally. 1 round, `SQUARED_BITS` + 3 bits a probability."""
+    if not of.squares:
+        return None
+    found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
+    m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
+    most = max(1, of.queries.bit_length())
+    both = lifted.multiply(convert.context, "squares", m, m, 2 * SQUARED_BITS + most + 3)
+    assert isinstance(both, Shared)
+    return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
 async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None, rows: Rows) -> Exponents:
@@ -269,21 +280,41 @@ async def unattended(convert: Conversion, mass: Value) -> None:
     convert.ranges.check("score", m.to_ring(f + 3), 2.0**-8, width=UNATTENDED_DIGIT)
 
 
-async def attention(
-    convert: Conversion,
-    parts: Sequence[Part],
-    mask: Tensor | None = None,
-    bias: Value | None = None,
-    observed: Tensor | None = None,
-) -> tuple[list[MaskedTensor], MaskedTensor | None]:
-    """Return softmax(q k^T) v of parts, one sum for each `total`, and the attention that each cached token receives from
-    observed queries; see `Suite.attention_over`.
+def _wide_enough(of: Observed) -> int:
+    """Return the fraction bits of numerators with which sums over the observed rows and over all heads fit the ring."""
+    return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.rows.numel().bit_length())
 
-    mask: public. bias: secret, joins the scores before they are opened; for a single part. observed: public bool [R T]; the
-    sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
-    """
-    heads = parts[0].q.shape[:-1]
-    rows = Rows.of(torch.Size((*heads, sum(part.k.shape[1] for part in parts))), mask)
+
+async def attention(
+    convert: Conversion, parts: Sequence[Part], mask: Tensor | None = None, bias: Value | None = None
+) -> list[Value]:
+    """Return softmax(q k^T) v of parts, one sum for each `total`, see `Suite.attention_over`. mask: public. bias: secret,
+    joins the scores of a single part before they are opened."""
+    rows = _rows(parts, mask)
+    widths = Widths(*precision(convert, rows), bias=_reach(convert, bias))
+    out, _, _ = await _attention(convert, parts, rows, bias, widths)
+    return _totals(out, parts)
+
+
+def _rows(parts: Sequence[Part], mask: Tensor | None) -> Rows:
+    """Return the rows of all parts' scores."""
+    return Rows.of(torch.Size((*parts[0].q.shape[:-1], sum(part.k.shape[1] for part in parts))), mask)
+
+
+def _totals(out: Value, parts: Sequence[Part]) -> list[Value]:
+    """Return the sums that lie beside each other in `out`, one for each `total`."""
+    widths = {part.total: part.v.shape[2] for part in parts}
+    if len(widths) == 1:
+        return [out]
+    stops = list(itertools.accumulate(widths[total] for total in sorted(widths)))
+    return [out[..., start:stop] for start, stop in itertools.pairwise([0, *stops])]
+
+
+async def _attention(
+    convert: Conversion, parts: Sequence[Part], rows: Rows, bias: Value | None, widths: Widths
+) -> tuple[MaskedTensor, Masked, Masked]:
+    """Return the attention, sums of different totals beside each other, and what probabilities are products of, as
+    `weighted_values` does."""
 
     async def cached(v: Value) -> Masked | PackedRows:
         values = values_within_bound(convert, v)
@@ -293,27 +324,14 @@ async def attention(
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
     s, *values = await together(_scores(convert, parts, bias, rows), *(cached(part.v) for part in parts))
-    frac, bits = precision(convert, rows)
-    widths = Widths(frac, bits, bias=_reach(convert, bias))
-    if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - heads[0].bit_length()
-        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
 
     async def weigh(x: Masked) -> Shared:
         if len(parts) == 1 and isinstance(values[0], Masked):
             return product.matmul(convert.context, x, values[0])
+        frac, bits = precision(convert, rows)
         return _joined_sums(convert, x, parts, values, bits - frac - convert.fraction_bits)
 
-    out, p, r = await weighted_values(convert, s, rows, weigh, widths)
-    found, start = [], 0
-    for total in sorted({part.total for part in parts}):
-        stop = start + next(part.v.shape[2] for part in parts if part.total == total)
-        found.append(out if stop - start == out.shape[-1] else out[..., start:stop])
-        start = stop
-    if observed is None:
-        return found, None
-    with operation("received"):
-        return found, _attention_mass(convert, p, r, observed)
+    return await weighted_values(convert, s, rows, weigh, widths)
 
 
 def _joined_sums(
@@ -339,6 +357,41 @@ def _joined_sums(
         start += part.v.shape[1]
     sums = [totals[total] for total in sorted(totals)]
     return Shared(torch.cat([s.x for s in sums], -1), min(s.bits for s in sums), sums[0].frac)
+
+
+async def attention_over(
+    convert: Conversion, parts: Sequence[Part], mask: Tensor | None, of: Observed
+) -> tuple[list[Value], Value]:
+    """Return `attention` of parts, and the sums [M, S] of observed probabilities."""
+    rows = _rows(parts, mask)
+    widths = Widths(min(_wide_enough(of), precision(convert, rows)[0]), RING_BITS, RING_BITS)
+    out, p, r = await _attention(convert, parts, rows, None, widths)
+    with operation("received"):
+        return _totals(out, parts), _mass(convert, p, r, of)
+
+
+async def observed(
+    convert: Conversion, factors: tuple[Value, Value, Value | None], mask: Tensor | None, of: Observed
+) -> Attended:
+    """Return what `Suite.observed_attention` does. The sums of probabilities cost no round and no byte but their dealt
+    elements; without values, nothing of what these cost."""
+    q, k, v = factors
+    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
+    frac = _wide_enough(of)
+    out: Value | None = None
+    if v is not None:
+        widths = Widths(min(frac, precision(convert, rows)[0]), RING_BITS, RING_BITS)
+        out, p, r = await _attention(convert, [Part(q, k, v)], rows, None, widths)
+    else:
+        s = await _scores(convert, [Part(q, k, k)], None, rows)
+        bits = frac + INVERSE_BITS + 4 + of.rows.numel().bit_length()
+        hot, inverse = await _numerators(convert, s, rows, (frac, bits), _spread(convert, convert.score_cap))
+        p = hot.move(rows.put)
+        with operation("softmax sum"):
+            one_over = convert.new(inverse.map(lambda t: t.reshape(*rows.shape[:-1], 1)), gate.LEAST_BITS)
+            r = await convert.masked(one_over, INVERSE_BITS, bits)
+    with operation("received"):
+        return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of))
 
 
 async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:

@@ -35,6 +35,7 @@ from protocols.masked import (
     elementwise,
     held,
     linear,
+    merging,
     mixture,
     normalisation,
     output,
@@ -47,6 +48,7 @@ from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBound
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.observed import Attended, Observed
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Suite, Value
 from protocols.value import there
@@ -188,8 +190,11 @@ class MaskedSuite(Suite):
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.gated_activation(self.convert, gate, up, kind)
 
-    async def less_than_zero(self, x: Value) -> MaskedTensor:
-        return await elementwise.less_than_zero(self.convert, x)
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> MaskedTensor:
+        return await elementwise.less_than_zero(self.convert, x, fraction_bits)
+
+    async def squared(self, x: Value, fraction_bits: int) -> MaskedTensor:
+        return await elementwise.squared(self.convert, x, fraction_bits)
 
     async def max(self, x: Value, background: bool = False) -> MaskedTensor:
         return await selection.largest(self.convert, x, background)
@@ -201,24 +206,23 @@ class MaskedSuite(Suite):
     async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
         return await attention.softmax(self.convert, x, mask)
 
-    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
-        return (await attention.attention(self.convert, [Part(q, k, v)], mask))[0][0]
+    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
+        return (await attention.attention(self.convert, [Part(q, k, v)], mask))[0]
 
-    async def attention_with_mass(
-        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
-    ) -> tuple[Value, Value]:
-        out, mass = await attention.attention(self.convert, [Part(q, k, v)], mask, observed=observed)
-        assert mass is not None
-        return out[0], mass
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        return await attention.observed(self.convert, (q, k, v), mask, observed)
+
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+        return (await attention.attention(self.convert, [Part(q, k, v)], bias=bias))[0]
 
     async def attention_over(
-        self, parts: Sequence[Part], mask: Tensor | None = None, observed: Tensor | None = None
+        self, parts: Sequence[Part], mask: Tensor | None = None, observed: Observed | None = None
     ) -> tuple[list[Value], Value | None]:
-        found, mass = await attention.attention(self.convert, parts, mask, observed=observed)
-        return list(found), mass
-
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return (await attention.attention(self.convert, [Part(q, k, v)], bias=bias))[0][0]
+        if observed is None:
+            return await attention.attention(self.convert, parts, mask), None
+        return await attention.attention_over(self.convert, parts, mask, observed)
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)
@@ -251,11 +255,33 @@ class MaskedSuite(Suite):
     async def top_k(self, x: Value, k: int, bound: float) -> MaskedTensor:
         return await selection.largest_rows(self.convert, x, k, bound)
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> MaskedTensor:
-        return await selection.keep_largest(self.convert, x, k, bound)
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> MaskedTensor:
+        return await selection.keep_largest(self.convert, x, k, bound, fraction_bits)
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.compact(self.convert, keep, rows, k)
+
+    # ---- merging -----------------------------------------------------------------------------------------------------
+    async def select(self, bit: Value, x: Value) -> MaskedTensor:
+        return await merging.select(self.convert, bit, x)
+
+    async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> MaskedTensor:
+        return await merging.copy_scan(self.convert, marks, values, reverse)
+
+    async def merge_runs(self, ends: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        return await merging.merge_runs(self.convert, ends, rows, k)
+
+    async def reciprocal(self, x: Value, least: float, most: float) -> MaskedTensor:
+        return await merging.reciprocal(self.convert, x, (least, most))
+
+    async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> MaskedTensor:
+        return await merging.averaged(self.convert, sums, weights, like, limits)
+
+    async def normalised(self, x: Value) -> MaskedTensor:
+        return await merging.normalised(self.convert, x)
+
+    async def most_similar(self, x: Value, y: Value, least: float | None = None) -> tuple[Value, Value]:
+        return await merging.most_similar(self.convert, x, y, least)
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:

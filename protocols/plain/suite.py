@@ -205,7 +205,7 @@ class PlainSuite(Suite):
     async def soft_cap(self, x: Value, cap: float) -> PlainValue:
         return PlainValue(torch.tanh(tensor_of(x) / cap) * cap)
 
-    async def less_than_zero(self, x: Value) -> PlainValue:
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))
 
@@ -225,13 +225,32 @@ class PlainSuite(Suite):
         tensor = tensor_of(x)
         return PlainValue(functional.one_hot(_order(tensor, k), tensor.shape[-1]).to(tensor.dtype))
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> PlainValue:
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue(torch.zeros_like(tensor).scatter_(-1, _order(tensor, k), 1.0))
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         index = tensor_of(keep).argsort(dim=-1, descending=True, stable=True)[..., :k].sort(-1).values
         return [PlainValue(t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))) for t in map(tensor_of, rows)]
+
+    # ---- merging -------------------------------------------------------------------------------------------------
+    async def copy_scan(self, marks: Value, values: Value, reverse: bool = False) -> PlainValue:
+        marked, tensor = tensor_of(marks), tensor_of(values)
+        if reverse:
+            marked, tensor = marked.flip(-1), tensor.flip(-1)
+        last = (marked * torch.arange(1, tensor.shape[-1] + 1).to(marked)).cummax(-1).values.long()
+        padded = functional.pad(tensor, (1, 0))  # place 0: nothing was marked
+        found = padded.gather(-1, last)
+        return PlainValue(found.flip(-1) if reverse else found)
+
+    async def reciprocal(self, x: Value, least: float, most: float) -> PlainValue:
+        return PlainValue(1 / tensor_of(x))
+
+    async def averaged(self, sums: Value, weights: Value, like: Value, limits: tuple[float, float]) -> PlainValue:
+        return PlainValue(tensor_of(sums) / tensor_of(weights))
+
+    async def normalised(self, x: Value) -> PlainValue:
+        return PlainValue(functional.normalize(tensor_of(x), dim=-1, eps=1e-12))
 
 
 def _order(x: Tensor, k: int) -> Tensor:

@@ -14,6 +14,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, token_indices
 from models.loaded import load_weights
+from models.observation import Observation, Seen
 from models.policies.full import FullCache
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite, tensor_of
@@ -102,11 +103,11 @@ class LastTokens(CachePolicy):
         self.keep, self.queries = keep, queries
         self.calls: list[tuple[Any, ...]] = []
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.queries
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.queries)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        shape = None if attention_mass is None else tuple(attention_mass.shape)
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+        shape = None if seen.mass is None else tuple(seen.mass.shape)
         self.calls.append(("prompt_stages", layer, shape, cache.layers[layer].length))
         return []
 
@@ -141,9 +142,9 @@ def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_pat
     shown: dict[int, Tensor] = {}
 
     class Keep(LastTokens):
-        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-            assert attention_mass is not None
-            shown[layer] = tensor_of(attention_mass)
+        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+            assert seen.mass is not None
+            shown[layer] = tensor_of(seen.mass)
             return []
 
     for queries in (2, 4, 9, 20):

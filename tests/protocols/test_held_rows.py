@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpc.errors import RangeError
+from protocols.observed import Observed
 from protocols.suite import Part
 from tests.protocols.suite_harness import SECURE, run_plain, run_secure
 
@@ -40,7 +41,7 @@ def test_one_softmax_over_parts_of_other_shapes(suite: str, parties: int, rows: 
 
     async def program(s: Any, *x: Any) -> Any:
         parts = [Part(x[1], x[3], x[4]), Part(x[2], x[5], x[6], total=1), Part(x[0], x[7], x[8])]
-        sums, mass = await s.attention_over(parts, mask, observed)
+        sums, mass = await s.attention_over(parts, mask, Observed.of_rows(observed, heads))
         return [*sums, mass]
 
     found = evaluated(suite, parties, program, [q, few, low, k1, v1, k2, v2, k3, v3])
@@ -71,7 +72,7 @@ def test_rows_with_few_fraction_bits_beside_exact_ones(suite: str, parties: int,
             low.append(s.concat([first, more], 1))
         assert tuple(low[0].shape) == (heads, 9, channels)
         q = await s.mask_queries(q)
-        observed = torch.ones(1, dtype=torch.bool)
+        observed = Observed.of_rows(torch.ones(1, dtype=torch.bool), heads)
         (out,), mass = await s.attention_over([Part(q, *low), Part(q, ke, ve)], None, observed)
         (alone,), _ = await s.attention_over([Part(q, *low)])
         return [out, mass, alone]

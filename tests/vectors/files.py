@@ -12,6 +12,7 @@ from tests.vectors.cases_crypten import crypten_files
 from tests.vectors.cases_gather import gather_files
 from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
+from tests.vectors.cases_merging import merging_files
 from tests.vectors.cases_moved import moved_files
 from tests.vectors.cases_outputs import output_files
 from tests.vectors.cases_routing import routing_files
@@ -70,6 +71,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "shuffle": ("shuffle.py",),
     "compaction": ("compaction.py",),
     "partition": ("partitioning.py",),
+    "scan": ("scan.py",),
 }
 
 CRYPTEN: dict[str, tuple[str, ...]] = {
@@ -101,6 +103,7 @@ NO_PROTOCOL = {
         "linear.py": "products with fixed weights",
         "magnitudes.py": "public bounds",
         "marking.py": "a choice of two of the gates above",
+        "merging.py": "openings, products and rounds of the gates above",
         "mixture.py": "routing, openings and products",
         "public_tables.py": "a hash of public tables",
         "rows.py": "public positions",
@@ -135,6 +138,7 @@ def gate_files() -> dict[str, list[Case]]:
         **lifted_files(),
         **softmax_files(),
         **routing_files(),
+        **merging_files(),
         **crypten_files(),
         **output_files(),
     }

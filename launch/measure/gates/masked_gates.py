@@ -21,6 +21,7 @@ from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
 from protocols.masked.one_hot import one_hot_table
 from protocols.masked.partitioning import partition
+from protocols.masked.scan import copy_scan
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import shuffle
 from protocols.masked.threshold import top_k_by_threshold
@@ -349,8 +350,26 @@ def _rows() -> list[Gate]:
     ]
 
 
+def _scan() -> Gate:
+    count = 64
+
+    async def program(c: Context, x: Masked, mark: Masked) -> Shared:
+        return await copy_scan(c, c.shared(mark), c.shared(x))
+
+    def points(wanted: int) -> list[Tensor]:
+        marks = (torch.arange(count * count).reshape(count, count) * 2654435761 >> 7) % 5 == 0
+        return [torch.arange(-31.0, 33.0) * marks, marks.to(torch.float64)]
+
+    def oracle(x: Tensor, mark: Tensor) -> Tensor:
+        last = (mark * torch.arange(1, count + 1)).cummax(-1).values.long()
+        return torch.nn.functional.pad(x, (1, 0)).gather(-1, last)
+
+    words = f"rows of {count}, |x| < 2^(bits - 1)"
+    return Gate("copying along a row", "scan", words, "exact", points, absolute(oracle), program, 0.0, 8, 0)
+
+
 def masked_gates() -> list[Gate]:
     """Return all gates, in the order of the table."""
     curves = (_activations, _soft_cap, _powers, _exponential)
     parts = (_truncation, _comparison, *curves[:2], _lookup, _selection, *curves[2:], _zero_words, _rows)
-    return [gate for part in parts for gate in part()]
+    return [*(gate for part in parts for gate in part()), _scan()]

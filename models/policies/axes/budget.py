@@ -73,7 +73,7 @@ def divided(weights: tuple[float, ...], total: int, most: int) -> list[int]:
     len(weights).
 
     >>> divided((3, 1, 1), 10, 4), divided((1, 0, 1), 4, 3)
-    ([4, 3, 3], [2, 1, 1])
+    ([4, 3, 3], [1, 1, 2])
     """
     whole = sum(weights)
     counts = [int(weight / whole * total) for weight in weights]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.cache import LayerState, Stage
-from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
+from models.observation import Observation, Seen
+from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
 
 
@@ -37,8 +38,8 @@ class Scorer(ABC):
     decodes: ClassVar[bool] = True
 
     @abstractmethod
-    def queries(self, tokens: int) -> int:
-        """Return how many of the last queries of a prompt of `tokens` tokens it asks for; public."""
+    def observation(self, tokens: int, layer: int) -> Observation:
+        """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
@@ -72,8 +73,8 @@ class Accumulated(Scorer):
     sees_all: ClassVar[bool] = True
     every_token: ClassVar[bool] = True
 
-    def queries(self, tokens: int) -> int:
-        return tokens
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(tokens)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Add up: a round to mask what a later batch says."""
@@ -129,8 +130,8 @@ class WindowVotes(Scorer):
     kernel: int = 1
     decodes: ClassVar[bool] = False
 
-    def queries(self, tokens: int) -> int:
-        return self.window
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
@@ -142,8 +143,8 @@ class WindowVotes(Scorer):
 class LastQuery(Scorer):
     """Attention from the last query alone. Source: TOVA, Oren et al., EMNLP 2024, section 3."""
 
-    def queries(self, tokens: int) -> int:
-        return 1
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(1)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None

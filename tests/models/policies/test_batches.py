@@ -30,7 +30,7 @@ from protocols.plain.suite import tensor_of
 from protocols.registry import SuiteSpec
 from protocols.suite import Suite
 from tests.models import random_checkpoints as checkpoints
-from tests.models.policies.policy_cases import grid, tiny
+from tests.models.policies.policy_cases import grid, tiny, told_of
 from tests.models.test_decoder import feed
 from tests.protocols.suite_harness import run_plain, run_secure
 
@@ -230,8 +230,8 @@ def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> 
         for n, (start, stop) in enumerate(pairwise(ends)):
             batch = Batch(40, start, stop - start)
             await cache.append(s, 0, k[:, start:stop], v[:, start:stop])
-            mass = votes[n, :, : cache.layers[0].length] if policy.observed_in(batch, 0) else None
-            await policy.after_batch(s, cache, 0, batch, mass)
+            seen = told_of(s, a, policy.observed_in(batch, 0), votes[n, :, : cache.layers[0].length])
+            await policy.after_batch(s, cache, 0, batch, seen)
             await cache.settle()
             cache.seen = stop
         return cache.layers[0].keys_and_values()

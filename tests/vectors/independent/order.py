@@ -1,4 +1,4 @@
-"""What depends on an order: ranks, top-k, thresholds, maximum; and what moves rows: shuffle, compaction."""
+"""What depends on an order: ranks, top-k, thresholds, maximum; and what moves rows: shuffle, compaction, scan."""
 
 from __future__ import annotations
 
@@ -362,26 +362,34 @@ def compact_by_matrix(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
     return product(w, "compaction", band.each(spread), rows, lambda a, b: np.einsum("bki,bic->bkc", a, b))
 
 
-def _complement(marks: Masked) -> Masked:
-    """1 where there is no mark."""
-    return marks.each(lambda t: -t).plus_public(U(1))
+def copy_scan(w: World, marks: Shared, values: Shared, reverse: bool) -> Steps:
+    """The value at the last marked place up to each, by doubling: pairs are opened, and what is taken is added."""
+    pair = Shared(np.stack([marks.x, values.x], 1), min(marks.bits, values.bits), values.frac)
+    step = 1
+    while step < values.shape[-1]:
+
+        def moved(t: Words, step: int = step) -> Words:
+            out = np.zeros_like(t)
+            if reverse:
+                out[..., :-step] = t[..., step:]
+            else:
+                out[..., step:] = t[..., :-step]
+            return out
+
+        opened = yield from w.open(pair)
+        free = opened.each(lambda t: U(0) - t[:1]).plus_public(U(1))
+        pair = opened.shared.plus(product(w, "scan", free, opened.each(moved)))
+        step *= 2
+    return pair.each(lambda t: t[1])
 
 
-def partition_by_shuffle(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
-    """Shuffle marks, both counts and rows; reveal the marks, then of each row its own kind's count; move in the clear."""
-    bits = max(1, marks.shape[-1].bit_length())
-    counts = [x.to(bits).each(prefix) for x in (marks, _complement(marks))]
-    mark, ones, zeros, moved = yield from shuffle(w, [marks.to(1), *counts, rows])
-    seen = yield from reveal(mark)
-    reached = yield from reveal(Shared(np.where(seen != 0, ones.x, zeros.x), bits, 0))
-    source = np.argsort(reached + U(k) * (U(1) - seen), -1).astype(U)
-    return moved.each(lambda t: take(t, source))
-
-
-def partition_by_matrix(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
-    """Both kinds compacted, their openings in one round."""
-    kept, others = yield from together(
-        compact_by_matrix(w, marks, rows, k),
-        compact_by_matrix(w, _complement(marks), rows, marks.shape[-1] - k),
-    )
-    return Shared(np.concatenate([kept.x, others.x], 2), kept.bits, kept.frac)
+def copied(marks: np.ndarray, values: np.ndarray, reverse: bool) -> np.ndarray:
+    """Place by place."""
+    out = np.zeros_like(values)
+    places = range(values.shape[-1])
+    for row, mark, value in zip(out, marks, values, strict=True):
+        last = 0.0
+        for place in reversed(places) if reverse else places:
+            last = value[place] if mark[place] else last
+            row[place] = last
+    return out
