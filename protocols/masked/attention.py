@@ -329,34 +329,9 @@ async def _attention(
         if len(parts) == 1 and isinstance(values[0], Masked):
             return product.matmul(convert.context, x, values[0])
         frac, bits = precision(convert, rows)
-        return _joined_sums(convert, x, parts, values, bits - frac - convert.fraction_bits)
+        return held.joined_sums(convert, x, parts, values, bits - frac - convert.fraction_bits)
 
     return await weighted_values(convert, s, rows, weigh, widths)
-
-
-def _joined_sums(
-    convert: Conversion, p: Masked, parts: Sequence[Part], values: Sequence[Masked | PackedRows], room: int
-) -> Shared:
-    """Return weights p [G, n, S] times the values of all parts, sums of different totals beside each other; local."""
-    c, heads = convert.context, p.shape[:-1]
-
-    def one(start: int, part: Part, v: Masked | PackedRows) -> Shared:
-        stop, (groups, rows, width) = start + part.v.shape[1], part.v.shape
-        weights = p.move(lambda t: t[..., start:stop].reshape(groups, -1, rows))
-        if isinstance(v, PackedRows):
-            out = held.weighted(c, weights, v, convert.fraction_bits, room)
-        else:
-            out = product.matmul(c, weights, v)
-        return out.map(lambda t: t.reshape(*heads, width))
-
-    totals: dict[int, Shared] = {}
-    start = 0
-    for part, v in zip(parts, values, strict=True):
-        found = one(start, part, v)
-        totals[part.total] = totals[part.total].add(found) if part.total in totals else found
-        start += part.v.shape[1]
-    sums = [totals[total] for total in sorted(totals)]
-    return Shared(torch.cat([s.x for s in sums], -1), min(s.bits for s in sums), sums[0].frac)
 
 
 async def attention_over(

@@ -13,7 +13,9 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Openings").
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mpc import ring
@@ -30,7 +32,7 @@ from protocols.masked.truncation import truncate
 from protocols.masked.values import MaskedTensor
 from protocols.masked.wide import open_any
 from protocols.schedule import together
-from protocols.suite import Value
+from protocols.suite import Part, Value
 
 RINGS: dict[Factor, int] = {"keys": 24, "values": 40}
 
@@ -133,3 +135,28 @@ def weighted(c: Context, p: Masked, v: PackedRows, frac: int, room: int) -> Shar
     cut = truncate(c, p.to_ring(held.bits + count), count)
     out = product.matmul(c, cut, held)
     return out.shift_left(p.frac + frac - out.frac)
+
+
+def joined_sums(
+    convert: Conversion, p: Masked, parts: Sequence[Part], values: Sequence[Masked | PackedRows], room: int
+) -> Shared:
+    """Return weights p [G, n, S] times the values of all parts, sums of different totals beside each other; local."""
+    c, heads = convert.context, p.shape[:-1]
+
+    def one(start: int, part: Part, v: Masked | PackedRows) -> Shared:
+        stop, (groups, rows, width) = start + part.v.shape[1], part.v.shape
+        weights = p.move(lambda t: t[..., start:stop].reshape(groups, -1, rows))
+        if isinstance(v, PackedRows):
+            out = weighted(c, weights, v, convert.fraction_bits, room)
+        else:
+            out = product.matmul(c, weights, v)
+        return out.map(lambda t: t.reshape(*heads, width))
+
+    totals: dict[int, Shared] = {}
+    start = 0
+    for part, v in zip(parts, values, strict=True):
+        found = one(start, part, v)
+        totals[part.total] = totals[part.total].add(found) if part.total in totals else found
+        start += part.v.shape[1]
+    sums = [totals[total] for total in sorted(totals)]
+    return Shared(torch.cat([s.x for s in sums], -1), min(s.bits for s in sums), sums[0].frac)
