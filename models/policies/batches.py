@@ -24,7 +24,7 @@ from models.policies.wrappers import Around
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
-EVICTING = ("h2o", "mpcache", "snapkv", "streaming-llm", "tova")
+EVICTING = ("elastic", "h2o", "mpcache", "snapkv", "streaming-llm", "tova")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Systems of which one axis is another: dropped from now and then, or with more tokens in some layers.
+"""Systems of which one axis is another: dropped from now and then, with more tokens in some layers, or merged.
 
 Leaks: to parties and dealer their text and what the system inside leaks (docs/security.md, "Policies").
 """
@@ -6,14 +6,17 @@ Leaks: to parties and dealer their text and what the system inside leaks (docs/s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 from models.architecture import Architecture
 from models.policies.axes.budget import Profile
+from models.policies.axes.merge import Nearest, Rows
 from models.policies.axes.schedule import Schedule
 from models.policies.composition import Axes, System
 from models.policies.settings import numbers, whole
 from mpc.errors import ConfigurationError
+
+MERGERS: dict[str, Any] = {"nearest": Nearest}
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,37 @@ class Layers(Changed):
                 f"policy {self.name}: weights = '{self.weights}' are for {given} layers, the model has "
                 f"{architecture.layers}; name one for each"
             )
+
+
+@dataclass(frozen=True)
+class Merging(Changed):
+    """Another system, whose tokens that go join some that stay. how: `nearest`, the nearest by position (`Nearest`). rows:
+    `values`, keys stay what they are, or `both`.
+
+    Text form: `merge:how=nearest,rows=both|snapkv:budget=0.5`.
+    """
+
+    how: str = "nearest"
+    rows: str = "values"
+    name: ClassVar[str] = "merge"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for setting, known in (("how", tuple(MERGERS)), ("rows", get_args(Rows))):
+            if (value := getattr(self, setting)) not in known:
+                raise ConfigurationError(
+                    f"policy {self.name}: {setting} = {str(value)[:60]!r} must be one of {', '.join(known)}"
+                )
+        if self.inner.axes.merge.keeps:
+            raise ConfigurationError(
+                f"policy {self.name}: '{self.inner.spec}' merges already; leave out {self.name}, or use h2o, snapkv or tova "
+                "inside"
+            )
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:how={self.how},rows={self.rows}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        return replace(self.inner.axes, merge=MERGERS[self.how](self.rows))

@@ -42,9 +42,14 @@ MATRIX = {
     ],
     "streaming-llm": ["streaming-llm:budget=0.3", "streaming-llm:budget=0.3,sinks=0"],
     "h2o": ["h2o:budget=0.3", "lag:every=3|h2o:budget=0.3"],
-    "snapkv": ["snapkv:budget=0.5,window=6,kernel=3", "snapkv:budget=0.5,window=6,kernel=1", "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6"],
+    "snapkv": [
+        "snapkv:budget=0.5,window=6,kernel=3",
+        "snapkv:budget=0.5,window=6,kernel=1",
+        "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6",
+    ],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
+    "elastic": ["elastic:budget=0.4,distance=3"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
 TEXTS = [text for texts in MATRIX.values() for text in texts]
@@ -92,6 +97,7 @@ EVERYTHING = [
     "h2o:budget=1",
     "snapkv:budget=1",
     "tova:budget=1",
+    "elastic:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
 ]
@@ -179,6 +185,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
     texts |= {
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
+        "elastic": "elastic:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)

@@ -1,0 +1,48 @@
+"""Systems that merge, by their definitions in numpy: what a layer holds after an eviction. k, v [G, T, C]."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+
+def order(x: Array, k: int) -> Index:
+    """Places of the k largest, ties to the earlier, in order of position."""
+    return np.sort(np.argsort(-x, axis=-1, kind="stable")[..., :k], -1)
+
+
+def take(x: Array, places: Index) -> Array:
+    """Rows [G, T, C] at places [G, n]."""
+    return np.take_along_axis(x, places[..., None], 1)
+
+
+def unit(x: Array) -> Array:
+    """Rows of length 1."""
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def nearest(x: Array, places: Index, start: int, stop: int) -> Array:
+    """Rows at `places`, those of start..stop-1 averaged into the nearest of them, of two the left one: [T, C] -> [n, C]."""
+    gone = np.setdiff1d(np.arange(start, stop), places)
+    to = places[np.abs(places[None] - gone[:, None]).argmin(1)]
+    sums, counts = x.copy(), np.ones(len(x))
+    np.add.at(counts, to, 1)
+    np.add.at(sums, to, x[gone])
+    return np.asarray((sums / counts[:, None])[places])
+
+
+def elastic(k: Array, v: Array, score: Array, budget: int, sinks: int = 4) -> tuple[Array, Array]:
+    """One set a layer, by score [T]; the last token stays."""
+    count = k.shape[1]
+    anchors = sinks + order(score[sinks : count - 1], budget - sinks - 1)
+    keep = np.r_[:sinks, anchors, count - 1]
+    found = []
+    for x in (k, v):
+        middle = np.stack([nearest(one, anchors, sinks, count - 1) for one in x])
+        y = x[:, keep].copy()
+        y[:, sinks : len(keep) - 1] = middle
+        found.append(y)
+    return found[0], found[1]
