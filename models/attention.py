@@ -7,14 +7,16 @@ H query heads, G key/value heads, R = H / G, C head channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from models.architecture import Architecture, Rotary
-from models.cache import Batch, CachePolicy, KVCache, causal_mask
+from models.cache import Batch, CachePolicy, KVCache, LayerCache, causal_mask
 from models.loaded import linear_layer, write
+from models.observation import Observation, Seen
+from protocols.observed import Attended, Observed
 from protocols.suite import Linear, Suite, Value
 from protocols.value import Use
 
@@ -53,22 +55,26 @@ class Attention:
         tokens = fused.shape[0] - cache.ahead
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
-        observed = policy.observed_in(batch, layer) if prompt else 0
-        wanted = max(rows.wanted, observed)
-        q, k, v = await self._heads(fused, layer, rows.angles, wanted)
-        q, _ = await suite.together(suite.mask_queries(q), cache.append(suite, layer, k, v))
+        asked = policy.observed_in(batch, layer) if prompt else Observation()
+        q, k, v = await self._heads(fused, layer, rows.angles, max(rows.wanted, asked.queries))
+        apart = asked.queries > rows.wanted  # then what is observed needs no values, nor heads that do not count
+        both = [q[:, q.shape[1] - rows.wanted :], self._observed(q, asked)] if apart else [q]
+        *both, _ = await suite.together(*map(suite.mask_queries, both), cache.append(suite, layer, k, v))
+        q = both[0]
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
-        keys, values = cache.layers[layer].keys_and_values()
-        attended, mass = await self._prompt_attention(q, keys, values, cache.layers[layer].window, wanted, observed)
+        if apart:
+            seeing = observe(suite, self.architecture, cache.layers[layer], both[1], asked)
+            attended, seen = await suite.together(self._attended(q, cache, layer), seeing)
+        else:
+            attended, seen = await self._attended_and_seen(q, cache, layer, asked)
         if cache.ahead:
             cache.drop_last(suite, layer, cache.ahead)
-            mass = None if mass is None else mass[:, : cache.layers[layer].length]
-        merged = self._merged(attended, wanted)[wanted - rows.wanted :]
+            seen = seen.first(cache.layers[layer].length)
         out, _ = await suite.together(
-            self._written(merged, layer, residual),
-            policy.after_batch(suite, cache, layer, batch, mass),
+            self._written(self._merged(attended, rows.wanted), layer, residual),
+            policy.after_batch(suite, cache, layer, batch, seen),
         )
         cache.trim(layer)
         h_out: Value = out
@@ -86,19 +92,34 @@ class Attention:
         await self.policy.after_append(self.suite, cache, layer)
         return await self.policy.attend(self.suite, cache, layer, q)
 
-    async def _prompt_attention(
-        self, q: Value, k: Value, v: Value, window: int | None, rows: int, observed: int
-    ) -> tuple[Value, Value | None]:
-        """Return the attention of a prompt's last `rows` queries [H, rows, C], and the attention mass [G, S] of the last
-        `observed`."""
-        group = self.architecture.group
-        mask = causal_mask(rows, k.shape[1], window)
-        if mask is not None:
-            mask = mask.repeat(group, 1)
-        if not observed:
-            return await self.suite.attention(self._stacked(q), k, v, mask), None
-        last = (torch.arange(rows) >= rows - observed).repeat(group)
-        return await self.suite.attention_with_mass(self._stacked(q), k, v, mask, last)
+    async def _attended(self, q: Value, cache: KVCache, layer: int) -> Value:
+        """Return the attention [G, R n, C] of a prompt's last queries [H, n, C]."""
+        entry = cache.layers[layer]
+        k, v = entry.keys_and_values()
+        mask = _stacked_mask(q.shape[1], self.architecture.group, entry)
+        return await self.suite.attention(self._stacked(q), k, v, mask)
+
+    async def _attended_and_seen(self, q: Value, cache: KVCache, layer: int, asked: Observation) -> tuple[Value, Seen]:
+        """Return the attention [G, R n, C] of a prompt's last queries [H, n, C], and what is asked of it."""
+        if not asked.queries:
+            return await self._attended(q, cache, layer), Seen()
+        a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
+        k, v = entry.keys_and_values()
+        heads = asked.of_heads(a.heads)
+        if heads is None:
+            observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
+        else:
+            observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
+        mask = _stacked_mask(rows, a.group, entry)
+        found = await self.suite.observed_attention(self._stacked(q), k, v, mask, observed)
+        assert found.out is not None
+        return found.out, _told(found, a, asked)
+
+    def _observed(self, q: Value, asked: Observation) -> Value:
+        """Return the queries that are observed, as `observe` takes them, of a prompt's last ones [H, n', C]."""
+        heads = asked.of_heads(self.architecture.heads)
+        last = q[:, q.shape[1] - asked.queries :]
+        return self._stacked(last) if heads is None else last[list(heads)]
 
     async def _heads(self, fused: Value, layer: int, angles: Angles, rows: int) -> tuple[Value, Value, Value]:
         """Return the queries of the last `rows` tokens [H, rows, C], keys and values of all [G, T, C], from fused [T, (H
@@ -138,3 +159,28 @@ class Attention:
         """Turn [G, R n, C] -> [n, H C]."""
         a = self.architecture
         return attended.reshape(a.heads, rows, a.head_channels).permute(1, 0, 2).reshape(rows, a.heads * a.head_channels)
+
+
+async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, asked: Observation) -> Seen:
+    """Return what is asked of the attention of a prompt's last n queries alone: [G, R n, C], or [M, n, C] of query heads
+    that are told by themselves."""
+    k, _ = entry.keys_and_values()
+    heads = asked.of_heads(a.heads)
+    if heads is not None:
+        k = k[[head // a.group for head in heads]]
+    every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+    mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
+    found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
+    return _told(found, a, asked)
+
+
+def _stacked_mask(rows: int, heads: int, entry: LayerCache) -> Tensor | None:
+    """Return the mask of the last `rows` cached tokens' queries, those of `heads` heads one behind the other."""
+    mask = causal_mask(rows, entry.length, entry.window)
+    return None if mask is None else mask.repeat(heads, 1)
+
+
+def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
+    """Return what a policy is told of an observed attention."""
+    heads = a.group if asked.of_heads(a.heads) is None else 1
+    return Seen(found.mass, asked.queries, heads, found.squares)

@@ -4,10 +4,10 @@ A *policy* is written once against the suite interface and runs on every suite. 
 policy overrides those that it needs:
 
 * `after_batch`: once a layer and prompt batch, after its attention; a prompt comes in the batches of `prompt_batches`, all
-  of it in one by default. It is given the attention mass of every cached token: what the batch's last queries gave it, as
-  many as `observed_in` asked for. By default masses add up, and the last batch is followed by:
-* `prompt_stages`: once a layer, after the prompt; may shrink the layer's cache. It is given what the prompt's last queries
-  gave to every token, as many as `observed_queries` asked for. `after_prefill` runs these stages;
+  of it in one by default. It is told what the batch's last queries gave to every cached token, as `observed_in` asked
+  (`models.observation`). By default that adds up, and the last batch is followed by:
+* `prompt_stages`: once a layer, after the prompt; may shrink the layer's cache. It is told what the prompt's last queries
+  gave to every token, as `observation` asked. `after_prefill` runs these stages;
 * `after_append`: once a layer and token, when the token's key and value have joined the cache;
 * `attend`: once a layer and token, the attention of that token; by default to all that is cached.
 
@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.observation import Observation, Seen
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -111,8 +112,8 @@ class Batch:
 class LayerCache:
     """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt.
 
-    window: see `Architecture`. state: the policy's. attention_mass [G, S]: what the batches so far of an unfinished prompt
-    gave to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
+    window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
+    to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
     cannot be computed on shares.
     """
 
@@ -120,7 +121,7 @@ class LayerCache:
     state: LayerState = field(default_factory=LayerState)
     k: Value | None = None
     v: Value | None = None
-    attention_mass: Value | None = None
+    seen: Seen = field(default_factory=Seen)
     prompt_queries: Tensor | None = None
 
     @property
@@ -307,48 +308,37 @@ class CachePolicy(ABC):
         the prompt, so that their queries say what of it matters; they are not cached. Public; 0 for the last batch."""
         return 0
 
-    def observed_in(self, batch: Batch, layer: int) -> int:
-        """Return how many queries give the attention mass for `after_batch`: the last ones of a batch, those that look ahead
-        counted behind it; public."""
-        return batch.observed(self.observed_queries(batch.prompt, layer))
+    def observed_in(self, batch: Batch, layer: int) -> Observation:
+        """Return what `after_batch` is told: of the last queries of a batch, those that look ahead counted behind it;
+        public."""
+        asked = self.observation(batch.prompt, layer)
+        return replace(asked, queries=batch.observed(asked.queries))
 
-    async def after_batch(
-        self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
-    ) -> None:
+    async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only
-        the next batch needs may be started with `KVCache.run_in_background`.
-
-        attention_mass: attention that each cached token got from the last n queries, summed over them and the R heads,
-        secret [G, S]; n = observed_in(batch), None for n = 0. Masses of batches are added up; local.
-        """
+        the next batch needs may be started with `KVCache.run_in_background`. seen: as observed_in(batch) asks; what batches
+        tell is added up; local."""
         entry = cache.layers[layer]
-        before, entry.attention_mass = entry.attention_mass, None
-        if before is not None and attention_mass is not None:
-            added = entry.length - before.shape[1]
-            zeros = suite.public(torch.zeros(1), (before.shape[0], added))
-            attention_mass = attention_mass + (suite.concat([before, zeros], 1) if added else before)
+        before, entry.seen = entry.seen, Seen()
+        seen = seen.after(suite, before)
         if batch.last:  # what is left is for the answer's tokens, so its rounds are beside those of the layers behind
-            await cache.run_in_background(in_order(self.prompt_stages(suite, cache, layer, attention_mass)))
+            await cache.run_in_background(in_order(self.prompt_stages(suite, cache, layer, seen)))
         else:
-            entry.attention_mass = attention_mass
+            entry.seen = seen
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        """Return how many of the last queries of a prompt of `tokens` tokens give the attention mass for `prompt_stages`."""
-        return 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        """Return what `prompt_stages` is told of the last queries of a prompt of `tokens` tokens; nothing by default."""
+        return Observation()
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
-        done at once.
-
-        attention_mass: attention that each cached token got from the last n queries, summed over them and the R heads,
-        secret [G, S]; n = min(observed_queries(T), T), None for n = 0.
-        """
+        done at once. seen: as observation(T) asks, of no more than T queries."""
         return []
 
     @final
-    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> None:
+    async def after_prefill(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> None:
         """Run `prompt_stages`."""
-        await in_order(self.prompt_stages(suite, cache, layer, attention_mass))
+        await in_order(self.prompt_stages(suite, cache, layer, seen))
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         """Do the work after one decoded token's key and value were appended (at the end of S). What only later tokens

@@ -100,8 +100,8 @@ class Operations(ABC):
         """Return gelu (erf), gelu_tanh, silu or relu, element-wise."""
 
     @abstractmethod
-    async def less_than_zero(self, x: Value) -> Value:
-        """Return 1 where x < 0, else 0, with 0 fraction bits."""
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> Value:
+        """Return 1 where x < 0, else 0, with 0 fraction bits. fraction_bits: of x that count, see `keep_largest`."""
 
     @abstractmethod
     async def max(self, x: Value, background: bool = False) -> Value:
@@ -122,9 +122,9 @@ class Operations(ABC):
         rank j; exact ties go to the earlier position. |x| < bound, public. Raises `RangeError` unless 1 <= k <= C."""
 
     @abstractmethod
-    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> Value:
         """Return 1 at the k largest along the last axis, else 0: [..., n] -> [..., n], 0 fraction bits; ties as in
-        `top_k`."""
+        `top_k`. fraction_bits: of x that are compared, where it has more than the suite's and they fit."""
 
     @abstractmethod
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:

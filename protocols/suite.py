@@ -18,7 +18,7 @@ R = H / G query heads per key/value head, C channels of a head, F feed-forward w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -27,9 +27,12 @@ from mpc.ledger import Ledger, operation
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
 from protocols.merging import Merging
+from protocols.observed import Attended, Observed
 from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
 
 __all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
+
+SQUARED_BITS = 18  # fraction bits of probabilities whose squares are added up
 
 
 class Suite(Merging):
@@ -126,6 +129,10 @@ class Suite(Merging):
         """Return the sum of what two parts of a layer wrote to the residual stream, whose bound the sum keeps. Local."""
         return x + y
 
+    async def squared(self, x: Value, fraction_bits: int) -> Value:
+        """Return x^2 with twice the fraction bits that are left of x, at most `fraction_bits`, and none cut of it."""
+        return await self.mul(x, x)
+
     # ---- functions ---------------------------------------------------------------------------------------------------
     async def absolute(self, x: Value) -> Value:
         """Return |x|, exact."""
@@ -211,6 +218,21 @@ class Suite(Merging):
         with operation("values"):
             return await self.matmul(probabilities, v)
 
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        """Return `attention`, if values are given, and what cached tokens get of it from some queries."""
+        scores = await self.attention_scores(q, k)
+        with operation("softmax"):
+            probabilities = await self.softmax(scores, mask)
+        seen, out = observed.taken(probabilities), None
+        if v is not None:
+            with operation("values"):
+                out = await self.matmul(probabilities, v)
+        squares = (await self.squared(seen, SQUARED_BITS)).sum(1) if observed.squares else None
+        return Attended(out, seen.sum(1), squares)
+
+    @final
     async def attention_with_mass(
         self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
     ) -> tuple[Value, Value]:
@@ -218,11 +240,9 @@ class Suite(Merging):
 
         observed: public bool [R T]; the second result is the sum of these queries' probabilities.
         """
-        scores = await self.attention_scores(q, k)
-        with operation("softmax"):
-            probabilities = await self.softmax(scores, mask)
-        with operation("values"):
-            return await self.matmul(probabilities, v), probabilities[:, observed].sum(1)
+        found = await self.observed_attention(q, k, v, mask, Observed.of_rows(observed, q.shape[0]))
+        assert found.out is not None
+        return found.out, found.mass
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the

@@ -46,8 +46,8 @@ class TracedSelection:
         self._note(x, found.sum(-2))
         return found
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
-        found = await self._suite.keep_largest(x, k, bound)
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> Value:
+        found = await self._suite.keep_largest(x, k, bound, fraction_bits)
         self._note(x, found)
         return found
 

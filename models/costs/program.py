@@ -7,12 +7,13 @@ output share of its index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.cache import KVCache
 from models.decoder import Decoder
 from models.description import Description
@@ -20,6 +21,7 @@ from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
 from models.generation import Decoding, choice, prefill
 from models.loaded import load_weights
+from models.observation import Observation, Seen
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -91,11 +93,20 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
         kept = cached if entry.window is None else min(cached, entry.window)
         shape = (a.kv_heads, kept, a.head_channels)
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
-        mass: Value | None = None
-        if policy.observed_queries(kept, layer):
-            mass = value(f"layer {layer} attention mass", (a.kv_heads, kept))
-        await policy.after_prefill(suite, cache, layer, mass)
+        asked = policy.observation(kept, layer)
+        seen = told(a, asked, kept, lambda name, shape: value(f"layer {layer} {name}", shape))
+        await policy.after_prefill(suite, cache, layer, seen)
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
+
+
+def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str, tuple[int, ...]], Value]) -> Seen:
+    """Return what a policy is told of a prompt of `cached` tokens, in values that are asked for by name and shape."""
+    if not asked.queries:
+        return Seen()
+    shape = (asked.sums(a.heads, a.kv_heads), cached)
+    squares = value("squared attention", shape) if asked.squares else None
+    heads = a.group if asked.of_heads(a.heads) is None else 1
+    return Seen(value("attention mass", shape), min(asked.queries, cached), heads, squares)
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:

@@ -176,6 +176,13 @@ class Products:
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.attention_with_mass(q, k, v, mask, observed)
 
+    def observed_attention(self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Any) -> Any:
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        if v is not None:
+            self._count(rows, k.shape[1], channels, groups)
+        return self._suite.observed_attention(q, k, v, mask, observed)
+
     def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
         groups, rows, channels = q.shape
         self._count(rows, channels, k.shape[1], groups)

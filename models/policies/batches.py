@@ -18,13 +18,14 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, in_order
-from models.policies.eviction import EvictingPolicy, Seen
+from models.observation import Observation, Seen
+from models.policies.eviction import EvictingPolicy
 from models.policies.settings import whole
 from models.policies.wrappers import Around
 from mpc.errors import ConfigurationError
-from protocols.suite import Suite, Value
+from protocols.suite import Suite
 
-EVICTING = ("elastic", "h2o", "mpcache", "snapkv", "streaming-llm", "tova")
+EVICTING = ("cake", "compresskv", "elastic", "h2o", "mpcache", "snapkv", "streaming-llm", "tova")
 
 
 @dataclass(frozen=True)
@@ -167,32 +168,31 @@ class Batches(InBatches):
         """As in `CachePolicy`: no more than a policy inside asks for, where it drops tokens."""
         inside = [policy for policy in _all_inside(self.inner) if isinstance(policy, EvictingPolicy)]
         layers = [(policy, layer) for policy in inside for layer in range(policy.own_budgets)]
-        asked = [policy.observed_queries(batch.prompt, n) for policy, n in layers if self._drops(policy, n, batch)]
+        asked = [policy.observation(batch.prompt, n).queries for policy, n in layers if self._drops(policy, n, batch)]
         return 0 if batch.last else min(self.ahead, self.tokens, max(asked, default=0))
 
-    def observed_in(self, batch: Batch, layer: int) -> int:
+    def observed_in(self, batch: Batch, layer: int) -> Observation:
         """As in `CachePolicy`: the queries that look ahead, as many as the policy of the layer asks for, or the batch's own;
         none where nothing is dropped and votes do not add up over batches."""
         policy = self._evicting(layer)
         if policy is None or batch.last:
             return self.inner.observed_in(batch, layer)
-        asked, ahead = policy.observed_queries(batch.prompt, layer), self.looking_ahead(batch)
+        asked, ahead = policy.observation(batch.prompt, layer), self.looking_ahead(batch)
         if policy.sees_all:
-            return batch.tokens + ahead if asked else 0
-        if not self._drops(policy, layer, batch):
-            return 0
-        return min(asked, ahead) or min(batch.tokens, policy.observed_queries(batch.tokens, layer))
+            queries = batch.tokens + ahead if asked.queries else 0
+        elif not self._drops(policy, layer, batch):
+            queries = 0
+        else:
+            queries = min(asked.queries, ahead) or min(batch.tokens, policy.observation(batch.tokens, layer).queries)
+        return replace(asked, queries=queries)
 
-    async def after_batch(
-        self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
-    ) -> None:
+    async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Let the policy of the layer drop tokens, down to `kept`; in the rounds of the layers behind it, where the suite
         overlaps rounds."""
         policy = self._evicting(layer)
         if policy is None:
-            await self.inner.after_batch(suite, cache, layer, batch, attention_mass)
+            await self.inner.after_batch(suite, cache, layer, batch, seen)
             return
-        seen = Seen(attention_mass, self.observed_in(batch, layer), cache.group)
         kept = self.kept(policy, layer, batch.prompt, batch.before + batch.tokens)
         stages = policy.eviction_stages(suite, cache, layer, seen, kept)
         if batch.last:

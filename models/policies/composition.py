@@ -15,11 +15,12 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
+from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
-from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, Seen, drop_least
+from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -69,8 +70,8 @@ class System(EvictingPolicy):
         return self.own_budgets == 1
 
     def pattern(self) -> tuple[int, int]:
-        """As in `CachePolicy`; layers with budgets of their own stand for themselves."""
-        return (0 if self.equal_layers else self.own_budgets), 1
+        """As in `CachePolicy`; layers with budgets, or heads that are asked, of their own stand for themselves."""
+        return max(0 if self.equal_layers else self.own_budgets, self.axes.scorer.own_layers), 1
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Refuse sliding windows, and a budget that does not hold what always stays and one token more."""
@@ -91,8 +92,11 @@ class System(EvictingPolicy):
     def new_state(self, place: Place) -> EvictionState:
         return EvictionState()
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.axes.scorer.queries(tokens) if self.axes.budget.share < 1 else 0
+    def observation(self, tokens: int, layer: int) -> Observation:
+        if self.axes.budget.share == 1:
+            return Observation()
+        asked = self.axes.scorer.observation(tokens, layer)
+        return replace(asked, queries=min(asked.queries, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
@@ -110,11 +114,11 @@ class System(EvictingPolicy):
     def _event(self, suite: Suite, entry: LayerCache, seen: Seen) -> list[Stage]:
         """Return the steps of dropping all but `kept` tokens, the others in their order."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        choice = axes.keep.choice(entry.length, state.kept)
+        choice, groups = axes.keep.choice(entry.length, state.kept), entry.keys_and_values()[0].shape[0]
         eviction = Eviction(
             suite,
             [entry],
-            lambda: axes.keep.of_sets(axes.scorer.scores(suite, state, seen, choice)),
+            lambda: axes.keep.of_sets(axes.scorer.scores(suite, state, seen, choice), groups),
             choice,
             lambda: axes.scorer.rows(state),
             lambda rows: axes.scorer.moved(suite, state, rows),
@@ -161,5 +165,6 @@ class System(EvictingPolicy):
             return
         choice = axes.keep.choice(entry.length, state.kept)
         every = replace(choice, stop=entry.length)
-        scores = axes.keep.of_sets(axes.scorer.scores(suite, state, seen, every))
+        groups = entry.keys_and_values()[0].shape[0]
+        scores = axes.keep.of_sets(axes.scorer.scores(suite, state, seen, every), groups)
         axes.scorer.moved(suite, state, await drop_least(suite, entry, scores, choice.stop - 1, axes.scorer.rows(state)))

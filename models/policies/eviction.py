@@ -17,23 +17,8 @@ from typing import ClassVar
 import torch
 
 from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Stage
+from models.observation import Seen
 from protocols.suite import Suite, Value
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [G, S], attention that each cached
-    token got from the last `queries` queries, None for none of them. queries: public; each one gives 1 in each of the
-    `heads` query heads of a key/value head."""
-
-    mass: Value | None
-    queries: int
-    heads: int
-
-    @property
-    def most(self) -> int:
-        """Return the most attention that one token can have got; public."""
-        return self.queries * self.heads
 
 
 class EvictingPolicy(CachePolicy):
@@ -65,10 +50,9 @@ class EvictingPolicy(CachePolicy):
         """Return the steps that follow once, when only those tokens of the prompt are cached that stay."""
         return []
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Return the steps of dropping all but `stays` tokens, and what follows."""
         tokens = cache.prompt_length(layer)
-        seen = Seen(attention_mass, min(tokens, self.observed_queries(tokens, layer)), cache.group)
         dropping = self.eviction_stages(suite, cache, layer, seen, self.stays(tokens, layer))
         return [*dropping, *self.final_stages(suite, cache, layer)]
 
@@ -76,11 +60,13 @@ class EvictingPolicy(CachePolicy):
 @dataclass(frozen=True)
 class Scores:
     """How important cached tokens are: secret [G, n], or [1, n] for one set of tokens for all heads; |value| < bound. Exact
-    ties go to the earlier token. following: tokens behind each one that its score counts for, too."""
+    ties go to the earlier token. following: tokens behind each one that its score counts for, too. fraction_bits: that are
+    compared, see `Suite.keep_largest`."""
 
     value: Value
     bound: float
     following: int = 0
+    fraction_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +181,7 @@ class Eviction:
         if behind:  # sums of values that still have a product's fraction bits would not fit the ring
             votes = await self.suite.rounded(self.suite.with_bound(votes, bound), room=behind.bit_length() + 4)
             votes, bound = pooled(self.suite, votes, behind, 0), bound * (behind + 1)
-        marks = await self.suite.keep_largest(votes, self.kept.count, bound)
+        marks = await self.suite.keep_largest(votes, self.kept.count, bound, scores.fraction_bits)
         self._event = replace(event, marks=marks)
         if not self.merge.keeps:
             await self._prepare()

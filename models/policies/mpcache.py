@@ -34,7 +34,8 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerCache, Place, SettingValue, Sharing, Stage
-from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores, Seen
+from models.observation import Observation, Seen
+from models.policies.eviction import EvictingPolicy, Eviction, Kept, Scores
 from models.policies.levels import Choosing, Describing, Levels, Sizes
 from models.policies.selecting import (
     ChoosingState,
@@ -269,10 +270,10 @@ class MPCache(EvictingPolicy):
         return MPCacheState(chooser_of(place, own), members=members)
 
     # ---- after the prompt ------------------------------------------------------------------------------------------
-    def observed_queries(self, tokens: int, layer: int) -> int:
+    def observation(self, tokens: int, layer: int) -> Observation:
         if self.static == 1:
-            return 0
-        return min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens)
+            return Observation()
+        return Observation(min(tokens, int(self.observed)) if self.observed >= 1 else budget_tokens(self.observed, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return budget_tokens(self.static, tokens)
@@ -288,7 +289,7 @@ class MPCache(EvictingPolicy):
         entries = [cache.layers[n] for n in members]
         tokens = entries[0].length
         if self.scoring == "authors" and self.static < 1:
-            keep_important(entries[0], self.observed_queries(tokens, layer), self.threshold)
+            keep_important(entries[0], self.observation(tokens, layer).queries, self.threshold)
             return []
         if seen.mass is None or kept >= tokens:
             return []

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, Place, Sharing, Stage
+from models.observation import Seen
 from models.policies.clusters import Clusters, describe, extended, similarities, similarity_limit
 from models.policies.selecting import ChoosingState, attend_to, chooser_of, layout, made_or_taken
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
@@ -61,7 +62,7 @@ class Quest(CachePolicy):
     def new_state(self, place: Place) -> QuestState:
         return QuestState(chooser_of(place, Sharing(), self.skip))
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         async def describe_pages() -> None:
             await self._describe(suite, cache, layer)
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from models.cache import CachePolicy
 from models.policies.batches import Batches, ChunkedPrefill
+from models.policies.cake import CAKE
 from models.policies.changed import Lag, Layers, Merging
+from models.policies.compresskv import CompressKV
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
 from models.policies.full import FullCache
@@ -29,10 +31,23 @@ from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
-    kind.name: kind for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Quest, DynamicTopK, Elastic)
+    kind.name: kind
+    for kind in (
+        FullCache,
+        MPCache,
+        StreamingLLM,
+        H2O,
+        SnapKV,
+        CAKE,
+        CompressKV,
+        TOVA,
+        Elastic,
+        Quest,
+        DynamicTopK,
+    )
 }
 WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging)}
-MAX_LENGTH = 400
+MAX_LENGTH = 1000
 
 
 def parse(text: str, plaintext: bool = False) -> CachePolicy:

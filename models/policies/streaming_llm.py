@@ -15,7 +15,8 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, LayerState, Place, Stage
-from models.policies.eviction import EvictingPolicy, Seen
+from models.observation import Seen
+from models.policies.eviction import EvictingPolicy
 from models.policies.settings import budget_tokens, no_windows, ratio, text_of, whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, LayerState, Place, Sharing, Stage
+from models.observation import Observation, Seen
 from models.policies.settings import whole
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -61,19 +62,17 @@ class Around(CachePolicy):
     def looking_ahead(self, batch: Batch) -> int:
         return self.of(0).looking_ahead(batch)
 
-    def observed_in(self, batch: Batch, layer: int) -> int:
+    def observed_in(self, batch: Batch, layer: int) -> Observation:
         return self.of(layer).observed_in(batch, layer)
 
-    async def after_batch(
-        self, suite: Suite, cache: KVCache, layer: int, batch: Batch, attention_mass: Value | None
-    ) -> None:
-        await self.of(layer).after_batch(suite, cache, layer, batch, attention_mass)
+    async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
+        await self.of(layer).after_batch(suite, cache, layer, batch, seen)
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.of(layer).observed_queries(tokens, layer)
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return self.of(layer).observation(tokens, layer)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
-        return self.of(layer).prompt_stages(suite, cache, layer, attention_mass)
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+        return self.of(layer).prompt_stages(suite, cache, layer, seen)
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         await self.of(layer).after_append(suite, cache, layer)

@@ -137,6 +137,14 @@ class CryptenSuite(CryptenLinear):
             share = arithmetic.rescale(self.session, product, bits, max(WEIGHT_BITS, self.fraction_bits))
             return self._value(share, max(WEIGHT_BITS, self.fraction_bits))
 
+    async def squared(self, x: Value, fraction_bits: int) -> Value:
+        """As in `Suite`; |x| < 2^(31 - fraction bits). 1 round, 8 bytes per element."""
+        if self._own is not None:
+            return await self.mul(x, x)
+        with operation("square"):
+            own = self._with_bits(x, fraction_bits)
+            return self._value(arithmetic.square(own.share), 2 * own.fraction_bits)
+
     async def softmax(self, x: Value, mask: Tensor | None = None) -> Value:
         """Return the softmax over the last axis; see `protocols.crypten.softmax`."""
         with operation("softmax"):
@@ -161,7 +169,7 @@ class CryptenSuite(CryptenLinear):
             product = masked_factors.mul_watched(self.session, active, factor, kinds, ACTIVATION_LIMIT)
             return self._back(product, active.fraction_bits + factor.fraction_bits)
 
-    async def less_than_zero(self, x: Value) -> Value:
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> Value:
         """Return 1 where x < 0, exact, 0 fraction bits. 8 rounds, 31.7 bytes per element."""
         x = own_value(x)
         with operation("comparison"):
@@ -258,14 +266,23 @@ class CryptenSuite(CryptenLinear):
         with operation("ranking"):
             return self._value(selection.top_k(self.session, self._standard(x).share, k, self._ranked_bits(bound)), 0)
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> Value:
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> Value:
         """Return 1 at the k largest, [..., n] -> [..., n]; see `protocols.crypten.selection`."""
         with operation("ranking"):
-            kept = selection.keep_largest(self.session, self._standard(x).share, k, self._ranked_bits(bound))
+            ranked = self._standard(x) if fraction_bits is None else self._with_bits(x, fraction_bits)
+            kept = selection.keep_largest(
+                self.session, ranked.share, k, self._ranked_bits(bound) + ranked.fraction_bits - self.fraction_bits
+            )
             return self._value(kept, 0)
 
     def _ranked_bits(self, bound: float) -> int:
         return self.fraction_bits + max(0, math.ceil(math.log2(bound))) + 1
+
+    def _with_bits(self, x: Value, most: int) -> CryptenValue:
+        """Return x with its fraction bits, at most so many."""
+        own = own_value(x)
+        bits = min(own.fraction_bits, most)
+        return self._value(arithmetic.rescale(self.session, own.share, own.fraction_bits, bits), bits)
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         """Return the marked rows in their order, [B, n, width] -> [B, k, width]; see `protocols.crypten.selection`."""

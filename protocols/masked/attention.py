@@ -32,8 +32,9 @@ from protocols.masked.soft_cap import period_bits
 from protocols.masked.stream import factor_bits
 from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
+from protocols.observed import Attended, Observed
 from protocols.schedule import together
-from protocols.suite import Value
+from protocols.suite import SQUARED_BITS, Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
@@ -162,18 +163,27 @@ async def weighted_values(
         return convert.new(quotient, bound), dense, r
 
 
-def _attention_mass(convert: Conversion, p: Masked, r: Masked, observed: Tensor) -> MaskedTensor:
-    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [G, S]; local."""
-    places = observed.nonzero()[:, 0]
-    count = int(places.numel())
-    index = slice(None) if count == observed.numel() else places.to(convert.context.device)
+def _mass(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor:
+    """Return [sum over observed rows of p r]: p [G, T, S], r [G, T, 1] -> [M, S]; local."""
 
     def contract(a: Tensor, b: Tensor, bits: int) -> Tensor:
         return ring.matmul(b.transpose(1, 2), a, bits)[:, 0]
 
-    factors = p.map(lambda t: t[:, index]), r.map(lambda t: t[:, index])
-    total = product.product(convert.context, "received", *factors, contract)
-    return convert.new(total, max(1, count.bit_length()))
+    total = product.product(convert.context, "received", p.move(of.take), r.move(of.take), contract)
+    return convert.new(total, max(1, of.queries.bit_length()))
+
+
+async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> MaskedTensor | None:
+    """Return [sum over observed rows of (p r)^2], [M, S], where it is asked for: the probabilities are opened masked, then
+    squared locally. 1 round, `SQUARED_BITS` + 3 bits a probability."""
+    if not of.squares:
+        return None
+    found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
+    m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
+    most = max(1, of.queries.bit_length())
+    both = lifted.multiply(convert.context, "squares", m, m, RING_BITS)  # sums of them take public factors
+    assert isinstance(both, Shared)
+    return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
 async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
@@ -226,20 +236,29 @@ async def unattended(convert: Conversion, mass: Value) -> None:
     convert.ranges.check("score", m.to_ring(f + 3), 2.0**-8, width=UNATTENDED_DIGIT)
 
 
-async def attention(
-    convert: Conversion,
-    factors: tuple[Value, Value, Value],
-    mask: Tensor | None = None,
-    bias: Value | None = None,
-    observed: Tensor | None = None,
-) -> tuple[MaskedTensor, MaskedTensor | None]:
-    """Return softmax(q k^T) v of factors q, k, v, and the attention that each cached token receives from observed queries.
+def _wide_enough(q: Value, of: Observed) -> int:
+    """Return the fraction bits of numerators with which sums over the observed rows and over all heads fit the ring."""
+    return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.rows.numel().bit_length())
 
-    Shapes as in `Suite.attention`. mask: public. bias: secret, joins the scores before they are opened. observed: public
-    bool [R T]; the sum of these queries' probabilities, [G, S], costs no round and no byte but its dealt elements.
-    """
+
+async def attention(
+    convert: Conversion, factors: tuple[Value, Value, Value], mask: Tensor | None = None, bias: Value | None = None
+) -> MaskedTensor:
+    """Return softmax(q k^T) v of factors q, k, v. Shapes as in `Suite.attention`. mask: public. bias: secret, joins the
+    scores before they are opened."""
     q, k, v = factors
     rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
+    out, _, _ = await _attention(
+        convert, (q, k, v), rows, bias, Widths(*precision(convert, rows), bias=_reach(convert, bias))
+    )
+    return out
+
+
+async def _attention(
+    convert: Conversion, factors: tuple[Value, Value, Value], rows: Rows, bias: Value | None, widths: Widths
+) -> tuple[MaskedTensor, Masked, Masked]:
+    """Return the attention, and what probabilities are products of, as `weighted_values` does."""
+    q, k, v = factors
     values = values_within_bound(convert, v)
 
     async def cached() -> Masked:
@@ -247,17 +266,32 @@ async def attention(
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
     s, mv = await together(_scores(convert, q, k, bias, rows), cached())
-    frac, bits = precision(convert, rows)
-    widths = Widths(frac, bits, bias=_reach(convert, bias))
-    if observed is not None:  # sums over the observed rows and over all heads must fit the ring
-        most = RING_BITS - 4 - INVERSE_BITS - int(observed.sum()).bit_length() - q.shape[0].bit_length()
-        widths = Widths(min(frac, most), RING_BITS, RING_BITS)
 
     async def weigh(x: Masked) -> Shared:
         return product.matmul(convert.context, x, mv)
 
-    out, p, r = await weighted_values(convert, s, rows, weigh, widths)
-    if observed is None:
-        return out, None
+    return await weighted_values(convert, s, rows, weigh, widths)
+
+
+async def observed(
+    convert: Conversion, factors: tuple[Value, Value, Value | None], mask: Tensor | None, of: Observed
+) -> Attended:
+    """Return what `Suite.observed_attention` does. The sums of probabilities cost no round and no byte but their dealt
+    elements; without values, nothing of what these cost."""
+    q, k, v = factors
+    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
+    frac = _wide_enough(q, of)
+    out: Value | None = None
+    if v is not None:
+        widths = Widths(min(frac, precision(convert, rows)[0]), RING_BITS, RING_BITS)
+        out, p, r = await _attention(convert, (q, k, v), rows, None, widths)
+    else:
+        s = await _scores(convert, q, k, None, rows)
+        bits = frac + INVERSE_BITS + 4 + of.rows.numel().bit_length()
+        hot, inverse = await _numerators(convert, s, rows, (frac, bits), _spread(convert, convert.score_cap))
+        p = hot.move(rows.put)
+        with operation("softmax sum"):
+            one_over = convert.new(inverse.map(lambda t: t.reshape(*rows.shape[:-1], 1)), gate.LEAST_BITS)
+            r = await convert.masked(one_over, INVERSE_BITS, bits)
     with operation("received"):
-        return out, _attention_mass(convert, p, r, observed)
+        return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of))

@@ -58,10 +58,10 @@ async def absolute(convert: Conversion, x: Value) -> MaskedTensor:
 
 
 # ---- ranking -----------------------------------------------------------------------------------------------------------
-async def _ranked(convert: Conversion, x: Value, bound: float) -> Masked:
+async def _ranked(convert: Conversion, x: Value, bound: float, fraction_bits: int | None = None) -> Masked:
     """Return values below `bound`, masked as they are compared."""
     magnitude = max(1, math.ceil(math.log2(max(bound, 2.0**-20))))
-    frac = min(convert.fraction_bits, RANKED_BITS - 2 - magnitude)
+    frac = min(fraction_bits or convert.fraction_bits, RANKED_BITS - 2 - magnitude)
     require(frac >= 0, "ranking", f"values up to 2^{magnitude} do not fit {RANKED_BITS} bits")
     # one bit more than |x| < 2^magnitude needs: rounding may give the bound itself, and a difference of both ends must fit
     return await convert.masked(convert.with_bound(x, 2.0**magnitude), frac, frac + magnitude + 3)
@@ -82,10 +82,12 @@ async def largest_rows(convert: Conversion, x: Value, k: int, bound: float) -> M
         return convert.new(row.map(lambda t: t[..., None, :]), 1)
 
 
-async def keep_largest(convert: Conversion, x: Value, k: int, bound: float) -> MaskedTensor:
+async def keep_largest(
+    convert: Conversion, x: Value, k: int, bound: float, fraction_bits: int | None = None
+) -> MaskedTensor:
     """Return 1 at the k largest, else 0: by ranks or by threshold, see `marking`."""
     with operation("ranking"):
-        m = await _ranked(convert, x, bound)
+        m = await _ranked(convert, x, bound, fraction_bits)
         return convert.new(await marking.mark_largest(convert.context, m, k, RING_BITS), 1)
 
 

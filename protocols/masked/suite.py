@@ -46,6 +46,7 @@ from protocols.masked.magnitudes import SIMILARITY_ROOM, WEIGHT_BITS, PlaceBound
 from protocols.masked.shares import Shared
 from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
+from protocols.observed import Attended, Observed
 from protocols.options import MaskedOptions
 from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
 from protocols.value import there
@@ -187,8 +188,11 @@ class MaskedSuite(Suite):
     async def gated_activation(self, gate: Value, up: Value, kind: Activation) -> MaskedTensor:
         return await elementwise.gated_activation(self.convert, gate, up, kind)
 
-    async def less_than_zero(self, x: Value) -> MaskedTensor:
-        return await elementwise.less_than_zero(self.convert, x)
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> MaskedTensor:
+        return await elementwise.less_than_zero(self.convert, x, fraction_bits)
+
+    async def squared(self, x: Value, fraction_bits: int) -> MaskedTensor:
+        return await elementwise.squared(self.convert, x, fraction_bits)
 
     async def max(self, x: Value, background: bool = False) -> MaskedTensor:
         return await selection.largest(self.convert, x, background)
@@ -201,17 +205,15 @@ class MaskedSuite(Suite):
         return await attention.softmax(self.convert, x, mask)
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
-        return (await attention.attention(self.convert, (q, k, v), mask))[0]
+        return await attention.attention(self.convert, (q, k, v), mask)
 
-    async def attention_with_mass(
-        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
-    ) -> tuple[Value, Value]:
-        out, mass = await attention.attention(self.convert, (q, k, v), mask, observed=observed)
-        assert mass is not None
-        return out, mass
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        return await attention.observed(self.convert, (q, k, v), mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return (await attention.attention(self.convert, (q, k, v), bias=bias))[0]
+        return await attention.attention(self.convert, (q, k, v), bias=bias)
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)
@@ -244,8 +246,8 @@ class MaskedSuite(Suite):
     async def top_k(self, x: Value, k: int, bound: float) -> MaskedTensor:
         return await selection.largest_rows(self.convert, x, k, bound)
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> MaskedTensor:
-        return await selection.keep_largest(self.convert, x, k, bound)
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> MaskedTensor:
+        return await selection.keep_largest(self.convert, x, k, bound, fraction_bits)
 
     async def compact(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
         return await selection.compact(self.convert, keep, rows, k)

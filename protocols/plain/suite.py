@@ -205,7 +205,7 @@ class PlainSuite(Suite):
     async def soft_cap(self, x: Value, cap: float) -> PlainValue:
         return PlainValue(torch.tanh(tensor_of(x) / cap) * cap)
 
-    async def less_than_zero(self, x: Value) -> PlainValue:
+    async def less_than_zero(self, x: Value, fraction_bits: int | None = None) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue((tensor < 0).to(tensor.dtype))
 
@@ -222,7 +222,7 @@ class PlainSuite(Suite):
         tensor = tensor_of(x)
         return PlainValue(functional.one_hot(_order(tensor, k), tensor.shape[-1]).to(tensor.dtype))
 
-    async def keep_largest(self, x: Value, k: int, bound: float) -> PlainValue:
+    async def keep_largest(self, x: Value, k: int, bound: float, fraction_bits: int | None = None) -> PlainValue:
         tensor = tensor_of(x)
         return PlainValue(torch.zeros_like(tensor).scatter_(-1, _order(tensor, k), 1.0))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mpc.errors import MpcacheError
+from protocols.observed import Observed
 from tests.protocols.suite_harness import SECURE, run_plain, run_secure
 
 torch.manual_seed(3)
@@ -108,6 +109,45 @@ def test_attention_that_tokens_receive(suite: str, parties: int) -> None:
     p = torch.softmax((q @ k.transpose(1, 2)).masked_fill(~mask, float("-inf")), -1)
     assert (out - p @ v).abs().max() < 2e-3
     assert (received - p[:, 6:].sum(1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize("values", [True, False])
+@pytest.mark.parametrize("heads", [(0, 1, 2, 3), (3, 0), (2,)])
+def test_single_heads_attention_and_its_squares(suite: str, parties: int, values: bool, heads: tuple[int, ...]) -> None:
+    """Two key/value heads of two query heads each, the last 3 of 9 queries; squares to 18 fraction bits."""
+    groups, group, tokens, channels = 2, 2, 9, 4
+    q, k, v = torch.randn(groups, group * tokens, channels), torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    mask = torch.ones(tokens, tokens).tril().bool()
+    observed = Observed.of_heads(heads, group, (tokens, 3), squares=True)
+
+    async def program(s: Any, q: Any, k: Any, v: Any) -> Any:
+        found = await s.observed_attention(q, k, v if values else None, mask.repeat(group, 1), observed)
+        assert (found.out is None) == (not values)
+        return found.mass, found.squares, *([found.out] if values else [])
+
+    mass, squares, *out = run_secure(suite, parties, program, [q, k, v])
+    scores = q.reshape(groups, group, tokens, channels) @ k.transpose(1, 2)[:, None]
+    p = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+    last = p.reshape(groups * group, tokens, tokens)[list(heads), 6:]
+    assert (mass - last.sum(1)).abs().max() < 2e-3
+    assert (squares - last.square().sum(1)).abs().max() < 2e-3
+    for attended in out:
+        assert (attended.reshape((*p.shape[:3], channels)) - p @ v[:, None]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
+def test_small_numbers_are_ranked_by_more_fraction_bits(suite: str, parties: int) -> None:
+    """Products of 10 fraction bits each, whose differences are below what the suite keeps."""
+    x = torch.arange(300).flip(0).reshape(1, 300).double() * 2.0**-10
+
+    async def program(s: Any, x: Any) -> Any:
+        squares = await s.squared(x, 10)
+        return await s.keep_largest(squares, 7, 0.25, 20), await s.keep_largest(-squares, 3, 0.25, 20)
+
+    top, low = run_secure(suite, parties, program, [x])
+    assert top[0].nonzero()[:, 0].tolist() == list(range(7))
+    assert low[0].nonzero()[:, 0].tolist() == [297, 298, 299]
 
 
 @pytest.mark.parametrize(("suite", "parties"), SECURE)

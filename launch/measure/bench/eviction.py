@@ -7,15 +7,16 @@ queries (which gives their attention mass), then the policy's own stages, the on
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.sources import step_name
-from models.cache import KVCache, causal_mask
-from models.costs.program import CACHE, WARM_UP, Source
+from models.attention import observe
+from models.cache import KVCache
+from models.costs.program import CACHE, WARM_UP, Source, told
+from models.observation import Seen
 from models.policies import parse
 from mpc.ledger import stage
 from protocols.suite import OutputShare, Suite, Value
@@ -27,8 +28,8 @@ LAYER = 0
 class EvictionProgram:
     """Cut where the tape is: nothing to load, the cache, then the stages of each repetition, the keys that stay.
 
-    observed: queries whose attention decides, 0 where the policy asks for none. mass: their attention mass [G, S]; the
-    warm-up takes it from the source: the attention is long enough without. kept: the keys that stay, secret [G, S', C].
+    asked: whose attention decides. seen: what it is; the warm-up takes it from the source: the attention is long enough
+    without. kept: the keys that stay, secret [G, S', C].
     """
 
     def __init__(self, plan: BenchPlan, suite: Suite, source: Source) -> None:
@@ -37,12 +38,13 @@ class EvictionProgram:
         self.source = source
         self.architecture = plan.shape
         self.policy = parse(plan.policy)
-        self.observed = min(plan.cached, self.policy.observed_queries(plan.cached, LAYER))
+        asked = self.policy.observation(plan.cached, LAYER)
+        self.asked = replace(asked, queries=min(plan.cached, asked.queries))
         self.weights: dict[str, Value] = {}
         self.keys: Value
         self.values: Value
         self.queries: Value | None = None
-        self.mass: Value | None = None
+        self.seen = Seen()
         self.kept: Value
 
     def go_on(self, suite: Suite, weights: dict[str, Value]) -> None:
@@ -54,10 +56,10 @@ class EvictionProgram:
         yield "weights", lambda: None
         yield CACHE, lambda: self.suite.run(self._fill())
         for name in (WARM_UP, *(step_name(n) for n in range(self.plan.repeat))):
-            if self.observed and name != WARM_UP:
+            if self.asked.queries and name != WARM_UP:
                 yield f"{name}/{IMPORTANCE}", partial(self._timed, name, IMPORTANCE, self._attend)
             cache = self._cache()
-            for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.mass):
+            for title, work in self.policy.prompt_stages(self.suite, cache, LAYER, self.seen):
                 yield f"{name}/{title}", partial(self._timed, name, title, work)
             self.kept, _ = cache.layers[LAYER].keys_and_values()
         yield "logits", self._output
@@ -80,9 +82,11 @@ class EvictionProgram:
             shape = (a.kv_heads, tokens, a.head_channels)
             k, v = self._input("keys", *shape), self._input("values", *shape)
             self.keys, self.values = await suite.together(suite.mask_for_cache(k), suite.mask_for_cache(v))
-            if self.observed:
-                self.queries = self._input("queries", a.kv_heads, a.group * self.observed, a.head_channels)
-                self.mass = self._input("attention mass", a.kv_heads, tokens)
+            if queries := self.asked.queries:
+                heads = self.asked.of_heads(a.heads)
+                rows = (a.kv_heads, a.group * queries) if heads is None else (len(heads), queries)
+                self.queries = self._input("queries", *rows, a.head_channels)
+                self.seen = told(a, self.asked, tokens, lambda name, shape: self._input(name, *shape))
 
     def _cache(self) -> KVCache:
         """Return a cache as the prompt leaves it."""
@@ -93,14 +97,10 @@ class EvictionProgram:
 
     async def _attend(self) -> None:
         """Compute the attention of the last queries of the prompt, each to the tokens before it and itself."""
-        suite, rows = self.suite, self.observed
+        suite = self.suite
         assert self.queries is not None
         q = await suite.mask_queries(self.queries[:])  # a value of its own: what is masked once would be free the next time
-        mask = causal_mask(rows, self.plan.cached, None)
-        if mask is not None:
-            mask = mask.repeat(self.architecture.group, 1)
-        everyone = torch.ones(q.shape[1], dtype=torch.bool)
-        _, self.mass = await suite.attention_with_mass(q, self.keys, self.values, mask, everyone)
+        self.seen = await observe(suite, self.architecture, self._cache().layers[LAYER], q, self.asked)
         suite.flags()  # as at a session's output, so that each repetition deals the same
 
     def _output(self) -> OutputShare:

@@ -22,7 +22,9 @@ from models.checkpoint import Checkpoint
 from models.decoder import Decoder
 from models.generation import prefill
 from models.loaded import load_weights
+from models.observation import Observation, Seen
 from models.policies import parse
+from protocols.observed import Attended, Observed
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
 
@@ -39,22 +41,25 @@ class NotingSuite(PlainSuite):
 
     noted: list[Tensor] | None = None
 
-    async def attention_with_mass(
-        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
-    ) -> tuple[Value, Value]:
-        """As in `plain`; while queries are noted, by torch's own kernel, which holds no matrix of scores; then the second
-        result is zero."""
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        """As in `plain`; while queries are noted, by torch's own kernel, which holds no matrix of scores; then all masses
+        are zero."""
         if self.noted is None:
-            return await super().attention_with_mass(q, k, v, mask, observed)
-        keys, values = tensor_of(k), tensor_of(v)
+            return await super().observed_attention(q, k, v, mask, observed)
+        keys = tensor_of(k)
         groups, cached, channels = keys.shape
         heads = tensor_of(q).reshape(groups, -1, cached, channels)  # all queries of a prompt in one batch
         self.noted.append(heads)
+        nothing = PlainValue(torch.zeros_like(keys[..., 0]))
+        if v is None:
+            return Attended(None, nothing)
         shape = (groups, heads.shape[1], cached, channels)
-        wide_keys, wide_values = (x[:, None].expand(*shape) for x in (keys, values))
+        wide_keys, wide_values = (x[:, None].expand(*shape) for x in (keys, tensor_of(v)))
         first = None if mask is None else mask[:cached]  # the same for every head of a group
         out = functional.scaled_dot_product_attention(heads, wide_keys, wide_values, first, scale=1.0)
-        return PlainValue(out.reshape(groups, -1, channels)), PlainValue(torch.zeros_like(keys[..., 0]))
+        return Attended(PlainValue(out.reshape(groups, -1, channels)), nothing)
 
 
 @dataclass
@@ -64,10 +69,10 @@ class _Noting(CachePolicy):
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return tokens
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(tokens)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         keys, values = cache.layers[layer].keys_and_values()
         self.keys.append(tensor_of(keys))
         self.values.append(tensor_of(values))
@@ -156,25 +161,34 @@ class PrefilledModel:
         for layer, entry in enumerate(cache.layers):
             entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None
             entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
-            observed = min(policy.observed_queries(prompt.tokens, layer), prompt.tokens)
-            mass = self._attention_mass(prompt, layer, observed) if observed else None
-            self.suite.run(policy.after_prefill(self.suite, cache, layer, mass))
+            seen = self._seen(prompt, layer, policy.observation(prompt.tokens, layer))
+            self.suite.run(policy.after_prefill(self.suite, cache, layer, seen))
             cache.trim(layer)
         cache.seen = prompt.tokens
         return decoder, cache, prompt.logits
 
-    def _attention_mass(self, prompt: Prefilled, layer: int, observed: int) -> PlainValue:
-        """Return the attention mass [G, S] that the last `observed` queries give to the tokens."""
+    def _seen(self, prompt: Prefilled, layer: int, asked: Observation) -> Seen:
+        """Return what the prompt's last queries tell of the tokens."""
+        count = min(asked.queries, prompt.tokens)
+        if not count:
+            return Seen()
         queries, keys = prompt.queries[layer], prompt.keys[layer]
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape
-        total = torch.zeros_like(keys[..., 0])
+        mass, squares = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(2))
         block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
-        for start in range(prompt.tokens - observed, prompt.tokens, block):
+        for start in range(prompt.tokens - count, prompt.tokens, block):
             stop = min(start + block, prompt.tokens)
             scores = queries[:, :, start:stop] @ keys[:, None, :stop].transpose(-1, -2)  # [G, R, n, stop]
             mask = causal_mask(stop - start, stop, window)
             if mask is not None:
                 scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
-            total[:, :stop] += torch.softmax(scores, -1).sum((1, 2))
-        return PlainValue(total)
+            p = torch.softmax(scores, -1)
+            mass[..., :stop] += p.sum(2)
+            if asked.squares:
+                squares[..., :stop] += p.square().sum(2)
+        heads = asked.of_heads(groups * group)
+        if heads is None:
+            return Seen(PlainValue(mass.sum(1)), count, group)
+        of_heads = [PlainValue(x.flatten(0, 1)[list(heads)]) for x in (mass, squares)]
+        return Seen(of_heads[0], count, 1, of_heads[1] if asked.squares else None)

@@ -21,13 +21,15 @@ from torch.nn import functional
 
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache, LayerState, Place, Stage
+from models.observation import Observation, Seen
 from models.policies.selecting import PENALTY
+from protocols.observed import Attended, Observed
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
 
 
 @dataclass
-class Attended:
+class Reached:
     """One step of one layer. numbers [G, S']: tokens whose keys were used; counts [G, R, S']: whether each one counts."""
 
     numbers: Tensor
@@ -44,7 +46,7 @@ class Attended:
 class ProbingSuite(PlainSuite):
     """The suite `plain`; `last` is what the latest attention over numbered keys attended to."""
 
-    last: Attended | None = None
+    last: Reached | None = None
     probing = False
 
     def _note(self, q: Value, k: Value, counts: Tensor | None) -> None:
@@ -53,18 +55,19 @@ class ProbingSuite(PlainSuite):
         numbers = tensor_of(k)[..., -1].round().to(torch.int64)
         shape = (*q.shape[:2], numbers.shape[1])
         whole = torch.ones(shape, dtype=torch.bool, device=numbers.device)
-        self.last = Attended(numbers, whole if counts is None else counts.to(numbers.device).expand(shape))
+        self.last = Reached(numbers, whole if counts is None else counts.to(numbers.device).expand(shape))
 
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
         """Note all keys, or those that the public mask leaves."""
         self._note(q, k, mask)
         return await super().attention(q, k, v, mask)
 
-    async def attention_with_mass(
-        self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor
-    ) -> tuple[Value, Value]:
-        self._note(q, k, mask)
-        return await super().attention_with_mass(q, k, v, mask, observed)
+    async def observed_attention(
+        self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
+    ) -> Attended:
+        if v is not None:
+            self._note(q, k, mask)
+        return await super().observed_attention(q, k, v, mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Note the keys whose scores are not lowered by `PENALTY`."""
@@ -108,10 +111,10 @@ class AttentionProbe(CachePolicy):
     def prompt_batches(self, tokens: int) -> Sequence[int]:
         return self.inner.prompt_batches(tokens)
 
-    def observed_queries(self, tokens: int, layer: int) -> int:
-        return self.inner.observed_queries(tokens, layer)
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return self.inner.observation(tokens, layer)
 
-    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, attention_mass: Value | None) -> list[Stage]:
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Number the cached tokens, then as the inner policy."""
         assert isinstance(cache, ProbedCache)
         entry = cache.layers[layer]
@@ -119,7 +122,7 @@ class AttentionProbe(CachePolicy):
         cache.whole[layer] = keys, values
         last = max(cache.prompt_tokens, keys.shape[1])  # a sliding window has dropped the first ones
         entry.k, entry.v = _numbered(keys, last - keys.shape[1]), _numbered(values, None)
-        return self.inner.prompt_stages(suite, cache, layer, attention_mass)
+        return self.inner.prompt_stages(suite, cache, layer, seen)
 
     async def after_append(self, suite: Suite, cache: KVCache, layer: int) -> None:
         await self.inner.after_append(suite, cache, layer)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.cache import LayerState, Stage
-from models.policies.eviction import Kept, Scores, Seen, pooled, zeros
+from models.observation import Observation, Seen
+from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
 
 
@@ -36,9 +37,14 @@ class Scorer(ABC):
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
 
+    @property
+    def own_layers(self) -> int:
+        """Return behind how many layers all are asked the same; public."""
+        return 0
+
     @abstractmethod
-    def queries(self, tokens: int) -> int:
-        """Return how many of the last queries of a prompt of `tokens` tokens it asks for; public."""
+    def observation(self, tokens: int, layer: int) -> Observation:
+        """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
@@ -72,8 +78,8 @@ class Accumulated(Scorer):
     sees_all: ClassVar[bool] = True
     every_token: ClassVar[bool] = True
 
-    def queries(self, tokens: int) -> int:
-        return tokens
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(tokens)
 
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Add up: a round to mask what a later batch says."""
@@ -129,8 +135,8 @@ class WindowVotes(Scorer):
     kernel: int = 1
     decodes: ClassVar[bool] = False
 
-    def queries(self, tokens: int) -> int:
-        return self.window
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None
@@ -139,11 +145,29 @@ class WindowVotes(Scorer):
 
 
 @dataclass(frozen=True)
+class HeadVotes(WindowVotes):
+    """As `WindowVotes`, but of some query heads of each layer alone. heads: (layer, query head); a layer that it does not
+    name asks all of them.
+
+    Source: Lin et al., "CompressKV", 2025, and its code.
+    """
+
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def own_layers(self) -> int:
+        return 1 + max((layer for layer, _ in self.heads), default=-1)
+
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window, tuple(head for of, head in self.heads if of == layer) or None)
+
+
+@dataclass(frozen=True)
 class LastQuery(Scorer):
     """Attention from the last query alone. Source: TOVA, Oren et al., EMNLP 2024, section 3."""
 
-    def queries(self, tokens: int) -> int:
-        return 1
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(1)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
         assert seen.mass is not None

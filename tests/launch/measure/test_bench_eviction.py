@@ -18,6 +18,7 @@ from launch.measure.bench.inputs import BenchInputs
 from launch.measure.bench.plan import BenchPlan
 from launch.measure.bench.sources import RealInputs, SharedInputs
 from models.architecture import Architecture
+from models.attention import observe
 from models.cache import KVCache
 from models.costs.program import NoInputs
 from models.costs.tracing import Setting
@@ -142,11 +143,10 @@ def _layer(a: Architecture, setting: Setting, prompt: int, observed: int) -> Cos
         entry, shape = cache.layers[0], (a.kv_heads, prompt, a.head_channels)
         entry.k, entry.v = [await suite.mask_for_cache(suite.input(shape, None, suite.fraction_bits)) for _ in range(2)]
         q = await suite.mask_queries(suite.input((a.kv_heads, a.group * observed, shape[2]), None, suite.fraction_bits))
-        everyone = torch.ones(q.shape[1], dtype=torch.bool)
-        _, mass = await suite.attention_with_mass(q, entry.k, entry.v, None, everyone)
+        seen = await observe(suite, a, entry, q, policy.observation(prompt, 0))
         suite.ledger.costs.clear()
         suite.at(0)
-        await policy.after_prefill(suite, cache, 0, mass)
+        await policy.after_prefill(suite, cache, 0, seen)
 
     suite.run(program())
     return suite.ledger.total()

@@ -11,7 +11,9 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.cache import CachePolicy, KVCache
 from models.config import Config
+from models.costs.program import told
 from models.families.registry import family_for
+from models.observation import Observation, Seen
 from protocols.suite import Suite, Value
 
 
@@ -39,6 +41,19 @@ def grid(*shape: int, span: int, step: float, generator: torch.Generator) -> Ten
     return torch.randint(-span, span + 1, shape, generator=generator).double() * step
 
 
+def told_of(s: Suite, a: Architecture, asked: Observation, mass: Value) -> Seen:
+    """What is told of S cached tokens: a mass [G, S], or for heads by themselves its rows, each turned by its number."""
+
+    def value(name: str, shape: tuple[int, ...]) -> Value:
+        if shape == tuple(mass.shape):
+            return mass
+        turned = [turn + 1 + (name != "attention mass") for turn in range(shape[0])]
+        rows = [mass[turn % a.kv_heads : turn % a.kv_heads + 1] for turn in turned]
+        return s.concat([s.concat([x[:, i:], x[:, :i]], 1) for x, i in zip(rows, turned, strict=True)], 0)
+
+    return told(a, asked, mass.shape[1], value)
+
+
 class Case:
     """Inputs for one layer, exact in fixed point. steps: tokens after the prompt."""
 
@@ -56,13 +71,16 @@ class Case:
         """What the program takes."""
         return [self.k, self.v, self.q, self.mass]
 
+    def told(self, policy: CachePolicy, s: Suite, mass: Value) -> Seen:
+        """What a policy is told of the prompt, of a mass [G, T]."""
+        return told_of(s, self.architecture, policy.observation(self.tokens, 0), mass)
+
     async def run(self, policy: CachePolicy, s: Suite, k: Value, v: Value, q: Value, mass: Value) -> Any:
         """All steps' attention [steps, G, R, C], then the keys and values that are left [G, S, C]."""
         cache = KVCache(self.architecture, policy)
         n = self.tokens
         await cache.append(s, 0, k[:, :n], v[:, :n])
-        given = mass if policy.observed_queries(n, 0) else None
-        await policy.after_prefill(s, cache, 0, given)
+        await policy.after_prefill(s, cache, 0, self.told(policy, s, mass))
         cache.seen = n
         outputs = []
         for step in range(self.steps):

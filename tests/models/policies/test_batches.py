@@ -30,7 +30,7 @@ from protocols.plain.suite import tensor_of
 from protocols.registry import SuiteSpec
 from protocols.suite import Suite
 from tests.models import random_checkpoints as checkpoints
-from tests.models.policies.policy_cases import grid, tiny
+from tests.models.policies.policy_cases import grid, tiny, told_of
 from tests.models.test_decoder import feed
 from tests.protocols.suite_harness import run_plain, run_secure
 
@@ -209,6 +209,8 @@ ON_SHARES = [
     "batches:tokens=16,ahead=4|mpcache:static=0.5,dynamic=1,fine=4,sinks=4,window=4,following=2,sharing=1",
     "batches:tokens=16,ahead=1|tova:budget=0.4",
     "batches:tokens=16,keep=24|streaming-llm:budget=0.4",
+    "batches:tokens=16,ahead=8|cake:budget=0.5,window=8",
+    "batches:tokens=16,ahead=4|compresskv:budget=0.5,window=6,heads=0.2",
 ]
 
 
@@ -230,8 +232,8 @@ def test_the_same_tokens_stay_on_shares(text: str, suite: str, parties: int) -> 
         for n, (start, stop) in enumerate(pairwise(ends)):
             batch = Batch(40, start, stop - start)
             await cache.append(s, 0, k[:, start:stop], v[:, start:stop])
-            mass = votes[n, :, : cache.layers[0].length] if policy.observed_in(batch, 0) else None
-            await policy.after_batch(s, cache, 0, batch, mass)
+            seen = told_of(s, a, policy.observed_in(batch, 0), votes[n, :, : cache.layers[0].length])
+            await policy.after_batch(s, cache, 0, batch, seen)
             await cache.settle()
             cache.seen = stop
         return cache.layers[0].keys_and_values()

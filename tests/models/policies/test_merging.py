@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.cache import CachePolicy, KVCache
+from models.observation import Seen
 from models.policies import parse
 from mpc.errors import ConfigurationError
 from tests.models.policies import oracles
@@ -28,7 +29,7 @@ def program(policy: CachePolicy, groups: int, channels: int, heads: int = 1) -> 
     async def run(s: Any, k: Any, v: Any, mass: Any) -> Any:
         cache = KVCache(architecture, policy)
         await cache.append(s, 0, k, v)
-        await policy.after_prefill(s, cache, 0, mass)
+        await policy.after_prefill(s, cache, 0, Seen(mass, k.shape[1]))
         await cache.settle()
         return list(cache.layers[0].keys_and_values())
 
@@ -119,7 +120,7 @@ def test_a_decoded_token_takes_the_place_of_one_that_far_from_the_end() -> None:
     async def run(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         cache = KVCache(case.architecture, policy)
         await cache.append(s, 0, k[:, :20], v[:, :20])
-        await policy.after_prefill(s, cache, 0, mass)
+        await policy.after_prefill(s, cache, 0, Seen(mass, 20))
         left = cache.layers[0].k
         for step in range(case.steps):
             await cache.append(s, 0, k[:, 20 + step : 21 + step], v[:, 20 + step : 21 + step])

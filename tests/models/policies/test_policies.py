@@ -17,6 +17,7 @@ from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
+from models.observation import Seen
 from models.policies import POLICIES, parse
 from models.policies.mpcache import MPCache, MPCacheState
 from models.policies.quest import QuestState
@@ -47,6 +48,12 @@ MATRIX = {
         "snapkv:budget=0.5,window=6,kernel=1",
         "layers:weights=3 2 1*2|snapkv:budget=0.3,window=6",
     ],
+    "cake": [
+        "cake:budget=0.5,window=8",
+        "cake:budget=0.5,window=6,kernel=1,gamma=3",
+        "lag:every=3|cake:budget=0.4,window=8",
+    ],
+    "compresskv": ["compresskv:budget=0.5,window=6,heads=0.1 0.3", "compresskv:budget=0.5,window=6,kernel=3"],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "elastic": ["elastic:budget=0.4,distance=3"],
@@ -96,6 +103,8 @@ EVERYTHING = [
     "streaming-llm:budget=1",
     "h2o:budget=1",
     "snapkv:budget=1",
+    "cake:budget=1",
+    "compresskv:budget=1",
     "tova:budget=1",
     "elastic:budget=1",
     "quest:budget=1",
@@ -161,7 +170,7 @@ def test_a_choice_is_shared_from_the_first_layer_on_that_makes_one(text: str, ch
         cache = KVCache(a, policy)
         for layer in range(a.layers):
             await cache.append(s, layer, k[:, :40], v[:, :40])
-            await policy.after_prefill(s, cache, layer, None)
+            await policy.after_prefill(s, cache, layer, Seen())
         cache.seen = 40
         for step in range(case.steps):
             for layer in range(a.layers):
@@ -186,6 +195,8 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
         "elastic": "elastic:budget=1",
+        "cake": "cake:budget=1",
+        "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)
@@ -236,7 +247,7 @@ def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         for layer in range(layers):
             await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
-            await policy.after_prefill(s, cache, layer, None)
+            await policy.after_prefill(s, cache, layer, Seen())
         cache.seen = tokens
         for step in range(case.steps):
             for layer in range(layers):
@@ -289,7 +300,7 @@ def test_extremes_kept_up_token_by_token_are_those_of_the_whole_cluster(prompt: 
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         cache = KVCache(tiny(), policy)
         await cache.append(s, 0, k[:, :prompt], v[:, :prompt])
-        await policy.after_prefill(s, cache, 0, None)
+        await policy.after_prefill(s, cache, 0, Seen())
         for token in range(prompt, prompt + case.steps):
             await cache.append(s, 0, k[:, token : token + 1], v[:, token : token + 1])
             await policy.after_append(s, cache, 0)
@@ -322,7 +333,7 @@ def test_layers_share_a_choice_and_chunks_change_nothing(tmp_path: Path) -> None
         out = []
         for layer in range(6):
             await cache.append(s, layer, k, v)
-            await policy.after_prefill(s, cache, layer, None)
+            await policy.after_prefill(s, cache, layer, Seen())
         cache.seen = 64
         for layer in range(6):
             out.append(await policy.attend(s, cache, layer, q[0]))
@@ -342,7 +353,7 @@ def test_a_copied_cache_goes_its_own_way(text: str) -> None:
     async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
         cache = KVCache(tiny(), policy)
         await cache.append(s, 0, k[:, :40], v[:, :40])
-        await policy.after_prefill(s, cache, 0, mass if policy.observed_queries(40, 0) else None)
+        await policy.after_prefill(s, cache, 0, case.told(policy, s, mass))
         cache.seen = 40
         length, state = cache.layers[0].length, vars(cache.layers[0].state).copy()
         out = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.cache import KVCache
+from models.observation import Seen
 from models.policies import parse
 from models.policies.mpcache import MPCache
 from tests.models.policies.policy_cases import Case, tiny
@@ -178,7 +179,7 @@ def test_which_layers_choose() -> None:
         cache = KVCache(case.architecture, policy)
         for layer in range(7):
             await cache.append(s, layer, k, v)
-            await policy.after_prefill(s, cache, layer, None)
+            await policy.after_prefill(s, cache, layer, Seen())
         cache.seen = 64
         for layer in range(7):
             at.append(layer)

@@ -12,6 +12,7 @@ import torch
 
 from models.cache import KVCache, Stage
 from models.generation import PlainModel, token_indices
+from models.observation import Seen
 from models.policies import parse
 from models.policies.mpcache import MPCache
 from models.policies.snapkv import SnapKV
@@ -171,7 +172,7 @@ def test_a_layer_takes_the_clusters_of_the_layer_before_but_its_own_keys() -> No
         given = [values[3 * n : 3 * n + 3] for n in range(layers)]
         for layer, (k, v, _) in enumerate(given):
             await cache.append(s, layer, k[:, :TOKENS], v[:, :TOKENS])
-            await policy.after_prefill(s, cache, layer, None)
+            await policy.after_prefill(s, cache, layer, Seen())
         cache.seen = TOKENS
         out = []
         for step in range(2):
@@ -214,8 +215,8 @@ def test_what_tokens_receive_is_the_last_queries_attention(policy: Any, chunk: i
     seen: dict[int, Array] = {}
 
     class Watched(type(policy)):  # type: ignore[misc]
-        def prompt_stages(self, suite: Any, cache: KVCache, layer: int, attention_mass: Any) -> list[Stage]:
-            seen[layer] = array(tensor_of(attention_mass))
+        def prompt_stages(self, suite: Any, cache: KVCache, layer: int, told: Any) -> list[Stage]:
+            seen[layer] = array(tensor_of(told.mass))
             return []
 
     watched = Watched(**vars(policy))
@@ -257,7 +258,7 @@ def test_layers_that_share_a_choice_keep_the_same_tokens(text: str, groups_of_la
             rows = torch.arange(tokens, dtype=torch.float32).reshape(1, tokens, 1).expand(groups, tokens, channels)
             number = s.input(tuple(rows.shape), rows.clone(), s.fraction_bits)
             await cache.append(s, layer, number, number)
-            await policy.after_prefill(s, cache, layer, values[layer])
+            await policy.after_prefill(s, cache, layer, Seen(values[layer], queries=8, heads=2))
         return [cache.layers[layer].keys_and_values()[0][:, :, :1] for layer in range(5)]
 
     kept = [array(x)[0, :, 0].astype(int).tolist() for x in run_plain(program, mass)]
