@@ -17,6 +17,7 @@ from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
 from models.policies.changed import Lag, Layers, Merging
 from models.policies.compresskv import CompressKV
+from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
 from models.policies.full import FullCache
@@ -42,6 +43,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         CompressKV,
         TOVA,
         Elastic,
+        D2O,
         Quest,
         DynamicTopK,
     )

@@ -22,11 +22,13 @@ from protocols.suite import Suite, Value
 @dataclass
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
-    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse."""
+    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse.
+    threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
     most: int = 0
     scores: Value | None = None
+    threshold: Value | None = None
 
 
 class Scorer(ABC):

@@ -34,6 +34,23 @@ def nearest(x: Array, places: Index, start: int, stop: int) -> Array:
     return np.asarray((sums / counts[:, None])[places])
 
 
+def similar(k: Array, v: Array, kept: Index, gone: Index, tau: float | None = None) -> tuple[Array, Array, Array, Array]:
+    """D2O: kept [G, B], gone [G, E] -> merged keys and values, the largest similarities [G, E], who joins [E]."""
+    out = [take(x, kept).copy() for x in (k, v)]
+    near = unit(take(k, gone)) @ unit(take(k, kept)).transpose(0, 2, 1)
+    best, at = near.max(-1), near.argmax(-1)
+    tau = best.mean() if tau is None else tau
+    joins = best.mean(0) >= tau - 1e-12
+    for y, x in zip(out, (k, v), strict=True):
+        for g in range(len(k)):
+            counts = np.ones(y.shape[1])
+            for e in np.where(joins)[0]:
+                y[g, at[g, e]] += best[g, e] * x[g, gone[g, e]]
+                counts[at[g, e]] += 1
+            y[g] /= counts[:, None]
+    return out[0], out[1], best, joins
+
+
 def elastic(k: Array, v: Array, score: Array, budget: int, sinks: int = 4) -> tuple[Array, Array]:
     """One set a layer, by score [T]; the last token stays."""
     count = k.shape[1]

@@ -90,8 +90,35 @@ def test_values_that_join_the_nearest_leave_keys_as_they_are() -> None:
             assert np.abs(found[1][g].numpy() - values).max() < 1e-6
 
 
+def halves(seed: int, tokens: int, groups: int, channels: int) -> list[Tensor]:
+    """Inputs of keys whose lengths are powers of two: similarities are exact, and many are equal."""
+    g = torch.Generator().manual_seed(seed)
+    k, v, mass = inputs(seed, tokens, groups, channels, seed % 5)
+    signs = torch.randint(0, 2, k.shape, generator=g).double() * 2 - 1
+    return [signs * 2.0 ** torch.randint(-1, 2, (groups, tokens, 1), generator=g).double(), v, mass]
+
+
+def test_d2o_merges_into_the_most_similar() -> None:
+    for seed in range(CASES):
+        tokens, groups, channels = sizes(seed)[0], sizes(seed)[1], 4
+        stays, rows = 6 + seed % (tokens - 6), ("both", "values")[seed % 2]
+        policy = parse(f"d2o:budget={stays / tokens},sinks=2,rows={rows}")
+        k, v, mass = halves(seed, tokens, groups, channels)
+        found = run_plain(program(policy, groups, channels), [k, v, mass])
+        recent = round(stays / 2)
+        scores = mass.numpy()[:, 2 : tokens - recent]
+        kept = 2 + oracles.order(scores, stays - recent - 2)
+        gone = np.stack([np.setdiff1d(np.arange(2, tokens - recent), one) for one in kept])
+        merged = oracles.similar(k.numpy(), v.numpy(), kept, gone)
+        for n, (value, before) in enumerate(zip(found, (k.numpy(), v.numpy()), strict=True)):
+            middle = merged[n] if rows == "both" or n else oracles.take(k.numpy(), kept)
+            wanted = np.concatenate([before[:, :2], middle, before[:, tokens - recent :]], 1)
+            assert np.abs(value.numpy() - wanted).max() < 1e-6
+
+
 TEXTS = {
     "elastic": ["elastic:budget=0.4", "elastic:budget=0.6,sinks=0"],
+    "d2o": ["d2o:budget=0.4,every=3,candidates=5", "lag:every=2|merge:rows=values|tova:budget=0.4"],
     "nearest": ["merge:how=nearest|snapkv:budget=0.3,window=6", "lag:every=3|merge:how=nearest,rows=both|h2o:budget=0.3"],
 }
 
@@ -139,7 +166,7 @@ def test_a_decoded_token_takes_the_place_of_one_that_far_from_the_end() -> None:
     [
         ("merge:how=nearest|elastic", "merge: 'elastic' merges already"),
         ("merge:how=nearest|mpcache", "merge: 'mpcache' is no system of axes"),
-        ("merge:how=far|h2o", "how = 'far' must be one of nearest"),
+        ("merge:how=far|h2o", "how = 'far' must be one of nearest, similar"),
         ("merge:rows=keys|h2o", "rows = 'keys' must be one of values, both"),
         ("merge:how=nearest|merge:how=nearest|h2o", "is changed so already"),
         ("elastic:distance=0", "distance = 0 must be a whole number, 1 or more"),

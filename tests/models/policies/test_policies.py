@@ -57,6 +57,7 @@ MATRIX = {
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "elastic": ["elastic:budget=0.4,distance=3"],
+    "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
 TEXTS = [text for texts in MATRIX.values() for text in texts]
@@ -107,6 +108,7 @@ EVERYTHING = [
     "compresskv:budget=1",
     "tova:budget=1",
     "elastic:budget=1",
+    "d2o:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
 ]
@@ -195,6 +197,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
         "elastic": "elastic:budget=1",
+        "d2o": "d2o:budget=1",
         "cake": "cake:budget=1",
         "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
