@@ -22,6 +22,7 @@ from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
+from models.policies.kvmerger import KVMerger
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
@@ -44,6 +45,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         TOVA,
         Elastic,
         D2O,
+        KVMerger,
         Quest,
         DynamicTopK,
     )

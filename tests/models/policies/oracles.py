@@ -51,6 +51,16 @@ def similar(k: Array, v: Array, kept: Index, gone: Index, tau: float | None = No
     return out[0], out[1], best, joins
 
 
+def runs(k: Array, v: Array, a: Array, sets: int, longest: int) -> tuple[Array, Array]:
+    """KVMerger with weights a [T], one head: k, v [T, C] -> means of runs, cut where neighbours are least similar."""
+    cuts = -(unit(k)[:-1] * unit(k)[1:]).sum(-1).round(9)
+    if longest:
+        cuts[longest - 1 :: longest] += 3
+    ends = order(cuts, sets - 1)
+    parts = np.split(np.arange(len(k)), ends + 1)
+    return tuple(np.array([a[p] @ x[p] / a[p].sum() for p in parts]) for x in (k, v))  # type: ignore[return-value]
+
+
 def elastic(k: Array, v: Array, score: Array, budget: int, sinks: int = 4) -> tuple[Array, Array]:
     """One set a layer, by score [T]; the last token stays."""
     count = k.shape[1]

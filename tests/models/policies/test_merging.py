@@ -116,6 +116,22 @@ def test_d2o_merges_into_the_most_similar() -> None:
             assert np.abs(value.numpy() - wanted).max() < 1e-6
 
 
+def test_kvmerger_merges_runs_of_similar_neighbours() -> None:
+    for seed in range(CASES):
+        tokens, groups, channels = sizes(seed)[0], sizes(seed)[1], 4
+        stays, longest = tokens // 3 + 1 + seed % (tokens // 2), (0, 8)[seed % 2]
+        policy = parse(f"kvmerger:budget={stays / tokens},recent=0.3,longest={longest}")
+        k, v, mass = halves(seed, tokens, groups, channels)
+        found = run_plain(program(policy, groups, channels), [k, v, mass])
+        recent = max(1, round(0.3 * stays))
+        stop = tokens - recent
+        for g in range(groups):
+            weights = mass[g, :stop].numpy() + 2.0**-7
+            wanted = oracles.runs(k[g, :stop].numpy(), v[g, :stop].numpy(), weights, stays - recent, longest)
+            for value, merged, before in zip(found, wanted, (k, v), strict=True):
+                assert np.abs(value[g].numpy() - np.r_[merged, before[g, stop:].numpy()]).max() < 1e-6
+
+
 TEXTS = {
     "elastic": ["elastic:budget=0.4", "elastic:budget=0.6,sinks=0"],
     "d2o": ["d2o:budget=0.4,every=3,candidates=5", "lag:every=2|merge:rows=values|tova:budget=0.4"],
