@@ -91,7 +91,7 @@ class HeldRows(Operations):
         return await self.mask_queries(await self.matmul(q, chosen.transpose(1, 2)))
 
     @abstractmethod
-    async def mask_queries(self, q: Value) -> Value:
+    async def mask_queries(self, q: Value, weighed: bool = False) -> Value:
         """Return queries, masked for all their products with cached keys; see `protocols.suite.Suite`."""
 
     async def partition(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:

@@ -113,12 +113,13 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     return convert.new(out.map(lambda t: rows.put(t)), 1)
 
 
-async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
+async def mask_queries(convert: Conversion, q: Value, weighed: bool = False) -> MaskedTensor:
     """Return queries [G, R T, C], masked in the ring of their scores while keys and values are masked for the cache; a
-    single token's in one that serves similarities too. 1 round, ring bits per element."""
+    single token's in one that serves similarities too, and `weighed` ones in the full ring. 1 round, ring bits per
+    element."""
     t = convert.tensor(q)
     with operation("scores"):
-        bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
+        bits = RING_BITS if weighed else query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
         await convert.masked(t, convert.fraction_bits, max(bits, t.needs(convert.fraction_bits)))
     return t
 
@@ -191,14 +192,23 @@ async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> M
     found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
     m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
     most = max(1, of.queries.bit_length())
-    both = lifted.multiply(convert.context, "squares", m, m, 2 * SQUARED_BITS + most + 3)
+    both = lifted.multiply(convert.context, "squares", m, m, RING_BITS)  # sums of them take public factors
     assert isinstance(both, Shared)
     return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
-async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None, rows: Rows) -> Exponents:
+@dataclass(frozen=True)
+class Bias:
+    """What joins scores. value: secret, broadcastable to them. reach: what its absolute value is at most beyond what the
+    declared bound of scores counts, public: 0 where that bound is one of scores with their bias."""
+
+    value: Value
+    reach: float = 0.0
+
+
+async def _scores(convert: Conversion, parts: Sequence[Part], bias: Bias | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
-    reach = _reach(convert, bias)
+    reach = 0.0 if bias is None else bias.reach
     with operation("scores"):
         in_units = any(convert.tensor(part.k).packed is not None for part in parts)
         if len(parts) == 1 and not in_units:
@@ -207,7 +217,7 @@ async def _scores(convert: Conversion, parts: Sequence[Part], bias: Value | None
             require(bias is None, "scores", "a bias joins the scores of a single part")
             s = await _joined_scores(convert, parts, rows, in_units)
         if bias is not None:
-            shared = convert.tensor(bias).as_shared()
+            shared = convert.tensor(bias.value).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
         return await exponents_of_scaled(
@@ -250,11 +260,6 @@ async def _joined_scores(convert: Conversion, parts: Sequence[Part], rows: Rows,
     return Shared(rows.take(torch.cat([s.x for s in found], -1)), min(s.bits for s in found), found[0].frac)
 
 
-def _reach(convert: Conversion, bias: Value | None) -> float:
-    """Return what |bias| is at most, 0 where there is none; public."""
-    return 0.0 if bias is None else convert.tensor(bias).reach
-
-
 async def _capped(convert: Conversion, s: Shared, cap: float, bias: float) -> Shared:
     """Return scores behind the soft cap, in the ring that their exponents take with |bias| at most so much; a score that
     exceeds its bound is flagged. 1 round, which opens them."""
@@ -286,12 +291,12 @@ def _wide_enough(of: Observed) -> int:
 
 
 async def attention(
-    convert: Conversion, parts: Sequence[Part], mask: Tensor | None = None, bias: Value | None = None
+    convert: Conversion, parts: Sequence[Part], mask: Tensor | None = None, bias: Bias | None = None
 ) -> list[Value]:
-    """Return softmax(q k^T) v of parts, one sum for each `total`, see `Suite.attention_over`. mask: public. bias: secret,
-    joins the scores of a single part before they are opened."""
+    """Return softmax(q k^T) v of parts, one sum for each `total`, see `Suite.attention_over`. mask: public. bias: joins
+    the scores of a single part before they are opened."""
     rows = _rows(parts, mask)
-    widths = Widths(*precision(convert, rows), bias=_reach(convert, bias))
+    widths = Widths(*precision(convert, rows), bias=0.0 if bias is None else bias.reach)
     out, _, _ = await _attention(convert, parts, rows, bias, widths)
     return _totals(out, parts)
 
@@ -311,7 +316,7 @@ def _totals(out: Value, parts: Sequence[Part]) -> list[Value]:
 
 
 async def _attention(
-    convert: Conversion, parts: Sequence[Part], rows: Rows, bias: Value | None, widths: Widths
+    convert: Conversion, parts: Sequence[Part], rows: Rows, bias: Bias | None, widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
     """Return the attention, sums of different totals beside each other, and what probabilities are products of, as
     `weighted_values` does."""

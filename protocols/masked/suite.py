@@ -215,7 +215,11 @@ class MaskedSuite(Suite):
         return await attention.observed(self.convert, (q, k, v), mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        return (await attention.attention(self.convert, [Part(q, k, v)], bias=bias))[0]
+        joined = attention.Bias(bias, self.convert.tensor(bias).reach)
+        return (await attention.attention(self.convert, [Part(q, k, v)], bias=joined))[0]
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
+        return (await attention.attention(self.convert, [Part(q, k, v)], mask, attention.Bias(bias)))[0]
 
     async def attention_over(
         self, parts: Sequence[Part], mask: Tensor | None = None, observed: Observed | None = None
@@ -303,8 +307,8 @@ class MaskedSuite(Suite):
         return await mixture.scatter(self.convert, slots, rows, stream)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
-    async def mask_queries(self, q: Value) -> MaskedTensor:
-        return await attention.mask_queries(self.convert, q)
+    async def mask_queries(self, q: Value, weighed: bool = False) -> MaskedTensor:
+        return await attention.mask_queries(self.convert, q, weighed)
 
     async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind)
