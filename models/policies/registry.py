@@ -20,6 +20,7 @@ from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
 from models.policies.lazyeviction import LazyEviction
+from models.policies.locret import Locret
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
@@ -31,7 +32,20 @@ from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
     kind.name: kind
-    for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, CAKE, CompressKV, TOVA, LazyEviction, Quest, DynamicTopK)
+    for kind in (
+        FullCache,
+        MPCache,
+        StreamingLLM,
+        H2O,
+        SnapKV,
+        CAKE,
+        CompressKV,
+        TOVA,
+        LazyEviction,
+        Locret,
+        Quest,
+        DynamicTopK,
+    )
 }
 WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers)}
 MAX_LENGTH = 1000

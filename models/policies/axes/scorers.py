@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.architecture import Architecture
 from models.cache import LayerState, Stage
+from models.learned import Learned
 from models.observation import Observation, Seen
 from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
@@ -22,10 +24,12 @@ from protocols.suite import Suite, Value
 @dataclass
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
-    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse."""
+    that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
+    reuse."""
 
     kept: int = 0
     most: int = 0
+    learned: Learned | None = None
     scores: Value | None = None
 
 
@@ -41,6 +45,10 @@ class Scorer(ABC):
     def own_layers(self) -> int:
         """Return behind how many layers all are asked the same; public."""
         return 0
+
+    def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what it has learned of each layer, by part (`models.learned`)."""
+        return {}
 
     @abstractmethod
     def observation(self, tokens: int, layer: int) -> Observation:
