@@ -860,14 +860,14 @@ FAULTS: tuple[Fault, ...] = (
     # ---- model and wire
     Fault(
         "a query does not see its own token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = (key < query) | (key == 0)",
         ("tests/models/test_decoder.py",),
     ),
     Fault(
         "a query sees the next token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = key <= query + 1",
         ("tests/models/test_decoder.py",),

@@ -60,6 +60,9 @@ MATRIX = {
     ],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
+    "elastic": ["elastic:budget=0.4,distance=3"],
+    "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
+    "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
 LEARNED = {"locret"}  # whose weights have tests of their own, on all suites
@@ -111,6 +114,9 @@ EVERYTHING = [
     "compresskv:budget=1",
     "tova:budget=1",
     "lazyeviction:budget=1",
+    "elastic:budget=1",
+    "d2o:budget=1",
+    "kvmerger:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
     "locret:budget=1",
@@ -199,6 +205,9 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
     texts |= {
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
+        "elastic": "elastic:budget=1",
+        "d2o": "d2o:budget=1",
+        "kvmerger": "kvmerger:budget=1",
         "cake": "cake:budget=1",
         "lazyeviction": "lazyeviction:budget=1",
         "compresskv": "compresskv:budget=1",
