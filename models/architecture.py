@@ -94,6 +94,13 @@ class Experts(PublicRecord):
         return self.model_copy(update={"layers": tuple(n for n, layer in enumerate(kept) if self.at(layer))})
 
 
+class LearnedPart(PublicRecord):
+    """A weight that a cache policy has learned of every layer, `policy.layers.N.{name}`. shape: [in, out], or [out]."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)*$", max_length=64)]
+    shape: Annotated[tuple[Count, ...], Strict(False), Field(min_length=1, max_length=2)]
+
+
 class Architecture(Description):
     """A decoder-only transformer, described completely by public numbers.
 
@@ -107,7 +114,7 @@ class Architecture(Description):
     they turn: each head by itself, or "all" heads as one row. parallel: attention and feed-forward read the same stream.
     score_cap, logit_cap: scores, and logits for whoever reads them, go through c tanh(x / c). sliding_rotary: rotary
     positions of layers with a window, where they differ. rotated: one entry a layer, False where queries and keys have no
-    positions.
+    positions. learned: what cache policies have learned of the model (`models.learned`).
 
     Raises `ConfigurationError` naming the argument and its value.
 
@@ -134,6 +141,7 @@ class Architecture(Description):
     experts: Experts | None = None
     sliding_rotary: Rotary | None = None
     rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
+    learned: Annotated[tuple[LearnedPart, ...], Strict(False), Field(max_length=32)] = ()
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
 
@@ -161,6 +169,8 @@ class Architecture(Description):
             raise ValueError("'experts' need 'norms' = 'before' and layers that are not 'parallel'")
         if self.experts is not None and self.experts.layers and self.experts.layers[-1] >= self.layers:
             raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
+        if len({part.name for part in self.learned}) < len(self.learned):
+            raise ValueError("'learned' names a part twice")
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
@@ -230,4 +240,6 @@ class Architecture(Description):
             if self.norms != "before":
                 shapes |= {f"layers.{layer}.{part}.gain": (wide,) for part in ("attention.out", "mlp.down")}
         linear("head", wide, self.vocabulary, self.head_bias)
+        for layer in range(self.layers):
+            shapes |= {f"policy.layers.{layer}.{part.name}": part.shape for part in self.learned}
         return shapes

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture, Rotary
-from models.cache import Batch, CachePolicy, KVCache, LayerCache, causal_mask
+from models.cache import Batch, CachePolicy, KVCache, LayerCache
 from models.loaded import linear_layer, write
+from models.masks import causal_mask
 from models.observation import Observation, Seen
 from protocols.observed import Attended, Observed
 from protocols.suite import Linear, Suite, Value
@@ -56,10 +57,17 @@ class Attention:
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         asked = policy.observed_in(batch, layer) if prompt else Observation()
-        q, k, v = await self._heads(fused, layer, rows.angles, max(rows.wanted, asked.queries))
+        whole = asked.features and self._features_are_heads(layer)
+        count = max(rows.wanted, asked.queries)
+        q, k, v = await self._heads(fused, layer, rows.angles, fused.shape[0] if whole else count)
+        appending = cache.append(suite, layer, k, v)
+        if whole:  # opened for attention in a ring that holds features, too
+            q, _ = await suite.together(suite.mask_queries(q, weighed=True), appending)
+            fused = self._fused(q, cache.layers[layer])
         apart = asked.queries > rows.wanted  # then what is observed needs no values, nor heads that do not count
-        both = [q[:, q.shape[1] - rows.wanted :], self._observed(q, asked)] if apart else [q]
-        *both, _ = await suite.together(*map(suite.mask_queries, both), cache.append(suite, layer, k, v))
+        both = [q[:, q.shape[1] - (rows.wanted if apart else count) :]] + ([self._observed(q, asked)] if apart else [])
+        if not whole:
+            *both, _ = await suite.together(*map(suite.mask_queries, both), appending)
         q = both[0]
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
@@ -69,6 +77,7 @@ class Attention:
             attended, seen = await suite.together(self._attended(q, cache, layer), seeing)
         else:
             attended, seen = await self._attended_and_seen(q, cache, layer, asked)
+        seen = replace(seen, features=fused[:tokens] if asked.features else None, last=batch.last)
         if cache.ahead:
             cache.drop_last(suite, layer, cache.ahead)
             seen = seen.first(cache.layers[layer].length)
@@ -79,6 +88,18 @@ class Attention:
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    def _features_are_heads(self, layer: int) -> bool:
+        """Whether queries and keys are cached as the layer gives them, neither normalised nor turned."""
+        a = self.architecture
+        return a.query_key_norm is None and a.rotary_of(layer) is None
+
+    def _fused(self, q: Value, entry: LayerCache) -> Value:
+        """Return queries of all tokens of a batch, [H, T, C], with their keys and values as the layer gave them, [T, (H +
+        2G) C]; local."""
+        count = entry.length - q.shape[1]
+        new = self.suite.concat([q, *(x[:, count:] for x in entry.keys_and_values())], 0)
+        return new.permute(1, 0, 2).reshape(q.shape[1], new.shape[0] * q.shape[2])
 
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""
@@ -106,7 +127,9 @@ class Attention:
         a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
         k, v = entry.keys_and_values()
         heads = asked.of_heads(a.heads)
-        if heads is None:
+        if asked.each:
+            observed = Observed.of_queries(a.kv_heads, a.group, (rows, asked.queries))
+        elif heads is None:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
@@ -169,6 +192,8 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if heads is not None:
         k = k[[head // a.group for head in heads]]
     every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+    if asked.each:
+        every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
     found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
     return _told(found, a, asked)
@@ -182,5 +207,8 @@ def _stacked_mask(rows: int, heads: int, entry: LayerCache) -> Tensor | None:
 
 def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     """Return what a policy is told of an observed attention."""
-    heads = a.group if asked.of_heads(a.heads) is None else 1
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    if asked.each:
+        each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
+        return Seen(each, 1, heads, each=True)
     return Seen(found.mass, asked.queries, heads, found.squares)

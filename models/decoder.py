@@ -59,7 +59,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for a session."""
-        return KVCache(self.architecture, self.policy)
+        return KVCache(self.architecture, self.policy, self._weights)
 
     async def forward(
         self,

@@ -351,8 +351,9 @@ class Suite(Merging):
             return stream + await self.matmul(flat, rows.reshape(experts * capacity, rows.shape[2]))
 
     # ---- masked once, used in many products: the same value, for suites that open a factor masked -----------------------
-    async def mask_queries(self, q: Value) -> Value:
-        """Return queries [G, R T, C], masked for all their products with cached keys, beside other work."""
+    async def mask_queries(self, q: Value, weighed: bool = False) -> Value:
+        """Return queries [G, R T, C], masked for all their products with cached keys, beside other work. weighed: for
+        products with weights, too."""
         return q
 
     async def mask_for_reuse(self, chosen: Value) -> Value:

@@ -30,6 +30,7 @@ from launch.cli.commands import (
     generate,
     init,
     lab,
+    load,
     model_owner,
     party,
     peers,
@@ -68,6 +69,7 @@ app.command("calibrate")(calibrate.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
+app.command("load")(load.run)
 app.command("plan")(plan.run)
 app.command("quality")(quality.run)
 app.command("report")(report.run)

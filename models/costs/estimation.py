@@ -24,6 +24,7 @@ from models.architectures import AnyArchitecture, decoder_of
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
+from models.learned import with_learned
 from models.policies import parse
 from mpc import ring
 from mpc.errors import ConfigurationError
@@ -206,7 +207,7 @@ def estimate(
     """Return the costs of a prompt of `prompt` tokens and `new` tokens, chosen as `setting.decoding` says.
 
     exhaustive: trace every layer, head and token; the same counts, slowly. kept: rows of a drafted step that stay, where so
-    many can. Raises `ConfigurationError` when the model has
+    many can. What a policy has to learn of the model is taken to be there. Raises `ConfigurationError` when the model has
     fewer positions or for an unknown suite or policy.
 
     >>> from models.shapes import SHAPES
@@ -214,6 +215,8 @@ def estimate(
     >>> found.total.total("rounds") == found.first.total("rounds") + found.further.total("rounds")
     True
     """
+    if isinstance(architecture, Architecture):
+        architecture = with_learned(architecture, parse(setting.policy).weight_shapes(architecture))
     setting.plan(prompt, new).check(architecture)
     if isinstance(architecture, Architecture):
         spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)

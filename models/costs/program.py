@@ -101,12 +101,15 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
 
 def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str, tuple[int, ...]], Value]) -> Seen:
     """Return what a policy is told of a prompt of `cached` tokens, in values that are asked for by name and shape."""
+    width = (a.heads + 2 * a.kv_heads) * a.head_channels
+    features = value("features", (cached, width)) if asked.features else None
     if not asked.queries:
-        return Seen()
+        return Seen(features=features)
     shape = (asked.sums(a.heads, a.kv_heads), cached)
     squares = value("squared attention", shape) if asked.squares else None
-    heads = a.group if asked.of_heads(a.heads) is None else 1
-    return Seen(value("attention mass", shape), min(asked.queries, cached), heads, squares)
+    queries = 1 if asked.each else min(asked.queries, cached)
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    return Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:

@@ -23,6 +23,8 @@ from models.policies.elastic import Elastic
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
 from models.policies.kvmerger import KVMerger
+from models.policies.lazyeviction import LazyEviction
+from models.policies.locret import Locret
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
@@ -46,6 +48,8 @@ POLICIES: dict[str, type[CachePolicy]] = {
         Elastic,
         D2O,
         KVMerger,
+        LazyEviction,
+        Locret,
         Quest,
         DynamicTopK,
     )

@@ -103,12 +103,13 @@ async def softmax(convert: Conversion, x: Value, mask: Tensor | None = None) -> 
     return convert.new(out.map(lambda t: rows.put(t)), 1)
 
 
-async def mask_queries(convert: Conversion, q: Value) -> MaskedTensor:
+async def mask_queries(convert: Conversion, q: Value, weighed: bool = False) -> MaskedTensor:
     """Return queries [G, R T, C], masked in the ring of their scores while keys and values are masked for the cache; a
-    single token's in one that serves similarities too. 1 round, ring bits per element."""
+    single token's in one that serves similarities too, and `weighed` ones in the full ring. 1 round, ring bits per
+    element."""
     t = convert.tensor(q)
     with operation("scores"):
-        bits = query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
+        bits = RING_BITS if weighed else query_bits(convert) if q.shape[1] == 1 else score_bits(convert)
         await convert.masked(t, convert.fraction_bits, max(bits, t.needs(convert.fraction_bits)))
     return t
 

@@ -294,8 +294,8 @@ class MaskedSuite(Suite):
         return await mixture.scatter(self.convert, slots, rows, stream)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
-    async def mask_queries(self, q: Value) -> MaskedTensor:
-        return await attention.mask_queries(self.convert, q)
+    async def mask_queries(self, q: Value, weighed: bool = False) -> MaskedTensor:
+        return await attention.mask_queries(self.convert, q, weighed)
 
     async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind)
