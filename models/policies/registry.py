@@ -45,11 +45,11 @@ POLICIES: dict[str, type[CachePolicy]] = {
         CAKE,
         CompressKV,
         TOVA,
+        LazyEviction,
+        Locret,
         Elastic,
         D2O,
         KVMerger,
-        LazyEviction,
-        Locret,
         Quest,
         DynamicTopK,
     )

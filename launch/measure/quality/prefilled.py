@@ -197,7 +197,7 @@ class PrefilledModel:
             if asked.squares:
                 squares[..., :stop] += p.square().sum(2)
         if asked.each:
-            return Seen(PlainValue(torch.cat(each)), 1, groups * group, each=True)
+            return Seen(PlainValue(torch.cat(each)), 1, groups * group, features=features, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
             return Seen(PlainValue(mass.sum(1)), count, group, features=features)
