@@ -90,10 +90,10 @@ async def _mean_squares(convert: Conversion, x: Value, frac: int, bits: int) -> 
     """Return the sum over rows of x [G, n, C] of squares, divided by the next power of two from n on: [G, C]. Rows come in
     blocks whose sums fit the ring; each is opened with `frac` fraction bits, modulo 2^bits."""
     t, f, c = convert.tensor(x), convert.fraction_bits, convert.context
-    count, room = t.shape[1], RING_BITS - 2 - 2 * f - 2 * t.magnitude
+    count, room = t.shape[1], RING_BITS - 3 - 2 * f - 2 * t.magnitude
     require(room >= 0, "channel energies", f"a square of a value below 2^{t.magnitude} does not fit {RING_BITS} bits")
     block, cut = min(count, 1 << room), two_to(count).bit_length() - 1
-    m = await convert.masked(t, f, 2 * f + 2 * t.magnitude + 2 + (block - 1).bit_length(), cut=False)
+    m = await convert.masked(t, f, 2 * f + 2 * t.magnitude + 3 + (block - 1).bit_length(), cut=False)
 
     def squares(a: Tensor, b: Tensor, modulo: int) -> Tensor:
         return ring.reduce((a * b).sum(1), modulo)
