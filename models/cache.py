@@ -31,11 +31,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar, final
 
-import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.learned import Learned
+from models.masks import causal_mask
 from models.observation import Observation, Seen
+from models.prompt_rows import PromptRows
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -114,9 +116,10 @@ class LayerCache:
 
     window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
     to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares.
+    cannot be computed on shares. learned: what policies have learned of the layer.
     """
 
+    learned: Learned
     window: int | None = None
     state: LayerState = field(default_factory=LayerState)
     k: Value | None = None
@@ -146,24 +149,26 @@ class KVCache:
     """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
     that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows; drafted: rows of a
     step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
-    step), 0 otherwise. All public.
+    step), 0 otherwise. All public. weights: of the session, where policies may have learned something of the model.
 
-    prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
-    them look at batches before their own; ahead: how many of them do so in the present batch, public. dropped: how many
-    choices of an expert found no place in the prompt, secret [1], None where none could be missed.
+    prompt_end: the prompt's last embedded rows [n, D], secret, while it is processed, for a policy that has them look at
+    batches before their own; ahead: how many do so in the present batch, public. dropped: choices of an expert that found
+    no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it.
     """
 
-    def __init__(self, architecture: Architecture, policy: CachePolicy) -> None:
-        every = tuple(range(architecture.layers))
-        self.group = architecture.group
+    def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
+        every = tuple(range(a.layers))
+        self.group = a.group
         self.prompt_tokens = 0
         self.prompt_end: Value | None = None
         self.ahead = 0
-        self.layers = [LayerCache(architecture.window(n), policy.new_state(Place(n, every))) for n in every]
+        learned = [Learned(weights or {}, n, a.activation) for n in every]
+        self.layers = [LayerCache(learned[n], a.window(n), policy.new_state(Place(n, every))) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = 0
         self.drafted = 0
         self.dropped: Value | None = None
+        self.prompt = PromptRows()
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
@@ -240,8 +245,7 @@ class KVCache:
 
 
 class CachePolicy(ABC):
-    """What is kept of a prompt and what a new token attends to. presets: named settings, which stand for themselves in a
-    policy's text (`models.policies.registry`)."""
+    """What is kept of a prompt and what a new token attends to. presets: named settings, by `models.policies.registry`."""
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {}
@@ -279,6 +283,10 @@ class CachePolicy(ABC):
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
         """Raise `ConfigurationError` where the policy cannot serve this model or prompt length."""
         return None
+
+    def weight_shapes(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights that it has learned of the model, by canonical name (`models.learned`)."""
+        return {}
 
     def pattern(self) -> tuple[int, int]:
         """Return (first, period): behind the first layers, groups of `period` layers are alike but for the model's own
@@ -367,21 +375,6 @@ class CachePolicy(ABC):
 async def in_order(stages: Sequence[Stage]) -> None:
     for _, work in stages:
         await work()
-
-
-def causal_mask(rows: int, cached: int, window: int | None) -> Tensor | None:
-    """Return the public mask [rows, cached] for the last `rows` of `cached` tokens (at the host); None when all is True.
-
-    >>> causal_mask(2, 4, window=2).int()
-    tensor([[0, 1, 1, 0],
-            [0, 0, 1, 1]], dtype=torch.int32)
-    """
-    if rows == 1 and (window is None or cached <= window):
-        return None
-    query = torch.arange(cached - rows, cached)[:, None]
-    key = torch.arange(cached)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (query - key < window)
 
 
 async def _appended(suite: Suite, cache: Value | None, new: Value, kind: str | None = None) -> Value:

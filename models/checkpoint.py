@@ -27,6 +27,7 @@ from models.encoder_architecture import EncoderArchitecture
 from models.families.encoder_family import EncoderFamily
 from models.families.family import Family
 from models.families.registry import family_for
+from models.policy_file import WithLearned, described
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError
 
@@ -233,8 +234,10 @@ class Checkpoint:
 
 
 def read_description(directory: str | Path) -> AnyArchitecture:
-    """Return what a directory's config.json alone describes; no weights are needed."""
-    return _family(Path(directory)).architecture
+    """Return what a directory's config.json alone describes, and the names and shapes of what policies have learned of it;
+    no weights are needed."""
+    found: AnyArchitecture = _family(Path(directory)).architecture
+    return described(Path(directory), found) if isinstance(found, Architecture) else found
 
 
 def read_architecture(directory: str | Path) -> Architecture:
@@ -243,13 +246,19 @@ def read_architecture(directory: str | Path) -> Architecture:
 
 
 def load_checkpoint(directory: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Open a checkpoint: config.json, model.safetensors or its shards, and (when asked for) tokenizer files.
+    """Open a checkpoint: config.json, model.safetensors or its shards, what policies have learned of it (in
+    policy.safetensors), and (when asked for) tokenizer files.
 
     Raises `CheckpointError` naming file, tensor or key, its value and the remedy.
     """
     path = Path(directory)
     family = _family(path)
-    return Checkpoint(path, family.architecture, CanonicalWeights(family, TensorFiles(path), dtype))
+    weights: Mapping[str, Tensor] = CanonicalWeights(family, TensorFiles(path), dtype)
+    architecture: AnyArchitecture = family.architecture
+    if isinstance(architecture, Architecture):
+        architecture = described(path, architecture)
+        weights = WithLearned(weights, path, architecture, dtype) if architecture.learned else weights
+    return Checkpoint(path, architecture, weights)
 
 
 def _family(directory: Path) -> Family | EncoderFamily:
@@ -258,7 +267,6 @@ def _family(directory: Path) -> Family | EncoderFamily:
     values = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.exists():
-        ends = read_json(generation).get("eos_token_id")
-        if ends is not None:
-            values["eos_token_id"] = ends
+        said = read_json(generation)
+        values |= {key: said[key] for key in ("eos_token_id", "decoder_start_token_id") if said.get(key) is not None}
     return family_for(Config(values, directory / "config.json"))

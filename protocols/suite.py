@@ -246,10 +246,15 @@ class Suite(Merging):
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
-        scores."""
+        scores: beside what is declared of these, it may be as large as its own bound says."""
+        return await self.relative_attention(q, k, v, bias, None)
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
+        """Return `biased_attention` where what is declared of scores holds for their sums with the bias: as of one that a
+        checkpoint has learned, for relative positions."""
         scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
-            probabilities = await self.softmax(scores)
+            probabilities = await self.softmax(scores, mask)
         with operation("values"):
             return await self.matmul(probabilities, v)
 
@@ -351,8 +356,9 @@ class Suite(Merging):
             return stream + await self.matmul(flat, rows.reshape(experts * capacity, rows.shape[2]))
 
     # ---- masked once, used in many products: the same value, for suites that open a factor masked -----------------------
-    async def mask_queries(self, q: Value) -> Value:
-        """Return queries [G, R T, C], masked for all their products with cached keys, beside other work."""
+    async def mask_queries(self, q: Value, weighed: bool = False) -> Value:
+        """Return queries [G, R T, C], masked for all their products with cached keys, beside other work. weighed: for
+        products with weights, too."""
         return q
 
     async def mask_for_reuse(self, chosen: Value) -> Value:

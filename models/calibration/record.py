@@ -6,7 +6,6 @@ It stays with the model owner: digest and extremes would let others test a guess
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -25,6 +24,7 @@ from models.calibration.extremes import Extremes, Progress, as_json, measure
 from models.calibration.sequences import read_text, sequences, text_digest
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.description import Description
+from models.digest import model_digest, weight_files
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.bounds import RANGES
 from protocols.options import OptionValue
@@ -68,24 +68,6 @@ class Calibration:
     def excesses(self, suite: str, options: Mapping[str, OptionValue] | None = None) -> list[Excess]:
         """Return what does not fit the bounds that `options` over the chosen ones declare."""
         return excesses(suite, {**self.suites.get(suite, {}), **(options or {})}, self.extremes)
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """Return what the digest covers: config.json and the weights, by name."""
-    return [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
-
-
-def model_digest(directory: Path) -> str:
-    """Return the SHA-256 over names, sizes and contents of config.json and every weight file; 0.5 to 2 s a gigabyte."""
-    total = hashlib.sha256()
-    for file in weight_files(directory):
-        try:
-            with file.open("rb") as opened:
-                inner = hashlib.file_digest(opened, "sha256").digest()
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-        total.update(len(file.name).to_bytes(4, "big") + file.name.encode() + inner)
-    return total.hexdigest()
 
 
 def _stamps(directory: Path) -> dict[str, tuple[int, int]]:

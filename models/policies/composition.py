@@ -15,6 +15,7 @@ import torch
 
 from models.architecture import Architecture
 from models.cache import KVCache, LayerCache, Place, Stage
+from models.learned import check_learned, in_every_layer
 from models.observation import Observation, Seen
 from models.policies.axes.budget import Budget
 from models.policies.axes.keep import Keep
@@ -55,7 +56,7 @@ class System(EvictingPolicy):
 
     @property
     def append_only(self) -> bool:
-        return self.axes.schedule.every == 0
+        return not self.axes.schedule.every and not self.axes.schedule.distance
 
     @property
     def one_set_for_all_heads(self) -> bool:
@@ -74,8 +75,10 @@ class System(EvictingPolicy):
         return max(0 if self.equal_layers else self.own_budgets, self.axes.scorer.own_layers), 1
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Refuse sliding windows, and a budget that does not hold what always stays and one token more."""
+        """Refuse sliding windows, a model without what the scorer has learned of it, and a budget that does not hold what
+        always stays and one token more."""
         no_windows(self.name, architecture, prompt_tokens)
+        check_learned(self.name, self.weight_shapes(architecture), architecture)
         axes = self.axes
         kept = budget_tokens(axes.budget.share, prompt_tokens)
         if kept < prompt_tokens and axes.keep.choice(prompt_tokens, kept).count < 1:
@@ -85,12 +88,16 @@ class System(EvictingPolicy):
                 f"hold {what}; raise budget, or lower what always stays"
             )
 
+    def weight_shapes(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        parts = self.axes.scorer.learned(architecture) if self.axes.budget.share < 1 else {}
+        return in_every_layer(architecture, parts)
+
     def verifies(self, rows: int) -> bool:
         """Whether nothing is evicted while decoding: what a token dropped cannot be taken back."""
         return self.append_only or self.axes.budget.share == 1
 
     def new_state(self, place: Place) -> EvictionState:
-        return EvictionState()
+        return self.axes.scorer.new_state()
 
     def observation(self, tokens: int, layer: int) -> Observation:
         if self.axes.budget.share == 1:
@@ -103,18 +110,19 @@ class System(EvictingPolicy):
 
     def eviction_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen, kept: int) -> list[Stage]:
         """Return the steps: what the batch says is taken in, tokens go, what is kept of scores is masked for reuse."""
-        if seen.mass is None:
+        if seen.mass is None and seen.features is None:
             return []
         entry, scorer = cache.layers[layer], self.axes.scorer
         state = entry.state_of(EvictionState)
-        state.kept = kept
+        state.kept, state.learned = kept, entry.learned
         event = self._event(suite, entry, seen)
         return [*scorer.batch(suite, state, seen), *event, *scorer.after(suite, state)]
 
     def _event(self, suite: Suite, entry: LayerCache, seen: Seen) -> list[Stage]:
         """Return the steps of dropping all but `kept` tokens, the others in their order."""
         axes, state = self.axes, entry.state_of(EvictionState)
-        choice, groups = axes.keep.choice(entry.length, state.kept), entry.keys_and_values()[0].shape[0]
+        choice = axes.keep.choice(entry.length, state.kept, within=not seen.last)
+        groups = entry.keys_and_values()[0].shape[0]
         eviction = Eviction(
             suite,
             [entry],
@@ -124,7 +132,8 @@ class System(EvictingPolicy):
             lambda rows: axes.scorer.moved(suite, state, rows),
             axes.merge,
         )
-        return eviction.stages()
+        stages = eviction.stages()
+        return [*axes.scorer.ready(suite, state, seen), *stages] if stages else []
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Attend to all that is cached; what the token's query says, and what goes for it, is for the next token, so its
@@ -134,7 +143,9 @@ class System(EvictingPolicy):
         state = entry.state_of(EvictionState)
         due = axes.schedule.due(entry.length, state.kept)
         if axes.budget.share == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
-            return await suite.attention(q, k, v, None)
+            out = await suite.attention(q, k, v, None)
+            self._leave(suite, entry)
+            return out
         everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         seen = Seen(mass, 1, cache.group)
@@ -147,6 +158,13 @@ class System(EvictingPolicy):
         await cache.run_in_background(take_in())
         return out
 
+    def _leave(self, suite: Suite, entry: LayerCache) -> None:
+        """Drop the token at a public place, where one goes at every token; local."""
+        place = self.axes.schedule.leaves(entry.state_of(EvictionState).kept, self.axes.keep.sinks)
+        if self.axes.budget.share < 1 and place is not None:
+            k, v = entry.keys_and_values()
+            entry.k, entry.v = (suite.concat([x[:, :place], x[:, place + 1 :]], 1) for x in (k, v))
+
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""
         axes, state = self.axes, entry.state_of(EvictionState)
@@ -154,6 +172,8 @@ class System(EvictingPolicy):
             for _, work in [*self._event(suite, entry, seen), *axes.scorer.after(suite, state)]:
                 await work()
             return
+        for _, work in axes.scorer.ready(suite, state, seen):
+            await work()
         choice = axes.keep.choice(entry.length, state.kept)
         every = replace(choice, stop=entry.length)
         groups = entry.keys_and_values()[0].shape[0]

@@ -38,6 +38,9 @@ class Around(CachePolicy):
         found = [policy.pattern() for policy in self.inside()]
         return max(first for first, _ in found), math.lcm(*(period for _, period in found))
 
+    def weight_shapes(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        return {name: shape for one in self.inside() for name, shape in one.weight_shapes(architecture).items()}
+
     @property
     def append_only(self) -> bool:
         return all(policy.append_only for policy in self.inside())

@@ -196,7 +196,7 @@ class CryptenSuite(CryptenLinear):
             return self._value(maximum.argmax(self.session, x.share), 0)
 
     # ---- the cache -------------------------------------------------------------------------------------------------
-    async def mask_queries(self, q: Value) -> Value:
+    async def mask_queries(self, q: Value, weighed: bool = False) -> Value:
         """As in `Suite`: 1 round, 8 bytes per element."""
         if self._own is not None:
             return q

@@ -213,7 +213,11 @@ class MaskedSuite(Suite):
         return await attention.observed(self.convert, (q, k, v), mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return await attention.attention(self.convert, (q, k, v), bias=bias)
+        reach = self.convert.tensor(bias).reach
+        return await attention.attention(self.convert, (q, k, v), bias=attention.Bias(bias, reach))
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> MaskedTensor:
+        return await attention.attention(self.convert, (q, k, v), mask, attention.Bias(bias))
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)
@@ -294,8 +298,8 @@ class MaskedSuite(Suite):
         return await mixture.scatter(self.convert, slots, rows, stream)
 
     # ---- the cache ---------------------------------------------------------------------------------------------------
-    async def mask_queries(self, q: Value) -> MaskedTensor:
-        return await attention.mask_queries(self.convert, q)
+    async def mask_queries(self, q: Value, weighed: bool = False) -> MaskedTensor:
+        return await attention.mask_queries(self.convert, q, weighed)
 
     async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind)

@@ -32,3 +32,17 @@ def run_secure(name: str, parties: int, program: Program, inputs: Sequence[Tenso
     if name == "masked":
         return run_masked(program, inputs, parties=parties, **options)[0]
     return evaluate(program, inputs, parties=parties, **options).values
+
+
+def run_weighing(
+    name: str, parties: int, program: Program, inputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """The results of program(suite, *inputs, *weights) on shares, the last ones given as weights of linear layers."""
+    if name == "masked":
+        return run_masked(program, inputs, weights, parties)[0]
+    named = {f"w{n}": weight for n, weight in enumerate(weights)}
+
+    async def whole(s: Any, *values: Any, **held: Any) -> Any:
+        return await program(s, *values, *held.values())
+
+    return evaluate(whole, inputs, parties=parties, weights=named).values

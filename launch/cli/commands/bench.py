@@ -130,6 +130,7 @@ def _check_step(cached: int | None, prefill: int | None, eviction: bool, policy:
 
 def _architecture(shape: str, layers: int | None, cached: int | None, prefill: int | None, policy: str) -> Architecture:
     """Return the shape with its first layers and enough positions. Raises `ConfigurationError`, also for the policy."""
+    from models.learned import with_learned
     from models.policies import parse
     from models.shapes import find_shape, with_layers, with_positions
 
@@ -137,6 +138,7 @@ def _architecture(shape: str, layers: int | None, cached: int | None, prefill: i
     architecture = find_shape(shape)
     architecture = architecture if layers is None else with_layers(architecture, layers)
     architecture = with_positions(architecture, (cached or 0) + (prefill or 1))
+    architecture = with_learned(architecture, parsed.weight_shapes(architecture))
     if cached or prefill:
         parsed.check(architecture, cached or prefill or 0)
     return architecture

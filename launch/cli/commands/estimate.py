@@ -141,12 +141,20 @@ def _drafting(draft: str, kept: int) -> DraftPlan | None:
     return None if found is None else found.plan
 
 
+def _last(architecture: AnyArchitecture, prompt: int, new: int) -> tuple[int, int, int]:
+    """Return what is cached before the last of several new tokens, that it is one, and what an encoder has read."""
+    from models.architectures import decoder_of
+
+    cached = decoder_of(architecture, "a new token").cached(prompt)
+    return cached + new - 2, 1, prompt if cached != prompt else 0
+
+
 def _critical_path(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
     """Return that of the last token, or of the prompt where only one token is asked for."""
     from launch.predict.critical_path import critical_path
 
     return (
-        critical_path(architecture, setting, prompt + new - 2)
+        critical_path(architecture, setting, *_last(architecture, prompt, new))
         if new > 1
         else critical_path(architecture, setting, 0, prompt)
     )

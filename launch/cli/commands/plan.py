@@ -61,11 +61,14 @@ def run(
     from launch.predict.networks import find_network
     from launch.predict.planning import Lengths, make_plan
     from models.costs.tracing import Setting
+    from models.learned import with_learned
+    from models.policies import parse
     from models.shapes import find_shape, with_positions
 
     check_suite(suite)
     profile = find_network(network)
     architecture = with_positions(find_shape(model), prompt + new)
+    architecture = with_learned(architecture, parse(policy).weight_shapes(architecture))
     setting = Setting(suite, parties, policy, suite_options(suite_option))
     known = read_measurements(measured or [], architecture, setting, prompt)
     with err.status(f"{model}: pricing the alternatives"):

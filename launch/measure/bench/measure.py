@@ -16,6 +16,7 @@ from models.costs.estimation import estimate
 from models.costs.tracing import STEP, Setting
 from models.drafting import DraftPlan
 from models.generation import check_verifiable
+from models.learned import with_learned
 from models.policies import parse
 from models.shapes import find_shape, with_layers, with_positions
 from mpc.ledger import Cost, Ledger
@@ -38,6 +39,7 @@ def bench_plan(cell: Cell) -> BenchPlan:
     architecture = architecture if cell.layers is None else with_layers(architecture, cell.layers)
     architecture = with_positions(architecture, cell.prompt + cell.new_tokens + cell.draft)
     policy = parse(cell.policy)
+    architecture = with_learned(architecture, policy.weight_shapes(architecture))
     policy.check(architecture, cell.prompt)
     if cell.draft:
         check_verifiable("greedy", policy, DraftPlan(cell.draft))

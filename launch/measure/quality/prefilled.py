@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.cache import CachePolicy, KVCache, Stage, causal_mask
+from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
 from models.generation import prefill
 from models.loaded import load_weights
+from models.masks import causal_mask
 from models.observation import Observation, Seen
 from models.policies import parse
 from protocols.observed import Attended, Observed
@@ -64,31 +65,35 @@ class NotingSuite(PlainSuite):
 
 @dataclass
 class _Noting(CachePolicy):
-    """The full cache, all of whose queries are wanted. keys, values: by layer, [G, T, C]."""
+    """The full cache, all of whose queries are wanted. keys, values: by layer, [G, T, C]. features: [T, (H + 2G) C]."""
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
 
     def observation(self, tokens: int, layer: int) -> Observation:
-        return Observation(tokens)
+        return Observation(tokens, features=True)
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         keys, values = cache.layers[layer].keys_and_values()
         self.keys.append(tensor_of(keys))
         self.values.append(tensor_of(values))
+        assert seen.features is not None
+        self.features.append(tensor_of(seen.features))
         return []
 
 
 @dataclass(frozen=True)
 class Prefilled:
     """A prompt, token ids, behind the full cache's pass. logits [1, V] of the first token; queries [G, R, T, C], keys and
-    values [G, T, C] by layer."""
+    values [G, T, C] and features [T, (H + 2G) C] by layer."""
 
     ids: list[int]
     logits: Tensor
     queries: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
+    features: list[Tensor]
 
     @property
     def tokens(self) -> int:
@@ -116,7 +121,7 @@ class PrefilledModel:
             logits = self.suite.run(decoder.forward(self._indices(ids), decoder.new_cache(), True, progress))
         finally:
             self.suite.noted = None
-        return Prefilled(list(ids), tensor_of(logits), queries, noting.keys, noting.values)
+        return Prefilled(list(ids), tensor_of(logits), queries, noting.keys, noting.values, noting.features)
 
     @torch.inference_mode()
     def answer(
@@ -170,12 +175,14 @@ class PrefilledModel:
     def _seen(self, prompt: Prefilled, layer: int, asked: Observation) -> Seen:
         """Return what the prompt's last queries tell of the tokens."""
         count = min(asked.queries, prompt.tokens)
+        features = PlainValue(prompt.features[layer]) if asked.features else None
         if not count:
-            return Seen()
+            return Seen(features=features)
         queries, keys = prompt.queries[layer], prompt.keys[layer]
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape
         mass, squares = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(2))
+        each = []
         block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
         for start in range(prompt.tokens - count, prompt.tokens, block):
             stop = min(start + block, prompt.tokens)
@@ -185,10 +192,14 @@ class PrefilledModel:
                 scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
             p = torch.softmax(scores, -1)
             mass[..., :stop] += p.sum(2)
+            if asked.each:
+                each.append(functional.pad(p.sum((0, 1)), (0, prompt.tokens - stop)))
             if asked.squares:
                 squares[..., :stop] += p.square().sum(2)
+        if asked.each:
+            return Seen(PlainValue(torch.cat(each)), 1, groups * group, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
-            return Seen(PlainValue(mass.sum(1)), count, group)
+            return Seen(PlainValue(mass.sum(1)), count, group, features=features)
         of_heads = [PlainValue(x.flatten(0, 1)[list(heads)]) for x in (mass, squares)]
-        return Seen(of_heads[0], count, 1, of_heads[1] if asked.squares else None)
+        return Seen(of_heads[0], count, 1, of_heads[1] if asked.squares else None, features)

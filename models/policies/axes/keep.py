@@ -12,11 +12,13 @@ from models.policies.settings import budget_tokens
 
 @dataclass(frozen=True)
 class Keep:
-    """sinks: first tokens that always stay. recent: last ones, a number, or below 1 a share of those that stay. sets: a
-    choice for each key/value head, or one for all heads of a layer. All public."""
+    """sinks: first tokens that always stay. recent: last ones, a number, or below 1 a share of those that stay. stabilisers:
+    last ones that stay where more batches of the prompt follow, at most half of those that stay. sets: a choice for each
+    key/value head, or one for all heads of a layer. All public."""
 
     sinks: int = 0
     recent: float = 0
+    stabilisers: int = 0
     sets: Literal["head", "layer"] = "head"
 
     def recent_of(self, kept: int) -> int:
@@ -36,9 +38,10 @@ class Keep:
         """
         return next(n for n in itertools.count() if self.choice(n + 1, n + 1).count == 1)
 
-    def choice(self, cached: int, kept: int) -> Kept:
-        """Return which of `cached` tokens are chosen from, and how many of them stay, so that `kept` do in all."""
-        recent = self.recent_of(kept)
+    def choice(self, cached: int, kept: int, within: bool = False) -> Kept:
+        """Return which of `cached` tokens are chosen from, and how many of them stay, so that `kept` do in all. within:
+        whether more batches of the prompt follow."""
+        recent = max(self.recent_of(kept), min(self.stabilisers, kept // 2) if within else 0)
         return Kept(self.sinks, cached - recent, kept - self.sinks - recent)
 
     def of_sets(self, scores: Scores, groups: int) -> Scores:

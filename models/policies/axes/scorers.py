@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from models.architecture import Architecture
 from models.cache import LayerState, Stage
+from models.learned import Learned
 from models.observation import Observation, Seen
 from models.policies.eviction import Kept, Scores, pooled, zeros
 from protocols.suite import Suite, Value
@@ -22,11 +24,14 @@ from protocols.suite import Suite, Value
 @dataclass
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
-    that its score counts. scores [G, S], secret: what a scorer keeps of each cached token, masked for reuse."""
+    that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
+    reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
     most: int = 0
+    learned: Learned | None = None
     scores: Value | None = None
+    threshold: Value | None = None
 
 
 class Scorer(ABC):
@@ -42,12 +47,24 @@ class Scorer(ABC):
         """Return behind how many layers all are asked the same; public."""
         return 0
 
+    def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what it has learned of each layer, by part (`models.learned`)."""
+        return {}
+
     @abstractmethod
     def observation(self, tokens: int, layer: int) -> Observation:
         """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
+    def new_state(self) -> EvictionState:
+        """Return what it keeps of a layer, as it is before the prompt."""
+        return EvictionState()
+
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
+        return []
+
+    def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the steps of making scores, once tokens are to go."""
         return []
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
@@ -56,7 +73,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
-        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
+        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`, and `ready`; local."""
 
     def rows(self, state: EvictionState) -> Sequence[Value]:
         """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""
