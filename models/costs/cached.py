@@ -9,8 +9,8 @@ VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 
 
 def cache_bytes(architecture: AnyArchitecture, prompt: int, new: int) -> int:
-    """Return the bytes of keys and values of a prompt and all new tokens but the last, if no policy drops any; 0 for an
-    encoder, which keeps none.
+    """Return the bytes of keys and values of a prompt and all new tokens but the last, if no policy drops any. Layers of
+    an encoder keep none.
 
     >>> from models.shapes import SHAPES
     >>> cache_bytes(SHAPES["gpt2"], prompt=1000, new=25)
