@@ -230,7 +230,7 @@ class KVCache:
     def keep(self, suite: Suite, rows: int) -> None:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
         self._rows = []
-        for entry in self.layers:
+        for entry in (one for one in self.layers if one.length):  # an encoder's layers hold nothing
             k, v = entry.keys_and_values()
             stay = entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)

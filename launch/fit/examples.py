@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from launch.measure.quality.prefilled import PrefilledModel
+from models.architectures import without_encoder
 from models.checkpoint import Checkpoint
 from mpc.errors import ConfigurationError
 
@@ -43,7 +44,7 @@ def _example(checkpoint: Checkpoint, where: str, line: str) -> Example:
     if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in ("prompt", "answer")):
         raise ConfigurationError(f'{where}: must be {{"prompt": "...", "answer": "..."}}')
     prompt, answer = (tuple(checkpoint.tokenizer.encode(values[key])) for key in ("prompt", "answer"))
-    positions = checkpoint.architecture.positions
+    positions = without_encoder(checkpoint.architecture, f"examples for {checkpoint.directory}").positions
     if not answer or len(prompt) < 2 or len(prompt) + len(answer) > positions:
         raise ConfigurationError(
             f"{where}: {len(prompt)} tokens of prompt and {len(answer)} of answer; at least 2 and 1 are needed, and no more "
