@@ -1,0 +1,129 @@
+"""What `mpcache fit` makes: learned weights of a policy, and the profile of a model's layers and heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from launch.fit.examples import read_examples
+from launch.fit.profiles import KINDS, profile_of
+from launch.fit.retaining import RetainingHeads
+from launch.fit.training import Learner, Run, Training
+from launch.measure.quality.prefilled import PrefilledModel
+from models.architecture import Architecture
+from models.checkpoint import load_checkpoint
+from models.digest import POLICY_FILE, model_digest
+from models.learned import parts_of
+from models.policies import parse
+from models.policies.axes.retaining import FIRST
+from models.policy_file import PolicyFile, write
+from mpc.errors import ConfigurationError
+
+PROFILE, STATE = "profile.json", "fit.safetensors"
+HEADS, PROFILED = 2, 16
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is asked for. policy: its text. profiled: how many prompts the profile is an average of."""
+
+    model: Path
+    policy: str
+    prompts: Path
+    out: Path
+    training: Training = field(default_factory=Training)
+    profiled: int = PROFILED
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was written. weights: None where the policy learns none; loss: of the last step, None where no step was left."""
+
+    profile: Path
+    weights: Path | None
+    loss: float | None
+    policies: dict[str, str]
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def fit(asked: Fitting, progress: Progress) -> Fitted:
+    """Train what the policy learns, make the profile, write both. Training goes on where one of the same settings was
+    broken off. Raises `ConfigurationError` before anything is computed for what cannot work."""
+    policy = parse(asked.policy)
+    checkpoint = load_checkpoint(asked.model)
+    a = checkpoint.architecture
+    parts = parts_of(policy.weight_shapes(a))
+    kind = _kind(parts, asked.policy)
+    examples = read_examples(checkpoint, asked.prompts)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
+    weights, loss = None, None
+    if kind:
+        run = _run(asked, LEARNERS[kind](model, parts))
+        learned = run.run(examples, lambda done, total: progress("train", done, total))
+        weights = write(asked.out, {**_kept(asked, a, parts), **learned}, asked.model, torch.float16)
+        loss = run.losses[-1] if run.losses else None
+    few = examples[: asked.profiled]
+    profile = profile_of(model, few, lambda done, total: progress("profile", done, total))
+    layers = {kind: profile.weights(kind) for kind in KINDS}
+    heads = profile.retrieval(HEADS)
+    policies = {kind: f"layers:weights={text}" for kind, text in layers.items()} | {"heads": f"compresskv:heads={heads}"}
+    facts: dict[str, Any] = {
+        "format": 1,
+        "model_digest": model_digest(asked.model),
+        "prompts": len(few),
+        "layers": layers,
+        "heads": heads,
+        "policies": policies,
+        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if kind else None,
+    }
+    file = asked.out / PROFILE
+    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (asked.out / STATE).unlink(missing_ok=True)
+    return Fitted(file, weights, loss, policies)
+
+
+def _retaining(model: PrefilledModel, parts: Mapping[str, tuple[int, ...]]) -> Learner:
+    return RetainingHeads(model, parts[f"{FIRST}.weight"][1])
+
+
+LEARNERS: dict[str, Callable[[PrefilledModel, Mapping[str, tuple[int, ...]]], Learner]] = {"retaining": _retaining}
+"""By the first word of a learned part's name, of a model and the parts' shapes."""
+
+
+def _kind(parts: Mapping[str, tuple[int, ...]], policy: str) -> str:
+    """Return what a policy learns; nothing where it learns nothing."""
+    kinds = {part.partition(".")[0] for part in parts}
+    if len(kinds) > 1 or not kinds <= LEARNERS.keys():
+        raise ConfigurationError(
+            f"--policy {policy}: learns {', '.join(sorted(kinds))}, of which one is trained at a time; known: "
+            f"{', '.join(LEARNERS)}"
+        )
+    return kinds.pop() if kinds else ""
+
+
+def _run(asked: Fitting, learner: Learner) -> Run:
+    prompts = hashlib.sha256(asked.prompts.read_bytes()).hexdigest()
+    about = json.dumps([asked.policy, asdict(asked.training), model_digest(asked.model), prompts])
+    return Run(learner, asked.training, asked.out / STATE, about)
+
+
+def _kept(asked: Fitting, architecture: Architecture, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return what other policies have learned of the model before, in the file that is written anew."""
+    if not (asked.out / POLICY_FILE).exists():
+        return {}
+    there = PolicyFile(asked.out)
+    there.parts(architecture.layers)
+    there.check_model(asked.model)
+    old = load_file(asked.out / POLICY_FILE)
+    return {name: tensor for name, tensor in old.items() if not set(parts_of({name: tuple(tensor.shape)})) & set(parts)}
