@@ -14,16 +14,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from launch.fit.examples import read_examples
+from launch.fit.gates import Gates
 from launch.fit.profiles import KINDS, profile_of
 from launch.fit.retaining import RetainingHeads
 from launch.fit.training import Learner, Run, Training
 from launch.measure.quality.prefilled import PrefilledModel
 from models.architecture import Architecture
+from models.cache import CachePolicy
 from models.checkpoint import load_checkpoint
 from models.digest import POLICY_FILE, model_digest
 from models.learned import parts_of
 from models.policies import parse
-from models.policies.axes.retaining import FIRST
+from models.policies.axes.gate import Gate
+from models.policies.axes.retaining import RetainingHead
+from models.policies.axes.scorers import Scorer
+from models.policies.composition import System
+from models.policies.wrappers import Around
 from models.policy_file import PolicyFile, write
 from mpc.errors import ConfigurationError
 
@@ -63,13 +69,13 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     checkpoint = load_checkpoint(asked.model)
     a = checkpoint.architecture
     parts = parts_of(policy.weight_shapes(a))
-    kind = _kind(parts, asked.policy)
     examples = read_examples(checkpoint, asked.prompts)
     asked.out.mkdir(parents=True, exist_ok=True)
     model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
+    learner = _learner(policy, model)
     weights, loss = None, None
-    if kind:
-        run = _run(asked, LEARNERS[kind](model, parts))
+    if learner is not None:
+        run = _run(asked, learner)
         learned = run.run(examples, lambda done, total: progress("train", done, total))
         weights = write(asked.out, {**_kept(asked, a, parts), **learned}, asked.model, torch.float16)
         loss = run.losses[-1] if run.losses else None
@@ -85,7 +91,7 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         "layers": layers,
         "heads": heads,
         "policies": policies,
-        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if kind else None,
+        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if learner else None,
     }
     file = asked.out / PROFILE
     file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -93,23 +99,33 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     return Fitted(file, weights, loss, policies)
 
 
-def _retaining(model: PrefilledModel, parts: Mapping[str, tuple[int, ...]]) -> Learner:
-    return RetainingHeads(model, parts[f"{FIRST}.weight"][1])
+def _retaining(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:
+    assert isinstance(scorer, RetainingHead)
+    return RetainingHeads(model, scorer.width)
 
 
-LEARNERS: dict[str, Callable[[PrefilledModel, Mapping[str, tuple[int, ...]]], Learner]] = {"retaining": _retaining}
-"""By the first word of a learned part's name, of a model and the parts' shapes."""
+def _gate(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:
+    assert isinstance(scorer, Gate)
+    return Gates(model, scorer.heads, scorer.channels, share)
 
 
-def _kind(parts: Mapping[str, tuple[int, ...]], policy: str) -> str:
-    """Return what a policy learns; nothing where it learns nothing."""
-    kinds = {part.partition(".")[0] for part in parts}
-    if len(kinds) > 1 or not kinds <= LEARNERS.keys():
+LEARNERS: dict[type[Scorer], Callable[[PrefilledModel, Scorer, float], Learner]] = {RetainingHead: _retaining, Gate: _gate}
+"""By the scorer that learns, of a model, the scorer and the share of tokens that is to stay."""
+
+
+def _learner(policy: CachePolicy, model: PrefilledModel) -> Learner | None:
+    """Return what trains what a policy learns; None where it learns nothing. Raises `ConfigurationError`."""
+    if not policy.weight_shapes(model.architecture):
+        return None
+    inside = policy
+    while isinstance(inside, Around):
+        inside = inside.of(0)
+    if not isinstance(inside, System) or type(inside.axes.scorer) not in LEARNERS:
         raise ConfigurationError(
-            f"--policy {policy}: learns {', '.join(sorted(kinds))}, of which one is trained at a time; known: "
-            f"{', '.join(LEARNERS)}"
+            f"--policy {policy.spec}: what it learns is not trained here; name locret or attention-gate"
         )
-    return kinds.pop() if kinds else ""
+    axes = inside.axes
+    return LEARNERS[type(axes.scorer)](model, axes.scorer, axes.budget.share)
 
 
 def _run(asked: Fitting, learner: Learner) -> Run:

@@ -17,7 +17,8 @@ from torch.nn import functional
 from launch.fit.examples import Example, rows_of
 from launch.fit.training import Learner
 from launch.measure.quality.prefilled import PrefilledModel
-from models.policies.axes.retaining import BOUND, FIRST, SECOND
+from models.policies.axes.lasting import BOUND
+from models.policies.axes.retaining import FIRST, SECOND
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 
 SMOOTHNESS = 0.0025

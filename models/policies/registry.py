@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from models.cache import CachePolicy
+from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.changed import Lag, Layers
 from models.policies.dynamic_top_k import DynamicTopK
@@ -28,7 +29,8 @@ from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
-    kind.name: kind for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Locret, Quest, DynamicTopK)
+    kind.name: kind
+    for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Locret, AttentionGate, Quest, DynamicTopK)
 }
 WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers)}
 MAX_LENGTH = 400

@@ -20,7 +20,8 @@ from launch.measure.quality.prefilled import PrefilledModel
 from launch.measure.quality.prompts import task_of
 from models.checkpoint import load_checkpoint
 from models.policies import parse
-from models.policies.axes.retaining import BOUND, FIRST, SECOND
+from models.policies.axes.lasting import BOUND
+from models.policies.axes.retaining import FIRST, SECOND
 from mpc.errors import ConfigurationError
 
 MODEL = Path(models.recall.__file__).parent / "gpt2_questions"

@@ -52,7 +52,7 @@ MATRIX = {
     "quest": ["quest:budget=0.4,page=4,skip=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
-LEARNED = {"locret"}  # whose weights have tests of their own, on all suites
+LEARNED = {"locret", "attention-gate"}  # whose weights have tests of their own, on all suites
 TEXTS = [text for texts in MATRIX.values() for text in texts]
 
 
@@ -101,6 +101,7 @@ EVERYTHING = [
     "quest:budget=1",
     "dynamic-top-k:budget=1",
     "locret:budget=1",
+    "attention-gate:budget=1",
 ]
 
 
@@ -188,6 +189,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "snapkv": "snapkv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
         "locret": "locret:budget=1",
+        "attention-gate": "attention-gate:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)
     policy = parse(texts.get(name, name))
