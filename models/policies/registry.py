@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 from models.cache import CachePolicy
+from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
 from models.policies.changed import Lag, Layers, Merging
@@ -51,6 +52,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         Elastic,
         D2O,
         KVMerger,
+        AttentionGate,
         Quest,
         DynamicTopK,
     )

@@ -64,7 +64,7 @@ MATRIX = {
     "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
-LEARNED = {"locret"}  # whose weights have tests of their own, on all suites
+LEARNED = {"locret", "attention-gate"}  # whose weights have tests of their own, on all suites
 TEXTS = [text for texts in MATRIX.values() for text in texts]
 
 
@@ -119,6 +119,7 @@ EVERYTHING = [
     "quest:budget=1",
     "dynamic-top-k:budget=1",
     "locret:budget=1",
+    "attention-gate:budget=1",
 ]
 
 
@@ -212,6 +213,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
         "locret": "locret:budget=1",
+        "attention-gate": "attention-gate:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)
     policy = parse(texts.get(name, name))
