@@ -1,4 +1,4 @@
-"""Prompts with their answers, which a policy learns from: the owner's own, JSON lines {"prompt": ..., "answer": ...}."""
+"""Prompts with answers, which a policy learns from: the model owner's own, JSON lines {"prompt": ..., "answer": ...}."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from launch.measure.quality.prefilled import PrefilledModel
-from models.architectures import without_encoder
 from models.checkpoint import Checkpoint
 from mpc.errors import ConfigurationError
 
@@ -44,7 +43,7 @@ def _example(checkpoint: Checkpoint, where: str, line: str) -> Example:
     if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in ("prompt", "answer")):
         raise ConfigurationError(f'{where}: must be {{"prompt": "...", "answer": "..."}}')
     prompt, answer = (tuple(checkpoint.tokenizer.encode(values[key])) for key in ("prompt", "answer"))
-    positions = without_encoder(checkpoint.architecture, f"examples for {checkpoint.directory}").positions
+    positions = checkpoint.architecture.positions
     if not answer or len(prompt) < 2 or len(prompt) + len(answer) > positions:
         raise ConfigurationError(
             f"{where}: {len(prompt)} tokens of prompt and {len(answer)} of answer; at least 2 and 1 are needed, and no more "

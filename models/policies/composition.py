@@ -56,7 +56,7 @@ class System(EvictingPolicy):
 
     @property
     def append_only(self) -> bool:
-        return self.axes.schedule.every == 0
+        return not self.axes.schedule.every and not self.axes.schedule.distance
 
     @property
     def one_set_for_all_heads(self) -> bool:
@@ -143,7 +143,9 @@ class System(EvictingPolicy):
         state = entry.state_of(EvictionState)
         due = axes.schedule.due(entry.length, state.kept)
         if axes.budget.share == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
-            return await suite.attention(q, k, v, None)
+            out = await suite.attention(q, k, v, None)
+            self._leave(suite, entry)
+            return out
         everyone = torch.ones(q.shape[1], dtype=torch.bool)
         out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
         seen = Seen(mass, 1, cache.group)
@@ -155,6 +157,13 @@ class System(EvictingPolicy):
 
         await cache.run_in_background(take_in())
         return out
+
+    def _leave(self, suite: Suite, entry: LayerCache) -> None:
+        """Drop the token at a public place, where one goes at every token; local."""
+        place = self.axes.schedule.leaves(entry.state_of(EvictionState).kept, self.axes.keep.sinks)
+        if self.axes.budget.share < 1 and place is not None:
+            k, v = entry.keys_and_values()
+            entry.k, entry.v = (suite.concat([x[:, :place], x[:, place + 1 :]], 1) for x in (k, v))
 
     async def _drop(self, suite: Suite, entry: LayerCache, seen: Seen) -> None:
         """Drop down to what stays: one token by putting the last one in its place, several by moving those that stay."""

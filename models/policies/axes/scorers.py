@@ -25,12 +25,13 @@ from protocols.suite import Suite, Value
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
     that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
-    reuse."""
+    reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
     most: int = 0
     learned: Learned | None = None
     scores: Value | None = None
+    threshold: Value | None = None
 
 
 class Scorer(ABC):
