@@ -26,6 +26,7 @@ from launch.cli.commands import (
     embed,
     estimate,
     fetch,
+    fit,
     gates,
     generate,
     init,
@@ -66,6 +67,7 @@ app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
 app.command("calibrate")(calibrate.run)
+app.command("fit")(fit.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
