@@ -27,11 +27,13 @@ Angles = Mapping[Rotary, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Rows:
-    """What of a batch an attention layer is asked for; public. wanted: its last rows, whose residual stream is needed
-    behind the layer. angles: of all its tokens."""
+    """What of a batch an attention layer is asked for. wanted: its last rows, whose residual stream is needed behind the
+    layer; angles: of all its tokens; both public. bias: of the scores of all its tokens with all that is cached, secret
+    [H, T, S], where a model has relative positions."""
 
     wanted: int
     angles: Angles
+    bias: Value | None = None
 
 
 class Attention:
@@ -69,6 +71,9 @@ class Attention:
         if not whole:
             *both, _ = await suite.together(*map(suite.mask_queries, both), appending)
         q = both[0]
+        if rows.bias is not None:
+            attended = await self._relative_attention(q, cache, layer, rows.bias)
+            return await self._written(self._merged(attended, rows.wanted), layer, residual)
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
@@ -101,6 +106,26 @@ class Attention:
         new = self.suite.concat([q, *(x[:, count:] for x in entry.keys_and_values())], 0)
         return new.permute(1, 0, 2).reshape(q.shape[1], new.shape[0] * q.shape[2])
 
+    async def reading(self, entered: Sequence[Value], layer: int, bias: Value, residual: Value) -> Value:
+        """Return the residual stream [T, D] with the attention of an encoder's layer, in which every token of the prompt
+        sees every other one and nothing is cached. entered: as in `leaving`. bias: of the scores, secret [H, T, T]."""
+        suite, (fused,) = self.suite, entered
+        tokens = fused.shape[0]
+        q, k, v = await self._heads(fused, layer, {}, tokens)
+        q, k, v = await suite.together(
+            suite.mask_queries(self._stacked(q)), suite.mask_for_cache(k), suite.mask_for_cache(v, "value")
+        )
+        attended = await suite.relative_attention(q, k, v, self._stacked_bias(bias), None)
+        return await self._written(self._merged(attended, tokens), layer, residual)
+
+    async def _relative_attention(self, q: Value, cache: KVCache, layer: int, bias: Value) -> Value:
+        """Return the attention [G, R n, C] of the last n tokens, q [H, n, C], to all that is cached up to themselves."""
+        rows, (k, v) = q.shape[1], cache.layers[layer].keys_and_values()
+        mask = causal_mask(rows, k.shape[1], None)
+        bias = self._stacked_bias(bias[:, bias.shape[1] - rows :])
+        mask = None if mask is None else mask.repeat(self.architecture.group, 1)
+        return await self.suite.relative_attention(self._stacked(q), k, v, bias, mask)
+
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""
         return await write(self.suite, self.architecture, self._weights, f"layers.{layer}.attention.out", (merged, residual))
@@ -127,7 +152,9 @@ class Attention:
         a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
         k, v = entry.keys_and_values()
         heads = asked.of_heads(a.heads)
-        if heads is None:
+        if asked.each:
+            observed = Observed.of_queries(a.kv_heads, a.group, (rows, asked.queries))
+        elif heads is None:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
@@ -176,6 +203,11 @@ class Attention:
         a = self.architecture
         return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
 
+    def _stacked_bias(self, bias: Value) -> Value:
+        """Turn [H, n, S] -> [G, R n, S]."""
+        a = self.architecture
+        return bias.reshape(a.kv_heads, a.group * bias.shape[1], bias.shape[2])
+
     def _merged(self, attended: Value, rows: int) -> Value:
         """Turn [G, R n, C] -> [n, H C]."""
         a = self.architecture
@@ -190,6 +222,8 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if heads is not None:
         k = k[[head // a.group for head in heads]]
     every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+    if asked.each:
+        every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
     found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
     return _told(found, a, asked)
@@ -203,5 +237,8 @@ def _stacked_mask(rows: int, heads: int, entry: LayerCache) -> Tensor | None:
 
 def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     """Return what a policy is told of an observed attention."""
-    heads = a.group if asked.of_heads(a.heads) is None else 1
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    if asked.each:
+        each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
+        return Seen(each, 1, heads, each=True)
     return Seen(found.mass, asked.queries, heads, found.squares)

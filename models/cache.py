@@ -37,6 +37,7 @@ from models.architecture import Architecture
 from models.learned import Learned
 from models.masks import causal_mask
 from models.observation import Observation, Seen
+from models.prompt_rows import PromptRows
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -150,9 +151,9 @@ class KVCache:
     step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
     step), 0 otherwise. All public. weights: of the session, where policies may have learned something of the model.
 
-    prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
-    them look at batches before their own; ahead: how many of them do so in the present batch, public. dropped: how many
-    choices of an expert found no place in the prompt, secret [1], None where none could be missed.
+    prompt_end: the prompt's last embedded rows [n, D], secret, while it is processed, for a policy that has them look at
+    batches before their own; ahead: how many do so in the present batch, public. dropped: choices of an expert that found
+    no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it.
     """
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
@@ -167,6 +168,7 @@ class KVCache:
         self.seen = 0
         self.drafted = 0
         self.dropped: Value | None = None
+        self.prompt = PromptRows()
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
@@ -243,8 +245,7 @@ class KVCache:
 
 
 class CachePolicy(ABC):
-    """What is kept of a prompt and what a new token attends to. presets: named settings, which stand for themselves in a
-    policy's text (`models.policies.registry`)."""
+    """What is kept of a prompt and what a new token attends to. presets: named settings, by `models.policies.registry`."""
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {}

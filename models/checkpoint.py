@@ -267,7 +267,6 @@ def _family(directory: Path) -> Family | EncoderFamily:
     values = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.exists():
-        ends = read_json(generation).get("eos_token_id")
-        if ends is not None:
-            values["eos_token_id"] = ends
+        said = read_json(generation)
+        values |= {key: said[key] for key in ("eos_token_id", "decoder_start_token_id") if said.get(key) is not None}
     return family_for(Config(values, directory / "config.json"))

@@ -134,6 +134,11 @@ def find_description(name: str) -> AnyArchitecture:
 
 def with_layers(architecture: A, layers: int) -> A:
     """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
+    if isinstance(architecture, Architecture) and architecture.encoder is not None:
+        raise ConfigurationError(
+            f"layers = {layers}: '{architecture.family}' has an encoder in front of its decoder, which are measured whole; "
+            "leave the number of layers out"
+        )
     if not 1 <= layers <= architecture.layers:
         raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
     return architecture.reduced(range(layers))

@@ -246,10 +246,15 @@ class Suite(Merging):
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
-        scores."""
+        scores: beside what is declared of these, it may be as large as its own bound says."""
+        return await self.relative_attention(q, k, v, bias, None)
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
+        """Return `biased_attention` where what is declared of scores holds for their sums with the bias: as of one that a
+        checkpoint has learned, for relative positions."""
         scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
-            probabilities = await self.softmax(scores)
+            probabilities = await self.softmax(scores, mask)
         with operation("values"):
             return await self.matmul(probabilities, v)
 

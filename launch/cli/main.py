@@ -31,6 +31,7 @@ from launch.cli.commands import (
     generate,
     init,
     lab,
+    load,
     model_owner,
     party,
     peers,
@@ -70,6 +71,7 @@ app.command("fit")(fit.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
+app.command("load")(load.run)
 app.command("plan")(plan.run)
 app.command("quality")(quality.run)
 app.command("report")(report.run)

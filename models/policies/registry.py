@@ -2,8 +2,9 @@
 
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
-policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy` and
-`layers:weights=4 2 1*10|policy`. A manifest carries this text; equal texts are equal policies.
+policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy`,
+`layers:weights=4 2 1*10|policy` and `merge:how=nearest|policy`. A manifest carries this text; equal texts are equal
+policies.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from typing import Any
 from models.cache import CachePolicy
 from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
-from models.policies.changed import Lag, Layers
+from models.policies.cake import CAKE
+from models.policies.changed import Lag, Layers, Merging
+from models.policies.compresskv import CompressKV
+from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
+from models.policies.elastic import Elastic
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
+from models.policies.kvmerger import KVMerger
+from models.policies.lazyeviction import LazyEviction
 from models.policies.locret import Locret
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
@@ -30,10 +37,27 @@ from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
     kind.name: kind
-    for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, TOVA, Locret, AttentionGate, Quest, DynamicTopK)
+    for kind in (
+        FullCache,
+        MPCache,
+        StreamingLLM,
+        H2O,
+        SnapKV,
+        CAKE,
+        CompressKV,
+        TOVA,
+        LazyEviction,
+        Locret,
+        AttentionGate,
+        Elastic,
+        D2O,
+        KVMerger,
+        Quest,
+        DynamicTopK,
+    )
 }
-WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers)}
-MAX_LENGTH = 400
+WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging)}
+MAX_LENGTH = 1000
 
 
 def parse(text: str, plaintext: bool = False) -> CachePolicy:

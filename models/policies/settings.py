@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.architecture import Architecture
@@ -28,10 +29,29 @@ def whole(policy: str, name: str, value: Any, least: int) -> None:
         raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be a whole number, {least} or more")
 
 
+def at_most(policy: str, name: str, value: float, most: float) -> None:
+    """Raise `ConfigurationError` for a value above what rankings hold."""
+    if value > most:
+        raise ConfigurationError(f"policy {policy}: {name} = {value} must be at most {most}, which rankings hold")
+
+
+def odd(policy: str, name: str, value: Any) -> None:
+    """Raise `ConfigurationError` unless value is a whole odd number >= 1."""
+    whole(policy, name, value, 1)
+    if value % 2 == 0:
+        raise ConfigurationError(f"policy {policy}: {name} = {value} must be odd")
+
+
 def yes_or_no(policy: str, name: str, value: Any) -> None:
     """Raise `ConfigurationError` unless value is a bool."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be true or false")
+
+
+def one_of(policy: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise `ConfigurationError` unless value is one of a few words."""
+    if value not in known:
+        raise ConfigurationError(f"policy {policy}: {name} = {str(value)[:60]!r} must be one of {', '.join(known)}")
 
 
 def numbers(policy: str, name: str, text: str) -> tuple[float, ...]:
@@ -57,6 +77,33 @@ def numbers(policy: str, name: str, text: str) -> tuple[float, ...]:
             f"policy {policy}: {name} = '{str(text)[:100]}' must name numbers, such as 4 2 1*10, one of them above 0"
         )
     return tuple(found)
+
+
+def layer_heads(policy: str, text: str) -> tuple[tuple[int, int], ...]:
+    """Return the (layer, query head) that a text names as `layer.head`. Raises `ConfigurationError`.
+
+    >>> layer_heads("compresskv", "0.1 3.7")
+    ((0, 1), (3, 7))
+    """
+    found: list[tuple[int, int]] = []
+    for part in str(text).split():
+        layer, dot, head = part.partition(".")
+        if not dot or not (layer + head).isdecimal() or not layer or not head:
+            raise ConfigurationError(f"policy {policy}: heads has '{part[:60]}', which must be layer.head, such as 0.1 3.7")
+        if (int(layer), int(head)) in found:
+            raise ConfigurationError(f"policy {policy}: heads names {part[:60]} twice; it would count twice")
+        found.append((int(layer), int(head)))
+    return tuple(found)
+
+
+def of_model(policy: str, heads: Sequence[tuple[int, int]], architecture: Architecture) -> None:
+    """Raise `ConfigurationError` for heads that a model does not have."""
+    for layer, head in heads:
+        if layer >= architecture.layers or head >= architecture.heads:
+            raise ConfigurationError(
+                f"policy {policy}: heads has {layer}.{head}, the model has layers 0 to {architecture.layers - 1} and query "
+                f"heads 0 to {architecture.heads - 1}; name those of this model"
+            )
 
 
 def budget_tokens(share: float, tokens: int) -> int:

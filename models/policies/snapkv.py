@@ -16,8 +16,7 @@ from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.scorers import WindowVotes
 from models.policies.composition import Axes, System
-from models.policies.settings import ratio, whole
-from mpc.errors import ConfigurationError
+from models.policies.settings import odd, ratio, whole
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class SnapKV(System):
     def __post_init__(self) -> None:
         ratio(self.name, "budget", self.budget)
         whole(self.name, "window", self.window, 1)
-        whole(self.name, "kernel", self.kernel, 1)
-        if self.kernel % 2 == 0:
-            raise ConfigurationError(f"policy {self.name}: kernel = {self.kernel} must be odd")
+        odd(self.name, "kernel", self.kernel)
 
     @property
     def axes(self) -> Axes:

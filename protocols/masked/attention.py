@@ -182,14 +182,23 @@ async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> M
     found = convert.new(product.product(convert.context, "probabilities", p.move(of.take), r.move(of.take)), 1)
     m = await convert.masked(found, SQUARED_BITS, SQUARED_BITS + 3, lifted=True)
     most = max(1, of.queries.bit_length())
-    both = lifted.multiply(convert.context, "squares", m, m, 2 * SQUARED_BITS + most + 3)
+    both = lifted.multiply(convert.context, "squares", m, m, RING_BITS)  # sums of them take public factors
     assert isinstance(both, Shared)
     return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
+@dataclass(frozen=True)
+class Bias:
+    """What joins scores. value: secret, broadcastable to them. reach: what its absolute value is at most beyond what the
+    declared bound of scores counts, public: 0 where that bound is one of scores with their bias."""
+
+    value: Value
+    reach: float = 0.0
+
+
+async def _scores(convert: Conversion, q: Value, k: Value, bias: Bias | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
-    reach = _reach(convert, bias)
+    reach = 0.0 if bias is None else bias.reach
     c, f, bits = convert.context, convert.fraction_bits, score_bits(convert, reach)
 
     def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
@@ -201,15 +210,10 @@ async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, r
         if convert.score_cap is not None:
             s = await _capped(convert, s, convert.score_cap, reach)
         if bias is not None:
-            shared = convert.tensor(bias).as_shared()
+            shared = convert.tensor(bias.value).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
         return await exponents(c, s, min(f, SCORE_BITS))
-
-
-def _reach(convert: Conversion, bias: Value | None) -> float:
-    """Return what |bias| is at most, 0 where there is none; public."""
-    return 0.0 if bias is None else convert.tensor(bias).reach
 
 
 async def _capped(convert: Conversion, s: Shared, cap: float, bias: float) -> Shared:
@@ -243,20 +247,20 @@ def _wide_enough(q: Value, of: Observed) -> int:
 
 
 async def attention(
-    convert: Conversion, factors: tuple[Value, Value, Value], mask: Tensor | None = None, bias: Value | None = None
+    convert: Conversion, factors: tuple[Value, Value, Value], mask: Tensor | None = None, bias: Bias | None = None
 ) -> MaskedTensor:
-    """Return softmax(q k^T) v of factors q, k, v. Shapes as in `Suite.attention`. mask: public. bias: secret, joins the
-    scores before they are opened."""
+    """Return softmax(q k^T) v of factors q, k, v. Shapes as in `Suite.attention`. mask: public. bias: joins the scores
+    before they are opened."""
     q, k, v = factors
     rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
     out, _, _ = await _attention(
-        convert, (q, k, v), rows, bias, Widths(*precision(convert, rows), bias=_reach(convert, bias))
+        convert, (q, k, v), rows, bias, Widths(*precision(convert, rows), bias=0.0 if bias is None else bias.reach)
     )
     return out
 
 
 async def _attention(
-    convert: Conversion, factors: tuple[Value, Value, Value], rows: Rows, bias: Value | None, widths: Widths
+    convert: Conversion, factors: tuple[Value, Value, Value], rows: Rows, bias: Bias | None, widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
     """Return the attention, and what probabilities are products of, as `weighted_values` does."""
     q, k, v = factors

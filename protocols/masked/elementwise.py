@@ -115,18 +115,18 @@ def _product_bits(convert: Conversion, factors: tuple[Masked, Masked], rings: tu
 async def less_than_zero(convert: Conversion, x: Value, fraction_bits: int | None = None) -> MaskedTensor:
     """Return 1 where x < 0, else 0, Shared. 1 round from a masked x."""
     t = convert.tensor(x)
-    frac = min(t.frac, fraction_bits or convert.fraction_bits)
+    frac = min(t.frac, convert.fraction_bits if fraction_bits is None else fraction_bits)
     m = await convert.masked(t, frac, frac + t.magnitude + 2)
     with operation("less than zero"):
         return convert.new((await comparison.less_than_zero(convert.context, m)).share(RING_BITS), 1)
 
 
 async def squared(convert: Conversion, x: Value, fraction_bits: int) -> MaskedTensor:
-    """Return x^2, Shared, see `Suite.squared`. 1 round, which masks x in the ring of its square."""
+    """Return x^2, Shared, see `Suite.squared`. 1 round, which masks x in the full ring."""
     t = convert.tensor(x)
     frac = min(t.frac, fraction_bits)
-    bits = 2 * (frac + t.magnitude) + 2
-    require(bits <= RING_BITS, "square", f"the squares of values below 2^{t.magnitude} with {frac} fraction bits do not fit")
+    fits = 2 * (frac + t.magnitude) + 2 <= RING_BITS
+    require(fits, "square", f"the squares of values below 2^{t.magnitude} with {frac} fraction bits do not fit")
     with operation("square"):
-        m = await convert.masked(t, frac, bits)
+        m = await convert.masked(t, frac, RING_BITS)
         return convert.new(product.multiply(convert.context, m, m), 2 * t.magnitude)

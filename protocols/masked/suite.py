@@ -213,7 +213,11 @@ class MaskedSuite(Suite):
         return await attention.observed(self.convert, (q, k, v), mask, observed)
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return await attention.attention(self.convert, (q, k, v), bias=bias)
+        reach = self.convert.tensor(bias).reach
+        return await attention.attention(self.convert, (q, k, v), bias=attention.Bias(bias, reach))
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> MaskedTensor:
+        return await attention.attention(self.convert, (q, k, v), mask, attention.Bias(bias))
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)

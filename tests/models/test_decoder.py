@@ -99,12 +99,12 @@ class LastTokens(CachePolicy):
 
     name = "last"
 
-    def __init__(self, keep: int, queries: int) -> None:
-        self.keep, self.queries = keep, queries
+    def __init__(self, keep: int, queries: int, **asked: Any) -> None:
+        self.keep, self.asked = keep, Observation(queries, **asked)
         self.calls: list[tuple[Any, ...]] = []
 
     def observation(self, tokens: int, layer: int) -> Observation:
-        return Observation(self.queries)
+        return self.asked
 
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         shape = None if seen.mass is None else tuple(seen.mass.shape)
@@ -164,6 +164,69 @@ def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_pat
             assert seen[0][layer].sum(-1) == pytest.approx(2.0 * min(queries, 9))  # R = 2 heads, each sums to 1
             for other in seen[1:]:
                 torch.testing.assert_close(seen[0][layer], other[layer])
+
+
+@pytest.mark.parametrize("heads", [None, (3, 0, 9)])
+@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("queries", [2, 9])
+def test_attention_of_single_heads(heads: tuple[int, ...] | None, squares: bool, queries: int, tmp_path: Path) -> None:
+    """Against the attention of the package transformers: in both layers, of a prompt whole and in batches."""
+    model, checkpoint, ids = saved("llama-grouped", tmp_path)  # 5 key/value heads, 2 query heads each
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
+    shown: dict[int, Seen] = {}
+
+    class Noting(LastTokens):
+        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+            shown[layer] = seen
+            return []
+
+    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 1, 6))):
+        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, queries, heads=heads, squares=squares))
+        decoder, at = plain.decoder(), 0
+        cache = decoder.new_cache()
+        cache.prompt_tokens = 9
+        for tokens in batches:
+            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
+            at += tokens
+        for layer in range(2):
+            p, seen = attentions[layer][0][:, 9 - queries :], shown[layer]  # [H, n, T]
+            asked = heads if heads is not None else tuple(range(10)) if squares else None
+            rows = p.reshape(5, 2 * queries, 9) if asked is None else p[list(asked)]
+            assert (seen.queries, seen.heads) == (queries, 2 if asked is None else 1)
+            assert seen.mass is not None
+            torch.testing.assert_close(tensor_of(seen.mass), rows.sum(1), atol=1e-6, rtol=0)
+            assert (seen.squares is not None) == squares
+            if seen.squares is not None:
+                torch.testing.assert_close(tensor_of(seen.squares), rows.square().sum(1), atol=1e-6, rtol=0)
+
+
+def test_attention_of_single_queries(tmp_path: Path) -> None:
+    """All heads added up; of a prompt whole and in batches."""
+    model, checkpoint, ids = saved("llama-grouped", tmp_path)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
+    shown: dict[int, Seen] = {}
+
+    class Noting(LastTokens):
+        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+            shown[layer] = seen
+            return []
+
+    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 5, 2))):
+        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, 4, each=True))
+        decoder, at = plain.decoder(), 0
+        cache = decoder.new_cache()
+        cache.prompt_tokens = 9
+        for tokens in batches:
+            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
+            at += tokens
+        for layer, seen in shown.items():
+            assert (seen.most, seen.each) == (10, True)
+            assert seen.mass is not None
+            torch.testing.assert_close(tensor_of(seen.mass), attentions[layer][0][:, 5:].sum(0), atol=1e-6, rtol=0)
 
 
 def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:

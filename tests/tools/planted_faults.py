@@ -87,7 +87,7 @@ FAULTS: tuple[Fault, ...] = (
         "protocols/masked/attention.py",
         '(largest("score", bound) if cap is None else 2.0 * cap) + 2.0 * bias',
         '(largest("score", bound) if cap is None else 2.0 * cap) + 0.0 * bias',
-        (f"{RANGES}::test_a_bias_joins_scores_as_far_apart_as_declared",),
+        ("tests/protocols/test_biased_scores.py::test_a_bias_joins_scores_as_far_apart_as_declared",),
     ),
     Fault(
         "party roles swapped where a masked value becomes a sharing",

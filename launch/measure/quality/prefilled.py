@@ -182,6 +182,7 @@ class PrefilledModel:
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape
         mass, squares = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(2))
+        each = []
         block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
         for start in range(prompt.tokens - count, prompt.tokens, block):
             stop = min(start + block, prompt.tokens)
@@ -191,8 +192,12 @@ class PrefilledModel:
                 scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
             p = torch.softmax(scores, -1)
             mass[..., :stop] += p.sum(2)
+            if asked.each:
+                each.append(functional.pad(p.sum((0, 1)), (0, prompt.tokens - stop)))
             if asked.squares:
                 squares[..., :stop] += p.square().sum(2)
+        if asked.each:
+            return Seen(PlainValue(torch.cat(each)), 1, groups * group, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
             return Seen(PlainValue(mass.sum(1)), count, group, features=features)

@@ -44,9 +44,12 @@ class Keep:
         recent = max(self.recent_of(kept), min(self.stabilisers, kept // 2) if within else 0)
         return Kept(self.sinks, cached - recent, kept - self.sinks - recent)
 
-    def of_sets(self, scores: Scores) -> Scores:
-        """Return the scores [G, n] of heads as those of the sets that are chosen for; local."""
-        if self.sets == "head":
+    def of_sets(self, scores: Scores, groups: int) -> Scores:
+        """Return the scores of heads, [G, n] or [H, n], as those of the sets that are chosen for, of G key/value heads;
+        local."""
+        rows, tokens = scores.value.shape
+        sets = groups if self.sets == "head" else 1
+        if rows == sets and sets > 1:
             return scores
-        heads = scores.value.shape[0]
-        return replace(scores, value=scores.value.sum(0, keepdim=True), bound=(scores.bound - 1) * heads + 1)
+        value = scores.value.reshape(sets, rows // sets, tokens).sum(1)
+        return replace(scores, value=value, bound=(scores.bound - 1) * (rows // sets) + 1)

@@ -25,12 +25,13 @@ from protocols.suite import Suite, Value
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
     that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
-    reuse."""
+    reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
     most: int = 0
     learned: Learned | None = None
     scores: Value | None = None
+    threshold: Value | None = None
 
 
 class Scorer(ABC):
@@ -41,6 +42,11 @@ class Scorer(ABC):
     every_token: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
 
+    @property
+    def own_layers(self) -> int:
+        """Return behind how many layers all are asked the same; public."""
+        return 0
+
     def learned(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what it has learned of each layer, by part (`models.learned`)."""
         return {}
@@ -49,8 +55,16 @@ class Scorer(ABC):
     def observation(self, tokens: int, layer: int) -> Observation:
         """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
+    def new_state(self) -> EvictionState:
+        """Return what it keeps of a layer, as it is before the prompt."""
+        return EvictionState()
+
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
+        return []
+
+    def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the steps of making scores, once tokens are to go."""
         return []
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
@@ -59,7 +73,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
-        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
+        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`, and `ready`; local."""
 
     def rows(self, state: EvictionState) -> Sequence[Value]:
         """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""
@@ -145,6 +159,24 @@ class WindowVotes(Scorer):
         assert seen.mass is not None
         half = self.kernel // 2
         return Scores(pooled(suite, seen.mass[:, kept.start : kept.stop], half, half), seen.most + 1)
+
+
+@dataclass(frozen=True)
+class HeadVotes(WindowVotes):
+    """As `WindowVotes`, but of some query heads of each layer alone. heads: (layer, query head); a layer that it does not
+    name asks all of them.
+
+    Source: Lin et al., "CompressKV", 2025, and its code.
+    """
+
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def own_layers(self) -> int:
+        return 1 + max((layer for layer, _ in self.heads), default=-1)
+
+    def observation(self, tokens: int, layer: int) -> Observation:
+        return Observation(self.window, tuple(head for of, head in self.heads if of == layer) or None)
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,8 @@ ON_SHARES = [
     "batches:tokens=16,ahead=4|mpcache:static=0.5,dynamic=1,fine=4,sinks=4,window=4,following=2,sharing=1",
     "batches:tokens=16,ahead=1|tova:budget=0.4",
     "batches:tokens=16,keep=24|streaming-llm:budget=0.4",
+    "batches:tokens=16,ahead=8|cake:budget=0.5,window=8",
+    "batches:tokens=16,ahead=4|compresskv:budget=0.5,window=6,heads=0.2",
 ]
 
 
