@@ -59,15 +59,17 @@ class Attention:
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         asked = policy.observed_in(batch, layer) if prompt else Observation()
+        noted = batch.observed(policy.noted_queries(batch.prompt, layer)) if prompt else 0
         whole = asked.features and self._features_are_heads(layer)
-        count = max(rows.wanted, asked.queries)
+        count = max(rows.wanted, asked.queries, noted)
         q, k, v = await self._heads(fused, layer, rows.angles, fused.shape[0] if whole else count)
         appending = cache.append(suite, layer, k, v)
         if whole:  # opened for attention in a ring that holds features, too
             q, _ = await suite.together(suite.mask_queries(q, weighed=True), appending)
             fused = self._fused(q, cache.layers[layer])
         apart = asked.queries > rows.wanted  # then what is observed needs no values, nor heads that do not count
-        both = [q[:, q.shape[1] - (rows.wanted if apart else count) :]] + ([self._observed(q, asked)] if apart else [])
+        both = [_last(q, rows.wanted), *([self._observed(q, asked)] if apart else [])]
+        both += [self._stacked(_last(q, noted))] if noted > rows.wanted else []
         if not whole:
             *both, _ = await suite.together(*map(suite.mask_queries, both), appending)
         q = both[0]
@@ -77,6 +79,8 @@ class Attention:
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
+        if noted:
+            self._note(cache.layers[layer], both[-1] if noted > rows.wanted else self._stacked(_last(q, noted)))
         if apart:
             seeing = observe(suite, self.architecture, cache.layers[layer], both[1], asked)
             attended, seen = await suite.together(self._attended(q, cache, layer), seeing)
@@ -93,6 +97,10 @@ class Attention:
         cache.trim(layer)
         h_out: Value = out
         return h_out
+
+    def _note(self, entry: LayerCache, q: Value) -> None:
+        """Leave a batch's last queries [G, R n, C], beside those of earlier batches, to the policy; local."""
+        entry.queries = q if entry.queries is None else self.suite.concat([entry.queries, q], 1)
 
     def _features_are_heads(self, layer: int) -> bool:
         """Whether queries and keys are cached as the layer gives them, neither normalised nor turned."""
@@ -242,3 +250,8 @@ def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
         each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
         return Seen(each, 1, heads, each=True)
     return Seen(found.mass, asked.queries, heads, found.squares)
+
+
+def _last(q: Value, count: int) -> Value:
+    """Return the last queries [H, count, C] of [H, n, C]."""
+    return q if q.shape[1] == count else q[:, q.shape[1] - count :]

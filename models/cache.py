@@ -38,6 +38,7 @@ from models.learned import Learned
 from models.masks import causal_mask
 from models.observation import Observation, Seen
 from models.prompt_rows import PromptRows
+from models.segments import Segment, attention_over
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -116,7 +117,9 @@ class LayerCache:
 
     window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
     to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares. learned: what policies have learned of the layer.
+    cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
+    (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
+    layer.
     """
 
     learned: Learned
@@ -126,11 +129,18 @@ class LayerCache:
     v: Value | None = None
     seen: Seen = field(default_factory=Seen)
     prompt_queries: Tensor | None = None
+    queries: Value | None = None
+    held: tuple[Segment, ...] = ()
 
     @property
     def length(self) -> int:
-        """Return S, the number of cached tokens; public."""
+        """Return S, the number of cached tokens in k and v; public."""
         return 0 if self.k is None else self.k.shape[1]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Return all segments, the exact one last."""
+        return [*self.held, Segment(*self.keys_and_values())]
 
     def keys_and_values(self) -> tuple[Value, Value]:
         """Return both, once something is cached."""
@@ -220,7 +230,7 @@ class KVCache:
     def keep(self, suite: Suite, rows: int) -> None:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
         self._rows = []
-        for entry in self.layers:
+        for entry in (one for one in self.layers if one.length):  # an encoder's layers hold nothing
             k, v = entry.keys_and_values()
             stay = entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
@@ -338,6 +348,10 @@ class CachePolicy(ABC):
         """Return what `prompt_stages` is told of the last queries of a prompt of `tokens` tokens; nothing by default."""
         return Observation()
 
+    def noted_queries(self, tokens: int, layer: int) -> int:
+        """Return how many of a prompt's last queries `prompt_stages` finds in `LayerCache.queries`; public."""
+        return 0
+
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
         done at once. seen: as observation(T) asks, of no more than T queries."""
@@ -354,9 +368,8 @@ class CachePolicy(ABC):
         return None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
-        k, v = cache.layers[layer].keys_and_values()
-        return await suite.attention(q, k, v, None)
+        """Return the attention of one token: q [G, R, C] -> [G, R, C], by default to all segments."""
+        return (await attention_over(suite, cache.layers[layer].segments, q))[0]
 
     async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Return the attention of n = `cache.drafted` tokens, the last ones that are cached: q [G, R n, C] -> [G, R n, C],

@@ -230,7 +230,7 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """Return the directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
-        return TextTokenizer.load(self.directory, self.description.eos)
+        return load_tokenizer(self.directory, self.description)
 
 
 def read_description(directory: str | Path) -> AnyArchitecture:
@@ -238,6 +238,12 @@ def read_description(directory: str | Path) -> AnyArchitecture:
     no weights are needed."""
     found: AnyArchitecture = _family(Path(directory)).architecture
     return described(Path(directory), found) if isinstance(found, Architecture) else found
+
+
+def load_tokenizer(directory: Path, description: AnyArchitecture) -> TextTokenizer:
+    """Return a folder's tokenizer, for a model. Raises `CheckpointError` naming the file."""
+    continues = not isinstance(description, Architecture) or description.encoder is None
+    return TextTokenizer.load(directory, description.eos, continues)
 
 
 def read_architecture(directory: str | Path) -> Architecture:

@@ -166,7 +166,7 @@ class Decoder:
     async def keep(self, cache: KVCache, rows: int) -> None:
         """Let the first `rows` of the tokens that were verified last stay in the cache, public; the others are dropped."""
         cache.keep(self.suite, rows)
-        for layer in range(self.architecture.layers):
+        for layer in range(self.architecture.encoder_layers, self.architecture.layers):
             cache.trim(layer)
             self.suite.at(layer)
             await self.policy.after_kept(self.suite, cache, layer, rows)

@@ -66,21 +66,29 @@ class Seen:
         return replace(self, mass=mass, squares=squares)
 
     def after(self, suite: Suite, before: Seen) -> Seen:
-        """Return the sums of a batch's and of those before it, which know of fewer tokens, and features of all; local."""
-        if self.each and self.mass is not None and before.mass is not None:
-            unseen = suite.public(torch.zeros(1), (before.mass.shape[0], self.mass.shape[1] - before.mass.shape[1]))
-            earlier = suite.concat([before.mass, unseen], 1)
-            return replace(self, mass=suite.concat([earlier, self.mass], 0))
-        mass, squares = (_added(suite, old, new) for old, new in ((before.mass, self.mass), (before.squares, self.squares)))
+        """Return what a batch and those before it tell, which know of fewer tokens: sums, features of all; local."""
+        joined = _behind if self.each else _added
+        mass, squares = joined(suite, before.mass, self.mass), _added(suite, before.squares, self.squares)
         rows = [x for x in (before.features, self.features) if x is not None]
         features = suite.concat(rows, 0) if len(rows) > 1 else self.features
         queries, heads = before.queries + self.queries, max(before.heads, self.heads)
-        return Seen(mass, queries, heads, squares, features, self.last, self.each)
+        return Seen(mass, 1 if self.each else queries, heads, squares, features, self.last, self.each)
+
+
+def _padded(suite: Suite, x: Value, tokens: int) -> Value:
+    """Return rows [M, S] with zeros behind, [M, tokens]."""
+    added = tokens - x.shape[1]
+    return suite.concat([x, suite.public(torch.zeros(1), (x.shape[0], added))], 1) if added else x
+
+
+def _behind(suite: Suite, old: Value | None, new: Value | None) -> Value | None:
+    """Return the rows of a batch behind those of the batches before it."""
+    if old is None or new is None:
+        return old if new is None else new
+    return suite.concat([_padded(suite, old, new.shape[1]), new], 0)
 
 
 def _added(suite: Suite, old: Value | None, new: Value | None) -> Value | None:
     if old is None or new is None:
         return old if new is None else new
-    added = new.shape[1] - old.shape[1]
-    zeros = suite.public(torch.zeros(1), (old.shape[0], added))
-    return new + (suite.concat([old, zeros], 1) if added else old)
+    return new + _padded(suite, old, new.shape[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.architecture import Architecture, Rotary
-from models.architectures import AnyArchitecture, decoder_of
+from models.architectures import AnyArchitecture, decoder_of, without_encoder
 from models.checkpoint import read_description
 from models.config import Config, read_json
 from models.description import Description
@@ -103,8 +103,9 @@ A = TypeVar("A", bound=Description)
 
 
 def find_shape(name: str) -> Architecture:
-    """Return the architecture of a decoder, see `find_description`. Raises `ConfigurationError` for an encoder."""
-    return decoder_of(find_description(name), f"shape '{name}'")
+    """Return the architecture of a decoder that reads its prompt itself, see `find_description`. Raises `ConfigurationError`
+    for an encoder, and for a decoder behind one."""
+    return without_encoder(decoder_of(find_description(name), f"shape '{name}'"), f"shape '{name}'")
 
 
 def find_description(name: str) -> AnyArchitecture:

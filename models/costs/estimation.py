@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
+from models.costs.cached import cache_bytes
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
@@ -36,7 +37,6 @@ LONGEST_PROMPT = 1 << 28  # query-key pairs of all heads and a batch that a poli
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
-VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 PROCESS_BYTES = 370_000_000  # Python, torch, gRPC and what they were asked for before a session
 ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
@@ -199,12 +199,9 @@ class Estimate:
     @property
     def memory_bytes(self) -> int:
         """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
-        a = self.architecture
-        cached = 0
-        for n in range(a.encoder_layers if isinstance(a, Architecture) else 0, a.layers):
-            kept = min(self.prompt + self.new - 1, a.window(n) or self.prompt + self.new)
-            cached += 2 * a.kv_heads * a.head_channels * kept
-        return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
+        weights = self.architecture.parameters() * WEIGHT_BYTES
+        cached = cache_bytes(self.architecture, self.prompt, self.new)
+        return round(PROCESS_BYTES + weights + cached + self.largest_entry * ENTRY_BYTES)
 
 
 def estimate(

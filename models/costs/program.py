@@ -99,6 +99,9 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
         asked = policy.observation(kept, layer)
         seen = told(a, asked, kept, lambda name, shape: value(f"layer {layer} {name}", shape))
+        if noted := min(policy.noted_queries(kept, layer), kept):
+            queries = (a.kv_heads, a.group * noted, a.head_channels)
+            entry.queries = await suite.mask_queries(value(f"layer {layer} queries", queries))
         await policy.after_prefill(suite, cache, layer, seen)
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
 

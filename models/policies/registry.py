@@ -3,8 +3,8 @@
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
 policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy`,
-`layers:weights=4 2 1*10|policy` and `merge:how=nearest|policy`. A manifest carries this text; equal texts are equal
-policies.
+`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy` and `think:keep=0.6|policy`. A manifest carries this text; equal
+texts are equal policies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from models.policies.quest import Quest
 from models.policies.settings import value_of
 from models.policies.snapkv import SnapKV
 from models.policies.streaming_llm import StreamingLLM
+from models.policies.think import Think
 from models.policies.tova import TOVA
 from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
@@ -52,11 +53,12 @@ POLICIES: dict[str, type[CachePolicy]] = {
         Elastic,
         D2O,
         KVMerger,
+        AttentionGate,
         Quest,
         DynamicTopK,
     )
 }
-WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging)}
+WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Think)}
 MAX_LENGTH = 1000
 
 

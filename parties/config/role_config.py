@@ -49,8 +49,14 @@ class Limits(BaseModel):
         default=1,
         ge=1,
         le=1000,
-        description="Most sessions of one model, suite and options that run in step, so that what they exchange in a round "
-        "leaves in one message; the same at all parties. 1: every session has its own messages.",
+        description="Most sessions of one model, suite and options that run in step: what they exchange in a round leaves "
+        "in one message; the same at all parties. 1: every session has its own messages.",
+        json_schema_extra=PARTY,
+    )
+    max_cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes that running sessions may cache together, as predicted; left out: no limit.",
         json_schema_extra=PARTY,
     )
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")

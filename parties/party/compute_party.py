@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from models.architectures import parse_description
+from models.costs.cached import cache_bytes
 from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
 from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
@@ -20,6 +21,7 @@ from parties.party.session import Admitted, Holdings, PartySession
 from parties.party.step_groups import StepGroups
 from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import MODEL, Program, plan_of
+from parties.server.admission import Demand
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
@@ -74,7 +76,8 @@ class ComputePartyServer(RoleServer[PartySession]):
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
         facts = self._checked(manifest, stream.peer)
-        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer)
+        demand = self._demand(manifest, facts, stream.peer)
+        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
         holdings = Holdings(self.store, self.tapes, self.groups)
         session = self.hold(ticket, lambda: PartySession(self, holdings, Admitted(id, manifest, facts, ticket, stream)))
         event(
@@ -91,6 +94,17 @@ class ComputePartyServer(RoleServer[PartySession]):
         )
         session.start()
         return session, stream.outgoing()
+
+    def _demand(self, manifest: Manifest, facts: StoredModel, client: str) -> Demand:
+        """Return what a session asks of this party. Raises `ConfigurationError` for more memory than there ever is."""
+        limits, prompt, new = self.config.limits, manifest.prompt_tokens, manifest.new_tokens
+        memory = cache_bytes(parse_description(facts.architecture), prompt, new)
+        if limits.max_cache_bytes is not None and memory > limits.max_cache_bytes:
+            raise ConfigurationError(
+                f"the session of {client} would cache {memory:,} bytes ({prompt} prompt and {new} new tokens), {self.name} "
+                f"allows {limits.max_cache_bytes:,}: shorten it, or raise 'max_cache_bytes' in its 'limits'"
+            )
+        return Demand(memory, new / prompt if limits.max_in_step > 1 else 0.0)
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
         """Return what a client's session costs, if that takes time to predict."""

@@ -20,7 +20,7 @@ from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
 from parties.names import Role
 from parties.program import MODEL, Program, preload
-from parties.server.admission import Admission, Ticket
+from parties.server.admission import Admission, Room, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
@@ -104,9 +104,8 @@ class RoleServer(ABC, Generic[S]):
     def make_admission(self) -> Admission:
         """Return the places for sessions."""
         limits = self.config.limits
-        return Admission(
-            self.name, limits.max_sessions, limits.max_queued, self.permissions.sessions, self.config.queue_seconds
-        )
+        room = Room(limits.max_sessions, limits.max_queued, limits.max_cache_bytes)
+        return Admission(self.name, room, self.permissions.sessions, self.config.queue_seconds)
 
     def check_open(self) -> None:
         """Raise `PeerLost`, naming this server, when it takes no more sessions."""

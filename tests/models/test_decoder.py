@@ -215,7 +215,7 @@ def test_attention_of_single_queries(tmp_path: Path) -> None:
             shown[layer] = seen
             return []
 
-    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 5, 2))):
+    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 6, 1))):
         plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, 4, each=True))
         decoder, at = plain.decoder(), 0
         cache = decoder.new_cache()

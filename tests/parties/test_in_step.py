@@ -192,6 +192,25 @@ def test_a_refused_session_harms_no_other(stepping: Running) -> None:
         right(answers[number], number, 4)
 
 
+def test_a_session_that_would_cache_too_much_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    limits = {
+        **IN_STEP,
+        "max_queued_per_client": 8,
+        "max_cache_bytes": 2 * 12 * 16 * 8,
+    }  # keys and values of 8 tokens of 12 channels
+    with Deployment(tmp_path, 2, Toy().program, limits=limits) as deployment:
+        deployment.share(checkpoint)
+        answers: Answers = {}
+        joined([ask(deployment, answers, number, 3) for number in (1, 2)])  # one after the other
+        for number in (1, 2):
+            right(answers[number], number, 3)
+            assert answers[number].costs["party0"]["shared_rounds"] == 0  # type: ignore[union-attr]
+        with pytest.raises(
+            ConfigurationError, match=r"would cache 3,456 bytes \(6 prompt and 4 new tokens\), party\d allows 3,072"
+        ):
+            deployment.client().ask([*PROMPT, 1], 4)
+
+
 def test_all_parties_must_let_sessions_run_in_step(tmp_path: Path, checkpoint: Path) -> None:
     with Deployment(tmp_path, 2, Toy().program) as deployment:
         deployment.share(checkpoint)

@@ -166,6 +166,9 @@ class PrefilledModel:
         for layer, entry in enumerate(cache.layers):
             entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None
             entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
+            if noted := min(policy.noted_queries(prompt.tokens, layer), prompt.tokens):
+                last = prompt.queries[layer][:, :, -noted:]
+                entry.queries = PlainValue(last.reshape(last.shape[0], -1, last.shape[3]))
             seen = self._seen(prompt, layer, policy.observation(prompt.tokens, layer))
             self.suite.run(policy.after_prefill(self.suite, cache, layer, seen))
             cache.trim(layer)
@@ -197,7 +200,7 @@ class PrefilledModel:
             if asked.squares:
                 squares[..., :stop] += p.square().sum(2)
         if asked.each:
-            return Seen(PlainValue(torch.cat(each)), 1, groups * group, each=True)
+            return Seen(PlainValue(torch.cat(each)), 1, groups * group, features=features, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
             return Seen(PlainValue(mass.sum(1)), count, group, features=features)
