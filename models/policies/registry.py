@@ -49,7 +49,6 @@ POLICIES: dict[str, type[CachePolicy]] = {
         TOVA,
         LazyEviction,
         Locret,
-        AttentionGate,
         Elastic,
         D2O,
         KVMerger,
