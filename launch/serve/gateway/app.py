@@ -21,6 +21,8 @@ from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, from_error, invalid
 from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Text, TextRequest
 from launch.serve.gateway.guard import HEALTH, Guard
+from launch.serve.gateway.live import Live
+from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
 from launch.serve.gateway.places import Places
 from launch.serve.gateway.settings import GatewaySettings
@@ -43,8 +45,11 @@ class Gateway:
         self.catalogue = catalogue
         self.settings = settings
         self.metrics = Metrics()
+        self.live = Live()
         self.places = Places(settings.max_concurrent, settings.max_queue, self._count_places)
         routes = [
+            Route(PAGE, _caught(self._page), methods=["GET"]),
+            Route("/live", _caught(self._live), methods=["GET"]),
             Route(HEALTH, _caught(self._health), methods=["GET"]),
             Route("/ready", _caught(self._ready), methods=["GET"]),
             Route("/metrics", _caught(self._metrics), methods=["GET"]),
@@ -68,6 +73,12 @@ class Gateway:
         self.metrics.waiting.set(self.places.waiting)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
+    async def _page(self, request: Request) -> Response:
+        return page()
+
+    async def _live(self, request: Request) -> Response:
+        return JSONResponse(self.live.to_json())
+
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -166,7 +177,7 @@ class Gateway:
     async def _answer(
         self, request: Request, asked: Sequence[TextRequest], shape: Shape, parameters: Parameters
     ) -> Response:
-        generation = Generation(self.client, asked, self.places.leave)
+        generation = Generation(self.client, asked, self.places.leave, self.live)
         watcher = await self._take_place(request, generation.gone)
         generation.start()
         exchange = _Exchange(generation, shape, watcher, self.metrics)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from launch.serve.gateway.catalogue import Served
+from launch.serve.gateway.live import Live
 from launch.serve.gateway.logits import TokenProbability, probabilities
 from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
@@ -80,12 +81,13 @@ class Generation:
     """The answers to one HTTP request, one after the other. `events` delivers `Text`s and one `Done` of each, or `Failed`;
     `Gone` at any time."""
 
-    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None]) -> None:
+    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], live: Live) -> None:
         self.asked = asked
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.began = time.perf_counter()
         self._client = client
         self._on_end = on_end
+        self._live = live
         self._loop = asyncio.get_running_loop()
         self._cancellation = Cancellation()
 
@@ -112,6 +114,7 @@ class Generation:
             for index, asked in enumerate(self.asked):
                 self._post(self._generate(index, asked))
         except Exception as error:
+            self._live.end(None)
             self._post(Failed(public(error, "the gateway")))
         finally:
             with suppress(RuntimeError):
@@ -130,7 +133,11 @@ class Generation:
             return not text.stopped
 
         tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
-        result = self._client.generate(tokens, on_token=on_token, cancellation=self._cancellation)
+        self._live.begin(len(request.prompt_ids), request.params.max_tokens)
+        result = self._client.generate(
+            tokens, on_token=on_token, on_progress=self._live.progress, cancellation=self._cancellation
+        )
+        self._live.end(result)
         self._post(Text(index, text.flush()))
         told = None
         if asked.logprobs is not None and result.logits is not None:
