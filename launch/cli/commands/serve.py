@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from launch.serve.gateway.catalogue import Catalogue, Words
     from launch.serve.gateway.settings import GatewaySettings
     from parties.client.client import Client
+    from parties.client.drafting import Draft
 
 OfferedOption = Annotated[
     list[str] | None,
@@ -131,14 +132,10 @@ def run(
 
     from launch.serve.gateway.settings import GatewaySettings
     from launch.serve.roles import load_role
-    from models.generation import check_verifiable
-    from models.policies import parse
     from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
-    known, drafting = parse(policy), chosen_draft(draft)
-    if drafting is not None:
-        check_verifiable("greedy", known, drafting.plan)
+    drafting = _checked_draft(draft, policy)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
@@ -157,6 +154,17 @@ def run(
         hosts=frozenset({"localhost", host.lower(), *(name.lower() for name in allowed_host or [])}),
     )
     _serve(client, _catalogue(client, tokenizer, model or []), settings, door, supervised)
+
+
+def _checked_draft(draft: str, policy: str) -> Draft | None:
+    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, and one that cannot verify guesses."""
+    from models.generation import check_verifiable
+    from models.policies import parse
+
+    known, drafting = parse(policy), chosen_draft(draft)
+    if drafting is not None:
+        check_verifiable("greedy", known, drafting.plan)
+    return drafting
 
 
 @dataclass(frozen=True)

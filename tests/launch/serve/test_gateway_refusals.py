@@ -134,7 +134,6 @@ def test_no_cross_origin_header(gateway: Running) -> None:
         ({"n": 17}, "n", "less than or equal to 16"),
         ({"logprobs": 1}, "logprobs", "start it with --allow-logits"),
         ({"best_of": 3}, "best_of", "needs their probabilities"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "start it with --allow-logits"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "start it with --allow-logits"),
         ({"logit_bias": {"five": 1}}, "logit_bias", "must give token ids a number"),
         ({"top_p": 0.9}, "top_p", "start it with --allow-logits"),
