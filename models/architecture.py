@@ -20,6 +20,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, Strict
 
 from models.description import Count, Description, Positive, PublicRecord, TokenId
+from models.prompt_encoder import PromptEncoder
+from mpc.errors import ConfigurationError
 
 
 class Rotary(PublicRecord):
@@ -102,12 +104,13 @@ class LearnedPart(PublicRecord):
 
 
 class Architecture(Description):
-    """A decoder-only transformer, described completely by public numbers.
+    """A decoder, perhaps behind an encoder that reads its prompt, described completely by public numbers.
 
-    rotary: None means learned positions (`embedding.positions`). windows: one entry a layer, the number of last positions
-    (its own included) that a token attends to, None for all; `windows` None means all everywhere. head_bias: the head has
-    a bias once the last norm's offset is folded into it. experts: of the layers that are a mixture; `feed_forward` is the
-    width of the others. eos: ids that end a generation.
+    rotary: None means learned positions (`embedding.positions`), or with `encoder` relative ones. encoder: the first layers
+    of a model of which the others are the decoder; None where the decoder reads its prompt itself. windows: one entry a
+    layer, the number of last positions (its own included) that a token attends to, None for all; `windows` None means all
+    everywhere. head_bias: the head has a bias once the last norm's offset is folded into it. experts: of the layers that
+    are a mixture; `feed_forward` is the width of the others. eos: ids that end a generation.
 
     norms: whether a layer's two parts normalise what they read ("before"), what they write ("after", with a gain), or
     "both"; the head always reads a normalised stream. query_key_norm: queries and keys are normalised, with gains, before
@@ -142,6 +145,7 @@ class Architecture(Description):
     sliding_rotary: Rotary | None = None
     rotated: Annotated[tuple[bool, ...] | None, Strict(False)] = None
     learned: Annotated[tuple[LearnedPart, ...], Strict(False), Field(max_length=32)] = ()
+    encoder: PromptEncoder | None = None
     bos: TokenId | None = None
     eos: Annotated[tuple[TokenId, ...], Strict(False)] = ()
 
@@ -171,10 +175,73 @@ class Architecture(Description):
             raise ValueError(f"'experts' names layer {self.experts.layers[-1]}, the model has {self.layers} layers")
         if len({part.name for part in self.learned}) < len(self.learned):
             raise ValueError("'learned' names a part twice")
+        self._check_encoder()
         for name, ids in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.eos)):
             for token in ids:
                 if token >= self.vocabulary:
                     raise ValueError(f"'{name}' = {token} lies outside the vocabulary of {self.vocabulary} tokens")
+
+    def _check_encoder(self) -> None:
+        if self.encoder is None:
+            return
+        if self.encoder.layers >= self.layers:
+            raise ValueError(f"'encoder' has {self.encoder.layers} of {self.layers} layers, none is left to the decoder")
+        if self.encoder.start >= self.vocabulary:
+            raise ValueError(f"'start' = {self.encoder.start} lies outside the vocabulary of {self.vocabulary} tokens")
+        for name, usual in (
+            ("rotary", None),
+            ("windows", None),
+            ("norms", "before"),
+            ("query_key_norm", None),
+            ("parallel", False),
+            ("score_cap", None),
+            ("experts", None),
+        ):
+            if getattr(self, name) != usual:
+                raise ValueError(f"'{name}' = {getattr(self, name)!r} does not go with an 'encoder'")
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether tokens have learned positions."""
+        return self.rotary is None and self.encoder is None
+
+    @property
+    def encoder_layers(self) -> int:
+        """Return how many layers read the prompt before the decoder's; 0 without an encoder."""
+        return 0 if self.encoder is None else self.encoder.layers
+
+    def reads(self, layer: int) -> bool:
+        """Whether a layer is one of the encoder's."""
+        return layer < self.encoder_layers
+
+    def cached(self, prompt: int) -> int:
+        """Return the tokens that the decoder holds when it chooses the first new one: its prompt, or behind an encoder the
+        token that every answer begins behind."""
+        return prompt if self.encoder is None else 1
+
+    def room(self, prompt: int) -> int:
+        """Return the most new tokens that fit the model's positions after a prompt: the last one needs none. Behind an
+        encoder prompt and answer have positions of their own. Below 1 where the prompt does not fit."""
+        if self.encoder is None:
+            return self.positions - prompt + 1
+        return self.positions if prompt <= self.positions else 0
+
+    def check_room(self, prompt: int, new: int) -> None:
+        """Raise `ConfigurationError` unless a prompt and new tokens fit the positions."""
+        room, have = self.room(prompt), self.positions
+        if new <= room:
+            return
+        if self.encoder is not None:
+            raise ConfigurationError(
+                f"prompt_tokens = {prompt} and new_tokens = {new}: the model has {have} positions for each; "
+                "lower what is above"
+            )
+        most = max(1, have - new + 1)
+        remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
+        raise ConfigurationError(
+            f"prompt_tokens = {prompt} and new_tokens = {new} need {prompt + new - 1} positions, "
+            f"the model has {have}; {remedy}"
+        )
 
     @property
     def group(self) -> int:
@@ -200,23 +267,32 @@ class Architecture(Description):
             return None
         return self.sliding_rotary if self.sliding_rotary and self.window(layer) is not None else self.rotary
 
-    def kind(self, layer: int) -> tuple[int | None, Rotary | None, bool]:
+    def kind(self, layer: int) -> object:
         """Return what a layer differs in from others: layers of one kind cost the same."""
-        return self.window(layer), self.rotary_of(layer), self.mixture(layer) is not None
+        behind = layer - self.encoder_layers
+        side = "encoder" if behind < 0 else "first" if behind == 0 else "decoder"
+        return self.window(layer), self.rotary_of(layer), self.mixture(layer) is not None, side
 
     def reduced(self, layers: Sequence[int]) -> Self:
         windows = None if self.windows is None else tuple(self.windows[n] for n in layers)
         rotated = None if self.rotated is None else tuple(self.rotated[n] for n in layers)
         experts = None if self.experts is None else self.experts.of_layers(layers)
-        update = {"layers": len(layers), "windows": windows, "rotated": rotated, "experts": experts}
+        encoder = self.encoder
+        if encoder is not None:
+            encoder = encoder.model_copy(update={"layers": sum(map(self.reads, layers))})
+        update = {"layers": len(layers), "windows": windows, "rotated": rotated, "experts": experts, "encoder": encoder}
         return self.model_copy(update=update)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         wide, heads = self.width, self.heads * self.head_channels
         fused = heads + 2 * self.kv_heads * self.head_channels
         shapes: dict[str, tuple[int, ...]] = {"embedding.tokens": (self.vocabulary, wide)}
-        if self.rotary is None:
+        if self.learned_positions:
             shapes["embedding.positions"] = (self.positions, wide)
+        if self.encoder is not None:
+            shapes["embedding.start"] = (wide,)
+            shapes["distances.encoder"] = (self.encoder.rows_both_ways, self.heads)
+            shapes["distances.decoder"] = (len(self.encoder.back), self.heads)
 
         def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
             shapes[f"{name}.weight"] = (inputs, outputs)
@@ -226,6 +302,10 @@ class Architecture(Description):
         for layer in range(self.layers):
             linear(f"layers.{layer}.attention.qkv", wide, fused, self.qkv_bias)
             linear(f"layers.{layer}.attention.out", heads, wide, self.out_bias)
+            if self.encoder is not None and not self.reads(layer):
+                linear(f"layers.{layer}.cross.q", wide, heads, self.qkv_bias)
+                linear(f"layers.{layer}.cross.kv", wide, fused - heads, self.qkv_bias)
+                linear(f"layers.{layer}.cross.out", heads, wide, self.out_bias)
             if self.query_key_norm is not None:
                 shapes[f"layers.{layer}.attention.queries.gain"] = (heads,)
                 shapes[f"layers.{layer}.attention.keys.gain"] = ((fused - heads) // 2,)

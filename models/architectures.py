@@ -32,6 +32,18 @@ def decoder_of(architecture: AnyArchitecture, whose: str) -> Architecture:
     return architecture
 
 
+def without_encoder(architecture: Architecture, whose: str) -> Architecture:
+    """Return the description of a decoder that reads its prompt itself. whose: it is, in words. Raises `ConfigurationError`
+    for one with an encoder in front."""
+    if architecture.encoder is not None:
+        raise ConfigurationError(
+            f"{whose}: '{architecture.family}' reads its prompt with an encoder, of whose rows nothing is evicted, "
+            "selected or measured by itself; use policy full with `mpcache generate`, `serve`, `estimate`, `check` or "
+            "`calibrate`, or a decoder without an encoder"
+        )
+    return architecture
+
+
 def encoder_of(architecture: AnyArchitecture, whose: str) -> EncoderArchitecture:
     """Return the description of an encoder. whose: it is, in words. Raises `ConfigurationError` for a decoder."""
     if not isinstance(architecture, EncoderArchitecture):

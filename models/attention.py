@@ -27,11 +27,13 @@ Angles = Mapping[Rotary, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Rows:
-    """What of a batch an attention layer is asked for; public. wanted: its last rows, whose residual stream is needed
-    behind the layer. angles: of all its tokens."""
+    """What of a batch an attention layer is asked for. wanted: its last rows, whose residual stream is needed behind the
+    layer; angles: of all its tokens; both public. bias: of the scores of all its tokens with all that is cached, secret
+    [H, T, S], where a model has relative positions."""
 
     wanted: int
     angles: Angles
+    bias: Value | None = None
 
 
 class Attention:
@@ -57,21 +59,28 @@ class Attention:
         prompt = not cache.drafted and (tokens > 1 or cache.seen == 0 or cache.seen < cache.prompt_tokens)
         batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         asked = policy.observed_in(batch, layer) if prompt else Observation()
+        noted = batch.observed(policy.noted_queries(batch.prompt, layer)) if prompt else 0
         whole = asked.features and self._features_are_heads(layer)
-        count = max(rows.wanted, asked.queries)
+        count = max(rows.wanted, asked.queries, noted)
         q, k, v = await self._heads(fused, layer, rows.angles, fused.shape[0] if whole else count)
         appending = cache.append(suite, layer, k, v)
         if whole:  # opened for attention in a ring that holds features, too
             q, _ = await suite.together(suite.mask_queries(q, weighed=True), appending)
             fused = self._fused(q, cache.layers[layer])
         apart = asked.queries > rows.wanted  # then what is observed needs no values, nor heads that do not count
-        both = [q[:, q.shape[1] - (rows.wanted if apart else count) :]] + ([self._observed(q, asked)] if apart else [])
+        both = [_last(q, rows.wanted), *([self._observed(q, asked)] if apart else [])]
+        both += [self._stacked(_last(q, noted))] if noted > rows.wanted else []
         if not whole:
             *both, _ = await suite.together(*map(suite.mask_queries, both), appending)
         q = both[0]
+        if rows.bias is not None:
+            attended = await self._relative_attention(q, cache, layer, rows.bias)
+            return await self._written(self._merged(attended, rows.wanted), layer, residual)
         if not prompt:
             attended = await self._token_attention(cache, layer, self._stacked(q))
             return await self._written(self._merged(attended, rows.wanted), layer, residual)
+        if noted:
+            self._note(cache.layers[layer], both[-1] if noted > rows.wanted else self._stacked(_last(q, noted)))
         if apart:
             seeing = observe(suite, self.architecture, cache.layers[layer], both[1], asked)
             attended, seen = await suite.together(self._attended(q, cache, layer), seeing)
@@ -89,6 +98,10 @@ class Attention:
         h_out: Value = out
         return h_out
 
+    def _note(self, entry: LayerCache, q: Value) -> None:
+        """Leave a batch's last queries [G, R n, C], beside those of earlier batches, to the policy; local."""
+        entry.queries = q if entry.queries is None else self.suite.concat([entry.queries, q], 1)
+
     def _features_are_heads(self, layer: int) -> bool:
         """Whether queries and keys are cached as the layer gives them, neither normalised nor turned."""
         a = self.architecture
@@ -100,6 +113,26 @@ class Attention:
         count = entry.length - q.shape[1]
         new = self.suite.concat([q, *(x[:, count:] for x in entry.keys_and_values())], 0)
         return new.permute(1, 0, 2).reshape(q.shape[1], new.shape[0] * q.shape[2])
+
+    async def reading(self, entered: Sequence[Value], layer: int, bias: Value, residual: Value) -> Value:
+        """Return the residual stream [T, D] with the attention of an encoder's layer, in which every token of the prompt
+        sees every other one and nothing is cached. entered: as in `leaving`. bias: of the scores, secret [H, T, T]."""
+        suite, (fused,) = self.suite, entered
+        tokens = fused.shape[0]
+        q, k, v = await self._heads(fused, layer, {}, tokens)
+        q, k, v = await suite.together(
+            suite.mask_queries(self._stacked(q)), suite.mask_for_cache(k), suite.mask_for_cache(v, "value")
+        )
+        attended = await suite.relative_attention(q, k, v, self._stacked_bias(bias), None)
+        return await self._written(self._merged(attended, tokens), layer, residual)
+
+    async def _relative_attention(self, q: Value, cache: KVCache, layer: int, bias: Value) -> Value:
+        """Return the attention [G, R n, C] of the last n tokens, q [H, n, C], to all that is cached up to themselves."""
+        rows, (k, v) = q.shape[1], cache.layers[layer].keys_and_values()
+        mask = causal_mask(rows, k.shape[1], None)
+        bias = self._stacked_bias(bias[:, bias.shape[1] - rows :])
+        mask = None if mask is None else mask.repeat(self.architecture.group, 1)
+        return await self.suite.relative_attention(self._stacked(q), k, v, bias, mask)
 
     async def _written(self, merged: Value, layer: int, residual: Value) -> Value:
         """Return the residual stream [n, D] with what all heads found, [n, H C]."""
@@ -127,7 +160,9 @@ class Attention:
         a, rows, entry = self.architecture, q.shape[1], cache.layers[layer]
         k, v = entry.keys_and_values()
         heads = asked.of_heads(a.heads)
-        if heads is None:
+        if asked.each:
+            observed = Observed.of_queries(a.kv_heads, a.group, (rows, asked.queries))
+        elif heads is None:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
@@ -176,6 +211,11 @@ class Attention:
         a = self.architecture
         return q.reshape(a.kv_heads, a.group * q.shape[1], a.head_channels)
 
+    def _stacked_bias(self, bias: Value) -> Value:
+        """Turn [H, n, S] -> [G, R n, S]."""
+        a = self.architecture
+        return bias.reshape(a.kv_heads, a.group * bias.shape[1], bias.shape[2])
+
     def _merged(self, attended: Value, rows: int) -> Value:
         """Turn [G, R n, C] -> [n, H C]."""
         a = self.architecture
@@ -190,6 +230,8 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if heads is not None:
         k = k[[head // a.group for head in heads]]
     every = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+    if asked.each:
+        every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
     found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
     return _told(found, a, asked)
@@ -203,5 +245,13 @@ def _stacked_mask(rows: int, heads: int, entry: LayerCache) -> Tensor | None:
 
 def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     """Return what a policy is told of an observed attention."""
-    heads = a.group if asked.of_heads(a.heads) is None else 1
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    if asked.each:
+        each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
+        return Seen(each, 1, heads, each=True)
     return Seen(found.mass, asked.queries, heads, found.squares)
+
+
+def _last(q: Value, count: int) -> Value:
+    """Return the last queries [H, count, C] of [H, n, C]."""
+    return q if q.shape[1] == count else q[:, q.shape[1] - count :]

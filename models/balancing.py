@@ -55,22 +55,30 @@ class Balance:
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """Return the canonical weight `name`, balanced. weight: float64, not balanced; may be changed."""
         a = self._architecture
-        at, _, part = name.rpartition(".attention.") if ".attention." in name else name.rpartition(".mlp.")
-        if part in ("qkv.weight", "qkv.bias", "out.weight"):
-            keys, values = self._attention_factors(at)
-            if part == "out.weight":
-                return weight * _powers(values).repeat_interleave(a.group, 0).reshape(-1, 1)
-            queries = _powers(keys).repeat_interleave(a.group, 0)
-            return weight * torch.cat([queries.flatten(), _powers(-keys).flatten(), _powers(-values).flatten()])
-        if a.gated and part in ("up.weight", "up.bias", "down.weight"):
+        at, _, kind = name.rpartition(".")
+        at, _, part = at.rpartition(".")
+        if part == "out" and kind == "weight":
+            return weight * _powers(self._attention_factors(at)[1]).repeat_interleave(a.group, 0).reshape(-1, 1)
+        if part in ("qkv", "q", "kv"):
+            return weight * self._read_factors(at)[part]
+        if a.gated and f"{part}.{kind}" in ("up.weight", "up.bias", "down.weight"):
             up = self._up_factors(at)
-            return weight * (_powers(up)[:, None] if part == "down.weight" else _powers(-up))
+            return weight * (_powers(up)[:, None] if part == "down" else _powers(-up))
         return weight
+
+    def _read_factors(self, at: str) -> dict[str, Tensor]:
+        """Return the factors of what gives queries, keys and values, together or (cross-attention) apart."""
+        keys, values = self._attention_factors(at)
+        queries = _powers(keys).repeat_interleave(self._architecture.group, 0).flatten()
+        both = torch.cat([_powers(-keys).flatten(), _powers(-values).flatten()])
+        return {"q": queries, "kv": both, "qkv": torch.cat([queries, both])}
 
     def _attention_factors(self, at: str) -> tuple[Tensor, Tensor]:
         if at not in self._attention:
             a = self._architecture
-            norms, bias = self._columns(f"{at}.attention.qkv", a.qkv_bias)
+            parts = ("q", "kv") if at.endswith(".cross") else ("qkv",)
+            sizes_of = [self._columns(f"{at}.{part}", a.qkv_bias) for part in parts]
+            norms, bias = (torch.cat(columns) for columns in zip(*sizes_of, strict=True))
             heads, groups = a.heads * a.head_channels, a.kv_heads * a.head_channels
             sizes = DEVIATIONS * norms + bias
             queries = sizes[:heads].reshape(a.kv_heads, a.group, a.head_channels).amax(1)
@@ -80,7 +88,7 @@ class Balance:
             if a.rotary is not None:
                 queries, keys = (_pairs(x) for x in (queries, keys))
             deviation = (norms.square() + bias.square()).sqrt()[heads + groups :]
-            rows = self._read(f"{at}.attention.out.weight").reshape(a.kv_heads, a.group, a.head_channels, a.width)
+            rows = self._read(f"{at}.out.weight").reshape(a.kv_heads, a.group, a.head_channels, a.width)
             values = _precise(
                 deviation.reshape(a.kv_heads, -1),
                 rows.square().mean((1, 3)).sqrt(),
@@ -92,12 +100,12 @@ class Balance:
     def _up_factors(self, at: str) -> Tensor:
         if at not in self._up:
             a = self._architecture
-            norms, bias = self._columns(f"{at}.mlp.up", a.mlp_bias)
-            gates, gate_bias = self._columns(f"{at}.mlp.gate", a.mlp_bias)
+            norms, bias = self._columns(f"{at}.up", a.mlp_bias)
+            gates, gate_bias = self._columns(f"{at}.gate", a.mlp_bias)
             active = (
                 (norms.square() + bias.square()).sqrt() * (gates.square() + gate_bias.square()).sqrt() / 2
             )  # silu, gelu and relu halve a square
-            rows = self._read(f"{at}.mlp.down.weight")
+            rows = self._read(f"{at}.down.weight")
             self._up[at] = _precise(active, rows.square().mean(1).sqrt(), rows.abs().amax(1))
         return self._up[at]
 

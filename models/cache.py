@@ -37,6 +37,8 @@ from models.architecture import Architecture
 from models.learned import Learned
 from models.masks import causal_mask
 from models.observation import Observation, Seen
+from models.prompt_rows import PromptRows
+from models.segments import Segment, attention_over
 from protocols.schedule import Future, later
 from protocols.suite import Suite, Value
 
@@ -115,7 +117,9 @@ class LayerCache:
 
     window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
     to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares. learned: what policies have learned of the layer.
+    cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
+    (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
+    layer.
     """
 
     learned: Learned
@@ -125,11 +129,18 @@ class LayerCache:
     v: Value | None = None
     seen: Seen = field(default_factory=Seen)
     prompt_queries: Tensor | None = None
+    queries: Value | None = None
+    held: tuple[Segment, ...] = ()
 
     @property
     def length(self) -> int:
-        """Return S, the number of cached tokens; public."""
+        """Return S, the number of cached tokens in k and v; public."""
         return 0 if self.k is None else self.k.shape[1]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Return all segments, the exact one last."""
+        return [*self.held, Segment(*self.keys_and_values())]
 
     def keys_and_values(self) -> tuple[Value, Value]:
         """Return both, once something is cached."""
@@ -150,9 +161,9 @@ class KVCache:
     step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
     step), 0 otherwise. All public. weights: of the session, where policies may have learned something of the model.
 
-    prompt_end: the embedded rows [n, D] of the prompt's last tokens, secret, while it is processed, for a policy that has
-    them look at batches before their own; ahead: how many of them do so in the present batch, public. dropped: how many
-    choices of an expert found no place in the prompt, secret [1], None where none could be missed.
+    prompt_end: the prompt's last embedded rows [n, D], secret, while it is processed, for a policy that has them look at
+    batches before their own; ahead: how many do so in the present batch, public. dropped: choices of an expert that found
+    no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it.
     """
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
@@ -167,6 +178,7 @@ class KVCache:
         self.seen = 0
         self.drafted = 0
         self.dropped: Value | None = None
+        self.prompt = PromptRows()
         self._rows: list[Self] = []
         self._started: list[Future[None]] = []
 
@@ -218,7 +230,7 @@ class KVCache:
     def keep(self, suite: Suite, rows: int) -> None:
         """Drop all but the first `rows` drafted ones, at every layer; the others' places are free again. Local."""
         self._rows = []
-        for entry in self.layers:
+        for entry in (one for one in self.layers if one.length):  # an encoder's layers hold nothing
             k, v = entry.keys_and_values()
             stay = entry.length - self.drafted + rows
             entry.k, entry.v = suite.keep_first(k, stay, 1), suite.keep_first(v, stay, 1)
@@ -243,8 +255,7 @@ class KVCache:
 
 
 class CachePolicy(ABC):
-    """What is kept of a prompt and what a new token attends to. presets: named settings, which stand for themselves in a
-    policy's text (`models.policies.registry`)."""
+    """What is kept of a prompt and what a new token attends to. presets: named settings, by `models.policies.registry`."""
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, SettingValue]]] = {}
@@ -337,6 +348,10 @@ class CachePolicy(ABC):
         """Return what `prompt_stages` is told of the last queries of a prompt of `tokens` tokens; nothing by default."""
         return Observation()
 
+    def noted_queries(self, tokens: int, layer: int) -> int:
+        """Return how many of a prompt's last queries `prompt_stages` finds in `LayerCache.queries`; public."""
+        return 0
+
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         """Return the work after a prompt in steps that can be measured one by one, to be run in order; local work may be
         done at once. seen: as observation(T) asks, of no more than T queries."""
@@ -353,9 +368,8 @@ class CachePolicy(ABC):
         return None
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Return the attention of one token: q [G, R, C] -> [G, R, C]."""
-        k, v = cache.layers[layer].keys_and_values()
-        return await suite.attention(q, k, v, None)
+        """Return the attention of one token: q [G, R, C] -> [G, R, C], by default to all segments."""
+        return (await attention_over(suite, cache.layers[layer].segments, q))[0]
 
     async def attend_drafted(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
         """Return the attention of n = `cache.drafted` tokens, the last ones that are cached: q [G, R n, C] -> [G, R n, C],

@@ -230,7 +230,7 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """Return the directory's tokenizer. Raises `CheckpointError` when its files are missing or unreadable."""
-        return TextTokenizer.load(self.directory, self.description.eos)
+        return load_tokenizer(self.directory, self.description)
 
 
 def read_description(directory: str | Path) -> AnyArchitecture:
@@ -238,6 +238,12 @@ def read_description(directory: str | Path) -> AnyArchitecture:
     no weights are needed."""
     found: AnyArchitecture = _family(Path(directory)).architecture
     return described(Path(directory), found) if isinstance(found, Architecture) else found
+
+
+def load_tokenizer(directory: Path, description: AnyArchitecture) -> TextTokenizer:
+    """Return a folder's tokenizer, for a model. Raises `CheckpointError` naming the file."""
+    continues = not isinstance(description, Architecture) or description.encoder is None
+    return TextTokenizer.load(directory, description.eos, continues)
 
 
 def read_architecture(directory: str | Path) -> Architecture:
@@ -267,7 +273,6 @@ def _family(directory: Path) -> Family | EncoderFamily:
     values = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.exists():
-        ends = read_json(generation).get("eos_token_id")
-        if ends is not None:
-            values["eos_token_id"] = ends
+        said = read_json(generation)
+        values |= {key: said[key] for key in ("eos_token_id", "decoder_start_token_id") if said.get(key) is not None}
     return family_for(Config(values, directory / "config.json"))

@@ -10,12 +10,15 @@ C head channels, F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
+from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
 from models.loaded import check_weights, linear_layer
@@ -25,7 +28,8 @@ from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 Probe = Callable[[str, Value], None]
-"""Sees intermediate values by name: "embedding", "layer N/attention", "layer N/mlp" (hidden state after each), "logits"."""
+"""Sees intermediate values by name: "embedding", "layer N/attention", "layer N/cross" (to what an encoder read), "layer
+N/mlp" (hidden state after each), "logits"; "start", what an answer behind an encoder begins with."""
 
 
 class Decoder:
@@ -50,6 +54,7 @@ class Decoder:
         self.policy: CachePolicy = FullCache() if policy is None else policy
         self._weights = weights
         self._attention = Attention(suite, architecture, weights, self.policy)
+        self._cross = CrossAttention(suite, architecture, weights)
         self._feed_forward = FeedForward(suite, architecture, weights)
         self._mixture = Mixture(suite, architecture, weights)
         self._probe: Probe = probe if probe is not None else lambda name, value: None
@@ -79,21 +84,74 @@ class Decoder:
 
         Raises `ConfigurationError` when shapes or positions do not fit the architecture.
         """
-        a, position = self.architecture, cache.seen
-        tokens = self._checked(inputs, position)
-        batch = Batch(max(cache.prompt_tokens, position + tokens), position, tokens)
+        tokens = self._checked(inputs, cache.seen)
+        batch = Batch(max(cache.prompt_tokens, cache.seen + tokens), cache.seen, tokens)
         angles = self._angles_of(cache, tokens)
-        h = await self.embedded(inputs, position)
+        h = await self.embedded(inputs, cache.seen)
         cache.ahead = 0 if cache.prompt_end is None else self.policy.looking_ahead(batch)
         if cache.ahead:
             h, angles = self._with_ahead(h, angles, cache, batch)
-        for layer in range(a.layers):
-            h = await self.layer(h, cache, layer, angles, 1 if last_only and layer == a.layers - 1 else h.shape[0])
-            if progress is not None:
-                progress(layer + 1, a.layers)
+        h = await self._decoded(h, cache, Rows(1 if last_only else h.shape[0], angles), progress)
         if not cache.drafted:
             cache.seen += tokens
         return await self.head(h, cache, whole)
+
+    async def _decoded(
+        self, h: Value, cache: KVCache, rows: Rows, progress: Callable[[int, int], None] | None = None
+    ) -> Value:
+        """Return the last `rows.wanted` rows of the residual stream after the last layer, of h before the decoder's first
+        one [T, D]."""
+        a, every = self.architecture, h.shape[0]
+        rows = replace(rows, bias=self.bias(cache.seen, every))
+        for layer in range(a.encoder_layers, a.layers):
+            h = await self.layer(h, cache, layer, rows if layer == a.layers - 1 else replace(rows, wanted=every))
+            if progress is not None:
+                progress(layer + 1, a.layers)
+        return h
+
+    async def begin(
+        self, prompt: Value, cache: KVCache, progress: Callable[[int, int], None] | None = None, whole: bool = False
+    ) -> Value:
+        """Return the logits [1, V] of an answer's first token behind an encoder, which reads the prompt's indices [P] into
+        an empty cache. Otherwise as `forward`."""
+        a, tokens = self.architecture, self._checked(prompt, 0)
+        h = await self.embedded(prompt, 0)
+        rows = Rows(tokens, {}, self.reading_bias(tokens))
+        for layer in range(a.encoder_layers):
+            h = await self.layer(h, cache, layer, rows)
+            if progress is not None:
+                progress(layer + 1, a.layers)
+        await self.read(h, cache)
+        h = await self._decoded(self.started(), cache, Rows(1, {}), progress)
+        cache.prompt.rows = None
+        cache.seen = 1
+        return await self.head(h, cache, whole)
+
+    async def read(self, h: Value, cache: KVCache) -> None:
+        """Let the cache hold what an encoder made of the prompt: the residual stream after its last layer, [P, D]."""
+        with self.suite.ledger.timed("encoder"):
+            cache.prompt.rows = await self.suite.normalise(h, self.architecture.norm)
+
+    def started(self) -> Value:
+        """Return the decoder's residual stream of the token that every answer begins behind, [1, D]; local."""
+        h: Value = self._weights["embedding.start"].expand(1, self.architecture.width)
+        self._probe("start", h)
+        return h
+
+    def bias(self, first: int, tokens: int) -> Value | None:
+        """Return the biases [H, T, S] of the scores of the decoder's tokens from place `first` on with all up to the last of
+        them; None where the model has no relative positions. Local."""
+        encoder = self.architecture.encoder
+        return None if encoder is None else self._biases("decoder", encoder.places_back(first, tokens, first + tokens))
+
+    def reading_bias(self, tokens: int) -> Value | None:
+        """Return the biases [H, P, P] of the scores of an encoder that reads P tokens; None without one. Local."""
+        encoder = self.architecture.encoder
+        return None if encoder is None else self._biases("encoder", encoder.places_both_ways(tokens))
+
+    def _biases(self, which: str, places: Tensor) -> Value:
+        found = self._weights[f"distances.{which}"][places.reshape(-1)]
+        return found.permute(1, 0).reshape(self.architecture.heads, *places.shape)
 
     async def verify(self, inputs: Value, cache: KVCache) -> Value:
         """Return the logits [n, V] after each of n drafted tokens behind the cache, `Suite.indices` [n]: those that each of
@@ -108,7 +166,7 @@ class Decoder:
     async def keep(self, cache: KVCache, rows: int) -> None:
         """Let the first `rows` of the tokens that were verified last stay in the cache, public; the others are dropped."""
         cache.keep(self.suite, rows)
-        for layer in range(self.architecture.layers):
+        for layer in range(self.architecture.encoder_layers, self.architecture.layers):
             cache.trim(layer)
             self.suite.at(layer)
             await self.policy.after_kept(self.suite, cache, layer, rows)
@@ -121,26 +179,43 @@ class Decoder:
         with suite.ledger.timed("embedding"):
             rows = suite.look_up if len(inputs.shape) == 1 else suite.embed
             h = await rows(inputs, self._weights["embedding.tokens"])
-            if self.architecture.rotary is None:
+            if self.architecture.learned_positions:
                 h = h + self._weights["embedding.positions"][position : position + inputs.shape[0]]
         self._probe("embedding", h)
         return h
 
-    async def layer(self, h: Value, cache: KVCache, layer: int, angles: Angles, rows: int) -> Value:
-        """Run a layer on the residual stream: h [T, D] -> its last `rows` rows, [rows, D]."""
+    async def layer(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
+        """Run a layer on the residual stream: h [T, D] -> its last `rows.wanted` rows, [n, D]."""
         suite, a = self.suite, self.architecture
         suite.at(layer)
         if a.parallel:
-            return await self._beside(h, cache, layer, Rows(rows, angles))
-        norm = None if a.norms == "after" else a.norm
-        with suite.ledger.timed(f"layer {layer}/attention"):
-            entered = await suite.norm_linear(h, norm, self._attention.entering(layer))
-            h = await self._attention.leaving(entered, cache, layer, Rows(rows, angles), h[h.shape[0] - rows :])
+            return await self._beside(h, cache, layer, rows)
+        crossed = a.encoder is not None and not a.reads(layer)
+        if crossed:
+            prepared = self._cross.prepare(cache.prompt, layer)
+            h, _ = await suite.together(self._attended(h, cache, layer, rows), prepared)
+        else:
+            h = await self._attended(h, cache, layer, rows)
         self._probe(f"layer {layer}/attention", h)
+        if crossed:
+            with suite.ledger.timed(f"layer {layer}/cross"):
+                h = await self._cross.attend(h, cache.prompt, layer)
+            self._probe(f"layer {layer}/cross", h)
         with suite.ledger.timed(f"layer {layer}/mlp"):
             h = await self._fed_forward(h, cache, layer)
         self._probe(f"layer {layer}/mlp", h)
         return h
+
+    async def _attended(self, h: Value, cache: KVCache, layer: int, rows: Rows) -> Value:
+        """Return the last `rows.wanted` rows of the residual stream behind a layer's attention to its own tokens."""
+        suite, a = self.suite, self.architecture
+        norm = None if a.norms == "after" else a.norm
+        with suite.ledger.timed(f"layer {layer}/attention"):
+            entered = await suite.norm_linear(h, norm, self._attention.entering(layer))
+            if a.reads(layer):
+                assert rows.bias is not None
+                return await self._attention.reading(entered, layer, rows.bias, h)
+            return await self._attention.leaving(entered, cache, layer, rows, h[h.shape[0] - rows.wanted :])
 
     async def _fed_forward(self, h: Value, cache: KVCache, layer: int) -> Value:
         """Return the residual stream [T, D] behind a layer's feed-forward part."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.architectures import AnyArchitecture, decoder_of
+from models.architectures import AnyArchitecture, decoder_of, without_encoder
 from models.cache import Batch, CachePolicy, KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
@@ -71,16 +71,11 @@ class GenerationPlan:
         """Raise `ConfigurationError` unless the model is a decoder, has the positions and suits the policy; the last token
         needs none."""
         architecture = decoder_of(described, f"decoding '{self.decoding}'")
-        parse(self.policy).check(architecture, self.prompt_tokens)
-        needed, have = self.prompt_tokens + self.new_tokens - 1, architecture.positions
-        if needed > have:
-            room = have - self.prompt_tokens + 1
-            most = max(1, have - self.new_tokens + 1)
-            remedy = f"ask for at most {room}" if room > 0 else f"shorten the prompt to at most {most} tokens"
-            raise ConfigurationError(
-                f"prompt_tokens = {self.prompt_tokens} and new_tokens = {self.new_tokens} need {needed} positions, "
-                f"the model has {have}; {remedy}"
-            )
+        policy = parse(self.policy)
+        if policy.spec != "full":
+            without_encoder(architecture, f"policy {policy.spec}")
+        policy.check(architecture, self.prompt_tokens)
+        architecture.check_room(self.prompt_tokens, self.new_tokens)
 
 
 def check_positive(name: str, value: object) -> None:
@@ -250,10 +245,13 @@ async def prefill(
     progress: Callable[[int, int], None] = lambda done, total: None,
     whole: bool = False,
 ) -> Value:
-    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache.
+    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache, or
+    are read by the model's encoder.
 
     progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
     """
+    if decoder.architecture.encoder is not None:
+        return await decoder.begin(prompt, cache, progress, whole)
     length = cache.prompt_tokens = prompt.shape[0]
     ends = list(accumulate(decoder.policy.prompt_batches(length), initial=0))
     batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]

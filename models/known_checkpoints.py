@@ -59,6 +59,24 @@ _LLAMA32 = {
 }
 _PHI4 = {"rope_type": "longrope", "short_factor": [1.0] * 48}
 
+
+def _t5(kind: str, sizes: tuple[int, int, int, int], vocabulary: int = 32128, **more: Any) -> dict[str, Any]:
+    """Return options of T5. sizes: width, feed-forward width, layers of each side, heads of 64 channels."""
+    width, forward, layers, heads = sizes
+    return {
+        "model_type": kind,
+        "d_model": width,
+        "d_ff": forward,
+        "d_kv": 64,
+        "num_layers": layers,
+        "num_heads": heads,
+        "vocab_size": vocabulary,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        **more,
+    }
+
+
 KNOWN: dict[str, dict[str, Any]] = {
     "llama-3-8b": _sizes(
         "llama", (4096, 14336, 32, 32, 8, 8192), 128256, rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False
@@ -156,5 +174,10 @@ KNOWN: dict[str, dict[str, Any]] = {
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     ),
+    "t5-small": _t5("t5", (512, 2048, 6, 8)),
+    "t5-base": _t5("t5", (768, 3072, 12, 12)),
+    "flan-t5-small": _t5("t5", (512, 1024, 8, 6), feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "flan-t5-base": _t5("t5", (768, 2048, 12, 12), feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5-small": _t5("mt5", (512, 1024, 8, 6), vocabulary=250112),
 }
 """Name -> options."""

@@ -16,12 +16,14 @@ from protocols.suite import Suite, Value
 class Observation:
     """What a policy asks; public. queries: how many of the last ones. heads: query heads of the layer that count, each by
     itself; None: all of them, those of a key/value head added up. squares: squared probabilities too, then each head is by
-    itself as well. features: of every token of the batch, its queries, keys and values before they turn."""
+    itself as well. features: of every token of the batch, its queries, keys and values before they turn. each: instead of
+    sums over queries each query by itself, all heads added up."""
 
     queries: int = 0
     heads: tuple[int, ...] | None = None
     squares: bool = False
     features: bool = False
+    each: bool = False
 
     def of_heads(self, heads: int) -> tuple[int, ...] | None:
         """Return the query heads that are told by themselves, of `heads` ones; None where none is."""
@@ -30,7 +32,11 @@ class Observation:
     def sums(self, heads: int, groups: int) -> int:
         """Return M, the rows that are told, of a layer with so many query heads and key/value heads."""
         alone = self.of_heads(heads)
-        return groups if alone is None else len(alone)
+        return self.queries if self.each else groups if alone is None else len(alone)
+
+    def heads_of_sum(self, heads: int, groups: int) -> int:
+        """Return how many query heads a row adds up."""
+        return heads if self.each else heads // groups if self.of_heads(heads) is None else 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Seen:
     """What a policy is told of a batch of the prompt, or of a decoded token. mass: secret [M, S], attention that each cached
     token got from the last `queries` queries, None for none of them; M is G, or the number of query heads that are told by
     themselves. squares: [M, S], its squares. queries: public; each one gives 1 in each of the `heads` query heads that a row
-    adds up. features: secret [T, (H + 2G) C], of the batch's own tokens. last: whether no batch of the prompt follows."""
+    adds up. features: secret [T, (H + 2G) C], of the batch's own tokens. last: whether no batch of the prompt follows. each:
+    a row is what one query says, one row for each of them, in order; `queries` is 1 then."""
 
     mass: Value | None = None
     queries: int = 0
@@ -46,6 +53,7 @@ class Seen:
     squares: Value | None = None
     features: Value | None = None
     last: bool = True
+    each: bool = False
 
     @property
     def most(self) -> int:
@@ -58,17 +66,29 @@ class Seen:
         return replace(self, mass=mass, squares=squares)
 
     def after(self, suite: Suite, before: Seen) -> Seen:
-        """Return the sums of a batch's and of those before it, which know of fewer tokens, and features of all; local."""
-        mass, squares = (_added(suite, old, new) for old, new in ((before.mass, self.mass), (before.squares, self.squares)))
+        """Return what a batch and those before it tell, which know of fewer tokens: sums, features of all; local."""
+        joined = _behind if self.each else _added
+        mass, squares = joined(suite, before.mass, self.mass), _added(suite, before.squares, self.squares)
         rows = [x for x in (before.features, self.features) if x is not None]
         features = suite.concat(rows, 0) if len(rows) > 1 else self.features
         queries, heads = before.queries + self.queries, max(before.heads, self.heads)
-        return Seen(mass, queries, heads, squares, features, self.last)
+        return Seen(mass, 1 if self.each else queries, heads, squares, features, self.last, self.each)
+
+
+def _padded(suite: Suite, x: Value, tokens: int) -> Value:
+    """Return rows [M, S] with zeros behind, [M, tokens]."""
+    added = tokens - x.shape[1]
+    return suite.concat([x, suite.public(torch.zeros(1), (x.shape[0], added))], 1) if added else x
+
+
+def _behind(suite: Suite, old: Value | None, new: Value | None) -> Value | None:
+    """Return the rows of a batch behind those of the batches before it."""
+    if old is None or new is None:
+        return old if new is None else new
+    return suite.concat([_padded(suite, old, new.shape[1]), new], 0)
 
 
 def _added(suite: Suite, old: Value | None, new: Value | None) -> Value | None:
     if old is None or new is None:
         return old if new is None else new
-    added = new.shape[1] - old.shape[1]
-    zeros = suite.public(torch.zeros(1), (old.shape[0], added))
-    return new + (suite.concat([old, zeros], 1) if added else old)
+    return new + _padded(suite, old, new.shape[1])

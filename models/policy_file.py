@@ -111,14 +111,14 @@ class WithLearned(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
-def write(directory: Path, tensors: Mapping[str, Tensor], model: Path) -> Path:
+def write(directory: Path, tensors: Mapping[str, Tensor], model: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write the file into a directory, all of it or nothing, for the checkpoint in `model`; return it."""
     about = {"format": FORMAT, "model": model_digest(model)}
     directory.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".mpcache-", suffix=".tmp", dir=directory)
     os.close(handle)
     try:
-        save_file({key: value.to(torch.float32).contiguous() for key, value in tensors.items()}, name, metadata=about)
+        save_file({key: value.to(dtype).contiguous() for key, value in tensors.items()}, name, metadata=about)
         os.chmod(name, 0o644)
         os.replace(name, directory / POLICY_FILE)
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.architecture import Architecture, Rotary
-from models.architectures import AnyArchitecture, decoder_of
+from models.architectures import AnyArchitecture, decoder_of, without_encoder
 from models.checkpoint import read_description
 from models.config import Config, read_json
 from models.description import Description
@@ -103,8 +103,9 @@ A = TypeVar("A", bound=Description)
 
 
 def find_shape(name: str) -> Architecture:
-    """Return the architecture of a decoder, see `find_description`. Raises `ConfigurationError` for an encoder."""
-    return decoder_of(find_description(name), f"shape '{name}'")
+    """Return the architecture of a decoder that reads its prompt itself, see `find_description`. Raises `ConfigurationError`
+    for an encoder, and for a decoder behind one."""
+    return without_encoder(decoder_of(find_description(name), f"shape '{name}'"), f"shape '{name}'")
 
 
 def find_description(name: str) -> AnyArchitecture:
@@ -134,6 +135,11 @@ def find_description(name: str) -> AnyArchitecture:
 
 def with_layers(architecture: A, layers: int) -> A:
     """Return a shape's first `layers` layers. Raises `ConfigurationError` when it has fewer."""
+    if isinstance(architecture, Architecture) and architecture.encoder is not None:
+        raise ConfigurationError(
+            f"layers = {layers}: '{architecture.family}' has an encoder in front of its decoder, which are measured whole; "
+            "leave the number of layers out"
+        )
     if not 1 <= layers <= architecture.layers:
         raise ConfigurationError(f"layers = {layers}: the shape has {architecture.layers} layers; use 1 to that many")
     return architecture.reduced(range(layers))

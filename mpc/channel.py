@@ -65,10 +65,7 @@ class Channel(ABC):
         is booked on the first.
         """
         start = time.perf_counter()
-        for peer, payload in outgoing.items():
-            self.send(peer, payload)
-        sent_at = time.perf_counter()
-        received = {peer: self.receive(peer, size) for peer, size in incoming.items()}
+        received, sent_at = self.transfer(outgoing, incoming)
         seconds = time.perf_counter() - start
         sent_total = sum(len(p) for p in outgoing.values())
         received_total = sum(incoming.values())
@@ -93,6 +90,13 @@ class Channel(ABC):
             )
             first = False
         return received
+
+    def transfer(self, outgoing: Mapping[int, bytes], incoming: Mapping[int, int]) -> tuple[dict[int, bytes], float]:
+        """Send and receive one round's bytes; return what has arrived, and when all was sent, by `time.perf_counter`."""
+        for peer, payload in outgoing.items():
+            self.send(peer, payload)
+        sent_at = time.perf_counter()
+        return {peer: self.receive(peer, size) for peer, size in incoming.items()}, sent_at
 
     def exchange_all(self, payload: bytes, shares: Mapping[tuple[str, str], int] | None = None) -> list[bytes]:
         """Make one round in which every party sends the same number of bytes to every other; own payload at own index."""

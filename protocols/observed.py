@@ -40,6 +40,14 @@ class Observed:
         last = torch.arange(tokens[0] - tokens[1], tokens[0])
         return cls(of // group, (of % group * tokens[0])[:, None] + last, squares)
 
+    @classmethod
+    def of_queries(cls, groups: int, group: int, tokens: tuple[int, int]) -> Observed:
+        """Return the observation of the last `tokens[1]` of `tokens[0]` queries, each by itself: a sum over the R heads of
+        each key/value head, [G n, S]. group: R."""
+        last = torch.arange(tokens[0] - tokens[1], tokens[0])
+        rows = torch.arange(group) * tokens[0] + last[:, None]
+        return cls(torch.arange(groups).repeat_interleave(tokens[1]), rows.repeat(groups, 1))
+
     @property
     def queries(self) -> int:
         """Return n, the queries of a sum."""

@@ -26,23 +26,25 @@ from torch import Tensor
 from mpc.ledger import Ledger, operation
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
+from protocols.held_rows import HeldRows
 from protocols.merging import Merging
 from protocols.observed import Attended, Observed
-from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Value, there
+from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Value, there
 
-__all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Suite", "Value"]
+__all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Part", "Suite", "Value"]
 
 SQUARED_BITS = 18  # fraction bits of probabilities whose squares are added up
 
 
-class Suite(Merging):
+class Suite(Merging, HeldRows):
     """One way of computing on secrets. One instance per party (or dealer) and session.
 
     parties: number of compute parties. fraction_bits: of activations. ledger: where costs are counted.
     experts: how mixtures of experts are computed.
 
-    What a suite must write is in `protocols.operations`; what is here and in `protocols.merging` is written in terms of it,
-    and a suite overrides what it can do in fewer rounds. Rounds and bytes of an operation are a suite's own, see its module.
+    What a suite must write is in `protocols.operations`; what is here, in `protocols.merging` and in `protocols.held_rows`
+    is written in terms of it, and a suite overrides what it can do in fewer rounds. Rounds and bytes of an operation are a
+    suite's own, see its module.
     """
 
     name: ClassVar[str]
@@ -201,7 +203,6 @@ class Suite(Merging):
 
     # ---- attention ---------------------------------------------------------------------------------------------------
     async def attention_scores(self, q: Value, k: Value) -> Value:
-        """Return what attention takes the softmax of: q k^T, soft-capped where the program says so."""
         with operation("scores"):
             scores = await self.matmul(q, k.transpose(1, 2))
             return scores if self.score_cap is None else await self.soft_cap(scores, self.score_cap)
@@ -246,10 +247,15 @@ class Suite(Merging):
 
     async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
         """Return `attention` of queries q [G, R T, C] with a secret `bias`, broadcastable to [G, R T, S], added to the
-        scores."""
+        scores: beside what is declared of these, it may be as large as its own bound says."""
+        return await self.relative_attention(q, k, v, bias, None)
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
+        """Return `biased_attention` where what is declared of scores holds for their sums with the bias: as of one that a
+        checkpoint has learned, for relative positions."""
         scores = await self.attention_scores(q, k) + bias
         with operation("softmax"):
-            probabilities = await self.softmax(scores)
+            probabilities = await self.softmax(scores, mask)
         with operation("values"):
             return await self.matmul(probabilities, v)
 

@@ -106,6 +106,21 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Cached rows that are attended to beside other ones, which may be held in another way: one softmax is taken over the
+    scores of all parts.
+
+    q: the queries as these rows' keys meet them [G', n, C']; k: [G', S, C']; v: [G'', S, C'']; the heads of all parts are
+    the same ones in the same order, however they are grouped. total: which of the results the weighted values join.
+    """
+
+    q: Value
+    k: Value
+    v: Value
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class OutputShare:
     """One party's share of a result, for the one receiver who is to learn it.
 

@@ -26,10 +26,12 @@ from launch.cli.commands import (
     embed,
     estimate,
     fetch,
+    fit,
     gates,
     generate,
     init,
     lab,
+    load,
     model_owner,
     party,
     peers,
@@ -65,9 +67,11 @@ app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
 app.command("calibrate")(calibrate.run)
+app.command("fit")(fit.run)
 app.command("check")(check.run)
 app.command("doctor")(doctor.run)
 app.command("estimate")(estimate.run)
+app.command("load")(load.run)
 app.command("plan")(plan.run)
 app.command("quality")(quality.run)
 app.command("report")(report.run)

@@ -1,4 +1,4 @@
-"""Prompts with their answers, which a policy learns from: the owner's own, JSON lines {"prompt": ..., "answer": ...}."""
+"""Prompts with answers, which a policy learns from: the model owner's own, JSON lines {"prompt": ..., "answer": ...}."""
 
 from __future__ import annotations
 

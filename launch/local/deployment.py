@@ -83,10 +83,13 @@ class LocalDeployment:
 
 
 @contextmanager
-def local_deployment(parties: int = 2, device: str = "cpu", lab: Hosts | None = None) -> Iterator[LocalDeployment]:
+def local_deployment(
+    parties: int = 2, device: str = "cpu", lab: Hosts | None = None, limits: Mapping[str, int] | None = None
+) -> Iterator[LocalDeployment]:
     """Run compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
 
-    lab: where each role runs, by default on this machine as it is; it has all roles, and the caller is the client's.
+    lab: where each role runs, by default on this machine as it is; it has all roles, and the caller is the client's. limits:
+    of the servers, see `parties.config.role_config.Limits`.
 
     On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
     mode 0700) is removed. Should this process be killed outright, its children do that.
@@ -103,7 +106,7 @@ def local_deployment(parties: int = 2, device: str = "cpu", lab: Hosts | None = 
         fingerprints = create_deployment(folder / "certificates", members, CERTIFICATE_DAYS)
         shutil.rmtree(folder / "certificates" / AUTHORITY)  # nobody is to be introduced any more
         with Processes(folder, _environment(parties)) as processes:
-            children = _start(processes, folder, fingerprints, names, device, lab)
+            children = _start(processes, folder, fingerprints, names, lab, {"device": device, "limits": dict(limits or {})})
             yield LocalDeployment(processes, folder, children, lab)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,11 +117,17 @@ def _before(lab: Hosts | None, role: str) -> list[str]:
 
 
 def _start(
-    processes: Processes, folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Hosts | None
+    processes: Processes,
+    folder: Path,
+    fingerprints: dict[str, str],
+    names: list[str],
+    lab: Hosts | None,
+    further: dict[str, Any],
 ) -> list[Child]:
-    """Start all servers; a port that another program took in the meantime leads to new ports."""
+    """Start all servers; a port that another program took in the meantime leads to new ports. further: keys of all
+    configurations."""
     for attempt in range(ATTEMPTS):
-        _write_configurations(folder, fingerprints, names, device, lab)
+        _write_configurations(folder, fingerprints, names, lab, further)
         flags = ["--debug"] if Settings.debug else []
         roles = [(DEALER, DEALER), *((name, "party") for name in names)]
         children = [
@@ -163,7 +172,7 @@ def _addresses(names: list[str], lab: Hosts | None) -> dict[str, str]:
 
 
 def _write_configurations(
-    folder: Path, fingerprints: dict[str, str], names: list[str], device: str, lab: Hosts | None
+    folder: Path, fingerprints: dict[str, str], names: list[str], lab: Hosts | None, further: dict[str, Any]
 ) -> None:
     addresses = _addresses([*names, DEALER], lab)
 
@@ -178,7 +187,7 @@ def _write_configurations(
         # whoever starts this is client, model owner and parties in one: there is nobody to keep logits from
         "clients": [{**entry(CLIENT), "decoding": ["greedy", "sample", "logits"]}],
         "model_owners": [entry(OWNER)],
-        "device": device,
+        **further,
     }
     for name in names:
         own = {"role": "party", "listen": addresses[name], "store": str(folder / f"store-{name}")}

@@ -17,10 +17,13 @@ from torch import Tensor
 from launch.local.in_process import InProcessSuite
 from launch.local.shares import Part, WeightShares, additive_shares, opened
 from models.architecture import Architecture
-from models.calibration.extremes import Extremes, Progress, RecordingSuite, StreamedModel
+from models.attention import Rows
+from models.cache import KVCache
+from models.calibration.extremes import Extremes, Progress, RecordingSuite, StreamedModel, layer_weights
 from models.checkpoint import Checkpoint
 from models.decoder import StreamedDecoder
 from models.generation import token_indices
+from models.prompt_encoder import PromptEncoder
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from protocols.range_findings import open_flags
 from protocols.suite import OutputShare, Suite, Value
@@ -66,12 +69,14 @@ def plaintext(checkpoint: Checkpoint, ids: Sequence[int], on_progress: Progress 
     suite = RecordingSuite(checkpoint.architecture.layers + 1, torch.float64)
     rows: dict[str, list[Tensor]] = {}
     note = lambda name, tensor: rows.setdefault(name, []).append(tensor)  # noqa: E731
-    StreamedModel(checkpoint, suite).run([list(ids)], note, on_progress)
+    encoder = checkpoint.architecture.encoder  # its decoder is given the prompt's first token behind its own
+    StreamedModel(checkpoint, suite, 1).run([list(ids)], note, on_progress)
     found = Measurement(extremes=Extremes(suite.kinds, suite.details, len(ids)))
-    first = len(_parts(ids)[0])
-    for step, part in zip(STEPS, (slice(0, first), slice(first, None)), strict=True):
+    reading = () if encoder is None else _points_of_reading(encoder.layers)
+    for step in STEPS:
         for name, pieces in rows.items():
-            whole = torch.cat(pieces)[part]
+            first = len(ids) if name in reading else len(_parts(ids)[0]) if encoder is None else 1
+            whole = torch.cat(pieces)[slice(0, first) if step == STEPS[0] else slice(first, None)]
             if len(whole):
                 found.points[step, name] = whole
     found.token = int(found.logits[-1].argmax())
@@ -95,13 +100,14 @@ def on_shares(
     weights = WeightShares(checkpoint, roles.parties)
     used = sorted(set(ids))
     token_indices(ids, architecture.vocabulary)
-    indices = [token_indices([used.index(i) for i in part], len(used)) for part in _parts(ids)]
+    parts = _parts(ids) if architecture.encoder is None else [list(ids), list(ids[:1])]
+    indices = [token_indices([used.index(i) for i in part], len(used)) for part in parts]
     prompts = [additive_shares(part, roles.parties) for part in indices]
 
     def program(suite: Suite, index: int | None) -> _Run:
         run = _Run(suite, architecture, lambda name, part: weights.share(suite, name, index, part), used)
         rows = [None if index is None else shares[index] for shares in prompts]
-        run.all(ids, rows, on_progress if index == 0 else lambda done, total: None)
+        run.all([len(part) for part in parts], rows, on_progress if index == 0 else lambda done, total: None)
         return run
 
     outputs = roles.run(program)
@@ -133,49 +139,74 @@ class _Run:
         before = self.points.get((self._step, name))  # pieces of logits
         self.points[self._step, name] = share if before is None else _side_by_side(before, share)
 
-    def _load(self, prefix: str, part: Part = None) -> None:
-        """Load the weights with that prefix; part: these rows of a table, these columns of the head."""
+    def _load(self, names: Sequence[str], part: Part = None) -> None:
+        """Load some weights; part: these rows of a table, these columns of the head."""
         self._weights.clear()
-        for name, whole in self._architecture.weight_shapes().items():
-            if name.startswith(prefix):
-                shape = whole if part is None else tuple(torch.empty(whole, device="meta")[part].shape)
-                self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name, part)))
+        shapes = self._architecture.weight_shapes()
+        for name in names:
+            shape = shapes[name] if part is None else tuple(torch.empty(shapes[name], device="meta")[part].shape)
+            self._weights[name] = self._suite.run(self._suite.weight(name, shape, self._own(name, part)))
 
     @torch.inference_mode()
-    def all(self, ids: Sequence[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
-        """Process prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max."""
+    def all(self, lengths: list[int], rows: Sequence[Tensor | None], on_progress: Progress) -> None:
+        """Process prompt batch and last token, both in one layer before the next is loaded; then the token's arg-max. An
+        encoder reads the whole prompt, and the decoder behind it its own first token and another one.
+
+        lengths: tokens of what the client shared of both, `rows`."""
         suite, decoder, a = self._suite, self._decoder, self._architecture
-        lengths = [len(part) for part in _parts(ids)]
         starts = [sum(lengths[:n]) for n in range(len(lengths))]
         cache = decoder.new_cache()
-        streams: list[Value] = []
-        self._load("embedding.tokens", (torch.tensor(self._used),))
-        if a.rotary is None:
-            tokens = self._weights["embedding.tokens"]
-            self._load("embedding.positions")
-            self._weights["embedding.tokens"] = tokens
-        for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
-            self._step = step
-            indices = suite.indices(length, share, len(self._used))
-            streams.append(suite.run(decoder.embedded(indices, start)))
+        streams = self._embedded(lengths, starts, rows)
+        answer: list[Value] = []
+        if a.encoder is not None:
+            streams, answer = streams[:1], streams[1:]
         for layer in range(a.layers):
             on_progress(layer, a.layers + 1)
-            self._load(f"layers.{layer}.")
-            for n, (length, start) in enumerate(zip(lengths, starts, strict=True)):
-                self._step, cache.seen = STEPS[n], start
+            if layer == a.encoder_layers and answer:
+                streams = [self._read(streams[0], cache), *answer]
+                lengths, starts = [1, 1], [0, 1]
+            self._load(layer_weights(a, layer))
+            for n, (h, start) in enumerate(zip(streams, starts, strict=False)):
+                self._step, cache.seen, length = STEPS[n], start, lengths[n]
+                bias = decoder.reading_bias(length) if a.reads(layer) else decoder.bias(start, length)
                 angles = decoder.angles(start, length, start + length)
-                streams[n] = suite.run(decoder.layer(streams[n], cache, layer, angles, length))
+                streams[n] = suite.run(decoder.layer(h, cache, layer, Rows(length, angles, bias)))
             cache.layers[layer].k = cache.layers[layer].v = None
+            cache.prompt.keys_and_values.clear()
         on_progress(a.layers, a.layers + 1)
         last: list[Value] = []
+        heads = [name for name in a.weight_shapes() if name.startswith("head.")]
         for first in range(0, a.vocabulary, HEAD_COLUMNS):
-            self._load("head.", (..., slice(first, first + HEAD_COLUMNS)))
+            self._load(heads, (..., slice(first, first + HEAD_COLUMNS)))
             for n, h in enumerate(streams):
                 self._step = STEPS[n]
                 logits = suite.run(decoder.head(h, cache))
             last.append(logits[lengths[-1] - 1 :])
         self._choose(suite.concat(last, -1) if len(last) > 1 else last[0])
         on_progress(a.layers + 1, a.layers + 1)
+
+    def _embedded(self, lengths: list[int], starts: list[int], rows: Sequence[Tensor | None]) -> list[Value]:
+        """Return what enters the first layer: the streams of both steps; behind an encoder the second one enters the
+        decoder's."""
+        suite, decoder, a = self._suite, self._decoder, self._architecture
+        self._load(["embedding.tokens"], (torch.tensor(self._used),))
+        if a.learned_positions:
+            tokens = self._weights["embedding.tokens"]
+            self._load(["embedding.positions"])
+            self._weights["embedding.tokens"] = tokens
+        streams: list[Value] = []
+        for step, length, start, share in zip(STEPS, lengths, starts, rows, strict=False):
+            self._step = step
+            indices = suite.indices(length, share, len(self._used))
+            streams.append(suite.run(decoder.embedded(indices, start)))
+        return streams
+
+    def _read(self, h: Value, cache: KVCache) -> Value:
+        """Let the cache hold what the encoder read, and return the decoder's first row."""
+        self._step = STEPS[0]
+        self._suite.run(self._decoder.read(h, cache))
+        self._load(["embedding.start"])
+        return self._decoder.started()
 
     def _choose(self, logits: Value) -> None:
         suite = self._suite
@@ -184,20 +215,21 @@ class _Run:
         self.token = replace(suite.output((one_hot * indices).sum(-1)), flags=suite.flags())
 
 
-def hugging_face_logits(directory: Path, ids: Sequence[int]) -> Tensor:
-    """Return the logits [T, V] of the package transformers, in float64."""
+def hugging_face_logits(directory: Path, ids: Sequence[int], encoder: PromptEncoder | None = None) -> Tensor:
+    """Return the logits [T, V] of the package transformers, in float64; of a decoder behind an encoder those after its own
+    first token and after the prompt's first one, which it is given behind that."""
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
         from transformers.utils import logging
     except ImportError as error:
         raise EnvironmentProblem(f"transformers cannot be imported ({error}); `mpcache doctor` says more") from None
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False, dtype=torch.float64
-    )
+    kind = AutoModelForCausalLM if encoder is None else AutoModelForSeq2SeqLM
+    model = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False, dtype=torch.float64)
     model.config._experts_implementation = "eager"  # grouped products are for float32
+    given = {} if encoder is None else {"decoder_input_ids": torch.tensor([[encoder.start, ids[0]]]), "use_cache": False}
     with torch.inference_mode():
-        logits: Tensor = model.eval()(input_ids=torch.tensor([list(ids)])).logits[0]
+        logits: Tensor = model.eval()(input_ids=torch.tensor([list(ids)]), **given).logits[0]
     return logits.to(torch.float64)
 
 
@@ -221,6 +253,11 @@ def _parts(ids: Sequence[int]) -> list[list[int]]:
     """Return what is processed as a prompt and, when there are two tokens or more, the last one, processed as a decoded
     token."""
     return [list(ids[:-1]), list(ids[-1:])] if len(ids) > 1 else [list(ids)]
+
+
+def _points_of_reading(layers: int) -> tuple[str, ...]:
+    """Return the names of the points that an encoder of so many layers passes."""
+    return ("embedding", *(f"layer {n}/{part}" for n in range(layers) for part in ("attention", "mlp")))
 
 
 def _side_by_side(left: OutputShare, right: OutputShare) -> OutputShare:

@@ -86,8 +86,11 @@ def _merged(parts: list[tuple[str, str, int]], prefix: str) -> tuple[Share, ...]
     return tuple(Share(part, operation, *counts) for (part, operation), counts in sums.items())
 
 
-def critical_path(architecture: AnyArchitecture, setting: Setting, cached: int, tokens: int = 1) -> CriticalPath:
-    """Return the rounds of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones.
+def critical_path(
+    architecture: AnyArchitecture, setting: Setting, cached: int, tokens: int = 1, read: int = 0
+) -> CriticalPath:
+    """Return the rounds of a layer in the middle of the model, in a step of `tokens` tokens after `cached` ones. read: as in
+    `models.costs.program.fill`.
 
     A round is the layer's when the ledger books it there: on its first opening. Raises `ConfigurationError` for a suite
     whose operations cannot share rounds.
@@ -95,8 +98,8 @@ def critical_path(architecture: AnyArchitecture, setting: Setting, cached: int, 
     reduced, setting, repeats = alike(architecture, setting)
     heard: Heard = []
     setting = replace(setting, prepare=lambda suite: _listen(suite, heard))
-    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0)
-    layer = middle_layer(repeats)
+    trace = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, read=read)
+    layer = middle_layer(reduced, repeats)
     prefix = f"{STEP}/layer {layer}/"
     mine = [parts for parts in heard if parts and parts[0][0].startswith(prefix)]
     rounds = tuple(Round(number, _merged(parts, prefix)) for number, parts in enumerate(mine, 1))

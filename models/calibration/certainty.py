@@ -49,14 +49,18 @@ def _reaches(checkpoint: Checkpoint) -> Iterator[tuple[str, int, float]]:
     said: what they give is flagged for certain up to `SURE` bounds alone."""
     a, weights = checkpoint.description, checkpoint.weights
     largest = float(weights["embedding.tokens"].norm(dim=-1).max())
-    if a.rotary is None:
+    if not isinstance(a, Architecture) or a.learned_positions:
         tables = [name for name in ("embedding.positions", "embedding.types") if name in weights]
         largest += sum(float(weights[name].norm(dim=-1).max()) for name in tables)
     yield "residual", 0, largest
+    encoder = a.encoder_layers if isinstance(a, Architecture) else 0
+    if encoder:
+        yield "residual", encoder, largest
     names = ["attention.qkv", "mlp.up", *(["mlp.gate"] if a.gated else [])]
     normalised = not isinstance(a, Architecture) or a.norms != "after"
     for place in range(a.layers if normalised else 0):
-        for name in [*names, *(["mlp.router"] if a.mixture(place) else [])]:
+        crossed = ["cross.q", "cross.kv"] if encoder and place >= encoder else []
+        for name in [*names, *crossed, *(["mlp.router"] if a.mixture(place) else [])]:
             yield "activation", place, _provable(checkpoint, f"layers.{place}.{name}")
     for name in ("pooler", "words", "head"):
         if f"{name}.weight" in weights:

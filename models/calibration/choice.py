@@ -46,7 +46,7 @@ def chosen(suite: str, extremes: Extremes) -> dict[str, int | str]:
         if kind in ("activation", "logits"):
             needed = [max(x, y / SURE) for x, y in zip(needed, extremes.details.get(PROVABLE, needed), strict=True)]
         elif kind == "residual":
-            needed[0] = max(needed[0], extremes.details.get(TABLE, needed)[0])
+            needed = [max(x, y) for x, y in zip(needed, extremes.details.get(TABLE, needed), strict=True)]
         wanted = [max(about.floor, min(about.high, least_bound(kind, x))) for x in needed]
         if kind == "logits":
             wanted = wanted[-1:]

@@ -35,18 +35,6 @@ class EncoderRecorder(RecordingSuite):
             self.note(PROVABLE, provable_bounds(tensor_of(layer.weight), bias))
         return found
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> PlainValue:
-        """As in `plain`; notes queries, keys, values and biased scores."""
-        queries, keys = tensor_of(q), tensor_of(k)
-        for name, x in (("queries", queries), ("keys", keys)):
-            self.note(name, x)
-            self.note("activation", x)
-        self.note("value", tensor_of(v))
-        scores = queries @ keys.transpose(1, 2) + tensor_of(bias)
-        self.note("score", scores.amax(-1) - scores.amin(-1))
-        self.note("|scores|", scores)
-        return PlainValue(torch.softmax(scores, -1) @ tensor_of(v))
-
 
 def measure_encoder(
     checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], on_progress: Progress = lambda done, total: None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.attention import Rows
 from models.balancing import provable_bounds
 from models.checkpoint import Checkpoint
 from models.decoder import StreamedDecoder
@@ -29,7 +30,7 @@ TABLE = "token table"
 DETAILS = ("|scores|", "queries", "keys", "gate", "up", "activation * up", "router", "smallest norm", PROVABLE, TABLE)
 """What is recorded beside the kinds: for people, parts of the activations and products of gate and up (not limited by a
 bound of their own); for the choice of bounds, what no prompt can exceed: outputs of linear layers after a norm (logits at
-place L), and norms of rows of the token table with their positions (place 0)."""
+place L), and norms of rows of the token table with their positions (at places that they enter)."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,31 @@ class RecordingSuite(PlainSuite):
         self.note("activation", tensor_of(x))
         return await super().norm_gain(x, norm, gain, residual)
 
+    async def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> PlainValue:
+        """As in `plain`; notes keys and values of rows that are normalised already."""
+        found = await super().linear(x, layer, residual)
+        if layer.use == "heads":
+            self.note("activation", found.tensor)
+            bias = None if layer.bias is None else tensor_of(layer.bias)
+            self.note(PROVABLE, provable_bounds(tensor_of(layer.weight), bias))
+        return found
+
     async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> PlainValue:
         """As in `plain`; notes queries, keys, values and scores."""
+        return self._attended(q, k, v, mask, None)
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> PlainValue:
+        """As in `plain`; notes the same, scores with their bias."""
+        return self._attended(q, k, v, mask, tensor_of(bias))
+
+    def _attended(self, q: Value, k: Value, v: Value, mask: Tensor | None, bias: Tensor | None) -> PlainValue:
         queries, keys = tensor_of(q), tensor_of(k)
         for name, x in (("queries", queries), ("keys", keys)):
             self.note(name, x)
             self.note("activation", x)
         self.note("value", tensor_of(v))
         scores = queries @ keys.transpose(1, 2)
+        scores = scores if bias is None else scores + bias
         seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
         cap = self.score_cap
         if cap is not None:  # what the cap is taken of is bounded itself
@@ -131,23 +149,26 @@ class RecordingSuite(PlainSuite):
         return await super().route(logits, chosen, renormalised)
 
 
-def layer_weights(checkpoint: Checkpoint, layer: int) -> list[str]:
-    """Return the names of a layer's canonical weights."""
-    return [name for name in checkpoint.architecture.weight_shapes() if name.startswith(f"layers.{layer}.")]
+def layer_weights(architecture: Architecture, layer: int) -> list[str]:
+    """Return the names of a layer's canonical weights, the biases of its relative positions among them."""
+    side = "distances.encoder" if architecture.reads(layer) else "distances.decoder"
+    return [name for name in architecture.weight_shapes() if name.startswith((f"layers.{layer}.", side))]
 
 
 class StreamedModel:
     """A checkpoint in the suite `plain` whose weights are read when they are needed and given up after that.
 
-    sequences: token ids each, run beside each other from layer to layer. note: told the name and the tensor [T, D] or
+    sequences: token ids each, run beside each other from layer to layer; a decoder behind an encoder is given, behind its
+    first token, so many of the same ids as `answers` says, all by default. note: told the name and the tensor [T, D] or
     [T, V] (rows of several sequences one after the other) that each part gives: "embedding", "layer N/attention",
     "layer N/mlp", "logits" in pieces of rows.
     """
 
-    def __init__(self, checkpoint: Checkpoint, suite: PlainSuite) -> None:
+    def __init__(self, checkpoint: Checkpoint, suite: PlainSuite, answers: int | None = None) -> None:
         self.checkpoint = checkpoint
         self.architecture: Architecture = checkpoint.architecture
         self.suite = suite
+        self.answers = answers
         self._weights: dict[str, Value] = {}
 
     def _load(self, names: Sequence[str]) -> None:
@@ -174,19 +195,27 @@ class StreamedModel:
         note("embedding", torch.cat([tensor_of(h) for h in streams]))
         for layer in range(a.layers):
             on_progress(layer, a.layers + 1)
-            self._load(layer_weights(self.checkpoint, layer))
+            if a.encoder is not None and layer == a.encoder.layers:
+                for h, cache in zip(streams, caches, strict=True):
+                    suite.run(decoder.read(h, cache))
+                streams = self._answers(sequences)
+                note("start", torch.cat([tensor_of(h)[:1] for h in streams]))
+            self._load(layer_weights(a, layer))
             for n, (h, cache) in enumerate(zip(streams, caches, strict=True)):
-                angles = decoder.angles(0, h.shape[0], h.shape[0])
-                streams[n] = suite.run(decoder.layer(h, cache, layer, angles, h.shape[0]))
+                count = h.shape[0]
+                bias = decoder.reading_bias(count) if a.reads(layer) else decoder.bias(0, count)
+                rows = Rows(count, decoder.angles(0, count, count), bias)
+                streams[n] = suite.run(decoder.layer(h, cache, layer, rows))
                 if isinstance(suite, RecordingSuite):
                     suite.note_stream(streams[n])
                 cache.layers[layer].k = cache.layers[layer].v = None
+                cache.prompt.keys_and_values.clear()
             self._tell(note)
         on_progress(a.layers, a.layers + 1)
         self._load([name for name in a.weight_shapes() if name.startswith("head.")])
-        rows = PlainValue(torch.cat([tensor_of(h) for h in streams]))
-        for start in range(0, rows.shape[0], HEAD_ROWS):
-            suite.run(decoder.head(rows[start : start + HEAD_ROWS], decoder.new_cache()))
+        last = PlainValue(torch.cat([tensor_of(h) for h in streams]))
+        for start in range(0, last.shape[0], HEAD_ROWS):
+            suite.run(decoder.head(last[start : start + HEAD_ROWS], decoder.new_cache()))
             self._tell(note)
         self._weights.clear()
         on_progress(a.layers + 1, a.layers + 1)
@@ -202,21 +231,28 @@ class StreamedModel:
             note(name, torch.cat(rows))
         self._noted.clear()
 
-    def _embedded(self, sequences: Sequence[Sequence[int]]) -> list[Value]:
-        """Return the rows of the token table, and of the positions'."""
+    def _embedded(self, sequences: Sequence[Sequence[int]], place: int = 0) -> list[Value]:
+        """Return the rows of the token table, and of the positions', which enter the layer at a place."""
         a = self.architecture
-        self.suite.at(0)
+        self.suite.at(place)
         table = self.checkpoint.weights["embedding.tokens"]
         rows = [table[torch.tensor(list(ids))] for ids in sequences]
         largest = table.norm(dim=-1).max()
         del table
-        if a.rotary is None:
+        if a.learned_positions:
             positions = self.checkpoint.weights["embedding.positions"]
             largest = largest + positions.norm(dim=-1).max()
             rows = [x + positions[: x.shape[0]] for x in rows]
         if isinstance(self.suite, RecordingSuite):
             self.suite.note(TABLE, largest)
         return [PlainValue(x.to(self.suite.device, self.suite.dtype)) for x in rows]
+
+    def _answers(self, sequences: Sequence[Sequence[int]]) -> list[Value]:
+        """Return what a decoder behind an encoder reads of its own: rows of the token table behind that of its first
+        token."""
+        encoder = self.architecture.encoder
+        assert encoder is not None
+        return self._embedded([[encoder.start, *ids[: self.answers]] for ids in sequences], encoder.layers)
 
 
 def measure(

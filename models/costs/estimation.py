@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
+from models.costs.cached import cache_bytes
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
@@ -36,7 +37,6 @@ LONGEST_PROMPT = 1 << 28  # query-key pairs of all heads and a batch that a poli
 EACH = 40  # decoded tokens up to which each is traced
 STRIDE = 8  # messages are packed to whole bytes
 WEIGHT_BYTES = 16  # a party keeps a weight's masked form and its share
-VALUE_BYTES = 16  # a cached element's masked form and the share of its mask
 PROCESS_BYTES = 370_000_000  # Python, torch, gRPC and what they were asked for before a session
 ENTRY_BYTES = 16  # an element of a dealt entry while it is used
 
@@ -76,9 +76,12 @@ def alike(architecture: AnyArchitecture, setting: Setting) -> tuple[AnyArchitect
     return architecture.reduced(kept), replace(setting, options=options), repeats
 
 
-def middle_layer(repeats: list[int]) -> int:
-    """Return the layer nearest to the middle that stands for any, of what `alike` returns."""
-    return min((n for n, count in enumerate(repeats) if count), key=lambda n: abs(n - len(repeats) // 2))
+def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
+    """Return the layer nearest to the middle that stands for any, of what `alike` returns; behind an encoder one of the
+    decoder's."""
+    first = architecture.encoder_layers if isinstance(architecture, Architecture) else 0
+    middle = (first + len(repeats)) // 2
+    return min((n for n, count in enumerate(repeats) if count and n >= first), key=lambda n: abs(n - middle))
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,14 @@ class Step:
 
 
 class Tracer:
-    """Traces steps of one model, each length once. all_layers: trace every layer and head, to compare with."""
+    """Traces steps of one model, each length once. all_layers: trace every layer and head, to compare with. read: tokens of
+    the prompt that an encoder reads, 0 without one; cached tokens are then those of the answer."""
 
-    def __init__(self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False) -> None:
+    def __init__(self, architecture: AnyArchitecture, setting: Setting, all_layers: bool = False, read: int = 0) -> None:
         self.architecture = architecture
         self.setting = setting
         self.all_layers = all_layers
+        self.read = read
         self.lengths: dict[tuple[int, int, bool], Step] = {}
 
     def step(self, cached: int, tokens: int = 1, drafted: bool = False) -> Step:
@@ -118,7 +123,8 @@ class Tracer:
             )
         every = [1] * a.layers
         drafted = self.setting.draft is not None
-        keys = [(0, prompt, False), *((*step, drafted) for step in self.setting.steps(prompt, new, kept))]
+        steps = self.setting.steps(a.cached(prompt), new, kept)
+        keys = [(0, prompt, False), *((*step, drafted) for step in steps)]
         for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
             self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
 
@@ -127,8 +133,8 @@ class Tracer:
         reduced, repeats = architecture, [1] * architecture.layers
         if not self.all_layers:
             reduced, setting, repeats = alike(architecture, setting)
-        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted)
-        middle = middle_layer(repeats)
+        found = trace_step(reduced, setting, cached, tokens, agreed=cached > 0, drafted=drafted, read=self.read)
+        middle = middle_layer(reduced, repeats)
         flags = suite_class(setting.suite).flag_bytes * (architecture.layers - reduced.layers)
         costs = found.costs(repeats).plus({(CHOICE, NO_OPERATION, "offline_bytes"): flags} if flags else {})
         return Step(costs, found.layer(middle), max(found.largest.values()))
@@ -193,12 +199,9 @@ class Estimate:
     @property
     def memory_bytes(self) -> int:
         """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
-        a = self.architecture
-        cached = 0
-        for n in range(a.layers):
-            kept = min(self.prompt + self.new - 1, a.window(n) or self.prompt + self.new)
-            cached += 2 * a.kv_heads * a.head_channels * kept
-        return round(PROCESS_BYTES + a.parameters() * WEIGHT_BYTES + cached * VALUE_BYTES + self.largest_entry * ENTRY_BYTES)
+        weights = self.architecture.parameters() * WEIGHT_BYTES
+        cached = cache_bytes(self.architecture, self.prompt, self.new)
+        return round(PROCESS_BYTES + weights + cached + self.largest_entry * ENTRY_BYTES)
 
 
 def estimate(
@@ -222,10 +225,11 @@ def estimate(
         spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
         setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
-    steps = list(setting.steps(prompt, new, kept))
+    cached = architecture.cached(prompt) if isinstance(architecture, Architecture) else prompt
+    steps = list(setting.steps(cached, new, kept))
     start = time.perf_counter()
     with torch.inference_mode():
-        tracer = Tracer(architecture, setting, exhaustive)
+        tracer = Tracer(architecture, setting, exhaustive, prompt if cached != prompt else 0)
         load_costs = trace_load(architecture, setting)
         if setting.policy != "full":
             tracer.follow(prompt, new, kept)
@@ -233,7 +237,7 @@ def estimate(
         if exhaustive or drafted or setting.policy != "full":
             further = _sum(tracer.step(*step, drafted).costs for step in steps)
         else:
-            further = tracer.tokens(prompt, prompt + new - 2)
+            further = tracer.tokens(cached, cached + new - 2)
         last = tracer.step(*steps[-1], drafted) if steps else first
     return Estimate(
         architecture=architecture,

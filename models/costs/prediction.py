@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from models.architecture import Architecture
 from models.architectures import AnyArchitecture
-from models.costs.estimation import Step, Tracer
+from models.costs.estimation import Tracer
 from models.costs.tracing import Setting
 
 
@@ -71,7 +72,8 @@ class Predictor:
     def __init__(self, architecture: AnyArchitecture, setting: Setting) -> None:
         self._architecture = architecture
         self._limit = 0.0
-        self._tracer = Tracer(architecture, replace(setting, check=self._check))
+        self._setting = replace(setting, check=self._check)
+        self._tracers: dict[int, Tracer] = {}
 
     def _check(self) -> None:
         if time.perf_counter() > self._limit:
@@ -81,9 +83,10 @@ class Predictor:
         """Predict the costs of a prompt of `prompt` tokens and `new` new ones, in about `seconds` at most. Raises
         `PredictionTooLong`."""
         self._limit = time.perf_counter() + seconds
-        positions = self._architecture.positions
-        first = self._step(0, rounded(prompt, positions))
-        tokens = [self._step(*key) for key in self._later(prompt, new)]
+        tracer = self._tracer(prompt)
+        with torch.inference_mode():
+            first = tracer.step(0, rounded(prompt, self._architecture.positions))
+            tokens = [tracer.step(*key) for key in self._later(prompt, new)]
 
         def most(field: str) -> int:
             return max((round(step.costs.total(field)) for step in tokens), default=0)
@@ -99,19 +102,24 @@ class Predictor:
 
     def known(self, prompt: int, new: int) -> bool:
         """Whether `predict` has nothing to trace for these lengths."""
-        positions, lengths = self._architecture.positions, self._tracer.lengths
-        first = (0, rounded(prompt, positions), False)
-        return all(key in lengths for key in [first, *self._later(prompt, new)])
+        first = (0, rounded(prompt, self._architecture.positions), False)
+        return all(key in self._tracer(prompt).lengths for key in [first, *self._later(prompt, new)])
+
+    def _cached(self, prompt: int) -> int:
+        a = self._architecture
+        return a.cached(prompt) if isinstance(a, Architecture) else prompt
+
+    def _tracer(self, prompt: int) -> Tracer:
+        """Return what traces steps after such a prompt: one for each length that an encoder reads."""
+        a = self._architecture
+        read = rounded(prompt, a.positions) if isinstance(a, Architecture) and a.encoder is not None else 0
+        return self._tracers.setdefault(read, Tracer(a, self._setting, read=read))
 
     def _later(self, prompt: int, new: int) -> list[tuple[int, int, bool]]:
         """Return tokens before it, rows, and whether it is drafted, of the steps that stand for all further tokens."""
         if new == 1:
             return []
-        draft = self._tracer.setting.draft
+        draft, cached = self._setting.draft, self._cached(prompt)
         rows = 1 if draft is None else draft.rows(new - 1)
         most = self._architecture.positions - rows
-        return [(rounded(min(n, most), most), rows, draft is not None) for n in (prompt, prompt + new - 2)]
-
-    def _step(self, cached: int, tokens: int, drafted: bool = False) -> Step:
-        with torch.inference_mode():
-            return self._tracer.step(cached, tokens, drafted)
+        return [(rounded(min(n, most), most), rows, draft is not None) for n in (cached, cached + new - 2)]

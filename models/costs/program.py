@@ -63,18 +63,22 @@ async def load(suite: Suite, architecture: Description, source: Source) -> dict[
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
 
-async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True) -> KVCache:
+async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0) -> KVCache:
     """Return a cache that holds `cached` tokens, as a prompt would leave it. Recorded under the stage "cache".
 
     A layer with a sliding window holds its window. A policy that works on the prompt's cache does so, with the attention
-    mass that `source` has. agree: do here what parties do once a session, when they first hand out a share.
+    mass that `source` has. agree: do here what parties do once a session, when they first hand out a share. read: tokens of
+    the prompt that an encoder has read; the cached ones are then the answer's.
     """
     suite, cache = decoder.suite, decoder.new_cache()
     if agree:
         with suite.ledger.timed(CACHE):
             suite.output(suite.input((1,), source.cached(suite, "agreement", (1,)), suite.fraction_bits))
-    for layer in range(decoder.architecture.layers if cached else 0):
+    a = decoder.architecture
+    for layer in range(a.encoder_layers, a.layers if cached else 0):
         await fill_layer(decoder, cache, layer, cached, source)
+        if a.encoder is not None:
+            await _fill_cross(decoder, cache, layer, read, source)
     cache.seen = cached
     return cache
 
@@ -86,17 +90,35 @@ async def fill_layer(decoder: Decoder, cache: KVCache, layer: int, cached: int, 
     def value(name: str, shape: tuple[int, ...]) -> Value:
         return suite.input(shape, source.cached(suite, name, shape), suite.fraction_bits)
 
-    if layer == 0:
+    if layer == a.encoder_layers:
         policy.check(a, cached)
-    cache.prompt_tokens = cached
+    cache.prompt_tokens = cached if a.encoder is None else 0
     with suite.ledger.timed(CACHE):
         kept = cached if entry.window is None else min(cached, entry.window)
         shape = (a.kv_heads, kept, a.head_channels)
         await cache.append(suite, layer, value(f"layer {layer} keys", shape), value(f"layer {layer} values", shape))
         asked = policy.observation(kept, layer)
         seen = told(a, asked, kept, lambda name, shape: value(f"layer {layer} {name}", shape))
+        if noted := min(policy.noted_queries(kept, layer), kept):
+            queries = (a.kv_heads, a.group * noted, a.head_channels)
+            entry.queries = await suite.mask_queries(value(f"layer {layer} queries", queries))
         await policy.after_prefill(suite, cache, layer, seen)
         suite.flags()  # taken as with an output, so that a step begins as a session's next one does
+
+
+async def _fill_cross(decoder: Decoder, cache: KVCache, layer: int, read: int, source: Source) -> None:
+    """Fill one layer's keys and values of what an encoder read."""
+    suite, a = decoder.suite, decoder.architecture
+    shape = (a.kv_heads, read, a.head_channels)
+    with suite.ledger.timed(CACHE):
+        given = [
+            suite.input(shape, source.cached(suite, f"layer {layer} {name}", shape), suite.fraction_bits)
+            for name in ("prompt keys", "prompt values")
+        ]
+        cache.prompt.keys_and_values[layer] = await suite.together(
+            suite.mask_for_cache(given[0]), suite.mask_for_cache(given[1], "value")
+        )
+        suite.flags()
 
 
 def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str, tuple[int, ...]], Value]) -> Seen:
@@ -107,8 +129,9 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
         return Seen(features=features)
     shape = (asked.sums(a.heads, a.kv_heads), cached)
     squares = value("squared attention", shape) if asked.squares else None
-    heads = a.group if asked.of_heads(a.heads) is None else 1
-    return Seen(value("attention mass", shape), min(asked.queries, cached), heads, squares, features)
+    queries = 1 if asked.each else min(asked.queries, cached)
+    heads = asked.heads_of_sum(a.heads, a.kv_heads)
+    return Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:

@@ -189,6 +189,12 @@ class Products:
         self._count(rows, k.shape[1], channels, groups)
         return self._suite.biased_attention(q, k, v, bias)
 
+    def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Any:
+        groups, rows, channels = q.shape
+        self._count(rows, channels, k.shape[1], groups)
+        self._count(rows, k.shape[1], channels, groups)
+        return self._suite.relative_attention(q, k, v, bias, mask)
+
     def scores(self, q: Value, k: Value) -> Any:
         """Count [G, R, C] x [G, C, N]."""
         self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
@@ -254,13 +260,14 @@ class Setting:
         """Return a step of so many tokens. drafted: see `StepPlan`."""
         return StepPlan(tokens, cast(Decoding, self.decoding), self.temperature, drafted)
 
-    def steps(self, prompt: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. kept: rows of a
-        drafted step that stay, where so many can; 1 is the most steps that there can be."""
+    def steps(self, cached: int, new: int, kept: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield tokens before it and rows of each step after the first token of an answer of `new` tokens. cached: tokens
+        that are when the first one is chosen (`Architecture.cached`). kept: rows of a drafted step that stay, where so many
+        can; 1 is the most steps that there can be."""
         produced = 1
         while produced < new:
             rows = 1 if self.draft is None else self.draft.rows(new - produced)
-            yield prompt + produced - 1, rows
+            yield cached + produced - 1, rows
             produced += min(kept, rows)
 
 
@@ -288,7 +295,7 @@ class Trace:
         """Return one layer's costs."""
         repeats = [int(n == index) for n in range(index + 1)]
         whole = self.costs(repeats)
-        return Costs({key: value for key, value in whole.items() if key[0] in ("attention", "mlp")})
+        return Costs({key: value for key, value in whole.items() if key[0] in ("attention", "cross", "mlp")})
 
 
 def _part(where: str, repeats: Sequence[int]) -> tuple[str, int]:
@@ -308,10 +315,12 @@ def trace_step(
     *,
     agreed: bool = True,
     drafted: bool = False,
+    read: int = 0,
 ) -> Trace:
     """Trace every layer of one step: `tokens` tokens after `cached` ones. Recorded as by `mpcache bench`, under "step".
 
-    drafted: see `StepPlan`. agreed: what parties agree on once a session (seeds of zero-sharings) is not part of this step.
+    drafted: see `StepPlan`. read: see `fill`. agreed: what parties agree on once a session (seeds of zero-sharings) is not
+    part of this step.
     """
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
@@ -323,7 +332,7 @@ def trace_step(
         suite.run(encoding_step(encoder, EncodingPlan(tokens, cast(Output, setting.decoding)), None, STEP))
         return Trace(suite.ledger, products.counts, tape.largest)
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = suite.run(fill(decoder, cached, NoInputs(), agreed))
+    cache = suite.run(fill(decoder, cached, NoInputs(), agreed, read))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
@@ -340,7 +349,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
     cache = decoder.new_cache()
     drafted = setting.draft is not None
-    for cached, tokens in ((0, prompt), *setting.steps(prompt, new, kept)):
+    for cached, tokens in ((0, prompt), *setting.steps(architecture.cached(prompt), new, kept)):
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()

@@ -28,6 +28,7 @@ from models.families.roberta import Roberta
 from models.families.smollm3 import SmolLm3
 from models.families.stablelm import StableLm
 from models.families.starcoder2 import StarCoder2
+from models.families.t5 import MT5, T5
 
 FAMILIES: dict[str, type[Family]] = {
     "gpt2": Gpt2,
@@ -50,6 +51,8 @@ FAMILIES: dict[str, type[Family]] = {
     "olmo2": Olmo2,
     "smollm3": SmolLm3,
     "granite": Granite,
+    "t5": T5,
+    "mt5": MT5,
 }
 """model_type of config.json -> family of decoders."""
 

@@ -25,7 +25,19 @@ from models.policies.wrappers import Around
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite
 
-EVICTING = ("cake", "compresskv", "h2o", "mpcache", "snapkv", "streaming-llm", "tova")
+EVICTING = (
+    "cake",
+    "compresskv",
+    "d2o",
+    "elastic",
+    "h2o",
+    "kvmerger",
+    "lazyeviction",
+    "mpcache",
+    "snapkv",
+    "streaming-llm",
+    "tova",
+)
 
 
 @dataclass(frozen=True)

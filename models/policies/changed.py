@@ -1,19 +1,25 @@
-"""Systems of which one axis is another: dropped from now and then, or with more tokens in some layers.
+"""Systems of which one axis is another: dropped from now and then, with more tokens in some layers, or merged.
 
 Leaks: to parties and dealer their text and what the system inside leaks (docs/security.md, "Policies").
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from models.architecture import Architecture
 from models.policies.axes.budget import Profile
+from models.policies.axes.merge import Nearest, Rows
 from models.policies.axes.schedule import Schedule
+from models.policies.axes.similar import Similar
 from models.policies.composition import Axes, System
-from models.policies.settings import numbers, whole
+from models.policies.eviction import Merge
+from models.policies.settings import numbers, one_of, whole
 from mpc.errors import ConfigurationError
+
+MERGERS: dict[str, Callable[[Rows], Merge]] = {"nearest": Nearest, "similar": Similar}
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,34 @@ class Layers(Changed):
                 f"policy {self.name}: weights = '{self.weights}' are for {given} layers, the model has "
                 f"{architecture.layers}; name one for each"
             )
+
+
+@dataclass(frozen=True)
+class Merging(Changed):
+    """Another system, whose tokens that go join some that stay. how: `similar`, the one of the most similar key, where it
+    is similar enough (`Similar`), or `nearest`, by position (`Nearest`). rows: `values`, keys stay what they are, or `both`.
+
+    Text form: `merge:how=nearest,rows=both|snapkv:budget=0.5`.
+    """
+
+    how: str = "similar"
+    rows: Rows = "values"
+    name: ClassVar[str] = "merge"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.name, "how", self.how, tuple(MERGERS))
+        one_of(self.name, "rows", self.rows, get_args(Rows))
+        if self.inner.axes.merge.keeps:
+            raise ConfigurationError(
+                f"policy {self.name}: '{self.inner.spec}' merges already; leave out {self.name}, or use h2o, snapkv or tova "
+                "inside"
+            )
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:how={self.how},rows={self.rows}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        return replace(self.inner.axes, merge=MERGERS[self.how](self.rows))

@@ -2,8 +2,9 @@
 
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
-policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy` and
-`layers:weights=4 2 1*10|policy`. A manifest carries this text; equal texts are equal policies.
+policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy`,
+`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy` and `think:keep=0.6|policy`. A manifest carries this text; equal
+texts are equal policies.
 """
 
 from __future__ import annotations
@@ -12,28 +13,51 @@ import dataclasses
 from typing import Any
 
 from models.cache import CachePolicy
+from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
-from models.policies.changed import Lag, Layers
+from models.policies.changed import Lag, Layers, Merging
 from models.policies.compresskv import CompressKV
+from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
+from models.policies.elastic import Elastic
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
+from models.policies.kvmerger import KVMerger
+from models.policies.lazyeviction import LazyEviction
 from models.policies.locret import Locret
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
 from models.policies.snapkv import SnapKV
 from models.policies.streaming_llm import StreamingLLM
+from models.policies.think import Think
 from models.policies.tova import TOVA
 from models.policies.wrappers import PerLayer, SharedChoice
 from mpc.errors import ConfigurationError
 
 POLICIES: dict[str, type[CachePolicy]] = {
     kind.name: kind
-    for kind in (FullCache, MPCache, StreamingLLM, H2O, SnapKV, CAKE, CompressKV, TOVA, Locret, Quest, DynamicTopK)
+    for kind in (
+        FullCache,
+        MPCache,
+        StreamingLLM,
+        H2O,
+        SnapKV,
+        CAKE,
+        CompressKV,
+        TOVA,
+        LazyEviction,
+        Locret,
+        Elastic,
+        D2O,
+        KVMerger,
+        AttentionGate,
+        Quest,
+        DynamicTopK,
+    )
 }
-WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers)}
+WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Think)}
 MAX_LENGTH = 1000
 
 

@@ -48,6 +48,12 @@ def yes_or_no(policy: str, name: str, value: Any) -> None:
         raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be true or false")
 
 
+def one_of(policy: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise `ConfigurationError` unless value is one of a few words."""
+    if value not in known:
+        raise ConfigurationError(f"policy {policy}: {name} = {str(value)[:60]!r} must be one of {', '.join(known)}")
+
+
 def numbers(policy: str, name: str, text: str) -> tuple[float, ...]:
     """Return the numbers that a text names, at least one above 0. Raises `ConfigurationError`.
 

@@ -74,6 +74,9 @@ class Around(CachePolicy):
     def observation(self, tokens: int, layer: int) -> Observation:
         return self.of(layer).observation(tokens, layer)
 
+    def noted_queries(self, tokens: int, layer: int) -> int:
+        return self.of(layer).noted_queries(tokens, layer)
+
     def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
         return self.of(layer).prompt_stages(suite, cache, layer, seen)
 

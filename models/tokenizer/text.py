@@ -30,13 +30,15 @@ class EncodedText:
 
 
 class TextTokenizer:
-    """Encodes prompts and decodes answers. eos: ids that end an answer; size: number of tokens it knows.
+    """Encodes prompts and decodes answers. eos: ids that end an answer; size: number of tokens it knows. continues: whether
+    an answer's text continues its prompt's; behind an encoder it is a text of its own.
 
     Threads may share one: the package tokenizers refuses some calls while others run, so they take turns.
     """
 
-    def __init__(self, tokenizer: Any, eos: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, eos: Sequence[int], continues: bool = True) -> None:
         self._tokenizer = tokenizer
+        self.continues = continues
         self._lock = threading.Lock()
         self._hidden: dict[int, str] = {}
         self.eos = tuple(eos)
@@ -46,9 +48,9 @@ class TextTokenizer:
         tokenizer.clean_up_tokenization_spaces = self.cleans
 
     @classmethod
-    def load(cls, directory: Path, eos: Sequence[int]) -> TextTokenizer:
+    def load(cls, directory: Path, eos: Sequence[int], continues: bool = True) -> TextTokenizer:
         """Read a tokenizer from a folder. Raises `CheckpointError` naming the file."""
-        return cls(read_tokenizer(directory), eos)
+        return cls(read_tokenizer(directory), eos, continues)
 
     @property
     def transformers(self) -> Any:
@@ -118,7 +120,7 @@ class TextTokenizer:
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """Return a decoder that turns one token after the other into text; before: the prompt that the answer continues."""
-        return TextStream(self, before)
+        return TextStream(self, before if self.continues else ())
 
 
 def _cleans(tokenizer: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models.architectures import without_encoder
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
 from models.drafting import DraftPlan
@@ -67,6 +68,7 @@ def model_draft(folder: str, plan: DraftPlan) -> Draft:
             "checkpoint"
         )
     checkpoint = load_checkpoint(Path(folder))
+    without_encoder(checkpoint.architecture, f"draft {folder}")
     model = PlainModel(checkpoint)
     vocabulary = checkpoint.architecture.vocabulary
     return Draft(plan, lambda: _Guesses(model), vocabulary, checkpoint.tokenizer, folder)

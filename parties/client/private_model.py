@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoint import read_description
+from models.checkpoint import load_tokenizer, read_description
 from models.encoder_architecture import Output
 from models.tokenizer.stop_strings import TextUntil
 from models.tokenizer.text import EncodedText, TextTokenizer
@@ -134,7 +134,7 @@ class PrivateModel:
             words = None
             if folder is not None and described is not None:
                 check_architecture(folder, described, reference)
-                words = TextTokenizer.load(folder, described.eos)
+                words = load_tokenizer(folder, described)
             defaults = GenerationRequest(suite=suite, policy=policy, model=reference)
             found = cls(client, defaults, words, folder, allow_logits)
             found.defaults = replace(defaults, draft=found._draft(draft))

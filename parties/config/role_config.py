@@ -45,6 +45,20 @@ class Limits(BaseModel):
     max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
     max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
     max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
+    max_in_step: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Most sessions of one model, suite and options that run in step: what they exchange in a round leaves "
+        "in one message; the same at all parties. 1: every session has its own messages.",
+        json_schema_extra=PARTY,
+    )
+    max_cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes that running sessions may cache together, as predicted; left out: no limit.",
+        json_schema_extra=PARTY,
+    )
     max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
     max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
     max_calls_per_client: int | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
@@ -30,7 +31,8 @@ class ClientEndpoint:
     """One session's client, as the party's program sees it: the `Endpoint` of the generation program.
 
     stream: the client's. emitted: outputs so far; tokens: of them, as far as is known here. kept_rows: of drafted steps.
-    tell_dealer(request): passes on what the dealer must know to go on, once there is one.
+    tell_dealer(request): passes on what the dealer must know to go on, once there is one. away(): what is held while the
+    client is waited for, so that sessions in step with this one go on.
     """
 
     def __init__(self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics) -> None:
@@ -39,6 +41,7 @@ class ClientEndpoint:
         self.session = session
         self.kept_rows = KeptRows(session.check)
         self.tell_dealer: Callable[[wire.TapeRequest], None] = lambda request: None
+        self.away: Callable[[], AbstractContextManager[None]] = nullcontext
         self._manifest = session.manifest
         self._last = config.index == len(session.manifest.parties) - 1
         self._device = config.device
@@ -65,12 +68,14 @@ class ClientEndpoint:
         Z_2^64. Secret."""
         name = "draft" if self._manifest.draft else "token"
         self.session.step = f"waiting for the client's {name} after output {step}"
-        return self._take(name, step, (count,))
+        with self.away():
+            return self._take(name, step, (count,))
 
     def kept(self, step: int, rows: int) -> int:
         """Wait for how many of the drafted rows of output `step` stay, and let the dealer know. Public."""
         self.session.step = f"waiting for the client's rows of output {step}"
-        count = kept_rows(self.stream.receive(), step, rows, self.stream.peer)
+        with self.away():
+            count = kept_rows(self.stream.receive(), step, rows, self.stream.peer)
         self.kept_rows.put(step, count)
         self._count(count - 1)
         self.tell_dealer(wire.TapeRequest(kept=kept(step, count)))
@@ -116,7 +121,8 @@ class ClientEndpoint:
         )
         self.stream.send(wire.PartyMessage(output=header))
         for message in _chunks(data):
-            self.stream.send_bulk(message)
+            with self.away() if self.stream.is_full() else nullcontext():
+                self.stream.send_bulk(message)
         self.emitted = step + 1
         now = time.perf_counter()
         (self._token_seconds if step else self._first_seconds).observe(now - self._emitted_at)
@@ -138,9 +144,10 @@ class ClientEndpoint:
             self._progress_at = now
             self.stream.send(wire.PartyMessage(progress=wire.Progress(stage=stage, done=done, total=total)))
 
-    def summarise(self, ledger: Ledger, seconds: float) -> None:
-        """Tell the client what the session cost; only totals per operation where the stages would be too many."""
-        costs = ledger.to_json()
+    def summarise(self, ledger: Ledger, seconds: float, shared_rounds: int) -> None:
+        """Tell the client what the session cost; only totals per operation where the stages would be too many.
+        shared_rounds: of its rounds, those with other sessions' exchanges in the same messages."""
+        costs = {**ledger.to_json(), "shared_rounds": shared_rounds}
         data = json.dumps(costs).encode()
         if len(data) > LEDGER_BYTES:
             data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()

@@ -10,15 +10,18 @@ from typing import Any
 import grpc
 
 from models.architectures import parse_description
+from models.costs.cached import cache_bytes
 from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
 from mpc.random import SEED_BYTES
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
-from parties.party.rendezvous import PEER_BEAT
-from parties.party.session import Admitted, PartySession, Stores
+from parties.party.rendezvous import PEER_BEAT, Network
+from parties.party.session import Admitted, Holdings, PartySession
+from parties.party.step_groups import StepGroups
 from parties.party.store import Incoming, ModelStore, StoredModel
 from parties.program import MODEL, Program, plan_of
+from parties.server.admission import Demand
 from parties.server.incoming import StreamCall
 from parties.server.server import RoleServer
 from parties.tapes.store import TapeStore
@@ -50,6 +53,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         if config.tapes is not None and (dealer := dealer_of(config)) is not None:
             self.tapes = TapeStore(config.tapes, config.name, config.index, dealer, lambda: self.identity)
 
+        self.groups = StepGroups(Network(config, lambda: self.identity, self.heartbeats, 0.0), self.metrics)
         self.metrics.follow("mpcache_stored_models", lambda: len(self.store.models()))
         self.metrics.follow("mpcache_tapes", self.tapes.count if self.tapes is not None else lambda: 0)
 
@@ -72,9 +76,10 @@ class ComputePartyServer(RoleServer[PartySession]):
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
         facts = self._checked(manifest, stream.peer)
-        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer)
-        stores = Stores(self.store, self.tapes)
-        session = self.hold(ticket, lambda: PartySession(self, stores, Admitted(id, manifest, facts, ticket, stream)))
+        demand = self._demand(manifest, facts, stream.peer)
+        ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
+        holdings = Holdings(self.store, self.tapes, self.groups)
+        session = self.hold(ticket, lambda: PartySession(self, holdings, Admitted(id, manifest, facts, ticket, stream)))
         event(
             "session_opened",
             self.name,
@@ -89,6 +94,17 @@ class ComputePartyServer(RoleServer[PartySession]):
         )
         session.start()
         return session, stream.outgoing()
+
+    def _demand(self, manifest: Manifest, facts: StoredModel, client: str) -> Demand:
+        """Return what a session asks of this party. Raises `ConfigurationError` for more memory than there ever is."""
+        limits, prompt, new = self.config.limits, manifest.prompt_tokens, manifest.new_tokens
+        memory = cache_bytes(parse_description(facts.architecture), prompt, new)
+        if limits.max_cache_bytes is not None and memory > limits.max_cache_bytes:
+            raise ConfigurationError(
+                f"the session of {client} would cache {memory:,} bytes ({prompt} prompt and {new} new tokens), {self.name} "
+                f"allows {limits.max_cache_bytes:,}: shorten it, or raise 'max_cache_bytes' in its 'limits'"
+            )
+        return Demand(memory, new / prompt if limits.max_in_step > 1 else 0.0)
 
     def foresee(self, stream: PeerStream, message: Message) -> Callable[[], None] | None:
         """Return what a client's session costs, if that takes time to predict."""
@@ -127,7 +143,9 @@ class ComputePartyServer(RoleServer[PartySession]):
         return facts
 
     def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:
-        """Let a peer join a session."""
+        """Let a peer join a session, or sessions in step."""
+        if message.WhichOneof("content") == "steps":
+            return self.groups.attach(stream, message.steps.group), stream.outgoing()
         if message.WhichOneof("content") != "hello":
             raise WireError(f"{stream.peer} sent '{message.WhichOneof('content')}' where 'hello' was expected")
         id = check_id(message.hello.session, "session", stream.peer)
@@ -138,6 +156,15 @@ class ComputePartyServer(RoleServer[PartySession]):
             raise WireError(f"{stream.peer} wants to join session {id}, which no client has open at {self.name}")
         session.attach(stream, message.hello)
         return session, stream.outgoing()
+
+    def find(self, id: str) -> Session | None:
+        """As in `RoleServer`; groups of sessions in step have streams too."""
+        return self.groups.find(id) or super().find(id)
+
+    def stop(self, grace: float = 1.0) -> None:
+        """As in `RoleServer`."""
+        super().stop(grace)
+        self.groups.stop()
 
     # ---- models ----------------------------------------------------------------------------------------------------
     def receive_model(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:

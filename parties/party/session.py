@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from models.architectures import parse_description
+from mpc.in_step import StepMember
 from mpc.ledger import Ledger
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
@@ -16,6 +17,7 @@ from parties.party.client_endpoint import ClientEndpoint
 from parties.party.greeting import Greetings
 from parties.party.preprocessing import Preprocessing, wanted
 from parties.party.rendezvous import Network, Rendezvous
+from parties.party.step_groups import StepGroups
 from parties.party.store import ModelStore, StoredModel
 from parties.party.weight_loader import WeightLoader
 from parties.program import SessionProgram
@@ -32,11 +34,13 @@ from parties.wire.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Stores:
-    """What a party keeps on disk: its shares of models, and tapes where it takes them from a folder."""
+class Holdings:
+    """What a party has for all its sessions: shares of models and tapes on disk, the latter where it takes them from a
+    folder, and which sessions run in step."""
 
     models: ModelStore
     tapes: TapeStore | None
+    groups: StepGroups
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Admitted:
 class PartySession(ServedSession):
     """A session of one client."""
 
-    def __init__(self, server: RoleServer[PartySession], stores: Stores, admitted: Admitted) -> None:
+    def __init__(self, server: RoleServer[PartySession], holdings: Holdings, admitted: Admitted) -> None:
         super().__init__(admitted.session, server.name)
         self.server = server
         self.manifest, self.facts, self.ticket = admitted.manifest, admitted.facts, admitted.ticket
@@ -64,15 +68,15 @@ class PartySession(ServedSession):
         )
         self.ledger = Ledger()
         self.endpoint = ClientEndpoint(self, self.client, config, server.metrics)
-        self._store = stores.models
+        self._store = holdings.models
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
         architecture = parse_description(self.facts.architecture)
         self._program = SessionProgram.of(server.program, manifest, architecture, config.device)
         patience = config.tape_wait_seconds if config.when_tape_is_out == "wait" else 0.0
         self._tapes: TapeAgreement | None = None
-        if stores.tapes is not None:
+        if holdings.tapes is not None:
             need = TapeNeed(manifest, self.facts.nonce, self._lease)
-            self._tapes = TapeAgreement(stores.tapes, self, need, self.endpoint.progress, patience)
+            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, patience)
         hello = wire.Hello(
             session=self.id,
             name=server.name,
@@ -85,6 +89,8 @@ class PartySession(ServedSession):
         self._rendezvous = Rendezvous(self, network, self._greetings, self.endpoint.progress)
         self.endpoint.tell_dealer = self._rendezvous.tell_dealer
         self._channel: GrpcChannel | None = None
+        self._groups = holdings.groups
+        self._member: StepMember | None = None
         self._preprocessing: Preprocessing | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -106,6 +112,8 @@ class PartySession(ServedSession):
             pass
         except Exception as error:
             self.fail(public(error, self.role))
+        if self._member is not None:
+            self._member.leave()
         if self._preprocessing is not None:
             self._preprocessing.stop()
         try:
@@ -117,6 +125,8 @@ class PartySession(ServedSession):
                 self._preprocessing.join()
             if self._tapes is not None:
                 self._tapes.release()
+            if self._greetings.place is not None:
+                self._groups.release(self._greetings.place)
             for stream in self.streams:
                 self.server.heartbeats.remove(stream)
             self.server.release(self)
@@ -127,7 +137,7 @@ class PartySession(ServedSession):
         try:
             if self.error is None or self.finished:
                 self.server.admission.leave(self.ticket)  # a client that knows of the end may ask again at once
-                self.endpoint.summarise(self.ledger, time.perf_counter() - began)
+                self.endpoint.summarise(self.ledger, time.perf_counter() - began, self._shared_rounds)
         finally:
             self._farewell()
             if self.error is None or self.finished:
@@ -140,6 +150,8 @@ class PartySession(ServedSession):
         """Tell client, peers and dealer at once, even while this party computes."""
         self._rendezvous.wake()
         self.server.wake()
+        if self._member is not None:
+            self._member.rouse()
         if not self.finished:
             self._farewell()
 
@@ -176,6 +188,9 @@ class PartySession(ServedSession):
         prompt = self.endpoint.prompt()
         self.step = "prefill"
         self.trace.stage("prefill")
+        if (member := self._member) is not None:
+            member.enter()
+            channel.member, self.endpoint.away = member, member.away
         self._program.run(suite, weights, prompt, self.endpoint)
 
     def _take_place(self) -> None:
@@ -188,6 +203,21 @@ class PartySession(ServedSession):
         self.trace.stage("agree")
         if self._tapes is not None and self.server.config.index == 0:
             self._tapes.look_again()
+        self._join_group()
+
+    def _join_group(self) -> None:
+        """Take a place among sessions in step, if party 0 lets this one have one."""
+        key = self.manifest.load_key()
+        if self.server.config.index == 0:
+            self._greetings.place = self._groups.assign(key)
+        elif self._greetings.place is not None:
+            self._groups.follow(self._greetings.place, key, self.manifest.parties[0])
+        if self._greetings.place is not None:
+            self._member = self._groups.join(self._greetings.place, self.check)
+
+    @property
+    def _shared_rounds(self) -> int:
+        return 0 if self._member is None else self._member.shared_rounds
 
     def _dealt(self) -> Dealt:
         """Return what the running dealer deals for this session."""
@@ -225,4 +255,5 @@ class PartySession(ServedSession):
             bytes_sent=total.bytes_sent,
             bytes_received=total.bytes_received,
             tape_bytes=total.offline_bytes,
+            shared_rounds=self._shared_rounds,
         )

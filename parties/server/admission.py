@@ -7,7 +7,9 @@ other. Party 0 is where sessions queue; at the others a session waits at most fo
 fewer places.
 
 Whose turn it is goes round the clients that have a session waiting, so that many sessions of one client delay another's by
-one at most.
+one at most. Of one client's sessions in step, the one goes first that generates most tokens for each token of its prompt:
+what it adds to their rounds is small for long, where a prompt is large and soon over. A session whose memory does not fit
+beside that of those that run waits, and lets nobody pass.
 """
 
 from __future__ import annotations
@@ -16,17 +18,41 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from parties.errors import Busy
 
 Grant = Callable[[str], tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What a session asks of a server, public. memory: bytes, as predicted; ratio: tokens that it generates for each token
+    of its prompt, 0 where turns are in the order of arrival."""
+
+    memory: int = 0
+    ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a server has. slots: sessions that run at a time; queued: sessions that wait at most; memory: bytes of those that
+    run together, None for any."""
+
+    slots: int
+    queued: int
+    memory: int | None = None
+
+
+NOTHING = Demand()
+
+
 class Ticket:
     """One session's place: it is on its way here (other servers come first), waits, runs, or has left."""
 
-    def __init__(self, client: str) -> None:
+    def __init__(self, client: str, demand: Demand = NOTHING) -> None:
         self.client = client
+        self.demand = demand
         self.state = "coming"
         self.waited = 0.0  # seconds in the queue
 
@@ -37,14 +63,14 @@ class Ticket:
 class Admission:
     """The places of one server.
 
-    slots: sessions that run at a time. queued: sessions that wait at most. grant(client): the same two for one client.
-    seconds: how long a session may wait.
+    grant(client): sessions of one client that run at a time, and that wait at most. seconds: how long a session may wait.
     """
 
-    def __init__(self, name: str, slots: int, queued: int, grant: Grant, seconds: float) -> None:
+    def __init__(self, name: str, room: Room, grant: Grant, seconds: float) -> None:
         self._name = name
-        self._slots = slots
-        self._queued = queued
+        self._slots = room.slots
+        self._queued = room.queued
+        self._memory = room.memory
         self._grant = grant
         self._seconds = seconds
         self._changed = threading.Condition()
@@ -53,23 +79,24 @@ class Admission:
         self._running: Counter[str] = Counter()
 
     # ---- coming and going --------------------------------------------------------------------------------------------
-    def enter(self, client: str) -> Ticket:
+    def enter(self, client: str, demand: Demand = NOTHING) -> Ticket:
         """Let a session in at party 0: it has a place at once or waits. Raises `Busy` when the queue, or its client's, is
         full."""
         slots, queued = self._grant(client)
-        ticket = Ticket(client)
+        ticket = Ticket(client, demand)
         with self._changed:
+            self._tickets.add(ticket)
             self._queue(ticket)
             waiting, own = sum(map(len, self._queues.values())), len(self._queues.get(client, ()))
             if ticket.state == "waiting" and (waiting > self._queued or own > queued):
                 self._unqueue(ticket)
+                self._tickets.discard(ticket)
                 whole = waiting > self._queued
                 raise self._busy(self._slots, self._queued) if whole else self._busy(slots, queued, f" of '{client}'")
-            self._tickets.add(ticket)
             self._changed.notify_all()
         return ticket
 
-    def expect(self, client: str) -> Ticket:
+    def expect(self, client: str, demand: Demand = NOTHING) -> Ticket:
         """Expect a session that takes a place elsewhere first. Raises `Busy` when there are more than can be served or wait.
 
         A session that is just leaving here may have left there already: up to `slots` more are expected.
@@ -80,7 +107,7 @@ class Admission:
                 raise self._busy(self._slots, self._queued)
             if sum(ticket.client == client for ticket in self._tickets) >= 2 * slots + queued:
                 raise self._busy(slots, queued, f" of '{client}'")
-            ticket = Ticket(client)
+            ticket = Ticket(client, demand)
             self._tickets.add(ticket)
         return ticket
 
@@ -135,11 +162,14 @@ class Admission:
     # ---- turns ---------------------------------------------------------------------------------------------------------
     def _busy(self, slots: int, queued: int, whose: str = "") -> Busy:
         waiting = f", and {queued} wait" if queued else ""
+        whose += "" if self._memory is None else f" or {self._memory:,} bytes of what they cache"
         return Busy(f"{self._name} is busy: it serves {slots} sessions{whose} at a time{waiting}; try again later")
 
     def _queue(self, ticket: Ticket) -> None:
         ticket.state = "waiting"
-        self._queues.setdefault(ticket.client, deque()).append(ticket)
+        queue = self._queues.setdefault(ticket.client, deque())
+        after = sum(waiting.demand.ratio >= ticket.demand.ratio for waiting in queue)
+        queue.insert(after, ticket)
         self._dispatch()
 
     def _unqueue(self, ticket: Ticket) -> None:
@@ -154,11 +184,18 @@ class Admission:
             if client is None:
                 return
             ticket = self._queues[client][0]
+            if not self._fits(ticket):
+                return
             self._unqueue(ticket)
             if client in self._queues:
                 self._queues.move_to_end(client)
             ticket.state = "running"
             self._running[client] += 1
+
+    def _fits(self, ticket: Ticket) -> bool:
+        """Whether a session's memory is there; one that runs alone has what it was let in with."""
+        running = [other.demand.memory for other in self._tickets if other.state == "running"]
+        return self._memory is None or not running or sum(running) + ticket.demand.memory <= self._memory
 
     def _ahead(self, ticket: Ticket) -> int:
         """Return how many turns come before its own, if no client is at its limit."""

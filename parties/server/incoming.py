@@ -63,19 +63,20 @@ class Refusals:
 
 
 class IncomingCalls:
-    """The calls of one server: single ones are admitted, streaming ones served."""
+    """The calls of one server: single ones are admitted, streaming ones served. find(id): the session that has streams under
+    this id."""
 
     def __init__(
         self,
         config: RoleConfig,
         trust: Trust,
-        sessions: Sessions[Any],
+        find: Callable[[str], Session | None],
         heartbeats: HeartbeatMonitor,
         refusals: Refusals,
     ) -> None:
         self._config = config
         self._trust = trust
-        self._sessions = sessions
+        self._find = find
         self._heartbeats = heartbeats
         self._refusals = refusals
         self._open = 0  # streams
@@ -188,7 +189,7 @@ class IncomingCalls:
         """Return the stream that goes on in this call, and what is to be sent."""
         resume, kind = message.resume, type(call.heartbeat)
         id = check_id(resume.session, "session", caller.name)
-        session = self._sessions.wait_for(id, 0)
+        session = self._find(id)
         stream = resumable_stream(session, resume, caller.name, kind, self._config.name)
         stream.key = lambda: caller.fingerprint
         outgoing = stream.resumed(resume, requests, context.cancel)

@@ -78,6 +78,21 @@ METRICS = (
     Metric(
         Histogram, "mpcache_token_seconds", ("suite",), "Seconds from one token to the next.", _PARTY, {"buckets": SHORT}
     ),
+    Metric(Counter, "mpcache_step_rounds_total", (), "Rounds of sessions in step: messages sent to each peer.", _PARTY),
+    Metric(
+        Counter,
+        "mpcache_step_sections_total",
+        (),
+        "Sessions' exchanges that left in them; divided by the rounds: sessions that share one.",
+        _PARTY,
+    ),
+    Metric(
+        Counter,
+        "mpcache_step_overhead_bytes_total",
+        (),
+        "Bytes of those messages that belong to no session: the lists of what is in them.",
+        _PARTY,
+    ),
     Metric(Counter, "mpcache_model_loads_total", (), "Times that a model's weights were loaded."),
     Metric(Gauge, "mpcache_loaded_models", (), "Loads kept in memory."),
     Metric(Gauge, "mpcache_stored_models", (), "Models whose shares are stored.", _PARTY),

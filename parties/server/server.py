@@ -20,7 +20,7 @@ from parties.identity.certificates import Identity
 from parties.identity.trust import Trust, own_identity, peers_of
 from parties.names import Role
 from parties.program import MODEL, Program, preload
-from parties.server.admission import Admission, Ticket
+from parties.server.admission import Admission, Room, Ticket
 from parties.server.calls import WAITING, Calls, Guard
 from parties.server.cost_limits import Costs
 from parties.server.health import Health
@@ -34,6 +34,7 @@ from parties.status.probing import Prober
 from parties.status.settings import Settings
 from parties.transport.connection import start_server
 from parties.transport.heartbeat import HeartbeatMonitor
+from parties.transport.session import Session
 from parties.wire import wire_pb2 as wire
 from parties.wire.manifest import PROTOCOL_VERSION, package_version
 
@@ -70,7 +71,7 @@ class RoleServer(ABC, Generic[S]):
         self._follow_gauges()
         self.heartbeats = HeartbeatMonitor(config.deadline_seconds, config.step_seconds, lambda: self.identity.revoked)
         self._refusals = Refusals(config.name, self.sessions, self.metrics)
-        self.incoming = IncomingCalls(config, self.trust, self.sessions, self.heartbeats, self._refusals)
+        self.incoming = IncomingCalls(config, self.trust, self.find, self.heartbeats, self._refusals)
         self.health = Health([self.service], lambda context: self.incoming.admit(context, self.permissions.may_ask))
         self.prober = Prober(config.name, self.trust)
         self.address = self.metrics_address = self.health_address = ""
@@ -96,12 +97,15 @@ class RoleServer(ABC, Generic[S]):
     def register(self, server: grpc.Server) -> None:
         """Add the role's service to the gRPC server."""
 
+    def find(self, id: str) -> Session | None:
+        """Return what has streams under this id, None without it. Raises the error that ended a session."""
+        return self.sessions.wait_for(id, 0)
+
     def make_admission(self) -> Admission:
         """Return the places for sessions."""
         limits = self.config.limits
-        return Admission(
-            self.name, limits.max_sessions, limits.max_queued, self.permissions.sessions, self.config.queue_seconds
-        )
+        room = Room(limits.max_sessions, limits.max_queued, limits.max_cache_bytes)
+        return Admission(self.name, room, self.permissions.sessions, self.config.queue_seconds)
 
     def check_open(self) -> None:
         """Raise `PeerLost`, naming this server, when it takes no more sessions."""

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 from mpc.channel import Channel
 from mpc.errors import WireError
+from mpc.in_step import StepMember
 from mpc.ledger import Ledger
 from parties.transport.peer_stream import PeerStream
+from parties.transport.queues import Message
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import CHUNK_BYTES
+
+
+def frames(payload: bytes, first: int) -> Iterator[wire.PeerMessage]:
+    """Yield a message as frames of at most 1 MiB, the first of which has number `first`."""
+    size = len(payload)
+    for number, start in enumerate(range(0, size, CHUNK_BYTES), first):
+        piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]
+        message = wire.PeerMessage()  # filled in place: a frame that is handed over would be copied
+        frame = message.frame
+        frame.sequence, frame.size, frame.payload = number, size, piece
+        yield message
+
+
+def frame_of(message: Message, number: int, name: str) -> wire.Frame:
+    """Return the frame of this number that a message must be. Raises `WireError` naming the sender."""
+    if (kind := message.WhichOneof("content")) != "frame":
+        raise WireError(f"{name} sent '{kind}' where a frame was expected")
+    frame: wire.Frame = message.frame
+    if frame.sequence != number:
+        raise WireError(f"{name} sent frame {frame.sequence} where frame {number} was expected")
+    return frame
 
 
 class GrpcChannel(Channel):
@@ -17,6 +41,8 @@ class GrpcChannel(Channel):
 
     streams: peer index -> stream whose greeting is over. Frames are numbered in each direction; a frame declares the size of
     the whole message, which must be the one that the receiver's program expects. Messages without a byte are not sent.
+
+    member: while it is set, rounds go with those of other sessions (`mpc.in_step`) and not over the streams.
     """
 
     def __init__(
@@ -28,21 +54,28 @@ class GrpcChannel(Channel):
         self.received_bytes = dict.fromkeys(streams, 0)
         self._sent = dict.fromkeys(streams, 0)
         self._received = dict.fromkeys(streams, 0)
+        self.member: StepMember | None = None
+
+    def transfer(self, outgoing: Mapping[int, bytes], incoming: Mapping[int, int]) -> tuple[dict[int, bytes], float]:
+        """As in `Channel`."""
+        if self.member is None:
+            return super().transfer(outgoing, incoming)
+        sent_at = time.perf_counter()
+        received = self.member.exchange(outgoing, incoming)
+        for peer, payload in outgoing.items():
+            self.sent_bytes[peer] += len(payload)
+        for peer, payload in received.items():
+            self.received_bytes[peer] += len(payload)
+        return received, sent_at
 
     def send(self, peer: int, payload: bytes) -> None:
         """Queue one message for `peer`."""
-        stream, size = self._streams[peer], len(payload)
+        stream = self._streams[peer]
         stream.wait_for_room()
-        sequence = self._sent[peer]
-        for start in range(0, size, CHUNK_BYTES):
-            piece = payload if size <= CHUNK_BYTES else payload[start : start + CHUNK_BYTES]
-            message = wire.PeerMessage()  # filled in place: a frame that is handed over would be copied
-            frame = message.frame
-            frame.sequence, frame.size, frame.payload = sequence, size, piece
+        for message in frames(payload, self._sent[peer]):
             stream.send(message)
-            sequence += 1
-        self._sent[peer] = sequence
-        self.sent_bytes[peer] += size
+            self._sent[peer] += 1
+        self.sent_bytes[peer] += len(payload)
 
     def receive(self, peer: int, size: int) -> bytes:
         """Return the next message of `peer`. Raises the session's error, `PeerLost` or `WireError`."""
@@ -58,13 +91,8 @@ class GrpcChannel(Channel):
         return b"".join(pieces)
 
     def _frame(self, peer: int, size: int, got: int) -> bytes:
-        message = self._streams[peer].receive()
-        name, kind = self.names[peer], message.WhichOneof("content")
-        if kind != "frame":
-            raise WireError(f"{name} sent '{kind}' where a frame was expected")
-        frame = message.frame
-        if frame.sequence != self._received[peer]:
-            raise WireError(f"{name} sent frame {frame.sequence} where frame {self._received[peer]} was expected")
+        name = self.names[peer]
+        frame = frame_of(self._streams[peer].receive(), self._received[peer], name)
         if frame.size != size:
             raise WireError(f"{name} announced a message of {frame.size} bytes where {size} were expected")
         payload: bytes = frame.payload

@@ -95,6 +95,11 @@ class PeerStream:
         if before.error is not None:
             session.fail(before.error)
 
+    def share(self, inbox: Inbox[PeerStream]) -> None:
+        """Let what comes go to an inbox that other streams share. The peer must not have sent anything yet but how the
+        stream began."""
+        self.inbox = inbox
+
     # ---- sending ---------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:
         """Queue a message; it must not be changed afterwards. Nothing is sent once the stream was closed."""
@@ -107,11 +112,12 @@ class PeerStream:
 
     def send_bulk(self, message: Message) -> None:
         """Queue a large message once few others wait, so that memory stays bounded. Raises the session's error."""
-        if self._is_full():
-            self._wait_until(lambda: not self._is_full())
+        if self.is_full():
+            self._wait_until(lambda: not self.is_full())
         self.send(message)
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether `send_bulk` would wait."""
         return self.outbox.qsize() >= OUTBOX_LIMIT
 
     def wait_for_room(self) -> None:

@@ -106,8 +106,8 @@ class ResumableStream(PeerStream):
         self.unacknowledged.add(message)
         self.outbox.put(message)
 
-    def _is_full(self) -> bool:
-        return super()._is_full() or len(self.unacknowledged) >= 2 * INBOX_LIMIT
+    def is_full(self) -> bool:
+        return super().is_full() or len(self.unacknowledged) >= 2 * INBOX_LIMIT
 
     def wait_for_room(self) -> None:
         """Wait, before a new round, until not too much is kept. What the last round left arrives by itself."""

@@ -231,7 +231,7 @@ class PartyMessage(_message.Message):
     def __init__(self, output: _Optional[_Union[OutputHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("session", "name", "manifest", "tape_files", "tapes", "client", "storing")
+    __slots__ = ("session", "name", "manifest", "tape_files", "tapes", "client", "storing", "group", "member")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +239,8 @@ class Hello(_message.Message):
     TAPES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     STORING_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     session: str
     name: str
     manifest: bytes
@@ -246,7 +248,15 @@ class Hello(_message.Message):
     tapes: _containers.RepeatedScalarFieldContainer[str]
     client: str
     storing: str
-    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., storing: _Optional[str] = ...) -> None: ...
+    group: str
+    member: int
+    def __init__(self, session: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., tape_files: _Optional[bool] = ..., tapes: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., storing: _Optional[str] = ..., group: _Optional[str] = ..., member: _Optional[int] = ...) -> None: ...
+
+class Steps(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    def __init__(self, group: _Optional[str] = ...) -> None: ...
 
 class TapeChoice(_message.Message):
     __slots__ = ("tape", "digest")
@@ -283,7 +293,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., size: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready", "resumed", "resume", "end", "number", "resume_secret")
+    __slots__ = ("frame", "hello", "heartbeat", "finish", "failure", "choice", "taken", "go", "ready", "steps", "resumed", "resume", "end", "number", "resume_secret")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +303,7 @@ class PeerMessage(_message.Message):
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     GO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
@@ -307,12 +318,13 @@ class PeerMessage(_message.Message):
     taken: TapeTaken
     go: TapeGo
     ready: Ready
+    steps: Steps
     resumed: Resumed
     resume: Resume
     end: End
     number: int
     resume_secret: bytes
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., choice: _Optional[_Union[TapeChoice, _Mapping]] = ..., taken: _Optional[_Union[TapeTaken, _Mapping]] = ..., go: _Optional[_Union[TapeGo, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., number: _Optional[int] = ..., resume_secret: _Optional[bytes] = ...) -> None: ...
 
 class TapeOpen(_message.Message):
     __slots__ = ("session", "manifest", "architecture", "loads", "client")

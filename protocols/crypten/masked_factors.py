@@ -139,6 +139,12 @@ def matmul(s: CryptenSession, x: CryptenValue, y: CryptenWeight) -> Tensor:
     return product(_context(s), "cached product", a, b, ring.matmul).x
 
 
+def squares(s: CryptenSession, x: CryptenWeight) -> Tensor:
+    """Return the sum over rows of each channel's square of a cached value, [G, n, C] -> [G, C], no truncation. 0 rounds."""
+    a = _masked(s, x)
+    return product(_context(s), "squares", a, a, lambda m, n, bits: ring.reduce((m * n).sum(1), bits)).x
+
+
 def mul_watched(s: CryptenSession, x: CryptenValue, y: CryptenValue, kinds: Sequence[str | None], limit: int) -> Tensor:
     """Return x y, element by element, no truncation. 1 round, 8 bytes per element of x and of y. kinds: of flags for x and
     y."""

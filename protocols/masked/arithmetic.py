@@ -6,6 +6,7 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from mpc.ring import RING_BITS
 from protocols.masked import product
 from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
+from protocols.masked.packed_rows import PackedRows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import lift
 from protocols.masked.values import MaskedTensor
@@ -47,6 +49,11 @@ def concat(convert: Conversion, values: Sequence[Value], dim: int) -> MaskedTens
     bounds, or beside larger ones."""
     xs = [convert.tensor(v) for v in values]
     magnitude = max(x.magnitude for x in xs)
+    packed = [x.packed for x in xs if x.packed is not None]
+    if packed:
+        alike = len(packed) == len(xs) and len({(p.bits, p.frac) for p in packed}) == 1 and dim == 1
+        require(alike, "concat", "rows that are held with few fraction bits are joined with such rows alone")
+        return MaskedTensor(convert.context, magnitude, packed=functools.reduce(PackedRows.joined, packed))
     watched = _watched(xs, magnitude)
     masked = [x.masked for x in xs if x.masked is not None]
     if len(masked) == len(xs) and len({m.frac for m in masked}) == 1:

@@ -10,8 +10,9 @@ Leaks: nothing; what is opened is masked (docs/security.md, "Attention and ranki
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,20 @@ from mpc import ring
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
 from protocols.bounds import RANGES, largest
-from protocols.masked import lifted, product, soft_cap
+from protocols.masked import held, lifted, product, soft_cap
 from protocols.masked import softmax as gate
+from protocols.masked.context import require
 from protocols.masked.conversion import Conversion
-from protocols.masked.exponential import UNIT_BITS, Exponents, exponents, exponents_of_masked, in_units
+from protocols.masked.exponential import (
+    UNIT_BITS,
+    Exponents,
+    exponents_of_masked,
+    exponents_of_scaled,
+    in_units,
+    scaled,
+)
 from protocols.masked.magnitudes import SIMILARITY_ROOM
+from protocols.masked.packed_rows import PackedRows
 from protocols.masked.rows import Rows
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.soft_cap import period_bits
@@ -34,7 +44,7 @@ from protocols.masked.truncation import open_cut
 from protocols.masked.values import MaskedTensor
 from protocols.observed import Attended, Observed
 from protocols.schedule import together
-from protocols.suite import SQUARED_BITS, Value
+from protocols.suite import SQUARED_BITS, Part, Value
 
 INVERSE_BITS = 26  # fraction bits of 1/sum
 UNATTENDED_DIGIT = 11  # bits of the digit by which attention that must be 0 is checked: units of 2^-8
@@ -187,29 +197,67 @@ async def _squares(convert: Conversion, p: Masked, r: Masked, of: Observed) -> M
     return convert.new(both.map(lambda t: t.sum(1)), most)
 
 
-async def _scores(convert: Conversion, q: Value, k: Value, bias: Value | None, rows: Rows) -> Exponents:
+@dataclass(frozen=True)
+class Bias:
+    """What joins scores. value: secret, broadcastable to them. reach: what its absolute value is at most beyond what the
+    declared bound of scores counts, public: 0 where that bound is one of scores with their bias."""
+
+    value: Value
+    reach: float = 0.0
+
+
+async def _scores(convert: Conversion, parts: Sequence[Part], bias: Bias | None, rows: Rows) -> Exponents:
     """Return the entries of q k^T (+ bias) that take part, opened: [entries]."""
-    reach = _reach(convert, bias)
-    c, f, bits = convert.context, convert.fraction_bits, score_bits(convert, reach)
-
-    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
-        return rows.take(ring.matmul(a, b.transpose(1, 2), modulo))
-
+    reach = 0.0 if bias is None else bias.reach
     with operation("scores"):
-        ma, mb = await together(score_factor(convert, q, bits), score_factor(convert, k, bits, cut=False))
-        s = product.product(c, "scores", ma, mb, entries).to_ring(bits)
-        if convert.score_cap is not None:
-            s = await _capped(convert, s, convert.score_cap, reach)
+        in_units = any(convert.tensor(part.k).packed is not None for part in parts)
+        if len(parts) == 1 and not in_units:
+            s = await _exact_scores(convert, parts[0], rows, reach)
+        else:
+            require(bias is None, "scores", "a bias joins the scores of a single part")
+            s = await _joined_scores(convert, parts, rows, in_units)
         if bias is not None:
-            shared = convert.tensor(bias).as_shared()
+            shared = convert.tensor(bias.value).as_shared()
             added = shared.shift_left(s.frac - shared.frac).to_ring(s.bits)
             s = s.add(added.map(lambda t: rows.take(t.expand(rows.shape))))
-        return await exponents(c, s, min(f, SCORE_BITS))
+        return await exponents_of_scaled(
+            convert.context, s if in_units else scaled(s), min(convert.fraction_bits, SCORE_BITS)
+        )
 
 
-def _reach(convert: Conversion, bias: Value | None) -> float:
-    """Return what |bias| is at most, 0 where there is none; public."""
-    return 0.0 if bias is None else convert.tensor(bias).reach
+async def _exact_scores(convert: Conversion, part: Part, rows: Rows | None, reach: float = 0.0) -> Shared:
+    """Return q k^T of keys with all their fraction bits: [G', n, S], or with `rows` the entries that take part. reach: what
+    a bias that joins them is at most."""
+    bits = score_bits(convert, reach)
+
+    def entries(a: Tensor, b: Tensor, modulo: int) -> Tensor:
+        found = ring.matmul(a, b.transpose(1, 2), modulo)
+        return found if rows is None else rows.take(found)
+
+    ma, mb = await together(score_factor(convert, part.q, bits), score_factor(convert, part.k, bits, cut=False))
+    s = product.product(convert.context, "scores", ma, mb, entries).to_ring(bits)
+    return s if convert.score_cap is None else await _capped(convert, s, convert.score_cap, reach)
+
+
+async def _joined_scores(convert: Conversion, parts: Sequence[Part], rows: Rows, in_units: bool) -> Shared:
+    """Return the scores of all parts, one behind the other, of which only the entries that take part are opened; `in_units`
+    of exponents, or not."""
+    heads = rows.shape[:-1]
+
+    async def one(part: Part) -> Shared:
+        keys = convert.tensor(part.k).packed
+        if keys is None:
+            s = await _exact_scores(convert, part, None)
+            s = scaled(s) if in_units else s
+        else:
+            require(convert.score_cap is None, "scores", "keys of few fraction bits have no scores with a soft cap")
+            s = held.scores(
+                convert.context, await score_factor(convert, part.q, score_bits(convert)), keys, _spread(convert).score_bits
+            )
+        return s.map(lambda t: t.reshape(*heads, part.k.shape[1]))
+
+    found = await together(*(one(part) for part in parts))
+    return Shared(rows.take(torch.cat([s.x for s in found], -1)), min(s.bits for s in found), found[0].frac)
 
 
 async def _capped(convert: Conversion, s: Shared, cap: float, bias: float) -> Shared:
@@ -237,41 +285,69 @@ async def unattended(convert: Conversion, mass: Value) -> None:
     convert.ranges.check("score", m.to_ring(f + 3), 2.0**-8, width=UNATTENDED_DIGIT)
 
 
-def _wide_enough(q: Value, of: Observed) -> int:
+def _wide_enough(of: Observed) -> int:
     """Return the fraction bits of numerators with which sums over the observed rows and over all heads fit the ring."""
     return min(NUMERATOR_BITS, RING_BITS - 4 - INVERSE_BITS - of.rows.numel().bit_length())
 
 
 async def attention(
-    convert: Conversion, factors: tuple[Value, Value, Value], mask: Tensor | None = None, bias: Value | None = None
-) -> MaskedTensor:
-    """Return softmax(q k^T) v of factors q, k, v. Shapes as in `Suite.attention`. mask: public. bias: secret, joins the
-    scores before they are opened."""
-    q, k, v = factors
-    rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
-    out, _, _ = await _attention(
-        convert, (q, k, v), rows, bias, Widths(*precision(convert, rows), bias=_reach(convert, bias))
-    )
-    return out
+    convert: Conversion, parts: Sequence[Part], mask: Tensor | None = None, bias: Bias | None = None
+) -> list[Value]:
+    """Return softmax(q k^T) v of parts, one sum for each `total`, see `Suite.attention_over`. mask: public. bias: joins
+    the scores of a single part before they are opened."""
+    rows = _rows(parts, mask)
+    widths = Widths(*precision(convert, rows), bias=0.0 if bias is None else bias.reach)
+    out, _, _ = await _attention(convert, parts, rows, bias, widths)
+    return _totals(out, parts)
+
+
+def _rows(parts: Sequence[Part], mask: Tensor | None) -> Rows:
+    """Return the rows of all parts' scores."""
+    return Rows.of(torch.Size((*parts[0].q.shape[:-1], sum(part.k.shape[1] for part in parts))), mask)
+
+
+def _totals(out: Value, parts: Sequence[Part]) -> list[Value]:
+    """Return the sums that lie beside each other in `out`, one for each `total`."""
+    widths = {part.total: part.v.shape[2] for part in parts}
+    if len(widths) == 1:
+        return [out]
+    stops = list(itertools.accumulate(widths[total] for total in sorted(widths)))
+    return [out[..., start:stop] for start, stop in itertools.pairwise([0, *stops])]
 
 
 async def _attention(
-    convert: Conversion, factors: tuple[Value, Value, Value], rows: Rows, bias: Value | None, widths: Widths
+    convert: Conversion, parts: Sequence[Part], rows: Rows, bias: Bias | None, widths: Widths
 ) -> tuple[MaskedTensor, Masked, Masked]:
-    """Return the attention, and what probabilities are products of, as `weighted_values` does."""
-    q, k, v = factors
-    values = values_within_bound(convert, v)
+    """Return the attention, sums of different totals beside each other, and what probabilities are products of, as
+    `weighted_values` does."""
 
-    async def cached() -> Masked:
+    async def cached(v: Value) -> Masked | PackedRows:
+        values = values_within_bound(convert, v)
+        if values.packed is not None:
+            return values.packed
         with operation("values"):
             return await convert.masked(values, convert.fraction_bits, RING_BITS)
 
-    s, mv = await together(_scores(convert, q, k, bias, rows), cached())
+    s, *values = await together(_scores(convert, parts, bias, rows), *(cached(part.v) for part in parts))
 
     async def weigh(x: Masked) -> Shared:
-        return product.matmul(convert.context, x, mv)
+        if len(parts) == 1 and isinstance(values[0], Masked):
+            return product.matmul(convert.context, x, values[0])
+        frac, bits = precision(convert, rows)
+        return held.joined_sums(convert, x, parts, values, bits - frac - convert.fraction_bits)
 
     return await weighted_values(convert, s, rows, weigh, widths)
+
+
+async def attention_over(
+    convert: Conversion, parts: Sequence[Part], mask: Tensor | None, of: Observed
+) -> tuple[list[Value], Value]:
+    """Return `attention` of parts, and the sums [M, S] of observed probabilities."""
+    rows = _rows(parts, mask)
+    widths = Widths(min(_wide_enough(of), precision(convert, rows)[0]), RING_BITS, RING_BITS)
+    out, p, r = await _attention(convert, parts, rows, None, widths)
+    with operation("received"):
+        return _totals(out, parts), _mass(convert, p, r, of)
 
 
 async def observed(
@@ -281,13 +357,13 @@ async def observed(
     elements; without values, nothing of what these cost."""
     q, k, v = factors
     rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
-    frac = _wide_enough(q, of)
+    frac = _wide_enough(of)
     out: Value | None = None
     if v is not None:
         widths = Widths(min(frac, precision(convert, rows)[0]), RING_BITS, RING_BITS)
-        out, p, r = await _attention(convert, (q, k, v), rows, None, widths)
+        out, p, r = await _attention(convert, [Part(q, k, v)], rows, None, widths)
     else:
-        s = await _scores(convert, q, k, None, rows)
+        s = await _scores(convert, [Part(q, k, k)], None, rows)
         bits = frac + INVERSE_BITS + 4 + of.rows.numel().bit_length()
         hot, inverse = await _numerators(convert, s, rows, (frac, bits), _spread(convert, convert.score_cap))
         p = hot.move(rows.put)
@@ -296,3 +372,14 @@ async def observed(
             r = await convert.masked(one_over, INVERSE_BITS, bits)
     with operation("received"):
         return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of))
+
+
+async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:
+    """Return the chosen channels of queries, masked as they are; see `Suite.choose_channels`. 1 round, ring bits an
+    element."""
+    t, bits = convert.tensor(q), score_bits(convert)
+    with operation("scores"):
+        mq = await score_factor(convert, q, bits)
+        one_hot = await convert.masked(convert.tensor(chosen), 0, bits, cut=False)
+        out = product.matmul(convert.context, mq, one_hot.to_ring(bits).map(lambda v: v.transpose(1, 2)))
+        return await mask_queries(convert, convert.new(out, t.magnitude))

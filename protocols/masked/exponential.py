@@ -94,8 +94,17 @@ class Exponents:
 
 async def exponents(c: Context, s: Shared, frac: int) -> Exponents:
     """Open [s] as exponents with `frac` fraction bits, modulo what s's ring leaves. 1 round."""
-    scaled = Shared(s.x * UNITS, s.bits, s.frac + UNIT_BITS)
-    return Exponents(await open_cut(c, scaled, scaled.frac - frac))
+    return await exponents_of_scaled(c, scaled(s), frac)
+
+
+def scaled(s: Shared) -> Shared:
+    """Return scores in units of exponents, with as many more fraction bits as the unit has, in the same ring; local."""
+    return Shared(s.x * UNITS, s.bits, s.frac + UNIT_BITS)
+
+
+async def exponents_of_scaled(c: Context, s: Shared, frac: int) -> Exponents:
+    """Open what is in units of exponents already, as `exponents` does."""
+    return Exponents(await open_cut(c, s, s.frac - frac))
 
 
 def exponents_of_masked(c: Context, s: Masked) -> Exponents:

@@ -26,7 +26,7 @@ from mpc.ring import RING_BITS
 from protocols.masked import arithmetic, compaction, lifted, product, ranking, scan
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
-from protocols.masked.power import Power, power
+from protocols.masked.power import MANTISSA_BITS, Power, power
 from protocols.masked.selection_matrix import count_bits
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.truncation import truncate
@@ -81,11 +81,12 @@ async def _inverse(convert: Conversion, x: Value, limits: tuple[float, float], b
     least, most = limits
     t = convert.tensor(x)
     finest = _inverse_magnitude(least)
-    frac = min(t.frac, convert.fraction_bits + finest)
+    top = math.floor(math.log2(most)) + 1
+    frac = max(min(t.frac, convert.fraction_bits + finest), MANTISSA_BITS - top)  # a power keeps so many bits
     if not 0 < least <= most:
         raise RangeError(f"reciprocal: 1 / x needs 0 < least <= most, got {least} and {most}")
     low = math.floor(math.log2(least)) + frac
-    high = max(math.floor(math.log2(most)) + frac + 1, low + LEAST_OCTAVES)
+    high = max(top + frac, low + LEAST_OCTAVES)
     if low < 0:
         raise RangeError(f"reciprocal: numbers of {frac} fraction bits are not known to be {least} or more")
     m = await convert.masked(convert.with_bound(t, 2.0 ** (high - frac)), frac, high + 2)

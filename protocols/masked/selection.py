@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
-from protocols.masked import compaction, marking, product, ranking, top_k
+from protocols.masked import compaction, marking, partitioning, product, ranking, top_k
 from protocols.masked.attention import query_bits
 from protocols.masked.comparison import less_than_zero
 from protocols.masked.context import require
@@ -137,4 +137,14 @@ async def compact(convert: Conversion, keep: Value, rows: Sequence[Value], k: in
         marks = convert.tensor(keep).form
         marks = marks.to_ring(min(marks.bits, count_bits(k) + 1))  # what is moved along with the rows is counts only
         moved = await compaction.compact(convert.context, marks, [t.form for t in ts], k)
+        return [convert.new(x, t.magnitude) for x, t in zip(moved, ts, strict=True)]
+
+
+async def partition(convert: Conversion, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+    """Return the marked rows in their order, then the others in theirs, see `Suite.partition`."""
+    with operation("partition"):
+        ts = [convert.tensor(x) for x in rows]
+        marks = convert.tensor(keep).form
+        marks = marks.to_ring(min(marks.bits, count_bits(keep.shape[-1]) + 1))  # what is moved along is counts only
+        moved = await partitioning.partition(convert.context, marks, [t.form for t in ts], k)
         return [convert.new(x, t.magnitude) for x, t in zip(moved, ts, strict=True)]

@@ -27,11 +27,13 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.ring import RING_BITS
 from mpc.tape import Tape
+from protocols.held_rows import Factor
 from protocols.masked import (
     arithmetic,
     attention,
     cache,
     elementwise,
+    held,
     linear,
     merging,
     mixture,
@@ -48,7 +50,7 @@ from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.observed import Attended, Observed
 from protocols.options import MaskedOptions
-from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Suite, Value
+from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Suite, Value
 from protocols.value import there
 
 USUAL = MaskedOptions()
@@ -204,16 +206,27 @@ class MaskedSuite(Suite):
     async def softmax(self, x: Value, mask: Tensor | None = None) -> MaskedTensor:
         return await attention.softmax(self.convert, x, mask)
 
-    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> MaskedTensor:
-        return await attention.attention(self.convert, (q, k, v), mask)
+    async def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Value:
+        return (await attention.attention(self.convert, [Part(q, k, v)], mask))[0]
 
     async def observed_attention(
         self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Observed
     ) -> Attended:
         return await attention.observed(self.convert, (q, k, v), mask, observed)
 
-    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> MaskedTensor:
-        return await attention.attention(self.convert, (q, k, v), bias=bias)
+    async def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
+        joined = attention.Bias(bias, self.convert.tensor(bias).reach)
+        return (await attention.attention(self.convert, [Part(q, k, v)], bias=joined))[0]
+
+    async def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Value:
+        return (await attention.attention(self.convert, [Part(q, k, v)], mask, attention.Bias(bias)))[0]
+
+    async def attention_over(
+        self, parts: Sequence[Part], mask: Tensor | None = None, observed: Observed | None = None
+    ) -> tuple[list[Value], Value | None]:
+        if observed is None:
+            return await attention.attention(self.convert, parts, mask), None
+        return await attention.attention_over(self.convert, parts, mask, observed)
 
     async def unattended(self, mass: Value) -> None:
         await attention.unattended(self.convert, mass)
@@ -302,6 +315,21 @@ class MaskedSuite(Suite):
 
     async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)
+
+    async def recast(self, x: Value, fraction_bits: int) -> MaskedTensor:
+        return await held.recast(self.convert, x, fraction_bits)
+
+    async def hold(self, x: Value, fraction_bits: int, factor: Factor) -> MaskedTensor:
+        return await held.hold(self.convert, x, fraction_bits, factor)
+
+    async def channel_energies(self, q: Value, k: Value) -> tuple[Value, float]:
+        return await held.channel_energies(self.convert, q, k)
+
+    async def choose_channels(self, q: Value, chosen: Value) -> MaskedTensor:
+        return await attention.choose_channels(self.convert, q, chosen)
+
+    async def partition(self, keep: Value, rows: Sequence[Value], k: int) -> list[Value]:
+        return await selection.partition(self.convert, keep, rows, k)
 
     async def replace(self, rows: Value, place: Value, new: Value) -> MaskedTensor:
         return await cache.replace(self.convert, rows, place, new)

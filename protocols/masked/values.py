@@ -17,6 +17,7 @@ from mpc.ring import RING_BITS
 from protocols.masked import product
 from protocols.masked.append_buffer import AppendBuffer
 from protocols.masked.context import Context
+from protocols.masked.packed_rows import PackedRows
 from protocols.masked.shares import Masked, Shared, WideShared
 from protocols.suite import Value
 
@@ -39,7 +40,8 @@ class RankedRows:
 
 @dataclass
 class MaskedTensor(Value):
-    """A tensor of the suite. At least one of `shared`, `masked`, `wide` and `ranked` is set; all stand for the same value.
+    """A tensor of the suite. At least one of `shared`, `masked`, `wide`, `ranked` and `packed` is set; all stand for the
+    same value.
 
     ranked: one-hot rows of ranks, of which a sharing is made when it is asked for. wide: a sharing in more than 64 bits,
     from which x is opened in one round whatever ring is asked for. |x| < 2^magnitude. watched: a kind of `RANGE_KINDS` whose
@@ -58,6 +60,7 @@ class MaskedTensor(Value):
     positive: bool = False
     wide: WideShared | None = None
     ranked: RankedRows | None = None
+    packed: PackedRows | None = None  # alone: rows that are held for attention, and for nothing else
 
     @property
     def unmade(self) -> RankedRows | None:
@@ -67,6 +70,8 @@ class MaskedTensor(Value):
     @property
     def form(self) -> Shared | Masked:
         """Whichever form there is; the masked one first."""
+        if self.packed is not None:
+            return self.packed.whole()
         return self.masked if self.masked is not None else self.as_shared()
 
     @property
@@ -77,6 +82,8 @@ class MaskedTensor(Value):
     @property
     def shape(self) -> torch.Size:
         """Public shape."""
+        if self.packed is not None:
+            return self.packed.shape
         return self.form.shape if self.unmade is None else self.unmade.shape
 
     @property

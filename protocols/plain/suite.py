@@ -217,6 +217,9 @@ class PlainSuite(Suite):
         highest = tensor == tensor.amax(-1, keepdim=True)
         return PlainValue((highest & (highest.cumsum(-1) == 1)).to(tensor.dtype))
 
+    async def recast(self, x: Value, fraction_bits: int) -> PlainValue:
+        return PlainValue(torch.round(tensor_of(x) * 2.0**fraction_bits) * 2.0**-fraction_bits)
+
     # ---- selection -----------------------------------------------------------------------------------------------
     async def top_k(self, x: Value, k: int, bound: float) -> PlainValue:
         tensor = tensor_of(x)

@@ -99,8 +99,8 @@ class LastTokens(CachePolicy):
 
     name = "last"
 
-    def __init__(self, keep: int, queries: int, heads: tuple[int, ...] | None = None, squares: bool = False) -> None:
-        self.keep, self.asked = keep, Observation(queries, heads, squares)
+    def __init__(self, keep: int, queries: int, **asked: Any) -> None:
+        self.keep, self.asked = keep, Observation(queries, **asked)
         self.calls: list[tuple[Any, ...]] = []
 
     def observation(self, tokens: int, layer: int) -> Observation:
@@ -183,7 +183,7 @@ def test_attention_of_single_heads(heads: tuple[int, ...] | None, squares: bool,
             return []
 
     for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 1, 6))):
-        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, queries, heads, squares))
+        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, queries, heads=heads, squares=squares))
         decoder, at = plain.decoder(), 0
         cache = decoder.new_cache()
         cache.prompt_tokens = 9
@@ -200,6 +200,33 @@ def test_attention_of_single_heads(heads: tuple[int, ...] | None, squares: bool,
             assert (seen.squares is not None) == squares
             if seen.squares is not None:
                 torch.testing.assert_close(tensor_of(seen.squares), rows.square().sum(1), atol=1e-6, rtol=0)
+
+
+def test_attention_of_single_queries(tmp_path: Path) -> None:
+    """All heads added up; of a prompt whole and in batches."""
+    model, checkpoint, ids = saved("llama-grouped", tmp_path)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
+    shown: dict[int, Seen] = {}
+
+    class Noting(LastTokens):
+        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+            shown[layer] = seen
+            return []
+
+    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 6, 1))):
+        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, 4, each=True))
+        decoder, at = plain.decoder(), 0
+        cache = decoder.new_cache()
+        cache.prompt_tokens = 9
+        for tokens in batches:
+            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
+            at += tokens
+        for layer, seen in shown.items():
+            assert (seen.most, seen.each) == (10, True)
+            assert seen.mass is not None
+            torch.testing.assert_close(tensor_of(seen.mass), attentions[layer][0][:, 5:].sum(0), atol=1e-6, rtol=0)
 
 
 def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:

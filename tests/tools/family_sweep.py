@@ -2,9 +2,9 @@
 
     python -m tests.tools.family_sweep qwen3 gemma2 --suite masked --parties 3 --prompts 5 --tokens 20
 
-Without names, all of `tests.models.random_checkpoints.VARIANTS`. All parties run as threads of this process. Bounds are
-those of a calibration on the prompts; tokens count up to the first that differs at a tie. Prints a line a checkpoint; exit
-code 1 when a token differs or a flag is set.
+Without names, all of `tests.models.random_checkpoints.VARIANTS` and of `tests.models.random_encoder_decoders`. All parties
+run as threads of this process. Bounds are those of a calibration on the prompts; tokens count up to the first that differs
+at a tie. Prints a line a checkpoint; exit code 1 when a token differs or a flag is set.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from models.policies import parse
 from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare, Suite, Value
 from tests.models import random_checkpoints as checkpoints
+from tests.models import random_encoder_decoders as encoder_decoders
 
 LENGTH = 7
 TIE = 0.005  # logits on shares are off by less
@@ -70,8 +71,17 @@ def on_shares(
     return out
 
 
+def logits_after(model: Any, ids: list[int], answer: list[int]) -> torch.Tensor:
+    """Return transformers' logits [V] after a prompt and what was answered so far."""
+    if model.config.is_encoder_decoder:
+        return encoder_decoders.logits(model, ids, answer)[-1]
+    return checkpoints.logits(model, ids + answer)[-1]
+
+
 def expected(model: Any, ids: list[int], count: int) -> list[int]:
     """Return transformers' greedy tokens."""
+    if model.config.is_encoder_decoder:
+        return encoder_decoders.generated(model, ids, count)
     with torch.inference_mode():
         whole = model.generate(
             torch.tensor([ids]),
@@ -89,23 +99,22 @@ def differs(model: Any, ids: list[int], found: list[int], wanted: list[int]) -> 
     first = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), None)
     if first is None:
         return False
-    best = checkpoints.logits(model, ids + wanted[:first])[-1].topk(2).values
+    best = logits_after(model, ids, wanted[:first]).topk(2).values
     return bool(best[0] - best[1] > TIE)
 
 
 def sweep(name: str, plan: GenerationPlan, suite: str, parties: int, prompts: int) -> tuple[int, int, float]:
     """Return how many prompts of a checkpoint differ and how many are flagged, and the largest error of a logit."""
     with tempfile.TemporaryDirectory() as folder:
-        model = checkpoints.save(name, Path(folder))
+        oracle = encoder_decoders if name in encoder_decoders.VARIANTS else checkpoints
+        model = oracle.save(name, Path(folder))
         checkpoint = load_checkpoint(folder)
         texts = [checkpoints.prompt(model, plan.prompt_tokens, seed) for seed in range(1, prompts + 1)]
         wanted = [expected(model, ids, plan.new_tokens) for ids in texts]
         extremes = measure(checkpoint, [ids + more for ids, more in zip(texts, wanted, strict=True)])
         spec = SuiteSpec(suite, options=chosen(suite, extremes))
         found = on_shares(checkpoint, texts, plan, spec, parties)
-        errors = [
-            float((f[1] - checkpoints.logits(model, ids)[-1]).abs().max()) for f, ids in zip(found, texts, strict=True)
-        ]
+        errors = [float((f[1] - logits_after(model, ids, [])).abs().max()) for f, ids in zip(found, texts, strict=True)]
         cases = zip(texts, found, wanted, strict=True)
         different = sum(differs(model, ids, f[0], tokens) for ids, f, tokens in cases)
     return different, sum(f[2] for f in found), max(errors)
@@ -124,7 +133,7 @@ def main() -> int:
     torch.set_num_threads(1)
     plan = GenerationPlan(LENGTH, asked.tokens, policy=asked.policy)
     bad = 0
-    for name in asked.names or checkpoints.VARIANTS:
+    for name in asked.names or (*checkpoints.VARIANTS, *encoder_decoders.VARIANTS):
         different, flagged, error = sweep(name, plan, asked.suite, asked.parties, asked.prompts)
         bad += different + flagged
         print(

@@ -793,6 +793,34 @@ FAULTS: tuple[Fault, ...] = (
         "pooled(suite, seen.mass[:, kept.start : kept.stop], half, half - 1)",
         (f"{BY_HAND}::test_snapkv_votes_are_pooled_over_neighbours",),
     ),
+    Fault(
+        "variances are not of the number of queries",
+        "models/policies/axes/moments.py",
+        "(squares * count - square) * self.gamma",
+        "(squares - square) * self.gamma",
+        ("tests/models/policies/test_scorers.py::test_the_tokens_that_stay_are_the_formulas[cake]",),
+    ),
+    Fault(
+        "a token's longest gap is its shortest",
+        "models/policies/axes/recurrence.py",
+        "suite.less_than_zero(longest - age, 0)",
+        "suite.less_than_zero(age - longest, 0)",
+        ("tests/models/policies/test_scorers.py::test_lazy_eviction_keeps_what_comes_back",),
+    ),
+    Fault(
+        "votes of another head of the group",
+        "protocols/observed.py",
+        "(of % group * tokens[0])[:, None] + last",
+        "((of + 1) % group * tokens[0])[:, None] + last",
+        ("tests/models/test_decoder.py::test_attention_of_single_heads",),
+    ),
+    Fault(
+        "what is left of a budget goes to one layer too many",
+        "models/policies/axes/budget.py",
+        "(turn < over % len(below))",
+        "(turn <= over % len(below))",
+        ("tests/models/policies/test_budgets.py::test_layers_get_what_the_authors_rule_gives",),
+    ),
     # ---- token indices, weights, what is stored
     Fault(
         "indices beyond the vocabulary give no row",
@@ -832,14 +860,14 @@ FAULTS: tuple[Fault, ...] = (
     # ---- model and wire
     Fault(
         "a query does not see its own token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = (key < query) | (key == 0)",
         ("tests/models/test_decoder.py",),
     ),
     Fault(
         "a query sees the next token",
-        "models/cache.py",
+        "models/masks.py",
         "mask = key <= query",
         "mask = key <= query + 1",
         ("tests/models/test_decoder.py",),

@@ -21,13 +21,11 @@ from protocols.masked import (
     zero_test,
 )
 from protocols.masked.activation import Plan, Rings, activation
-from protocols.masked.compaction import compact
 from protocols.masked.context import open_value
 from protocols.masked.dpf import one_hot_dpf
 from protocols.masked.ranking import first_largest, maximum
 from protocols.masked.selection_matrix import selection_matrix
 from protocols.masked.shares import Masked, Shared
-from protocols.masked.shuffle import shuffle
 from protocols.masked.suite import MaskedSuite
 from protocols.masked.threshold import top_k_by_threshold
 from protocols.masked.top_k import ranks, top_k, top_k_indicator
@@ -371,29 +369,7 @@ def _orders() -> dict[str, list[Case]]:
     }
 
 
-def _moved() -> dict[str, list[Case]]:
-    async def mixed(s: MaskedSuite, *xs: Shared, masked: bool) -> list[Shared]:
-        c = s.context
-        return await shuffle(c, await together(*(open_value(c, x) for x in xs)) if masked else xs, 1)
-
-    def compacted(method: Any) -> Function:
-        async def run(s: MaskedSuite, marks: Masked, x: Masked, k: int) -> list[Shared]:
-            return await compact(s.context, marks, [x], k, method)
-
-        return run
-
-    rows, marks = some((1, 6, 2), 20, 4), Input(torch.tensor([[0, 1, 1, 0, 0, 1]]), 4, 0)
-    both = [rows, some((1, 6), 11, 0)]
-    return {
-        "shuffle": [c for masked in (True, False) for c in cases("shuffle", mixed, both, {"masked": masked}, opened=False)],
-        "compaction": [
-            c for way in ("shuffle", "matrix")
-            for c in cases(f"compaction by {way}", compacted(way), [marks, rows], {"k": 3})
-        ],
-    }  # fmt: skip
-
-
 def masked_files() -> dict[str, list[Case]]:
     """File -> its cases."""
-    parts = (_linear, _truncation, _comparison, _lookup, _functions, _rows, _orders, _moved)
+    parts = (_linear, _truncation, _comparison, _lookup, _functions, _rows, _orders)
     return {name: found for part in parts for name, found in part().items()}

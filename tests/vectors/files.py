@@ -13,6 +13,7 @@ from tests.vectors.cases_gather import gather_files
 from tests.vectors.cases_lifted import lifted_files
 from tests.vectors.cases_masked import masked_files
 from tests.vectors.cases_merging import merging_files
+from tests.vectors.cases_moved import moved_files
 from tests.vectors.cases_outputs import output_files
 from tests.vectors.cases_routing import routing_files
 from tests.vectors.cases_softmax import softmax_files
@@ -69,6 +70,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "argmax": ("ranking.py", "selection.py"),
     "shuffle": ("shuffle.py",),
     "compaction": ("compaction.py",),
+    "partition": ("partitioning.py",),
     "scan": ("scan.py",),
 }
 
@@ -93,6 +95,8 @@ NO_PROTOCOL = {
     "masked": {
         "__init__.py": "no code",
         "append_buffer.py": "memory of cached rows",
+        "held.py": "openings in small rings, and products",
+        "packed_rows.py": "memory of cached rows",
         "arithmetic.py": "conversions and products",
         "cache.py": "openings in the full ring, and products",
         "elementwise.py": "rounds of the gates above",
@@ -129,6 +133,7 @@ def gate_files() -> dict[str, list[Case]]:
     """File -> cases, of all gates."""
     return {
         **masked_files(),
+        **moved_files(),
         **gather_files(),
         **lifted_files(),
         **softmax_files(),

@@ -129,7 +129,7 @@ def _measure(checkpoint: Checkpoint, ids: list[int], roles: InProcessSuite, mode
         reference = fidelity.plaintext(checkpoint, ids, shown("plaintext"))
         if model is not None:
             status.update(f"{len(ids)} tokens, Hugging Face")
-            theirs = fidelity.hugging_face_logits(model, ids)
+            theirs = fidelity.hugging_face_logits(model, ids, checkpoint.architecture.encoder)
             difference = ((theirs - reference.logits).abs().max().item(), HF_TOLERANCE)
             del theirs
         work = shown(f"suite {roles.spec.name}, {roles.parties} parties")

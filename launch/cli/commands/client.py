@@ -67,8 +67,7 @@ def run(
     """
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.serve.roles import load_role
-    from models.checkpoint import read_architecture
-    from models.tokenizer.text import TextTokenizer
+    from models.checkpoint import load_tokenizer, read_architecture
     from parties.client.client import Client
     from parties.client.request import GenerationRequest
     from parties.client.sampling_params import SamplingParams
@@ -79,7 +78,7 @@ def run(
     if tokenizer is None:
         _list_models(client)
         return
-    words = TextTokenizer.load(tokenizer, read_architecture(tokenizer).eos)
+    words = load_tokenizer(tokenizer, read_architecture(tokenizer))
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))

@@ -28,6 +28,7 @@ from launch.terminal.console import byte_count, err, out, print_json
 
 if TYPE_CHECKING:
     from launch.predict.critical_path import CriticalPath
+    from launch.predict.in_step import InStepSeconds
     from launch.predict.networks import Network
     from models.architectures import AnyArchitecture
     from models.costs.estimation import Estimate, Rates
@@ -58,6 +59,10 @@ RateOption = Annotated[
 AllLayersOption = Annotated[
     bool, typer.Option("--all-layers", help="Trace every layer, head and token: the same counts, slowly.")
 ]
+SessionsOption = Annotated[
+    int,
+    typer.Option("--sessions", min=1, help="Sessions of these lengths that run in step: rounds shared, bytes, seconds."),
+]
 CriticalPathOption = Annotated[
     bool, typer.Option("--critical-path", help="List the rounds of one layer: which openings share each, in order.")
 ]
@@ -80,6 +85,7 @@ def run(
     suite_option: SuiteOptionsOption = None,
     all_layers: AllLayersOption = False,
     critical_path: CriticalPathOption = False,
+    sessions: SessionsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Predict rounds, bytes, work, memory and seconds of each stage.
@@ -88,6 +94,7 @@ def run(
     rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + ring multiply-adds / rate; tables and other
     element-wise work, and what a process needs for a message, are not in them.
     """
+    from launch.predict.in_step import in_step_stages
     from launch.predict.networks import find_network
     from models.costs.estimation import estimate, measure_rates
     from models.costs.tracing import Setting
@@ -96,32 +103,31 @@ def run(
 
     check_suite(suite)
     parse(policy)
-    profile = find_network(network)
-    rates = None if rate is None else _rates(rate)
-    architecture = find_description(model)
-    architecture = architecture if layers is None else with_layers(architecture, layers)
-    own_positions = architecture.positions
-    architecture = with_positions(architecture, prompt + new - 1)
-    chosen, temperature = agreed_choice(decoding, temperature, architecture)
-    drafting = _drafting(draft, kept)
-    setting = Setting(suite, parties, policy, suite_options(suite_option), chosen, temperature, drafting)
+    profile, rates = find_network(network), None if rate is None else _rates(rate)
+    own = find_description(model) if layers is None else with_layers(find_description(model), layers)
+    architecture = with_positions(own, prompt + new - 1)
+    choice = agreed_choice(decoding, temperature, architecture)
+    setting = Setting(suite, parties, policy, suite_options(suite_option), *choice, _drafting(draft, kept))
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)
         measured = rates is None
         rates = rates or measure_rates()
         path = _critical_path(architecture, setting, prompt, new) if critical_path else None
+    stages = in_step_stages(found, sessions, profile, rates) if sessions > 1 else {}
     if as_json:
         record = estimate_json(found, model, profile, rates)
         record["rates"]["measured"] = measured
+        record |= {"in_step": {name: stage.to_json() for name, stage in stages.items()}} if stages else {}
         if path is not None:
             record["critical_path"] = {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}
         print_json(record)
         return
     _show(found, profile, rates)
+    _show_in_step(stages)
     if path is not None:
         _show_path(path, new > 1)
-    if architecture.positions > own_positions:
-        out.print(f"the model itself has {own_positions} positions only")
+    if architecture.positions > own.positions:
+        out.print(f"the model itself has {own.positions} positions only")
 
 
 def _drafting(draft: str, kept: int) -> DraftPlan | None:
@@ -135,15 +141,34 @@ def _drafting(draft: str, kept: int) -> DraftPlan | None:
     return None if found is None else found.plan
 
 
+def _last(architecture: AnyArchitecture, prompt: int, new: int) -> tuple[int, int, int]:
+    """Return what is cached before the last of several new tokens, that it is one, and what an encoder has read."""
+    from models.architectures import decoder_of
+
+    cached = decoder_of(architecture, "a new token").cached(prompt)
+    return cached + new - 2, 1, prompt if cached != prompt else 0
+
+
 def _critical_path(architecture: AnyArchitecture, setting: Setting, prompt: int, new: int) -> CriticalPath:
     """Return that of the last token, or of the prompt where only one token is asked for."""
     from launch.predict.critical_path import critical_path
 
     return (
-        critical_path(architecture, setting, prompt + new - 2)
+        critical_path(architecture, setting, *_last(architecture, prompt, new))
         if new > 1
         else critical_path(architecture, setting, 0, prompt)
     )
+
+
+def _show_in_step(stages: dict[str, InStepSeconds]) -> None:
+    titles = {"prefill": "the prompts", "token": "a further token of each"}
+    for name, stage in stages.items():
+        c = stage.costs
+        out.print(
+            f"{c.sessions} sessions in step, {titles[name]}: {c.rounds:.0f} rounds in place of "
+            f"{c.sessions * c.rounds:.0f} in turn, {byte_count(c.bytes_sent)} and {byte_count(c.overhead_bytes)} of lists "
+            f"sent by a party, {stage.seconds:.3g} s in place of {stage.seconds_in_turn:.3g}."
+        )
 
 
 def _show_path(path: CriticalPath, decoded: bool) -> None:

@@ -210,14 +210,13 @@ def _of_prompt(
 def _ask_running(config: RoleConfig, directory: Path, text: str, request: GenerationRequest, streaming: bool) -> Answer:
     from launch.checkpoints.calibrating import warn_if_never_calibrated
     from launch.terminal.answering import answer
-    from models.checkpoint import read_architecture
-    from models.tokenizer.text import TextTokenizer
+    from models.checkpoint import load_tokenizer, read_architecture
     from parties.client.client import Client
     from parties.client.model_reference import ModelReference
 
     client = Client(config)
     architecture = read_architecture(directory)
-    tokenizer = TextTokenizer.load(directory, architecture.eos)
+    tokenizer = load_tokenizer(directory, architecture)
     assert not isinstance(request.model, ModelReference)
     reference = client.find_model(request.model or directory.resolve().name)
     if reference.architecture != architecture:

@@ -89,6 +89,7 @@ def _task_settings(
     from launch.measure.quality.budgets import contenders, default_policies
     from launch.measure.quality.long_tasks import TASKS
     from launch.measure.quality.task_sweep import FOLLOWING, TEXT, TaskSettings
+    from models.architectures import without_encoder
     from mpc.errors import ConfigurationError
 
     known = (*TASKS, TEXT)
@@ -102,15 +103,14 @@ def _task_settings(
     if rest.seed < 0:
         raise ConfigurationError(f"--seed {rest.seed}: must not be negative")
     form, frame = _form(checkpoint, rest.form)
+    architecture = without_encoder(checkpoint.architecture, "`mpcache quality --tasks`")
     for length in lengths:
-        if length + FOLLOWING > checkpoint.architecture.positions:
+        if length + FOLLOWING > architecture.positions:
             raise ConfigurationError(
                 f"--lengths {length}: with {FOLLOWING} more tokens needs {length + FOLLOWING} positions, the model has "
-                f"{checkpoint.architecture.positions}; lower it"
+                f"{architecture.positions}; lower it"
             )
-    texts = policies or (
-        default_policies(checkpoint.architecture) if checkpoint.architecture.layers < 4 else POLICIES.split()
-    )
+    texts = policies or (default_policies(architecture) if architecture.layers < 4 else POLICIES.split())
     text = _text(checkpoint, rest.text, max(lengths) + FOLLOWING) if TEXT in names else []
     return TaskSettings(
         contenders=contenders(texts, budgets, plaintext=True),

@@ -6,7 +6,7 @@ range, and what the gate gives then is some number of the ring.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from protocols.masked.compaction import Method, compact
 from protocols.masked.context import Context
 from protocols.masked.dpf import one_hot_dpf
 from protocols.masked.one_hot import one_hot_table
+from protocols.masked.partitioning import partition
 from protocols.masked.scan import copy_scan
 from protocols.masked.shares import Masked, Shared
 from protocols.masked.shuffle import shuffle
@@ -320,38 +321,32 @@ def _rows() -> list[Gate]:
         )
         return error, error
 
-    def compacted(method: Method) -> Gate:
-        async def program(c: Context, x: Masked, mark: Masked) -> Shared:
-            (out,) = await compact(c, mark, [x], kept, method)
-            return out
+    def by(name: str, what: str, move: Callable[..., Awaitable[list[Shared]]], oracle: Callable[..., Tensor]) -> list[Gate]:
+        def gate(method: Method) -> Gate:
+            async def program(c: Context, x: Masked, mark: Masked) -> Shared:
+                (out,) = await move(c, mark, [x], kept, method)
+                return out
 
-        def points(wanted: int) -> list[Tensor]:
-            x = table(wanted)
-            return [x, marks(len(x))]
+            def points(wanted: int) -> list[Tensor]:
+                x = table(wanted)
+                return [x, marks(len(x))]
 
-        def oracle(x: Tensor, mark: Tensor) -> Tensor:
-            return x[mark.bool()].reshape(len(x), kept, columns)
+            return Gate(f"{name} by {method}", "rows", what, "exact", points, absolute(oracle), program, 0.0, 40, 0)
 
-        name = f"compaction by {method}"
-        return Gate(
-            name,
-            "rows",
-            f"{count} rows to {kept}, exactly so many marks",
-            "exact",
-            points,
-            absolute(oracle),
-            program,
-            0.0,
-            40,
-            0,
-        )
+        return [gate("shuffle"), gate("matrix")]
+
+    def chosen(x: Tensor, mark: Tensor, one: int = 1) -> Tensor:
+        return x[mark == one].reshape(len(x), -1, columns)
+
+    def split(x: Tensor, mark: Tensor) -> Tensor:
+        return torch.cat([chosen(x, mark), chosen(x, mark, 0)], 1)
 
     return [
         Gate(
             "shuffle", "rows", f"{count} rows, any values", "exact", lambda n: [table(n)], judge_shuffle, moved, 0.0, 40, 0
         ),
-        compacted("shuffle"),
-        compacted("matrix"),
+        *by("compaction", f"{count} rows to {kept}, exactly so many marks", compact, chosen),
+        *by("partition", f"{count} rows, {kept} marked ones in front", partition, split),
     ]
 
 

@@ -166,6 +166,9 @@ class PrefilledModel:
         for layer, entry in enumerate(cache.layers):
             entry.prompt_queries = prompt.queries[layer] if policy.plaintext_only else None
             entry.k, entry.v = PlainValue(prompt.keys[layer]), PlainValue(prompt.values[layer])
+            if noted := min(policy.noted_queries(prompt.tokens, layer), prompt.tokens):
+                last = prompt.queries[layer][:, :, -noted:]
+                entry.queries = PlainValue(last.reshape(last.shape[0], -1, last.shape[3]))
             seen = self._seen(prompt, layer, policy.observation(prompt.tokens, layer))
             self.suite.run(policy.after_prefill(self.suite, cache, layer, seen))
             cache.trim(layer)
@@ -182,6 +185,7 @@ class PrefilledModel:
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape
         mass, squares = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(2))
+        each = []
         block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
         for start in range(prompt.tokens - count, prompt.tokens, block):
             stop = min(start + block, prompt.tokens)
@@ -191,8 +195,12 @@ class PrefilledModel:
                 scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
             p = torch.softmax(scores, -1)
             mass[..., :stop] += p.sum(2)
+            if asked.each:
+                each.append(functional.pad(p.sum((0, 1)), (0, prompt.tokens - stop)))
             if asked.squares:
                 squares[..., :stop] += p.square().sum(2)
+        if asked.each:
+            return Seen(PlainValue(torch.cat(each)), 1, groups * group, features=features, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
             return Seen(PlainValue(mass.sum(1)), count, group, features=features)

@@ -16,6 +16,7 @@ from launch.measure.quality.prompts import Prompt, RecallTask
 from launch.measure.quality.runner import Kept, Runner
 from launch.measure.selection_trace import Decision
 from launch.measure.selection_trace import agreement as same_decisions
+from models.architectures import without_encoder
 from models.checkpoint import Checkpoint
 from models.generation import GenerationPlan
 from models.policies import parse
@@ -63,7 +64,7 @@ class Job:
 
 def prepare(checkpoint: Checkpoint, settings: SweepSettings) -> Job:
     """Check all of it and make all prompts. Raises `ConfigurationError` naming option, value and remedy."""
-    architecture = checkpoint.architecture
+    architecture = without_encoder(checkpoint.architecture, "`mpcache quality`")
     found = contenders(settings.policies or default_policies(architecture), settings.budgets)
     task = prompts.task_of(checkpoint)
     if settings.needle and task is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
 from models.architectures import AnyArchitecture
-from models.checkpoint import read_description
+from models.checkpoint import load_tokenizer, read_description
 from models.tokenizer.chat_template import ChatTemplate
 from models.tokenizer.text import TextTokenizer
 from mpc.errors import CheckpointError, ConfigurationError, MpcacheError
@@ -35,7 +35,7 @@ class Words:
     def load(cls, folder: Path) -> Words:
         """Read a folder. Raises `CheckpointError` when config.json or the tokenizer is missing or unreadable."""
         architecture = read_description(folder)
-        tokenizer = TextTokenizer.load(folder, architecture.eos)
+        tokenizer = load_tokenizer(folder, architecture)
         try:
             return cls(folder, architecture, tokenizer, ChatTemplate.load(folder, tokenizer), "")
         except CheckpointError as error:

@@ -79,7 +79,7 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int
         raise invalid(
             f"a token of the prompt lies outside the vocabulary of {architecture.vocabulary}", param, "invalid_value"
         )
-    room = architecture.positions - len(ids) + 1  # the last token needs no position
+    room = architecture.room(len(ids))
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):
         raise invalid(

@@ -34,11 +34,12 @@ class Moments(Scorer):
     def observation(self, tokens: int, layer: int) -> Observation:
         return Observation(self.window, squares=True)
 
-    def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
-        """Square the sums: a round."""
+    def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the step of squaring the sums: a round. While decoding nothing is squared."""
         mass, squares, count = seen.mass, seen.squares, seen.queries
         assert mass is not None
-        assert squares is not None
+        if squares is None:
+            return []
 
         async def moments() -> None:
             square = await suite.squared(mass, SQUARED_BITS)

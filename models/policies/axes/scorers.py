@@ -25,12 +25,13 @@ from protocols.suite import Suite, Value
 class EvictionState(LayerState):
     """kept: public number of tokens that stay. most: public, the most attention that a token can have got from the queries
     that its score counts. learned: of the layer. scores [G, S], secret: what a scorer keeps of each cached token, masked for
-    reuse."""
+    reuse. threshold [1, 1], secret: of a merger (`models.policies.axes.similar`)."""
 
     kept: int = 0
     most: int = 0
     learned: Learned | None = None
     scores: Value | None = None
+    threshold: Value | None = None
 
 
 class Scorer(ABC):
@@ -54,8 +55,16 @@ class Scorer(ABC):
     def observation(self, tokens: int, layer: int) -> Observation:
         """Return what it asks of the attention of a prompt of `tokens` tokens; public."""
 
+    def new_state(self) -> EvictionState:
+        """Return what it keeps of a layer, as it is before the prompt."""
+        return EvictionState()
+
     def batch(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
         """Return the steps of taking in what a batch of the prompt says."""
+        return []
+
+    def ready(self, suite: Suite, state: EvictionState, seen: Seen) -> list[Stage]:
+        """Return the steps of making scores, once tokens are to go."""
         return []
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
@@ -64,7 +73,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:
-        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`; local."""
+        """Return the scores [G, n] of the tokens that `kept` chooses from, after `batch` or `token`, and `ready`; local."""
 
     def rows(self, state: EvictionState) -> Sequence[Value]:
         """Return the secret values that move with the tokens, each [G, S], or [1, S] where one set is kept for all heads."""

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from models.cache import CachePolicy
+from models.observation import Observation
 from models.policies.axes.budget import Share
 from models.policies.axes.keep import Keep
 from models.policies.axes.schedule import Schedule
-from models.policies.axes.scorers import Accumulated
+from models.policies.axes.scorers import Accumulated, Scorer
 from models.policies.composition import Axes, System
+from models.policies.eviction import Scores
 from tests.models.policies.policy_cases import Case, tiny
 from tests.protocols.suite_harness import run_plain, run_secure
 
@@ -27,7 +29,7 @@ def shown() -> CachePolicy:
     """The page's example, made."""
     text = PAGE.read_text(encoding="utf-8")
     start = text.index("    @dataclass", text.index("## Axes"))
-    code = textwrap.dedent(text[start : text.index("\n## ", start)])
+    code = textwrap.dedent(text[start : text.index("\nA scorer of your own", start)])
     names: dict[str, Any] = {
         "__name__": __name__,
         **{kind.__name__: kind for kind in (Accumulated, Axes, Keep, Schedule, Share, System)},
@@ -83,3 +85,39 @@ def test_the_page_s_system_on_shares(suite: str, parties: int) -> None:
     plain, secure = run_plain(program, case.inputs), run_secure(suite, parties, program, case.inputs)
     for expected, value in zip(plain, secure, strict=True):
         assert (value - expected).abs().max() < 4e-3
+
+
+def shown_scorer() -> CachePolicy:
+    """The page's example of a scorer, made; no more than 40 lines."""
+    text = PAGE.read_text(encoding="utf-8")
+    start = text.index("    @dataclass", text.index("A scorer of your own"))
+    code = textwrap.dedent(text[start : text.index("\n## ", start)])
+    assert len(code.strip().splitlines()) <= 40
+    kinds = (Axes, Keep, Observation, Scorer, Scores, Share, System)
+    names: dict[str, Any] = {
+        "__name__": __name__,
+        **{kind.__name__: kind for kind in kinds},
+        **{"ClassVar": ClassVar, "dataclass": dataclass, "torch": torch},
+    }
+    exec(code, names)
+    made = names["LateKV"](budget=0.5)
+    assert isinstance(made, CachePolicy)
+    return made
+
+
+@pytest.mark.parametrize(("suite", "parties"), [("plain", 1), ("masked", 2), ("masked", 3), ("crypten", 2)])
+def test_the_page_s_scorer(suite: str, parties: int) -> None:
+    """Votes and half of a place's share of the prompt; the last eight stay. Later tokens come first among equal votes."""
+    case, policy = Case(tiny(heads=4, groups=2), TOKENS, 1, 3), shown_scorer()
+    policy.check(case.architecture, TOKENS)
+
+    async def program(s: Any, *values: Any) -> Any:
+        return await case.run(policy, s, *values)
+
+    found = run_plain(program, case.inputs) if suite == "plain" else run_secure(suite, parties, program, case.inputs)
+    stop = TOKENS - 8
+    for group in range(2):
+        scores = case.mass[group, :stop] + torch.arange(stop) * (0.5 / stop)
+        stay = sorted(sorted(range(stop), key=lambda i: -float(scores[i]))[:12])
+        expected = case.k[group, [*stay, *range(stop, TOKENS + 1)]]
+        assert (found[-2][group] - expected).abs().max() < 2.0**-12

@@ -15,7 +15,6 @@ from launch.local.in_process import InProcessSuite
 from launch.measure.generation import generate_on_shares
 from models.cache import KVCache
 from models.checkpoint import load_checkpoint
-from models.costs.tracing import STEP, Setting, trace_session
 from models.generation import GenerationPlan, PlainModel, generate_plain
 from models.observation import Seen
 from models.policies import POLICIES, parse
@@ -54,11 +53,18 @@ MATRIX = {
         "lag:every=3|cake:budget=0.4,window=8",
     ],
     "compresskv": ["compresskv:budget=0.5,window=6,heads=0.1 0.3", "compresskv:budget=0.5,window=6,kernel=3"],
+    "lazyeviction": [
+        "lazyeviction:budget=0.4,every=3,alpha=0.1,observed=4",
+        "lag:every=1|lazyeviction:budget=0.4,every=4,alpha=0.1,observed=2",
+    ],
     "tova": ["tova:budget=0.4", "lag:every=2|tova:budget=0.4"],
     "quest": ["quest:budget=0.4,page=4,skip=0"],
+    "elastic": ["elastic:budget=0.4,distance=3"],
+    "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
+    "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
-LEARNED = {"locret"}  # whose weights have tests of their own, on all suites
+LEARNED = {"locret", "attention-gate"}  # whose weights have tests of their own, on all suites
 TEXTS = [text for texts in MATRIX.values() for text in texts]
 
 
@@ -106,9 +112,14 @@ EVERYTHING = [
     "cake:budget=1",
     "compresskv:budget=1",
     "tova:budget=1",
+    "lazyeviction:budget=1",
+    "elastic:budget=1",
+    "d2o:budget=1",
+    "kvmerger:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
     "locret:budget=1",
+    "attention-gate:budget=1",
 ]
 
 
@@ -194,10 +205,15 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
     texts |= {
         "streaming-llm": "streaming-llm:budget=1",
         "snapkv": "snapkv:budget=1",
+        "elastic": "elastic:budget=1",
+        "d2o": "d2o:budget=1",
+        "kvmerger": "kvmerger:budget=1",
         "cake": "cake:budget=1",
+        "lazyeviction": "lazyeviction:budget=1",
         "compresskv": "compresskv:budget=1",
         "dynamic-top-k": "dynamic-top-k:budget=1",
         "locret": "locret:budget=1",
+        "attention-gate": "attention-gate:budget=1",
     }
     case = Case(tiny(), tokens=tokens, steps=2, seed=1)
     policy = parse(texts.get(name, name))
@@ -211,84 +227,6 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
 
     for one, other in zip(run_plain(program, case.inputs), run_plain(full, case.inputs), strict=True):
         assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "kept", "fine"),
-    [(16, 6, 8), (107, 106, 8), (108, 107, 16), (1024, 410, 16), (2048, 819, 24), (4096, 1638, 32), (8192, 3277, 48)],
-)
-def test_clusters_grow_with_the_cache(prompt: int, kept: int, fine: int) -> None:
-    """The multiple of 8 from sqrt(0.6 kept) on: 0.6 * 106 is below 64, 0.6 * 107 above."""
-    sizes = MPCache().sizes(kept)
-    assert (sizes.fine, sizes.coarse) == (fine, 2 * fine)
-    assert MPCache(levels=2, fine=4).sizes(kept) == MPCache(fine=4, coarse=8).sizes(kept)
-    assert not MPCache().two_levels
-    assert MPCache(levels=2).two_levels
-    assert MPCache(fine=4, coarse=8).two_levels
-    assert not MPCache(levels=1, fine=4, coarse=8).two_levels
-
-
-@pytest.mark.parametrize(
-    ("text", "describing"),
-    [
-        ("{}:sharing=2,apart=1,", [0, 1, 3]),
-        ("{}:sharing=1,", [0, 1, 2, 3, 4]),
-        ("full@1;{}:sharing=2,apart=1,", [0, 2, 3]),  # 1 has no choice to give: 2 makes its own
-        ("shared:layers=2,apart=1|{}:sharing=1,", [0, 1, 3]),
-    ],
-)
-def test_layers_that_take_a_choice_describe_nothing(text: str, describing: list[int]) -> None:
-    """Clusters of layers whose choice another layer makes are described neither after the prompt nor when they fill up."""
-    layers, tokens = 5, 24
-    policy = parse(text.format("mpcache") + "static=1,dynamic=0.4,fine=4,sinks=1,window=3")
-    cache = KVCache(tiny(layers=layers), policy)
-    case = Case(tiny(layers=layers), tokens, 6, seed=1)
-
-    async def program(s: Any, k: Any, v: Any, q: Any, mass: Any) -> Any:
-        for layer in range(layers):
-            await cache.append(s, layer, k[:, :tokens], v[:, :tokens])
-            await policy.after_prefill(s, cache, layer, Seen())
-        cache.seen = tokens
-        for step in range(case.steps):
-            for layer in range(layers):
-                at = slice(tokens + step, tokens + step + 1)
-                await cache.append(s, layer, k[:, at], v[:, at])
-                await policy.after_append(s, cache, layer)
-                await policy.attend(s, cache, layer, await s.mask_queries(q[step]))
-            await cache.settle()
-            cache.seen += 1
-            states = {n: entry.state for n, entry in enumerate(cache.layers) if isinstance(entry.state, MPCacheState)}
-            found = {n: state.described.fine.count for n, state in states.items() if state.described.fine is not None}
-            assert found == dict.fromkeys(describing, (tokens + step) // 4)
-        return [k]
-
-    run_plain(program, case.inputs)
-
-
-@pytest.mark.parametrize(
-    ("suite", "window", "compares"),
-    [
-        ("masked", 3, [False, True, True, True]),  # every token but a cluster's first, in rounds that there are anyway
-        ("masked", 0, [False, False, False, True]),  # the token that fills a cluster may choose it: it waits
-        ("crypten", 3, [False, False, False, True]),  # rounds of its own: once a cluster
-    ],
-)
-def test_which_tokens_pay_for_the_description_of_a_cluster(suite: str, window: int, compares: list[bool]) -> None:
-    """A prompt of a sink and six clusters of four; the seventh begins with the first token and ends with the fourth."""
-    setting = Setting(suite, 2, f"mpcache:static=1,dynamic=0.4,fine=4,sinks=1,window={window},sharing=1")
-    steps = [step.ledger.costs for step in trace_session(tiny(), setting, 25, 5)][1:]
-    rounds = [sum(cost.rounds for (where, _), cost in costs.items() if where.startswith(STEP)) for costs in steps]
-    maxima = [sum(cost.bytes_sent for (_, op), cost in costs.items() if op == "max") for costs in steps]
-    layers = tiny().layers
-    if suite == "crypten":
-        longest, maxima = max(maxima), [n - min(maxima) for n in maxima]  # softmax takes a maximum too
-        assert longest > 0
-    assert [n > 0 for n in maxima] == compares
-    if suite == "masked" and window:
-        assert len(set(maxima[1:])) == 1
-        assert len(set(rounds)) == 1
-    else:
-        assert rounds[3] > rounds[2] + layers
 
 
 @pytest.mark.parametrize("prompt", [5, 6, 7, 8, 9])

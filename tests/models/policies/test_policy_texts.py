@@ -48,7 +48,8 @@ from tests.models.policies.test_policies import TEXTS
         (
             "batches|quest",
             "policy batches: 'quest' drops no token of a prompt, so there is nothing to do between batches; use one of "
-            "cake, compresskv, h2o, mpcache, snapkv, streaming-llm, tova inside, or chunked in place of batches",
+            "cake, compresskv, d2o, elastic, h2o, kvmerger, lazyeviction, mpcache, snapkv, streaming-llm, tova inside, or "
+            "chunked in place of batches",
         ),
         ("batches|full@0;dynamic-top-k", "policy batches: 'full@0;dynamic-top-k' drops no token of a prompt"),
         ("batches|chunked|h2o", "policy batches: chunked inside cuts the prompt into batches, too; leave out one of them"),
@@ -77,6 +78,8 @@ from tests.models.policies.test_policies import TEXTS
         ("compresskv:heads=3", "policy compresskv: heads has '3', which must be layer.head, such as 0.1 3.7"),
         ("compresskv:heads=0.1 0.1", "policy compresskv: heads names 0.1 twice; it would count twice"),
         ("compresskv:heads=0.-1", "policy compresskv: heads has '0.-1', which must be layer.head"),
+        ("lazyeviction:every=0", "policy lazyeviction: every = 0 must be a whole number, 1 or more"),
+        ("lazyeviction:alpha=0", "policy lazyeviction: alpha = 0.0 must be a share above 0 and up to 1"),
         ("lag|compresskv", "policy lag: the scores of 'compresskv' come from the prompt's last queries alone"),
         ("x" * 1500, "a policy's text has at most 1000 characters, got 1500"),
     ],

@@ -157,6 +157,24 @@ def llama_from_json(folder: Path) -> None:
     describe(folder, tokenizer_class="LlamaTokenizerFast", add_prefix_space=False, add_eos_token=True)
 
 
+def t5_sentencepiece(folder: Path) -> None:
+    """As T5: spiece.model, a prompt that ends with </s>, tokens that stand for what is left out."""
+    sentencepiece_model(folder, "unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    (folder / "tokenizer.model").rename(folder / "spiece.model")
+    describe(
+        folder, "t5", tokenizer_class="T5Tokenizer", extra_ids=3, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def t5_from_json(folder: Path) -> None:
+    """The same as tokenizer.json, as transformers writes it."""
+    t5_sentencepiece(folder)
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "spiece.model").unlink()
+
+
 FOLDERS: dict[str, Callable[[Path], None]] = {
     made.__name__: made
     for made in (
@@ -170,5 +188,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
         added_in_their_own_file,
         named_only,
         llama_from_json,
+        t5_sentencepiece,
+        t5_from_json,
     )
 }

@@ -11,12 +11,12 @@ import pytest
 
 from mpc.errors import PeerLost
 from parties.errors import Busy
-from parties.server.admission import Admission, Ticket
+from parties.server.admission import Admission, Demand, Room, Ticket
 from parties.server.weight_cache import WeightCache
 
 
 def places(slots: int, queued: int = 100, own: tuple[int, int] = (100, 100), seconds: float = 60) -> Admission:
-    return Admission("party0", slots, queued, lambda client: (min(slots, own[0]), own[1]), seconds)
+    return Admission("party0", Room(slots, queued), lambda client: (min(slots, own[0]), own[1]), seconds)
 
 
 def nothing() -> None:
@@ -39,6 +39,39 @@ def test_turns_go_round_the_clients() -> None:
     assert served <= 2
     admission.leave(single)
     assert running(flood) == [served]
+
+
+def test_of_one_client_the_session_with_most_tokens_for_its_prompt_goes_first() -> None:
+    admission = places(1)
+    first = admission.enter("a", Demand(ratio=1.0))
+    waiting = [admission.enter("a", Demand(ratio=ratio)) for ratio in (0.1, 2.0, 0.5, 2.0)]
+    other = admission.enter("b", Demand(ratio=0.01))
+    order = []
+    now = first
+    while now is not None:
+        admission.leave(now)
+        now = next((ticket for ticket in [*waiting, other] if ticket.state == "running"), None)
+        order.append(now)
+    assert order == [waiting[1], other, waiting[3], waiting[2], waiting[0], None]  # turns go round the clients all the same
+
+
+def test_a_session_waits_for_memory_and_nobody_passes_it() -> None:
+    admission = Admission("party0", Room(10, 10, memory=100), lambda client: (10, 10), 60)
+    first, second = admission.enter("a", Demand(60)), admission.enter("b", Demand(30))
+    large, small = admission.enter("a", Demand(50)), admission.enter("b", Demand(1))
+    assert [ticket.state for ticket in (first, second, large, small)] == ["running", "running", "waiting", "waiting"]
+    admission.leave(second)
+    assert (large.state, small.state) == ("waiting", "waiting")
+    admission.leave(first)
+    assert (large.state, small.state) == ("running", "running")
+
+
+def test_what_enters_counts_at_once() -> None:
+    admission = Admission("party0", Room(10, 10, memory=100), lambda client: (10, 10), 60)
+    tickets = [admission.enter("a", Demand(60)) for _ in range(3)]
+    assert running(tickets) == [0]
+    admission.leave(tickets[0])
+    assert running(tickets) == [1]
 
 
 def test_a_client_at_its_limit_is_passed_over() -> None:

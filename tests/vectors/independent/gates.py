@@ -16,6 +16,7 @@ from tests.vectors.independent import (
     linear,
     lookup,
     order,
+    partition,
     routing,
     rows,
     softmax,
@@ -181,6 +182,11 @@ def _compacted(marks: np.ndarray, x: np.ndarray, k: int) -> Any:
     return exact(x[marks > 0].reshape(len(x), k, -1))
 
 
+def _partitioned(marks: np.ndarray, x: np.ndarray, k: int) -> Any:
+    order = np.argsort(-marks.astype(np.int64), axis=-1, kind="stable")
+    return exact(np.take_along_axis(x, order[..., None], 1))
+
+
 def _selected(marks: np.ndarray, k: int, bits: int) -> Any:
     return exact(hots(np.nonzero(marks)[0], len(marks)))
 
@@ -273,6 +279,8 @@ GATES: dict[str, Gate] = {
     "shuffle": Gate(_shuffle, _rows_kept),
     "compaction by shuffle": _opened(order.compact_by_shuffle, _compacted),
     "compaction by matrix": _opened(order.compact_by_matrix, _compacted),
+    "partition by shuffle": _opened(partition.partition_by_shuffle, _partitioned),
+    "partition by matrix": _opened(partition.partition_by_matrix, _partitioned),
     "scan": Gate(order.copy_scan, lambda *xs, **given: exact(order.copied(*xs, **given))),
     "chosen scores": _opened(linear.chosen_scores, _einsum("gji,grc,gitc->grjt")),
     "chosen values": _opened(linear.chosen_values, _einsum("gji,grjt,gitc->grc")),

@@ -362,7 +362,6 @@ def compact_by_matrix(w: World, marks: Masked, rows: Masked, k: int) -> Steps:
     return product(w, "compaction", band.each(spread), rows, lambda a, b: np.einsum("bki,bic->bkc", a, b))
 
 
-# ---- copying along a row ---------------------------------------------------------------------------------------------
 def copy_scan(w: World, marks: Shared, values: Shared, reverse: bool) -> Steps:
     """The value at the last marked place up to each, by doubling: pairs are opened, and what is taken is added."""
     pair = Shared(np.stack([marks.x, values.x], 1), min(marks.bits, values.bits), values.frac)

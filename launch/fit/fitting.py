@@ -1,0 +1,145 @@
+"""What `mpcache fit` makes: learned weights of a policy, and the profile of a model's layers and heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from launch.fit.examples import read_examples
+from launch.fit.gates import Gates
+from launch.fit.profiles import KINDS, profile_of
+from launch.fit.retaining import RetainingHeads
+from launch.fit.training import Learner, Run, Training
+from launch.measure.quality.prefilled import PrefilledModel
+from models.architecture import Architecture
+from models.cache import CachePolicy
+from models.checkpoint import load_checkpoint
+from models.digest import POLICY_FILE, model_digest
+from models.learned import parts_of
+from models.policies import parse
+from models.policies.axes.gate import Gate
+from models.policies.axes.retaining import RetainingHead
+from models.policies.axes.scorers import Scorer
+from models.policies.composition import System
+from models.policies.wrappers import Around
+from models.policy_file import PolicyFile, write
+from mpc.errors import ConfigurationError
+
+PROFILE, STATE = "profile.json", "fit.safetensors"
+HEADS, PROFILED = 2, 16
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is asked for. policy: its text. profiled: how many prompts the profile is an average of."""
+
+    model: Path
+    policy: str
+    prompts: Path
+    out: Path
+    training: Training = field(default_factory=Training)
+    profiled: int = PROFILED
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was written. weights: None where the policy learns none; loss: of the last step, None where no step was left."""
+
+    profile: Path
+    weights: Path | None
+    loss: float | None
+    policies: dict[str, str]
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def fit(asked: Fitting, progress: Progress) -> Fitted:
+    """Train what the policy learns, make the profile, write both. Training goes on where one of the same settings was
+    broken off. Raises `ConfigurationError` before anything is computed for what cannot work."""
+    policy = parse(asked.policy)
+    checkpoint = load_checkpoint(asked.model)
+    a = checkpoint.architecture
+    parts = parts_of(policy.weight_shapes(a))
+    examples = read_examples(checkpoint, asked.prompts)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
+    learner = _learner(policy, model)
+    weights, loss = None, None
+    if learner is not None:
+        run = _run(asked, learner)
+        learned = run.run(examples, lambda done, total: progress("train", done, total))
+        weights = write(asked.out, {**_kept(asked, a, parts), **learned}, asked.model, torch.float16)
+        loss = run.losses[-1] if run.losses else None
+    few = examples[: asked.profiled]
+    profile = profile_of(model, few, lambda done, total: progress("profile", done, total))
+    layers = {kind: profile.weights(kind) for kind in KINDS}
+    heads = profile.retrieval(HEADS)
+    policies = {kind: f"layers:weights={text}" for kind, text in layers.items()} | {"heads": f"compresskv:heads={heads}"}
+    facts: dict[str, Any] = {
+        "format": 1,
+        "model_digest": model_digest(asked.model),
+        "prompts": len(few),
+        "layers": layers,
+        "heads": heads,
+        "policies": policies,
+        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if learner else None,
+    }
+    file = asked.out / PROFILE
+    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (asked.out / STATE).unlink(missing_ok=True)
+    return Fitted(file, weights, loss, policies)
+
+
+def _retaining(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:
+    assert isinstance(scorer, RetainingHead)
+    return RetainingHeads(model, scorer.width)
+
+
+def _gate(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:
+    assert isinstance(scorer, Gate)
+    return Gates(model, scorer.heads, scorer.channels, share)
+
+
+LEARNERS: dict[type[Scorer], Callable[[PrefilledModel, Scorer, float], Learner]] = {RetainingHead: _retaining, Gate: _gate}
+"""By the scorer that learns, of a model, the scorer and the share of tokens that is to stay."""
+
+
+def _learner(policy: CachePolicy, model: PrefilledModel) -> Learner | None:
+    """Return what trains what a policy learns; None where it learns nothing. Raises `ConfigurationError`."""
+    if not policy.weight_shapes(model.architecture):
+        return None
+    inside = policy
+    while isinstance(inside, Around):
+        inside = inside.of(0)
+    if not isinstance(inside, System) or type(inside.axes.scorer) not in LEARNERS:
+        raise ConfigurationError(
+            f"--policy {policy.spec}: what it learns is not trained here; name locret or attention-gate"
+        )
+    axes = inside.axes
+    return LEARNERS[type(axes.scorer)](model, axes.scorer, axes.budget.share)
+
+
+def _run(asked: Fitting, learner: Learner) -> Run:
+    prompts = hashlib.sha256(asked.prompts.read_bytes()).hexdigest()
+    about = json.dumps([asked.policy, asdict(asked.training), model_digest(asked.model), prompts])
+    return Run(learner, asked.training, asked.out / STATE, about)
+
+
+def _kept(asked: Fitting, architecture: Architecture, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return what other policies have learned of the model before, in the file that is written anew."""
+    if not (asked.out / POLICY_FILE).exists():
+        return {}
+    there = PolicyFile(asked.out)
+    there.parts(architecture.layers)
+    there.check_model(asked.model)
+    old = load_file(asked.out / POLICY_FILE)
+    return {name: tensor for name, tensor in old.items() if not set(parts_of({name: tuple(tensor.shape)})) & set(parts)}
