@@ -157,7 +157,7 @@ def run(
 
 
 def _checked_draft(draft: str, policy: str) -> Draft | None:
-    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, and one that cannot verify guesses."""
+    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, or one that verifies no guesses."""
     from models.generation import check_verifiable
     from models.policies import parse
 
