@@ -35,6 +35,8 @@ class SamplingParams:
     answer is cut here; without it they learn the answer's length, and one that sends wrong shares may learn more from when
     it ends.
 
+    seed: a sample from logits draws its noise from this number, so that it can be repeated ("logits" only).
+
     >>> SamplingParams(8, decoding="sample").temperature
     1.0
     >>> SamplingParams(8, stop_token_ids=(7,)).ends(eos=[2])
@@ -54,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     adjust: Adjust | None = None
     fixed_length: bool = False
+    seed: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _checked("stop", self.stop, str))
@@ -66,6 +69,8 @@ class SamplingParams:
             raise ConfigurationError(
                 f"adjust needs decoding 'logits' (this client then learns logits), not '{self.decoding}'"
             )
+        if self.seed is not None and self.decoding != "logits":
+            raise ConfigurationError(f"seed needs decoding 'logits' (this client then draws), not '{self.decoding}'")
         check_positive("max_tokens", self.max_tokens)
         check_decoding(self.decoding)
 

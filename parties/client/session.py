@@ -20,7 +20,7 @@ from mpc.ring import reduce
 from parties.client.conversation import Conversation
 from parties.client.drafting import Draft
 from parties.client.outputs import Incoming
-from parties.client.sampling import choose
+from parties.client.sampling import choose, seeded
 from parties.client.sampling_params import SamplingParams
 from parties.client.steps import Steps
 from parties.config.role_config import RoleConfig
@@ -87,6 +87,7 @@ class ClientSession(Conversation):
         self._over = False  # and the parties have been told to finish
         self._on_token = on_token
         self._logits: list[Tensor] = []
+        self._prg = None if request.params.seed is None else seeded(request.params.seed)
         self._steps = Steps(request.prompt_ids, request.manifest.new_tokens, request.draft)
 
     def all_logits(self) -> Tensor | None:
@@ -204,7 +205,7 @@ class ClientSession(Conversation):
                 f"adjust (or a logits processor) returned logits for token {len(self.tokens) + 1} whose largest is "
                 f"{float(adjusted.max())}: it must leave at least one token to choose, and give no NaN"
             )
-        return choose(adjusted, params.temperature, params.top_k, params.top_p)
+        return choose(adjusted, params.temperature, params.top_k, params.top_p, self._prg)
 
     def _accept(self, step: int, token: int) -> None:
         self.seconds = time.perf_counter() - self._began

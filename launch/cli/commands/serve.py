@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from launch.serve.gateway.catalogue import Catalogue, Words
     from launch.serve.gateway.settings import GatewaySettings
     from parties.client.client import Client
+    from parties.client.drafting import Draft
 
 OfferedOption = Annotated[
     list[str] | None,
@@ -48,7 +49,7 @@ AllowLogitsOption = Annotated[
     bool,
     typer.Option(
         "--allow-logits",
-        help="This client may learn logits, as every party's configuration must grant; top_p and top_k need them.",
+        help="This client may learn logits, as every party's configuration must grant; top_p, penalties ... need them.",
     ),
 ]
 FixedLengthOption = Annotated[
@@ -61,8 +62,16 @@ DefaultTemperatureOption = Annotated[
 DefaultMaxTokensOption = Annotated[
     int, typer.Option("--default-max-tokens", min=1, help="Most tokens of a chat answer where a request names none.")
 ]
-MaxConcurrentOption = Annotated[
-    int, typer.Option("--max-concurrent", min=1, help="Generations at a time; more requests are told to come again.")
+MaxConcurrentOption = Annotated[int, typer.Option("--max-concurrent", min=1, help="Requests at the parties at a time.")]
+MaxQueueOption = Annotated[
+    int, typer.Option("--max-queue", min=0, help="Requests that wait for their turn; more are told when to come again.")
+]
+DropOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unsupported",
+        help="Leave out parameters that cannot be met, which X-Dropped-Parameters then names, instead of refusing them.",
+    ),
 ]
 MaxBodyBytesOption = Annotated[int, typer.Option("--max-body-bytes", min=1024, help="Largest request.")]
 KeyFileOption = Annotated[
@@ -101,6 +110,8 @@ def run(
     default_temperature: DefaultTemperatureOption = 0.0,
     default_max_tokens: DefaultMaxTokensOption = 256,
     max_concurrent: MaxConcurrentOption = 4,
+    max_queue: MaxQueueOption = 16,
+    drop_unsupported: DropOption = False,
     max_body_bytes: MaxBodyBytesOption = 1 << 20,
     api_key_file: KeyFileOption = None,
     insecure_no_key: NoKeyOption = False,
@@ -121,14 +132,10 @@ def run(
 
     from launch.serve.gateway.settings import GatewaySettings
     from launch.serve.roles import load_role
-    from models.generation import check_verifiable
-    from models.policies import parse
     from parties.client.client import Client
     from protocols.registry import SuiteSpec
 
-    known, drafting = parse(policy), chosen_draft(draft)
-    if drafting is not None:
-        check_verifiable("greedy", known, drafting.plan)
+    drafting = _checked_draft(draft, policy)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
@@ -141,10 +148,23 @@ def run(
         default_temperature=default_temperature,
         default_max_tokens=default_max_tokens,
         max_concurrent=max_concurrent,
+        max_queue=max_queue,
+        drop_unsupported=drop_unsupported,
         max_body_bytes=max_body_bytes,
         hosts=frozenset({"localhost", host.lower(), *(name.lower() for name in allowed_host or [])}),
     )
     _serve(client, _catalogue(client, tokenizer, model or []), settings, door, supervised)
+
+
+def _checked_draft(draft: str, policy: str) -> Draft | None:
+    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, and one that cannot verify guesses."""
+    from models.generation import check_verifiable
+    from models.policies import parse
+
+    known, drafting = parse(policy), chosen_draft(draft)
+    if drafting is not None:
+        check_verifiable("greedy", known, drafting.plan)
+    return drafting
 
 
 @dataclass(frozen=True)

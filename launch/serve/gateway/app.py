@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,12 +15,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from launch.serve.gateway import embeddings, requests
-from launch.serve.gateway.bodies import Shape, error_event, model_body
+from launch.serve.gateway.access import Access, Metrics
+from launch.serve.gateway.bodies import Shape, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
-from launch.serve.gateway.errors import ApiError, busy, from_error, invalid
+from launch.serve.gateway.errors import ApiError, from_error, invalid
 from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Text, TextRequest
 from launch.serve.gateway.guard import HEALTH, Guard
-from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, parse
+from launch.serve.gateway.live import Live
+from launch.serve.gateway.page import PAGE, page
+from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
+from launch.serve.gateway.places import Places
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -40,10 +44,15 @@ class Gateway:
         self.client = client
         self.catalogue = catalogue
         self.settings = settings
-        self.running = 0  # generations that occupy the parties; only the event loop changes it
+        self.metrics = Metrics()
+        self.live = Live()
+        self.places = Places(settings.max_concurrent, settings.max_queue, self._count_places)
         routes = [
+            Route(PAGE, _caught(self._page), methods=["GET"]),
+            Route("/live", _caught(self._live), methods=["GET"]),
             Route(HEALTH, _caught(self._health), methods=["GET"]),
             Route("/ready", _caught(self._ready), methods=["GET"]),
+            Route("/metrics", _caught(self._metrics), methods=["GET"]),
             Route("/v1/models", _caught(self._models), methods=["GET"]),
             Route("/v1/models/{model:path}", _caught(self._model), methods=["GET"]),
             Route("/v1/completions", _caught(self._completions), methods=["POST"]),
@@ -51,16 +60,36 @@ class Gateway:
             Route("/v1/embeddings", _caught(self._embeddings), methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _http_error}
-        self.app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+        self.app: ASGIApp = Access(guarded, self.metrics, frozenset(route.path for route in routes))
+
+    @property
+    def running(self) -> int:
+        """Requests that occupy the parties."""
+        return self.places.running
+
+    def _count_places(self) -> None:
+        self.metrics.running.set(self.places.running)
+        self.metrics.waiting.set(self.places.waiting)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
+    async def _page(self, request: Request) -> Response:
+        return page()
+
+    async def _live(self, request: Request) -> Response:
+        return JSONResponse(self.live.to_json())
+
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
         await asyncio.to_thread(self.catalogue.refresh)
         await asyncio.to_thread(self.catalogue.check)
-        return JSONResponse({"status": "ready", "running": self.running, "max_concurrent": self.settings.max_concurrent})
+        now = {"running": self.running, "waiting": self.places.waiting}
+        return JSONResponse({"status": "ready", **now, "max_concurrent": self.settings.max_concurrent})
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
         await asyncio.to_thread(self.catalogue.refresh)
@@ -71,39 +100,53 @@ class Gateway:
         return JSONResponse(model_body(served))
 
     async def _completions(self, request: Request) -> Response:
-        parameters = parse(CompletionParameters, await self._body(request))
+        parameters = parse(CompletionParameters, await self._body(request), self.settings.drop_unsupported)
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Shape(False, parameters.model, parameters.include_usage)
-        return await self._answer(request, asked, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, parameters)
 
     async def _chat(self, request: Request) -> Response:
-        parameters = parse(ChatParameters, await self._body(request))
+        parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = Shape(True, parameters.model, parameters.include_usage)
-        return await self._answer(request, asked, shape, bool(parameters.stream))
+        return await self._answer(request, asked, shape, parameters)
 
     async def _embeddings(self, request: Request) -> Response:
         parameters = embeddings.parse_parameters(await self._body(request))
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(embeddings.asked, parameters, served, self.settings)
-        self._take_place()
         cancellation = Cancellation()
-        watcher = asyncio.create_task(_watch(request.receive, cancellation.cancel))
+        watcher = await self._take_place(request, cancellation.cancel)
+        began = time.perf_counter()
         try:
             rows = await asyncio.to_thread(asked.rows, self.client, cancellation)
         finally:
             watcher.cancel()
-            self._ended()
+            self.places.leave(time.perf_counter() - began)
         log.info("gateway: embeddings 200, model %s, %s texts", served.reference.id, len(rows))
         return JSONResponse(asked.body(rows))
 
-    def _take_place(self) -> None:
-        """Count one more request at the parties. Raises `ApiError` 429 where there are too many."""
-        if self.running >= self.settings.max_concurrent:
-            raise busy(f"this gateway runs {self.settings.max_concurrent} generations at a time; try again later")
-        self.running += 1
+    async def _take_place(self, request: Request, gone: Callable[[], None]) -> asyncio.Task[None]:
+        """Wait for a place at the parties; return the task that from then on calls `gone` when the connection is closed.
+
+        Raises `ApiError` 429 where too many wait, and for a connection that was closed meanwhile.
+        """
+        watcher = asyncio.create_task(_watch(request.receive))
+        taking = asyncio.create_task(self.places.take())
+        try:
+            await asyncio.wait({watcher, taking}, return_when=asyncio.FIRST_COMPLETED)
+            if watcher.done() and not taking.done():
+                raise ApiError(GONE_STATUS, "the connection was closed", "server_error")
+            await taking
+        except BaseException:
+            watcher.cancel()
+            if not taking.cancel() and not taking.cancelled() and taking.exception() is None:
+                self.places.leave(None)
+            raise
+        watcher.add_done_callback(lambda task: None if task.cancelled() else gone())
+        return watcher
 
     async def _served(self, name: str) -> Served:
         """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
@@ -131,15 +174,18 @@ class Gateway:
             raise invalid(f"the body did not arrive within {self.settings.body_seconds:g} s", status=408) from None
         return bytes(data)
 
-    async def _answer(self, request: Request, asked: TextRequest, shape: Shape, stream: bool) -> Response:
-        self._take_place()
-        generation = Generation(self.client, asked, self._ended)
+    async def _answer(
+        self, request: Request, asked: Sequence[TextRequest], shape: Shape, parameters: Parameters
+    ) -> Response:
+        generation = Generation(self.client, asked, self.places.leave, self.live)
+        watcher = await self._take_place(request, generation.gone)
         generation.start()
-        watcher = asyncio.create_task(_watch(request.receive, generation.gone))
-        exchange = _Exchange(generation, shape, watcher)
+        exchange = _Exchange(generation, shape, watcher, self.metrics)
         headers = {"X-Request-Id": shape.name}
+        if parameters.dropped:
+            headers["X-Dropped-Parameters"] = ", ".join(dict.fromkeys(parameters.dropped))
         try:
-            if stream:
+            if parameters.stream:
                 first = await exchange.first()
                 return EventStream(exchange.stream(first), exchange.close, headers)
             return JSONResponse(await exchange.whole(), 200, headers)
@@ -147,17 +193,17 @@ class Gateway:
             exchange.close()
             raise
 
-    def _ended(self) -> None:
-        self.running -= 1
-
 
 class _Exchange:
-    """A generation and the request that waits for it."""
+    """The generations of a request, and the request that waits for them."""
 
-    def __init__(self, generation: Generation, shape: Shape, watcher: asyncio.Task[None]) -> None:
+    def __init__(self, generation: Generation, shape: Shape, watcher: asyncio.Task[None], metrics: Metrics) -> None:
         self._generation = generation
         self._shape = shape
         self._watcher = watcher
+        self._metrics = metrics
+        self._texts = [""] * len(generation.asked)
+        self._done: list[Done] = []
 
     def close(self) -> None:
         """End the generation at the parties, unless it is over."""
@@ -173,18 +219,27 @@ class _Exchange:
             return None
 
     async def whole(self) -> dict[str, Any]:
-        """Wait for the whole answer and return its body. Raises `ApiError`."""
-        pieces: list[str] = []
+        """Wait for all answers and return the body. Raises `ApiError`."""
         while True:
             event = await self._next()
-            if isinstance(event, Text):
-                pieces.append(event.text)
-            elif isinstance(event, Done):
-                self._record(200, event)
-                self.close()
-                return self._shape.whole("".join(pieces), event)
-            else:
+            if isinstance(event, Failed | Gone):
                 raise self._problem(event)
+            self._take(event)
+            if self._over:
+                self.close()
+                return self._shape.whole(self._texts, self._done)
+
+    @property
+    def _over(self) -> bool:
+        return len(self._done) == len(self._texts)
+
+    def _take(self, event: Event | None) -> None:
+        """Keep a piece of an answer, or its end."""
+        if isinstance(event, Text):
+            self._texts[event.index] += event.text
+        elif isinstance(event, Done):
+            self._done.append(event)
+            self._record(200, event)
 
     async def first(self) -> Event | None:
         """Wait for the first event, so that an early failure gets its status code; return None when it takes long.
@@ -198,20 +253,21 @@ class _Exchange:
 
     async def stream(self, first: Event | None) -> AsyncIterator[bytes]:
         """Yield the answer as server-sent events."""
-        yield self._shape.opening()
+        yield self._shape.opening(len(self._texts))
         event = first
         while True:
             if event is None:
                 yield b": the parties are at work\n\n"
-            elif isinstance(event, Text):
-                if event.text:
-                    yield self._shape.piece(event.text)
-            elif isinstance(event, Done):
-                self._record(200, event)
-                yield self._shape.closing(event)
+            elif isinstance(event, Failed | Gone):
+                yield self._shape.error(self._problem(event).body())
                 return
-            else:
-                yield error_event(self._problem(event).body())
+            elif isinstance(event, Text) and event.text:
+                yield self._shape.piece(event.index, event.text)
+            elif isinstance(event, Done):
+                yield self._shape.ended(event)
+            self._take(event)
+            if self._over:
+                yield self._shape.closing(self._texts, self._done)
                 return
             event = await self._next(BEAT_SECONDS)
 
@@ -225,10 +281,13 @@ class _Exchange:
 
     def _record(self, status: int, done: Done | None, problem: str = "") -> None:
         """Write a line of log; of the request it has only lengths, which the parties know too."""
-        asked = self._generation.asked
+        asked = self._generation.asked[done.index if done else min(len(self._done), len(self._texts) - 1)]
         prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
         seconds = time.perf_counter() - self._generation.began
         tokens = f"{prompt} + {len(done.result.tokens) if done else 0} of {most} tokens"
+        if done:
+            self._metrics.prompt_tokens.inc(prompt)
+            self._metrics.tokens.inc(len(done.result.tokens))
         session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
         model = asked.served.reference.id
         log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
@@ -257,11 +316,10 @@ class EventStream(Response):
             self._close()
 
 
-async def _watch(receive: Receive, gone: Callable[[], None]) -> None:
-    """Say when whoever asked closes the connection."""
+async def _watch(receive: Receive) -> None:
+    """Return when whoever asked closes the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    gone()
 
 
 def _caught(endpoint: Endpoint) -> Endpoint:

@@ -60,9 +60,9 @@ def invalid(message: str, param: str | None = None, code: str | None = None, sta
     return ApiError(status, message, _INVALID, param, code)
 
 
-def busy(message: str) -> ApiError:
-    """Return the error of one request too many at a time."""
-    return ApiError(429, message, _BUSY, None, "busy", headers={"Retry-After": str(RETRY_SECONDS)})
+def busy(message: str, seconds: int = RETRY_SECONDS) -> ApiError:
+    """Return the error of one request too many at a time. seconds: when to come again."""
+    return ApiError(429, message, _BUSY, None, "busy", headers={"Retry-After": str(seconds)})
 
 
 def from_error(error: MpcacheError) -> ApiError:
@@ -72,6 +72,6 @@ def from_error(error: MpcacheError) -> ApiError:
         return busy(str(error))
     if isinstance(error, PeerError):
         code = "peer_silent" if isinstance(error, PeerSilent) else "peer_lost"
-        return ApiError(status, str(error), kind, None, code, error.peer)
+        return ApiError(status, str(error), kind, None, code, error.peer, {"Retry-After": str(RETRY_SECONDS)})
     headers = {"x-should-retry": "false"} if isinstance(error, WrongOutput) else {}
     return ApiError(status, str(error), kind, None, error.code.replace("-", "_"), headers=headers)

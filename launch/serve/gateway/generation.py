@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from launch.serve.gateway.catalogue import Served
+from launch.serve.gateway.live import Live
+from launch.serve.gateway.logits import TokenProbability, probabilities
 from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -20,34 +22,44 @@ from parties.wire.error_codec import public
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A generation whose answer is text. context: the tokens that the text continues. echo: what it begins with. Secret."""
+    """A generation whose answer is text. context: the tokens that the text continues. echo: what it begins with. Secret.
+    logprobs: that many of the likeliest tokens are told with each, None for no probabilities. again: the same prompt was
+    asked for before by the same HTTP request, which OpenAI counts once."""
 
     served: Served
     request: GenerationRequest
     context: list[int] = field(repr=False)
     echo: str = field(repr=False)
+    logprobs: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of the answer; may be empty while text is held back."""
+    """A piece of answer number `index`; may be empty while text is held back."""
 
+    index: int
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Done:
-    """The answer is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the way to the
-    next token, and the answer ends before it."""
+    """Answer number `index` is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the
+    way to the next token, and the answer ends before it. echo: what its text begins with."""
 
+    index: int
     reason: str
     prompt_tokens: int
     result: GenerationResult
+    probabilities: list[TokenProbability] | None = field(default=None, repr=False)
+    echo: str = field(default="", repr=False)
 
-    def usage(self) -> dict[str, int]:
-        """Return OpenAI's counts of tokens; an end-of-text token counts."""
-        new = len(self.result.tokens)
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new, "total_tokens": self.prompt_tokens + new}
+
+def usage(all_of_them: Sequence[Done]) -> dict[str, int]:
+    """Return OpenAI's counts of tokens; an end-of-text token counts."""
+    prompt = sum(done.prompt_tokens for done in all_of_them)
+    new = sum(len(done.result.tokens) for done in all_of_them)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 @dataclass(frozen=True)
@@ -66,19 +78,22 @@ Event = Text | Done | Failed | Gone
 
 
 class Generation:
-    """A running generation. `events` delivers `Text`s, then one `Done` or `Failed`; `Gone` at any time."""
+    """The answers to one HTTP request, one after the other. `events` delivers `Text`s and one `Done` of each, or `Failed`;
+    `Gone` at any time."""
 
-    def __init__(self, client: Client, asked: TextRequest, on_end: Callable[[], None]) -> None:
+    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], live: Live) -> None:
         self.asked = asked
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.began = time.perf_counter()
         self._client = client
         self._on_end = on_end
+        self._live = live
         self._loop = asyncio.get_running_loop()
         self._cancellation = Cancellation()
 
     def start(self) -> None:
-        """Begin. on_end() is called in the event loop when the parties are free again."""
+        """Begin. on_end(seconds) is called in the event loop when the parties are free again."""
+        self.began = time.perf_counter()
         threading.Thread(target=self._work, name="generate", daemon=True).start()
 
     def cancel(self) -> None:
@@ -96,26 +111,37 @@ class Generation:
 
     def _work(self) -> None:
         try:
-            self._post(self._generate())
+            for index, asked in enumerate(self.asked):
+                self._post(self._generate(index, asked))
         except Exception as error:
+            self._live.end(None)
             self._post(Failed(public(error, "the gateway")))
         finally:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._on_end)
+                self._loop.call_soon_threadsafe(self._on_end, time.perf_counter() - self.began)
 
-    def _generate(self) -> Done:
-        asked, words, request = self.asked, self.asked.served.words, self.asked.request
+    def _generate(self, index: int, asked: TextRequest) -> Done:
+        words, request = asked.served.words, asked.request
         text = TextUntil(words.tokenizer.stream(asked.context), list(request.params.stop))
         ends = request.params.ends(asked.served.reference.architecture.eos)
         if asked.echo:
-            self._post(Text(asked.echo))
+            self._post(Text(index, asked.echo))
 
         def on_token(token: int) -> bool:
             if token not in ends:
-                self._post(Text(text.push(token)))
+                self._post(Text(index, text.push(token)))
             return not text.stopped
 
         tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
-        result = self._client.generate(tokens, on_token=on_token, cancellation=self._cancellation)
-        self._post(Text(text.flush()))
-        return Done(result.finish_reason, len(request.prompt_ids), result)
+        self._live.begin(len(request.prompt_ids), request.params.max_tokens)
+        result = self._client.generate(
+            tokens, on_token=on_token, on_progress=self._live.progress, cancellation=self._cancellation
+        )
+        self._live.end(result)
+        self._post(Text(index, text.flush()))
+        told = None
+        if asked.logprobs is not None and result.logits is not None:
+            kept = [token for token in result.tokens if token not in ends]
+            told = probabilities(words.tokenizer, kept, result.logits, asked.logprobs)
+        prompt = 0 if asked.again else len(request.prompt_ids)
+        return Done(index, result.finish_reason, prompt, result, told, asked.echo)

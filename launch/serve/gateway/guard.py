@@ -9,10 +9,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.serve.gateway.errors import ApiError, invalid
+from launch.serve.gateway.page import PAGE
 from launch.serve.gateway.settings import GatewaySettings
 from parties.wire.error_codec import public
 
 HEALTH = "/health"
+OPEN = frozenset({HEALTH, PAGE})  # a page and that this server runs: nothing that a key keeps
 
 
 class Guard:
@@ -55,7 +57,7 @@ class Guard:
                 "wrong_host",
                 403,
             )
-        if self._settings.keys and scope["path"] != HEALTH and not self._has_key(headers.get("authorization", "")):
+        if self._settings.keys and scope["path"] not in OPEN and not self._has_key(headers.get("authorization", "")):
             refusal = invalid("Incorrect API key provided: send 'Authorization: Bearer KEY'", None, "invalid_api_key", 401)
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return refusal

@@ -8,25 +8,19 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from launch.serve.gateway.errors import ApiError, invalid
 
 Count = Annotated[int, Field(ge=1)]
+MOST_ANSWERS = 16  # of one request: each is a session
 
 _LOGITS = "the model's logits stay shared among the parties"
 _TOOLS = "tools need an output format that the model cannot be held to on shares"
 
 # parameter -> (its values that change nothing, why others are refused)
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), "one answer a request; send several requests at once"),
     "best_of": ((1,), f"choosing the best of several answers needs their probabilities: {_LOGITS}"),
-    "logprobs": ((False,), f"probabilities are not known here: {_LOGITS}"),
-    "top_logprobs": ((0,), f"probabilities are not known here: {_LOGITS}"),
-    "logit_bias": (({},), f"{_LOGITS}, so nothing can be added to them here"),
-    "presence_penalty": ((0,), f"{_LOGITS}, so they cannot be changed here"),
-    "frequency_penalty": ((0,), f"{_LOGITS}, so they cannot be changed here"),
-    "repetition_penalty": ((1,), f"{_LOGITS}, so they cannot be changed here"),
     "min_p": ((0,), f"{_LOGITS}; use temperature"),
     "tools": (([],), _TOOLS),
     "functions": (([],), _TOOLS),
@@ -55,12 +49,15 @@ _IGNORED = (
 
 _EXPECTED = {
     "messages": "a message has a role (system, developer, user or assistant) and a text, or parts of type text, as content",
-    "prompt": "must be a text or a list of token ids",
+    "prompt": "must be a text, a list of token ids, or a list of either",
+    "logit_bias": "must give token ids a number from -100 to 100",
     "stop": "must be a text or a list of at most 4 texts",
     "stop_token_ids": "must be a list of token ids",
     "input": "must be a text or a list of texts",
     "stream_options": "may hold include_usage, true or false",
 }
+
+_EMPTY = ("tool_calls", "function_call", "annotations", "audio", "refusal", "reasoning_content")  # of a message
 
 P = TypeVar("P", bound="Parameters")
 B = TypeVar("B", bound=BaseModel)
@@ -68,6 +65,9 @@ B = TypeVar("B", bound=BaseModel)
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+Nothing = Annotated[list[Any], Field(max_length=0)] | None  # what answers carry and histories give back
 
 
 class StreamOptions(_Strict):
@@ -91,6 +91,11 @@ class Message(_Strict):
     content: str | list[TextPart]
     name: str | None = None
     refusal: None = None
+    reasoning_content: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing = None
+    annotations: Nothing = None
 
     def plain(self) -> dict[str, str]:
         """Return the message as chat templates expect it; "developer" is OpenAI's newer word for "system"."""
@@ -113,6 +118,39 @@ class Parameters(BaseModel):
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     stop_token_ids: list[int] | None = None
     max_tokens: Count | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = None
+    _dropped: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Names of parameters that were left out, see `GatewaySettings.drop_unsupported`."""
+        return self._dropped
+
+    def drop(self, name: str) -> None:
+        """Leave a parameter out."""
+        self._dropped.append(name if name.isidentifier() and len(name) <= 64 and name.isascii() else "one-with-an-odd-name")
+        if name in type(self).model_fields:
+            setattr(self, name, None)
+
+    @property
+    def most_likely(self) -> int | None:
+        """How many of the likeliest tokens are told with each token of the answer; None without probabilities."""
+        return None
+
+    def of_logits(self) -> list[str]:
+        """Return the parameters that whoever chooses tokens needs logits for, whatever the temperature."""
+        wanted = {
+            "presence_penalty": bool(self.presence_penalty),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "repetition_penalty": self.repetition_penalty not in (None, 1),
+            "logit_bias": bool(self.logit_bias),
+            "logprobs": self.most_likely is not None,
+        }
+        return [name for name, is_wanted in wanted.items() if is_wanted]
 
     @property
     def most_tokens(self) -> int | None:
@@ -136,15 +174,18 @@ class CompletionParameters(Parameters):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | Literal[False] | None = None
 
-    def one_prompt(self) -> str | list[int]:
-        """Return the prompt. Raises `ApiError` for several."""
+    @property
+    def most_likely(self) -> int | None:
+        return None if self.logprobs is None or self.logprobs is False else self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, one or more."""
         prompt = self.prompt
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-            return prompt
-        if len(prompt) != 1:
-            raise invalid("one prompt a request; send several requests at once", "prompt", "unsupported_value")
-        return prompt[0]  # type: ignore[return-value]
+        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+            return [prompt]  # type: ignore[list-item]
+        return list(prompt)
 
 
 class ChatParameters(Parameters):
@@ -152,17 +193,33 @@ class ChatParameters(Parameters):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def most_likely(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-def parse(kind: type[P], body: bytes) -> P:
-    """Read the parameters of a request's body. Raises `ApiError` naming the parameter."""
+def parse(kind: type[P], body: bytes, drop: bool = False) -> P:
+    """Read the parameters of a request's body. drop: leave out what is not supported, see `Parameters.dropped`.
+
+    Raises `ApiError` naming the parameter.
+    """
     found = parse_body(kind, body)
     for name, value in (found.model_extra or {}).items():
-        _check_extra(name, value)
+        try:
+            check_extra(name, value)
+        except ApiError:
+            if not drop:
+                raise
+            found.drop(name)
+    if found.stream and found.most_likely is not None:
+        raise invalid("logprobs are told with a whole answer: leave stream out", "logprobs", "unsupported_parameter")
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
     return found
@@ -194,7 +251,8 @@ def _check_text(name: str, value: Any) -> None:
         raise invalid(f"{where} holds half of a surrogate pair, which is no text", shown, "invalid_value") from None
 
 
-def _check_extra(name: str, value: Any) -> None:
+def check_extra(name: str, value: Any) -> None:
+    """Raise `ApiError` for a parameter that no field has, unless it is ignored or its value changes nothing."""
     if name in _IGNORED:
         return
     if name not in _REFUSED:
@@ -220,6 +278,10 @@ def _explain(error: ValidationError) -> ApiError:
         return invalid(f"Unrecognized request argument supplied: {shown}", code="unknown_parameter")
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return invalid(f"you must provide a '{param}' parameter", param, "missing_required_parameter")
+    if param == "messages" and first["loc"][-1] in _EMPTY:
+        number = f" number {first['loc'][1] + 1}" if isinstance(first["loc"][1], int) else ""
+        message = f"messages{number}: {first['loc'][-1]} must be empty"
+        return invalid(message, param, "invalid_value")
     number = next((f" number {place + 1}" for place in first["loc"][1:2] if isinstance(place, int)), "")
     expected = _EXPECTED.get(param) or first["msg"].lower()
     return invalid(f"{param}{number if param == 'messages' else ''}: {expected}", param, "invalid_value")

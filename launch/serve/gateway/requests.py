@@ -8,7 +8,8 @@ from typing import Any
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.errors import ApiError, invalid
 from launch.serve.gateway.generation import TextRequest
-from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters
+from launch.serve.gateway.logits import Adjustment
+from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, CompletionParameters, Parameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.tokenizer.chat_template import TurnEnd
 from parties.client.request import GenerationRequest
@@ -30,17 +31,21 @@ class _Prompt:
     echo: str = field(default="", repr=False)
 
 
-def completion(parameters: CompletionParameters, served: Served, settings: GatewaySettings) -> TextRequest:
-    """Return what /v1/completions asks for. Raises `ApiError` and `ConfigurationError`."""
-    prompt = parameters.one_prompt()
-    words = served.words.tokenizer
-    ids = words.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    echo = "" if not parameters.echo else prompt if isinstance(prompt, str) else words.decode(ids)
-    return _request(parameters, served, settings, _Prompt(ids, "prompt", COMPLETION_TOKENS, context=ids, echo=echo))
+def completion(parameters: CompletionParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
+    """Return what /v1/completions asks for: `n` answers to each prompt. Raises `ApiError` and `ConfigurationError`."""
+    words, found = served.words.tokenizer, []
+    for prompt in parameters.prompts():
+        ids = words.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        echo = "" if not parameters.echo else prompt if isinstance(prompt, str) else words.decode(ids)
+        whole = _Prompt(ids, "prompt", COMPLETION_TOKENS, context=ids, echo=echo)
+        found += _requests(parameters, served, settings, whole)
+    if len(found) > MOST_ANSWERS:
+        raise invalid(f"at most {MOST_ANSWERS} answers a request; send several requests", "prompt", "invalid_value")
+    return found
 
 
-def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> TextRequest:
-    """Return what /v1/chat/completions asks for. Raises `ApiError` and `ConfigurationError`."""
+def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
+    """Return what /v1/chat/completions asks for: `n` answers. Raises `ApiError` and `ConfigurationError`."""
     words = served.words
     if words.template is None:
         reason = words.no_template.partition(": ")[2] or words.no_template
@@ -48,15 +53,20 @@ def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) 
     text = words.template.render([message.plain() for message in parameters.messages])
     ids = words.tokenizer.encode(text, special=False)
     end = words.template.turn_end
-    return _request(parameters, served, settings, _Prompt(ids, "messages", settings.default_max_tokens, end))
+    return _requests(parameters, served, settings, _Prompt(ids, "messages", settings.default_max_tokens, end))
 
 
-def _request(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> TextRequest:
-    params = _params(parameters, settings, _most_tokens(parameters, served, prompt), prompt.end)
-    draft = settings.draft if params.decoding == "greedy" else None
-    request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
-    request.plan().check(served.reference.architecture)
-    return TextRequest(served, request, prompt.context, prompt.echo)
+def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
+    """Return `n` requests of one prompt; of a seed each has the next one."""
+    most = _most_tokens(parameters, served, prompt)
+    found = []
+    for number in range(parameters.n or 1):
+        params = _params(parameters, served, settings, prompt, _Common(most, number))
+        draft = settings.draft if params.decoding == "greedy" else None
+        request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
+        request.plan().check(served.reference.architecture)
+        found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0))
+    return found
 
 
 def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int:
@@ -82,37 +92,93 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int
     return min(prompt.tokens, room) if asked is None else asked
 
 
-def _params(parameters: Parameters, settings: GatewaySettings, max_tokens: int, end: TurnEnd) -> SamplingParams:
-    common: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "stop": (*parameters.stops, *end.texts),
-        "stop_token_ids": (*end.ids, *(parameters.stop_token_ids or ())),
+@dataclass(frozen=True)
+class _Common:
+    """What the choice of a request's tokens needs to know. max_tokens: of the answer; number: which answer it is."""
+
+    max_tokens: int
+    number: int
+
+
+def _params(
+    parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt, common: _Common
+) -> SamplingParams:
+    """Return how tokens are chosen. Raises `ApiError` for what needs logits that this gateway may not see."""
+    temperature = _temperature(parameters, settings)
+    if not settings.allow_logits:
+        for name in _needing_logits(parameters, temperature):
+            if not settings.drop_unsupported:
+                raise _needs_logits(name)
+            parameters.drop(name)
+        temperature = _temperature(parameters, settings)
+    same: dict[str, Any] = {
+        "max_tokens": common.max_tokens,
+        "stop": (*parameters.stops, *prompt.end.texts),
+        "stop_token_ids": (*prompt.end.ids, *(parameters.stop_token_ids or ())),
         "fixed_length": settings.fixed_length,
     }
-    top_k = parameters.top_k if parameters.top_k is not None and parameters.top_k > 0 else None
-    top_p = parameters.top_p if parameters.top_p is not None and parameters.top_p < 1 else None
-    temperature = parameters.temperature
+    if _needing_logits(parameters, temperature):
+        if temperature is not None:
+            seed = None if parameters.seed is None else parameters.seed + common.number
+            same |= {"temperature": temperature, "top_k": _top_k(parameters), "top_p": _top_p(parameters), "seed": seed}
+        return SamplingParams(**same, decoding="logits", adjust=_adjustment(parameters, served, prompt))
+    return (
+        SamplingParams(**same) if temperature is None else SamplingParams(**same, decoding="sample", temperature=temperature)
+    )
+
+
+def _top_k(parameters: Parameters) -> int | None:
+    return parameters.top_k if parameters.top_k is not None and parameters.top_k > 0 else None
+
+
+def _top_p(parameters: Parameters) -> float | None:
+    return parameters.top_p if parameters.top_p is not None and parameters.top_p < 1 else None
+
+
+def _temperature(parameters: Parameters, settings: GatewaySettings) -> float | None:
+    """Return the temperature of a sample, None for the likeliest tokens."""
+    top_k, top_p, temperature = _top_k(parameters), _top_p(parameters), parameters.temperature
     if temperature is None:
         temperature = settings.default_temperature
         if temperature == 0 and (top_k is not None or top_p is not None):
             temperature = 1.0  # who filters wants a sample
-    if temperature == 0 or top_k == 1 or top_p == 0:
-        return SamplingParams(**common)
-    if parameters.seed is not None:
-        raise invalid(
-            "seed is not supported for a sample: its noise comes from an operating system's generator and is used once; "
-            "leave seed out, or set temperature to 0 for an answer that can be repeated",
-            "seed",
-            "unsupported_parameter",
-        )
-    if top_k is None and top_p is None:
-        return SamplingParams(**common, decoding="sample", temperature=temperature)
-    if not settings.allow_logits:
-        raise _needs_logits("top_k" if top_p is None else "top_p")
-    return SamplingParams(**common, decoding="logits", temperature=temperature, top_k=top_k, top_p=top_p)
+    return None if temperature == 0 or top_k == 1 or top_p == 0 else temperature
+
+
+def _needing_logits(parameters: Parameters, temperature: float | None) -> list[str]:
+    """Return the parameters that only whoever sees logits can meet."""
+    found = parameters.of_logits()
+    if temperature is not None:
+        filters = {"top_p": _top_p(parameters), "top_k": _top_k(parameters), "seed": parameters.seed}
+        found += [name for name, value in filters.items() if value is not None]
+    return found
+
+
+def _adjustment(parameters: Parameters, served: Served, prompt: _Prompt) -> Adjustment | None:
+    """Return what changes logits, None for nothing. Raises `ApiError` for a bias of a token that there is not."""
+    vocabulary = served.reference.architecture.vocabulary
+    bias = {int(token): value for token, value in (parameters.logit_bias or {}).items()}
+    if any(token >= vocabulary for token in bias):
+        raise invalid(f"logit_bias: a token lies outside the vocabulary of {vocabulary}", "logit_bias", "invalid_value")
+    made = Adjustment(
+        len(prompt.ids),
+        bias,
+        parameters.presence_penalty or 0.0,
+        parameters.frequency_penalty or 0.0,
+        parameters.repetition_penalty or 1.0,
+    )
+    return made if made != Adjustment(len(prompt.ids)) else None
 
 
 def _needs_logits(param: str) -> ApiError:
+    if param == "seed":
+        return invalid(
+            "seed is not supported for a sample on shares: its noise comes from an operating system's generator and is used "
+            "once; leave seed out, set temperature to 0 for an answer that can be repeated, or start the gateway with "
+            "--allow-logits",
+            "seed",
+            "unsupported_parameter",
+        )
     return invalid(
         f"{param} needs the model's logits at this gateway, which it was not started to see; leave {param} out (temperature "
         "alone keeps logits shared), or start it with --allow-logits",

@@ -59,7 +59,7 @@ def server(gateway: Gateway, certificate: Path | None = None, key: Path | None =
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=gateway.settings.max_concurrent + SPARE_CONNECTIONS,
+        limit_concurrency=gateway.settings.max_concurrent + gateway.settings.max_queue + SPARE_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=HEADER_BYTES,
         ssl_certfile=certificate,

@@ -42,7 +42,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterato
 @pytest.fixture(scope="module")
 def gateway(parts: Any) -> Iterator[Running]:
     """A gateway with a key, one generation at a time and small bodies."""
-    settings: dict[str, Any] = {"keys": (KEY.encode(),), "max_concurrent": 1, "max_body_bytes": 4096, "body_seconds": 1.0}
+    settings: dict[str, Any] = {
+        "keys": (KEY.encode(),),
+        "max_concurrent": 1,
+        "max_queue": 0,
+        "max_body_bytes": 4096,
+        "body_seconds": 1.0,
+    }
     with serving(*parts, **settings) as running:
         yield running
 
@@ -125,20 +131,20 @@ def test_no_cross_origin_header(gateway: Running) -> None:
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [
-        ({"n": 2}, "n", "one answer a request"),
-        ({"logprobs": 1}, "logprobs", "logits stay shared among the parties"),
+        ({"n": 17}, "n", "less than or equal to 16"),
+        ({"logprobs": 1}, "logprobs", "start it with --allow-logits"),
         ({"best_of": 3}, "best_of", "needs their probabilities"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "cannot be changed here"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "nothing can be added"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "start it with --allow-logits"),
+        ({"logit_bias": {"five": 1}}, "logit_bias", "must give token ids a number"),
         ({"top_p": 0.9}, "top_p", "start it with --allow-logits"),
         ({"temperature": 1, "seed": 1}, "seed", "used once"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"prompt": ["a", "b"]}, "prompt", "one prompt a request"),
+        ({"prompt": ["a"] * 17}, "prompt", "at most 16 answers"),
         ({"prompt": [99]}, "prompt", "outside the vocabulary of 40"),
         ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "a list of at most 4 texts"),
-        ({"prompt": {"a": 1}}, "prompt", "must be a text or a list of token ids"),
+        ({"prompt": {"a": 1}}, "prompt", "must be a text, a list of token ids, or"),
         ({"extra_body": {"mirostat": 1}}, None, "Unrecognized request argument supplied: mirostat"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream: true"),
     ],
@@ -288,7 +294,7 @@ def test_a_silent_party(parts: Any, stream: bool) -> None:
 # ---- without a deployment -----------------------------------------------------------------------------------------------
 def choice(body: dict[str, Any], served: Any, **settings: Any) -> tuple[Any, ...]:
     parameters = parse(CompletionParameters, json.dumps({"model": "m", "prompt": "ab", **body}).encode())
-    found = requests.completion(parameters, served, GatewaySettings(**settings)).request.params
+    found = requests.completion(parameters, served, GatewaySettings(**settings))[0].request.params
     return found.decoding, found.temperature, found.top_k, found.top_p
 
 
@@ -300,7 +306,7 @@ def test_that_samples_go_without_a_draft(parts: Any) -> None:
     for temperature, wanted in ((0, drafting), (0.5, None)):
         body = json.dumps({"model": "m", "prompt": "ab", "temperature": temperature}).encode()
         asked = requests.completion(parse(CompletionParameters, body), served, GatewaySettings(draft=drafting))
-        assert asked.request.draft is wanted
+        assert asked[0].request.draft is wanted
 
 
 def test_choice_of_decoding(parts: Any) -> None:
