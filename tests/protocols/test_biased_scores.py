@@ -28,7 +28,7 @@ def test_a_bias_joins_scores_as_far_apart_as_declared(cap: float | None, spread:
         return await s.biased_attention(q, k, v, s.with_bound(bias, 32.0))
 
     shares: list[Tensor] = []
-    options = {"score": bound, "activation": 12}
+    options: dict[str, Any] = {"score": bound, "activation": 12}
     (found,), _ = run_masked(program, [q, k, v, bias], parties=parties, flag_shares=shares, **options)
     scores = q @ k.transpose(1, 2)
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
