@@ -20,6 +20,7 @@ from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, in_order
 from models.observation import Observation, Seen
 from models.policies.eviction import EvictingPolicy
+from models.policies.holding import Holding
 from models.policies.settings import whole
 from models.policies.wrappers import Around
 from mpc.errors import ConfigurationError
@@ -108,6 +109,12 @@ class Batches(InBatches):
                 f"policy {self.name}: '{self.inner.spec}' drops no token of a prompt, so there is nothing to do between "
                 f"batches; use one of {', '.join(EVICTING)} inside, or chunked in place of {self.name}"
             )
+        for policy in _all_inside(self.inner):
+            if isinstance(policy, Holding):
+                raise ConfigurationError(
+                    f"policy {self.name}: '{policy.spec}' holds rows in another way once the whole prompt is there, and "
+                    f"cannot do so between batches; use chunked in place of {self.name}, or leave out {policy.name}"
+                )
         if self.inner.plaintext_only:
             raise ConfigurationError(
                 f"policy {self.name}: {self.inner.plaintext_only} inside decides by a whole prompt's queries; leave it out, "

@@ -127,3 +127,5 @@ def test_what_does_not_go_together_is_refused_with_both_names(inner: str) -> Non
         parse(f"think:keep=0.6|{inner}")
     with pytest.raises(ConfigurationError, match=r"keep = 1\.5 must be a share"):
         parse("think:keep=1.5|full")
+    with pytest.raises(ConfigurationError, match=r"policy batches: 'think:keep=0\.6\|snapkv' holds rows"):
+        parse("batches:tokens=64|think:keep=0.6|snapkv")
