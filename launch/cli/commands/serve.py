@@ -157,7 +157,7 @@ def run(
 
 
 def _checked_draft(draft: str, policy: str) -> Draft | None:
-    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, and one that cannot verify guesses."""
+    """Return how tokens are guessed. Raises `ConfigurationError` for an unknown policy, or one that verifies no guesses."""
     from models.generation import check_verifiable
     from models.policies import parse
 
@@ -242,7 +242,9 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             supervision.report_ready(name="gateway", address=address)
         else:
             scheme = "http" if door.certificate is None else "https"
-            err.print(f"OpenAI's API at {scheme}://{address}/v1, models: {names}; Ctrl-C ends it")
+            err.print(
+                f"OpenAI's API at {scheme}://{address}/v1, models: {names}; a page to look at: {scheme}://{address}/; Ctrl-C ends it"
+            )
         if door.insecure:
             err.print("--insecure-listen: whoever is on the way to this address may read keys, prompts and answers")
         if not settings.keys:
