@@ -242,7 +242,9 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             supervision.report_ready(name="gateway", address=address)
         else:
             scheme = "http" if door.certificate is None else "https"
-            err.print(f"OpenAI's API at {scheme}://{address}/v1, models: {names}; Ctrl-C ends it")
+            err.print(
+                f"OpenAI's API at {scheme}://{address}/v1, models: {names}; a page at {scheme}://{address}/; Ctrl-C ends it"
+            )
         if door.insecure:
             err.print("--insecure-listen: whoever is on the way to this address may read keys, prompts and answers")
         if not settings.keys:
