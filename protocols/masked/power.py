@@ -293,6 +293,8 @@ async def _below(c: Context, x: Masked, ps: Sequence[int]) -> tuple[Shared, Shar
 
 async def by_thresholds(c: Context, x: Masked, p: Power) -> Shared:
     """Return the power in two rounds, modulo 2^64; any number of parties. See `power`."""
+    require(p.high >= MANTISSA_BITS, "power", f"values below 2^{p.high} have fewer bits than are kept, {MANTISSA_BITS}")
+    require(p.high - p.low > 1, "power", f"a range of 2^{p.low} to 2^{p.high} is one octave, two at least are needed")
     x = x.to_ring(p.high + 1)
     ps = [*_thresholds(p.low, p.high), p.high]
     # x^e = t^e 2^(e (high - x.frac)) up^-e for x = t 2^high / up; up^-e is an integer for powers of four

@@ -214,6 +214,15 @@ def test_power_just_below_a_power_of_two_never_fails(exponent: float, parties: i
         assert ((found - value**exponent).abs() / value**exponent).max() < 2.0**-14
 
 
+@pytest.mark.parametrize(("low", "high", "error"), [(4, 17, "fewer bits than are kept"), (20, 21, "one octave")])
+def test_power_of_a_range_that_thresholds_cannot_serve(low: int, high: int, error: str) -> None:
+    async def gate(c: Context, s: Shared) -> Shared:
+        return await power.power(c, await open_value(c, s), power.Power(low, high, -1.0))
+
+    with pytest.raises(RangeError, match=error):
+        run_gate(gate, torch.ones(3, dtype=torch.int64), 40, 8, 3)
+
+
 def test_piecewise_fit_and_evaluation() -> None:
     f = piecewise.fit("sine", lambda t: np.sin(t), -8.0, 8.0, 64, 3)
     x = torch.linspace(-7.99, 7.7, 4001)
