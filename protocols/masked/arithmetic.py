@@ -108,19 +108,18 @@ async def scale(convert: Conversion, x: Value, factor: Tensor | float) -> Masked
     """Return x times a public real factor, held with 12 fraction bits below its largest entry. 0 or 1 round."""
     t, f = convert.tensor(x), convert.fraction_bits
     real = torch.as_tensor(factor, dtype=torch.float64)
-    top = max(-max(0, t.magnitude), math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
-    factor_bits = FACTOR_BITS - min(0, top)
-    bits = t.frac + t.magnitude + top + 3 + factor_bits  # one bit to spare: a rotation adds two such products
+    top = max(0, math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
+    bits = t.frac + t.magnitude + top + 3 + FACTOR_BITS  # one bit to spare: a rotation adds two such products
     if t.frac > f + 2 or bits > t.form.bits:
-        wide = f + t.magnitude + top + 3 + factor_bits
+        wide = f + t.magnitude + top + 3 + FACTOR_BITS
         if t.masked is None:
             t = convert.new(lift(convert.context, await convert.opened(t, f, 0, lifted=True), wide), t.magnitude)
         else:
             t = convert.new(await convert.masked(t, f, wide), t.magnitude)
-    integers = torch.round(real * 2.0**factor_bits).to(torch.int64)  # a single number takes part from the host
+    integers = torch.round(real * 2.0**FACTOR_BITS).to(torch.int64)  # a single number takes part from the host
     integers = integers.to(convert.context.device) if integers.dim() else integers
     form = t.form.map(lambda v: v * integers)
-    return convert.new(form.with_frac(form.frac + factor_bits), t.magnitude + top)
+    return convert.new(form.with_frac(form.frac + FACTOR_BITS), t.magnitude + top)
 
 
 async def rotate(convert: Conversion, x: Value, cos: Tensor, sin: Tensor) -> MaskedTensor:

@@ -364,7 +364,7 @@ def _scan() -> Gate:
         last = (mark * torch.arange(1, count + 1)).cummax(-1).values.long()
         return torch.nn.functional.pad(x, (1, 0)).gather(-1, last)
 
-    words = f"rows of {count}, |x| < 2^(bits - 1)"
+    words = f"rows of {count}, any values"
     return Gate("copying along a row", "scan", words, "exact", points, absolute(oracle), program, 0.0, 8, 0)
 
 

@@ -336,20 +336,3 @@ def test_output_shares_are_fresh() -> None:
         assert (first != second).all()
     totals = [a + b for a, b in zip(*found, strict=True)]
     assert torch.equal(totals[0] & (2**40 - 1), totals[1] & (2**40 - 1))
-
-
-@pytest.mark.parametrize("parties", PARTIES)
-def test_scale(parties: int) -> None:
-    """A factor is as precise as its size allows, small ones too."""
-    x = (torch.randn(5, 8, dtype=torch.float64) * 30).mul(64).round() / 64
-    factors = [0.125, -3.0, 1 / 3, 1 / 624, 1e-4, torch.linspace(-1, 1, 8, dtype=torch.float64), 0.0]
-
-    async def program(s: Any, v: Any) -> list[Any]:
-        return [await s.scale(v, f) for f in factors]
-
-    found, _ = run_masked(program, [x], parties=parties)
-    for got, f in zip(found, factors, strict=True):
-        expected = x * torch.as_tensor(f, dtype=torch.float64)
-        assert (
-            (got - expected).abs() <= 2.0**-13 + expected.abs() * 2.0**-12 + 2.0**-13 * isinstance(f, Tensor) * x.abs()
-        ).all()

@@ -121,22 +121,21 @@ def test_weights_that_are_spread_without_a_mask_of_their_own_are_found(
     parties: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opened under no mask but the dealt term's, they would be what they are."""
-    real = product.product
+    real, with_mask, weights = product.product, Opening.__init__, list[Shared]()
 
-    def bare(c: Context, op: str, *rest: Any) -> Shared:
+    def noted(c: Context, op: str, *rest: Any) -> Shared:
         found = real(c, op, *rest)
-        monkeypatch.setattr(Opening, "__init__", _without_mask if op == "spread weights" else _with_mask)
+        if op == "spread weights":
+            weights.append(found)
         return found
 
-    monkeypatch.setattr(gather, "product", bare)
+    def bare(opening: Opening, value: Shared, lam: Tensor, *rest: Any) -> None:
+        with_mask(opening, value, torch.zeros_like(lam) if any(value is x for x in weights) else lam, *rest)
+
+    monkeypatch.setattr(gather, "product", noted)
+    monkeypatch.setattr(Opening, "__init__", bare)
     assert _failures(chosen, parties)
-
-
-_with_mask = Opening.__init__
-
-
-def _without_mask(opening: Opening, value: Shared, lam: Tensor) -> None:
-    _with_mask(opening, value, torch.zeros_like(lam))
+    assert weights
 
 
 @pytest.mark.parametrize("parties", [2, 3])
