@@ -250,8 +250,7 @@ def real(deployment: Deployment, suite: str) -> Callable[[Answers, list[int]], N
     return together
 
 
-@pytest.mark.parametrize("suite", ["masked", "crypten"])
-@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize(("parties", "suite"), [(2, "masked"), (3, "masked"), (2, "crypten")])
 def test_real_sessions_give_the_tokens_that_they_give_alone(
     tmp_path: Path, checkpoint: Path, parties: int, suite: str
 ) -> None:

@@ -204,7 +204,7 @@ def lazy_found(text: str, case: Case, runner: Any) -> tuple[Array, Array]:
 def test_lazy_eviction_keeps_what_comes_back() -> None:
     """A prompt of 18 tokens to 10, then twice 14 to 10; where scores are told apart by more than floats round."""
     done = 0
-    for seed in range(300):
+    for seed in range(90):
         text, case, hand = lazy_case(seed)
         if hand.margin < 1e-7 and hand.margin != 0:
             continue
@@ -212,7 +212,7 @@ def test_lazy_eviction_keeps_what_comes_back() -> None:
         keys, values = lazy_found(text, case, run_plain)
         assert np.array_equal(keys, case.k[:, hand.rows]), seed
         assert np.array_equal(values, case.v[:, hand.rows])
-    assert done > 150
+    assert done > 45
 
 
 @pytest.mark.parametrize(("suite", "parties"), [("crypten", 2), ("masked", 2), ("masked", 3)])
