@@ -121,6 +121,8 @@ def write(directory: Path, tensors: Mapping[str, Tensor], model: Path, dtype: to
         save_file({key: value.to(dtype).contiguous() for key, value in tensors.items()}, name, metadata=about)
         os.chmod(name, 0o644)
         os.replace(name, directory / POLICY_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory / POLICY_FILE} cannot be written ({error})") from None
     finally:
         Path(name).unlink(missing_ok=True)
     return directory / POLICY_FILE

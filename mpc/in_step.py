@@ -6,10 +6,10 @@ group's message of this round, one to each peer; once every peer's message of th
 whole go on. So all members move on together, whatever suite they compute with, and each keeps its tape, ledger and client.
 
 A message lists its sections: (member's number, number of its exchange, bytes), then their bytes; where a party sends a peer
-nothing in an exchange, the section has none. Nothing is agreed on
-beforehand: a member whose section a peer has not sent yet (there it waits for its client) is late, and its exchange ends
-with the later round in which the section comes, at all parties alike, while the others are not held up. A party with
-nothing to send answers a peer's message with an empty one, so that rounds stay paired.
+nothing in an exchange, the section has none. Nothing is agreed on beforehand: a member whose section a peer has not sent yet
+(there it waits for its client) is late, and its exchange ends with the later round in which the section comes, at all
+parties alike, while the others are not held up. A party with nothing to send answers a peer's message with an empty one, so
+that rounds stay paired.
 
 Costs. A session's ledger counts its own bytes and every round that it takes part in, as if it ran alone. `StepCosts` counts
 what the group has beside that: its rounds, and the bytes of their lists, `overhead`.
@@ -193,6 +193,7 @@ class StepGroup:
         self.holder: StepMember | None = None  # who computes
         self._turns: deque[StepMember] = deque()  # who computes next
         self._members: dict[int, StepMember] = {}
+        self._numbers: set[int] = set()  # of all members so far
         self._arrived: dict[int, deque[bytes]] = {peer: deque() for peer in trunk.peers}  # of this round and the next
         self._sent = False  # this round's own message
         self._closing = False
@@ -201,8 +202,11 @@ class StepGroup:
     # ---- from any thread -------------------------------------------------------------------------------------------
     def join(self, number: int, check: Callable[[], None]) -> StepMember:
         """Return a new member, away until it enters. number: the same at all parties, used once, below 2^32. check(): raises
-        the session's error."""
+        the session's error. Raises `WireError` for a number that was used."""
         with self.lock:
+            if number in self._numbers:
+                raise WireError(f"a session in step was given number {number}, which another one has")
+            self._numbers.add(number)
             member = self._members[number] = StepMember(self, number, check)
             return member
 

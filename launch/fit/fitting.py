@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -70,14 +71,15 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     a = checkpoint.architecture
     parts = parts_of(policy.weight_shapes(a))
     examples = read_examples(checkpoint, asked.prompts)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(asked.out)
+    kept = _kept(asked, a, parts)
     model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
     learner = _learner(policy, model)
     weights, loss = None, None
     if learner is not None:
         run = _run(asked, learner)
         learned = run.run(examples, lambda done, total: progress("train", done, total))
-        weights = write(asked.out, {**_kept(asked, a, parts), **learned}, asked.model, torch.float16)
+        weights = write(asked.out, {**kept, **learned}, asked.model, torch.float16)
         loss = run.losses[-1] if run.losses else None
     few = examples[: asked.profiled]
     profile = profile_of(model, few, lambda done, total: progress("profile", done, total))
@@ -94,9 +96,22 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if learner else None,
     }
     file = asked.out / PROFILE
-    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    try:
+        file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"--out {asked.out}: {PROFILE} cannot be written ({error.strerror})") from None
     (asked.out / STATE).unlink(missing_ok=True)
     return Fitted(file, weights, loss, policies)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder. Raises `ConfigurationError` where that or writing there is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
 
 
 def _retaining(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:

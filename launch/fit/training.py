@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -126,16 +126,24 @@ class Run:
     def _save(self, tensors: dict[str, Tensor], step: int) -> None:
         beside = self.file.with_suffix(".tmp")
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()} | {"step": torch.tensor(step)}
-        save_file(whole, beside, metadata={"about": self.about})
-        beside.replace(self.file)
+        try:
+            save_file(whole, beside, metadata={"about": self.about})
+            beside.replace(self.file)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise CheckpointError(f"{self.file}: the training's state cannot be written ({error})") from None
 
     def _load(self) -> dict[str, Tensor] | None:
         """Return the state of this training; None where there is none."""
         if not self.file.exists():
             return None
         opening: Any = safe_open
-        opened = opening(self.file, framework="pt")
-        if opened.metadata().get("about") != self.about:
+        try:
+            opened = opening(self.file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            what = "is no state of a training"
+            raise CheckpointError(f"{self.file} {what} ({error}); take it away to begin anew") from None
+        if (opened.metadata() or {}).get("about") != self.about:
             return None
         names: list[str] = opened.keys()
         return {name: opened.get_tensor(name) for name in names}

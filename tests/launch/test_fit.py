@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 import models.recall
 from launch.fit import profiles
@@ -22,7 +25,7 @@ from models.checkpoint import load_checkpoint
 from models.policies import parse
 from models.policies.axes.lasting import BOUND
 from models.policies.axes.retaining import FIRST, SECOND
-from mpc.errors import ConfigurationError
+from mpc.errors import CheckpointError, ConfigurationError
 
 MODEL = Path(models.recall.__file__).parent / "gpt2_questions"
 SHIPPED = "width=64"
@@ -156,3 +159,41 @@ def test_prompts_that_teach_nothing(text: str, message: str, tmp_path: Path) -> 
         read_examples(load_checkpoint(MODEL), tmp_path / "prompts")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_examples(load_checkpoint(MODEL), tmp_path / "missing")
+
+
+def _no_work(stage: str, done: int, total: int) -> None:
+    raise AssertionError(f"{stage} began")
+
+
+def _asked(folder: Path, out: Path) -> Fitting:
+    (folder / "prompts").write_text("\n".join(lines(2, 96, 2)), encoding="utf-8")
+    return Fitting(MODEL, "locret:width=4", folder / "prompts", out, Training(steps=1, batch=1))
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"file/out cannot be made: .*; name another folder"):
+        fit(_asked(tmp_path, tmp_path / "file" / "out"), _no_work)
+    out = tmp_path / "out"
+    out.mkdir()
+    save_file({"policy.layers.0.a": torch.zeros(2)}, out / "policy.safetensors", {"format": "1", "model": "another"})
+    with pytest.raises(CheckpointError, match="'a' is there for 1 layers, the model has 4"):
+        fit(_asked(tmp_path, out), _no_work)
+    (out / "policy.safetensors").unlink()
+    (out / "fit.safetensors").write_text("no state")
+    with pytest.raises(CheckpointError, match=r"fit\.safetensors is no state of a training .*take it away"):
+        fit(_asked(tmp_path, out), _no_work)
+
+
+@pytest.mark.parametrize("module", ["launch.fit.training", "models.policy_file"])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, path: Any, metadata: Any = None) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(f"{module}.save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left"):
+        fit(_asked(tmp_path, tmp_path / "out"), lambda *stage: None)
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"fit.safetensors"}

@@ -321,3 +321,14 @@ def test_a_section_of_another_size_or_exchange_ends_its_session_alone(exchange: 
     assert isinstance(found.results(1)[0], WireError)
     assert "party1" in str(found.results(1)[0])
     assert found.results(2) == [expected(2, 2)] * 2
+
+
+def test_a_number_is_given_to_one_session_alone() -> None:
+    """Two members of one number would take each other's sections; the second one is refused, and the first goes on."""
+    with running(2) as parties:
+        parties.session(7, lambda member, party: member.exchange({1 - party: b"ab"}, {1 - party: 2}))
+        parties.start()
+        for group in parties.groups:
+            with pytest.raises(WireError, match="number 7, which another one has"):
+                group.join(7, nothing)
+    assert parties.results(7) == [{1: b"ab"}, {0: b"ab"}]
