@@ -40,7 +40,7 @@ class HeldRows(Operations):
         """Return what attention takes the softmax of: q k^T, soft-capped where the program says so."""
 
     @abstractmethod
-    async def mask_for_cache(self, new: Value, kind: str | None = None) -> Value:
+    async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> Value:
         """Return what is cached, masked for all products to come; see `protocols.suite.Suite`."""
 
     async def attention_over(

@@ -366,10 +366,11 @@ class Suite(Merging, HeldRows):
         """Return a choice (one-hot rows), masked for the several layers that use it."""
         return chosen
 
-    async def mask_for_cache(self, new: Value, kind: str | None = None) -> Value:
+    async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> Value:
         """Return keys, values or what else is cached, masked for all products to come.
 
-        kind: of `RANGE_KINDS`; `new` is flagged where it is outside that bound.
+        kind: of `RANGE_KINDS`; `new` is flagged where it is outside that bound or, with `limit`, outside +-2^limit: never
+        within it, always from 8 times as much on, in between maybe.
         """
         return new
 

@@ -22,7 +22,6 @@ from models.cache import CachePolicy, KVCache
 from models.decoder import Decoder
 from models.masks import causal_mask
 from models.policies.axes.gate import READ, WRITE
-from models.policies.axes.lasting import BOUND
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value
 
@@ -108,7 +107,7 @@ class Gates(Learner):
         return functional.cross_entropy(tensor_of(logits), given[1:])
 
     def exported(self, state: dict[str, Tensor], examples: Sequence[Example]) -> dict[str, Tensor]:
-        """As in `Learner`; each head's scores are scaled to at most a quarter of what they are bound by."""
+        """As in `Learner`; each head's scores are scaled to at most 1."""
         layers, inner = range(self.model.architecture.layers), self.heads * self.channels
         most = [torch.full((self.model.architecture.kv_heads,), 1e-6) for _ in layers]
         for example in examples[:MEASURED]:
@@ -119,5 +118,5 @@ class Gates(Learner):
             read = state[f"read.{n}"] / state[f"size.{n}"][:, None]
             scaled = torch.cat([read[:, :inner] / math.sqrt(self.channels), read[:, inner:]], 1)
             found[f"policy.layers.{n}.{READ}.weight"] = scaled
-            found[f"policy.layers.{n}.{WRITE}.weight"] = state[f"write.{n}"] * (BOUND / 4 / most[n])
+            found[f"policy.layers.{n}.{WRITE}.weight"] = state[f"write.{n}"] / most[n]
         return found

@@ -17,7 +17,6 @@ from torch.nn import functional
 from launch.fit.examples import Example, rows_of
 from launch.fit.training import Learner
 from launch.measure.quality.prefilled import PrefilledModel
-from models.policies.axes.lasting import BOUND
 from models.policies.axes.retaining import FIRST, SECOND
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 
@@ -60,7 +59,7 @@ class RetainingHeads(Learner):
         return torch.stack(losses).mean()
 
     def exported(self, state: dict[str, Tensor], examples: Sequence[Example]) -> dict[str, Tensor]:
-        """As in `Learner`; each head's scores are scaled to at most a quarter of what they are bound by."""
+        """As in `Learner`; each head's scores are scaled to at most 1."""
         layers = range(self.model.architecture.layers)
         most = [torch.full((self.model.architecture.kv_heads,), 1e-6) for _ in layers]
         for example in examples[:MEASURED]:
@@ -69,5 +68,5 @@ class RetainingHeads(Learner):
         found = {}
         for n in layers:
             found[f"policy.layers.{n}.{FIRST}.weight"] = state[f"inner.{n}"] / state[f"size.{n}"][:, None]
-            found[f"policy.layers.{n}.{SECOND}.weight"] = state[f"outer.{n}"] * (BOUND / 4 / most[n])
+            found[f"policy.layers.{n}.{SECOND}.weight"] = state[f"outer.{n}"] / most[n]
         return found

@@ -46,6 +46,9 @@ SCORE_LIMIT = 16
 KEY_LIMIT = 15
 """The same of 32 elements of cached keys."""
 
+ELEMENT_BITS = 3
+"""Bits by which a limit exceeds that of elements none of which may be flagged, 9/64 of it."""
+
 
 def unattended_limit(fraction_bits: int) -> int:
     """Return the log2 of the norm of 32 shares of attention that must be 0, or the least that can be watched."""

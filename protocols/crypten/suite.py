@@ -63,7 +63,7 @@ from protocols.crypten import (
     softmax,
 )
 from protocols.crypten.linear import WEIGHT_BITS, CryptenLinear
-from protocols.crypten.ranges import ACTIVATION_LIMIT, KEY_LIMIT, query_limit, unattended_limit
+from protocols.crypten.ranges import ACTIVATION_LIMIT, ELEMENT_BITS, KEY_LIMIT, query_limit, unattended_limit
 from protocols.crypten.value import CryptenValue, CryptenWeight, label, own_value
 from protocols.held_rows import ENERGY_BOUND, two_to
 from protocols.suite import Activation, Linear, Norm, Value
@@ -204,7 +204,7 @@ class CryptenSuite(CryptenLinear):
         with operation("scores"):
             return masked_factors.mask_for_reuse(self.session, self._standard(q), "activation", query_limit(q.shape[-1]))
 
-    async def mask_for_cache(self, new: Value, kind: str | None = None) -> Value:
+    async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> Value:
         """As in `Suite`: 1 round, 8 bytes per element.
 
         Keys are watched, since scores must stay below 2^30; values are right whatever a linear layer can hold.
@@ -213,6 +213,8 @@ class CryptenSuite(CryptenLinear):
         if self._own is not None or isinstance(x, CryptenWeight):
             return x
         with operation("cache"):
+            if limit is not None:
+                return masked_factors.mask_for_reuse(self.session, self._standard(x), kind, limit + ELEMENT_BITS)
             watched = "value" if kind is None and not x.bounded else None
             return masked_factors.mask_for_reuse(self.session, self._standard(x), watched, KEY_LIMIT)
 

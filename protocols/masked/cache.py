@@ -16,6 +16,7 @@ from protocols.masked.append_buffer import AppendBuffer, append_buffer
 from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import ROOM
+from protocols.masked.ranges import DIGIT
 from protocols.masked.shares import Masked
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
@@ -28,16 +29,18 @@ def _buffer(x: MaskedTensor, masked: Masked, dim: int) -> AppendBuffer:
     return rows if rows is not None and rows.value is masked and rows.dim == dim else append_buffer(masked, dim)
 
 
-async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = None) -> MaskedTensor:
-    """Return keys or values masked for the cache, in the full ring. kind: whose bound is checked, see
+async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = None, limit: int | None = None) -> MaskedTensor:
+    """Return keys or values masked for the cache, in the full ring. kind: whose bound is checked, or 2^limit, see
     `Suite.mask_for_cache`."""
     x, c, f = convert.tensor(new), convert.context, convert.fraction_bits
     with operation("cache"):
         x.masked = await convert.masked(x, f, RING_BITS)
         x.shared = None
         if kind is not None:
-            bound: int = getattr(convert.bounds.here, kind)
-            convert.ranges.check(kind, x.masked.to_ring(f + bound + 2 + ROOM), 2.0**bound)
+            bound: int = getattr(convert.bounds.here, kind) if limit is None else limit
+            bits = bound + 2 + ROOM
+            more = 0 if limit is None else max(0, x.magnitude + 1 - bits)  # what is known of x may reach further
+            convert.ranges.check(kind, x.masked.to_ring(f + bits + more), 2.0**bound, width=DIGIT + more)
     if c.tape.preprocessing:  # no term that is precomputed needs a cached value's mask
         x.masked = Masked(c.blank(x.shape), c.blank(x.shape), RING_BITS, x.masked.frac)
     return x

@@ -310,8 +310,8 @@ class MaskedSuite(Suite):
     async def mask_queries(self, q: Value, weighed: bool = False) -> MaskedTensor:
         return await attention.mask_queries(self.convert, q, weighed)
 
-    async def mask_for_cache(self, new: Value, kind: str | None = None) -> MaskedTensor:
-        return await cache.mask_for_cache(self.convert, new, kind)
+    async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> MaskedTensor:
+        return await cache.mask_for_cache(self.convert, new, kind, limit)
 
     async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)

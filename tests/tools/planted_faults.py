@@ -58,6 +58,8 @@ UNIFORM = "tests/protocols/test_uniformity.py"
 TAPE = "tests/mpc/test_tape.py"
 OUTPUTS = "tests/parties/client/test_outputs.py"
 BY_HAND = "tests/models/policies/test_selection_by_hand.py"
+MERGING = "tests/models/policies/test_merging.py"
+IN_STEP = "tests/mpc/test_in_step.py"
 
 FAULTS: tuple[Fault, ...] = (
     # ---- openings, masks, roles
@@ -972,6 +974,85 @@ FAULTS: tuple[Fault, ...] = (
         "{**bounds, **self.options}",
         "{**self.options, **bounds}",
         ("tests/parties/wire/test_model_ranges.py::test_the_owners_bounds_are_options_of_every_session",),
+    ),
+    # ---- cache systems: merging, learned scores, channels, scans
+    Fault(
+        "a run ends before a mark that is its own",
+        "models/policies/axes/merge.py",
+        "ends = left[:, :-1] - left[:, 1:] + marks[:, 1:]",
+        "ends = left[:, :-1] - left[:, 1:] + marks[:, :-1]",
+        (f"{MERGING}::test_elastic_averages_into_the_nearest_anchor",),
+    ),
+    Fault(
+        "what is below the threshold is merged, too",
+        "models/policies/axes/similar.py",
+        "weights = await suite.select(passed.expand(*near.shape), near)",
+        "weights = near",
+        (f"{MERGING}::test_d2o_merges_into_the_most_similar",),
+    ),
+    Fault(
+        "runs of any length",
+        "models/policies/axes/runs.py",
+        "free[self.longest - 1 :: self.longest] = 0",
+        "free[self.longest :: self.longest] = 0",
+        (f"{MERGING}::test_kvmerger_merges_runs_of_similar_neighbours",),
+    ),
+    Fault(
+        "a copied value goes over one that is there",
+        "protocols/masked/scan.py",
+        "free = opened.map(lambda t: -t[:1]).add_public(1).with_frac(0)",
+        "free = opened.map(lambda t: 0 * t[:1]).add_public(1).with_frac(0)",
+        ("tests/protocols/test_merging.py::test_a_scan_copies_the_last_marked_value",),
+    ),
+    Fault(
+        "learned scores beyond what their ranking holds",
+        "models/policies/axes/lasting.py",
+        'suite.mask_for_cache(found, "activation", LIMIT)',
+        "suite.mask_for_cache(found)",
+        ("tests/models/policies/test_lasting_scores.py::test_scores_beyond_their_bound_are_flagged",),
+    ),
+    Fault(
+        "the last batch's tokens are shielded by nothing",
+        "models/policies/axes/keep.py",
+        "min(self.stabilisers, kept // 2) if within else 0)",
+        "0)",
+        ("tests/models/policies/test_locret.py::test_each_head_keeps_what_its_scores_say",),
+    ),
+    Fault(
+        "channels by their queries alone",
+        "protocols/masked/held.py",
+        "product.multiply(convert.context, a, b), bound + 1)",
+        "product.multiply(convert.context, a, a), bound + 1)",
+        ("tests/models/policies/test_think.py::test_every_suite_holds_the_same_channels",),
+    ),
+    # ---- encoder-decoders, sessions in step, the gateway's logits
+    Fault(
+        "a distance at the edge of a bucket is in the one before",
+        "models/prompt_encoder.py",
+        "torch.tensor(starts), right=True) - 1",
+        "torch.tensor(starts), right=False) - 1",
+        ("tests/models/test_encoder_decoders.py::test_buckets_are_those_of_transformers",),
+    ),
+    Fault(
+        "a number of a session in step is given twice",
+        "mpc/in_step.py",
+        "            if number in self._numbers:",
+        "            if number in set():",
+        (f"{IN_STEP}::test_a_number_is_given_to_one_session_alone",),
+    ),
+    Fault(
+        "a section of another exchange is taken",
+        "mpc/in_step.py",
+        "if number != self.posted.number or len(payload) != size:",
+        "if len(payload) != size:",
+        (f"{IN_STEP}::test_a_section_of_another_size_or_exchange_ends_its_session_alone",),
+    ),
+    Fault(
+        "a presence is counted as often as a token stands there",
+        "launch/serve/gateway/logits.py",
+        "self.presence * (counts > 0)",
+        "self.presence * counts",
+        ("tests/launch/serve/test_gateway_choices.py::test_adjustment",),
     ),
 )
 

@@ -16,8 +16,11 @@ from models.policies.axes.scorers import EvictionState, Scorer
 from models.policies.eviction import Kept, Scores
 from protocols.suite import Suite, Value
 
-BOUND = 4.0
-"""What scores stay below. `mpcache fit` scales them to at most 1 on its prompts, which changes no order."""
+LIMIT = 2
+"""log2 of what scores must stay within; those beyond are flagged as "activation". `mpcache fit` scales them to at most 1 on
+its prompts, which changes no order."""
+BOUND = 2.0 ** (LIMIT + 3)
+"""What scores that are not flagged stay below."""
 
 
 class LastingScores(Scorer):
@@ -27,7 +30,7 @@ class LastingScores(Scorer):
 
     @abstractmethod
     async def scored(self, suite: Suite, features: Value, learned: Learned) -> Value:
-        """Return the scores [T, G] of a batch's tokens of features [T, (H + 2G) C]; secret, |value| < `BOUND`."""
+        """Return the scores [T, G] of a batch's tokens of features [T, (H + 2G) C]; secret."""
 
     def observation(self, tokens: int, layer: int) -> Observation:
         return Observation(features=True)
@@ -39,7 +42,7 @@ class LastingScores(Scorer):
             assert seen.features is not None
             assert state.learned is not None
             found = (await self.scored(suite, seen.features, state.learned)).permute(1, 0)
-            new = suite.with_bound(await suite.mask_for_cache(found), BOUND)
+            new = suite.with_bound(await suite.mask_for_cache(found, "activation", LIMIT), BOUND)
             state.scores = new if state.scores is None else suite.concat([state.scores, new], 1)
 
         return [("scores", score)]

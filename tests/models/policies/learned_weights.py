@@ -11,7 +11,7 @@ from models.policies import parse
 from models.policy_file import write
 
 
-def save_random(directory: Path, text: str, seed: int = 0, scale: float = 0.2) -> None:
+def save_random(directory: Path, text: str, seed: int = 0, scale: float = 0.08) -> None:
     """Write policy.safetensors with random weights for a policy beside a checkpoint."""
     generator = torch.Generator().manual_seed(seed)
     shapes = parse(text).weight_shapes(read_architecture(directory))

@@ -211,7 +211,7 @@ ON_SHARES = [
     "batches:tokens=16,keep=24|streaming-llm:budget=0.4",
     "batches:tokens=16,ahead=8|cake:budget=0.5,window=8",
     "batches:tokens=16,ahead=4|compresskv:budget=0.5,window=6,heads=0.2",
-    "batches:tokens=16,ahead=2|lazyeviction:budget=0.5,every=4,observed=2,alpha=0.1",
+    "batches:tokens=16,ahead=8|lazyeviction:budget=0.5,every=12,observed=8,alpha=0.2",  # whose scores are told apart
 ]
 
 
