@@ -105,10 +105,14 @@ async def matmul(convert: Conversion, x: Value, y: Value) -> MaskedTensor:
 
 
 async def scale(convert: Conversion, x: Value, factor: Tensor | float) -> MaskedTensor:
-    """Return x times a public real factor, held with 12 fraction bits below its largest entry. 0 or 1 round."""
+    """Return x times a public real factor, held with 12 fraction bits. 0 or 1 round. Raises `RangeError` for one that these
+    do not hold within a sixteenth: scale in two steps, by a power of two first."""
     t, f = convert.tensor(x), convert.fraction_bits
     real = torch.as_tensor(factor, dtype=torch.float64)
-    top = max(0, math.ceil(math.log2(max(float(real.abs().max()), 2.0**-30))))
+    largest = float(real.abs().max())
+    near = abs(round(largest * 2.0**FACTOR_BITS) - largest * 2.0**FACTOR_BITS) * 16 <= largest * 2.0**FACTOR_BITS
+    require(near, "scale", f"a factor of {largest:g} is not held by {FACTOR_BITS} fraction bits; take two factors")
+    top = max(0, math.ceil(math.log2(max(largest, 2.0**-30))))
     bits = t.frac + t.magnitude + top + 3 + FACTOR_BITS  # one bit to spare: a rotation adds two such products
     if t.frac > f + 2 or bits > t.form.bits:
         wide = f + t.magnitude + top + 3 + FACTOR_BITS

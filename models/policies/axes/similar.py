@@ -5,6 +5,7 @@ Leaks: nothing; who joins whom, and who does at all, stays shared (docs/security
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from models.policies.eviction import Event, Merge, Moving
 from protocols.suite import Suite, Value
 
 COMPARED = 12  # log2 of what the difference to a threshold is at most when it is compared
+LARGEST_STEP = 1 << 10  # that a value is divided by at once
 ROOM = 20  # bits that sums of similarities need beyond one, and those of their count
 
 
@@ -82,12 +84,16 @@ async def _passed(suite: Suite, near: Value, state: EvictionState) -> Value:
         over, bound = total - state.threshold.expand(1, count), 2.0 * groups
     over = suite.with_bound(over, bound)
     if bound > 2.0**COMPARED:
-        less = 2.0**COMPARED / bound
+        less = 2.0 ** (COMPARED - math.ceil(math.log2(bound)))
         over = suite.with_bound(await suite.scale(over, less), 2.0**COMPARED)
     return -(await suite.less_than_zero(over)) + 1.0
 
 
 async def _divided(suite: Suite, x: Value, count: int) -> Value:
-    """Return x / count, public: by a power of two, then by what is left of 1 to 2, each a factor with few fraction bits."""
+    """Return x / count, public: by powers of two, then by what is left of 1 to 2, each a factor with few fraction bits."""
     power = 1 << (count.bit_length() - 1)
-    return await suite.scale(await suite.scale(x, 1.0 / power), power / count)
+    halved = 1
+    while halved < power:
+        step = min(LARGEST_STEP, power // halved)
+        x, halved = await suite.scale(x, 1.0 / step), halved * step
+    return await suite.scale(x, power / count)

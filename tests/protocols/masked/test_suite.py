@@ -224,7 +224,7 @@ def test_attention(parties: int) -> None:
         return await s.attention(a, b, c, None)
 
     (found,), _ = run_masked(program, [q, k, v], parties=parties)
-    assert (found - torch.softmax(q @ k.transpose(1, 2), -1) @ v).abs().max() < 1e-3
+    assert (found - torch.softmax(q @ k.transpose(1, 2), -1) @ v).abs().max() < 2.0**-11 * v.abs().max()
 
 
 @pytest.mark.parametrize("parties", PARTIES)
@@ -336,3 +336,21 @@ def test_output_shares_are_fresh() -> None:
         assert (first != second).all()
     totals = [a + b for a, b in zip(*found, strict=True)]
     assert torch.equal(totals[0] & (2**40 - 1), totals[1] & (2**40 - 1))
+
+
+@pytest.mark.parametrize("parties", PARTIES)
+def test_scale_is_right_or_refused(parties: int) -> None:
+    """A factor that 12 fraction bits do not hold is none; powers of two are held exactly."""
+    x = (torch.randn(5, 8, dtype=torch.float64) * 30).mul(64).round() / 64
+
+    def scaled(factor: float) -> Any:
+        async def program(s: Any, v: Any) -> Any:
+            return await s.scale(v, factor)
+
+        return run_masked(program, [x], parties=parties)[0][0]
+
+    for factor in (0.0, 1.0, -3.0, 0.37, 1 / 100, 2.0**-12):
+        assert ((scaled(factor) - x * factor).abs() <= 2.0**-13 + x.abs() * abs(factor) / 16).all()
+    for factor in (1 / 624, 2.0**-13, 1e-6):
+        with pytest.raises(RangeError, match="is not held by 12 fraction bits; take two factors"):
+            scaled(factor)
