@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,67 +167,60 @@ def test_attention_shown_to_a_policy_is_that_of_the_prompts_last_queries(tmp_pat
                 torch.testing.assert_close(seen[0][layer], other[layer])
 
 
+class Told(LastTokens):
+    """Notes what it is told of every layer."""
+
+    def __init__(self, queries: int, **asked: Any) -> None:
+        super().__init__(3, queries, **asked)
+        self.told: dict[int, Seen] = {}
+
+    def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
+        self.told[layer] = seen
+        return []
+
+
+def told_and_true(folder: Path, queries: int, **asked: Any) -> Iterator[tuple[Seen, Tensor]]:
+    """Yield what a policy is told of each layer of a prompt of 9 tokens, whole and in batches, with the probabilities of the
+    package transformers: [heads, queries, tokens]."""
+    model, checkpoint, ids = saved("llama-grouped", folder)  # 5 key/value heads, 2 query heads each
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
+    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 1, 6)), (True, (2, 6, 1))):
+        policy = Told(queries, **asked)
+        plain = PlainModel(checkpoint, torch.float64, policy=policy)
+        decoder, at = plain.decoder(), 0
+        cache = decoder.new_cache()
+        cache.prompt_tokens = 9
+        for tokens in batches:
+            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
+            at += tokens
+        assert set(policy.told) == {0, 1}
+        for layer, seen in policy.told.items():
+            yield seen, attentions[layer][0][:, 9 - queries :]
+
+
 @pytest.mark.parametrize("heads", [None, (3, 0, 9)])
 @pytest.mark.parametrize("squares", [False, True])
 @pytest.mark.parametrize("queries", [2, 9])
 def test_attention_of_single_heads(heads: tuple[int, ...] | None, squares: bool, queries: int, tmp_path: Path) -> None:
-    """Against the attention of the package transformers: in both layers, of a prompt whole and in batches."""
-    model, checkpoint, ids = saved("llama-grouped", tmp_path)  # 5 key/value heads, 2 query heads each
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
-    shown: dict[int, Seen] = {}
-
-    class Noting(LastTokens):
-        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
-            shown[layer] = seen
-            return []
-
-    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 1, 6))):
-        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, queries, heads=heads, squares=squares))
-        decoder, at = plain.decoder(), 0
-        cache = decoder.new_cache()
-        cache.prompt_tokens = 9
-        for tokens in batches:
-            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
-            at += tokens
-        for layer in range(2):
-            p, seen = attentions[layer][0][:, 9 - queries :], shown[layer]  # [H, n, T]
-            asked = heads if heads is not None else tuple(range(10)) if squares else None
-            rows = p.reshape(5, 2 * queries, 9) if asked is None else p[list(asked)]
-            assert (seen.queries, seen.heads) == (queries, 2 if asked is None else 1)
-            assert seen.mass is not None
-            torch.testing.assert_close(tensor_of(seen.mass), rows.sum(1), atol=1e-6, rtol=0)
-            assert (seen.squares is not None) == squares
-            if seen.squares is not None:
-                torch.testing.assert_close(tensor_of(seen.squares), rows.square().sum(1), atol=1e-6, rtol=0)
+    for seen, p in told_and_true(tmp_path, queries, heads=heads, squares=squares):
+        asked = heads if heads is not None else tuple(range(10)) if squares else None
+        rows = p.reshape(5, 2 * queries, 9) if asked is None else p[list(asked)]
+        assert (seen.queries, seen.heads) == (queries, 2 if asked is None else 1)
+        assert seen.mass is not None
+        torch.testing.assert_close(tensor_of(seen.mass), rows.sum(1), atol=1e-6, rtol=0)
+        assert (seen.squares is not None) == squares
+        if seen.squares is not None:
+            torch.testing.assert_close(tensor_of(seen.squares), rows.square().sum(1), atol=1e-6, rtol=0)
 
 
 def test_attention_of_single_queries(tmp_path: Path) -> None:
-    """All heads added up; of a prompt whole and in batches."""
-    model, checkpoint, ids = saved("llama-grouped", tmp_path)
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attentions = model.double()(torch.tensor([ids[:9]]), output_attentions=True).attentions
-    shown: dict[int, Seen] = {}
-
-    class Noting(LastTokens):
-        def prompt_stages(self, suite: Suite, cache: KVCache, layer: int, seen: Seen) -> list[Stage]:
-            shown[layer] = seen
-            return []
-
-    for last_only, batches in ((False, (9,)), (True, (9,)), (True, (2, 6, 1))):
-        plain = PlainModel(checkpoint, torch.float64, policy=Noting(3, 4, each=True))
-        decoder, at = plain.decoder(), 0
-        cache = decoder.new_cache()
-        cache.prompt_tokens = 9
-        for tokens in batches:
-            plain.suite.run(decoder.forward(feed(plain, ids[at : at + tokens]), cache, last_only))
-            at += tokens
-        for layer, seen in shown.items():
-            assert (seen.most, seen.each) == (10, True)
-            assert seen.mass is not None
-            torch.testing.assert_close(tensor_of(seen.mass), attentions[layer][0][:, 5:].sum(0), atol=1e-6, rtol=0)
+    """All heads added up."""
+    for seen, p in told_and_true(tmp_path, 4, each=True):
+        assert (seen.most, seen.each) == (10, True)
+        assert seen.mass is not None
+        torch.testing.assert_close(tensor_of(seen.mass), p.sum(0), atol=1e-6, rtol=0)
 
 
 def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:
