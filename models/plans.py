@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal, cast, get_args
 
 from models.drafting import DraftPlan
-from models.encoder_architecture import Output
 from models.encoding import EncodingPlan
-from models.generation import Decoding, GenerationPlan
+from models.generation import GenerationPlan
+from models.outputs import Decoding, Output
 from mpc.errors import ConfigurationError
 
 AnyPlan = GenerationPlan | EncodingPlan

@@ -19,9 +19,10 @@ from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
-from models.generation import Decoding, choice, prefill
+from models.generation import choice, prefill
 from models.loaded import load_weights
 from models.observation import Observation, Seen
+from models.outputs import Decoding
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"

@@ -27,6 +27,7 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.ring import RING_BITS
 from mpc.tape import Tape
+from protocols.bounds import RANGE_KINDS
 from protocols.held_rows import Factor
 from protocols.masked import (
     arithmetic,
@@ -50,7 +51,7 @@ from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.observed import Attended, Observed
 from protocols.options import MaskedOptions
-from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Suite, Value
+from protocols.suite import Activation, Linear, Norm, OutputShare, Part, Suite, Value
 from protocols.value import there
 
 USUAL = MaskedOptions()
