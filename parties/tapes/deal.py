@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.architectures import AnyArchitecture
-from models.plans import Leaving, make_plan
+from models.plans import Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from mpc.random import new_seed
 from mpc.tape import DealerTape
@@ -85,7 +85,7 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         plans = [
-            make_plan((prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
+            make_plan(Lengths(prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
             for prompt in self.prompts
         ]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]

@@ -314,6 +314,12 @@ class MaskedSuite(Suite):
     async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind, limit)
 
+    async def lasting_rows(self, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
+        return await cache.lasting_rows(self.convert, shape, share)
+
+    def own_rows(self, rows: Value) -> MaskedTensor:
+        return cache.own_rows(self.convert, rows)
+
     async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)
 
