@@ -11,22 +11,23 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from launch.serve.gateway.errors import ApiError, invalid
+from launch.serve.gateway.formats import ANY_OBJECT, Call, Format
 
 Count = Annotated[int, Field(ge=1)]
 MOST_ANSWERS = 16  # of one request: each is a session
 
 _LOGITS = "the model's logits stay shared among the parties"
-_TOOLS = "tools need an output format that the model cannot be held to on shares"
+_CHAT = "it is a chat's"
 
 # parameter -> (its values that change nothing, why others are refused)
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((1,), f"choosing the best of several answers needs their probabilities: {_LOGITS}"),
     "min_p": ((0,), f"{_LOGITS}; use temperature"),
-    "tools": (([],), _TOOLS),
-    "functions": (([],), _TOOLS),
-    "tool_choice": (("none", "auto"), _TOOLS),
-    "function_call": (("none", "auto"), _TOOLS),
-    "response_format": (({"type": "text"},), "the output cannot be held to a format on shares"),
+    "tools": (([],), _CHAT),
+    "functions": (([],), "use tools with a tool_choice"),
+    "tool_choice": (("none", "auto"), _CHAT),
+    "function_call": (("none", "auto"), "use tools with a tool_choice"),
+    "response_format": (({"type": "text"},), _CHAT),
     "modalities": ((["text"],), "text is all that the model can do"),
     "audio": ((), "text is all that the model can do"),
     "prediction": ((), "tokens to verify are shared"),
@@ -55,6 +56,9 @@ _EXPECTED = {
     "stop_token_ids": "must be a list of token ids",
     "input": "must be a text or a list of texts",
     "stream_options": "may hold include_usage, true or false",
+    "response_format": "has a type: text, json_object, or json_schema with json_schema: {name, schema}",
+    "tools": "must be a list of {type: function, function: {name, parameters}}",
+    "tool_choice": "must be none, auto, required, or {type: function, function: {name}}",
 }
 
 _EMPTY = ("tool_calls", "function_call", "annotations", "audio", "refusal", "reasoning_content")  # of a message
@@ -103,6 +107,51 @@ class Message(_Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class JsonSchema(_Strict):
+    """A JSON schema with a name."""
+
+    name: str
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(_Strict):
+    """What an answer is held to."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Function(_Strict):
+    """A function that an answer may call. parameters: a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Strict):
+    """A tool, which is a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Strict):
+    """A function's name."""
+
+    name: str
+
+
+class ToolName(_Strict):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class Parameters(BaseModel):
     """What both kinds of request have in common."""
 
@@ -141,6 +190,15 @@ class Parameters(BaseModel):
         """How many of the likeliest tokens are told with each token of the answer; None without probabilities."""
         return None
 
+    @property
+    def format(self) -> Format | None:
+        """The format that answers are held to."""
+        return None
+
+    def unmeant(self) -> tuple[list[str], str] | None:
+        """Return parameters that cannot be met together, and why; None where all can."""
+        return None
+
     def of_logits(self) -> list[str]:
         """Return the parameters that whoever chooses tokens needs logits for, whatever the temperature."""
         wanted = {
@@ -150,7 +208,8 @@ class Parameters(BaseModel):
             "logit_bias": bool(self.logit_bias),
             "logprobs": self.most_likely is not None,
         }
-        return [name for name, is_wanted in wanted.items() if is_wanted]
+        held = [] if self.format is None else [self.format.param]
+        return held + [name for name, is_wanted in wanted.items() if is_wanted]
 
     @property
     def most_tokens(self) -> int | None:
@@ -195,6 +254,37 @@ class ChatParameters(Parameters):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+
+    @property
+    def format(self) -> Format | None:
+        if self.tools and isinstance(self.tool_choice, ToolName):
+            name = self.tool_choice.function.name
+            named = next((tool.function for tool in self.tools if tool.function.name == name), None)
+            if named is None:
+                raise invalid("tool_choice names none of the tools", "tool_choice", "invalid_value")
+            return Format("tools", named.parameters or ANY_OBJECT, Call(name, by_name=True))
+        if self.tools and self.tool_choice == "required":
+            only = self.tools[0].function
+            return Format("tools", only.parameters or ANY_OBJECT, Call(only.name, by_name=False))
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return Format("response_format", ANY_OBJECT)
+        if wanted.json_schema is None:
+            raise invalid(f"response_format: {_EXPECTED['response_format']}", "response_format", "invalid_value")
+        return Format("response_format", wanted.json_schema.schema_)
+
+    def unmeant(self) -> tuple[list[str], str] | None:
+        both = ["tools", "tool_choice"]
+        if self.tools and self.tool_choice in (None, "auto"):
+            return both, "whether to call a function is not told to the model: name one in tool_choice, or say none"
+        if self.tools and self.tool_choice == "required" and len(self.tools) > 1:
+            return both, "which of several functions to call is not told to the model: name one in tool_choice"
+        return None
 
     @property
     def most_likely(self) -> int | None:
@@ -218,8 +308,12 @@ def parse(kind: type[P], body: bytes, drop: bool = False) -> P:
             if not drop:
                 raise
             found.drop(name)
-    if found.stream and found.most_likely is not None:
-        raise invalid("logprobs are told with a whole answer: leave stream out", "logprobs", "unsupported_parameter")
+    if (unmeant := found.unmeant()) is not None:
+        names, reason = unmeant
+        if not drop:
+            raise invalid(f"{names[0]} is not supported: {reason}", names[0], "unsupported_parameter")
+        for name in names:
+            found.drop(name)
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
     return found
