@@ -6,6 +6,7 @@ Oracles: `json.loads`, records of pydantic, and the package openai's own `parse`
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -22,7 +23,8 @@ from launch.serve.gateway.errors import ApiError
 from launch.serve.gateway.formats import ANY_OBJECT, Format, FormatReader, Held
 from models.tokenizer.text import TextTokenizer
 from parties.client.sampling import choose, seeded
-from tests.launch.serve.gateway_harness import Running, deployed_bytes, serving
+from tests.launch.serve.gateway_harness import NO_KEY, Running, deployed_bytes, serving
+from tests.launch.test_pages import blocks
 from tests.models.random_checkpoints import byte_tokenizer
 
 pytest.importorskip("llguidance")
@@ -192,6 +194,16 @@ def test_arguments_of_a_function(gateway: Running) -> None:
         assert chunks[-1].choices[0].finish_reason == reason
     none = client.create(**{**ASKED, "max_tokens": 1}, tools=[TOOL], tool_choice="none")
     assert none.choices[0].message.tool_calls is None
+
+
+def test_the_example_of_the_page(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", NO_KEY)
+    _, block = blocks("gateway.md", "python")
+    here = block.replace("127.0.0.1:8000", gateway.address).replace('"assistant"', '"tiny"')
+    exec(compile(here, "docs/gateway.md", "exec", dont_inherit=True), {"__name__": "page"})
+    assert re.fullmatch(r"film='(good|bad|unclear)' spoils_the_end=(True|False)\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
