@@ -26,6 +26,8 @@ from launch.serve.gateway.live import Live
 from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
 from launch.serve.gateway.places import Places
+from launch.serve.gateway.response_bodies import ResponseShape
+from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -58,6 +60,7 @@ class Gateway:
             Route("/v1/models/{model:path}", _caught(self._model), methods=["GET"]),
             Route("/v1/completions", _caught(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", _caught(self._chat), methods=["POST"]),
+            Route("/v1/responses", _caught(self._responses), methods=["POST"]),
             Route("/v1/embeddings", _caught(self._embeddings), methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _http_error}
@@ -111,9 +114,15 @@ class Gateway:
         parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
-        format = parameters.format
-        call = None if format is None else format.call
+        call = None if parameters.format is None else parameters.format.call
         shape = Choices(True, parameters.model, parameters.include_usage, call)
+        return await self._answer(request, asked, shape, parameters)
+
+    async def _responses(self, request: Request) -> Response:
+        parameters = parse(ResponsesParameters, await self._body(request), self.settings.drop_unsupported)
+        served = await self._served(parameters.model)
+        asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
+        shape = ResponseShape(parameters.said(), None if parameters.format is None else parameters.format.call)
         return await self._answer(request, asked, shape, parameters)
 
     async def _embeddings(self, request: Request) -> Response:
@@ -223,7 +232,7 @@ def _caught(endpoint: Endpoint) -> Endpoint:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, /health, /ready"
+    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /health, /ready"
     what = {404: f"unknown path; there are {known}", 405: "this path does not take this method"}
     message = what.get(error.status_code, error.detail)
     return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

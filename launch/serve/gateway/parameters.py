@@ -6,12 +6,13 @@ A message never repeats a value of the request, which may be secret.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from launch.serve.gateway.errors import ApiError, invalid
-from launch.serve.gateway.formats import ANY_OBJECT, Call, Format
+from launch.serve.gateway.formats import Format
+from launch.serve.gateway.records import Function, Message, ResponseFormat, StreamOptions, Tool, ToolName, called, undecided
 
 Count = Annotated[int, Field(ge=1)]
 MOST_ANSWERS = 16  # of one request: each is a session
@@ -36,6 +37,13 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "reasoning_effort": ((), "the model has no such setting"),
     "verbosity": ((), "the model has no such setting"),
     "store": ((False,), "nothing is stored"),
+    "previous_response_id": ((), "nothing is stored: send the whole conversation as input"),
+    "conversation": ((), "nothing is stored: send the whole conversation as input"),
+    "prompt": ((), "nothing is stored: send the whole conversation as input"),
+    "background": ((False,), "nothing is stored: wait for the answer, or stream it"),
+    "truncation": (("disabled",), "nothing is left out of a prompt"),
+    "reasoning": (({},), "the model has no such setting"),
+    "max_tool_calls": ((), "at most one function is called"),
 }
 _IGNORED = (
     "user",
@@ -45,6 +53,7 @@ _IGNORED = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "prompt_cache_options",
 )
 
 
@@ -54,7 +63,8 @@ _EXPECTED = {
     "logit_bias": "must give token ids a number from -100 to 100",
     "stop": "must be a text or a list of at most 4 texts",
     "stop_token_ids": "must be a list of token ids",
-    "input": "must be a text or a list of texts",
+    "input": "must be a text, or a list of texts (embeddings) or messages of texts (responses)",
+    "text": "has a format of type text, json_object or json_schema",
     "stream_options": "may hold include_usage, true or false",
     "response_format": "has a type: text, json_object, or json_schema with json_schema: {name, schema}",
     "tools": "must be a list of {type: function, function: {name, parameters}}",
@@ -67,93 +77,8 @@ P = TypeVar("P", bound="Parameters")
 B = TypeVar("B", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-Nothing = Annotated[list[Any], Field(max_length=0)] | None  # what answers carry and histories give back
-
-
-class StreamOptions(_Strict):
-    """What a stream carries besides text."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # accepted, and not needed: lengths are public anyway
-
-
-class TextPart(_Strict):
-    """One text of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    refusal: None = None
-    reasoning_content: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing = None
-    annotations: Nothing = None
-
-    def plain(self) -> dict[str, str]:
-        """Return the message as chat templates expect it; "developer" is OpenAI's newer word for "system"."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class JsonSchema(_Strict):
-    """A JSON schema with a name."""
-
-    name: str
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None
-    description: str | None = None
-
-
-class ResponseFormat(_Strict):
-    """What an answer is held to."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class Function(_Strict):
-    """A function that an answer may call. parameters: a JSON schema."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(_Strict):
-    """A tool, which is a function."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class FunctionName(_Strict):
-    """A function's name."""
-
-    name: str
-
-
-class ToolName(_Strict):
-    """The tool that is to be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
 class Parameters(BaseModel):
-    """What both kinds of request have in common."""
+    """What all kinds of request have in common."""
 
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
 
@@ -173,6 +98,10 @@ class Parameters(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = None
     _dropped: list[str] = PrivateAttr(default_factory=list)
+    telling: ClassVar[tuple[str, ...]] = ("logprobs",)
+    """Parameters that ask for probabilities."""
+    turns_in: ClassVar[str] = "messages"
+    """The parameter that a conversation comes in."""
 
     @property
     def dropped(self) -> list[str]:
@@ -206,10 +135,11 @@ class Parameters(BaseModel):
             "frequency_penalty": bool(self.frequency_penalty),
             "repetition_penalty": self.repetition_penalty not in (None, 1),
             "logit_bias": bool(self.logit_bias),
-            "logprobs": self.most_likely is not None,
         }
         held = [] if self.format is None else [self.format.param]
-        return held + [name for name, is_wanted in wanted.items() if is_wanted]
+        asking = [name for name in self.telling if getattr(self, name) not in (None, False)]
+        told = [] if self.most_likely is None else asking
+        return [*held, *(name for name, is_wanted in wanted.items() if is_wanted), *told]
 
     @property
     def most_tokens(self) -> int | None:
@@ -260,31 +190,23 @@ class ChatParameters(Parameters):
 
     @property
     def format(self) -> Format | None:
-        if self.tools and isinstance(self.tool_choice, ToolName):
-            name = self.tool_choice.function.name
-            named = next((tool.function for tool in self.tools if tool.function.name == name), None)
-            if named is None:
-                raise invalid("tool_choice names none of the tools", "tool_choice", "invalid_value")
-            return Format("tools", named.parameters or ANY_OBJECT, Call(name, by_name=True))
-        if self.tools and self.tool_choice == "required":
-            only = self.tools[0].function
-            return Format("tools", only.parameters or ANY_OBJECT, Call(only.name, by_name=False))
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_object":
-            return Format("response_format", ANY_OBJECT)
-        if wanted.json_schema is None:
-            raise invalid(f"response_format: {_EXPECTED['response_format']}", "response_format", "invalid_value")
-        return Format("response_format", wanted.json_schema.schema_)
+        call = called(*self._choice())
+        schema = None if self.response_format is None else self.response_format.schema_of()
+        return call or (None if schema is None else Format("response_format", schema))
 
     def unmeant(self) -> tuple[list[str], str] | None:
-        both = ["tools", "tool_choice"]
-        if self.tools and self.tool_choice in (None, "auto"):
-            return both, "whether to call a function is not told to the model: name one in tool_choice, or say none"
-        if self.tools and self.tool_choice == "required" and len(self.tools) > 1:
-            return both, "which of several functions to call is not told to the model: name one in tool_choice"
-        return None
+        reason = undecided(*self._choice())
+        return None if reason is None else (["tools", "tool_choice"], reason)
+
+    def _choice(self) -> tuple[list[Function], str | None, str | None]:
+        """Return the functions, and the choice among them."""
+        functions, choice = [tool.function for tool in self.tools or []], self.tool_choice
+        return (functions, None, choice.function.name) if isinstance(choice, ToolName) else (functions, choice, None)
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The conversation as chat templates expect it."""
+        return [message.plain() for message in self.messages]
 
     @property
     def most_likely(self) -> int | None:
@@ -372,9 +294,9 @@ def _explain(error: ValidationError) -> ApiError:
         return invalid(f"Unrecognized request argument supplied: {shown}", code="unknown_parameter")
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return invalid(f"you must provide a '{param}' parameter", param, "missing_required_parameter")
-    if param == "messages" and first["loc"][-1] in _EMPTY:
+    if param in ("messages", "input") and first["loc"][-1] in _EMPTY:
         number = f" number {first['loc'][1] + 1}" if isinstance(first["loc"][1], int) else ""
-        message = f"messages{number}: {first['loc'][-1]} must be empty"
+        message = f"{param}{number}: {first['loc'][-1]} must be empty"
         return invalid(message, param, "invalid_value")
     number = next((f" number {place + 1}" for place in first["loc"][1:2] if isinstance(place, int)), "")
     expected = _EXPECTED.get(param) or first["msg"].lower()

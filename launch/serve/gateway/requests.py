@@ -11,6 +11,7 @@ from launch.serve.gateway.formats import Held
 from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.logits import Adjustment
 from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, CompletionParameters, Parameters
+from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.tokenizer.chat_template import TurnEnd
 from parties.client.request import GenerationRequest
@@ -45,16 +46,17 @@ def completion(parameters: CompletionParameters, served: Served, settings: Gatew
     return found
 
 
-def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
-    """Return what /v1/chat/completions asks for: `n` answers. Raises `ApiError` and `ConfigurationError`."""
+def chat(parameters: ChatParameters | ResponsesParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
+    """Return what /v1/chat/completions or /v1/responses asks for: `n` answers. Raises `ApiError` and
+    `ConfigurationError`."""
     words = served.words
     if words.template is None:
         reason = words.no_template.partition(": ")[2] or words.no_template
-        raise invalid(f"this model cannot chat: {reason}", "messages", "no_chat_template")
-    text = words.template.render([message.plain() for message in parameters.messages])
+        raise invalid(f"this model cannot chat: {reason}", parameters.turns_in, "no_chat_template")
+    text = words.template.render(parameters.turns)
     ids = words.tokenizer.encode(text, special=False)
     end = words.template.turn_end
-    return _requests(parameters, served, settings, _Prompt(ids, "messages", settings.default_max_tokens, end))
+    return _requests(parameters, served, settings, _Prompt(ids, parameters.turns_in, settings.default_max_tokens, end))
 
 
 def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
