@@ -137,7 +137,7 @@ class Parameters(BaseModel):
             "logit_bias": bool(self.logit_bias),
         }
         held = [] if self.format is None else [self.format.param]
-        asking = [name for name in self.telling if getattr(self, name) not in (None, False)]
+        asking = [name for name in self.telling if getattr(self, name) is not None]
         told = [] if self.most_likely is None else asking
         return [*held, *(name for name, is_wanted in wanted.items() if is_wanted), *told]
 

@@ -95,6 +95,9 @@ def test_bias_and_probabilities(gateway: Running) -> None:
     assert told.top_logprobs is not None
     assert set(told.top_logprobs[0]) == {LAST, LETTERS[-2]}
     assert told.text_offset == [0]
+    alone = client.completions.create(model="tiny", prompt="a", max_tokens=1, logit_bias=bias, logprobs=0).choices[0]
+    assert alone.logprobs is not None
+    assert (alone.logprobs.tokens, alone.logprobs.top_logprobs) == (["q"], [{}])
     messages: Any = [{"role": "user", "content": "a"}]
     chat = client.chat.completions.create(
         model="tiny", messages=messages, max_tokens=1, logit_bias=bias, logprobs=True, top_logprobs=1
