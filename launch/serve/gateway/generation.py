@@ -135,7 +135,11 @@ class Generation:
         tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
         self._live.begin(len(request.prompt_ids), request.params.max_tokens)
         result = self._client.generate(
-            tokens, on_token=on_token, on_progress=self._live.progress, cancellation=self._cancellation
+            tokens,
+            on_token=on_token,
+            on_progress=self._live.progress,
+            on_spent=self._live.spent,
+            cancellation=self._cancellation,
         )
         self._live.end(result)
         self._post(Text(index, text.flush()))
