@@ -165,6 +165,7 @@ class Generation:
             replace(request, params=params),
             on_token=on_token,
             on_progress=self._glance.progress,
+            on_spent=self._glance.spent,
             cancellation=self._cancellation,
         )
         self._glance.end(result)
