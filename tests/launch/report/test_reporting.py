@@ -14,7 +14,7 @@ from launch.predict.networks import Network
 from launch.report.network_model import comparisons, predict
 from launch.report.page import all_tables
 from launch.report.paper import paper_tables
-from launch.report.readme import filled
+from launch.report.blocks import filled
 from launch.report.rows import Row, rows_of, tokens
 from launch.report.tables import (
     exponent,
