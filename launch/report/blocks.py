@@ -58,7 +58,7 @@ def glance(rows: Sequence[Row]) -> str:
         memory = row.measured.get("peak_memory_bytes", {}).get("party")
         lines.append(
             (
-                f"{row.cell.model}'s shape: {what}",
+                f"shape of {row.cell.model}: {what}",
                 "-" if row.seconds is None else f"{seconds_text(row.seconds)} s",
                 there,
                 byte_count(row.bytes_sent),

@@ -78,7 +78,7 @@ class Row:
         shape = SHAPES.get(self.cell.model)
         new = 0 if self.of_prompt else self.cell.new_tokens
         beyond = shape is not None and self.cell.prompt + new > shape.positions
-        return f"{self.model}'s shape" if beyond else self.model
+        return f"shape of {self.model}" if beyond else self.model
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -138,7 +138,7 @@ def _setting(row: Row) -> tuple[Any, ...]:
 
 
 def title_of(rows: Sequence[Row]) -> str:
-    """Return what the one model of these rows is called: its shape where any of them is longer than the model's positions."""
+    """Return what the model of these rows is called: its shape where one of them is longer than the model's positions."""
     return max((row.title for row in rows), key=len)
 
 
