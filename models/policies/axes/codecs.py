@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from models.cache import LayerCache
-from models.segments import FewChannels, Segment, own_rows
+from models.rotary import cosines_and_sines
+from models.segments import FewChannels, LowRank, Segment, own_rows
 from protocols.suite import Suite, Value
 
 
@@ -41,3 +44,62 @@ async def hold_few_bits(suite: Suite, entry: LayerCache, rows: Sequence[Value], 
         (before,) = entry.held
         k, v = suite.concat([before.k, k], 1), suite.concat([before.v, v], 1)
     entry.held = (Segment(k, v),)
+
+
+KEYS, VALUES = "low_rank.keys", "low_rank.values"
+DOWN, UP = "down", "up"
+
+
+async def hold_low_rank(suite: Suite, entry: LayerCache, recent: int, low_keys: bool) -> None:
+    """Hold products of low rank with learned weights in place of values, and of keys where `low_keys`, of all rows but the
+    `recent` last, behind those that are held so already; the others stay exact. All heads' channels x [n, G C] of a token
+    become x W [n, r], W = `low_rank.{keys, values}.down`; `up`, [G C, r] too, makes them again.
+
+    Keys that positions turn are turned back first: rows must be those of positions 0, 1, ... Rounds: 1 where keys turn, and
+    2 or 3; bytes: a fresh mask for n (r + r') elements.
+    """
+    k, v = entry.keys_and_values()
+    count = entry.length - recent
+    before = entry.held[0] if entry.held else None
+    assert before is None or isinstance(before, LowRank)
+    turning = entry.rotary if low_keys else None
+    new = None
+    if turning is not None:
+        new = cosines_and_sines(turning, k.shape[2], 0 if before is None else before.length, count)
+
+    async def behind(old: Value | None, rows: Value, kind: str | None = None) -> Value:
+        return await (suite.mask_for_cache(rows, kind) if old is None else suite.append(old, rows, 1, kind))
+
+    async def keys() -> Value:
+        rows = k[:, :count]
+        if low_keys:
+            rows = rows if new is None else await suite.rotate(rows, new[0], -new[1])
+            rows = await _reduced(suite, entry, rows, KEYS)
+        return await behind(before and before.k, rows)
+
+    async def values() -> Value:
+        return await behind(before and before.v, await _reduced(suite, entry, v[:, :count], VALUES), "value")
+
+    held = await suite.together(keys(), values())
+    if before is None:
+        up = _made_again(entry, VALUES, k.shape[0]).permute(0, 2, 1)
+        entry.held = (LowRank(*held, up, _made_again(entry, KEYS, k.shape[0]) if low_keys else None, new),)
+        entry.k, entry.v = own_rows(suite, k[:, count:]), own_rows(suite, v[:, count:])
+    else:
+        angles = new and before.angles and tuple(torch.cat(pair) for pair in zip(before.angles, new, strict=True))
+        entry.held = (LowRank(*held, before.values, before.keys, angles),)
+        entry.k, entry.v = k[:, count:], v[:, count:]
+
+
+async def _reduced(suite: Suite, entry: LayerCache, rows: Value, part: str) -> Value:
+    """Return the products [1, n, r] of rows [G, n, C]."""
+    groups, count, channels = rows.shape
+    flat = rows.permute(1, 0, 2).reshape(count, groups * channels)
+    low = await suite.linear(flat, entry.learned.linear(f"{part}.{DOWN}"))
+    return low.reshape(1, *low.shape)
+
+
+def _made_again(entry: LayerCache, part: str, groups: int) -> Value:
+    """Return the weights [G, C, r] that make rows of what is left of them; local."""
+    up = entry.learned.linear(f"{part}.{UP}").weight
+    return up.reshape(groups, up.shape[0] // groups, up.shape[1])
