@@ -102,8 +102,8 @@ async def attention_over(
     sums, mass = await suite.attention_over(parts, mask, observed)
     kinds = {segment.total: segment for segment in segments}
     shaped = [one.reshape(*q.shape[:2], one.shape[2]) for one in sums]  # heads may be grouped as a codec has them
-    found = [await kinds[total].whole(suite, one) for total, one in zip(sorted(kinds), shaped, strict=True)]
-    return functools.reduce(operator.add, found), mass
+    whole = [await kinds[total].whole(suite, one) for total, one in zip(sorted(kinds), shaped, strict=True)]
+    return functools.reduce(operator.add, whole), mass
 
 
 def own_rows(suite: Suite, x: Value) -> Value:

@@ -6,8 +6,10 @@ Leaks: nothing; what follows from secrets is opened by no one (docs/security.md,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from models.cache import LayerCache
 from models.rotary import cosines_and_sines
@@ -48,6 +50,7 @@ async def hold_few_bits(suite: Suite, entry: LayerCache, rows: Sequence[Value], 
 
 KEYS, VALUES = "low_rank.keys", "low_rank.values"
 DOWN, UP = "down", "up"
+Angles = tuple[Tensor, Tensor]
 
 
 async def hold_low_rank(suite: Suite, entry: LayerCache, recent: int, low_keys: bool) -> None:
@@ -75,20 +78,28 @@ async def hold_low_rank(suite: Suite, entry: LayerCache, recent: int, low_keys: 
         if low_keys:
             rows = rows if new is None else await suite.rotate(rows, new[0], -new[1])
             rows = await _reduced(suite, entry, rows, KEYS)
-        return await behind(before and before.k, rows)
+        return await behind(None if before is None else before.k, rows)
 
     async def values() -> Value:
-        return await behind(before and before.v, await _reduced(suite, entry, v[:, :count], VALUES), "value")
+        rows = await _reduced(suite, entry, v[:, :count], VALUES)
+        return await behind(None if before is None else before.v, rows, "value")
 
-    held = await suite.together(keys(), values())
+    low_k, low_v = await suite.together(keys(), values())
     if before is None:
-        up = _made_again(entry, VALUES, k.shape[0]).permute(0, 2, 1)
-        entry.held = (LowRank(*held, up, _made_again(entry, KEYS, k.shape[0]) if low_keys else None, new),)
+        made_values = _made_again(entry, VALUES, k.shape[0]).permute(0, 2, 1)
+        made_keys = _made_again(entry, KEYS, k.shape[0]) if low_keys else None
+        entry.held = (LowRank(low_k, low_v, made_values, made_keys, new),)
         entry.k, entry.v = own_rows(suite, k[:, count:]), own_rows(suite, v[:, count:])
     else:
-        angles = new and before.angles and tuple(torch.cat(pair) for pair in zip(before.angles, new, strict=True))
-        entry.held = (LowRank(*held, before.values, before.keys, angles),)
+        entry.held = (replace(before, k=low_k, v=low_v, angles=_joined(before.angles, new)),)
         entry.k, entry.v = k[:, count:], v[:, count:]
+
+
+def _joined(before: Angles | None, new: Angles | None) -> Angles | None:
+    """Return the angles of all rows; local."""
+    if before is None or new is None:
+        return None
+    return torch.cat([before[0], new[0]]), torch.cat([before[1], new[1]])
 
 
 async def _reduced(suite: Suite, entry: LayerCache, rows: Value, part: str) -> Value:

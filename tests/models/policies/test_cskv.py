@@ -87,11 +87,8 @@ class LowRankCase(Case):
         return outputs
 
 
-WAYS = [
-    pytest.param(True, "whole", True, id="learned positions"),
-    pytest.param(False, "whole", False, id="rotary, values alone"),
-    pytest.param(False, "low", True, id="rotary, keys made anew"),
-]
+WAYS = [(True, "whole", True), (False, "whole", False), (False, "low", True)]
+"""Learned positions; rotary ones with values alone of low rank; with keys that are made anew."""
 
 
 def text_of(turning: str) -> str:
@@ -101,7 +98,7 @@ def text_of(turning: str) -> str:
 def test_rows_that_left_the_window_are_of_low_rank() -> None:
     """1 000 cases: R = 1, 2 and 4, prompts below and above the window, learned and rotary positions."""
     for number in range(1000):
-        learned_positions, turning, low_keys = WAYS[number % 7 % 3].values
+        learned_positions, turning, low_keys = WAYS[number % 7 % 3]
         case = LowRankCase(number, learned_positions)
 
         async def program(s: Any, *x: Any, case: LowRankCase = case, text: str = text_of(turning)) -> Any:
