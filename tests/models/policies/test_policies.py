@@ -326,7 +326,7 @@ def test_a_policy_file_is_registered_documented_and_tested() -> None:
     shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold"}
     shared |= {"batches", "changed", "composition", "holding", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
-    assert files == set(POLICIES) | {"think"}
+    assert files == set(POLICIES) | {"think", "cskv"}
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
     for name in (*POLICIES, *WRAPPERS):
         assert f"`{name}`" in page, f"docs/policies.md does not mention {name}"
