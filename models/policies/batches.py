@@ -31,6 +31,7 @@ EVICTING = (
     "compresskv",
     "d2o",
     "elastic",
+    "ems",
     "h2o",
     "kvmerger",
     "lazyeviction",

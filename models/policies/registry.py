@@ -21,6 +21,7 @@ from models.policies.compresskv import CompressKV
 from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
+from models.policies.ems import EMS
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
 from models.policies.kvmerger import KVMerger
@@ -52,6 +53,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         Elastic,
         D2O,
         KVMerger,
+        EMS,
         AttentionGate,
         Quest,
         DynamicTopK,
