@@ -43,8 +43,7 @@ class Classes(Merge):
 
     async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:
         """Some 20 rounds; the cosines of all pairs of a token that may join and a centre are opened and compared."""
-        state, scores = event.state, event.scores
-        assert isinstance(state, GlobalLocalState)
+        state, scores = event.entry.state_of(GlobalLocalState), event.scores
         most, within = heaviest(scores.bound), (state.most + 1, _room(heaviest(scores.bound)))
         rows = [(*x[:2], *(suite.with_bound(y, bound) for y, bound in zip(x[2:], within, strict=True))) for x in moved]
         masked = await suite.together(*(suite.mask_for_cache(x) for one in rows for x in one))
