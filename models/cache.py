@@ -156,10 +156,11 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' caches of one session. seen: tokens processed so far, cached or not; group: R; prompt_tokens: of a prompt
-    that comes in several batches, 0 otherwise; append_only: whether a token's step only appends rows; drafted: rows of a
-    step of drafted tokens that are cached while it is not known how many of them stay (`seen` is the number before the
-    step), 0 otherwise. All public. weights: of the session, where policies may have learned something of the model.
+    """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix;
+    group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise; append_only: whether a token's step only
+    appends rows; drafted: rows of a step of drafted tokens that are cached while it is not known how many of them stay
+    (`seen` is the number before the step), 0 otherwise. All public. weights: of the session, where policies may have learned
+    something of the model.
 
     prompt_end: the prompt's last embedded rows [n, D], secret, while it is processed, for a policy that has them look at
     batches before their own; ahead: how many do so in the present batch, public. dropped: choices of an expert that found
@@ -175,7 +176,7 @@ class KVCache:
         learned = [Learned(weights or {}, n, a.activation) for n in every]
         self.layers = [LayerCache(learned[n], a.window(n), policy.new_state(Place(n, every))) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
-        self.seen = 0
+        self.seen = self.behind = 0
         self.drafted = 0
         self.dropped: Value | None = None
         self.prompt = PromptRows()

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
-from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, step
+from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_prefix, registering_step, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.encoder import Encoder
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.encoding import EncodingPlan
-from models.generation import Decoding
 from models.loaded import LOAD
-from models.plans import AnyPlan, Leaving, make_plan
+from models.outputs import Decoding, Output
+from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.policies import parse
+from models.prefix_rows import LOAD_ROWS
+from models.prefixes import ROWS
 from mpc.ledger import Ledger, current
 from mpc.tape import CountingTape
 from protocols.options import OptionValue
@@ -223,7 +225,8 @@ class Products:
 class Setting:
     """What a trace depends on beside the model and the lengths.
 
-    draft: of drafted steps, None for one token a step. check(): called at every tape entry, may raise to end the trace.
+    draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
+    without one. check(): called at every tape entry, may raise to end the trace.
     prepare(suite): called with each suite that is made.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
@@ -237,12 +240,18 @@ class Setting:
     decoding: Leaving = "greedy"
     temperature: float | None = None
     draft: DraftPlan | None = None
+    behind: int = 0
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     def plan(self, prompt: int, new: int) -> AnyPlan:
         """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
-        return make_plan((prompt, new), self.decoding, self.policy, self.temperature, self.draft)
+        lengths = Lengths(prompt, new, self.behind)
+        return make_plan(lengths, self.decoding, self.policy, self.temperature, self.draft)
+
+    def cached(self, architecture: Architecture, prompt: int) -> int:
+        """Return the tokens that are cached when the first new one is chosen (`Architecture.cached`)."""
+        return architecture.cached(prompt) + self.behind
 
     @property
     def spec(self) -> SuiteSpec:
@@ -331,12 +340,18 @@ def trace_step(
         tape.largest.clear()
         suite.run(encoding_step(encoder, EncodingPlan(tokens, cast(Output, setting.decoding)), None, STEP))
         return Trace(suite.ledger, products.counts, tape.largest)
+    behind = setting.behind if not cached else 0
+    if behind:
+        weights |= suite.run(load_prefix(suite, architecture, behind))
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = suite.run(fill(decoder, cached, NoInputs(), agreed, read))
+    cache = decoder.new_cache(behind) if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
-    suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
+    if setting.decoding == ROWS:
+        suite.run(registering_step(decoder, tokens, STEP))
+    else:
+        suite.run(step(decoder, cache, setting.step(tokens, drafted), None, STEP))
     return Trace(suite.ledger, products.counts, tape.largest)
 
 
@@ -346,10 +361,12 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
+    if setting.behind:
+        weights |= suite.run(load_prefix(suite, architecture, setting.behind))
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = decoder.new_cache()
+    cache = decoder.new_cache(setting.behind)
     drafted = setting.draft is not None
-    for cached, tokens in ((0, prompt), *setting.steps(architecture.cached(prompt), new, kept)):
+    for cached, tokens in ((0, prompt), *setting.steps(setting.cached(architecture, prompt), new, kept)):
         suite.ledger.costs.clear()
         products.counts.clear()
         tape.largest.clear()
@@ -366,3 +383,11 @@ def trace_load(architecture: AnyArchitecture, setting: Setting) -> Costs:
     suite.run(load(suite, architecture, NoInputs()))
     cost = suite.ledger.total(LOAD)
     return Costs({(LOAD, "weight", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})
+
+
+def trace_prefix_load(architecture: Architecture, setting: Setting) -> Costs:
+    """Return the costs of loading the rows of `setting.behind`: once a prefix and its parties, not once a session."""
+    suite, _ = setting.make()
+    suite.run(load_prefix(suite, architecture, setting.behind))
+    cost = suite.ledger.total(LOAD_ROWS)
+    return Costs({(LOAD_ROWS, "cache", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})

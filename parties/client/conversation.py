@@ -36,8 +36,8 @@ from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
 from parties.wire.shares import BITS, corrections
+from protocols.bounds import RANGE_KINDS
 from protocols.range_findings import RangeFinding, findings_in, open_flags
-from protocols.suite import RANGE_KINDS
 
 BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0

@@ -63,7 +63,7 @@ def run(
     from launch.serve.roles import load_role
     from models.calibration.record import read_record
     from models.checkpoint import read_description
-    from parties.tapes.deal import DealSpec, deal
+    from parties.tapes.deal import DealOrder, DealSpec, deal
     from protocols.registry import SuiteSpec
 
     check_suite(suite)
@@ -73,9 +73,7 @@ def run(
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:
         dealt = deal(
-            settings,
-            architecture,
-            DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy),
+            DealOrder(settings, architecture, DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy)),
             directory,
             lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )

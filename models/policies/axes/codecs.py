@@ -5,9 +5,11 @@ Leaks: nothing; what follows from secrets is opened by no one (docs/security.md,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.cache import LayerCache
-from models.segments import FewChannels, own_rows
-from protocols.suite import Suite
+from models.segments import FewChannels, Segment, own_rows
+from protocols.suite import Suite, Value
 
 
 async def hold_few_channels(suite: Suite, entry: LayerCache, count: int, recent: int) -> None:
@@ -27,3 +29,15 @@ async def hold_few_channels(suite: Suite, entry: LayerCache, count: int, recent:
     entry.held = (FewChannels(held, own_rows(suite, v[:, :stop]), chosen),)
     entry.k, entry.v = own_rows(suite, k[:, stop:]), own_rows(suite, v[:, stop:])
     entry.queries = None
+
+
+async def hold_few_bits(suite: Suite, entry: LayerCache, rows: Sequence[Value], fraction_bits: int) -> None:
+    """Hold keys and values [G, n, C] rounded to so few fraction bits, behind the rows of the layer that are held so already.
+
+    Rounds, bytes: a fresh mask for the rows, in rings as small as the suite has (`Suite.hold`).
+    """
+    k, v = await suite.together(suite.hold(rows[0], fraction_bits, "keys"), suite.hold(rows[1], fraction_bits, "values"))
+    if entry.held:
+        (before,) = entry.held
+        k, v = suite.concat([before.k, k], 1), suite.concat([before.v, v], 1)
+    entry.held = (Segment(k, v),)

@@ -54,9 +54,7 @@ class Similar(Merge):
         keys, *left = await suite.together(*(suite.mask_for_cache(x) for x in (keys, *gone)))
         here, there = await suite.together(suite.normalised(left[0]), suite.normalised(keys))
         assign, near = await suite.most_similar(here, there)
-        state = event.state
-        assert isinstance(state, EvictionState)
-        passed = await _passed(suite, near, state)
+        passed = await _passed(suite, near, event.entry.state_of(EvictionState))
         weights = await suite.select(passed.expand(*near.shape), near)
         joining = suite.concat(left, -1) if self.rows == "both" else left[1]
         weighted = await suite.mul(weights.reshape(*weights.shape, 1), joining)

@@ -62,6 +62,7 @@ MATRIX = {
     "elastic": ["elastic:budget=0.4,distance=3"],
     "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
     "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
+    "mikv": ["mikv:budget=0.3,every=2", "demote|snapkv:budget=0.5,window=6"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
 LEARNED = {"locret", "attention-gate"}  # whose weights have tests of their own, on all suites
@@ -116,6 +117,7 @@ EVERYTHING = [
     "elastic:budget=1",
     "d2o:budget=1",
     "kvmerger:budget=1",
+    "mikv:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
     "locret:budget=1",
@@ -208,6 +210,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "elastic": "elastic:budget=1",
         "d2o": "d2o:budget=1",
         "kvmerger": "kvmerger:budget=1",
+        "mikv": "mikv:budget=1",
         "cake": "cake:budget=1",
         "lazyeviction": "lazyeviction:budget=1",
         "compresskv": "compresskv:budget=1",
