@@ -81,8 +81,8 @@ def logarithmic(axis: Any) -> None:
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return places between 0 and 1, in the order of the wanted ones and near to them, no two nearer than `gap`; where so many
-    do not fit, at even distances.
+    """Return places between 0 and 1, in the order of the wanted ones and near to them, no two nearer than `gap`; where so
+    many do not fit, at even distances.
 
     >>> [round(place, 2) for place in spread([0.5, 0.5, 0.9], gap=0.2)]
     [0.5, 0.7, 0.9]

@@ -188,7 +188,7 @@ def test_report_files(rows: list[Row], tmp_path: Path, command: Command) -> None
     assert len(pictures) >= 4
     assert page.count("<figcaption>") == len(pictures) == len(re.findall(r"^\*.+\.\*$", text, re.MULTILINE))
     for line in pictures:
-        data = (tmp_path / "out" / line.partition("(")[2].rstrip(")")).read_bytes()
+        data = (tmp_path / "out" / line.rpartition("](")[2].rstrip(")")).read_bytes()
         assert data.startswith(b"\x89PNG")
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(pictures)
