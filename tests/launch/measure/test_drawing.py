@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from launch.measure.drawing import COLORS, HATCHES, LEAST_GAP, MARKERS, Look, label_ends, new_figure, png_of, spread
 
 
@@ -15,7 +17,7 @@ def lightness(color: str) -> float:
 
 def test_neighbours_differ_in_grey() -> None:
     shades = [lightness(color) for color in COLORS]
-    assert all(abs(a - b) >= 15 for a, b in zip(shades, shades[1:], strict=False))
+    assert all(abs(a - b) >= 15 for a, b in itertools.pairwise(shades))
     assert lightness("#FFFFFF") == 100
 
 
@@ -31,7 +33,7 @@ def test_labels_keep_apart_and_inside() -> None:
     places = spread(wanted, LEAST_GAP)
     assert all(0 <= place <= 1 for place in places)
     ordered = sorted(places)
-    assert all(b - a >= LEAST_GAP - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(b - a >= LEAST_GAP - 1e-9 for a, b in itertools.pairwise(ordered))
     assert sorted(range(6), key=places.__getitem__) == sorted(range(6), key=wanted.__getitem__)
     assert places[5] == 0.5
     crowd = sorted(spread([0.5] * 60, LEAST_GAP))
