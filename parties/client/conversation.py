@@ -111,8 +111,7 @@ class Conversation(Session, ABC):
             stream = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(stream)
             self._incoming[stream] = Incoming(peer.name, self._flags_shape)
-            opening = wire.Open(session=self.id, manifest=self.manifest.canonical())
-            stream.dial(way, channel, wire.ClientMessage(open=opening))
+            stream.dial(way, channel, wire.ClientMessage(open=self._opening()))
             heartbeats.add(stream)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
@@ -152,6 +151,9 @@ class Conversation(Session, ABC):
         return min(found, key=rank)
 
     # ---- shares out --------------------------------------------------------------------------------------------------
+    def _opening(self) -> wire.Open:
+        return wire.Open(session=self.id, manifest=self.manifest.canonical())
+
     def _upload(self) -> None:
         try:
             prompt = self._prompt()

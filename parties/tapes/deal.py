@@ -188,7 +188,7 @@ class _Dealing:
                 "load": self._load,
                 "number": number,
                 "created": self._created,
-                "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model"})),
+                "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model", "prefix"})),
             }
             for index, (writer, party) in enumerate(zip(writers, self._parties, strict=True)):
                 writer.finish(self._identity, party=party, index=index, **facts)
