@@ -239,7 +239,7 @@ def test_a_quota(tmp_path: Path) -> None:
 def test_values_that_left_their_range_keep_nothing(real: Running) -> None:
     before = real.stored()
     with pytest.raises(RangeExceeded):
-        real.add("flagged", suite=SuiteSpec("masked", options={"residual": 1, "activation": 1}))
+        real.add("flagged", suite=SuiteSpec("masked", options={"residual": 4}))
     for _ in range(50):
         if not list(real.party(1).prefixes.root.glob(".incoming-*")):
             break
