@@ -14,6 +14,12 @@ AUTO = "auto"
 """In place of a name: whichever public prefix the prompt begins with, or none."""
 
 
+def continues(wanted: str | None) -> bool:
+    """Whether a prompt continues the text of the prefix that is asked for, and so begins with no token of its own that marks
+    a beginning."""
+    return wanted not in (None, AUTO)
+
+
 def fits(prefix: RegisteredPrefix, suite: SuiteSpec) -> bool:
     """Whether sessions in this suite, its owner's bounds included, can begin behind a prefix."""
     made = (prefix.suite, prefix.fraction_bits, dict(prefix.options))

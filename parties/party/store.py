@@ -109,6 +109,26 @@ class Incoming(IncomingFolder):
         self.commit(self.facts.model, "model.json", facts)
 
 
+def read_model(folder: Path) -> StoredFiles:
+    """Return facts and checksums of a stored model. Raises `CheckpointError` where they are not what was stored, or a file
+    is missing."""
+    try:
+        stored = StoredFiles.model_validate_json((folder / "model.json").read_bytes())
+        shapes = stored.facts.shapes()
+        checked_ranges(stored.facts.ranges or {}, f"{folder}/model.json")
+    except (OSError, ValidationError, ConfigurationError) as error:
+        raise CheckpointError(
+            f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"
+        ) from None
+    if not stored.intact() or stored.facts.model != folder.name:
+        raise CheckpointError(f"{folder}/model.json is not what was stored: remove {folder} and share the model again")
+    files = ["seed"] if stored.facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
+    for name in files:
+        if name not in stored.files or not (folder / f"{name}.safetensors").is_file():
+            raise CheckpointError(f"{folder}/{name}.safetensors is missing: remove {folder} and share the model again")
+    return stored
+
+
 class ModelStore:
     """All models of one party. Raises `EnvironmentProblem` when the folder cannot be written."""
 
@@ -121,30 +141,13 @@ class ModelStore:
         for folder in sorted(root.iterdir()):
             if ID_PATTERN.fullmatch(folder.name):
                 try:
-                    self._add(self._read(folder))
+                    self._add(read_model(folder))
                 except MpcacheError as error:
                     log.warning("%s", error)
 
     def _add(self, stored: StoredFiles) -> None:
         self._models[stored.facts.model] = stored.facts
         self._files[stored.facts.model] = stored.files
-
-    def _read(self, folder: Path) -> StoredFiles:
-        try:
-            stored = StoredFiles.model_validate_json((folder / "model.json").read_bytes())
-            shapes = stored.facts.shapes()
-            checked_ranges(stored.facts.ranges or {}, f"{folder}/model.json")
-        except (OSError, ValidationError, ConfigurationError) as error:
-            raise CheckpointError(
-                f"{folder} is not a stored model ({type(error).__name__}): remove it and share the model again"
-            ) from None
-        if not stored.intact() or stored.facts.model != folder.name:
-            raise CheckpointError(f"{folder}/model.json is not what was stored: remove {folder} and share the model again")
-        files = ["seed"] if stored.facts.seeded else [f"{i:04d}" for i in range(len(shapes))]
-        for name in files:
-            if name not in stored.files or not (folder / f"{name}.safetensors").is_file():
-                raise CheckpointError(f"{folder}/{name}.safetensors is missing: remove {folder} and share the model again")
-        return stored
 
     def models(self) -> list[StoredModel]:
         """Return all stored models."""

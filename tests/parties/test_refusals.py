@@ -43,6 +43,7 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "suite": "crypten",
         "fraction_bits": 16,
         "options": {},
+        "prefix_tokens": 0,
         "prompt_tokens": 2,
         "new_tokens": 2,
         "decoding": "greedy",

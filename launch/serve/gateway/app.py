@@ -25,6 +25,7 @@ from launch.serve.gateway.live import Live
 from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
 from launch.serve.gateway.places import Places
+from launch.serve.gateway.prefixes import OFF
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -101,14 +102,14 @@ class Gateway:
 
     async def _completions(self, request: Request) -> Response:
         parameters = parse(CompletionParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model)
+        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
         asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
         shape = Shape(False, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, parameters)
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
-        served = await self._served(parameters.model)
+        served = await self._served(parameters.model, parameters.prefix or self.settings.prefix)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
         shape = Shape(True, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, parameters)
@@ -148,8 +149,11 @@ class Gateway:
         watcher.add_done_callback(lambda task: None if task.cancelled() else gone())
         return watcher
 
-    async def _served(self, name: str) -> Served:
-        """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
+    async def _served(self, name: str, prefix: str | None = None) -> Served:
+        """Return the model; parties are asked for one that is not known here alone, and now and then which prefixes there
+        are, where one is wanted. Raises `ApiError` 404."""
+        if prefix not in (None, OFF):
+            return await asyncio.to_thread(self.catalogue.renewed, name)
         known = self.catalogue.known(name)
         return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,8 @@ class Catalogue:
                     words = self._default
                 if words is not None:
                     before = self._served.get(reference.id)
-                    found[reference.id] = before or Served(reference, words, int(time.time()))
+                    created = int(time.time()) if before is None else before.created
+                    found[reference.id] = Served(reference, words, created)
             self._served = found
             self._refreshed = time.monotonic()
 
@@ -113,6 +115,12 @@ class Catalogue:
         """Return the model of this name or id as last seen; None for none and for several."""
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
         return found[0] if len(found) == 1 else None
+
+    def renewed(self, name: str) -> Served:
+        """Return `find`, with what has been registered for the model by now, where the parties can be asked."""
+        with suppress(MpcacheError):
+            self.refresh()
+        return self.find(name)
 
     def find(self, name: str) -> Served:
         """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.live import Live
@@ -16,6 +17,7 @@ from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client, GenerationResult
+from parties.client.prefixes import AUTO
 from parties.client.request import GenerationRequest
 from parties.wire.error_codec import public
 
@@ -45,21 +47,25 @@ class Text:
 @dataclass(frozen=True)
 class Done:
     """Answer number `index` is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the
-    way to the next token, and the answer ends before it. echo: what its text begins with."""
+    way to the next token, and the answer ends before it. cached_tokens: of the prompt's, those of a registered prefix. echo:
+    what its text begins with."""
 
     index: int
     reason: str
     prompt_tokens: int
     result: GenerationResult
+    cached_tokens: int = 0
     probabilities: list[TokenProbability] | None = field(default=None, repr=False)
     echo: str = field(default="", repr=False)
 
 
-def usage(all_of_them: Sequence[Done]) -> dict[str, int]:
+def usage(all_of_them: Sequence[Done]) -> dict[str, Any]:
     """Return OpenAI's counts of tokens; an end-of-text token counts."""
     prompt = sum(done.prompt_tokens for done in all_of_them)
     new = sum(len(done.result.tokens) for done in all_of_them)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    counts = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    cached = sum(done.cached_tokens for done in all_of_them)
+    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}} if cached else counts
 
 
 @dataclass(frozen=True)
@@ -143,5 +149,6 @@ class Generation:
         if asked.logprobs is not None and result.logits is not None:
             kept = [token for token in result.tokens if token not in ends]
             told = probabilities(words.tokenizer, kept, result.logits, asked.logprobs)
-        prompt = 0 if asked.again else len(request.prompt_ids)
-        return Done(index, result.finish_reason, prompt, result, told, asked.echo)
+        cached = 0 if result.prefix is None or asked.again else result.prefix.tokens
+        prompt = 0 if asked.again else len(request.prompt_ids) + (cached if request.prefix != AUTO else 0)
+        return Done(index, result.finish_reason, prompt, result, cached, told, asked.echo)
