@@ -2,8 +2,8 @@
 who alone has opened the range flags, says that they are to be kept.
 
 Leaks: to parties and dealer the prefix's name, its length, its token ids where they are public, and whether the owner kept
-it: of a text with a value outside its range that is one bit, as the end of any answer (docs/security.md, "Registered
-prefixes").
+it: of a text with a value outside its range that is one bit, as the end of any answer
+(docs/security.md, "Registered prefixes").
 """
 
 from __future__ import annotations
