@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -26,14 +26,13 @@ from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
 from models.loaded import load_weights
+from models.outputs import Decoding
 from models.policies import parse
 from models.prefix_rows import check_behind
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
 from protocols.plain.suite import PlainSuite
 from protocols.suite import OutputShare, Suite, Value
-
-Decoding = Literal["greedy", "sample", "logits"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from models.drafting import DraftPlan
-from models.encoder_architecture import Output
 from models.encoding import EncodingPlan
-from models.generation import Decoding, GenerationPlan
+from models.generation import GenerationPlan
+from models.outputs import Decoding, Output
 from models.prefixes import ROWS, PrefixPlan, Registering
 from mpc.errors import ConfigurationError
 

@@ -12,10 +12,6 @@ from torch import Tensor
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
-RANGE_KINDS = ("residual", "score", "value", "activation", "logits")
-"""What may leave its declared range, one row of `OutputShare.flags` each: the norm of a row of the residual stream, the
-spread of a row of attention scores, a cached value, the input of an activation function (or its factor), a logit."""
-
 
 class Value(ABC):
     """A tensor inside a suite. Everything here is local and exact.

@@ -50,8 +50,9 @@ def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -
     """Return the page with its pictures inside it."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for table in tables:
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in table.rows)
+        header, *lines = table.shown()
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
         parts.append(
             f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.note)}</p>"
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -20,10 +20,10 @@ from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, 
 from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.encoder import Encoder
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.encoding import EncodingPlan
-from models.generation import Decoding
 from models.loaded import LOAD
+from models.outputs import Decoding, Output
 from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.policies import parse
 from models.prefix_rows import LOAD_ROWS

@@ -25,9 +25,9 @@ def run(
 ) -> None:
     """Make a Markdown and an HTML page with plots, or fill the tables of a Markdown file, from results."""
     from launch.measure.bench.results import read_results
+    from launch.report.blocks import filled
     from launch.report.page import write_report
     from launch.report.paper import paper_tables
-    from launch.report.readme import filled
     from launch.report.rows import rows_of
     from launch.report.tables import where_table
     from mpc.errors import ConfigurationError

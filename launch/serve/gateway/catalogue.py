@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
+from launch.serve.gateway.formats import FormatReader
 from models.architectures import AnyArchitecture
 from models.checkpoint import load_tokenizer, read_description
 from models.tokenizer.chat_template import ChatTemplate
@@ -41,6 +43,11 @@ class Words:
             return cls(folder, architecture, tokenizer, ChatTemplate.load(folder, tokenizer), "")
         except CheckpointError as error:
             return cls(folder, architecture, tokenizer, None, str(error))
+
+    @cached_property
+    def formats(self) -> FormatReader:
+        """Return what reads formats that answers are held to."""
+        return FormatReader(self.tokenizer, self.architecture.vocabulary)
 
 
 @dataclass(frozen=True)

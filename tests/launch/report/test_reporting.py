@@ -11,10 +11,10 @@ import pytest
 from launch.measure.bench.cell import Cell
 from launch.measure.bench.results import ResultFolder, read_results
 from launch.predict.networks import Network
+from launch.report.blocks import filled
 from launch.report.network_model import comparisons, predict
 from launch.report.page import all_tables
 from launch.report.paper import paper_tables
-from launch.report.readme import filled
 from launch.report.rows import Row, rows_of, tokens
 from launch.report.tables import (
     exponent,
@@ -229,7 +229,10 @@ def test_results_are_never_replaced(tmp_path: Path) -> None:
     assert json.loads(before)["measured"]["rounds"] == 1
 
 
-@pytest.mark.parametrize(("page", "blocks"), [("README.md", 6), ("docs/bench.md", 1), ("docs/paper.md", 1)])
+PAGES = [("README.md", 1), ("docs/costs.md", 5), ("docs/choosing.md", 3), ("docs/bench.md", 1), ("docs/paper.md", 1)]
+
+
+@pytest.mark.parametrize(("page", "blocks"), PAGES)
 def test_tables_of_pages_are_those_of_the_committed_results(page: str, blocks: int) -> None:
     """`mpcache report --results docs/results --fill PAGE` makes them again."""
     root = Path(__file__).parents[3]
