@@ -247,3 +247,34 @@ def test_values_that_left_their_range_keep_nothing(real: Running) -> None:
     assert real.stored() == before
     assert not list(real.party(1).prefixes.root.glob(".incoming-*"))
     assert real.ask([7, 8], None).tokens == real.wanted([7, 8])
+
+
+@pytest.mark.parametrize("settings", [{"preprocessing": "on"}, {"limits": {"max_in_step": 3}}], ids=["ahead", "in-step"])
+def test_sessions_ahead_of_their_values_and_in_step(settings: dict[str, Any], tmp_path: Path) -> None:
+    running = Running(tmp_path, 2, **settings)
+    with running.deployment:
+        running.share().add("terms")
+        found: dict[int, list[int]] = {}
+        prompts = [PROMPT, [*PROMPT[:BEHIND], 5, 80], PROMPT]
+
+        def one(number: int) -> None:
+            found[number] = running.ask(prompts[number], "auto" if number else None).tokens
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert found == {number: running.wanted(prompt) for number, prompt in enumerate(prompts)}
+        assert running.ask(PROMPT[BEHIND:], "terms").tokens == running.wanted(PROMPT)
+
+
+def test_a_party_with_tapes_from_a_folder_refuses(tmp_path: Path) -> None:
+    running = Running(tmp_path, 2)
+    with running.deployment:
+        running.share().add("terms")
+        (tmp_path / "tapes").mkdir()
+        running.party(1).stop()
+        running.deployment.start_one("party1", tapes=tmp_path / "tapes")
+        with pytest.raises(ConfigurationError, match="has no masks for the rows of a prefix; ask without one"):
+            running.ask(PROMPT[BEHIND:], "terms")
