@@ -88,8 +88,8 @@ class MPCache(EvictingPolicy):
     three factors, "rows" (gathered keys and values), "scores" (all, lowered by a secret bias where nothing was chosen; one
     level), or "auto": scores where the suite masks cached keys once and there is one level, else products: `mpcache plan`.
 
-    scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in place
-    of `static` and `following`; in plaintext alone (`models.policies.threshold`).
+    scoring: "attention" (what tokens receive, and a budget), or "authors": what the authors' code does, with `threshold` in
+    place of `static` and `following`; in plaintext alone (`models.policies.threshold`).
 
     Presets (`mpcache:preset=paper`): "few-queries" chooses a tenth of all tokens so far, "clusters" has clusters by length
     and the last fifth of the prompt decide, "paper" has the settings of the paper and its code.

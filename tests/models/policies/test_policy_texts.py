@@ -143,7 +143,7 @@ def test_bad_settings_are_named(text: str, message: str) -> None:
         (
             "batches:tokens=16,ahead=0|mpcache:observed=9",
             300,
-            "tokens = 16 does not hold sinks = 4, window = 12 and one more token of 'mpcache:observed=9'; raise tokens to 17",
+            "does not hold sinks = 4, window = 12 and one more token of 'mpcache:observed=9'; raise tokens to 17",
         ),
         (
             "batches:tokens=40,ahead=0|mpcache:observed=48",
