@@ -31,7 +31,7 @@ from protocols.plain.suite import PlainSuite, tensor_of
 from protocols.suite import OutputShare
 from tests.launch.conftest import Command
 
-POLICY = "mpcache:static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
+POLICY = "mpcache:preset=clusters,static=0.5,dynamic=0.3,fine=4,coarse=8,sinks=4,window=4,sharing=1"
 STAGES = ["importance", "keep-set", "compaction", "masking again", "clusters"]
 TOKENS, KEPT = 64, 32
 
