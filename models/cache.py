@@ -333,7 +333,7 @@ class CachePolicy(ABC):
         """Return what `after_batch` is told: of the last queries of a batch, those that look ahead counted behind it;
         public."""
         asked = self.observation(batch.prompt, layer)
-        return replace(asked, queries=batch.observed(asked.queries))
+        return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only

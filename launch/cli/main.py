@@ -37,6 +37,7 @@ from launch.cli.commands import (
     peers,
     plan,
     quality,
+    ray,
     report,
     serve,
     status,
@@ -78,6 +79,7 @@ app.command("report")(report.run)
 app.command("trace")(trace.run)
 app.command("gates")(gates.run)
 app.add_typer(lab.app, name="lab")
+app.add_typer(ray.app, name="ray")
 app.command("bench")(bench.run)
 app.add_typer(peers.app, name="peers")
 app.command("bench-process", hidden=True)(bench.process)

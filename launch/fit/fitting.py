@@ -21,6 +21,7 @@ from launch.fit.profiles import KINDS, profile_of
 from launch.fit.retaining import RetainingHeads
 from launch.fit.training import Learner, Run, Training
 from launch.measure.quality.prefilled import PrefilledModel
+from launch.terminal.outputs import make_writable_folder
 from models.architecture import Architecture
 from models.cache import CachePolicy
 from models.checkpoint import load_checkpoint
@@ -73,7 +74,7 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     a = checkpoint.architecture
     parts = parts_of(policy.weight_shapes(a))
     examples = read_examples(checkpoint, asked.prompts)
-    _make_folder(asked.out)
+    make_writable_folder(asked.out)
     kept = _kept(asked, a, parts)
     model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
     learner = _learner(policy, model)
@@ -109,16 +110,6 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         raise ConfigurationError(f"--out {asked.out}: {PROFILE} cannot be written ({error.strerror})") from None
     (asked.out / STATE).unlink(missing_ok=True)
     return Fitted(file, weights, loss, policies)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder. Raises `ConfigurationError` where that or writing there is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
 
 
 def _retaining(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:

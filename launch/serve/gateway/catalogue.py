@@ -122,10 +122,7 @@ class Catalogue:
         return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Served:
-        """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
-        if (served := self.known(name)) is not None:
-            return served
-        self.refresh()
+        """Return the model of this name or id as last seen. Raises `ApiError` 404 without repeating an unknown name."""
         if (served := self.known(name)) is not None:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
