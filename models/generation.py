@@ -29,6 +29,7 @@ from models.loaded import load_weights
 from models.outputs import Decoding
 from models.policies import parse
 from models.prefix_rows import check_behind
+from models.prompt_rows import Looking
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
 from protocols.plain.suite import PlainSuite
@@ -250,19 +251,22 @@ async def prefill(
     whole: bool = False,
 ) -> Value:
     """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill a cache that is
-    empty but for a registered prefix, or are read by the model's encoder.
+    empty but for a registered prefix, or are read by the model's encoder. The policy's `probes` in front are no part of it.
 
     progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
     """
     if decoder.architecture.encoder is not None:
         return await decoder.begin(prompt, cache, progress, whole)
+    if probes := decoder.policy.probes:
+        cache.looking.probes = await decoder.looked_up(prompt[:probes])
+        prompt = prompt[probes:]
     before, own = cache.behind, prompt.shape[0]
     length = cache.prompt_tokens = before + own
     ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
     batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
     ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
-    if ahead:
-        cache.prompt_end = await decoder.embedded(prompt[own - ahead :], length - ahead)
+    if ahead and not probes:
+        cache.looking.end = await decoder.embedded(prompt[own - ahead :], length - ahead)
     logits = None
     for n, batch in enumerate(batches):
 
@@ -271,7 +275,7 @@ async def prefill(
 
         inputs = prompt[batch.before - before : batch.before - before + batch.tokens]
         logits = await decoder.forward(inputs, cache, True, after_layer, whole)
-    cache.prompt_end = None
+    cache.looking = Looking()
     assert logits is not None
     return logits
 

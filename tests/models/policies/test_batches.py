@@ -48,6 +48,7 @@ class ByHand:
         self.a = checkpoint.architecture
         self.w = {name: checkpoint.weights[name].double().numpy() for name in self.a.weight_shapes()}
         self.drop, self.observed, self.accumulates = drop, observed, accumulates
+        self.joined: Any = np.add  # what a token gets from a query and a head, to what it got before
         self.there: list[list[list[int]]] = [[[] for _ in range(self.a.kv_heads)] for _ in range(self.a.layers)]
         self.k: list[dict[int, np.ndarray]] = [{} for _ in range(self.a.layers)]
         self.v: list[dict[int, np.ndarray]] = [{} for _ in range(self.a.layers)]
@@ -103,7 +104,7 @@ class ByHand:
                 out[n, h] = sum(weight * v[t][g] for weight, t in zip(p, seen, strict=True))
                 if n >= len(places) - observed:
                     count = min(len(seen), len(before) + own)
-                    mass[g][:count] += p[:count]
+                    mass[g][:count] = self.joined(mass[g][:count], p[:count])
         x = x + self._linear(out.reshape(len(x), -1), f"{at}.attention.out")
         for n in range(own):
             self.k[layer][places[n]], self.v[layer][places[n]] = k[places[n]], v[places[n]]

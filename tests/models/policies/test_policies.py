@@ -62,6 +62,7 @@ MATRIX = {
     "elastic": ["elastic:budget=0.4,distance=3"],
     "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
     "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
+    "epicache": [f"epicache:budget=0.4,probe_tokens=4,sinks=2,last=5,reduce={reduce}" for reduce in ("sum", "max")],
     "ems": ["ems:budget=0.4,window=4,every=3,tau=1"],  # what merges is in test_merging
     "mikv": ["mikv:budget=0.3,every=2", "demote|snapkv:budget=0.5,window=6"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
@@ -121,6 +122,7 @@ EVERYTHING = [
     "d2o:budget=1",
     "kvmerger:budget=1",
     "ems:budget=1",
+    "epicache:budget=1",
     "mikv:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
@@ -215,6 +217,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "d2o": "d2o:budget=1",
         "kvmerger": "kvmerger:budget=1",
         "ems": "ems:budget=1",
+        "epicache": "epicache:budget=1",
         "mikv": "mikv:budget=1",
         "cake": "cake:budget=1",
         "lazyeviction": "lazyeviction:budget=1",
