@@ -13,6 +13,7 @@ from models.architectures import parse_description
 from models.costs.cached import cache_bytes
 from mpc.errors import ConfigurationError, EnvironmentProblem, WireError
 from mpc.random import SEED_BYTES
+from mpc.ranks import Ranks
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
@@ -45,8 +46,9 @@ class ComputePartyServer(RoleServer[PartySession]):
     role = "party"
     service = "mpcache.ComputeParty"
 
-    def __init__(self, config: RoleConfig, program: Program = MODEL) -> None:
+    def __init__(self, config: RoleConfig, program: Program = MODEL, ranks: Ranks | None = None) -> None:
         super().__init__(config, program)
+        self._ranks = ranks
         assert config.store is not None
         self.store = ModelStore(config.store)
         self.tapes: TapeStore | None = None
@@ -78,7 +80,7 @@ class ComputePartyServer(RoleServer[PartySession]):
         facts = self._checked(manifest, stream.peer)
         demand = self._demand(manifest, facts, stream.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
-        holdings = Holdings(self.store, self.tapes, self.groups)
+        holdings = Holdings(self.store, self.tapes, self.groups, self._ranks)
         session = self.hold(ticket, lambda: PartySession(self, holdings, Admitted(id, manifest, facts, ticket, stream)))
         event(
             "session_opened",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from launch.cli.options import ConfigOption, SupervisedOption, TrustAuthorityOption
 from launch.local import supervision
 
@@ -9,11 +11,21 @@ from launch.local import supervision
 def run(
     config: ConfigOption, insecure_trust_authority: TrustAuthorityOption = False, supervised: SupervisedOption = False
 ) -> None:
-    """Run a compute party until SIGTERM or Ctrl-C."""
+    """Run a compute party until SIGTERM or Ctrl-C.
+
+    With `workers: N` in its file it starts N - 1 further processes, which hold its weights together with this one; or start
+    all of them by `torchrun --nproc-per-node N -m mpcache party --config FILE`.
+    """
     if supervised:
         supervision.end_with_parent()
+    from launch.serve.ranks import given_place, party_ranks, serve_rank
     from launch.serve.roles import load_role, serve
     from parties.party.compute_party import ComputePartyServer
 
     settings = load_role(config, "party", insecure_trust_authority)
-    serve(ComputePartyServer(settings), settings, supervised)
+    place = given_place(settings, os.environ)
+    if place is not None and place.rank > 0:
+        serve_rank(place, settings)
+        return
+    with party_ranks(settings, config, place) as ranks:
+        serve(ComputePartyServer(settings, ranks=ranks.ranks), settings, supervised, ranks.failure)
