@@ -89,10 +89,7 @@ class Suite(Merging, HeldRows):
         self.place = place
 
     def split_weights(self, ranks: Ranks) -> None:
-        """Let the weights that are loaded from now on lie at the ranks of this party.
-
-        Raises `ConfigurationError` in suites that cannot.
-        """
+        """Load weights over the ranks of this party from now on. Raises `ConfigurationError` in suites that cannot."""
         raise ConfigurationError(f"suite '{self.name}' keeps weights in one process: use suite masked, or 'workers: 1'")
 
     def run(self, program: Coroutine[Any, Any, Any]) -> Any:
