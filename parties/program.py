@@ -12,7 +12,7 @@ from models.architectures import AnyArchitecture, decoder_of, encoder_of
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, encode
-from models.generation import Endpoint, generate
+from models.generation import Endpoint, GenerationPlan, generate
 from models.loaded import load_weights
 from models.plans import AnyPlan
 from models.policies import parse
@@ -49,6 +49,7 @@ def _run(
     if isinstance(plan, EncodingPlan):
         encoder = Encoder(suite, encoder_of(architecture, "the session's model"), weights)
         return int(suite.run(encode(suite, encoder, plan, prompt, endpoint)))
+    assert isinstance(plan, GenerationPlan)
     architecture = decoder_of(architecture, "the session's model")
     decoder = Decoder(suite, architecture, weights, parse(plan.policy))
     return int(suite.run(generate(suite, decoder, plan, prompt, endpoint)))

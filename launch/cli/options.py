@@ -13,7 +13,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from models.architectures import AnyArchitecture
-    from models.generation import Decoding
+    from models.outputs import Decoding
     from models.plans import Leaving
     from parties.client.drafting import Draft
 
@@ -141,7 +141,7 @@ def chosen_draft(text: str) -> Draft | None:
 
 def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:
     """Return the decoding that the options ask for. Raises `ConfigurationError` for an unknown one."""
-    from models.generation import Decoding
+    from models.outputs import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
     if chosen not in get_args(Decoding):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.generation import token_indices
 from mpc.errors import ConfigurationError
+from mpc.ledger import Cost
 from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
 from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession
@@ -39,6 +40,8 @@ class GenerationResult:
     value left its declared range on the way to the next token, which is therefore not here; `findings` has all kinds and
     places, in the order of the computation. Tokens before it are right up to precision.
 
+    own: bytes of this client's messages to and from all parties, as they are serialised.
+
     dropped_choices: how often a token of the prompt took an expert that had no place for it, over all layers; None where
     every expert was computed for every token. The answer is that of the model without these choices.
     """
@@ -52,6 +55,7 @@ class GenerationResult:
     findings: tuple[RangeFinding, ...] = ()
     dropped_choices: int | None = field(default=None, repr=False)
     logits: Tensor | None = field(default=None, repr=False)
+    own: Cost = field(default_factory=Cost)
 
     @property
     def stopped(self) -> bool:
@@ -133,12 +137,15 @@ class Client:
         *,
         on_token: Callable[[int], bool | None] = lambda token: None,
         on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        on_spent: Callable[[str, Cost], None] = lambda name, cost: None,
         cancellation: Cancellation | None = None,
     ) -> GenerationResult:
         """Generate the tokens that follow a prompt.
 
         on_token(token): may return False to stop. on_progress(stage, done, total): "prefill" in layers, "tokens" in tokens.
-        cancellation: lets another thread end the generation at once, which then raises `Cancelled`. A token on whose way a
+        on_spent(name, cost): what the session has cost a party so far by its ledger, a few times a second, and under this
+        client's name the bytes of its own messages; public. cancellation: lets another thread end the generation at once,
+        which then raises `Cancelled`. A token on whose way a
         value left its range is neither returned nor given to `on_token`: see `GenerationResult`.
 
         Raises `ConfigurationError` for a bad request before anything is sent; `PeerError` and what parties report later;
@@ -146,6 +153,7 @@ class Client:
         """
         agreed = self._agreed(request)
         session = ClientSession(new_id(), self.config, agreed, on_token, on_progress)
+        session.on_spent = on_spent
         self._run(session, on_progress, cancellation or Cancellation())
         return GenerationResult(
             tokens=session.tokens,
@@ -157,6 +165,7 @@ class Client:
             findings=session.findings,
             dropped_choices=session.dropped_choices,
             logits=session.all_logits(),
+            own=session.own,
         )
 
     def encode(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_tokenizer, read_description
-from models.encoder_architecture import Output
+from models.outputs import Output
 from models.tokenizer.stop_strings import TextUntil
 from models.tokenizer.text import EncodedText, TextTokenizer
 from mpc.errors import ConfigurationError

@@ -107,7 +107,7 @@ class ClientSession(Conversation):
         rows = len(self._steps.rows)
         if self.request.draft is not None and rows > 1:
             for stream in self._parties:
-                stream.send(wire.ClientMessage(kept=kept(step, stay)))
+                self._send(stream, wire.ClientMessage(kept=kept(step, stay)))
         if not self._steps.left:
             return
         if self.request.draft is not None:
@@ -226,7 +226,7 @@ class ClientSession(Conversation):
         self._over = True
         if step + 1 != self._steps.outputs or len(self._steps.rows) > 1:  # else nothing is waited for
             for stream in self._parties:
-                stream.send(wire.ClientMessage(finish=wire.Finish()))
+                self._send(stream, wire.ClientMessage(finish=wire.Finish()))
 
 
 def _count(shares: Sequence[bytes]) -> int:

@@ -69,7 +69,7 @@ class PartySession(ServedSession):
             self.id, suite=manifest.suite, prompt_tokens=manifest.prompt_tokens, new_tokens=manifest.new_tokens
         )
         self.ledger = Ledger()
-        self.endpoint = ClientEndpoint(self, self.client, config, server.metrics)
+        self.endpoint = ClientEndpoint(self, self.client, config, server.metrics, self.ledger)
         self._store = holdings.models
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
         architecture = parse_description(self.facts.architecture)
@@ -139,7 +139,7 @@ class PartySession(ServedSession):
         try:
             if self.error is None or self.finished:
                 self.server.admission.leave(self.ticket)  # a client that knows of the end may ask again at once
-                self.endpoint.summarise(self.ledger, time.perf_counter() - began, self._shared_rounds)
+                self.endpoint.summarise(time.perf_counter() - began, self._shared_rounds)
         finally:
             self._farewell()
             if self.error is None or self.finished:
@@ -172,6 +172,7 @@ class PartySession(ServedSession):
         self.trace.stage("tape")
         dealt = self._dealt() if self._tapes is None else self._tapes.agree(peers)
         channel = self._channel = GrpcChannel(config.index, manifest.parties, peers, self.ledger)
+        channel.on_round = self.endpoint.on_round
         tape = self._tape(dealt.session)
         if dealt.weights is not None:
             self._lease.release()

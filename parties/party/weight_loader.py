@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from mpc.errors import ConfigurationError
+from mpc.packing import packed_size
 from parties.party.store import ModelStore, StoredModel
 from parties.program import SessionProgram
 from parties.server.weight_cache import WeightLease
 from parties.transport.session import Session
+from parties.wire.shares import BITS
 from protocols.suite import Suite
 
 
@@ -33,13 +36,15 @@ class WeightLoader:
         self._progress = progress
 
     def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
-        """Load the weights and keep them under the load's id.
+        """Load the weights and keep them under the load's id. Progress "model load" is in bytes of the shares.
 
         Raises `ConfigurationError` where the suite needs fewer fraction bits than the model was shared with, what the store
         raises, and the session's error.
         """
         facts = self._facts
-        total, done = len(self._program.architecture.weight_shapes()), 0
+        shapes = self._program.architecture.weight_shapes()
+        sizes = {name: packed_size(math.prod(shape), BITS) for name, shape in shapes.items()}
+        total, done = sum(sizes.values()), 0
         needed = suite.weight_fraction_bits
         more = needed - facts.fraction_bits
         if more < 0:
@@ -53,7 +58,7 @@ class WeightLoader:
             self._session.check()
             self._session.step = f"loading weight {name}"
             self._progress("model load", done, total)
-            done += 1
+            done += sizes[name]
             return (self._store.share(facts, name) << more).to(self._program.device)
 
         weights = self._program.load(suite, share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar, get_args
 
-from models.encoder_architecture import Output
+from models.outputs import Output
 from models.policies import parse
 from mpc.errors import ConfigurationError, PermissionRefused
 from parties.config.grants import ClientGrant, ModelGrant, fits

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from models.architectures import AnyArchitecture
-from models.plans import Leaving, make_plan
+from models.plans import Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from parties.config.role_config import RoleConfig
 from parties.files import sync_folder
@@ -80,7 +80,7 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         plans = [
-            make_plan((prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
+            make_plan(Lengths(prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
             for prompt in self.prompts
         ]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]

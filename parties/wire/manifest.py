@@ -18,7 +18,7 @@ from models.costs.expert_ways import OPTION as WAY
 from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
 from models.generation import check_agreed_temperature
-from models.plans import AnyPlan, Leaving, make_plan
+from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, ManifestMismatch, WireError
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
@@ -100,8 +100,8 @@ class ProgramFacts(BaseModel):
     def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        tokens = self.prompt_tokens, self.new_tokens
-        return make_plan(tokens, self.decoding, self.policy, self.temperature, draft)
+        lengths = Lengths(self.prompt_tokens, self.new_tokens)
+        return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
 
 
 class Manifest(ProgramFacts):

@@ -191,14 +191,28 @@ class OutputHeader(_message.Message):
     def __init__(self, step: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., bits: _Optional[int] = ..., fraction_bits: _Optional[int] = ..., size: _Optional[int] = ..., flags: _Optional[bytes] = ..., dropped: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("stage", "done", "total")
+    __slots__ = ("stage", "done", "total", "spent")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
     stage: str
     done: int
     total: int
-    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+    spent: Spent
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ...) -> None: ...
+
+class Spent(_message.Message):
+    __slots__ = ("rounds", "bytes_sent", "bytes_received", "offline_bytes")
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    OFFLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rounds: int
+    bytes_sent: int
+    bytes_received: int
+    offline_bytes: int
+    def __init__(self, rounds: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., offline_bytes: _Optional[int] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("steps", "seconds", "ledger_size")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from models.encoder_architecture import Output
 from models.encoding import EncoderInput, EncodingPlan
-from models.generation import Decoding, GenerationPlan, generate_plain
+from models.generation import GenerationPlan, generate_plain
+from models.outputs import Decoding, Output
 from mpc import ring
 from mpc.random import Prg
 from mpc.tape import DealerTape, PartyTape

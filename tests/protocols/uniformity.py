@@ -34,8 +34,9 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.encoding import EncoderInput, EncodingPlan, encode
-from models.generation import Decoding, GenerationPlan, generate, token_indices
+from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
+from models.outputs import Decoding
 from mpc import fixed_point, ring
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.suite import MaskedSuite

@@ -247,6 +247,7 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "last_token_layer": stage_json(found.last_layer, network, rates),
         "further_tokens": found.new - 1,
         "memory_bytes": found.memory_bytes,
+        "cache_bytes": {"most": found.cached.most, "last": found.cached.last},
         "lengths_traced": found.lengths_traced,
         "trace_seconds": found.seconds,
     }
@@ -290,7 +291,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     a = found.architecture
     out.print(
         f"{a.layers} layers, {a.parameters():,} weights, {found.setting.parties} parties, suite {found.setting.suite}, "
-        f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}."
+        f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}, of which the "
+        f"session's cache takes {byte_count(found.cached.most)} at most, {byte_count(found.cached.last)} at the end."
     )
     if a.experts is not None:
         way = found.setting.options.get("experts", DENSE)

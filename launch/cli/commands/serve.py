@@ -227,7 +227,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
     from models.architecture import Architecture
 
     listener, address = open_socket(door.listen)
-    server = make_server(Gateway(client, catalogue, settings), door.certificate, door.key)
+    server = make_server(Gateway(client, catalogue, settings).app, settings, door.certificate, door.key)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         with err.status("asking the parties") as status:

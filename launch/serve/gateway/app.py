@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,19 +12,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive
 
 from launch.serve.gateway import embeddings, requests
 from launch.serve.gateway.access import Access, Metrics
-from launch.serve.gateway.bodies import Shape, model_body
+from launch.serve.gateway.bodies import Choices, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, from_error, invalid
-from launch.serve.gateway.generation import Done, Event, Failed, Generation, Gone, Text, TextRequest
+from launch.serve.gateway.exchange import GONE_STATUS, EventStream, Exchange, Shape
+from launch.serve.gateway.generation import Generation, TextRequest, Watch
 from launch.serve.gateway.guard import HEALTH, Guard
 from launch.serve.gateway.live import Live
 from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
+from launch.serve.gateway.patience import Patience
 from launch.serve.gateway.places import Places
+from launch.serve.gateway.response_bodies import ResponseShape
+from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -32,8 +36,8 @@ from parties.client.client import Client
 from parties.events import log
 from parties.wire.error_codec import public
 
-BEAT_SECONDS = 10.0  # a stream says something this often, so that nobody between takes it for dead
-GONE_STATUS = 499  # nobody reads it; for the log
+CLIENT_ID = "x-client-request-id"  # OpenAI's name for it
+MOST_ID = 512  # characters
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -57,6 +61,7 @@ class Gateway:
             Route("/v1/models/{model:path}", _caught(self._model), methods=["GET"]),
             Route("/v1/completions", _caught(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", _caught(self._chat), methods=["POST"]),
+            Route("/v1/responses", _caught(self._responses), methods=["POST"]),
             Route("/v1/embeddings", _caught(self._embeddings), methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _http_error}
@@ -77,13 +82,13 @@ class Gateway:
         return page()
 
     async def _live(self, request: Request) -> Response:
-        return JSONResponse(self.live.to_json())
+        return JSONResponse(self.live.to_json(request.query_params.get("request", "")))
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        await asyncio.to_thread(self.catalogue.refresh)
+        await asyncio.to_thread(self._refresh)
         await asyncio.to_thread(self.catalogue.check)
         now = {"running": self.running, "waiting": self.places.waiting}
         return JSONResponse({"status": "ready", **now, "max_concurrent": self.settings.max_concurrent})
@@ -92,7 +97,7 @@ class Gateway:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
-        await asyncio.to_thread(self.catalogue.refresh)
+        await asyncio.to_thread(self._refresh)
         return JSONResponse({"object": "list", "data": [model_body(served) for served in self.catalogue.all()]})
 
     async def _model(self, request: Request) -> Response:
@@ -103,14 +108,22 @@ class Gateway:
         parameters = parse(CompletionParameters, await self._body(request), self.settings.drop_unsupported)
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(requests.completion, parameters, served, self.settings)
-        shape = Shape(False, parameters.model, parameters.include_usage)
+        shape = Choices(False, parameters.model, parameters.include_usage)
         return await self._answer(request, asked, shape, parameters)
 
     async def _chat(self, request: Request) -> Response:
         parameters = parse(ChatParameters, await self._body(request), self.settings.drop_unsupported)
         served = await self._served(parameters.model)
         asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
-        shape = Shape(True, parameters.model, parameters.include_usage)
+        call = None if parameters.format is None else parameters.format.call
+        shape = Choices(True, parameters.model, parameters.include_usage, call)
+        return await self._answer(request, asked, shape, parameters)
+
+    async def _responses(self, request: Request) -> Response:
+        parameters = parse(ResponsesParameters, await self._body(request), self.settings.drop_unsupported)
+        served = await self._served(parameters.model)
+        asked = await asyncio.to_thread(requests.chat, parameters, served, self.settings)
+        shape = ResponseShape(parameters.said(), None if parameters.format is None else parameters.format.call)
         return await self._answer(request, asked, shape, parameters)
 
     async def _embeddings(self, request: Request) -> Response:
@@ -121,7 +134,9 @@ class Gateway:
         watcher = await self._take_place(request, cancellation.cancel)
         began = time.perf_counter()
         try:
-            rows = await asyncio.to_thread(asked.rows, self.client, cancellation)
+            rows = await asyncio.to_thread(
+                asked.rows, self.client, cancellation, Patience(self.settings.party_seconds).progress
+            )
         finally:
             watcher.cancel()
             self.places.leave(time.perf_counter() - began)
@@ -148,10 +163,18 @@ class Gateway:
         watcher.add_done_callback(lambda task: None if task.cancelled() else gone())
         return watcher
 
+    def _refresh(self) -> None:
+        """Ask the parties what they hold. Raises `PeerLost` for one that is not there."""
+        patience = Patience(self.settings.party_seconds)
+        self.catalogue.refresh(lambda reason: patience.progress(f"waiting for {reason}", 0, 0))
+
     async def _served(self, name: str) -> Served:
         """Return the model; parties are asked for one that is not known here alone. Raises `ApiError` 404."""
         known = self.catalogue.known(name)
-        return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
+        if known is not None:
+            return known
+        await asyncio.to_thread(self._refresh)
+        return self.catalogue.find(name)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
     async def _body(self, request: Request) -> bytes:
@@ -177,10 +200,11 @@ class Gateway:
     async def _answer(
         self, request: Request, asked: Sequence[TextRequest], shape: Shape, parameters: Parameters
     ) -> Response:
-        generation = Generation(self.client, asked, self.places.leave, self.live)
+        glance = self.live.open(shape.name, request.headers.get(CLIENT_ID, "")[:MOST_ID])
+        generation = Generation(self.client, asked, self.places.leave, Watch(glance, self.settings.party_seconds))
         watcher = await self._take_place(request, generation.gone)
         generation.start()
-        exchange = _Exchange(generation, shape, watcher, self.metrics)
+        exchange = Exchange(generation, shape, watcher, self.metrics)
         headers = {"X-Request-Id": shape.name}
         if parameters.dropped:
             headers["X-Dropped-Parameters"] = ", ".join(dict.fromkeys(parameters.dropped))
@@ -192,128 +216,6 @@ class Gateway:
         except BaseException:
             exchange.close()
             raise
-
-
-class _Exchange:
-    """The generations of a request, and the request that waits for them."""
-
-    def __init__(self, generation: Generation, shape: Shape, watcher: asyncio.Task[None], metrics: Metrics) -> None:
-        self._generation = generation
-        self._shape = shape
-        self._watcher = watcher
-        self._metrics = metrics
-        self._texts = [""] * len(generation.asked)
-        self._done: list[Done] = []
-
-    def close(self) -> None:
-        """End the generation at the parties, unless it is over."""
-        self._watcher.cancel()
-        self._generation.cancel()
-
-    async def _next(self, seconds: float | None = None) -> Event | None:
-        """Wait for the next event; return None after `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._generation.events.get()
-        except TimeoutError:
-            return None
-
-    async def whole(self) -> dict[str, Any]:
-        """Wait for all answers and return the body. Raises `ApiError`."""
-        while True:
-            event = await self._next()
-            if isinstance(event, Failed | Gone):
-                raise self._problem(event)
-            self._take(event)
-            if self._over:
-                self.close()
-                return self._shape.whole(self._texts, self._done)
-
-    @property
-    def _over(self) -> bool:
-        return len(self._done) == len(self._texts)
-
-    def _take(self, event: Event | None) -> None:
-        """Keep a piece of an answer, or its end."""
-        if isinstance(event, Text):
-            self._texts[event.index] += event.text
-        elif isinstance(event, Done):
-            self._done.append(event)
-            self._record(200, event)
-
-    async def first(self) -> Event | None:
-        """Wait for the first event, so that an early failure gets its status code; return None when it takes long.
-
-        Raises `ApiError` for a failure.
-        """
-        event = await self._next(BEAT_SECONDS)
-        if isinstance(event, Failed | Gone):
-            raise self._problem(event)
-        return event
-
-    async def stream(self, first: Event | None) -> AsyncIterator[bytes]:
-        """Yield the answer as server-sent events."""
-        yield self._shape.opening(len(self._texts))
-        event = first
-        while True:
-            if event is None:
-                yield b": the parties are at work\n\n"
-            elif isinstance(event, Failed | Gone):
-                yield self._shape.error(self._problem(event).body())
-                return
-            elif isinstance(event, Text) and event.text:
-                yield self._shape.piece(event.index, event.text)
-            elif isinstance(event, Done):
-                yield self._shape.ended(event)
-            self._take(event)
-            if self._over:
-                yield self._shape.closing(self._texts, self._done)
-                return
-            event = await self._next(BEAT_SECONDS)
-
-    def _problem(self, event: Event | None) -> ApiError:
-        if isinstance(event, Failed):
-            found = from_error(event.error)
-            self._record(found.status, None, event.error.code)
-            return found
-        self._record(GONE_STATUS, None, "the connection was closed")
-        return ApiError(GONE_STATUS, "the connection was closed", "server_error")
-
-    def _record(self, status: int, done: Done | None, problem: str = "") -> None:
-        """Write a line of log; of the request it has only lengths, which the parties know too."""
-        asked = self._generation.asked[done.index if done else min(len(self._done), len(self._texts) - 1)]
-        prompt, most = len(asked.request.prompt_ids), asked.request.params.max_tokens
-        seconds = time.perf_counter() - self._generation.began
-        tokens = f"{prompt} + {len(done.result.tokens) if done else 0} of {most} tokens"
-        if done:
-            self._metrics.prompt_tokens.inc(prompt)
-            self._metrics.tokens.inc(len(done.result.tokens))
-        session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
-        model = asked.served.reference.id
-        log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
-
-
-class EventStream(Response):
-    """Server-sent events from an iterator, each sent as soon as it is there."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str]) -> None:
-        self._pieces = pieces
-        self._close = close
-        self.status_code = 200
-        self.background = None
-        self.init_headers({**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for piece in self._pieces:
-                if piece:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._close()
 
 
 async def _watch(receive: Receive) -> None:
@@ -341,7 +243,7 @@ def _caught(endpoint: Endpoint) -> Endpoint:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, /health, /ready"
+    known = "/v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /health, /ready"
     what = {404: f"unknown path; there are {known}", 405: "this path does not take this method"}
     message = what.get(error.status_code, error.detail)
     return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

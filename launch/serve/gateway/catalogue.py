@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launch.serve.gateway.errors import invalid
+from launch.serve.gateway.formats import FormatReader
 from models.architectures import AnyArchitecture
 from models.checkpoint import load_tokenizer, read_description
 from models.tokenizer.chat_template import ChatTemplate
@@ -40,6 +42,11 @@ class Words:
             return cls(folder, architecture, tokenizer, ChatTemplate.load(folder, tokenizer), "")
         except CheckpointError as error:
             return cls(folder, architecture, tokenizer, None, str(error))
+
+    @cached_property
+    def formats(self) -> FormatReader:
+        """Return what reads formats that answers are held to."""
+        return FormatReader(self.tokenizer, self.architecture.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,7 @@ class Catalogue:
         return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Served:
-        """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
-        if (served := self.known(name)) is not None:
-            return served
-        self.refresh()
+        """Return the model of this name or id as last seen. Raises `ApiError` 404 without repeating an unknown name."""
         if (served := self.known(name)) is not None:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]

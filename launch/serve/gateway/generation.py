@@ -10,8 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from launch.serve.gateway.catalogue import Served
-from launch.serve.gateway.live import Live
-from launch.serve.gateway.logits import TokenProbability, probabilities
+from launch.serve.gateway.formats import Held
+from launch.serve.gateway.live import Glance
+from launch.serve.gateway.logits import Seen, TokenProbability, probability
+from launch.serve.gateway.patience import Patience
 from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -24,7 +26,7 @@ from parties.wire.error_codec import public
 class TextRequest:
     """A generation whose answer is text. context: the tokens that the text continues. echo: what it begins with. Secret.
     logprobs: that many of the likeliest tokens are told with each, None for no probabilities. again: the same prompt was
-    asked for before by the same HTTP request, which OpenAI counts once."""
+    asked for before by the same HTTP request, which OpenAI counts once. held: the format that the answer is held to."""
 
     served: Served
     request: GenerationRequest
@@ -32,34 +34,52 @@ class TextRequest:
     echo: str = field(repr=False)
     logprobs: int | None = None
     again: bool = False
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of answer number `index`; may be empty while text is held back."""
+    """A piece of answer number `index`; may be empty while text is held back. probability: of the token that it came with,
+    where the request asks for it."""
 
     index: int
     text: str = field(repr=False)
+    probability: TokenProbability | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Done:
     """Answer number `index` is over. reason: OpenAI's "stop" or "length", or "range": a value left its declared range on the
-    way to the next token, and the answer ends before it. echo: what its text begins with."""
+    way to the next token, and the answer ends before it."""
 
     index: int
     reason: str
     prompt_tokens: int
     result: GenerationResult
-    probabilities: list[TokenProbability] | None = field(default=None, repr=False)
+
+
+@dataclass
+class Answer:
+    """An answer as far as it is here. probabilities: of its tokens, None where the request asks for none. Secret."""
+
+    text: str = field(default="", repr=False)
     echo: str = field(default="", repr=False)
+    probabilities: list[TokenProbability] | None = field(default=None, repr=False)
+    done: Done | None = None
 
+    @classmethod
+    def to(cls, asked: TextRequest) -> Answer:
+        """Return the answer to a request before its first token."""
+        return cls(echo=asked.echo, probabilities=None if asked.logprobs is None else [])
 
-def usage(all_of_them: Sequence[Done]) -> dict[str, int]:
-    """Return OpenAI's counts of tokens; an end-of-text token counts."""
-    prompt = sum(done.prompt_tokens for done in all_of_them)
-    new = sum(len(done.result.tokens) for done in all_of_them)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    def take(self, event: Text | Done) -> None:
+        """Add a piece, or the end."""
+        if isinstance(event, Done):
+            self.done = event
+            return
+        self.text += event.text
+        if event.probability is not None and self.probabilities is not None:
+            self.probabilities.append(event.probability)
 
 
 @dataclass(frozen=True)
@@ -77,17 +97,26 @@ class Gone:
 Event = Text | Done | Failed | Gone
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What looks at a request's generations. glance: for the page; seconds: that they wait for a peer that is gone."""
+
+    glance: Glance
+    seconds: float
+
+
 class Generation:
     """The answers to one HTTP request, one after the other. `events` delivers `Text`s and one `Done` of each, or `Failed`;
     `Gone` at any time."""
 
-    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], live: Live) -> None:
+    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], watch: Watch) -> None:
         self.asked = asked
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.began = time.perf_counter()
         self._client = client
         self._on_end = on_end
-        self._live = live
+        self._glance = watch.glance
+        self._seconds = watch.seconds
         self._loop = asyncio.get_running_loop()
         self._cancellation = Cancellation()
 
@@ -114,7 +143,7 @@ class Generation:
             for index, asked in enumerate(self.asked):
                 self._post(self._generate(index, asked))
         except Exception as error:
-            self._live.end(None)
+            self._glance.end(None)
             self._post(Failed(public(error, "the gateway")))
         finally:
             with suppress(RuntimeError):
@@ -124,24 +153,29 @@ class Generation:
         words, request = asked.served.words, asked.request
         text = TextUntil(words.tokenizer.stream(asked.context), list(request.params.stop))
         ends = request.params.ends(asked.served.reference.architecture.eos)
+        seen = None if asked.logprobs is None else Seen(request.params.adjust)
         if asked.echo:
             self._post(Text(index, asked.echo))
 
         def on_token(token: int) -> bool:
-            if token not in ends:
-                self._post(Text(index, text.push(token)))
-            return not text.stopped
+            if token in ends:
+                return True
+            told = None
+            if asked.logprobs is not None and seen is not None and seen.row is not None:
+                told = probability(words.tokenizer, token, seen.row, asked.logprobs)
+            self._post(Text(index, text.push(token), told))
+            return not text.stopped and (asked.held is None or not asked.held.complete(token))
 
-        tokens = replace(request, params=replace(request.params, stop=()))  # texts are looked for here
-        self._live.begin(len(request.prompt_ids), request.params.max_tokens)
+        adjust = request.params.adjust if seen is None else seen
+        params = replace(request.params, stop=(), adjust=adjust)  # texts are looked for here
+        self._glance.begin(len(request.prompt_ids), params.max_tokens)
         result = self._client.generate(
-            tokens, on_token=on_token, on_progress=self._live.progress, cancellation=self._cancellation
+            replace(request, params=params),
+            on_token=on_token,
+            on_progress=Patience(self._seconds, self._glance.progress).progress,
+            on_spent=self._glance.spent,
+            cancellation=self._cancellation,
         )
-        self._live.end(result)
+        self._glance.end(result)
         self._post(Text(index, text.flush()))
-        told = None
-        if asked.logprobs is not None and result.logits is not None:
-            kept = [token for token in result.tokens if token not in ends]
-            told = probabilities(words.tokenizer, kept, result.logits, asked.logprobs)
-        prompt = 0 if asked.again else len(request.prompt_ids)
-        return Done(index, result.finish_reason, prompt, result, told, asked.echo)
+        return Done(index, result.finish_reason, 0 if asked.again else len(request.prompt_ids), result)

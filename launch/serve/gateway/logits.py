@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.tokenizer.text import TextTokenizer
+from parties.client.sampling_params import Adjust
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,24 @@ def _record(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def probabilities(words: TextTokenizer, tokens: Sequence[int], logits: Tensor, top: int) -> list[TokenProbability]:
-    """Return the model's own probabilities (before temperature, filters and adjustments) of tokens; logits [tokens, V]."""
-    found = []
-    for token, row in zip(tokens, torch.log_softmax(logits.to(torch.float64), -1), strict=False):
-        values, ids = row.topk(top)
-        best = [(words.decode([other]), float(value)) for other, value in zip(ids.tolist(), values, strict=True)]
-        found.append(TokenProbability(words.decode([token]), float(row[token]), best))
-    return found
+def probability(words: TextTokenizer, token: int, logits: Tensor, top: int) -> TokenProbability:
+    """Return the model's own probability (before temperature, filters and adjustments) of a token; logits [V]."""
+    row = torch.log_softmax(logits.to(torch.float64), -1)
+    values, ids = row.topk(top)
+    best = [(words.decode([other]), float(value)) for other, value in zip(ids.tolist(), values, strict=True)]
+    return TokenProbability(words.decode([token]), float(row[token]), best)
+
+
+class Seen:
+    """Keeps the model's own logits of the token that is chosen next, and passes them on to `adjust`. row: [V], secret."""
+
+    def __init__(self, adjust: Adjust | None) -> None:
+        self._adjust = adjust
+        self.row: Tensor | None = None
+
+    def __call__(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
+        self.row = logits
+        return logits if self._adjust is None else self._adjust(logits, tokens)
 
 
 def chat_record(found: Sequence[TokenProbability]) -> dict[str, Any]:

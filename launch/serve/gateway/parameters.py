@@ -6,27 +6,29 @@ A message never repeats a value of the request, which may be secret.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from launch.serve.gateway.errors import ApiError, invalid
+from launch.serve.gateway.formats import Format
+from launch.serve.gateway.records import Function, Message, ResponseFormat, StreamOptions, Tool, ToolName, called, undecided
 
 Count = Annotated[int, Field(ge=1)]
 MOST_ANSWERS = 16  # of one request: each is a session
 
 _LOGITS = "the model's logits stay shared among the parties"
-_TOOLS = "tools need an output format that the model cannot be held to on shares"
+_CHAT = "it is a chat's"
 
 # parameter -> (its values that change nothing, why others are refused)
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((1,), f"choosing the best of several answers needs their probabilities: {_LOGITS}"),
     "min_p": ((0,), f"{_LOGITS}; use temperature"),
-    "tools": (([],), _TOOLS),
-    "functions": (([],), _TOOLS),
-    "tool_choice": (("none", "auto"), _TOOLS),
-    "function_call": (("none", "auto"), _TOOLS),
-    "response_format": (({"type": "text"},), "the output cannot be held to a format on shares"),
+    "tools": (([],), _CHAT),
+    "functions": (([],), "use tools with a tool_choice"),
+    "tool_choice": (("none", "auto"), _CHAT),
+    "function_call": (("none", "auto"), "use tools with a tool_choice"),
+    "response_format": (({"type": "text"},), _CHAT),
     "modalities": ((["text"],), "text is all that the model can do"),
     "audio": ((), "text is all that the model can do"),
     "prediction": ((), "tokens to verify are shared"),
@@ -35,6 +37,13 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "reasoning_effort": ((), "the model has no such setting"),
     "verbosity": ((), "the model has no such setting"),
     "store": ((False,), "nothing is stored"),
+    "previous_response_id": ((), "nothing is stored: send the whole conversation as input"),
+    "conversation": ((), "nothing is stored: send the whole conversation as input"),
+    "prompt": ((), "nothing is stored: send the whole conversation as input"),
+    "background": ((False,), "nothing is stored: wait for the answer, or stream it"),
+    "truncation": (("disabled",), "nothing is left out of a prompt"),
+    "reasoning": (({},), "the model has no such setting"),
+    "max_tool_calls": ((), "at most one function is called"),
 }
 _IGNORED = (
     "user",
@@ -44,6 +53,7 @@ _IGNORED = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "prompt_cache_options",
 )
 
 
@@ -53,8 +63,12 @@ _EXPECTED = {
     "logit_bias": "must give token ids a number from -100 to 100",
     "stop": "must be a text or a list of at most 4 texts",
     "stop_token_ids": "must be a list of token ids",
-    "input": "must be a text or a list of texts",
+    "input": "must be a text, or a list of texts (embeddings) or messages of texts (responses)",
+    "text": "has a format of type text, json_object or json_schema",
     "stream_options": "may hold include_usage, true or false",
+    "response_format": "has a type: text, json_object, or json_schema with json_schema: {name, schema}",
+    "tools": "must be a list of {type: function, function: {name, parameters}}",
+    "tool_choice": "must be none, auto, required, or {type: function, function: {name}}",
 }
 
 _EMPTY = ("tool_calls", "function_call", "annotations", "audio", "refusal", "reasoning_content")  # of a message
@@ -63,48 +77,8 @@ P = TypeVar("P", bound="Parameters")
 B = TypeVar("B", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-Nothing = Annotated[list[Any], Field(max_length=0)] | None  # what answers carry and histories give back
-
-
-class StreamOptions(_Strict):
-    """What a stream carries besides text."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # accepted, and not needed: lengths are public anyway
-
-
-class TextPart(_Strict):
-    """One text of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    refusal: None = None
-    reasoning_content: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing = None
-    annotations: Nothing = None
-
-    def plain(self) -> dict[str, str]:
-        """Return the message as chat templates expect it; "developer" is OpenAI's newer word for "system"."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
 class Parameters(BaseModel):
-    """What both kinds of request have in common."""
+    """What all kinds of request have in common."""
 
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
 
@@ -124,6 +98,10 @@ class Parameters(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = None
     _dropped: list[str] = PrivateAttr(default_factory=list)
+    telling: ClassVar[tuple[str, ...]] = ("logprobs",)
+    """Parameters that ask for probabilities."""
+    turns_in: ClassVar[str] = "messages"
+    """The parameter that a conversation comes in."""
 
     @property
     def dropped(self) -> list[str]:
@@ -141,6 +119,15 @@ class Parameters(BaseModel):
         """How many of the likeliest tokens are told with each token of the answer; None without probabilities."""
         return None
 
+    @property
+    def format(self) -> Format | None:
+        """The format that answers are held to."""
+        return None
+
+    def unmeant(self) -> tuple[list[str], str] | None:
+        """Return parameters that cannot be met together, and why; None where all can."""
+        return None
+
     def of_logits(self) -> list[str]:
         """Return the parameters that whoever chooses tokens needs logits for, whatever the temperature."""
         wanted = {
@@ -148,9 +135,11 @@ class Parameters(BaseModel):
             "frequency_penalty": bool(self.frequency_penalty),
             "repetition_penalty": self.repetition_penalty not in (None, 1),
             "logit_bias": bool(self.logit_bias),
-            "logprobs": self.most_likely is not None,
         }
-        return [name for name, is_wanted in wanted.items() if is_wanted]
+        held = [] if self.format is None else [self.format.param]
+        asking = [name for name in self.telling if getattr(self, name) is not None]
+        told = [] if self.most_likely is None else asking
+        return [*held, *(name for name, is_wanted in wanted.items() if is_wanted), *told]
 
     @property
     def most_tokens(self) -> int | None:
@@ -195,6 +184,29 @@ class ChatParameters(Parameters):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+
+    @property
+    def format(self) -> Format | None:
+        call = called(*self._choice())
+        schema = None if self.response_format is None else self.response_format.schema_of()
+        return call or (None if schema is None else Format("response_format", schema))
+
+    def unmeant(self) -> tuple[list[str], str] | None:
+        reason = undecided(*self._choice())
+        return None if reason is None else (["tools", "tool_choice"], reason)
+
+    def _choice(self) -> tuple[list[Function], str | None, str | None]:
+        """Return the functions, and the choice among them."""
+        functions, choice = [tool.function for tool in self.tools or []], self.tool_choice
+        return (functions, None, choice.function.name) if isinstance(choice, ToolName) else (functions, choice, None)
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The conversation as chat templates expect it."""
+        return [message.plain() for message in self.messages]
 
     @property
     def most_likely(self) -> int | None:
@@ -218,8 +230,12 @@ def parse(kind: type[P], body: bytes, drop: bool = False) -> P:
             if not drop:
                 raise
             found.drop(name)
-    if found.stream and found.most_likely is not None:
-        raise invalid("logprobs are told with a whole answer: leave stream out", "logprobs", "unsupported_parameter")
+    if (unmeant := found.unmeant()) is not None:
+        names, reason = unmeant
+        if not drop:
+            raise invalid(f"{names[0]} is not supported: {reason}", names[0], "unsupported_parameter")
+        for name in names:
+            found.drop(name)
     if found.stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
     return found
@@ -278,9 +294,9 @@ def _explain(error: ValidationError) -> ApiError:
         return invalid(f"Unrecognized request argument supplied: {shown}", code="unknown_parameter")
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return invalid(f"you must provide a '{param}' parameter", param, "missing_required_parameter")
-    if param == "messages" and first["loc"][-1] in _EMPTY:
+    if param in ("messages", "input") and first["loc"][-1] in _EMPTY:
         number = f" number {first['loc'][1] + 1}" if isinstance(first["loc"][1], int) else ""
-        message = f"messages{number}: {first['loc'][-1]} must be empty"
+        message = f"{param}{number}: {first['loc'][-1]} must be empty"
         return invalid(message, param, "invalid_value")
     number = next((f" number {place + 1}" for place in first["loc"][1:2] if isinstance(place, int)), "")
     expected = _EXPECTED.get(param) or first["msg"].lower()

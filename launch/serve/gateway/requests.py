@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.errors import ApiError, invalid
+from launch.serve.gateway.formats import Held
 from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.logits import Adjustment
 from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, CompletionParameters, Parameters
+from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.tokenizer.chat_template import TurnEnd
 from parties.client.request import GenerationRequest
@@ -44,28 +46,39 @@ def completion(parameters: CompletionParameters, served: Served, settings: Gatew
     return found
 
 
-def chat(parameters: ChatParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
-    """Return what /v1/chat/completions asks for: `n` answers. Raises `ApiError` and `ConfigurationError`."""
+def chat(parameters: ChatParameters | ResponsesParameters, served: Served, settings: GatewaySettings) -> list[TextRequest]:
+    """Return what /v1/chat/completions or /v1/responses asks for: `n` answers. Raises `ApiError` and
+    `ConfigurationError`."""
     words = served.words
     if words.template is None:
         reason = words.no_template.partition(": ")[2] or words.no_template
-        raise invalid(f"this model cannot chat: {reason}", "messages", "no_chat_template")
-    text = words.template.render([message.plain() for message in parameters.messages])
+        raise invalid(f"this model cannot chat: {reason}", parameters.turns_in, "no_chat_template")
+    text = words.template.render(parameters.turns)
     ids = words.tokenizer.encode(text, special=False)
     end = words.template.turn_end
-    return _requests(parameters, served, settings, _Prompt(ids, "messages", settings.default_max_tokens, end))
+    return _requests(parameters, served, settings, _Prompt(ids, parameters.turns_in, settings.default_max_tokens, end))
 
 
 def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
     """Return `n` requests of one prompt; of a seed each has the next one."""
     most = _most_tokens(parameters, served, prompt)
+    _check_logits(parameters, settings)
+    format = parameters.format
+    matcher = None if format is None else served.words.formats.matcher(format)
     found = []
     for number in range(parameters.n or 1):
-        params = _params(parameters, served, settings, prompt, _Common(most, number))
+        params = _params(parameters, settings, prompt, most)
+        held = None
+        if params.decoding == "logits":
+            adjust = _adjustment(parameters, served, prompt)
+            if matcher is not None:
+                held = Held(matcher.deep_copy(), params.ends(served.reference.architecture.eos), adjust)
+            seed = None if params.seed is None else params.seed + number
+            params = replace(params, adjust=adjust if held is None else held, seed=seed)
         draft = settings.draft if params.decoding == "greedy" else None
         request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
         request.plan().check(served.reference.architecture)
-        found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0))
+        found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0, held))
     return found
 
 
@@ -92,36 +105,30 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int
     return min(prompt.tokens, room) if asked is None else asked
 
 
-@dataclass(frozen=True)
-class _Common:
-    """What the choice of a request's tokens needs to know. max_tokens: of the answer; number: which answer it is."""
+def _check_logits(parameters: Parameters, settings: GatewaySettings) -> None:
+    """Leave out what needs logits that this gateway may not see, or raise `ApiError` naming it."""
+    if settings.allow_logits:
+        return
+    for name in _needing_logits(parameters, _temperature(parameters, settings)):
+        if not settings.drop_unsupported:
+            raise _needs_logits(name)
+        parameters.drop(name)
 
-    max_tokens: int
-    number: int
 
-
-def _params(
-    parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt, common: _Common
-) -> SamplingParams:
-    """Return how tokens are chosen. Raises `ApiError` for what needs logits that this gateway may not see."""
+def _params(parameters: Parameters, settings: GatewaySettings, prompt: _Prompt, most: int) -> SamplingParams:
+    """Return how tokens are chosen, up to what changes logits. most: tokens of the answer."""
     temperature = _temperature(parameters, settings)
-    if not settings.allow_logits:
-        for name in _needing_logits(parameters, temperature):
-            if not settings.drop_unsupported:
-                raise _needs_logits(name)
-            parameters.drop(name)
-        temperature = _temperature(parameters, settings)
     same: dict[str, Any] = {
-        "max_tokens": common.max_tokens,
+        "max_tokens": most,
         "stop": (*parameters.stops, *prompt.end.texts),
         "stop_token_ids": (*prompt.end.ids, *(parameters.stop_token_ids or ())),
         "fixed_length": settings.fixed_length,
     }
     if _needing_logits(parameters, temperature):
         if temperature is not None:
-            seed = None if parameters.seed is None else parameters.seed + common.number
-            same |= {"temperature": temperature, "top_k": _top_k(parameters), "top_p": _top_p(parameters), "seed": seed}
-        return SamplingParams(**same, decoding="logits", adjust=_adjustment(parameters, served, prompt))
+            filters = {"top_k": _top_k(parameters), "top_p": _top_p(parameters), "seed": parameters.seed}
+            same |= {"temperature": temperature, **filters}
+        return SamplingParams(**same, decoding="logits")
     return (
         SamplingParams(**same) if temperature is None else SamplingParams(**same, decoding="sample", temperature=temperature)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from launch.serve.gateway.serving import listen, server
 from launch.serve.gateway.settings import GatewaySettings
 from parties.client.client import Client
 from protocols.registry import SuiteSpec
+from tests.models.random_checkpoints import byte_tokenizer
 from tests.parties.deployment import Deployment
-from tests.parties.letters import write_letters
+from tests.parties.letters import TEMPLATE, write_letters
 from tests.parties.toy import Toy
 
 NO_KEY = "none"
@@ -68,10 +70,21 @@ def deployed(folder: Path, checkpoint: Path, name: str = "tiny", **settings: Any
 
 
 @contextmanager
+def deployed_bytes(folder: Path, checkpoint: Path, **settings: Any) -> Iterator[tuple[Deployment, Toy, Path]]:
+    """The same with a tokenizer of bytes, for a checkpoint of 256 tokens, in its own folder."""
+    byte_tokenizer(checkpoint)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    toy = Toy(rounds=1)
+    with Deployment(folder / "deployment", 2, toy.program, **settings) as deployment:
+        deployment.share(checkpoint, "tiny")
+        yield deployment, toy, checkpoint
+
+
+@contextmanager
 def in_thread(gateway: Gateway) -> Iterator[str]:
     """A gateway's server in a thread; its address."""
     listener, address = listen("127.0.0.1:0")
-    running = server(gateway)
+    running = server(gateway.app, gateway.settings)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

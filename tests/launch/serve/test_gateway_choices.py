@@ -95,6 +95,9 @@ def test_bias_and_probabilities(gateway: Running) -> None:
     assert told.top_logprobs is not None
     assert set(told.top_logprobs[0]) == {LAST, LETTERS[-2]}
     assert told.text_offset == [0]
+    alone = client.completions.create(model="tiny", prompt="a", max_tokens=1, logit_bias=bias, logprobs=0).choices[0]
+    assert alone.logprobs is not None
+    assert (alone.logprobs.tokens, alone.logprobs.top_logprobs) == (["q"], [{}])
     messages: Any = [{"role": "user", "content": "a"}]
     chat = client.chat.completions.create(
         model="tiny", messages=messages, max_tokens=1, logit_bias=bias, logprobs=True, top_logprobs=1
@@ -105,8 +108,29 @@ def test_bias_and_probabilities(gateway: Running) -> None:
     assert [(token.token, len(token.top_logprobs)) for token in said.content] == [("q", 1)]
     with pytest.raises(openai.BadRequestError, match="logit_bias: a token lies outside the vocabulary of 40"):
         client.completions.create(model="tiny", prompt="a", max_tokens=1, logit_bias={"40": 1})
-    with pytest.raises(openai.BadRequestError, match="leave stream out"):
-        client.completions.create(model="tiny", prompt="a", max_tokens=1, logprobs=1, stream=True)
+
+
+@pytest.mark.parametrize("stop", [None, "ax"])
+def test_a_stream_tells_probabilities_as_a_whole_answer_does(gateway: Running, stop: str | None) -> None:
+    """Each with its token, where its text waits (it may begin what ends the answer), too."""
+    client = gateway.openai()
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "logit_bias": {"1": 100}, "stop": stop}
+    echoed = {**asked, "prompt": "a", "logprobs": 1, "echo": True}
+    whole = client.completions.create(**echoed).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**echoed, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text == "aaaa"
+    told = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    assert whole.logprobs is not None
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [one for part in told for one in getattr(part, name)] == getattr(whole.logprobs, name)
+    assert whole.logprobs.text_offset == [1, 2, 3]
+    chat = {**asked, "messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2}
+    said = client.chat.completions.create(**chat).choices[0].logprobs
+    parts = [chunk.choices[0].logprobs for chunk in client.chat.completions.create(**chat, stream=True)]
+    assert said is not None
+    assert [one for part in parts if part is not None for one in part.content or []] == said.content
+    assert said.content is not None
+    assert len(said.content) == 3
 
 
 def test_a_seed_repeats_a_sample(gateway: Running) -> None:

@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from parties.client.client import GenerationResult
 from tests.launch.serve.gateway_harness import Running, deployed, serving
 from tests.parties.conftest import checkpoint  # noqa: F401
+from tests.parties.toy import Toy
 
 KEY = "correct-horse-battery-staple"
 
@@ -87,4 +90,39 @@ def test_its_numbers_are_the_ledgers(gateway: Running, monkeypatch: pytest.Monke
     assert (now["state"], now["tokens"], now["prompt_tokens"]) == ("done", 3, len("<ab>>"))
     assert now["costs"] == json.loads(json.dumps(results[0].costs))
     assert now["progress"]["tokens"] == [3, 3]
-    assert "cde" not in json.dumps({**now, "session": ""})
+    assert "cde" not in json.dumps({**now, "session": "", "id": ""})
+
+
+def test_requests_at_once_are_not_mixed(gateway: Running) -> None:
+    """Each by the id that its client gave it, and by its answer's."""
+    met, seen = threading.Barrier(3), dict[str, Any]()
+
+    def meet(party: int, step: int, round: int) -> None:
+        if party == 0 and (step, round) == (1, 0):
+            met.wait(30)
+            met.wait(30)
+
+    def ask(name: str, prompt: str, most: int) -> str:
+        chat = gateway.openai(api_key=KEY, default_headers={"X-Client-Request-Id": name}).chat.completions
+        return chat.create(model="tiny", messages=[{"role": "user", "content": prompt}], max_tokens=most).id
+
+    gateway.toy.before_round = meet
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, "one", "ab", 3), pool.submit(ask, "two", "a", 4)]
+        met.wait(30)
+        for name in ("one", "two"):
+            seen[name] = json.loads(get(gateway, f"/live?request={name}", KEY)[1])
+        gateway.toy.before_round = Toy().before_round
+        met.wait(30)
+        ids = [one.result() for one in asked]
+    wanted = {"one": (len("<ab>>"), 3), "two": (len("<a>>"), 4)}
+    assert {name: (one["prompt_tokens"], one["max_tokens"]) for name, one in seen.items()} == wanted
+    assert {one["state"] for one in seen.values()} == {"running"}
+    assert [seen[name]["id"] for name in ("one", "two")] == ids
+    ended = [json.loads(get(gateway, f"/live?request={id}", KEY)[1]) for id in ids]
+    assert [(one["state"], one["tokens"], one["progress"]["tokens"]) for one in ended] == [
+        ("done", 3, [3, 3]),
+        ("done", 4, [4, 4]),
+    ]
+    assert ended[0]["session"] != ended[1]["session"]
+    assert json.loads(get(gateway, "/live?request=three", KEY)[1]) == {"state": "idle"}
