@@ -17,6 +17,7 @@ from launch.cli.options import (
     SuiteOptionsOption,
     suite_options,
 )
+from launch.cli.outputs import check_output_folder
 from launch.local import supervision
 from launch.local.checks import check_device, check_suite
 from launch.terminal.console import byte_count, err, out, print_json
@@ -174,6 +175,7 @@ def _run_matrix(file: Path | None, changes: list[str], folder: Path | None, as_j
     if folder is None:
         raise ConfigurationError("a matrix needs --out FOLDER for its results")
     chosen = changed(Matrix() if file is None else read_matrix(file), changes)
+    check_output_folder(folder, "--out")
     outcome = run_matrix(chosen.all_cells(), ResultFolder(folder), lambda line: err.print(line, markup=False))
     record = {
         "measured": [str(path) for path in outcome.measured],

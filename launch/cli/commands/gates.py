@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.options import DEFAULT_SUITE, JsonOption, PartiesOption, SuiteOption
+from launch.cli.outputs import check_output_file
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
 
@@ -36,6 +37,8 @@ def run(
     documented bound (or a product is off by more than two units in the last place).
     """
     check_suite(suite)
+    if markdown is not None:
+        check_output_file(markdown, "--markdown")
     if products:
         ok = _products(suite, parties, products, as_json)
     else:

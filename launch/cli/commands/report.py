@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.outputs import check_output_file, check_output_folder
 from launch.terminal.console import out
 
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for report.md, report.html and the plots.")]
@@ -34,6 +35,10 @@ def run(
 
     if folder is None and page is None:
         raise ConfigurationError("give --out FOLDER for a report, or --fill FILE for the tables of a Markdown file")
+    if folder is not None:
+        check_output_folder(folder, "--out")
+    if page is not None:
+        check_output_file(page, "--fill")
     rows = rows_of(read_results(results))
     if page is not None:
         try:
