@@ -9,7 +9,7 @@
 # make families   regenerate docs/families from the registry of model families (a minute)
 # make published   regenerate the table of docs/bench.md beside published logs (seconds)
 # make results   measure every table again into $(RESULTS) and fill the pages from it (an hour; SPU needs 1 GB, networks need root)
-# make bench   measure what the README's tables show (15 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
+# make bench   measure what docs/costs.md shows (15 minutes on 2 cores, 16 GB), into $(RESULTS), and report on it
 # make clean   remove the virtual environment and caches
 
 SHELL := /bin/bash
@@ -76,13 +76,13 @@ published: dev
 	"$(BIN)/python" -m tests.tools.published_page $(ARGS)
 
 bench: setup
-	"$(BIN)/mpcache" bench --config docs/bench/readme.yaml --out $(RESULTS) $(ARGS)
+	"$(BIN)/mpcache" bench --config docs/bench/costs.yaml --out $(RESULTS) $(ARGS)
 	"$(BIN)/mpcache" report --results $(RESULTS) --out $(RESULTS)/report
 
 results: setup
 	"$(BIN)/mpcache" peers install
-	set -e; for matrix in readme paper peers networks; do "$(BIN)/mpcache" bench --config docs/bench/$$matrix.yaml --out $(RESULTS); done
-	set -e; for page in README.md docs/bench.md docs/paper.md; do "$(BIN)/mpcache" report --results $(RESULTS) --fill $$page; done
+	set -e; for matrix in costs paper peers networks; do "$(BIN)/mpcache" bench --config docs/bench/$$matrix.yaml --out $(RESULTS); done
+	set -e; for page in README.md docs/costs.md docs/choosing.md docs/bench.md docs/paper.md; do "$(BIN)/mpcache" report --results $(RESULTS) --fill $$page; done
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

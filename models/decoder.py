@@ -23,6 +23,7 @@ from models.experts import Mixture
 from models.feed_forward import FeedForward
 from models.loaded import check_weights, linear_layer
 from models.policies.full import FullCache
+from models.prefix_rows import begin_behind
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
@@ -62,9 +63,13 @@ class Decoder:
     def _check_weights(self, architecture: Architecture, weights: Mapping[str, Value]) -> None:
         check_weights(architecture, weights)
 
-    def new_cache(self) -> KVCache:
-        """Return an empty cache for a session."""
-        return KVCache(self.architecture, self.policy, self._weights)
+    def new_cache(self, behind: int = 0) -> KVCache:
+        """Return a cache for a session: empty, or with the registered prefix of so many tokens whose rows are among the
+        weights (`models.prefix_rows`)."""
+        cache = KVCache(self.architecture, self.policy, self._weights)
+        if behind:
+            begin_behind(self.suite, cache, self._weights, behind)
+        return cache
 
     async def forward(
         self,

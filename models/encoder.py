@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.loaded import check_weights
+from models.outputs import Output
 from mpc.errors import ConfigurationError
 from protocols.suite import Linear, Norm, Suite, Value
 

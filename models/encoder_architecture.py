@@ -13,27 +13,16 @@ Axis names as in `protocols.suite`: D width, H heads, C head channels, F feed-fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from models.architecture import Rotary
 from models.description import Count, Description, TokenId
+from models.outputs import OUTPUTS, Output
 from mpc.errors import ConfigurationError
 
 Head = Literal["none", "classes", "labels", "words"]
-Output = Literal["mean", "cls", "hidden", "pooled", "classes", "labels", "words"]
-
-OUTPUTS: dict[Output, str] = {
-    "mean": "the mean of a text's rows, an embedding [D]",
-    "cls": "the first row, an embedding [D]",
-    "hidden": "all rows [T, D]",
-    "pooled": "the first row behind the pooler [D]",
-    "classes": "the logits of a text's classes",
-    "labels": "the logits of each token's labels [T, labels]",
-    "words": "the logits of the word at one secret place [V]",
-}
-assert tuple(OUTPUTS) == get_args(Output)
 
 
 class EncoderArchitecture(Description):

@@ -18,9 +18,10 @@ from torch import Tensor
 from models.architectures import AnyArchitecture, encoder_of
 from models.checkpoint import Checkpoint
 from models.encoder import ROWS, Encoder, Probe, Text
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.generation import Endpoint, token_indices
 from models.loaded import load_weights
+from models.outputs import Output
 from mpc.errors import ConfigurationError
 from protocols.plain.suite import PlainSuite
 from protocols.suite import Suite, Value
@@ -41,6 +42,7 @@ class EncodingPlan:
     policy: ClassVar[str] = "full"
     temperature: ClassVar[None] = None
     draft: ClassVar[None] = None
+    behind: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         tokens = self.prompt_tokens

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ from models.checkpoint import Checkpoint
 from models.decoder import Decoder, Probe
 from models.drafting import DraftPlan, Guess, drafted_rows, rows_that_stay
 from models.loaded import load_weights
+from models.outputs import Decoding
 from models.policies import parse
+from models.prefix_rows import check_behind
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature, gumbel
 from protocols.plain.suite import PlainSuite
 from protocols.suite import OutputShare, Suite, Value
-
-Decoding = Literal["greedy", "sample", "logits"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class GenerationPlan:
     prompt_tokens: length of the prompt. new_tokens: the most tokens to generate. decoding: "greedy": secure argmax;
     "sample": argmax of logits plus dealt noise times `temperature`, above 0 and at most 100 (None for the others): a sample
     of softmax(logits / temperature); "logits": the client learns logits and chooses itself. policy: the cache policy's text,
-    see `models.policies.registry`. draft: of the tokens that the client guesses, None without.
+    see `models.policies.registry`. draft: of the tokens that the client guesses, None without. behind: tokens of the
+    registered prefix that the prompt continues, 0 without one.
     """
 
     prompt_tokens: int
@@ -52,6 +53,7 @@ class GenerationPlan:
     policy: str = "full"
     temperature: float | None = None
     draft: DraftPlan | None = None
+    behind: int = 0
 
     def __post_init__(self) -> None:
         check_positive("prompt_tokens", self.prompt_tokens)
@@ -74,8 +76,10 @@ class GenerationPlan:
         policy = parse(self.policy)
         if policy.spec != "full":
             without_encoder(architecture, f"policy {policy.spec}")
-        policy.check(architecture, self.prompt_tokens)
-        architecture.check_room(self.prompt_tokens, self.new_tokens)
+        policy.check(architecture, self.behind + self.prompt_tokens)
+        architecture.check_room(self.behind + self.prompt_tokens, self.new_tokens)
+        if self.behind:
+            check_behind(policy, architecture, self.behind, self.prompt_tokens)
 
 
 def check_positive(name: str, value: object) -> None:
@@ -162,7 +166,7 @@ async def generate(
     vocabulary = architecture.vocabulary
     prompt = suite.indices(plan.prompt_tokens, prompt_share, vocabulary)
     released = plan.decoding == "logits"
-    cache = decoder.new_cache()
+    cache = decoder.new_cache(plan.behind)
 
     def progress(done: int, total: int) -> None:
         endpoint.progress("prefill", done, total)
@@ -245,26 +249,27 @@ async def prefill(
     progress: Callable[[int, int], None] = lambda done, total: None,
     whole: bool = False,
 ) -> Value:
-    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill an empty cache, or
-    are read by the model's encoder.
+    """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill a cache that is
+    empty but for a registered prefix, or are read by the model's encoder.
 
     progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
     """
     if decoder.architecture.encoder is not None:
         return await decoder.begin(prompt, cache, progress, whole)
-    length = cache.prompt_tokens = prompt.shape[0]
-    ends = list(accumulate(decoder.policy.prompt_batches(length), initial=0))
+    before, own = cache.behind, prompt.shape[0]
+    length = cache.prompt_tokens = before + own
+    ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
     batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
     ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
     if ahead:
-        cache.prompt_end = await decoder.embedded(prompt[length - ahead :], length - ahead)
+        cache.prompt_end = await decoder.embedded(prompt[own - ahead :], length - ahead)
     logits = None
     for n, batch in enumerate(batches):
 
         def after_layer(done: int, total: int, n: int = n) -> None:
             progress(n * total + done, len(batches) * total)
 
-        inputs = prompt[batch.before : batch.before + batch.tokens]
+        inputs = prompt[batch.before - before : batch.before - before + batch.tokens]
         logits = await decoder.forward(inputs, cache, True, after_layer, whole)
     cache.prompt_end = None
     assert logits is not None

@@ -1,38 +1,49 @@
-"""What parties may agree to compute: an answer of a decoder, or one pass of an encoder."""
+"""What parties may agree to compute: an answer of a decoder, one pass of an encoder, or the rows of a prefix."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from models.drafting import DraftPlan
-from models.encoder_architecture import Output
 from models.encoding import EncodingPlan
-from models.generation import Decoding, GenerationPlan
+from models.generation import GenerationPlan
+from models.outputs import Decoding, Output
+from models.prefixes import ROWS, PrefixPlan, Registering
 from mpc.errors import ConfigurationError
 
-AnyPlan = GenerationPlan | EncodingPlan
-Leaving = Literal["greedy", "sample", "logits", "mean", "cls", "hidden", "pooled", "classes", "labels", "words"]
-"""What leaves a program: a decoder's decoding, or an encoder's output."""
-assert get_args(Leaving) == (*get_args(Decoding), *get_args(Output))
+AnyPlan = GenerationPlan | EncodingPlan | PrefixPlan
+Leaving = Literal["greedy", "sample", "logits", "mean", "cls", "hidden", "pooled", "classes", "labels", "words", "rows"]
+"""What leaves a program: a decoder's decoding, an encoder's output, or rows of a prefix, which parties keep."""
+assert get_args(Leaving) == (*get_args(Decoding), *get_args(Output), *get_args(Registering))
 
 
-def make_plan(
-    tokens: tuple[int, int], decoding: str, policy: str, temperature: float | None, draft: DraftPlan | None
-) -> AnyPlan:
-    """Return the plan of public choices. tokens: of the prompt, and new ones. Raises `ConfigurationError` for one that
-    cannot be."""
-    prompt, new = tokens
-    if decoding not in get_args(Output):
-        return GenerationPlan(prompt, new, cast(Decoding, decoding), policy, temperature, draft)
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a session, public. prompt: of the prompt, new: the most that are generated, behind: of the registered prefix
+    that the session begins behind, 0 without one."""
+
+    prompt: int
+    new: int = 1
+    behind: int = 0
+
+
+def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float | None, draft: DraftPlan | None) -> AnyPlan:
+    """Return the plan of public choices. Raises `ConfigurationError` for one that cannot be."""
+    if decoding not in (*get_args(Output), ROWS):
+        chosen = cast(Decoding, decoding)
+        return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, lengths.behind)
+    what = "registering a prefix" if decoding == ROWS else "an encoder"
     for name, value, only in (
         ("policy", policy, "full"),
-        ("new_tokens", new, 1),
+        ("new_tokens", lengths.new, 1),
         ("temperature", temperature, None),
         ("draft", draft, None),
+        ("behind", lengths.behind, 0),
     ):
         if value != only:
             raise ConfigurationError(
-                f"{name} = {value!r} does not go with decoding '{decoding}': an encoder reads a text in one pass, without a "
-                "cache, and generates nothing; leave it out"
+                f"{name} = {value!r} does not go with decoding '{decoding}': {what} reads a text in one pass, without what "
+                "was cached before, and generates nothing; leave it out"
             )
-    return EncodingPlan(prompt, cast(Output, decoding))
+    return PrefixPlan(lengths.prompt) if decoding == ROWS else EncodingPlan(lengths.prompt, cast(Output, decoding))

@@ -116,7 +116,7 @@ class Ledger:
     def total(self, prefix: str = "") -> Cost:
         """Return the sum over all stages that start with `prefix`."""
         out = Cost()
-        for (where, _), cost in self.costs.items():
+        for (where, _), cost in list(self.costs.items()):  # at once: another thread may book meanwhile
             if where.startswith(prefix):
                 out.add(cost)
         return out

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mpc.errors import RangeError
-from protocols.suite import RANGE_KINDS
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,10 @@ RANGES: dict[str, Range] = {
     "activation": Range(3, 12, 8, 8, "outputs of linear layers"),
     "logits": Range(3, 12, 8, 8, "logits"),
 }
-assert tuple(RANGES) == RANGE_KINDS
+RANGE_KINDS = tuple(RANGES)
+"""What may leave its declared range, one row of `OutputShare.flags` each: the norm of a row of the residual stream, the
+spread of a row of attention scores, a cached value, the input of an activation function (or its factor), a logit."""
+
 LARGEST_WEIGHT = 6  # entries of a weight matrix, and of gains on a residual path, stay below 2^6
 LARGEST_GAIN = 8  # gains of norms that stand before no linear layer stay below 2^8
 

@@ -33,7 +33,9 @@ def two_to(count: int) -> int:
 
 
 class HeldRows(Operations):
-    """Attention over parts, and rows that are moved and held for it."""
+    """Attention over parts, and rows that are moved and held for it. fraction_bits: of activations."""
+
+    fraction_bits: int
 
     @abstractmethod
     async def attention_scores(self, q: Value, k: Value) -> Value:
@@ -67,6 +69,15 @@ class HeldRows(Operations):
                 start = stop
         mass = None if observed is None else observed.taken(probabilities).sum(1)
         return [found[key] for key in sorted(found)], mass
+
+    async def lasting_rows(self, shape: Sequence[int], share: Tensor | None) -> Value:
+        """Return rows [G, S, C] that are cached and never change, masked for the products of this session and later ones
+        (`own_rows`). share: as `Operations.input` takes it, with `fraction_bits` fraction bits."""
+        return await self.mask_for_cache(self.input(shape, share, self.fraction_bits))
+
+    def own_rows(self, rows: Value) -> Value:
+        """Return `lasting_rows` as rows of this session's own cache, which may be appended to; local."""
+        return rows
 
     @abstractmethod
     async def recast(self, x: Value, fraction_bits: int) -> Value:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from mpc.errors import ConfigurationError, RangeError
-from protocols.bounds import RANGES, Bounds
+from protocols.bounds import RANGE_KINDS, RANGES, Bounds
 from protocols.expert_ways import DENSE, ExpertsWay
-from protocols.suite import RANGE_KINDS
 
 Prefer = Literal["auto", "rounds", "bytes"]
 PREFERENCES: tuple[Prefer, ...] = ("auto", "rounds", "bytes")

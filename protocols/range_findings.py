@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from protocols.bounds import RANGES, Bounds, largest
-from protocols.suite import RANGE_KINDS
+from protocols.bounds import RANGE_KINDS, RANGES, Bounds, largest
 
 Place = int | Literal["head"]
 

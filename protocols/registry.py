@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mpc.channel import Channel
 from mpc.errors import ConfigurationError
-from mpc.tape import Tape
 from protocols.options import CryptenOptions, MaskedOptions, OptionValue, SuiteOptions
-from protocols.suite import Suite
+
+if TYPE_CHECKING:
+    from mpc.channel import Channel
+    from mpc.tape import Tape
+    from protocols.suite import Suite
 
 DEFAULT_SUITE = "masked"
 PLAIN = "plain"

@@ -29,9 +29,9 @@ from protocols.expert_ways import ExpertsWay
 from protocols.held_rows import HeldRows
 from protocols.merging import Merging
 from protocols.observed import Attended, Observed
-from protocols.value import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Value, there
+from protocols.value import Activation, Linear, Norm, OutputShare, Part, Value, there
 
-__all__ = ["RANGE_KINDS", "Activation", "Linear", "Norm", "OutputShare", "Part", "Suite", "Value"]
+__all__ = ["Activation", "Linear", "Norm", "OutputShare", "Part", "Suite", "Value"]
 
 SQUARED_BITS = 18  # fraction bits of probabilities whose squares are added up
 
@@ -231,7 +231,8 @@ class Suite(Merging, HeldRows):
             with operation("values"):
                 out = await self.matmul(probabilities, v)
         squares = (await self.squared(seen, SQUARED_BITS)).sum(1) if observed.squares else None
-        return Attended(out, seen.sum(1), squares)
+        late = None if observed.late is None else seen[:, observed.late].sum(1)
+        return Attended(out, seen.sum(1), squares, late)
 
     @final
     async def attention_with_mass(

@@ -12,10 +12,6 @@ from torch import Tensor
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
-RANGE_KINDS = ("residual", "score", "value", "activation", "logits")
-"""What may leave its declared range, one row of `OutputShare.flags` each: the norm of a row of the residual stream, the
-spread of a row of attention scores, a cached value, the input of an activation function (or its factor), a logit."""
-
 
 class Value(ABC):
     """A tensor inside a suite. Everything here is local and exact.
@@ -23,6 +19,11 @@ class Value(ABC):
     `*` takes a public integer only (a real factor needs a truncation, hence `Suite.scale`). Adding two values aligns
     their fraction bits; adding a public float encodes it.
     """
+
+    @property
+    def element_bytes(self) -> int:
+        """Return what an element takes in a party's memory: of a share."""
+        return 8
 
     @property
     @abstractmethod

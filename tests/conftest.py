@@ -1,7 +1,12 @@
-"""The option `--device`: where all that runs in the tests' own process computes; and the fixture `device`."""
+"""The option `--device`: where all that runs in the tests' own process computes; the fixture `device`; and threads.
+
+Each of several workers computes with its share of the cores. With all of them in each, threads that wait for one another
+while others run cost several times what they save: 34 s in place of 4 for a test of 600 tokens on 2 cores.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,8 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the marker means."""
+    """Say what the marker means, and share the cores among the workers."""
     config.addinivalue_line("markers", "cuda: runs on a GPU, and is skipped where there is none")
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the processes that tests start
+            os.environ.setdefault(name, str(threads))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from mpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from models.architectures import AnyArchitecture
-    from models.generation import Decoding
+    from models.outputs import Decoding
     from models.plans import Leaving
     from parties.client.drafting import Draft
 
@@ -97,6 +97,14 @@ DraftOption = Annotated[
         "model's tokenizer (FOLDER:tokens=4). Public then: guesses of a step, and how many of each step were right.",
     ),
 ]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        help="Begin behind a registered prefix (`mpcache prefix ls`): a name, whose text the prompt continues; auto: the "
+        "prompt is whole, and begins behind the longest public prefix that it begins with.",
+    ),
+]
 KeptOption = Annotated[
     int,
     typer.Option("--kept", min=1, help="With --draft: rows of each step that stay, as is expected; 1 at worst."),
@@ -141,7 +149,7 @@ def chosen_draft(text: str) -> Draft | None:
 
 def chosen_decoding(decoding: str | None, temperature: float | None) -> Decoding:
     """Return the decoding that the options ask for. Raises `ConfigurationError` for an unknown one."""
-    from models.generation import Decoding
+    from models.outputs import Decoding
 
     chosen = decoding or ("greedy" if temperature is None else "sample")
     if chosen not in get_args(Decoding):

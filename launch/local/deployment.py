@@ -8,8 +8,9 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import yaml
 
@@ -77,6 +78,10 @@ class LocalDeployment:
         owner = self._processes.start(OWNER, words, _before(self.lab, OWNER))
         self._processes.wait_done(owner, on_progress)
 
+    def watch(self) -> NoReturn:
+        """Wait until this process is told to end; a process that dies meanwhile raises `ProcessEnded`."""
+        self._processes.watch()
+
     def watched(self, work: Callable[[], T]) -> T:
         """Return the result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
         return self._processes.watched(work)
@@ -84,12 +89,17 @@ class LocalDeployment:
 
 @contextmanager
 def local_deployment(
-    parties: int = 2, device: str = "cpu", lab: Hosts | None = None, limits: Mapping[str, int] | None = None
+    parties: int = 2,
+    device: str = "cpu",
+    lab: Hosts | None = None,
+    limits: Mapping[str, int] | None = None,
+    show_openings: bool = False,
 ) -> Iterator[LocalDeployment]:
     """Run compute parties `party0`, `party1`, ... and a dealer as processes of this machine, ready to serve.
 
     lab: where each role runs, by default on this machine as it is; it has all roles, and the caller is the client's. limits:
-    of the servers, see `parties.config.role_config.Limits`.
+    of the servers, see `parties.config.role_config.Limits`. show_openings: parties tell this process what they open
+    (`Child.seen`).
 
     On leaving, for whatever reason, the processes are ended and the temporary folder (identities, configurations, shares;
     mode 0700) is removed. Should this process be killed outright, its children do that.
@@ -106,7 +116,9 @@ def local_deployment(
         fingerprints = create_deployment(folder / "certificates", members, CERTIFICATE_DAYS)
         shutil.rmtree(folder / "certificates" / AUTHORITY)  # nobody is to be introduced any more
         with Processes(folder, _environment(parties)) as processes:
-            children = _start(processes, folder, fingerprints, names, lab, {"device": device, "limits": dict(limits or {})})
+            known = _Known(folder, fingerprints, names, lab)
+            further = {"device": device, "limits": dict(limits or {})}
+            children = _start(processes, known, further, ["--show-openings"] if show_openings else [])
             yield LocalDeployment(processes, folder, children, lab)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,23 +128,29 @@ def _before(lab: Hosts | None, role: str) -> list[str]:
     return lab.command(role, []) if lab is not None else []
 
 
-def _start(
-    processes: Processes,
-    folder: Path,
-    fingerprints: dict[str, str],
-    names: list[str],
-    lab: Hosts | None,
-    further: dict[str, Any],
-) -> list[Child]:
+@dataclass(frozen=True)
+class _Known:
+    """What the roles' configurations say of the deployment: its folder, keys' fingerprints, the parties' names, where roles
+    run."""
+
+    folder: Path
+    fingerprints: dict[str, str]
+    names: list[str]
+    lab: Hosts | None
+
+
+def _start(processes: Processes, known: _Known, further: dict[str, Any], of_parties: list[str]) -> list[Child]:
     """Start all servers; a port that another program took in the meantime leads to new ports. further: keys of all
-    configurations."""
+    configurations. of_parties: options of the parties' command."""
     for attempt in range(ATTEMPTS):
-        _write_configurations(folder, fingerprints, names, lab, further)
+        _write_configurations(known, further)
         flags = ["--debug"] if Settings.debug else []
-        roles = [(DEALER, DEALER), *((name, "party") for name in names)]
+        roles = [(DEALER, [DEALER]), *((name, ["party", *of_parties]) for name in known.names)]
         children = [
             processes.start(
-                name, [*flags, command, "--supervised", "--config", str(folder / f"{name}.yaml")], _before(lab, name)
+                name,
+                [*flags, *command, "--supervised", "--config", str(known.folder / f"{name}.yaml")],
+                _before(known.lab, name),
             )
             for name, command in roles
         ]
@@ -171,9 +189,8 @@ def _addresses(names: list[str], lab: Hosts | None) -> dict[str, str]:
     return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
 
 
-def _write_configurations(
-    folder: Path, fingerprints: dict[str, str], names: list[str], lab: Hosts | None, further: dict[str, Any]
-) -> None:
+def _write_configurations(known: _Known, further: dict[str, Any]) -> None:
+    folder, fingerprints, names, lab = known.folder, known.fingerprints, known.names, known.lab
     addresses = _addresses([*names, DEALER], lab)
 
     def entry(name: str) -> dict[str, str]:

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from launch.local.supervision import PROGRESS, READY, SCRATCH_VARIABLE
+from launch.local.supervision import PROGRESS, READY, SCRATCH_VARIABLE, SEEN
 from launch.terminal.console import Settings
 from mpc.errors import EnvironmentProblem, MpcacheError
 
@@ -44,7 +44,7 @@ class ProcessEnded(MpcacheError):
 
 class Child:
     """One local process. `ready` holds what it reported when it became ready, `progress` the last (stage, done, total) that
-    it reported. before: words in front of the command line."""
+    it reported, `seen` the last that it told of what it sees. before: words in front of the command line."""
 
     def __init__(
         self, name: str, arguments: Sequence[str], scratch: Path, environment: Mapping[str, str], before: Sequence[str] = ()
@@ -52,6 +52,7 @@ class Child:
         self.name = name
         self.ready: dict[str, Any] | None = None
         self.progress: tuple[str, int, int] | None = None
+        self.seen: dict[str, Any] | None = None
         self._lines: deque[str] = deque(maxlen=50)
         self._process = subprocess.Popen(
             [*before, sys.executable, "-P", "-m", "launch.cli.main", *arguments],
@@ -83,6 +84,8 @@ class Child:
             elif line.startswith(PROGRESS):
                 stage, done, total = json.loads(line[len(PROGRESS) :])
                 self.progress = (stage, done, total)
+            elif line.startswith(SEEN):
+                self.seen = json.loads(line[len(SEEN) :])
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
@@ -185,6 +188,12 @@ class Processes:
         child.end()
         if code != 0:
             raise ProcessEnded(child.name, code, child.last_error())
+
+    def watch(self) -> NoReturn:
+        """Wait until this process is told to end; raises `ProcessEnded` when one of them dies."""
+        while True:
+            self.check()
+            time.sleep(POLL_SECONDS)
 
     def watched(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread and return its result; a process that dies meanwhile ends the wait with `ProcessEnded`.

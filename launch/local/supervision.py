@@ -11,11 +11,13 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 SCRATCH_VARIABLE = "MPCACHE_SCRATCH"
 READY = "mpcache-ready"
 PROGRESS = "mpcache-progress"
+SEEN = "mpcache-seen"
 ORPHANED_EXIT = 3
 
 
@@ -42,3 +44,8 @@ def report_ready(**facts: object) -> None:
 def report_progress(stage: str, done: int, total: int) -> None:
     """Tell the parent how far work is; public counts. total 0: how much there is is not known."""
     print(f"{PROGRESS} {json.dumps([stage, done, total])}", flush=True)
+
+
+def report_seen(facts: Mapping[str, object]) -> None:
+    """Tell the parent what this process has seen, where the parent asked for it."""
+    print(f"{SEEN} {json.dumps(facts)}", flush=True)

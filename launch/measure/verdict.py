@@ -8,8 +8,7 @@ import torch
 
 from launch.measure.fidelity import Measurement, ProbeError
 from models.calibration.choice import Excess
-from protocols.bounds import RANGES
-from protocols.suite import RANGE_KINDS
+from protocols.bounds import RANGE_KINDS, RANGES
 
 ARGMAX_STEP = 2.0**-10
 """Logits closer than this may be taken for equal by an arg-max on shares."""

@@ -1,1 +1,1 @@
-"""Reports from results of `mpcache bench`: tables, plots, a page, and what the README quotes."""
+"""Reports from results of `mpcache bench`: tables, plots, a page, and what pages quote."""

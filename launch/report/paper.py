@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from launch.predict.networks import NETWORKS
 from launch.report.network_model import predict
-from launch.report.rows import FULL, Row, counted, groups, pick, timed
+from launch.report.rows import FULL, Row, counted, groups, pick, timed, title_of
 from launch.report.tables import Table, on_network, seconds_text
 from launch.terminal.console import byte_count
 
@@ -22,7 +22,7 @@ PROFILES = ("lan", "wan")
 def paper_tables(rows: Sequence[Row]) -> list[Table]:
     """Return a table of latency and one of communication a model, in the paper's form."""
     out = []
-    for (model, parties), found in groups(counted(rows)).items():
+    for (_, parties), found in groups(counted(rows)).items():
         pairs = [
             (row, base[0])
             for row in sorted(found, key=lambda r: (r.cell.suite, r.cell.policy, r.cell.prompt))
@@ -30,7 +30,7 @@ def paper_tables(rows: Sequence[Row]) -> list[Table]:
         ]
         if not pairs:
             continue
-        title = f"{model}, {parties} parties"
+        title = f"{title_of(found)}, {parties} parties"
         out.append(_communication(title, pairs))
         out.extend(_latency(rows, title, pairs, profile) for profile in PROFILES)
     return out

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.measure.bench.cell import LOCALHOST, Cell
+from models.shapes import SHAPES
 
 FULL = "full"
 
@@ -66,6 +67,19 @@ class Row:
         """Return model and, where not all of them ran, the number of layers."""
         return self.cell.model if self.cell.layers is None else f"{self.cell.model} ({self.cell.layers} layers)"
 
+    @property
+    def of_prompt(self) -> bool:
+        """Return whether it is about a prompt up to its first token."""
+        return self.cell.measure in ("prompt", "estimate-prompt", "peer-prompt")
+
+    @property
+    def title(self) -> str:
+        """Return what `model` is called at this length: beyond the positions that a known model has, its shape alone ran."""
+        shape = SHAPES.get(self.cell.model)
+        new = 0 if self.of_prompt else self.cell.new_tokens
+        beyond = shape is not None and self.cell.prompt + new > shape.positions
+        return f"shape of {self.model}" if beyond else self.model
+
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
     """Return rows in the order of the records."""
@@ -121,6 +135,11 @@ def timed(rows: Sequence[Row], row: Row) -> Row | None:
 
 def _setting(row: Row) -> tuple[Any, ...]:
     return (row.model, row.label, row.cell.prompt, row.cell.parties)
+
+
+def title_of(rows: Sequence[Row]) -> str:
+    """Return what the model of these rows is called: its shape where one of them is longer than the model's positions."""
+    return max((row.title for row in rows), key=len)
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from launch.measure.bench.cell import LOCALHOST
 from launch.predict.networks import NETWORKS
 from launch.report.network_model import comparisons, predicted_seconds
-from launch.report.rows import FULL, Row, by_label, counted, groups, pick, prompts, timed, tokens
+from launch.report.rows import FULL, Row, by_label, counted, groups, pick, prompts, timed, title_of, tokens
 from launch.terminal.console import byte_count
 
+NOTHING = ("-", "")
 COLUMNS = ("suite, policy", "rounds", "sent", "dealt", "seconds", "before", "dealer", "memory", "")
 COLUMNS_ARE = (
     "Bytes that the busiest party sends; dealt bytes of the party that gets most; median seconds of the slowest party: "
@@ -28,6 +29,15 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """Return header and rows without the columns in which nothing stands.
+
+        >>> Table("tokens", "", ("policy", "rounds", "seconds"), (("full", "75", "-"),)).shown()
+        (('policy', 'rounds'), ('full', '75'))
+        """
+        kept = [i for i in range(len(self.header)) if not self.rows or any(line[i] not in NOTHING for line in self.rows)]
+        return tuple(tuple(line[i] for i in kept) for line in (self.header, *self.rows))
+
     def markdown(self) -> str:
         """Return it in GitHub's table syntax, without the title.
 
@@ -36,7 +46,8 @@ class Table:
         | --- | --- |
         | full | 75 |
         """
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        header, *rows = self.shown()
+        lines = [header, tuple("---" for _ in header), *rows]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
@@ -58,11 +69,11 @@ def how(row: Row) -> str:
 def token_tables(rows: Sequence[Row]) -> list[Table]:
     """Tabulate one decoded token: a table a model, a row a suite, policy and length."""
     out = []
-    for (model, parties), found in groups(tokens(rows)).items():
+    for (_, parties), found in groups(tokens(rows)).items():
         ordered = sorted(found, key=lambda r: (r.cell.prompt, r.cell.suite, r.cell.policy))
         out.append(
             Table(
-                f"One decoded token: {model}, {parties} parties",
+                f"One decoded token: {title_of(found)}, {parties} parties",
                 COLUMNS_ARE,
                 ("cached", *COLUMNS),
                 tuple((str(row.cell.prompt), *cost_cells(row)) for row in ordered),
@@ -75,12 +86,12 @@ def prompt_tables(rows: Sequence[Row]) -> list[Table]:
     """Tabulate one prompt up to its first token: a table a model, a row a suite, policy and length."""
     return [
         Table(
-            f"One prompt: {model}, {parties} parties",
+            f"One prompt: {title_of(found)}, {parties} parties",
             f"Up to the first token. {COLUMNS_ARE}",
             ("prompt", *COLUMNS),
             tuple((str(row.cell.prompt), *cost_cells(row)) for row in found),
         )
-        for (model, parties), found in groups(prompts(rows)).items()
+        for (_, parties), found in groups(prompts(rows)).items()
     ]
 
 
@@ -146,7 +157,7 @@ def ratio_table(rows: Sequence[Row]) -> Table | None:
     names = list(NETWORKS)
     lines = tuple(
         (
-            r.row.model,
+            r.row.title,
             r.row.label,
             str(r.row.cell.prompt),
             f"{r.bytes_ratio:.2f}x",
@@ -212,7 +223,7 @@ def network_table(rows: Sequence[Row]) -> Table | None:
     lines = tuple(
         (
             c.shaped.cell.network,
-            c.shaped.model,
+            c.shaped.title,
             c.shaped.label,
             str(c.shaped.cell.prompt),
             seconds_text(c.shaped.seconds),

@@ -19,8 +19,9 @@ from models.checkpoint import Checkpoint
 from models.decoder import StreamedDecoder
 from models.weight_limits import check_size
 from mpc.errors import ConfigurationError
+from protocols.bounds import RANGE_KINDS
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
-from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, Value
+from protocols.suite import Activation, Linear, Norm, Value
 
 HEAD_ROWS = 128
 Progress = Callable[[int, int], None]

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
-from models.costs.cached import cache_bytes
+from models.costs.cached import CacheBytes, cache_bytes
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
-from models.costs.tracing import Costs, Setting, trace_load, trace_session, trace_step
+from models.costs.tracing import Costs, Setting, trace_load, trace_prefix_load, trace_session, trace_step
 from models.learned import with_learned
 from models.policies import parse
 from mpc import ring
@@ -86,11 +86,13 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry."""
+    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry; cached: as in
+    `Trace`."""
 
     costs: Costs
     layer: Costs
     largest: float
+    cached: CacheBytes | None = None
 
 
 class Tracer:
@@ -123,10 +125,12 @@ class Tracer:
             )
         every = [1] * a.layers
         drafted = self.setting.draft is not None
-        steps = self.setting.steps(a.cached(prompt), new, kept)
+        steps = self.setting.steps(self.setting.cached(a, prompt), new, kept)
         keys = [(0, prompt, False), *((*step, drafted) for step in steps)]
         for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
-            self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
+            self.lengths[key] = Step(
+                found.costs(every), found.layer(a.layers // 2), max(found.largest.values()), found.cached
+            )
 
     def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
         architecture, setting = self.architecture, self.setting
@@ -172,8 +176,9 @@ def _sum(costs: Iterable[Costs]) -> Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of a generation. first: up to the first token; further: of all tokens after it, `new - 1` of them, in `steps`
-    steps: as many, or with a draft fewer, if `kept` rows of each stay.
+    """Costs of a generation. load_prefix: of a registered prefix's rows, once for all sessions of a load; nothing without
+    one. cached: what the session's cache takes. first: up to the first token; further: of all tokens after
+    it, `new - 1` of them, in `steps` steps: as many, or with a draft fewer, if `kept` rows of each stay.
     """
 
     architecture: AnyArchitecture
@@ -181,11 +186,13 @@ class Estimate:
     prompt: int
     new: int
     load: Costs
+    load_prefix: Costs
     first: Costs
     further: Costs
     first_layer: Costs
     last_layer: Costs
     largest_entry: float
+    cached: CacheBytes
     lengths_traced: int
     seconds: float
     steps: int
@@ -198,10 +205,11 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
+        """Return what a party needs: its process, its weights, the cache when it holds most, and the largest tape entry
+        while it is used."""
         weights = self.architecture.parameters() * WEIGHT_BYTES
-        cached = cache_bytes(self.architecture, self.prompt, self.new)
-        return round(PROCESS_BYTES + weights + cached + self.largest_entry * ENTRY_BYTES)
+        loaded = cache_bytes(self.architecture, self.setting.behind, 1)
+        return round(PROCESS_BYTES + weights + loaded + self.cached.most + self.largest_entry * ENTRY_BYTES)
 
 
 def estimate(
@@ -225,12 +233,15 @@ def estimate(
         spec = with_way(setting.spec, architecture, prompt, setting.policy, setting.parties)
         setting = replace(setting, options={**setting.options, **spec.options})
     drafted = setting.draft is not None
-    cached = architecture.cached(prompt) if isinstance(architecture, Architecture) else prompt
+    read = isinstance(architecture, Architecture) and architecture.encoder is not None
+    cached = setting.cached(architecture, prompt) if isinstance(architecture, Architecture) else prompt
     steps = list(setting.steps(cached, new, kept))
     start = time.perf_counter()
     with torch.inference_mode():
-        tracer = Tracer(architecture, setting, exhaustive, prompt if cached != prompt else 0)
+        tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs = trace_load(architecture, setting)
+        behind = isinstance(architecture, Architecture) and setting.behind > 0
+        rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if behind else Costs()
         if setting.policy != "full":
             tracer.follow(prompt, new, kept)
         first = tracer.step(0, prompt)
@@ -239,17 +250,20 @@ def estimate(
         else:
             further = tracer.tokens(cached, cached + new - 2)
         last = tracer.step(*steps[-1], drafted) if steps else first
+    whole = cache_bytes(architecture, setting.behind + prompt, new)
     return Estimate(
         architecture=architecture,
         setting=setting,
         prompt=prompt,
         new=new,
         load=load_costs,
+        load_prefix=rows,
         first=first.costs,
         further=further,
         first_layer=first.layer,
         last_layer=last.layer,
         largest_entry=max(s.largest for s in tracer.lengths.values()),
+        cached=last.cached or CacheBytes(whole, whole),
         lengths_traced=len(tracer.lengths),
         seconds=time.perf_counter() - start,
         steps=len(steps),

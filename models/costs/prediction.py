@@ -85,7 +85,7 @@ class Predictor:
         self._limit = time.perf_counter() + seconds
         tracer = self._tracer(prompt)
         with torch.inference_mode():
-            first = tracer.step(0, rounded(prompt, self._architecture.positions))
+            first = tracer.step(*self._first(prompt)[:2])
             tokens = [tracer.step(*key) for key in self._later(prompt, new)]
 
         def most(field: str) -> int:
@@ -102,12 +102,16 @@ class Predictor:
 
     def known(self, prompt: int, new: int) -> bool:
         """Whether `predict` has nothing to trace for these lengths."""
-        first = (0, rounded(prompt, self._architecture.positions), False)
-        return all(key in self._tracer(prompt).lengths for key in [first, *self._later(prompt, new)])
+        keys = [self._first(prompt), *self._later(prompt, new)]
+        return all(key in self._tracer(prompt).lengths for key in keys)
+
+    def _first(self, prompt: int) -> tuple[int, int, bool]:
+        """Return the step of the prompt, as `_later` does."""
+        return 0, rounded(prompt, self._architecture.positions - self._setting.behind), False
 
     def _cached(self, prompt: int) -> int:
         a = self._architecture
-        return a.cached(prompt) if isinstance(a, Architecture) else prompt
+        return self._setting.cached(a, prompt) if isinstance(a, Architecture) else prompt
 
     def _tracer(self, prompt: int) -> Tracer:
         """Return what traces steps after such a prompt: one for each length that an encoder reads."""

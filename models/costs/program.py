@@ -19,9 +19,12 @@ from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
-from models.generation import Decoding, choice, prefill
+from models.generation import choice, prefill
 from models.loaded import load_weights
 from models.observation import Observation, Seen
+from models.outputs import Decoding
+from models.prefix_rows import load_rows
+from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value
 
 CHOICE = "choice"
@@ -61,6 +64,11 @@ async def load(suite: Suite, architecture: Description, source: Source) -> dict[
     """Load all weights, as a session does."""
     shapes = architecture.weight_shapes()
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
+
+
+async def load_prefix(suite: Suite, architecture: Architecture, tokens: int) -> dict[str, Value]:
+    """Load the rows of a registered prefix, as a session does, where they have no content."""
+    return await load_rows(suite, architecture, tokens, lambda name: None)
 
 
 async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0) -> KVCache:
@@ -131,7 +139,9 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
     squares = value("squared attention", shape) if asked.squares else None
     queries = 1 if asked.each else min(asked.queries, cached)
     heads = asked.heads_of_sum(a.heads, a.kv_heads)
-    return Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
+    found = Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
+    late = value("late attention mass", shape) if asked.late else None
+    return replace(found, late=late, late_queries=min(asked.late, cached))
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:
@@ -142,6 +152,12 @@ async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | No
         found = await outputs(suite, encoder, plan, given)
         with suite.ledger.timed(CHOICE):
             return replace(suite.output(found), flags=suite.flags())
+
+
+async def registering_step(decoder: Decoder, tokens: int, name: str) -> None:
+    """Run what registering a prefix of so many tokens takes, without content. Recorded under stage `name`."""
+    with decoder.suite.ledger.timed(name):
+        await registered(decoder, PrefixPlan(tokens), None, forget)
 
 
 @dataclass(frozen=True)
@@ -160,7 +176,7 @@ async def step(
 ) -> tuple[Value, OutputShare]:
     """Return the logits [1, V] after the plan's tokens, and the output share, by default of the most likely one's index; of
     a drafted step those after each token, [n, V]. How many of its rows stay is for the caller to say (`Decoder.keep`).
-    With an empty cache they are a prompt, which comes in the policy's batches.
+    With a cache that is empty but for a registered prefix they are a prompt, which comes in the policy's batches.
 
     given: this role's part of the tokens, as `Source.tokens` gives it; see `by_parties`. Recorded under stage `name`, its
     parts as in `Decoder.forward`, what follows from logits under "choice".
@@ -174,7 +190,7 @@ async def step(
             inputs = suite.indices(plan.tokens, given, vocabulary)
         if plan.drafted:
             logits = await decoder.verify(inputs, cache)
-        elif cache.seen:
+        elif cache.seen > cache.behind:
             logits = await decoder.forward(inputs, cache, last_only=True, whole=shown)
         else:
             logits = await prefill(decoder, cache, inputs, whole=shown)

@@ -19,6 +19,7 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.cache import Batch, CachePolicy, KVCache, in_order
 from models.observation import Observation, Seen
+from models.policies.composition import System
 from models.policies.eviction import EvictingPolicy
 from models.policies.holding import Holding
 from models.policies.settings import whole
@@ -31,6 +32,7 @@ EVICTING = (
     "compresskv",
     "d2o",
     "elastic",
+    "ems",
     "h2o",
     "kvmerger",
     "lazyeviction",
@@ -110,7 +112,7 @@ class Batches(InBatches):
                 f"batches; use one of {', '.join(EVICTING)} inside, or chunked in place of {self.name}"
             )
         for policy in _all_inside(self.inner):
-            if isinstance(policy, Holding):
+            if isinstance(policy, Holding) or (isinstance(policy, System) and policy.holds):
                 raise ConfigurationError(
                     f"policy {self.name}: '{policy.spec}' holds rows in another way once the whole prompt is there, and "
                     f"cannot do so between batches; use chunked in place of {self.name}, or leave out {policy.name}"

@@ -1,4 +1,4 @@
-"""Systems of which one axis is another: dropped from now and then, with more tokens in some layers, or merged.
+"""Systems of which one axis is another: dropped from now and then, with more tokens in some layers, merged or demoted.
 
 Leaks: to parties and dealer their text and what the system inside leaks (docs/security.md, "Policies").
 """
@@ -11,12 +11,13 @@ from typing import ClassVar, get_args
 
 from models.architecture import Architecture
 from models.policies.axes.budget import Profile
+from models.policies.axes.demote import Demote
 from models.policies.axes.merge import Nearest, Rows
 from models.policies.axes.schedule import Schedule
 from models.policies.axes.similar import Similar
 from models.policies.composition import Axes, System
 from models.policies.eviction import Merge
-from models.policies.settings import numbers, one_of, whole
+from models.policies.settings import few_bits, numbers, one_of, whole
 from mpc.errors import ConfigurationError
 
 MERGERS: dict[str, Callable[[Rows], Merge]] = {"nearest": Nearest, "similar": Similar}
@@ -130,11 +131,7 @@ class Merging(Changed):
         super().__post_init__()
         one_of(self.name, "how", self.how, tuple(MERGERS))
         one_of(self.name, "rows", self.rows, get_args(Rows))
-        if self.inner.axes.merge.keeps:
-            raise ConfigurationError(
-                f"policy {self.name}: '{self.inner.spec}' merges already; leave out {self.name}, or use h2o, snapkv or tova "
-                "inside"
-            )
+        _only_drops(self.name, self.inner)
 
     @property
     def spec(self) -> str:
@@ -143,3 +140,41 @@ class Merging(Changed):
     @property
     def axes(self) -> Axes:
         return replace(self.inner.axes, merge=MERGERS[self.how](self.rows))
+
+
+@dataclass(frozen=True)
+class Demoting(Changed):
+    """Another system, whose tokens that go stay with `fraction_bits` fraction bits of their keys and values (`Demote`).
+
+    Text form: `demote:fraction_bits=2|snapkv:budget=0.1`.
+    """
+
+    fraction_bits: int = 2
+    name: ClassVar[str] = "demote"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        few_bits(self.name, "fraction_bits", self.fraction_bits)
+        _only_drops(self.name, self.inner)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:fraction_bits={self.fraction_bits}|{self.inner.spec}"
+
+    @property
+    def axes(self) -> Axes:
+        return replace(self.inner.axes, merge=Demote(self.fraction_bits))
+
+    def check(self, architecture: Architecture, prompt_tokens: int) -> None:
+        """As in `System`."""
+        System.check(self, architecture, prompt_tokens)
+        super().check(architecture, prompt_tokens)
+
+
+def _only_drops(name: str, inner: System) -> None:
+    """Raise `ConfigurationError` for a system inside that keeps something of tokens that go."""
+    if inner.axes.merge.keeps:
+        raise ConfigurationError(
+            f"policy {name}: '{inner.spec}' {'demotes' if inner.holds else 'merges'} already; leave out {name}, or use h2o, "
+            "snapkv or tova inside"
+        )

@@ -23,7 +23,9 @@ from models.policies.axes.schedule import Schedule
 from models.policies.axes.scorers import EvictionState, Scorer
 from models.policies.eviction import Drop, EvictingPolicy, Eviction, Merge, drop_least
 from models.policies.settings import budget_tokens, no_windows, text_of
+from models.segments import attention_over
 from mpc.errors import ConfigurationError
+from protocols.observed import Observed
 from protocols.suite import Suite, Value
 
 
@@ -70,14 +72,24 @@ class System(EvictingPolicy):
     def equal_layers(self) -> bool:
         return self.own_budgets == 1
 
+    @property
+    def holds(self) -> bool:
+        """Whether rows of tokens that go are held in segments of their own."""
+        return self.axes.merge.holds
+
     def pattern(self) -> tuple[int, int]:
         """As in `CachePolicy`; layers with budgets, or heads that are asked, of their own stand for themselves."""
         return max(0 if self.equal_layers else self.own_budgets, self.axes.scorer.own_layers), 1
 
     def check(self, architecture: Architecture, prompt_tokens: int) -> None:
-        """Refuse sliding windows, a model without what the scorer has learned of it, and a budget that does not hold what
-        always stays and one token more."""
+        """Refuse sliding windows, rows of few bits where scores are capped, a model without what the scorer has learned of
+        it, and a budget that does not hold what always stays and one token more."""
         no_windows(self.name, architecture, prompt_tokens)
+        if self.holds and architecture.score_cap is not None:
+            raise ConfigurationError(
+                f"policy {self.name}: the model caps scores (score_cap = {architecture.score_cap}), and rows of few "
+                "fraction bits have none for a cap; use another policy, such as h2o"
+            )
         check_learned(self.name, self.weight_shapes(architecture), architecture)
         axes = self.axes
         kept = budget_tokens(axes.budget.share, prompt_tokens)
@@ -93,8 +105,9 @@ class System(EvictingPolicy):
         return in_every_layer(architecture, parts)
 
     def verifies(self, rows: int) -> bool:
-        """Whether nothing is evicted while decoding: what a token dropped cannot be taken back."""
-        return self.append_only or self.axes.budget.share == 1
+        """Whether nothing is evicted while decoding: what a token dropped cannot be taken back; and all rows lie in one
+        segment."""
+        return (self.append_only and not self.holds) or self.axes.budget.share == 1
 
     def new_state(self, place: Place) -> EvictionState:
         return self.axes.scorer.new_state()
@@ -103,7 +116,7 @@ class System(EvictingPolicy):
         if self.axes.budget.share == 1:
             return Observation()
         asked = self.axes.scorer.observation(tokens, layer)
-        return replace(asked, queries=min(asked.queries, tokens))
+        return replace(asked, queries=min(asked.queries, tokens), late=min(asked.late, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)
@@ -136,19 +149,19 @@ class System(EvictingPolicy):
         return [*axes.scorer.ready(suite, state, seen), *stages] if stages else []
 
     async def attend(self, suite: Suite, cache: KVCache, layer: int, q: Value) -> Value:
-        """Attend to all that is cached; what the token's query says, and what goes for it, is for the next token, so its
-        rounds are beside those of the layers behind."""
+        """Attend to all segments; what the token's query says of the exact one, and what goes for it, is for the next token,
+        so its rounds are beside those of the layers behind."""
         entry, axes = cache.layers[layer], self.axes
-        k, v = entry.keys_and_values()
         state = entry.state_of(EvictionState)
         due = axes.schedule.due(entry.length, state.kept)
         if axes.budget.share == 1 or not axes.schedule.every or not (due or axes.scorer.every_token):
-            out = await suite.attention(q, k, v, None)
+            out, _ = await attention_over(suite, entry.segments, q)
             self._leave(suite, entry)
             return out
-        everyone = torch.ones(q.shape[1], dtype=torch.bool)
-        out, mass = await suite.attention_with_mass(q, k, v, None, everyone)
-        seen = Seen(mass, 1, cache.group)
+        everyone = Observed.of_rows(torch.ones(q.shape[1], dtype=torch.bool), q.shape[0])
+        out, mass = await attention_over(suite, entry.segments, q, None, everyone)
+        assert mass is not None
+        seen = Seen(mass[:, mass.shape[1] - entry.length :] if entry.held else mass, 1, cache.group)
 
         async def take_in() -> None:
             await axes.scorer.token(suite, state, seen)

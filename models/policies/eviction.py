@@ -12,11 +12,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from models.cache import CachePolicy, KVCache, LayerCache, LayerState, Stage
+from models.cache import CachePolicy, KVCache, LayerCache, Stage
 from models.observation import Seen
 from protocols.suite import Suite, Value
 
@@ -82,13 +82,14 @@ class Kept:
 class Event:
     """What a `Merge` is told of an eviction among n tokens of a layer. scores: theirs. marks: secret [sets, n], 1 at
     the `count` (public) tokens of a set that stay; None before the choice. parts: keys and values [G, n, C], then the
-    scorer's values a token, [G, n, 1] or [1, n, 1]; state: the layer's, where a merger may keep something."""
+    scorer's values a token, [G, n, 1] or [1, n, 1]. entry: the layer, in whose state a merger may keep something, and in
+    whose segments rows that go."""
 
     scores: Scores
     marks: Value | None
     count: int
     parts: Sequence[Value]
-    state: LayerState
+    entry: LayerCache
 
     @property
     def chosen(self) -> Value:
@@ -99,19 +100,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Moving:
-    """Rows [G, n, width], or [1, n, width], that are moved by marks [sets, n] with `count` ones in each set; or, of `runs`,
-    their sums over what lies behind the mark before and up to each mark, the last place being marked."""
+    """Rows [G, n, width], or [1, n, width], that are moved by marks [sets, n] with `count` ones in each set. how: the marked
+    ones are left; or all of them, the marked ones first; or, of `runs`, sums over what lies behind the mark before and up
+    to each mark, the last place being marked."""
 
     marks: Value
     rows: Sequence[Value]
     count: int
-    runs: bool = False
+    how: Literal["marked", "all", "runs"] = "marked"
 
 
 class Merge(ABC):
-    """What becomes of the tokens that go. keeps: whether something of them stays."""
+    """What becomes of the tokens that go. keeps: whether something of them stays; holds: in segments of its own, beside the
+    rows of those that stay."""
 
     keeps: ClassVar[bool] = True
+    holds: ClassVar[bool] = False
 
     async def scored(self, suite: Suite, event: Event) -> Scores:
         """Return what tokens are chosen by."""
@@ -175,7 +179,7 @@ class Eviction:
         start, stop = self.kept.start, self.kept.stop
         parts = [x[:, start:stop] for entry in self.entries for x in entry.keys_and_values()]
         parts += [x[:, start:stop].reshape(x.shape[0], stop - start, 1) for x in self.rows()]
-        event = Event(self.scores(), None, self.kept.count, parts, self.entries[0].state)
+        event = Event(self.scores(), None, self.kept.count, parts, self.entries[0])
         scores = await self.merge.scored(self.suite, event)
         votes, bound, behind = scores.value, scores.bound, scores.following
         if behind:  # sums of values that still have a product's fraction bits would not fit the ring
@@ -211,16 +215,16 @@ class Eviction:
 
 
 async def _move(suite: Suite, moving: Moving) -> list[Value]:
-    """Return what is left of rows that one choice moves: [G, count, width] each."""
+    """Return what is left of rows that one choice moves: [G, count, width] each, or all of them."""
     groups, count = max(x.shape[0] for x in moving.rows), moving.rows[0].shape[1]
     shared = moving.marks.shape[0] == 1 and groups > 1
     rows, shapes = list(moving.rows), [(x.shape[0], x.shape[-1]) for x in moving.rows]
     if shared:  # one set: all heads' channels are one row
         rows = [x.permute(1, 0, 2).reshape(1, count, g * w) for x, (g, w) in zip(rows, shapes, strict=True)]
-    move = suite.merge_runs if moving.runs else suite.compact
+    move = {"marked": suite.compact, "all": suite.partition, "runs": suite.merge_runs}[moving.how]
     moved = await move(moving.marks, rows, moving.count)
     if shared:
-        moved = [x.reshape(moving.count, g, w).permute(1, 0, 2) for x, (g, w) in zip(moved, shapes, strict=True)]
+        moved = [x.reshape(x.shape[1], g, w).permute(1, 0, 2) for x, (g, w) in zip(moved, shapes, strict=True)]
     return moved
 
 

@@ -28,9 +28,14 @@ class Holding(Around):
     inner: CachePolicy
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, FullCache) and not (isinstance(self.inner, System) and self.inner.append_only):
+        inside = self.inner
+        if isinstance(inside, System) and inside.holds:
             raise ConfigurationError(
-                f"policy {self.name}: '{self.inner.spec}' reads or moves whole keys while decoding, which {self.name} does "
+                f"policy {self.name}: '{inside.spec}' holds rows in another way already; leave out one of them"
+            )
+        if not isinstance(inside, FullCache) and not (isinstance(inside, System) and inside.append_only):
+            raise ConfigurationError(
+                f"policy {self.name}: '{inside.spec}' reads or moves whole keys while decoding, which {self.name} does "
                 f"not hold; use a policy such as full, snapkv or cake inside, or leave out {self.name}"
             )
 

@@ -3,8 +3,9 @@
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
 policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy`,
-`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy` and `think:keep=0.6|policy`. A manifest carries this text; equal
-texts are equal policies.
+`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy`, `demote:fraction_bits=2|policy`,
+`think:keep=0.6|policy` and `cskv:rank=0.2|policy`.
+A manifest carries this text; equal texts are equal policies.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from models.cache import CachePolicy
 from models.policies.attention_gate import AttentionGate
 from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
-from models.policies.changed import Lag, Layers, Merging
+from models.policies.changed import Demoting, Lag, Layers, Merging
 from models.policies.compresskv import CompressKV
+from models.policies.cskv import CSKV
 from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
+from models.policies.ems import EMS
 from models.policies.full import FullCache
 from models.policies.h2o import H2O
 from models.policies.kvmerger import KVMerger
 from models.policies.lazyeviction import LazyEviction
 from models.policies.locret import Locret
+from models.policies.mikv import MiKV
 from models.policies.mpcache import MPCache
 from models.policies.quest import Quest
 from models.policies.settings import value_of
@@ -52,12 +56,16 @@ POLICIES: dict[str, type[CachePolicy]] = {
         Elastic,
         D2O,
         KVMerger,
+        EMS,
+        MiKV,
         AttentionGate,
         Quest,
         DynamicTopK,
     )
 }
-WRAPPERS: dict[str, Any] = {kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Think)}
+WRAPPERS: dict[str, Any] = {
+    kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Demoting, Think, CSKV)
+}
 MAX_LENGTH = 1000
 
 

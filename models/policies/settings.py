@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 MOST_NUMBERS = 1000  # that one part of a text stands for
+MOST_HELD_BITS = 4  # fraction bits of rows that are held with few of them
 
 
 def ratio(policy: str, name: str, value: Any) -> None:
@@ -29,10 +30,16 @@ def whole(policy: str, name: str, value: Any, least: int) -> None:
         raise ConfigurationError(f"policy {policy}: {name} = {value!r} must be a whole number, {least} or more")
 
 
-def at_most(policy: str, name: str, value: float, most: float) -> None:
-    """Raise `ConfigurationError` for a value above what rankings hold."""
+def at_most(policy: str, name: str, value: float, most: float, why: str = "which rankings hold") -> None:
+    """Raise `ConfigurationError` for a value above what rankings, or whatever `why` says, hold."""
     if value > most:
-        raise ConfigurationError(f"policy {policy}: {name} = {value} must be at most {most}, which rankings hold")
+        raise ConfigurationError(f"policy {policy}: {name} = {value} must be at most {most}, {why}")
+
+
+def few_bits(policy: str, name: str, value: Any) -> None:
+    """Raise `ConfigurationError` unless value is a number of fraction bits that rows can be held with."""
+    whole(policy, name, value, 0)
+    at_most(policy, name, value, MOST_HELD_BITS, "which small rings hold")
 
 
 def odd(policy: str, name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from torch import Tensor
 import parties.wire.wire_pb2_grpc as services
 from mpc.errors import MpcacheError, PeerError, PeerLost, PeerSilent, WireError
 from mpc.fixed_point import decode
+from mpc.ledger import Cost
 from mpc.packing import packed_size, unpack
 from mpc.random import new_seed
 from mpc.ring import reduce
@@ -34,8 +36,8 @@ from parties.wire import wire_pb2 as wire
 from parties.wire.error_codec import farewell, public, to_failure
 from parties.wire.manifest import Manifest
 from parties.wire.shares import BITS, corrections
+from protocols.bounds import RANGE_KINDS
 from protocols.range_findings import RangeFinding, findings_in, open_flags
-from protocols.suite import RANGE_KINDS
 
 BEAT = wire.ClientMessage(heartbeat=wire.Heartbeat())
 GRACE_SECONDS = 1.0
@@ -45,7 +47,9 @@ class Conversation(Session, ABC):
     """Runs one session against connected channels; then `costs` and the times are there. What is done with an output is a
     subclass's.
 
-    manifest: public, sent to all parties. layers: of the model. on_progress: as in `Client.generate`.
+    manifest: public, sent to all parties. layers: of the model. on_progress: as in `Client.generate`. on_spent(name, cost):
+    what the session has cost a party so far, or (under this client's own name) `own`: bytes of this client's messages to
+    and from all parties, as they are serialised.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Conversation(Session, ABC):
         self._flags_shape = len(RANGE_KINDS), layers + 1  # kinds and places of an output's range flags
         self._problem: MpcacheError | None = None  # with the answer, to be raised when the session is over
         self._bounds = manifest.spec.settings.bounds
+        self.own = Cost()
+        self.on_spent: Callable[[str, Cost], None] = lambda name, cost: None
         self._on_progress = on_progress
         self._inbox: Inbox[PeerStream] = Inbox()
         self._parties: list[PeerStream] = []
@@ -111,8 +117,9 @@ class Conversation(Session, ABC):
             stream = dialled(self, way, self.config.resume_seconds, BEAT, self._inbox)
             self._parties.append(stream)
             self._incoming[stream] = Incoming(peer.name, self._flags_shape)
-            opening = wire.Open(session=self.id, manifest=self.manifest.canonical())
-            stream.dial(way, channel, wire.ClientMessage(open=opening))
+            first = wire.ClientMessage(open=self._opening())
+            self._count_sent(first)
+            stream.dial(way, channel, first)
             heartbeats.add(stream)
         self.step = "sending the prompt's shares"
         threading.Thread(target=self._upload, name="upload", daemon=True).start()
@@ -152,6 +159,9 @@ class Conversation(Session, ABC):
         return min(found, key=rank)
 
     # ---- shares out --------------------------------------------------------------------------------------------------
+    def _opening(self) -> wire.Open:
+        return wire.Open(session=self.id, manifest=self.manifest.canonical())
+
     def _upload(self) -> None:
         try:
             prompt = self._prompt()
@@ -159,15 +169,25 @@ class Conversation(Session, ABC):
         except Exception as error:
             self.fail(public(error, self.role))
 
+    def _count_sent(self, message: wire.ClientMessage) -> None:
+        self.own.bytes_sent += message.ByteSize()  # the thread of uploads adds to this, the receiving one to the other
+
+    def _send(self, stream: PeerStream, message: wire.ClientMessage) -> None:
+        """Send a party a message, and count it."""
+        self._count_sent(message)
+        stream.send(message)
+
     def _share(self, name: str, step: int, shape: tuple[int, ...], rows: Iterator[Tensor]) -> None:
         """Share a tensor: fresh seeds for all parties but the last, the rest in chunks for the last."""
         seeds = [new_seed() for _ in self._parties[1:]]
         size = packed_size(math.prod(shape), BITS)
         for stream, seed in zip(self._parties, [*seeds, b""], strict=True):
             header = wire.ShareHeader(name=name, step=step, shape=shape, bits=BITS, seed=seed, size=0 if seed else size)
-            stream.send(wire.ClientMessage(share=header))
+            self._send(stream, wire.ClientMessage(share=header))
         for chunk in corrections(rows, seeds):
-            self._parties[-1].send_bulk(wire.ClientMessage(chunk=wire.Chunk(payload=chunk)))
+            message = wire.ClientMessage(chunk=wire.Chunk(payload=chunk))
+            self._count_sent(message)
+            self._parties[-1].send_bulk(message)
 
     # ---- shares in ---------------------------------------------------------------------------------------------------
     def _next(self) -> None:
@@ -180,7 +200,9 @@ class Conversation(Session, ABC):
                 raise PeerLost(stream.peer, self.step, "left the session early")
             return
         kind = message.WhichOneof("content")
+        self.own.bytes_received += message.ByteSize()
         if kind == "progress":
+            self._tell_spent(stream.peer, _cost_of(message.progress.spent))
             if stream is self._parties[0] or message.progress.stage.startswith("waiting for "):
                 self.step = message.progress.stage
                 self._on_progress(message.progress.stage, message.progress.done, message.progress.total)
@@ -194,12 +216,18 @@ class Conversation(Session, ABC):
             state.ledger_chunk(message.chunk.payload)
             if state.costs is not None:
                 self.costs[stream.peer] = state.costs
+                self._tell_spent(stream.peer, Cost(**state.costs["total"]))
         elif kind == "summary" and self._outputs_over(state):
             state.summary(message.summary.ledger_size)
         else:
             raise WireError(
                 f"{stream.peer} sent '{kind}' where {'more of an output' if state.arriving else 'an output'} was due"
             )
+
+    def _tell_spent(self, peer: str, cost: Cost) -> None:
+        """Pass on what the session has cost a party so far, and this client."""
+        self.on_spent(peer, cost)
+        self.on_spent(self.config.name, replace(self.own))
 
     def _add(self, stream: PeerStream, header: wire.OutputHeader, share: Tensor) -> None:
         """Keep one party's share of an output; open it once all are here."""
@@ -235,3 +263,9 @@ class Conversation(Session, ABC):
             return ()
         opened = open_flags([unpack(share, BITS, self._flags_shape) for share in flags])
         return findings_in(opened, step, self._bounds)
+
+
+def _cost_of(spent: wire.Spent) -> Cost:
+    """Return what a party says that it has spent."""
+    sent, received = spent.bytes_sent, spent.bytes_received
+    return Cost(bytes_sent=sent, bytes_received=received, rounds=spent.rounds, offline_bytes=spent.offline_bytes)

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.encoding import EncoderInput, EncodingPlan, padded_length
+from models.outputs import Output
 from mpc.errors import WireError
 from parties.client.conversation import Conversation
 from parties.client.model_reference import ModelReference

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from mpc.errors import WireError
+from mpc.ledger import Cost
 from mpc.packing import packed_size, unpack
 from parties.wire import wire_pb2 as wire
 from parties.wire.shares import BITS, COUNT_BITS, LEDGER_BYTES
@@ -98,9 +100,13 @@ class Incoming:
 
 def _ledger(text: bytearray, sender: str) -> dict[str, Any]:
     try:
-        ledger = json.loads(text)
+        ledger: Any = json.loads(text)
     except ValueError:
         raise WireError(f"{sender} sent a ledger that is not JSON") from None
-    if not isinstance(ledger, dict) or "total" not in ledger:
+    total = ledger.get("total") if isinstance(ledger, dict) else None
+    if not isinstance(total, dict) or {*total} != {one.name for one in fields(Cost)}:
         raise WireError(f"{sender} sent a ledger without totals")
-    return ledger
+    if any(type(value) not in (int, float) for value in total.values()):
+        raise WireError(f"{sender} sent a ledger whose totals are no numbers")
+    found: dict[str, Any] = ledger
+    return found

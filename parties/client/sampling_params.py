@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from models.generation import Decoding, check_decoding, check_positive
+from models.generation import check_decoding, check_positive
+from models.outputs import Decoding
 from mpc.errors import ConfigurationError
 from protocols.gumbel import check_temperature
 

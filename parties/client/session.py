@@ -28,6 +28,7 @@ from parties.errors import WrongOutput
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
 from parties.wire.draft import kept
+from parties.wire.held_prefix import RegisteredPrefix
 from parties.wire.manifest import Manifest
 from parties.wire.shares import COUNT_BITS
 from protocols.range_findings import RangeFinding
@@ -38,13 +39,19 @@ FinishReason = Literal["stop", "length", "range"]
 @dataclass(frozen=True)
 class AgreedRequest:
     """A request with the manifest that all parties get for it. The prompt's token ids are secret. draft: how this client
-    guesses, where the manifest has a draft."""
+    guesses, where the manifest has a draft. prefix: what the prompt continues, None without."""
 
     manifest: Manifest
     architecture: Architecture
     prompt_ids: list[int] = field(repr=False)
     params: SamplingParams
     draft: Draft | None = None
+    prefix: RegisteredPrefix | None = None
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Return the tokens of the whole text that this client knows before the answer."""
+        return [*((self.prefix.text or ()) if self.prefix is not None else ()), *self.prompt_ids]
 
 
 class ClientSession(Conversation):
@@ -88,7 +95,7 @@ class ClientSession(Conversation):
         self._on_token = on_token
         self._logits: list[Tensor] = []
         self._prg = None if request.params.seed is None else seeded(request.params.seed)
-        self._steps = Steps(request.prompt_ids, request.manifest.new_tokens, request.draft)
+        self._steps = Steps(request.text_ids, request.manifest.new_tokens, request.draft)
 
     def all_logits(self) -> Tensor | None:
         """Return logits of all steps with a token, float64 [tokens, V]; None unless decoding was "logits"."""
@@ -107,7 +114,7 @@ class ClientSession(Conversation):
         rows = len(self._steps.rows)
         if self.request.draft is not None and rows > 1:
             for stream in self._parties:
-                stream.send(wire.ClientMessage(kept=kept(step, stay)))
+                self._send(stream, wire.ClientMessage(kept=kept(step, stay)))
         if not self._steps.left:
             return
         if self.request.draft is not None:
@@ -198,7 +205,7 @@ class ClientSession(Conversation):
     def _choose(self, logits: Tensor) -> int:
         """Choose a token from opened logits [V]. Raises `ConfigurationError` when `adjust` leaves no choice."""
         params = self.request.params
-        tokens = [*self.request.prompt_ids, *self.tokens]
+        tokens = [*self.request.text_ids, *self.tokens]
         adjusted = logits if params.adjust is None else params.adjust(logits, tokens)
         if not math.isfinite(float(adjusted.max())):
             raise ConfigurationError(
@@ -226,7 +233,7 @@ class ClientSession(Conversation):
         self._over = True
         if step + 1 != self._steps.outputs or len(self._steps.rows) > 1:  # else nothing is waited for
             for stream in self._parties:
-                stream.send(wire.ClientMessage(finish=wire.Finish()))
+                self._send(stream, wire.ClientMessage(finish=wire.Finish()))
 
 
 def _count(shares: Sequence[bytes]) -> int:

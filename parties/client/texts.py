@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from models.config import read_json
-from models.encoder_architecture import EncoderArchitecture, Output
+from models.encoder_architecture import EncoderArchitecture
 from models.encoding import EncoderInput, padded_length
 from models.labels import Labels, read_labels
+from models.outputs import Output
 from models.tokenizer.text import EncodedText, TextTokenizer
 from mpc.errors import ConfigurationError
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from models.encoder_architecture import Output
-from models.generation import Decoding
+from models.outputs import Decoding, Output
 from mpc.errors import MpcacheError
 from parties.names import Fingerprints, check_name
 from protocols.registry import secure_suites

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError, MpcacheError
 from parties.config.grants import ClientGrant, Clients, ModelGrant, Models, OwnerGrant, Owners, checked_suites
+from parties.config.limits import NOT_DEALER, PARTY, SERVERS, Limits
 from parties.config.telemetry import Listener, Telemetry
+from parties.config.yaml_files import Location, explain, read_yaml_text, yaml_values
 from parties.names import Fingerprints, Role, check_name, in_words
-
-LONGEST_LINE, MOST_LINES = 400, 8  # of an error about a file
-# Roles that use a key; a key without one of these is for all of them.
-PARTY: dict[str, JsonValue] = {"roles": ["party"]}
-SERVERS: dict[str, JsonValue] = {"roles": ["party", "dealer"]}
-NOT_DEALER: dict[str, JsonValue] = {"roles": ["party", "client", "model-owner"]}
 
 
 class PeerAddress(BaseModel):
@@ -35,65 +29,6 @@ class PeerAddress(BaseModel):
         _check_name(self.name)
         split_address(self.address)
         return self
-
-
-class Limits(BaseModel):
-    """What a server grants all clients. Lengths in tokens; sessions and loads are counted per server."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_prompt_tokens: int = Field(default=8192, ge=1, description="Most tokens of a prompt.")
-    max_new_tokens: int = Field(default=4096, ge=1, description="Most tokens that a session generates.")
-    max_sessions: int = Field(default=4, ge=1, le=1000, description="Most sessions that run at a time.")
-    max_in_step: int = Field(
-        default=1,
-        ge=1,
-        le=1000,
-        description="Most sessions of one model, suite and options that run in step: what they exchange in a round leaves "
-        "in one message; the same at all parties. 1: every session has its own messages.",
-        json_schema_extra=PARTY,
-    )
-    max_cache_bytes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most bytes that running sessions may cache together, as predicted; left out: no limit.",
-        json_schema_extra=PARTY,
-    )
-    max_queued: int = Field(default=32, ge=0, le=10_000, description="Most sessions that wait for their turn.")
-    max_queued_per_client: int = Field(default=8, ge=0, le=10_000, description="Most waiting sessions of one client.")
-    max_calls_per_client: int | None = Field(
-        default=None,
-        ge=4,
-        le=10_000,
-        description="Most calls that one client or model owner may have open; left out: what its sessions need, and 8.",
-    )
-    max_loads: int = Field(default=2, ge=1, description="Most loaded models that are kept in memory.")
-    max_loads_per_client: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most of them that are kept for one client, and that its sessions use at a time; left out: max_loads.",
-    )
-    max_token_dealt_bytes: int = Field(
-        default=4 << 30, ge=1, description="Most bytes that may be dealt for one token, as predicted for a session."
-    )
-    max_token_sent_bytes: int = Field(
-        default=1 << 30, ge=1, description="Most bytes that a party may send for one token, as predicted for a session."
-    )
-    max_dealt_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes that may be dealt for a session, as predicted; left out: no limit."
-    )
-    max_sent_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes that a party may send in a session, as predicted; left out: no limit."
-    )
-    max_prediction_seconds: float = Field(
-        default=60.0, gt=0, description="How long it may take to predict what a session costs, before it is refused."
-    )
-    max_model_bytes: int = Field(
-        default=64 << 30,
-        ge=1,
-        description="Most bytes that one party's shares of a model may take.",
-        json_schema_extra=PARTY,
-    )
 
 
 class RoleConfig(BaseModel):
@@ -318,7 +253,7 @@ def split_address(address: str, listening: bool = False) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _known(location: tuple[int | str, ...]) -> list[str]:
+def _known(location: Location) -> list[str]:
     """Return keys that are known where an unknown one was found."""
     nested: dict[str, type[BaseModel]] = {
         "limits": Limits,
@@ -332,24 +267,6 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     }
     model = nested.get(str(location[0]), RoleConfig) if len(location) > 1 else RoleConfig
     return list(model.model_fields)
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _known(item["loc"])
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-            lines.append(f"unknown key '{where}': {hint}")
-        elif item["type"] == "missing":
-            lines.append(f"'{where}' is missing")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            shown = f" (got {item['input']!r})" if isinstance(item["input"], str | int | float) else ""
-            lines.append(f"{where}: {text}{shown}" if where else text)
-    return "; ".join(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..." for line in lines[:MOST_LINES])
 
 
 def make_config(values: dict[str, Any], source: str = "configuration") -> RoleConfig:
@@ -366,34 +283,18 @@ def make_config(values: dict[str, Any], source: str = "configuration") -> RoleCo
     try:
         return RoleConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"{source}: {_explain(error)}") from None
+        raise ConfigurationError(f"{source}: {explain(error, _known)}") from None
 
 
 def load_config(path: Path | str) -> RoleConfig:
     """Read a role's YAML file; relative paths in it are relative to the file's folder."""
     path = Path(path)
-    try:
-        return read_config(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not a UTF-8 text file") from None
+    return read_config(read_yaml_text(path), path)
 
 
 def read_config(text: str, path: Path) -> RoleConfig:
     """Return the configuration in a file's text, as `load_config` does; `path`: where the text is, or may be."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigurationError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', 'syntax error')}") from None
-    except (RecursionError, ValueError):
-        raise ConfigurationError(
-            f"{path} is not valid YAML: it is nested too deeply, or holds a number without end"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
+    values = yaml_values(text, path)
     for key in ("certificates", "store", "tapes"):
         if isinstance(values.get(key), str):
             values[key] = path.parent.resolve() / values[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ def share_model(
     All parties but the last receive 256 bits from which they expand their shares, the last the corrections. The model's id
     is random: a hash of the weights would let anybody test a guess at them. Returns once all parties have stored it.
 
-    name: by default the folder's. Raises `CheckpointError`, `RangeError` (a weight that is not finite, or too large for the
-    rings: `models.weight_limits`; without bounds, weights whose values the usual ones could not flag for certain),
-    `PeerError`, or what a party refuses it with.
+    name: by default the folder's. on_progress: "share model" in bytes of the last party's shares. Raises `CheckpointError`,
+    `RangeError` (a weight that is not finite, or too large for the rings: `models.weight_limits`; without bounds, weights
+    whose values the usual ones could not flag for certain), `PeerError`, or what a party refuses it with.
     """
     directory = Path(checkpoint_directory)
     checkpoint = load_checkpoint(directory)
@@ -201,8 +202,9 @@ def _header(reference: ModelReference, fraction_bits: int, seed: bytes) -> wire.
 
 def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes], bits: int, on_progress: Progress) -> None:
     shapes = checkpoint.description.weight_shapes()
-    for done, (weight, shape) in enumerate(shapes.items()):
-        on_progress("share model", done, len(shapes))
+    done, total = 0, sum(packed_size(math.prod(shape), BITS) for shape in shapes.values())
+    for weight, shape in shapes.items():
+        on_progress("share model", done, total)
         values = checkpoint.weights[weight]
         if tuple(values.shape) != shape:
             raise CheckpointError(f"weight '{weight}' has shape {list(values.shape)}, expected {list(shape)}")
@@ -212,7 +214,8 @@ def _send_weights(stream: PeerStream, checkpoint: Checkpoint, seeds: list[bytes]
         own = [derive_seed(seed, "weight", weight) for seed in seeds]
         for chunk in corrections(_encoded(weight, values, bits), own):
             stream.send_bulk(wire.ModelMessage(chunk=wire.Chunk(payload=chunk)))
-    on_progress("share model", len(shapes), len(shapes))
+            done += len(chunk)
+            on_progress("share model", done, total)
 
 
 def _encoded(name: str, values: Tensor, fraction_bits: int) -> Iterator[Tensor]:

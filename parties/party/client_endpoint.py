@@ -25,19 +25,24 @@ from parties.wire.shares import BITS, CHUNK_BYTES, COUNT_BITS, LEDGER_BYTES, col
 from protocols.suite import OutputShare
 
 PROGRESS_SECONDS = 0.05
+SPENT_SECONDS = 0.2
 
 
 class ClientEndpoint:
     """One session's client, as the party's program sees it: the `Endpoint` of the generation program.
 
-    stream: the client's. emitted: outputs so far; tokens: of them, as far as is known here. kept_rows: of drafted steps.
+    stream: the client's. ledger: the session's. emitted: outputs so far; tokens: of them, as far as is known here.
+    kept_rows: of drafted steps.
     tell_dealer(request): passes on what the dealer must know to go on, once there is one. away(): what is held while the
     client is waited for, so that sessions in step with this one go on.
     """
 
-    def __init__(self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, session: ServedSession, stream: PeerStream, config: RoleConfig, metrics: Metrics, ledger: Ledger
+    ) -> None:
         self.stream = stream
         self.emitted = self.tokens = 0
+        self.ledger = ledger
         self.session = session
         self.kept_rows = KeptRows(session.check)
         self.tell_dealer: Callable[[wire.TapeRequest], None] = lambda request: None
@@ -49,6 +54,7 @@ class ClientEndpoint:
         self._first_seconds = metrics.get("mpcache_first_token_seconds", suite=suite)
         self._token_seconds = metrics.get("mpcache_token_seconds", suite=suite)
         self._tokens = metrics.get("mpcache_tokens_total", client=stream.peer)
+        self._progress = wire.Progress()
         self._progress_at = 0.0
         self._emitted_at = 0.0
 
@@ -137,17 +143,29 @@ class ClientEndpoint:
         self._tokens.inc(tokens)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Tell the client how far the session is."""
+        """Tell the client how far the session is, and what it has cost so far."""
         self.session.step = f"{stage} {done} of {total}" if total else stage
-        now = time.monotonic()
-        if now - self._progress_at >= PROGRESS_SECONDS or done == total:
-            self._progress_at = now
-            self.stream.send(wire.PartyMessage(progress=wire.Progress(stage=stage, done=done, total=total)))
+        self._progress = wire.Progress(stage=stage, done=done, total=total)
+        if time.monotonic() - self._progress_at >= PROGRESS_SECONDS or done == total:
+            self._tell_progress()
 
-    def summarise(self, ledger: Ledger, seconds: float, shared_rounds: int) -> None:
+    def on_round(self) -> None:
+        """Tell the client what the session has cost, now and then: a stage may have many rounds."""
+        if self._progress.stage and time.monotonic() - self._progress_at >= SPENT_SECONDS:
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self._progress_at = time.monotonic()
+        cost, told = self.ledger.total(), wire.Progress()
+        told.CopyFrom(self._progress)
+        told.spent.rounds, told.spent.offline_bytes = cost.rounds, cost.offline_bytes
+        told.spent.bytes_sent, told.spent.bytes_received = cost.bytes_sent, cost.bytes_received
+        self.stream.send(wire.PartyMessage(progress=told))
+
+    def summarise(self, seconds: float, shared_rounds: int) -> None:
         """Tell the client what the session cost; only totals per operation where the stages would be too many.
         shared_rounds: of its rounds, those with other sessions' exchanges in the same messages."""
-        costs = {**ledger.to_json(), "shared_rounds": shared_rounds}
+        costs = {**self.ledger.to_json(), "shared_rounds": shared_rounds}
         data = json.dumps(costs).encode()
         if len(data) > LEDGER_BYTES:
             data = json.dumps({**costs, "stages": {}, "seconds": {}}).encode()

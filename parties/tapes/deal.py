@@ -15,24 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.architectures import AnyArchitecture
-from models.plans import Leaving, make_plan
+from models.plans import Leaving, Lengths, make_plan
 from mpc.errors import ConfigurationError, EnvironmentProblem
-from mpc.random import new_seed
-from mpc.tape import DealerTape
 from parties.config.role_config import RoleConfig
 from parties.files import sync_folder
-from parties.identity.certificates import Identity, check
+from parties.identity.certificates import check
 from parties.program import MODEL, Program, SessionProgram
-from parties.tapes.file import TapeWriter
-from parties.wire.manifest import Manifest, ProgramFacts, new_id
+from parties.tapes.dealing import LoadFacts, Progress, TapeDealing, no_progress
+from parties.wire.manifest import Manifest, new_id
 from protocols.registry import USUAL, SuiteSpec
-from protocols.suite import OutputShare, Suite
 
 MOST_SESSIONS = 1000
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,53 +80,97 @@ class DealSpec:
         """Return the program of each prompt length. load: its id, which stands for the model's: which one that is is decided
         when the load is used. Raises `ConfigurationError`."""
         plans = [
-            make_plan((prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
+            make_plan(Lengths(prompt, self.new_tokens), self.decoding, self.policy, self.temperature, None)
             for prompt in self.prompts
         ]
         manifests = [Manifest.of(load, architecture, self.suite, plan, config.party_names) for plan in plans]
         return [SessionProgram.of(self.program, manifest, architecture, config.device) for manifest in manifests]
 
 
+@dataclass(frozen=True)
+class DealOrder:
+    """What the dealer of `config` deals for a model."""
+
+    config: RoleConfig
+    architecture: AnyArchitecture
+    spec: DealSpec
+
+    def programs(self, load: str) -> list[SessionProgram]:
+        """Return the program of each prompt length. Raises `ConfigurationError`."""
+        return self.spec.programs(load, self.architecture, self.config)
+
+    def check(self, out: Path) -> None:
+        """Raise `ConfigurationError` unless this can be dealt into `out`; nothing is dealt."""
+        if self.config.role != "dealer":
+            raise ConfigurationError(f"configuration is for role '{self.config.role}', not for 'dealer'")
+        self.spec.check()
+        self.programs(new_id())
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+
+
+@dataclass(frozen=True)
+class OpenDeal:
+    """A deal whose load is written. root: its folder, which nobody reads yet; weights: the dealer's side of them."""
+
+    order: DealOrder
+    facts: LoadFacts
+    root: Path
+    dealing: TapeDealing
+    programs: list[SessionProgram]
+    weights: dict[str, Any]
+
+    def program(self, number: int) -> SessionProgram:
+        """Return what the tape with this number, counted from 1, is for."""
+        return self.programs[(number - 1) // self.order.spec.sessions]
+
+
+Sessions = Callable[[OpenDeal, Progress], list[float]]
+"""Deals all sessions of a deal into its folder; returns the seconds of each."""
+
+
+def in_turn(opened: OpenDeal, on_progress: Progress) -> list[float]:
+    """Deal the sessions one after the other in this process."""
+    seconds, folders = [], opened.facts.folders(opened.root)
+    for number in range(1, opened.order.spec.tapes + 1):
+        began = time.perf_counter()
+        opened.dealing.write_session(opened.program(number), opened.weights, number, folders)
+        seconds.append(time.perf_counter() - began)
+        on_progress("sessions", number, opened.order.spec.tapes)
+    return seconds
+
+
 def deal(
-    config: RoleConfig,
-    architecture: AnyArchitecture,
-    spec: DealSpec,
+    order: DealOrder,
     out: Path,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = no_progress,
+    sessions: Sessions = in_turn,
 ) -> Deal:
-    """Deal what `spec` says into `out/PARTY`. config: the dealer's.
+    """Deal what `order` says into `out/PARTY`. sessions: who deals them.
 
     Raises `ConfigurationError` for arguments that cannot work or an `out` that is not empty, `EnvironmentProblem` when the
     disk is full or refuses; then nothing is left.
     """
-    if config.role != "dealer":
-        raise ConfigurationError(f"configuration is for role '{config.role}', not for 'dealer'")
-    spec.check()
-    load = new_id()
-    programs = spec.programs(load, architecture, config)
-    identity = check(config.certificates, config.name, config.role)
-    with _folder(out) as folder, torch.no_grad():
-        dealing = _Dealing(identity, config.party_names, folder, load, on_progress)
+    config, spec = order.config, order.spec
+    facts = LoadFacts(new_id(), int(time.time()), tuple(config.party_names))
+    with _folder(order, out) as folder, torch.no_grad():
+        programs = order.programs(facts.load)
+        dealing = TapeDealing(check(config.certificates, config.name, config.role), facts, on_progress)
         began = time.perf_counter()
-        weights = dealing.load(programs[0])
-        load_seconds, seconds = time.perf_counter() - began, []
-        for number in range(spec.tapes):
-            began = time.perf_counter()
-            dealing.session(programs[number // spec.sessions], weights, number + 1)
-            seconds.append(time.perf_counter() - began)
-            on_progress("sessions", number + 1, spec.tapes)
-        sizes = {name: _size(folder / name) for name in config.party_names}
-    folders = {name: out / name for name in config.party_names}
-    return Deal(load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
+        weights = dealing.write_load(programs[0], facts.make_folders(folder))
+        load_seconds = time.perf_counter() - began
+        seconds = sessions(OpenDeal(order, facts, folder, dealing, programs, weights), on_progress)
+        sizes = {name: _size(folder / name) for name in facts.parties}
+    folders = {name: out / name for name in facts.parties}
+    return Deal(facts.load, folders, sizes, tuple(spec.prompts), spec.new_tokens, spec.sessions, load_seconds, seconds)
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[Path]:
+def _folder(order: DealOrder, out: Path) -> Iterator[Path]:
     """Make a folder that becomes `out` when the block ends well, and is removed when it does not."""
     temporary = out.parent / f".{out.name}.dealing-{new_id()[:8]}"
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+        order.check(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir(mode=0o700)
         try:
@@ -152,62 +191,3 @@ def _folder(out: Path) -> Iterator[Path]:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-class _Dealing:
-    """One deal. It is the `Endpoint` of the generation program as well."""
-
-    def __init__(self, identity: Identity, parties: Sequence[str], folder: Path, load: str, on_progress: Progress) -> None:
-        self._identity, self._parties, self._load, self._on_progress = identity, parties, load, on_progress
-        self._created = int(time.time())
-        self._folders = [folder / name / load for name in parties]
-        for one in self._folders:
-            one.parent.mkdir(mode=0o700)
-            one.mkdir(mode=0o700)
-
-    def load(self, program: SessionProgram) -> dict[str, Any]:
-        """Deal the load; return the dealer's side of the weights."""
-        self._on_progress("weights", 0, 0)
-        weights: dict[str, Any] = self._write(program, self._load, 0, lambda suite: program.load(suite, lambda name: None))
-        return weights
-
-    def session(self, program: SessionProgram, weights: dict[str, Any], number: int) -> None:
-        """Deal one session's tape."""
-        self._write(program, new_id(), number, lambda suite: program.run(suite, weights, None, self))
-
-    def _write(self, program: SessionProgram, tape: str, number: int, run: Callable[[Suite], Any]) -> Any:
-        seeds = [new_seed() for _ in self._folders]
-        writers: list[TapeWriter] = []
-        try:
-            for folder, seed in zip(self._folders, seeds, strict=True):
-                writers.append(TapeWriter(folder, tape, seed))
-            end = DealerTape(seeds, lambda party, data: writers[party].append(data), device=program.device)
-            result = run(program.suite(end, None))
-            facts: dict[str, object] = {
-                "kind": "session" if number else "load",
-                "load": self._load,
-                "number": number,
-                "created": self._created,
-                "program": ProgramFacts.model_validate(program.manifest.model_dump(exclude={"model"})),
-            }
-            for index, (writer, party) in enumerate(zip(writers, self._parties, strict=True)):
-                writer.finish(self._identity, party=party, index=index, **facts)
-            return result
-        finally:
-            for writer in writers:
-                writer.close()
-
-    # ---- the endpoint ------------------------------------------------------------------------------------------------
-    def emit(self, step: int, share: OutputShare) -> bool:
-        return True
-
-    def next_tokens(self, step: int, count: int) -> Tensor | None:
-        return None
-
-    def kept(self, step: int, rows: int) -> int:
-        """Raise `ConfigurationError`: nobody knows that before the session."""
-        raise ConfigurationError("a draft needs a dealer that runs: what is dealt depends on how many rows stay")
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Tell who watches."""
-        self._on_progress(stage, done, total)

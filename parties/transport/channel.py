@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mpc.channel import Channel
 from mpc.errors import WireError
@@ -42,7 +42,8 @@ class GrpcChannel(Channel):
     streams: peer index -> stream whose greeting is over. Frames are numbered in each direction; a frame declares the size of
     the whole message, which must be the one that the receiver's program expects. Messages without a byte are not sent.
 
-    member: while it is set, rounds go with those of other sessions (`mpc.in_step`) and not over the streams.
+    member: while it is set, rounds go with those of other sessions (`mpc.in_step`) and not over the streams. on_round():
+    called after each round, once the ledger has it.
     """
 
     def __init__(
@@ -55,6 +56,18 @@ class GrpcChannel(Channel):
         self._sent = dict.fromkeys(streams, 0)
         self._received = dict.fromkeys(streams, 0)
         self.member: StepMember | None = None
+        self.on_round: Callable[[], None] = lambda: None
+
+    def exchange(
+        self,
+        outgoing: Mapping[int, bytes],
+        incoming: Mapping[int, int],
+        shares: Mapping[tuple[str, str], int | tuple[int, int]] | None = None,
+    ) -> dict[int, bytes]:
+        """As in `Channel`."""
+        received = super().exchange(outgoing, incoming, shares)
+        self.on_round()
+        return received
 
     def transfer(self, outgoing: Mapping[int, bytes], incoming: Mapping[int, int]) -> tuple[dict[int, bytes], float]:
         """As in `Channel`."""

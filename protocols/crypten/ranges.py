@@ -29,9 +29,9 @@ from torch import Tensor
 
 from mpc import ring
 from mpc.random import Prg, derive_seed
+from protocols.bounds import RANGE_KINDS
 from protocols.crypten.binding.library import CryptenSession
 from protocols.crypten.comparison import SUM_BITS
-from protocols.suite import RANGE_KINDS
 
 GROUP = 32
 """Elements of a sum of squares."""

@@ -2,12 +2,21 @@
 on.
 
 Rounds: 1 for new rows (0 where they are masked already). Bytes: 8 per new element to each other party.
+
+Rows that last (`lasting_rows`) are stored shares x_i with sum x. They are opened once a load, x + lam for a fresh lam, and
+every later session of the load goes on with the same (m, lam), as all do with a weight's: what a session opens of products
+with them is masked by fresh randomness of its own, products of masks are dealt for each session, and nothing is opened
+under lam but x. So m, uniform, is all that anybody sees of x, whatever the number of sessions. Of two loads the parties see
+x + lam and x + lam' with independent masks: both uniform.
 Leaks: nothing; what is opened is masked (docs/security.md, "Suite masked").
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from mpc.ledger import operation
 from mpc.ring import RING_BITS
@@ -17,10 +26,12 @@ from protocols.masked.context import open_value
 from protocols.masked.conversion import Conversion
 from protocols.masked.magnitudes import ROOM
 from protocols.masked.ranges import DIGIT
-from protocols.masked.shares import Masked
+from protocols.masked.shares import Masked, Shared
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
 from protocols.suite import Value
+
+ROWS_ROOM = 2  # bits of keys beyond the bound on a linear layer's outputs: what is flagged for certain, and a rotation
 
 
 def _buffer(x: MaskedTensor, masked: Masked, dim: int) -> AppendBuffer:
@@ -44,6 +55,27 @@ async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = Non
     if c.tape.preprocessing:  # no term that is precomputed needs a cached value's mask
         x.masked = Masked(c.blank(x.shape), c.blank(x.shape), RING_BITS, x.masked.frac)
     return x
+
+
+async def lasting_rows(convert: Conversion, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
+    """Return stored rows, masked; they keep neither the session's tape nor its channel, see `HeldRows.lasting_rows`."""
+    c = convert.context
+    x = share.to(c.device) if share is not None else c.blank(shape)
+    magnitude = convert.bounds.here.activation + ROWS_ROOM
+    rows = await mask_for_cache(convert, convert.new(Shared(x, RING_BITS, convert.fraction_bits), magnitude))
+    assert rows.masked is not None
+    return MaskedTensor(c.local(), magnitude, masked=rows.masked)
+
+
+def own_rows(convert: Conversion, rows: Value) -> MaskedTensor:
+    """Return rows that last as this session's; what is appended to them is written to a copy (`append_buffer`). Local."""
+    c = convert.context
+    assert isinstance(rows, MaskedTensor)
+    masked = rows.masked
+    assert masked is not None
+    if c.tape.preprocessing:
+        masked = Masked(c.blank(rows.shape), c.blank(rows.shape), masked.bits, masked.frac)
+    return MaskedTensor(c, rows.magnitude, masked=masked)
 
 
 async def append(convert: Conversion, cache: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:

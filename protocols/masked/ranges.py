@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from mpc.random import Prg, new_seed
+from protocols.bounds import RANGE_KINDS
 from protocols.masked.context import Context, require
 from protocols.masked.shares import Masked
-from protocols.suite import RANGE_KINDS
 
 DIGIT = 5
 SEED_WORDS = 4

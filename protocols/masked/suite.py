@@ -27,6 +27,7 @@ from torch import Tensor
 from mpc.channel import Channel
 from mpc.ring import RING_BITS
 from mpc.tape import Tape
+from protocols.bounds import RANGE_KINDS
 from protocols.held_rows import Factor
 from protocols.masked import (
     arithmetic,
@@ -50,7 +51,7 @@ from protocols.masked.tokens import index_bits
 from protocols.masked.values import MaskedTensor, MaskedWeight
 from protocols.observed import Attended, Observed
 from protocols.options import MaskedOptions
-from protocols.suite import RANGE_KINDS, Activation, Linear, Norm, OutputShare, Part, Suite, Value
+from protocols.suite import Activation, Linear, Norm, OutputShare, Part, Suite, Value
 from protocols.value import there
 
 USUAL = MaskedOptions()
@@ -139,6 +140,9 @@ class MaskedSuite(Suite):
 
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
         return self.convert.with_bound(x, bound)
+
+    def bounded_as(self, x: Value, like: Value, room: int) -> MaskedTensor:
+        return self.convert.with_bound(x, 2.0 ** (self.convert.tensor(like).magnitude + room))
 
     # ---- arithmetic ------------------------------------------------------------------------------------------------
     async def mul(self, x: Value, y: Value) -> MaskedTensor:
@@ -284,8 +288,8 @@ class MaskedSuite(Suite):
     async def normalised(self, x: Value) -> MaskedTensor:
         return await merging.normalised(self.convert, x)
 
-    async def most_similar(self, x: Value, y: Value, least: float | None = None) -> tuple[Value, Value]:
-        return await merging.most_similar(self.convert, x, y, least)
+    async def most_similar(self, x: Value, y: Value, least: float | None = None, room: int = 0) -> tuple[Value, Value]:
+        return await merging.most_similar(self.convert, (x, y), least, room)
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:
@@ -312,6 +316,12 @@ class MaskedSuite(Suite):
 
     async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind, limit)
+
+    async def lasting_rows(self, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
+        return await cache.lasting_rows(self.convert, shape, share)
+
+    def own_rows(self, rows: Value) -> MaskedTensor:
+        return cache.own_rows(self.convert, rows)
 
     async def append(self, cached: Value, new: Value, dim: int, kind: str | None = None) -> MaskedTensor:
         return await cache.append(self.convert, cached, new, dim, kind)

@@ -26,7 +26,7 @@ from parties.wire.draft import kept_rows
 from parties.wire.error_codec import from_failure, to_failure
 from parties.wire.manifest import Manifest, check_id, new_id
 from parties.wire.shares import collect
-from protocols.suite import RANGE_KINDS
+from protocols.bounds import RANGE_KINDS
 from tests.fuzz.samples import SHAPE, Target, configurations, make_manifest
 
 

@@ -14,8 +14,8 @@ from launch.measure.encoding import encode_on_shares
 from models.checkpoint import load_checkpoint
 from models.costs.estimation import estimate
 from models.costs.tracing import Setting
-from models.encoder_architecture import Output
 from models.encoding import EncoderInput, EncodingPlan, PlainEncoder, padded_length
+from models.outputs import Output
 from mpc.errors import CheckpointError, ConfigurationError
 from protocols.registry import SuiteSpec
 from tests.models import random_encoders as encoders

@@ -9,7 +9,7 @@ from models import public_tables
 from models.checkpoint import read_architecture
 from parties.config.role_config import make_config
 from parties.identity.certificates import check
-from parties.tapes.deal import Deal, DealSpec, deal
+from parties.tapes.deal import Deal, DealOrder, DealSpec, deal
 from parties.tapes.file import TapeFile
 from parties.tapes.store import TapeStore
 from parties.wire.manifest import PROTOCOL_VERSION, Manifest, architecture_hash, package_version
@@ -28,7 +28,7 @@ def deal_toy(deployment: Deployment, checkpoint: Path, out: Path, toy: Toy | Non
     values["suite"] = SuiteSpec(values["suite"], options=values.pop("options", None))
     config = values.pop("config", deployment.config("dealer", "dealer"))
     spec = DealSpec(**values, program=(toy or Toy()).program)
-    return deal(config, read_architecture(checkpoint), spec, out)
+    return deal(DealOrder(config, read_architecture(checkpoint), spec), out)
 
 
 def manifest(checkpoint: Path, **changes: Any) -> Manifest:
@@ -41,6 +41,7 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "suite": "crypten",
         "fraction_bits": 16,
         "options": {},
+        "prefix_tokens": 0,
         "prompt_tokens": len(PROMPT),
         "new_tokens": 4,
         "decoding": "greedy",

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from mpc.errors import ConfigurationError, PermissionRefused
-from mpc.ledger import Ledger
+from mpc.ledger import Cost, Ledger
 from parties.client.model_reference import ModelReference
+from parties.client.request import GenerationRequest
+from parties.client.sampling_params import SamplingParams
 from parties.errors import Busy
 from parties.identity.certificates import create_identity
 from parties.party import client_endpoint
 from parties.party.store import ModelStore
 from parties.transport.peer_stream import PeerStream
 from parties.wire import wire_pb2 as wire
+from protocols.registry import SuiteSpec
 from protocols.suite import OutputShare
 from tests.parties.conftest import VOCABULARY, Running
 from tests.parties.deployment import Deployment
@@ -45,6 +49,30 @@ def test_greedy(which: str, request: pytest.FixtureRequest) -> None:
     assert result.logits is None
     assert ("tokens", 4, 4) in stages
     assert str(result.tokens) not in repr(result)
+
+
+@pytest.mark.parametrize("which", ["two", "three"])
+def test_costs_are_told_while_they_grow(which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After single rounds too, never less than before, in the end what the ledgers say; the client's own bytes beside."""
+    monkeypatch.setattr(client_endpoint, "SPENT_SECONDS", 0.0)
+    monkeypatch.setattr(client_endpoint, "PROGRESS_SECONDS", 60.0)
+    running: Running = request.getfixturevalue(which)
+    told: dict[str, list[Cost]] = {}
+    asked = GenerationRequest(PROMPT, SamplingParams(4, ignore_eos=True), SuiteSpec("crypten"))
+    client = running.deployment.client()
+    result = client.generate(asked, on_spent=lambda name, cost: told.setdefault(name, []).append(cost))
+    assert {*told} == {*running.deployment.names, "client"}
+    for name in running.deployment.names:
+        assert asdict(told[name][-1]) == result.costs[name]["total"]
+        assert len({cost.rounds for cost in told[name]}) > 8
+    for costs in told.values():
+        for field in ("rounds", "bytes_sent", "bytes_received", "offline_bytes"):
+            grown = [getattr(cost, field) for cost in costs]
+            assert grown == sorted(grown)
+    assert told["client"][-1] == result.own
+    prompt, parties = 8 * len(PROMPT), len(running.deployment.names)
+    assert result.own.bytes_sent > prompt + 32 * (parties - 1)
+    assert result.own.bytes_received > 8 * 4 * parties
 
 
 def test_models_and_names(two: Running) -> None:

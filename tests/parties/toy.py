@@ -15,7 +15,8 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.generation import Endpoint, GenerationPlan
 from parties.program import Program
-from protocols.suite import RANGE_KINDS, OutputShare, Suite
+from protocols.bounds import RANGE_KINDS
+from protocols.suite import OutputShare, Suite
 
 ELEMENTS = 300
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from mpc.errors import ConfigurationError, RangeError
-from protocols.bounds import RANGES
+from protocols.bounds import RANGE_KINDS, RANGES
 from protocols.options import CryptenOptions, MaskedOptions
 from protocols.registry import SUITES, SuiteSpec, check_secure, secure_suites
-from protocols.suite import RANGE_KINDS
 
 
 @pytest.mark.parametrize("name", secure_suites())

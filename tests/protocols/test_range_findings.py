@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.bounds import RANGES, Bounds
+from protocols.bounds import RANGE_KINDS, RANGES, Bounds
 from protocols.options import MaskedOptions
 from protocols.range_findings import RangeFinding, findings_in, open_flags, summary
-from protocols.suite import RANGE_KINDS
 
 AT = "at token 3: --suite-option"
 CALIBRATE = "calibrate the model with text like this prompt (mpcache calibrate)"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpc.errors import RangeError
 from mpc.tape import CountingTape
-from protocols.bounds import RANGES, Bounds
+from protocols.bounds import RANGE_KINDS, RANGES, Bounds
 from protocols.masked.magnitudes import WEIGHT_BITS
 from protocols.masked.ranges import DIGIT, RangeFlags
 from protocols.masked.shares import Masked
@@ -21,7 +21,7 @@ from protocols.masked.stream import stream_bits
 from protocols.masked.suite import MaskedSuite
 from protocols.options import MaskedOptions
 from protocols.ranges import SURE
-from protocols.suite import RANGE_KINDS, Linear, Norm
+from protocols.suite import Linear, Norm
 from tests.protocols.gate_harness import chi_square, chi_square_limit
 from tests.protocols.masked.harness import run_masked
 

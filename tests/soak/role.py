@@ -25,7 +25,7 @@ from parties.party import rendezvous
 from parties.party.compute_party import ComputePartyServer
 from parties.program import preload
 from parties.tapes import agreement as tape_agreement
-from parties.tapes.deal import DealSpec, deal
+from parties.tapes.deal import DealOrder, DealSpec, deal
 
 
 def note_tapes(path: Path) -> None:
@@ -73,7 +73,7 @@ def share(config: Path, checkpoint: Path, name: str) -> None:
 
 def deal_tapes(config: Path, checkpoint: Path, out: Path, prompts: list[int], new_tokens: int, sessions: int) -> None:
     """The offline dealer's work: so many tapes for each length of prompt."""
-    deal(load_config(config), read_architecture(checkpoint), DealSpec(prompts, new_tokens, sessions), out)
+    deal(DealOrder(load_config(config), read_architecture(checkpoint), DealSpec(prompts, new_tokens, sessions)), out)
 
 
 preload()

@@ -24,8 +24,8 @@ from launch.checkpoints.fetching import fetch
 from launch.local.in_process import InProcessSuite
 from launch.measure.encoding import OnShares, encode_on_shares
 from models.checkpoint import load_checkpoint
-from models.encoder_architecture import Output
 from models.encoding import EncoderInput, EncodingPlan, padded_length
+from models.outputs import Output
 from parties.client.texts import TextReader, unit
 from protocols.registry import SuiteSpec
 from tests.models import random_encoders as encoders

@@ -29,13 +29,15 @@ from launch.local.shares import KeptShares, WeightShares, additive_shares, opene
 from models.calibration.certainty import beyond_flags
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.decoder import Decoder
-from models.generation import Decoding, GenerationPlan, generate, token_indices
+from models.generation import GenerationPlan, generate, token_indices
 from models.loaded import load_weights
+from models.outputs import Decoding
 from mpc.errors import RangeError
 from protocols import gumbel
+from protocols.bounds import RANGE_KINDS
 from protocols.range_findings import open_flags
 from protocols.registry import SuiteSpec, secure_suites
-from protocols.suite import RANGE_KINDS, OutputShare, Suite
+from protocols.suite import OutputShare, Suite
 from tests.tools import range_models
 
 PROMPT_TOKENS, NEW_TOKENS = 11, 2

@@ -17,10 +17,10 @@ from launch.cli.options import (
     SuiteOptionsOption,
     suite_options,
 )
-from launch.cli.outputs import check_output_folder
 from launch.local import supervision
 from launch.local.checks import check_device, check_suite
 from launch.terminal.console import byte_count, err, out, print_json
+from launch.terminal.outputs import make_writable_folder
 
 if TYPE_CHECKING:
     from launch.measure.bench.evicted import EvictionResult
@@ -175,7 +175,7 @@ def _run_matrix(file: Path | None, changes: list[str], folder: Path | None, as_j
     if folder is None:
         raise ConfigurationError("a matrix needs --out FOLDER for its results")
     chosen = changed(Matrix() if file is None else read_matrix(file), changes)
-    check_output_folder(folder, "--out")
+    make_writable_folder(folder)
     outcome = run_matrix(chosen.all_cells(), ResultFolder(folder), lambda line: err.print(line, markup=False))
     record = {
         "measured": [str(path) for path in outcome.measured],

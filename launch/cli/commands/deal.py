@@ -63,7 +63,7 @@ def run(
     from launch.serve.roles import load_role
     from models.calibration.record import read_record
     from models.checkpoint import read_description
-    from parties.tapes.deal import DealSpec, deal
+    from parties.tapes.deal import DealOrder, DealSpec, deal
     from protocols.registry import SuiteSpec
 
     check_suite(suite)
@@ -73,16 +73,14 @@ def run(
     spec = SuiteSpec(suite, options=suite_options(suite_option)).over(bounds)
     with err.status("dealing") as status:
         dealt = deal(
-            settings,
-            architecture,
-            DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy),
+            DealOrder(settings, architecture, DealSpec(prompt, tokens, sessions, spec, chosen, agreed, policy)),
             directory,
             lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
         )
     if as_json:
         print_json(deal_json(dealt))
     else:
-        _show(dealt)
+        show_deal(dealt)
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
@@ -98,7 +96,8 @@ def deal_json(dealt: Deal) -> dict[str, Any]:
     }
 
 
-def _show(dealt: Deal) -> None:
+def show_deal(dealt: Deal) -> None:
+    """Print what was dealt, and what comes next."""
     lengths = ", ".join(str(length) for length in dealt.prompts)
     count = len(dealt.session_seconds)
     each = fmean(dealt.session_seconds)

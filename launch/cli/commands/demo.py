@@ -17,11 +17,13 @@ from launch.terminal.console import err, out
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 if TYPE_CHECKING:
+    from launch.demo.talks import Talk
     from launch.lab.lab import Lab
     from models.recall.documents import Case
 
 FAMILIES = ("gpt2", "llama")
 DOCUMENT_TOKENS = 256
+CHAT_TOKENS = 32  # of a short question in the real model's template
 
 
 def run(
@@ -40,6 +42,12 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="With --real: tokens to generate; 8 by default.")
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Show a page to talk to the model on, and what each role sees; nothing is opened.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="With --web: the page's port; by default a free one.")
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option("--lab", help="Run each role in a network namespace, over lan, wan, mobile or RTT_MS,MBIT (as root)."),
@@ -48,9 +56,19 @@ def run(
     """Watch a client, compute parties, a dealer and a model owner answer a question about a private document.
 
     With --real, SmolLM2-135M-Instruct (from the cache, or fetched as `mpcache fetch smollm2` does) goes on with a sentence.
+    With --web, the roles wait behind a local page, whose address is printed; it needs no network. Ctrl-C ends all of it.
     """
     check_suite(suite)
     _check_combination(real, {"--family": family, "--tokens": tokens, "--seed": seed}, {"--max-new-tokens": max_new_tokens})
+    if web:
+        if network is not None:
+            raise ConfigurationError("--lab cannot be combined with --web, whose page is at this machine's own address")
+        shipped = _talk(suite, family or "gpt2", DOCUMENT_TOKENS if tokens is None else tokens, seed or 0)
+        with _real_talk(suite, parties, max_new_tokens) if real else shipped as talk:
+            _web(talk, parties, policy, port or 0)
+        return
+    if port is not None:
+        raise ConfigurationError("--port needs --web")
     lab = _lab(network, parties)
     if real:
         from launch.demo import real as real_demo
@@ -58,7 +76,43 @@ def run(
         real_demo.show(suite, parties, policy, max_new_tokens or real_demo.NEW_TOKENS, lab, _inside(lab))
         return
     length = DOCUMENT_TOKENS if tokens is None else tokens
-    _recall(suite, "gpt2" if family is None else family, parties, policy, length, seed or 0, lab)
+    _recall(suite, family or "gpt2", parties, policy, length, seed or 0, lab)
+
+
+@contextmanager
+def _talk(suite: str, family: str, tokens: int, seed: int) -> Iterator[Talk]:
+    """Give the shipped model with a document to ask about. Raises `ConfigurationError`."""
+    from launch.demo.talks import Talk, example, words_of
+    from protocols.registry import SuiteSpec
+
+    directory, case = _model(family), _case(tokens, seed)
+    with words_of(directory) as words:
+        yield Talk(directory, words, f"recall-{family}", SuiteSpec(suite), example(case), tokens)
+
+
+@contextmanager
+def _real_talk(suite: str, parties: int, new_tokens: int | None) -> Iterator[Talk]:
+    """Give the real model. Raises `EnvironmentProblem` when it cannot be had."""
+    from launch.demo.real import MODEL, check_memory, model_folder, real_suite_options
+    from launch.demo.talks import Example, Talk
+    from protocols.registry import SuiteSpec
+
+    check_memory(parties)
+    folder = model_folder()
+    spec = SuiteSpec(suite, options=real_suite_options(folder, suite))
+    asked = Example(message="What is the capital of France?", max_tokens=new_tokens or 16)
+    yield Talk(folder, folder, MODEL, spec, asked, CHAT_TOKENS)
+
+
+def _web(talk: Talk, parties: int, policy: str, port: int) -> None:
+    """Serve the page until Ctrl-C. Raises `ConfigurationError` for a policy that the model cannot have, before anything
+    starts."""
+    from launch.demo.web import WebDemo, show
+    from models.checkpoint import read_architecture
+    from models.generation import GenerationPlan
+
+    GenerationPlan(talk.prompt_tokens, talk.example.max_tokens, policy=policy).check(read_architecture(talk.model))
+    show(WebDemo(talk, parties, policy, f"127.0.0.1:{port}"), lambda line: out.print(line, soft_wrap=True, markup=False))
 
 
 def _check_combination(real: bool, shipped: dict[str, object], only_real: dict[str, object]) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.options import DEFAULT_SUITE, JsonOption, PartiesOption, SuiteOption
-from launch.cli.outputs import check_output_file
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
+from launch.terminal.outputs import check_writable_file
 
 if TYPE_CHECKING:
     from launch.measure.gates.check import Row
@@ -38,7 +38,7 @@ def run(
     """
     check_suite(suite)
     if markdown is not None:
-        check_output_file(markdown, "--markdown")
+        check_writable_file(markdown, "--markdown")
     if products:
         ok = _products(suite, parties, products, as_json)
     else:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption
-from launch.cli.outputs import check_output_folder
 from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
+from launch.terminal.outputs import make_writable_folder
 
 if TYPE_CHECKING:
     from launch.measure.quality.sweep import SweepSettings
@@ -187,7 +187,7 @@ def check_folder(folder: Path) -> None:
     """Make the folder. Raises `ConfigurationError` when that or writing there is impossible, or results lie there."""
     from mpc.errors import ConfigurationError
 
-    check_output_folder(folder, "--out")
+    make_writable_folder(folder)
     for name in (RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT):
         if (folder / name).exists():
             raise ConfigurationError(f"--out {folder}: {name} exists already; name another folder, or move it away")

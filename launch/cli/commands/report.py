@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.outputs import check_output_file, check_output_folder
 from launch.terminal.console import out
+from launch.terminal.outputs import check_writable_file, make_writable_folder
 
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for report.md, report.html and the plots.")]
 
@@ -26,9 +26,9 @@ def run(
 ) -> None:
     """Make a Markdown and an HTML page with plots, or fill the tables of a Markdown file, from results."""
     from launch.measure.bench.results import read_results
+    from launch.report.blocks import filled
     from launch.report.page import write_report
     from launch.report.paper import paper_tables
-    from launch.report.readme import filled
     from launch.report.rows import rows_of
     from launch.report.tables import where_table
     from mpc.errors import ConfigurationError
@@ -36,9 +36,9 @@ def run(
     if folder is None and page is None:
         raise ConfigurationError("give --out FOLDER for a report, or --fill FILE for the tables of a Markdown file")
     if folder is not None:
-        check_output_folder(folder, "--out")
+        make_writable_folder(folder)
     if page is not None:
-        check_output_file(page, "--fill")
+        check_writable_file(page, "--fill")
     rows = rows_of(read_results(results))
     if page is not None:
         try:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, SuiteOptionsOption
-from launch.cli.outputs import check_output_file
 from launch.terminal.console import byte_count, err, out
+from launch.terminal.outputs import check_writable_file
 
 if TYPE_CHECKING:
     from launch.measure.bench.trace import OperationCost, Timelines
@@ -86,7 +86,7 @@ def _check(trace: Path, cached: int | None, prefill: bool, prompt: int | None) -
 
     if trace.exists():
         raise ConfigurationError(f"--out {trace} exists already; give another name, nothing is replaced")
-    check_output_file(trace, "--out")
+    check_writable_file(trace)
     if prefill and cached is not None:
         raise ConfigurationError(f"--cached {cached} is about a decoded token: with --prefill give --prompt N instead")
     if prompt is not None and not prefill:

@@ -18,7 +18,7 @@ from launch.serve.gateway.errors import invalid
 from launch.serve.gateway.parameters import parse_body
 from launch.serve.gateway.patience import Progress
 from launch.serve.gateway.settings import GatewaySettings
-from models.encoder_architecture import Output
+from models.outputs import Output
 from models.tokenizer.text import EncodedText
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client

@@ -1,15 +1,19 @@
-"""What the page shows of generations: how far each is, and what it cost. Numbers alone; the parties know them."""
+"""What the page shows of generations: how far each is, and what it costs, meanwhile and in the end. Numbers alone, which the
+parties know."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import asdict
 from typing import Any
 
+from mpc.ledger import Cost
 from parties.client.client import GenerationResult
 
 MOST_KEPT = 64  # requests
+SPENT = ("rounds", "bytes_sent", "bytes_received", "offline_bytes")
 
 
 class Glance:
@@ -31,6 +35,12 @@ class Glance:
         with self._lock:
             if "progress" in self._now:
                 self._now["progress"] = {**self._now["progress"], stage: [done, total]}
+
+    def spent(self, name: str, cost: Cost) -> None:
+        """Note what it has cost a party so far, or this client."""
+        with self._lock:
+            told = {key: value for key, value in asdict(cost).items() if key in SPENT}
+            self._now["spent"] = {**self._now.get("spent", {}), name: told}
 
     def end(self, result: GenerationResult | None) -> None:
         """Note its end, None for a failure. The costs are the parties' ledgers."""

@@ -33,9 +33,10 @@ def _page() -> tuple[str, str]:
     return text, policy
 
 
-def page() -> Response:
-    """Return the page."""
+def page(demo: bool = False) -> Response:
+    """Return the page. demo: it shows what a `launch.demo.web` tells beside."""
     text, policy = _page()
+    text = text.replace('<html lang="en">', '<html lang="en" data-demo="yes">') if demo else text
     headers = {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",

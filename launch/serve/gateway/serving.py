@@ -7,8 +7,9 @@ import ssl
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from launch.serve.gateway.app import Gateway
+from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from parties.config.role_config import split_address
 
@@ -17,19 +18,19 @@ HEADER_BYTES = 32 << 10
 SPARE_CONNECTIONS = 100
 
 
-def listen(address: str) -> tuple[socket.socket, str]:
-    """Return a listening socket and its "host:port".
+def listen(address: str, option: str = "--listen") -> tuple[socket.socket, str]:
+    """Return a listening socket and its "host:port". option: where the address came from.
 
     Raises `ConfigurationError`, `EnvironmentProblem` naming the address.
     """
     try:
         host, port = split_address(address, listening=True)
     except ValueError as error:
-        raise ConfigurationError(f"--listen: {error}") from None
+        raise ConfigurationError(f"{option}: {error}") from None
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise EnvironmentProblem(f"cannot listen at {address}: {error.strerror}; correct the host in --listen") from None
+        raise EnvironmentProblem(f"cannot listen at {address}: {error.strerror}; correct the host in {option}") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -38,18 +39,21 @@ def listen(address: str) -> tuple[socket.socket, str]:
     except OSError as error:
         listener.close()
         reason = (error.strerror or "refused").lower()
-        raise EnvironmentProblem(f"cannot listen at {address}: {reason}; choose another port in --listen") from None
+        raise EnvironmentProblem(f"cannot listen at {address}: {reason}; choose another port in {option}") from None
     found = listener.getsockname()[1]
     return listener, f"[{host}]:{found}" if ":" in host else f"{host}:{found}"
 
 
-def server(gateway: Gateway, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
-    """Return the server, whose `run(sockets=[...])` blocks until SIGTERM or Ctrl-C.
+def server(
+    app: ASGIApp, settings: GatewaySettings, certificate: Path | None = None, key: Path | None = None
+) -> uvicorn.Server:
+    """Return the server of a gateway's application, or of one around it, whose `run(sockets=[...])` blocks until SIGTERM or
+    Ctrl-C.
 
     Raises `ConfigurationError` for bad TLS files.
     """
     config = uvicorn.Config(
-        gateway.app,
+        app,
         loop="asyncio",
         http="h11",
         ws="none",
@@ -59,7 +63,7 @@ def server(gateway: Gateway, certificate: Path | None = None, key: Path | None =
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=gateway.settings.max_concurrent + gateway.settings.max_queue + SPARE_CONNECTIONS,
+        limit_concurrency=settings.max_concurrent + settings.max_queue + SPARE_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=HEADER_BYTES,
         ssl_certfile=certificate,

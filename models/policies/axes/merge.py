@@ -37,7 +37,7 @@ class Nearest(Merge):
         ends = await nearest_ends(suite, marks)
         ones = suite.public(1.0, (*marks.shape, 1))
         kept, joined = ([keys, *scored], [values]) if self.rows == "values" else (scored, [keys, values])
-        runs = Moving(ends, [*joined, ones], event.count, runs=True)
+        runs = Moving(ends, [*joined, ones], event.count, "runs")
         return [runs, Moving(marks, kept, event.count)] if kept else [runs]
 
     async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:

@@ -54,7 +54,7 @@ class Runs(Merge):
         weights = suite.with_bound(event.scores.value + LEAST_WEIGHT, most + 1.0)
         weights = (await suite.mask_for_cache(weights)).reshape(*weights.shape, 1)
         both = await suite.together(suite.mul(weights, keys), suite.mul(weights, values))
-        return [Moving(event.chosen, [*both, weights, *scored], event.count, runs=True)]
+        return [Moving(event.chosen, [*both, weights, *scored], event.count, "runs")]
 
     async def after(self, suite: Suite, event: Event, moved: Sequence[Sequence[Value]]) -> Sequence[Value]:
         """Divide by the weights of each run: 2 rounds (4 with more than two parties)."""

@@ -25,7 +25,8 @@ async def leaving(suite: Suite, event: Event, candidates: int) -> tuple[Value, i
     gone = event.chosen.shape[-1] - event.count
     if not 0 < candidates < gone:
         return suite.with_bound(-event.chosen + 1.0, 1.0), gone
-    both = await suite.keep_largest(event.scores.value, event.count + candidates, event.scores.bound)
+    scores = event.scores
+    both = await suite.keep_largest(scores.value, event.count + candidates, scores.bound, scores.fraction_bits)
     return suite.with_bound(both - event.chosen, 1.0), candidates
 
 
@@ -54,9 +55,7 @@ class Similar(Merge):
         keys, *left = await suite.together(*(suite.mask_for_cache(x) for x in (keys, *gone)))
         here, there = await suite.together(suite.normalised(left[0]), suite.normalised(keys))
         assign, near = await suite.most_similar(here, there)
-        state = event.state
-        assert isinstance(state, EvictionState)
-        passed = await _passed(suite, near, state)
+        passed = await _passed(suite, near, event.entry.state_of(EvictionState))
         weights = await suite.select(passed.expand(*near.shape), near)
         joining = suite.concat(left, -1) if self.rows == "both" else left[1]
         weighted = await suite.mul(weights.reshape(*weights.shape, 1), joining)

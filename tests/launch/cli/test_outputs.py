@@ -1,4 +1,4 @@
-"""A path that cannot be written is said before the work, with option and reason."""
+"""Where results cannot be written is said before any work, naming option, path and reason."""
 
 from __future__ import annotations
 
@@ -6,58 +6,60 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli.outputs import check_output_file, check_output_folder
-from mpc.errors import ConfigurationError
 from tests.launch.conftest import Command
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+NETWORKS = Path(__file__).parents[3] / "docs" / "bench" / "networks.yaml"
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No work begins."""
+
+    def work(*arguments: object, **options: object) -> None:
+        raise AssertionError("work began")
+
+    for place in (
+        "launch.report.rows.rows_of",
+        "launch.measure.gates.table.rows",
+        "launch.measure.matrix.run_matrix",
+        "launch.lab.lab.Lab.up",
+        "launch.measure.bench.trace.run_traced",
+        "models.checkpoint.load_checkpoint",
+    ):
+        monkeypatch.setattr(place, work, raising=False)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"),
+    ("words", "option"),
     [
-        (["gates", "--markdown"], "--markdown"),
-        (["report", "--results", "RESULTS", "--out"], "--out"),
-        (["report", "--results", "RESULTS", "--fill"], "--fill"),
-        (["bench", "--set", "models=tiny", "--out"], "--out"),
+        (["report", "--results", RESULTS, "--out"], "--out"),
+        (["bench", "--config", NETWORKS, "--out"], "--out"),
         (["quality", "--model", "MODEL", "--out"], "--out"),
-        (["trace", "--shape", "tiny", "--out"], "--out"),
+        (["gates", "--markdown"], "--markdown"),
+        (["trace", "--shape", "gpt2", "--out"], "--out"),
+        (["lab", "up", "--addresses"], "--addresses"),
+        (["report", "--results", RESULTS, "--fill"], "--fill"),
     ],
 )
-def test_commands(
-    command: Command, text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], option: str
+def test_before_work(
+    command: Command, forbidden: None, text_model: Path, tmp_path: Path, words: list[object], option: str
 ) -> None:
-    """Nothing is measured, read or drawn before."""
-    for work in (
-        "launch.measure.gates.table.rows",
-        "launch.measure.matrix.run_matrix",
-        "launch.measure.bench.results.read_results",
-    ):
-        monkeypatch.setattr(work, None)
-    named = {"RESULTS": tmp_path, "MODEL": text_model}
-    found = command(*(named.get(word, word) for word in arguments), "/proc/none/of-these")
-    assert (found.code, found.out) == (2, "")
-    (line,) = found.err.strip().splitlines()
-    assert line.startswith(f"error [configuration]: {option} /proc/none/of-these")
-    assert "name another" in line
-
-
-def test_folders(tmp_path: Path) -> None:
-    check_output_folder(tmp_path / "a" / "b", "--out")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"--out .*/file cannot be written to: it is a file; name another folder"):
-        check_output_folder(tmp_path / "file", "--out")
-    with pytest.raises(ConfigurationError, match=r"--out /proc cannot be written to: "):
-        check_output_folder(Path("/proc"), "--out")
+    given = [text_model if word == "MODEL" else word for word in words]
+    for place in (tmp_path / "file" / "inner", Path("/proc/none/inner")):
+        found = command(*given, place)
+        assert (found.code, found.out) == (2, ""), place
+        said = " ".join(found.err.split())
+        assert said.startswith(f"error [configuration]: {option} {place}")
+        assert "name another" in said
 
 
-def test_files(tmp_path: Path) -> None:
-    check_output_file(tmp_path / "new", "--out")
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "old").write_text("kept")
-    check_output_file(tmp_path / "old", "--out")
-    assert (tmp_path / "old").read_text() == "kept"
-    for path, reason in ((tmp_path, "is a folder"), (tmp_path / "a" / "b", "the folder .*/a does not exist")):
-        with pytest.raises(ConfigurationError, match=reason):
-            check_output_file(path, "--out")
-    with pytest.raises(ConfigurationError, match=r"--out /proc/new cannot be written: "):
-        check_output_file(Path("/proc/new"), "--out")
+def test_a_folder_where_a_file_is_wanted_and_the_other_way_round(command: Command, forbidden: None, tmp_path: Path) -> None:
+    assert f"--markdown {tmp_path} is a folder; name a file" in " ".join(
+        command("gates", "--markdown", tmp_path).err.split()
+    )
+    file = tmp_path / "file"
+    file.touch()
+    said = " ".join(command("report", "--results", RESULTS, "--out", file).err.split())
+    assert f"--out {file} cannot be made: a file is there" in said

@@ -140,13 +140,13 @@ def test_a_prompts_estimate_counts_what_a_trace_counts() -> None:
             assert sum(entry[what] for entry in found[table].values()) == pytest.approx(getattr(total, what))
 
 
-def test_the_readmes_matrix_can_be_measured() -> None:
-    """Every configuration beside docs/bench/readme.yaml is a matrix, and the prompts are in it."""
+def test_the_matrix_of_the_page_of_costs_can_be_measured() -> None:
+    """Every configuration beside docs/bench/costs.yaml is a matrix, and the prompts are in it."""
     folder = Path(__file__).parents[3] / "docs" / "bench"
     cells = {path.stem: read_matrix(path).all_cells() for path in folder.glob("*.yaml") if path.stem != "published"}
     prompts = [
         (c.measure, c.model, c.prompt, c.policy.partition(":")[0])
-        for c in cells["readme"]
+        for c in cells["costs"]
         if c.measure in ("prompt", "estimate-prompt")
     ]
     assert prompts == [

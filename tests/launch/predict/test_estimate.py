@@ -18,9 +18,10 @@ from models.costs.estimation import Estimate, Rates, alike, estimate
 from models.costs.program import CHOICE
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder
-from models.generation import Decoding, GenerationPlan, generate
+from models.generation import GenerationPlan, generate
 from models.known_checkpoints import KNOWN
 from models.loaded import load_weights
+from models.outputs import Decoding
 from models.shapes import SHAPES, find_shape, with_layers, with_positions
 from mpc.errors import ConfigurationError
 from mpc.tape import CountingTape

@@ -90,7 +90,7 @@ def deployed_bytes(folder: Path, checkpoint: Path, **settings: Any) -> Iterator[
 def in_thread(gateway: Gateway) -> Iterator[str]:
     """A gateway's server in a thread; its address."""
     listener, address = listen("127.0.0.1:0")
-    running = server(gateway)
+    running = server(gateway.app, gateway.settings)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -21,9 +21,8 @@ from models.calibration.record import FILE, calibrated, find, make, read_record
 from models.calibration.sequences import read_text, sequences
 from models.checkpoint import CanonicalWeights, Checkpoint, TensorFiles, _family, load_checkpoint
 from mpc.errors import ConfigurationError
-from protocols.bounds import RANGES, Bounds, largest
+from protocols.bounds import RANGE_KINDS, RANGES, Bounds, largest
 from protocols.ranges import checked_ranges, least_bound
-from protocols.suite import RANGE_KINDS
 from tests.models import random_checkpoints as checkpoints
 from tests.tools import range_models
 

@@ -30,6 +30,8 @@ TEXTS = [
     "compresskv:budget=0.4,heads=0.1 1.0 1.3",
     "lazyeviction:budget=0.5,every=2,observed=3",
     "batches:tokens=32,ahead=4|lazyeviction:budget=0.5,every=2,observed=3",
+    "mikv:budget=0.4,every=2",
+    "demote:fraction_bits=1|cake:budget=0.4,window=8",
     "lag:every=2|layers:weights=1 2|h2o:budget=0.4",
 ]
 

@@ -18,7 +18,7 @@ from models.generation import GenerationPlan, generate_plain, plain_logits
 from mpc.errors import ManifestMismatch, MpcacheError, PeerError, TapeError
 from parties.party.compute_party import ComputePartyServer
 from parties.program import MODEL, Program
-from parties.tapes.deal import DealSpec, deal
+from parties.tapes.deal import DealOrder, DealSpec, deal
 from parties.transport.channel import GrpcChannel
 from protocols import gumbel
 from protocols.registry import SuiteSpec
@@ -71,7 +71,7 @@ def test_equal_to_plain_and_to_live(
         for server in deployment.servers.values():
             server.stop()
         out = tmp_path / "out"
-        deal(dealer, architecture, DealSpec([5], 3, 2, SuiteSpec(suite)), out)
+        deal(DealOrder(dealer, architecture, DealSpec([5], 3, 2, SuiteSpec(suite))), out)
         start(deployment, out)
         assert live[: len(wanted)] == wanted
         first = ask()
@@ -93,7 +93,7 @@ def test_equal_to_plain_and_to_live(
         monkeypatch.setattr(gumbel, "gumbel", caught)
         for decoding in ("logits", "sample"):
             chosen: Any = {"decoding": decoding, "temperature": 3.0 if decoding == "sample" else None}
-            deal(dealer, architecture, DealSpec([5], 3, suite=SuiteSpec(suite), **chosen), tmp_path / decoding)
+            deal(DealOrder(dealer, architecture, DealSpec([5], 3, suite=SuiteSpec(suite), **chosen)), tmp_path / decoding)
             for name in deployment.names:
                 shutil.copytree(tmp_path / decoding / name, out / name, dirs_exist_ok=True)
         result = ask(tokens=2, decoding="logits")
@@ -133,7 +133,10 @@ def test_a_restart_sends_the_same_masked_weights_again(
     monkeypatch.setattr(GrpcChannel, "send", spy)
     deployment = Deployment(tmp_path, 3, Program(load, MODEL.run), deadline_seconds=20)
     try:
-        deal(deployment.config("dealer", "dealer"), read_architecture(checkpoint), DealSpec([5], 2, 4), tmp_path / "out")
+        deal(
+            DealOrder(deployment.config("dealer", "dealer"), read_architecture(checkpoint), DealSpec([5], 2, 4)),
+            tmp_path / "out",
+        )
         start(deployment, tmp_path / "out")
         deployment.share(checkpoint)
         wanted = generate_plain(plain, REAL_PROMPT, GenerationPlan(5, 2))

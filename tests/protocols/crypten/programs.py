@@ -14,10 +14,11 @@ from mpc.fixed_point import decode, encode
 from mpc.ledger import Ledger
 from mpc.random import Prg, new_seed
 from mpc.tape import DealerTape, PartyTape
+from protocols.bounds import RANGE_KINDS
 from protocols.crypten.linear import WEIGHT_BITS
 from protocols.crypten.suite import CryptenSuite
 from protocols.options import CryptenOptions
-from protocols.suite import RANGE_KINDS, OutputShare, Value
+from protocols.suite import OutputShare, Value
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mpc.errors import ConfigurationError, RangeError
+from protocols.bounds import RANGE_KINDS
 from protocols.crypten.binding.library import open_session
 from protocols.crypten.ranges import ACTIVATION_LIMIT, GROUP, KEY_LIMIT, SCORE_LIMIT, query_limit
 from protocols.crypten.suite import CryptenSuite
 from protocols.options import CryptenOptions
-from protocols.suite import RANGE_KINDS, Norm, Value
+from protocols.suite import Norm, Value
 from tests.protocols.crypten.programs import Outcome, decoded, evaluate
 from tests.tools import range_cases
 

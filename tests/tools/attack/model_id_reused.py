@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoint import read_architecture
 from mpc.errors import MpcacheError
 from parties.model_owner.model_owner import remove_models, share_model
-from parties.tapes.deal import DealSpec, deal
+from parties.tapes.deal import DealOrder, DealSpec, deal
 from tests.parties.deployment import Deployment
 from tests.tools.attack.contract import Verdict
 from tests.tools.attack.live import ADVERSARY, PROMPT, checkpoint, live
@@ -38,7 +38,7 @@ class ModelIdReused:
             dealer = deployment.config("dealer", "dealer")
             architecture = read_architecture(secret)
             tapes = deployment.folder / "tapes"
-            deal(dealer, architecture, DealSpec([len(PROMPT)], 2, 2), tapes)
+            deal(DealOrder(dealer, architecture, DealSpec([len(PROMPT)], 2, 2)), tapes)
             for name in deployment.names:
                 deployment.start_one(name, tapes=tapes / name)
             owner = deployment.config("model-owner", "owner")

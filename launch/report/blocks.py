@@ -1,4 +1,4 @@
-"""The tables of README and pages, generated from committed results: what stands between two markers of a name is replaced.
+"""The tables of pages, generated from committed results: what stands between two markers of a name is replaced.
 
 <!-- results: NAME -->
 ...
@@ -10,10 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from launch.predict.networks import NETWORKS
+from launch.report.network_model import predict
 from launch.report.paper import paper_tables
 from launch.report.rows import FULL, Row, counted, pick, tokens
 from launch.report.rows import prompts as prompt_rows
-from launch.report.tables import Table, exponents, network_table, peer_table, prompt_peer_table, ratios, seconds_text
+from launch.report.tables import (
+    Table,
+    exponents,
+    network_table,
+    on_network,
+    peer_table,
+    prompt_peer_table,
+    ratios,
+    seconds_text,
+)
 from launch.terminal.console import byte_count
 from mpc.errors import ConfigurationError
 
@@ -30,6 +41,42 @@ def thousands(value: int) -> str:
     '1 024'
     """
     return f"{value:,}".replace(",", " ")
+
+
+def glance(rows: Sequence[Row]) -> str:
+    """Return what a prompt and a token cost in the suite masked with the full cache, a row a model: what was measured, or of
+    larger models what the network alone takes."""
+    found = [r for r in rows_at_a_glance(rows) if r.cell.suite == "masked" and r.cell.policy == FULL and r.cell.parties == 2]
+    lines = []
+    for row in sorted(found, key=lambda r: (r.predicted, r.cell.model, not r.of_prompt)):
+        what = f"a prompt of {thousands(row.cell.prompt)} tokens, once" if row.of_prompt else "each token of the answer"
+        wan, measured = on_network(rows, row, "wan")
+        if wan is None:
+            there = f"{seconds_text(predict(NETWORKS['wan'], row.rounds, row.bytes_sent, 0.0))} s, network alone"
+        else:
+            there = f"{seconds_text(wan)} s{'' if measured else ', predicted'}"
+        memory = row.measured.get("peak_memory_bytes", {}).get("party")
+        lines.append(
+            (
+                f"shape of {row.cell.model}: {what}",
+                "-" if row.seconds is None else f"{seconds_text(row.seconds)} s",
+                there,
+                byte_count(row.bytes_sent),
+                byte_count(row.offline_bytes),
+                "-" if memory is None else byte_count(memory),
+            )
+        )
+    header = ("", "one machine, 2 cores", "WAN", "sent by a party", "dealt to a party", "a party's memory")
+    return Table("", "", header, tuple(lines)).markdown()
+
+
+def rows_at_a_glance(rows: Sequence[Row]) -> list[Row]:
+    """Return of each model its shortest prompt that was measured, else predicted, and its token behind 1 024 others."""
+    out = [r for r in counted(rows) if r.cell.prompt == 1024]
+    for model in dict.fromkeys(r.model for r in out):
+        of_model = sorted(pick(prompt_rows(rows), model=model, policy=FULL), key=lambda r: (r.predicted, r.cell.prompt))
+        out += of_model[:1]
+    return out
 
 
 def _token_cell(row: Row) -> str:
@@ -92,7 +139,7 @@ def prompts(rows: Sequence[Row]) -> str:
     for row in prompt_rows(rows):
         lines.append(
             (
-                f"{row.model}, {thousands(row.cell.prompt)}",
+                f"{row.title}, {thousands(row.cell.prompt)}",
                 row.label,
                 f"{row.rounds:.0f}",
                 byte_count(row.bytes_sent),
@@ -156,6 +203,7 @@ def paper(rows: Sequence[Row]) -> str:
 
 
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "glance": glance,
     "suites": suites,
     "policies": policies,
     "seconds": seconds,
