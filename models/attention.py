@@ -166,6 +166,7 @@ class Attention:
             observed = Observed.of_rows((torch.arange(rows) >= rows - asked.queries).repeat(a.group), a.kv_heads)
         else:
             observed = Observed.of_heads(heads, a.group, (rows, asked.queries), asked.squares)
+        observed = observed.with_late(asked.queries, asked.late)
         mask = _stacked_mask(rows, a.group, entry)
         found = await self.suite.observed_attention(self._stacked(q), k, v, mask, observed)
         assert found.out is not None
@@ -233,7 +234,8 @@ async def observe(suite: Suite, a: Architecture, entry: LayerCache, q: Value, as
     if asked.each:
         every = Observed.of_queries(a.kv_heads, a.group, (asked.queries, asked.queries))
     mask = _stacked_mask(asked.queries, q.shape[1] // asked.queries, entry)
-    found = await suite.observed_attention(q, k, None, mask, replace(every, squares=asked.squares))
+    every = replace(every, squares=asked.squares).with_late(asked.queries, asked.late)
+    found = await suite.observed_attention(q, k, None, mask, every)
     return _told(found, a, asked)
 
 
@@ -249,7 +251,7 @@ def _told(found: Attended, a: Architecture, asked: Observation) -> Seen:
     if asked.each:
         each = found.mass.reshape(a.kv_heads, asked.queries, found.mass.shape[1]).sum(0)
         return Seen(each, 1, heads, each=True)
-    return Seen(found.mass, asked.queries, heads, found.squares)
+    return Seen(found.mass, asked.queries, heads, found.squares, late=found.late, late_queries=asked.late)
 
 
 def _last(q: Value, count: int) -> Value:

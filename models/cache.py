@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Self, TypeVar, final
 
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Rotary
 from models.learned import Learned
 from models.masks import causal_mask
 from models.observation import Observation, Seen
@@ -119,7 +119,7 @@ class LayerCache:
     to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
     cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
     (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
-    layer.
+    layer. rotary: how positions turn its keys, None where they do not.
     """
 
     learned: Learned
@@ -131,6 +131,7 @@ class LayerCache:
     prompt_queries: Tensor | None = None
     queries: Value | None = None
     held: tuple[Segment, ...] = ()
+    rotary: Rotary | None = None
 
     @property
     def length(self) -> int:
@@ -174,7 +175,8 @@ class KVCache:
         self.prompt_end: Value | None = None
         self.ahead = 0
         learned = [Learned(weights or {}, n, a.activation) for n in every]
-        self.layers = [LayerCache(learned[n], a.window(n), policy.new_state(Place(n, every))) for n in every]
+        states = [policy.new_state(Place(n, every)) for n in every]
+        self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = self.behind = 0
         self.drafted = 0
@@ -331,7 +333,7 @@ class CachePolicy(ABC):
         """Return what `after_batch` is told: of the last queries of a batch, those that look ahead counted behind it;
         public."""
         asked = self.observation(batch.prompt, layer)
-        return replace(asked, queries=batch.observed(asked.queries))
+        return replace(asked, queries=batch.observed(asked.queries), late=batch.observed(asked.late))
 
     async def after_batch(self, suite: Suite, cache: KVCache, layer: int, batch: Batch, seen: Seen) -> None:
         """Do the work after a batch of the prompt, whose keys and values are cached; may shrink the layer's cache. What only

@@ -6,6 +6,7 @@ Leaks: nothing; marks, runs, places and similarities stay shared (docs/security.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -76,11 +77,12 @@ class Merging(Operations):
             inverse = await self.rsqrt_moment(x, Norm("rms", LEAST_NORM**2 / width))
             return await self.scale(await self.mul(x, inverse), width**-0.5)
 
-    async def most_similar(self, x: Value, y: Value, least: float | None = None) -> tuple[Value, Value]:
+    async def most_similar(self, x: Value, y: Value, least: float | None = None, room: int = 0) -> tuple[Value, Value]:
         """Return for each row of x [G, E, C] the one of y [G, B, C] that it is most similar to, all of length 1: one-hot
         rows [G, E, B] (0 fraction bits), the first of equal ones, and the similarity, their product, [G, E].
 
-        least: public; a row whose similarities are not above it is assigned to none, and its similarity is 0.
+        least: public; a row whose similarities are not above it is assigned to none, and its similarity is 0. room: bits
+        that rows which are added up by it need beyond those of cached ones.
         """
         with operation("merging"):
             near = self.with_bound(await self.matmul(x, y.transpose(1, 2)), 1.0)
@@ -91,6 +93,10 @@ class Merging(Operations):
             if least is not None:
                 assign = assign[..., 1:]
             return assign, (await self.select(assign, near)).sum(-1)
+
+    def bounded_as(self, x: Value, like: Value, room: int) -> Value:
+        """Return x, declared to lie within 2^room times the bound of `like`; as `with_bound`."""
+        return self.with_bound(x, math.inf)
 
     def with_bound(self, x: Value, bound: float) -> Value:
         """Return x, declared to lie within +-bound (public); suites that choose rings by bounds use it."""

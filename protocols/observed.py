@@ -5,7 +5,7 @@ Axis names as in `protocols.suite`. Leaks: nothing; which queries they are is pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -20,12 +20,14 @@ class Observed:
     """The queries of an attention with queries [G, R T, C] whose probabilities are added up, public.
 
     groups: int64 [M], rows: int64 [M, n]: row m of the sums [M, S] is over the n queries `rows[m]` of the key/value head
-    `groups[m]`. squares: whether the sums of squared probabilities are wanted, too.
+    `groups[m]`. squares: whether the sums of squared probabilities are wanted, too. late: int64, places among the n queries
+    of a sum whose own sum is wanted, too; None: none.
     """
 
     groups: Tensor
     rows: Tensor
     squares: bool = False
+    late: Tensor | None = None
 
     @classmethod
     def of_rows(cls, wanted: Tensor, groups: int) -> Observed:
@@ -47,6 +49,19 @@ class Observed:
         last = torch.arange(tokens[0] - tokens[1], tokens[0])
         rows = torch.arange(group) * tokens[0] + last[:, None]
         return cls(torch.arange(groups).repeat_interleave(tokens[1]), rows.repeat(groups, 1))
+
+    def with_late(self, queries: int, late: int) -> Observed:
+        """Return the observation with sums over the last `late` of `queries` queries of each head, too, where there are some
+        and each sum is over the queries of one head behind those of another."""
+        if not late:
+            return self
+        places = torch.arange(self.queries)
+        return replace(self, late=places[places % queries >= queries - late])
+
+    @property
+    def lately(self) -> Observed | None:
+        """Return the observation of the late queries alone, where they are wanted."""
+        return None if self.late is None else Observed(self.groups, self.rows[:, self.late])
 
     @property
     def queries(self) -> int:
@@ -82,8 +97,10 @@ class Observed:
 @dataclass(frozen=True)
 class Attended:
     """What an observed attention gives. out [G, R T, C], where values were given. mass [M, S]: what each cached token got
-    from the observed queries; squares [M, S]: the sum of its squares, where they were asked for. Secret."""
+    from the observed queries; squares [M, S]: the sum of its squares, late [M, S]: what the late ones gave, where they were
+    asked for. Secret."""
 
     out: Value | None
     mass: Value
     squares: Value | None = None
+    late: Value | None = None

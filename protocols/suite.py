@@ -231,7 +231,8 @@ class Suite(Merging, HeldRows):
             with operation("values"):
                 out = await self.matmul(probabilities, v)
         squares = (await self.squared(seen, SQUARED_BITS)).sum(1) if observed.squares else None
-        return Attended(out, seen.sum(1), squares)
+        late = None if observed.late is None else seen[:, observed.late].sum(1)
+        return Attended(out, seen.sum(1), squares, late)
 
     @final
     async def attention_with_mass(

@@ -66,8 +66,9 @@ def prompted(
     """Return the request with a prompt, and the tokens that the answer's text continues. What the model cannot do is refused
     before anything is started or sent."""
     from models.generation import token_indices
+    from parties.client.prefixes import continues
 
-    prompt = reader.read(asked)
+    prompt = reader.read(asked, not continues(request.prefix))
     params = replace(
         request.params,
         stop=(*request.params.stop, *prompt.end.texts),

@@ -139,7 +139,9 @@ def told(a: Architecture, asked: Observation, cached: int, value: Callable[[str,
     squares = value("squared attention", shape) if asked.squares else None
     queries = 1 if asked.each else min(asked.queries, cached)
     heads = asked.heads_of_sum(a.heads, a.kv_heads)
-    return Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
+    found = Seen(value("attention mass", shape), queries, heads, squares, features, each=asked.each)
+    late = value("late attention mass", shape) if asked.late else None
+    return replace(found, late=late, late_queries=min(asked.late, cached))
 
 
 async def encoding_step(encoder: Encoder, plan: EncodingPlan, given: Tensor | None, name: str) -> OutputShare:

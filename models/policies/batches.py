@@ -32,6 +32,7 @@ EVICTING = (
     "compresskv",
     "d2o",
     "elastic",
+    "ems",
     "h2o",
     "kvmerger",
     "lazyeviction",

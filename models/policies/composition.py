@@ -116,7 +116,7 @@ class System(EvictingPolicy):
         if self.axes.budget.share == 1:
             return Observation()
         asked = self.axes.scorer.observation(tokens, layer)
-        return replace(asked, queries=min(asked.queries, tokens))
+        return replace(asked, queries=min(asked.queries, tokens), late=min(asked.late, tokens))
 
     def stays(self, tokens: int, layer: int) -> int:
         return self.axes.budget.kept(tokens, layer, self.axes.keep.always)

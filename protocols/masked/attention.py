@@ -353,8 +353,8 @@ async def attention_over(
 async def observed(
     convert: Conversion, factors: tuple[Value, Value, Value | None], mask: Tensor | None, of: Observed
 ) -> Attended:
-    """Return what `Suite.observed_attention` does. The sums of probabilities cost no round and no byte but their dealt
-    elements; without values, nothing of what these cost."""
+    """Return what `Suite.observed_attention` does. The sums of probabilities, those over late queries too, cost no round
+    and no byte but their dealt elements; without values, nothing of what these cost."""
     q, k, v = factors
     rows = Rows.of(torch.Size((*q.shape[:-1], k.shape[1])), mask)
     frac = _wide_enough(of)
@@ -371,7 +371,8 @@ async def observed(
             one_over = convert.new(inverse.map(lambda t: t.reshape(*rows.shape[:-1], 1)), gate.LEAST_BITS)
             r = await convert.masked(one_over, INVERSE_BITS, bits)
     with operation("received"):
-        return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of))
+        late = None if of.lately is None else _mass(convert, p, r, of.lately)
+        return Attended(out, _mass(convert, p, r, of), await _squares(convert, p, r, of), late)
 
 
 async def choose_channels(convert: Conversion, q: Value, chosen: Value) -> MaskedTensor:

@@ -143,10 +143,12 @@ async def normalised(convert: Conversion, x: Value) -> MaskedTensor:
         return unit
 
 
-async def most_similar(convert: Conversion, x: Value, y: Value, least: float | None) -> tuple[Value, Value]:
+async def most_similar(
+    convert: Conversion, rows: tuple[Value, Value], least: float | None, room: int
+) -> tuple[Value, Value]:
     """Return which row of y each row of x is most similar to, and how similar, see `Merging.most_similar`. The rounds of
     `ranking`, and 2; one more with `least`."""
-    c, f = convert.context, convert.fraction_bits
+    c, f, (x, y) = convert.context, convert.fraction_bits, rows
     with operation("merging"):
         near = await arithmetic.matmul(convert, x, y.permute(0, 2, 1))
         reach = (1 << f) + (1 << (f - 6))
@@ -155,7 +157,7 @@ async def most_similar(convert: Conversion, x: Value, y: Value, least: float | N
         offered = m if least is None else _behind(m, round(least * 2.0**f))
         sizes = ranking.group_sizes(offered.shape, bits, c.parties, c.prefer)
         here = convert.bounds.here
-        sums = f + max(here.activation, here.value) + 4 + x.shape[1].bit_length()  # of rows that are assigned to one
+        sums = f + max(here.activation, here.value) + 4 + x.shape[1].bit_length() + room  # of rows that are assigned to one
         found = await ranking.first_largest(c, offered, reach, sizes, max(bits, min(RING_BITS, sums)))
         assign = convert.new(found if least is None else found.map(lambda t: t[..., 1:]), 1)
         marks = await convert.masked(assign, 0, found.bits)

@@ -141,6 +141,9 @@ class MaskedSuite(Suite):
     def with_bound(self, x: Value, bound: float) -> MaskedTensor:
         return self.convert.with_bound(x, bound)
 
+    def bounded_as(self, x: Value, like: Value, room: int) -> MaskedTensor:
+        return self.convert.with_bound(x, 2.0 ** (self.convert.tensor(like).magnitude + room))
+
     # ---- arithmetic ------------------------------------------------------------------------------------------------
     async def mul(self, x: Value, y: Value) -> MaskedTensor:
         return await arithmetic.multiply(self.convert, x, y)
@@ -285,8 +288,8 @@ class MaskedSuite(Suite):
     async def normalised(self, x: Value) -> MaskedTensor:
         return await merging.normalised(self.convert, x)
 
-    async def most_similar(self, x: Value, y: Value, least: float | None = None) -> tuple[Value, Value]:
-        return await merging.most_similar(self.convert, x, y, least)
+    async def most_similar(self, x: Value, y: Value, least: float | None = None, room: int = 0) -> tuple[Value, Value]:
+        return await merging.most_similar(self.convert, (x, y), least, room)
 
     # ---- mixtures of experts -----------------------------------------------------------------------------------------
     async def route(self, logits: Value, chosen: int, renormalised: bool) -> tuple[Value, Value]:

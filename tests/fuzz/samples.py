@@ -34,6 +34,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "suite": "masked",
         "fraction_bits": 14,
         "options": {"score": 8, "residual": 14},
+        "prefix_tokens": 0,
         "prompt_tokens": 9,
         "new_tokens": 3,
         "decoding": "greedy",

@@ -223,6 +223,18 @@ def test_attention_of_single_queries(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor_of(seen.mass), p.sum(0), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("queries", "late"), [(9, 3), (4, 4), (9, 1)])
+def test_attention_of_late_queries_apart(queries: int, late: int, tmp_path: Path) -> None:
+    """A part of the sums over all queries, of whole prompts and of those in batches."""
+    for seen, p in told_and_true(tmp_path, queries, late=late):
+        rows = p.reshape(5, 2, queries, 9)
+        assert (seen.queries, seen.late_queries, seen.most_late) == (queries, late, 2 * late)
+        assert seen.mass is not None
+        assert seen.late is not None
+        torch.testing.assert_close(tensor_of(seen.mass), rows.sum((1, 2)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(tensor_of(seen.late), rows[:, :, queries - late :].sum((1, 2)), atol=1e-6, rtol=0)
+
+
 def test_policy_decides_what_a_token_attends_to(tmp_path: Path) -> None:
     """A mask over the last 5 tokens equals Mistral's window of 5, whose cache is cut instead."""
     _, checkpoint, ids = saved("mistral-window", tmp_path)

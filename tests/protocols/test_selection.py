@@ -137,6 +137,24 @@ def test_single_heads_attention_and_its_squares(suite: str, parties: int, values
 
 
 @pytest.mark.parametrize(("suite", "parties"), SECURE)
+@pytest.mark.parametrize("values", [True, False])
+def test_late_queries_attention_apart(suite: str, parties: int, values: bool) -> None:
+    """Two key/value heads of two query heads each: what all 9 queries give, and the last 2 of them."""
+    q, k, v = torch.randn(2, 2 * 9, 4), torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    mask = torch.ones(9, 9).tril().bool().repeat(2, 1)
+    observed = Observed.of_rows(torch.ones(18, dtype=torch.bool), 2).with_late(9, 2)
+
+    async def program(s: Any, q: Any, k: Any, v: Any) -> Any:
+        found = await s.observed_attention(q, k, v if values else None, mask, observed)
+        return found.mass, found.late
+
+    mass, late = run_secure(suite, parties, program, [q, k, v])
+    p = torch.softmax((q @ k.transpose(1, 2)).masked_fill(~mask, float("-inf")), -1).reshape(2, 2, 9, 9)
+    assert (mass - p.sum((1, 2))).abs().max() < 4e-3
+    assert (late - p[:, :, 7:].sum((1, 2))).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize(("suite", "parties"), SECURE)
 def test_small_numbers_are_ranked_by_more_fraction_bits(suite: str, parties: int) -> None:
     """Products of 10 fraction bits each, whose differences are below what the suite keeps."""
     x = torch.arange(300).flip(0).reshape(1, 300).double() * 2.0**-10

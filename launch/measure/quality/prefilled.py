@@ -11,7 +11,7 @@ Axis names as in `protocols.suite`: G key/value heads, R query heads per key/val
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -184,7 +184,8 @@ class PrefilledModel:
         queries, keys = prompt.queries[layer], prompt.keys[layer]
         window = self.architecture.window(layer)
         groups, group, _, _ = queries.shape
-        mass, squares = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(2))
+        mass, squares, late = (torch.zeros((groups, group, prompt.tokens)).to(keys) for _ in range(3))
+        first_late = prompt.tokens - min(asked.late, prompt.tokens)
         each = []
         block = max(1, MOST_SCORES // (groups * group * prompt.tokens))
         for start in range(prompt.tokens - count, prompt.tokens, block):
@@ -195,6 +196,7 @@ class PrefilledModel:
                 scores = scores.masked_fill(~mask.to(scores.device), float("-inf"))
             p = torch.softmax(scores, -1)
             mass[..., :stop] += p.sum(2)
+            late[..., :stop] += p[:, :, max(0, first_late - start) :].sum(2)
             if asked.each:
                 each.append(functional.pad(p.sum((0, 1)), (0, prompt.tokens - stop)))
             if asked.squares:
@@ -203,6 +205,8 @@ class PrefilledModel:
             return Seen(PlainValue(torch.cat(each)), 1, groups * group, features=features, each=True)
         heads = asked.of_heads(groups * group)
         if heads is None:
-            return Seen(PlainValue(mass.sum(1)), count, group, features=features)
+            apart = PlainValue(late.sum(1)) if asked.late else None
+            told = Seen(PlainValue(mass.sum(1)), count, group, features=features)
+            return replace(told, late=apart, late_queries=prompt.tokens - first_late)
         of_heads = [PlainValue(x.flatten(0, 1)[list(heads)]) for x in (mass, squares)]
         return Seen(of_heads[0], count, 1, of_heads[1] if asked.squares else None, features)

@@ -111,12 +111,15 @@ class Accumulated(Scorer):
 
     async def token(self, suite: Suite, state: EvictionState, seen: Seen) -> None:
         """Add what a query, or a batch's queries, say to what those before them said. One round."""
+        assert seen.mass is not None
+        self.heard(suite, state, await suite.mask_for_cache(suite.with_bound(seen.mass, seen.most + 1)), seen.most)
+
+    def heard(self, suite: Suite, state: EvictionState, new: Value, most: int) -> None:
+        """Add what cached tokens got, [G, S], `most` (public) at most; local."""
         earlier = state.scores
         assert earlier is not None
-        assert seen.mass is not None
-        new = await suite.mask_for_cache(suite.with_bound(seen.mass, seen.most + 1))
         before = suite.concat([earlier, zeros(suite, new.shape[0], new.shape[1] - earlier.shape[1])], -1)
-        state.most += seen.most
+        state.most += most
         state.scores = suite.with_bound(before + new, state.most + 1)
 
     def scores(self, suite: Suite, state: EvictionState, seen: Seen, kept: Kept) -> Scores:

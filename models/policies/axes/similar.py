@@ -25,7 +25,8 @@ async def leaving(suite: Suite, event: Event, candidates: int) -> tuple[Value, i
     gone = event.chosen.shape[-1] - event.count
     if not 0 < candidates < gone:
         return suite.with_bound(-event.chosen + 1.0, 1.0), gone
-    both = await suite.keep_largest(event.scores.value, event.count + candidates, event.scores.bound)
+    scores = event.scores
+    both = await suite.keep_largest(scores.value, event.count + candidates, scores.bound, scores.fraction_bits)
     return suite.with_bound(both - event.chosen, 1.0), candidates
 
 

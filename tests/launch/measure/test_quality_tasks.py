@@ -30,7 +30,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 POLICIES = ["full", "mpcache:sinks=0,window=9,sharing=1", "mpcache:preset=paper,sharing=1,dynamic=0.3", "h2o"]
-POLICIES += ["snapkv:budget=0.3", "tova", "quest:skip=0"]
+POLICIES += ["snapkv:budget=0.3", "tova", "quest:skip=0", "ems:budget=0.3,window=9"]
 
 
 @pytest.fixture(scope="module")

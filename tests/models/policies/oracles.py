@@ -73,3 +73,22 @@ def elastic(k: Array, v: Array, score: Array, budget: int, sinks: int = 4) -> tu
         y[:, sinks : len(keep) - 1] = middle
         found.append(y)
     return found[0], found[1]
+
+
+def balanced(total: Array, late: Array, queries: int, window: int) -> Array:
+    """EMS: what tokens [T] got from all queries and from the last ones, in means over queries, whichever is larger."""
+    return np.asarray(np.maximum(total / queries, late / window))
+
+
+def classes(k: Array, v: Array, s: Array, centres: Index, candidates: Index, tau: float) -> tuple[Array, Array, Index]:
+    """EMS, one head: k, v [T, C], weights s [T] -> keys, values, and the class of each candidate, 0 for none."""
+    near = unit(k[candidates]) @ unit(k[centres]).T
+    of = np.concatenate([np.full((len(candidates), 1), tau), near.round(9)], 1).argmax(1)
+    keys, values = [], []
+    for n, centre in enumerate(centres):
+        members = np.r_[centre, candidates[of == n + 1]]
+        weights = s[members] / s[members].sum()
+        turned = weights @ unit(k[members])
+        keys.append(turned / np.linalg.norm(turned) * np.linalg.norm(k[centre]))
+        values.append(weights @ v[members])
+    return np.array(keys), np.array(values), of

@@ -135,6 +135,7 @@ def test_kvmerger_merges_runs_of_similar_neighbours() -> None:
 TEXTS = {
     "elastic": ["elastic:budget=0.4", "elastic:budget=0.6,sinks=0"],
     "d2o": ["d2o:budget=0.4,every=3,candidates=5", "lag:every=2|merge:rows=values|tova:budget=0.4"],
+    "ems": ["ems:budget=0.4,window=4,every=3", "ems:budget=0.4,window=6,every=2,rows=values,candidates=5"],
     "nearest": ["merge:how=nearest|snapkv:budget=0.3,window=6", "lag:every=3|merge:how=nearest,rows=both|h2o:budget=0.3"],
 }
 

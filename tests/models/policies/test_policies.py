@@ -62,6 +62,7 @@ MATRIX = {
     "elastic": ["elastic:budget=0.4,distance=3"],
     "d2o": ["d2o:budget=0.5,every=3,sinks=2"],
     "kvmerger": ["kvmerger:budget=0.5", "kvmerger:budget=0.4,longest=0"],
+    "ems": ["ems:budget=0.4,window=4,every=3,tau=1"],  # what merges is in test_merging
     "mikv": ["mikv:budget=0.3,every=2", "demote|snapkv:budget=0.5,window=6"],
     "dynamic-top-k": ["dynamic-top-k:budget=0.3"],
 }
@@ -117,6 +118,7 @@ EVERYTHING = [
     "elastic:budget=1",
     "d2o:budget=1",
     "kvmerger:budget=1",
+    "ems:budget=1",
     "mikv:budget=1",
     "quest:budget=1",
     "dynamic-top-k:budget=1",
@@ -210,6 +212,7 @@ def test_a_prompt_shorter_than_a_cluster_is_attended_to_as_a_whole(name: str, to
         "elastic": "elastic:budget=1",
         "d2o": "d2o:budget=1",
         "kvmerger": "kvmerger:budget=1",
+        "ems": "ems:budget=1",
         "mikv": "mikv:budget=1",
         "cake": "cake:budget=1",
         "lazyeviction": "lazyeviction:budget=1",
@@ -326,7 +329,7 @@ def test_a_policy_file_is_registered_documented_and_tested() -> None:
     shared = {"__init__", "clusters", "eviction", "levels", "registry", "selecting", "settings", "threshold"}
     shared |= {"batches", "changed", "composition", "holding", "wrappers"}
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in shared}
-    assert files == set(POLICIES) | {"think"}
+    assert files == set(POLICIES) | {"think", "cskv"}
     page = (folder.parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
     for name in (*POLICIES, *WRAPPERS):
         assert f"`{name}`" in page, f"docs/policies.md does not mention {name}"
