@@ -128,10 +128,10 @@ class RoleConfig(BaseModel):
         ge=0,
         description="How long a session waits for a lost connection to come back; 0: it ends at once.",
     )
-    when_tape_is_out: Literal["error", "wait"] = Field(
+    when_tape_is_out: Literal["error", "wait", "dealer"] = Field(
         default="error",
-        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, or wait "
-        "for up to tape_wait_seconds; the client is told.",
+        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, wait for up to "
+        "tape_wait_seconds (the client is told), or ask the running dealer, as a party without tapes does.",
         json_schema_extra=PARTY,
     )
     tape_wait_seconds: float = Field(default=600.0, gt=0, description="How long to wait then.", json_schema_extra=PARTY)

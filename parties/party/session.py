@@ -29,7 +29,7 @@ from parties.server.admission import Ticket
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
 from parties.server.weight_cache import WeightLease
-from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed
+from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed, WithoutTape
 from parties.tapes.store import TapeStore
 from parties.transport.channel import GrpcChannel
 from parties.transport.peer_stream import PeerStream
@@ -92,7 +92,8 @@ class PartySession(ServedSession):
         self._tapes: TapeAgreement | None = None
         if holdings.tapes is not None:
             need = TapeNeed(manifest, self.facts.nonce, self._lease)
-            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, patience)
+            without = WithoutTape(patience, config.when_tape_is_out == "dealer")
+            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, without)
         hello = wire.Hello(
             session=self.id,
             name=server.name,
@@ -190,7 +191,7 @@ class PartySession(ServedSession):
         peers = self._rendezvous.meet(self._take_place)
         self._store.agree(self.facts, self._greetings.storings)
         self.trace.stage("tape")
-        dealt = self._dealt() if self._tapes is None else self._tapes.agree(peers)
+        dealt = (None if self._tapes is None else self._tapes.agree(peers)) or self._dealt()
         channel = self._channel = GrpcChannel(config.index, manifest.parties, peers, self.ledger)
         channel.on_round = self.endpoint.on_round
         tape = self._tape(dealt.session)

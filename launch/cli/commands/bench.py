@@ -9,12 +9,14 @@ import typer
 
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DeviceOption,
     JsonOption,
     PartiesOption,
     PolicyOption,
     SuiteOption,
     SuiteOptionsOption,
+    shape_name,
     suite_options,
 )
 from launch.local import supervision
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
     from models.cache import CachePolicy
 
-ShapeOption = Annotated[
-    str, typer.Option("--shape", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-2-7b/13b/70b, tiny, or a config.json.")
-]
+ShapeOption = Annotated[str, typer.Option("--model", "--shape", help=SHAPE_HELP, callback=shape_name)]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="Only the first layers of the shape.")]
 
 CachedOption = Annotated[int | None, typer.Option("--cached", min=1, help="Decode one token after this many.")]

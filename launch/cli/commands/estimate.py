@@ -10,6 +10,7 @@ import typer
 from launch.cli.commands.bench import LayersOption
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DecodingOption,
     DraftOption,
     JsonOption,
@@ -21,6 +22,7 @@ from launch.cli.options import (
     TemperatureOption,
     agreed_choice,
     chosen_draft,
+    shape_name,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -41,7 +43,8 @@ ShapeOrFolderOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, or a GGUF file.",
+        help=SHAPE_HELP,
+        callback=shape_name,
     ),
 ]
 PromptTokensOption = Annotated[
