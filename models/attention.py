@@ -148,9 +148,10 @@ class Attention:
 
     async def _attended(self, q: Value, cache: KVCache, layer: int) -> Value:
         """Return the attention [G, R n, C] of a prompt's last queries [H, n, C]."""
-        entry = cache.layers[layer]
+        entry, group = cache.layers[layer], self.architecture.group
         k, v = entry.keys_and_values()
-        mask = _stacked_mask(q.shape[1], self.architecture.group, entry)
+        own = None if cache.places is None else cache.places.mask(q.shape[1]).repeat(group, 1)
+        mask = _stacked_mask(q.shape[1], group, entry) if own is None else own
         return await self.suite.attention(self._stacked(q), k, v, mask)
 
     async def _attended_and_seen(self, q: Value, cache: KVCache, layer: int, asked: Observation) -> tuple[Value, Seen]:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from models.architecture import Architecture, Rotary
 from models.learned import Learned
-from models.masks import causal_mask
+from models.masks import Places, causal_mask
 from models.observation import Observation, Seen
 from models.prompt_rows import Looking, PromptRows
 from models.segments import Segment, attention_over
@@ -157,13 +157,12 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix;
-    group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise; append_only: whether a token's step only
-    appends rows; drafted: rows of a step of drafted tokens that are cached while it is not known how many of them stay
-    (`seen` is the number before the step), 0 otherwise. All public. weights: of the session, where policies may have learned
-    something of the model. looking: at batches of a prompt. dropped: choices of an expert that found no place in the prompt,
-    secret [1], None where none could be missed. prompt: what an encoder read of it.
-    """
+    """All layers' caches of one session. seen: tokens processed so far, cached or not; behind: those of a registered prefix,
+    or of chunks, whose prompt has `places`; group: R; prompt_tokens: of a prompt that comes in several batches, 0 otherwise;
+    append_only: whether a token's step only appends rows; drafted: rows of a step of drafted tokens that are cached while
+    it is not known how many of them stay (`seen` is the number before the step), 0 otherwise. All public. weights: the
+    session's, where policies have learned of the model. looking: at batches of a prompt. dropped: choices of an expert that
+    found no place in the prompt, secret [1], None where none could be missed. prompt: what an encoder read of it."""
 
     def __init__(self, a: Architecture, policy: CachePolicy, weights: Mapping[str, Value] | None = None) -> None:
         every = tuple(range(a.layers))
@@ -175,6 +174,7 @@ class KVCache:
         self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = self.behind = 0
+        self.places: Places | None = None
         self.drafted = 0
         self.dropped: Value | None = None
         self.prompt = PromptRows()

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
+from models.chunks import ChunkPlan, begin_with
 from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
@@ -69,6 +70,16 @@ class Decoder:
         cache = KVCache(self.architecture, self.policy, self._weights)
         if behind:
             begin_behind(self.suite, cache, self._weights, behind)
+        return cache
+
+    async def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int) -> KVCache:
+        """Return `new_cache`, with chunks behind the prefix for a prompt of so many tokens, whose first tokens its batch
+        begins with (`models.chunks`). Recorded under stage "prefill"."""
+        cache = self.new_cache(behind)
+        if chunks is not None:
+            with self.suite.ledger.timed("prefill"):
+                await begin_with(self.suite, self.architecture, cache, self._weights, chunks)
+            cache.places = chunks.places(behind, prompt)
         return cache
 
     async def forward(
@@ -311,6 +322,9 @@ class Decoder:
     def _angles_of(self, cache: KVCache, tokens: int) -> Angles:
         """Return `angles` of the next batch. A drafted token's sequence ends with it, as if it came alone."""
         position, prompt = cache.seen, cache.prompt_tokens
+        if cache.places is not None:
+            places, every = torch.tensor(cache.places.batch), self.angles(0, prompt, prompt)
+            return {rotary: (cos[places], sin[places]) for rotary, (cos, sin) in every.items()}
         if not cache.drafted:
             return self.angles(position, tokens, max(prompt, position + tokens))
         return _joined([self.angles(position + n, 1, max(prompt, position + n + 1)) for n in range(tokens)])

@@ -19,10 +19,11 @@ from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, outputs
-from models.generation import choice, prefill
+from models.generation import choice
 from models.loaded import load_weights
 from models.observation import Observation, Seen
 from models.outputs import Decoding
+from models.prefill import prefill
 from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, forget, registered
 from protocols.suite import OutputShare, Suite, Value

@@ -20,9 +20,10 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.costs.estimation import Tracer, estimate
 from models.costs.tracing import Setting
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, generate, generate_plain, prefill
+from models.generation import GenerationPlan, PlainModel, generate, generate_plain
 from models.loaded import load_weights
 from models.policies import parse
+from models.prefill import prefill
 from models.recall.documents import evaluation_cases
 from models.shapes import SHAPES, with_layers, with_positions
 from mpc.errors import ConfigurationError
