@@ -173,9 +173,8 @@ class KVCache:
         states = [policy.new_state(Place(n, every)) for n in every]
         self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
-        self.seen = self.behind = 0
+        self.seen = self.behind = self.drafted = 0
         self.places: Places | None = None
-        self.drafted = 0
         self.dropped: Value | None = None
         self.prompt = PromptRows()
         self._rows: list[Self] = []
