@@ -115,11 +115,10 @@ class Batch:
 class LayerCache:
     """One layer's cached keys and values, secret, [G, S, C] each; None before the prompt.
 
-    window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave
-    to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
-    cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
-    (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
-    layer. rotary: how positions turn its keys, None where they do not.
+    window: see `Architecture`. state: the policy's. seen: what the batches so far of an unfinished prompt gave to each
+    token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that cannot be computed
+    on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks (`noted_queries`). held: segments
+    in front of k and v, which codecs hold. learned: what policies have learned of the layer. rotary: how its keys turn.
     """
 
     learned: Learned
