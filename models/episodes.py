@@ -1,8 +1,8 @@
 """Episodes of a long text, found in plaintext by who owns it: which part its end is about, and probes that ask for it.
 
-A text is cut into windows; a window is the bag of its words, the rarer a word the heavier; k-means puts windows together; the
-episode is the one nearest to what the text ends with. Its windows nearest to that, and then the end itself, are the probes of
-a policy that has some (`models.cache.CachePolicy.probes`). All of it is a function of the text alone.
+A text is cut into windows; a window is the bag of its words, the rarer a word the heavier; k-means puts windows together;
+the episode is the one nearest to what the text ends with. Its windows nearest to that, and then the end itself, are the
+probes of a policy that has some (`models.cache.CachePolicy.probes`). All of it is a function of the text alone.
 
 Source: Kim et al., "EpiCache: Episodic KV Cache Management for Long Conversational Question Answering", 2025, section 3, and
 its code: windows of four utterances, embedded by a small model, four episodes; here bags of words, which need none. There
@@ -34,8 +34,8 @@ def with_probes(ids: Sequence[int], count: int) -> list[int]:
 
 
 def probes(ids: Sequence[int], count: int) -> list[int]:
-    """Return `count` tokens: of the windows that are most like the end of a text, of the episode that this is about, again and
-    again where there are not so many; the second half is the end itself, as far as it goes.
+    """Return `count` tokens: of the windows that are most like the end of a text, of the episode that this is about, again
+    and again where there are not so many; the second half is the end itself, as far as it goes.
 
     >>> probes([1, 2, 3, 1], 3)
     [1, 2, 1]
@@ -68,7 +68,8 @@ def _bags(windows: Sequence[Sequence[int]]) -> Tensor:
             row[words[word]] += 1
     rare = torch.log((1 + len(windows)) / (counts > 0).sum(0).double())
     weighed = counts * rare
-    return weighed / weighed.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    found: Tensor = weighed / weighed.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    return found
 
 
 def episodes(bags: Tensor, count: int) -> tuple[Tensor, Tensor]:

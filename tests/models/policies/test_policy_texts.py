@@ -48,8 +48,8 @@ from tests.models.policies.test_policies import TEXTS
         (
             "batches|quest",
             "policy batches: 'quest' drops no token of a prompt, so there is nothing to do between batches; use one of "
-            "cake, compresskv, d2o, elastic, ems, epicache, h2o, kvmerger, lazyeviction, mpcache, snapkv, streaming-llm, tova "
-            "inside, or chunked in place of batches",
+            "cake, compresskv, d2o, elastic, ems, epicache, h2o, kvmerger, lazyeviction, mpcache, snapkv, streaming-llm, "
+            "tova inside, or chunked in place of batches",
         ),
         ("batches|full@0;dynamic-top-k", "policy batches: 'full@0;dynamic-top-k' drops no token of a prompt"),
         ("batches|chunked|h2o", "policy batches: chunked inside cuts the prompt into batches, too; leave out one of them"),
