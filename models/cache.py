@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Self, TypeVar, final
 
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Rotary
 from models.learned import Learned
 from models.masks import causal_mask
 from models.observation import Observation, Seen
@@ -119,7 +119,7 @@ class LayerCache:
     to each token. prompt_queries [G, R, T, C]: plaintext, where a run in plaintext notes them for a policy that
     cannot be computed on shares. queries [G, R n, C]: the prompt's last ones, secret, for a policy that asks for them
     (`noted_queries`). held: segments in front of k and v, which codecs hold. learned: what policies have learned of the
-    layer.
+    layer. rotary: how positions turn its keys, None where they do not.
     """
 
     learned: Learned
@@ -131,6 +131,7 @@ class LayerCache:
     prompt_queries: Tensor | None = None
     queries: Value | None = None
     held: tuple[Segment, ...] = ()
+    rotary: Rotary | None = None
 
     @property
     def length(self) -> int:
@@ -170,7 +171,8 @@ class KVCache:
         self.prompt_tokens = 0
         self.looking = Looking()
         learned = [Learned(weights or {}, n, a.activation) for n in every]
-        self.layers = [LayerCache(learned[n], a.window(n), policy.new_state(Place(n, every))) for n in every]
+        states = [policy.new_state(Place(n, every)) for n in every]
+        self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
         self.seen = self.behind = 0
         self.drafted = 0

@@ -36,10 +36,13 @@ from launch.cli.commands import (
     party,
     peers,
     plan,
+    prefix,
     quality,
+    ray,
     report,
     serve,
     status,
+    store,
     trace,
 )
 from launch.local import signals
@@ -63,6 +66,8 @@ app.command("deal")(deal.run)
 app.command("client")(client.run)
 app.command("serve")(serve.run)
 app.command("model-owner")(model_owner.run)
+app.add_typer(prefix.app, name="prefix")
+app.add_typer(store.app, name="store")
 app.command("init")(init.run)
 app.add_typer(certs.app, name="certs")
 app.command("status")(status.run)
@@ -78,6 +83,7 @@ app.command("report")(report.run)
 app.command("trace")(trace.run)
 app.command("gates")(gates.run)
 app.add_typer(lab.app, name="lab")
+app.add_typer(ray.app, name="ray")
 app.command("bench")(bench.run)
 app.add_typer(peers.app, name="peers")
 app.command("bench-process", hidden=True)(bench.process)

@@ -97,6 +97,14 @@ DraftOption = Annotated[
         "model's tokenizer (FOLDER:tokens=4). Public then: guesses of a step, and how many of each step were right.",
     ),
 ]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        help="Begin behind a registered prefix (`mpcache prefix ls`): a name, whose text the prompt continues; auto: the "
+        "prompt is whole, and begins behind the longest public prefix that it begins with.",
+    ),
+]
 KeptOption = Annotated[
     int,
     typer.Option("--kept", min=1, help="With --draft: rows of each step that stay, as is expected; 1 at worst."),

@@ -3,7 +3,8 @@
 `name`, `name:setting=value,setting=value`; `preset=NAME` among the settings stands for a policy's named ones, which others
 in the text override; for some layers only `policy@first-last;policy-of-the-rest`; around another
 policy `shared:layers=2|policy`, `chunked:tokens=256|policy`, `batches:tokens=128|policy`, `lag:every=32|policy`,
-`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy`, `demote:fraction_bits=2|policy` and `think:keep=0.6|policy`.
+`layers:weights=4 2 1*10|policy`, `merge:how=nearest|policy`, `demote:fraction_bits=2|policy`,
+`think:keep=0.6|policy` and `cskv:rank=0.2|policy`.
 A manifest carries this text; equal texts are equal policies.
 """
 
@@ -18,6 +19,7 @@ from models.policies.batches import Batches, ChunkedPrefill
 from models.policies.cake import CAKE
 from models.policies.changed import Demoting, Lag, Layers, Merging
 from models.policies.compresskv import CompressKV
+from models.policies.cskv import CSKV
 from models.policies.d2o import D2O
 from models.policies.dynamic_top_k import DynamicTopK
 from models.policies.elastic import Elastic
@@ -64,7 +66,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
     )
 }
 WRAPPERS: dict[str, Any] = {
-    kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Demoting, Think)
+    kind.name: kind for kind in (SharedChoice, ChunkedPrefill, Batches, Lag, Layers, Merging, Demoting, Think, CSKV)
 }
 MAX_LENGTH = 1000
 

@@ -22,7 +22,8 @@ class GenerationRequest:
     how to answer. suite: what computes; its options go over the bounds that the model's owner gave. policy: the cache
     policy's text (`models.policies.registry`). model: a reference, an id or a name; None: the only model. draft: how this
     client guesses tokens for the parties to verify, several in the rounds of one (`parties.client.drafting`); None: one
-    token a step.
+    token a step. prefix: the name or id of a registered prefix that the prompt continues; "auto": the prompt is whole, and
+    begins behind whichever public prefix it begins with; None: none.
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -35,10 +36,11 @@ class GenerationRequest:
     policy: str = "full"
     model: ModelReference | str | None = None
     draft: Draft | None = None
+    prefix: str | None = None
 
-    def plan(self) -> GenerationPlan:
-        """Return what is public about it. Raises `ConfigurationError` for an empty prompt, an unknown policy, or a draft
-        that cannot be verified."""
+    def plan(self, behind: int = 0) -> GenerationPlan:
+        """Return what is public about it, behind a prefix of so many tokens. Raises `ConfigurationError` for an empty
+        prompt, an unknown policy, or a draft that cannot be verified."""
         if not len(self.prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
         params = self.params
@@ -49,4 +51,5 @@ class GenerationRequest:
             self.policy,
             params.agreed_temperature,
             None if self.draft is None else self.draft.plan,
+            behind,
         )

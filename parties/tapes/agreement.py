@@ -40,13 +40,16 @@ class Source:
 class Dealt:
     """What a session computes with. load: its id. weights: those of the load, None to load them in this session.
 
-    loading: the tape for that, None when it is the first part of `session`.
+    loading: the tape for that, None when it is the first part of `session`. rows_load, rows: the same of the rows of the
+    prefix that the session begins behind, whose tape is the next part of `session`.
     """
 
     session: Source
     load: str
     weights: Weights | None = field(repr=False)
     loading: Source | None = None
+    rows_load: str = ""
+    rows: Weights | None = field(default=None, repr=False)
 
 
 class HeldWeights(Protocol):

@@ -95,6 +95,19 @@ class DealOrder:
     architecture: AnyArchitecture
     spec: DealSpec
 
+    def programs(self, load: str) -> list[SessionProgram]:
+        """Return the program of each prompt length. Raises `ConfigurationError`."""
+        return self.spec.programs(load, self.architecture, self.config)
+
+    def check(self, out: Path) -> None:
+        """Raise `ConfigurationError` unless this can be dealt into `out`; nothing is dealt."""
+        if self.config.role != "dealer":
+            raise ConfigurationError(f"configuration is for role '{self.config.role}', not for 'dealer'")
+        self.spec.check()
+        self.programs(new_id())
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+
 
 @dataclass(frozen=True)
 class OpenDeal:
@@ -139,13 +152,10 @@ def deal(
     disk is full or refuses; then nothing is left.
     """
     config, spec = order.config, order.spec
-    if config.role != "dealer":
-        raise ConfigurationError(f"configuration is for role '{config.role}', not for 'dealer'")
-    spec.check()
     facts = LoadFacts(new_id(), int(time.time()), tuple(config.party_names))
-    programs = spec.programs(facts.load, order.architecture, config)
-    dealing = TapeDealing(check(config.certificates, config.name, config.role), facts, on_progress)
-    with _folder(out) as folder, torch.no_grad():
+    with _folder(order, out) as folder, torch.no_grad():
+        programs = order.programs(facts.load)
+        dealing = TapeDealing(check(config.certificates, config.name, config.role), facts, on_progress)
         began = time.perf_counter()
         weights = dealing.write_load(programs[0], facts.make_folders(folder))
         load_seconds = time.perf_counter() - began
@@ -156,12 +166,11 @@ def deal(
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[Path]:
+def _folder(order: DealOrder, out: Path) -> Iterator[Path]:
     """Make a folder that becomes `out` when the block ends well, and is removed when it does not."""
     temporary = out.parent / f".{out.name}.dealing-{new_id()[:8]}"
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigurationError(f"--out {out} exists and is not an empty folder: choose another one")
+        order.check(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir(mode=0o700)
         try:

@@ -75,6 +75,12 @@ class MaskedTensor(Value):
         return self.masked if self.masked is not None else self.as_shared()
 
     @property
+    def element_bytes(self) -> int:
+        if self.packed is not None:
+            return self.packed.element_bytes
+        return 8 if self.masked is None else 16
+
+    @property
     def frac(self) -> int:
         """Fraction bits."""
         return self.form.frac

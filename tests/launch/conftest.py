@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from launch.cli import main as cli
 from launch.local import signals
 from launch.local.deployment import LocalDeployment, local_deployment
 from launch.terminal.console import Settings
+from parties.identity.certificates import create_deployment
+from parties.names import Role
 from tests.models.random_checkpoints import byte_tokenizer
+from tests.parties.deployment import free_ports, with_fingerprints
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,31 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     byte_tokenizer(folder)
     return folder
+
+
+@pytest.fixture
+def roles(tmp_path: Path) -> Path:
+    """A folder with the configurations of two parties, dealer, client and model owner."""
+    names = ["party0", "party1", "dealer", "client", "model-owner"]
+    kinds: list[Role] = ["party", "party", "dealer", "client", "model-owner"]
+    marks = create_deployment(tmp_path / "certificates", dict(zip(names, kinds, strict=True)), days=1)
+    addresses = dict(zip(names[:3], (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
+    for name in names:
+        values = {
+            "role": "party" if name.startswith("party") else name,
+            "name": name,
+            "certificates": "certificates",
+            "parties": [{"name": n, "address": addresses[n]} for n in names[:2]],
+            "dealer": {"name": "dealer", "address": addresses["dealer"]},
+            "clients": ["client"],
+            "model_owners": ["model-owner"],
+        }
+        if name in addresses:
+            values["listen"] = addresses[name]
+        if name.startswith("party"):
+            values |= {"store": f"store-{name}", "tapes": f"tapes-{name}"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(with_fingerprints(values, marks)))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

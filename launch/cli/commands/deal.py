@@ -80,7 +80,7 @@ def run(
     if as_json:
         print_json(deal_json(dealt))
     else:
-        _show(dealt)
+        show_deal(dealt)
 
 
 def deal_json(dealt: Deal) -> dict[str, Any]:
@@ -96,7 +96,8 @@ def deal_json(dealt: Deal) -> dict[str, Any]:
     }
 
 
-def _show(dealt: Deal) -> None:
+def show_deal(dealt: Deal) -> None:
+    """Print what was dealt, and what comes next."""
     lengths = ", ".join(str(length) for length in dealt.prompts)
     count = len(dealt.session_seconds)
     each = fmean(dealt.session_seconds)

@@ -16,6 +16,7 @@ from launch.cli.options import (
     JsonOption,
     ModelOption,
     PolicyOption,
+    PrefixOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -80,6 +81,7 @@ def run(
     top_p: TopPOption = None,
     fixed_length: FixedLengthOption = False,
     draft: DraftOption = "off",
+    prefix: PrefixOption = None,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -98,6 +100,8 @@ def run(
     assert text is not None
     check_suite(suite)
     check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
+    if prefix is not None and config is None:
+        raise ConfigurationError("--prefix needs --config: parties that are started for one answer hold none")
     from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.request import GenerationRequest
@@ -107,7 +111,7 @@ def run(
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
-    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft))
+    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft), prefix=prefix)
     if request.draft is not None:
         check_verifiable(chosen, parse(policy), request.draft.plan)
     if config is not None:
@@ -166,6 +170,7 @@ def answer_json(answer: Answer, request: GenerationRequest) -> dict[str, Any]:
         "suite": request.suite.name,
         "decoding": request.params.decoding,
         "draft": 0 if request.draft is None else request.draft.plan.tokens,
+        "prefix": None if answer.result.prefix is None else answer.result.prefix.name,
         "session": answer.result.session,
         "seconds": answer.result.seconds,
         "first_token_seconds": answer.result.first_token_seconds,
@@ -198,8 +203,9 @@ def _of_prompt(
 ) -> GenerationRequest:
     """Return the request with this prompt. What the model cannot do is refused before anything is started or sent."""
     from models.generation import token_indices
+    from parties.client.prefixes import continues
 
-    request = replace(request, prompt_ids=tokenizer.encode(text))
+    request = replace(request, prompt_ids=tokenizer.encode(text, special=not continues(request.prefix)))
     token_indices(request.prompt_ids, architecture.vocabulary)
     request.plan().check(architecture)
     if request.draft is not None:

@@ -10,6 +10,7 @@ import typer
 
 from launch.cli.options import DEFAULT_SUITE, PartiesOption, PolicyOption, SuiteOption, SuiteOptionsOption
 from launch.terminal.console import byte_count, err, out
+from launch.terminal.outputs import check_writable_file
 
 if TYPE_CHECKING:
     from launch.measure.bench.trace import OperationCost, Timelines
@@ -85,8 +86,7 @@ def _check(trace: Path, cached: int | None, prefill: bool, prompt: int | None) -
 
     if trace.exists():
         raise ConfigurationError(f"--out {trace} exists already; give another name, nothing is replaced")
-    if not trace.parent.is_dir():
-        raise ConfigurationError(f"--out {trace}: the folder {trace.parent} does not exist")
+    check_writable_file(trace)
     if prefill and cached is not None:
         raise ConfigurationError(f"--cached {cached} is about a decoded token: with --prefill give --prompt N instead")
     if prompt is not None and not prefill:

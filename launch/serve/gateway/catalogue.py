@@ -100,7 +100,8 @@ class Catalogue:
                     words = self._default
                 if words is not None:
                     before = self._served.get(reference.id)
-                    found[reference.id] = before or Served(reference, words, int(time.time()))
+                    created = int(time.time()) if before is None else before.created
+                    found[reference.id] = Served(reference, words, created)
             self._served = found
             self._refreshed = time.monotonic()
 
@@ -122,10 +123,7 @@ class Catalogue:
         return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Served:
-        """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
-        if (served := self.known(name)) is not None:
-            return served
-        self.refresh()
+        """Return the model of this name or id as last seen. Raises `ApiError` 404 without repeating an unknown name."""
         if (served := self.known(name)) is not None:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]

@@ -11,6 +11,7 @@ from launch.serve.gateway.formats import Held
 from launch.serve.gateway.generation import TextRequest
 from launch.serve.gateway.logits import Adjustment
 from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, CompletionParameters, Parameters
+from launch.serve.gateway.prefixes import behind
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
 from models.tokenizer.chat_template import TurnEnd
@@ -61,7 +62,8 @@ def chat(parameters: ChatParameters | ResponsesParameters, served: Served, setti
 
 def _requests(parameters: Parameters, served: Served, settings: GatewaySettings, prompt: _Prompt) -> list[TextRequest]:
     """Return `n` requests of one prompt; of a seed each has the next one."""
-    most = _most_tokens(parameters, served, prompt)
+    prefix, ids, before = behind(served.reference, parameters.prefix or settings.prefix, prompt.ids)
+    most = _most_tokens(parameters, served, prompt, before)
     _check_logits(parameters, settings)
     format = parameters.format
     matcher = None if format is None else served.words.formats.matcher(format)
@@ -76,14 +78,15 @@ def _requests(parameters: Parameters, served: Served, settings: GatewaySettings,
             seed = None if params.seed is None else params.seed + number
             params = replace(params, adjust=adjust if held is None else held, seed=seed)
         draft = settings.draft if params.decoding == "greedy" else None
-        request = GenerationRequest(prompt.ids, params, settings.suite, settings.policy, served.reference, draft)
-        request.plan().check(served.reference.architecture)
+        request = GenerationRequest(ids, params, settings.suite, settings.policy, served.reference, draft, prefix)
+        request.plan(before + len(prompt.ids) - len(ids)).check(served.reference.architecture)
         found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0, held))
     return found
 
 
-def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int:
-    """Return the most tokens to generate. Raises `ApiError` for a prompt that the model cannot take, or one too long."""
+def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before: int) -> int:
+    """Return the most tokens to generate. before: tokens in front of the prompt. Raises `ApiError` for a prompt that the
+    model cannot take, or one too long."""
     architecture = served.reference.architecture
     ids, param = prompt.ids, prompt.param
     if not ids:
@@ -92,12 +95,13 @@ def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt) -> int
         raise invalid(
             f"a token of the prompt lies outside the vocabulary of {architecture.vocabulary}", param, "invalid_value"
         )
-    room = architecture.room(len(ids))
+    given = before + len(ids)
+    room = architecture.room(given)
     asked = parameters.most_tokens
     if room < 1 or (asked is not None and asked > room):
         raise invalid(
             f"This model's maximum context length is {architecture.positions + 1} tokens. However, you requested "
-            f"{len(ids) + (asked or 1)} tokens ({len(ids)} in the {param}, {asked or 1} in the completion). "
+            f"{given + (asked or 1)} tokens ({given} in the {param}, {asked or 1} in the completion). "
             "Please reduce the length of one or both.",
             param,
             "context_length_exceeded",

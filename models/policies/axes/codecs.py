@@ -6,9 +6,14 @@ Leaks: nothing; what follows from secrets is opened by no one (docs/security.md,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from models.cache import LayerCache
-from models.segments import FewChannels, Segment, own_rows
+from models.rotary import cosines_and_sines
+from models.segments import FewChannels, LowRank, Segment, own_rows
 from protocols.suite import Suite, Value
 
 
@@ -41,3 +46,71 @@ async def hold_few_bits(suite: Suite, entry: LayerCache, rows: Sequence[Value], 
         (before,) = entry.held
         k, v = suite.concat([before.k, k], 1), suite.concat([before.v, v], 1)
     entry.held = (Segment(k, v),)
+
+
+KEYS, VALUES = "low_rank.keys", "low_rank.values"
+DOWN, UP = "down", "up"
+Angles = tuple[Tensor, Tensor]
+
+
+async def hold_low_rank(suite: Suite, entry: LayerCache, recent: int, low_keys: bool) -> None:
+    """Hold products of low rank with learned weights in place of values, and of keys where `low_keys`, of all rows but the
+    `recent` last, behind those that are held so already; the others stay exact. All heads' channels x [n, G C] of a token
+    become x W [n, r], W = `low_rank.{keys, values}.down`; `up`, [G C, r] too, makes them again.
+
+    Keys that positions turn are turned back first: rows must be those of positions 0, 1, ... Rounds: 1 where keys turn, and
+    2 or 3; bytes: a fresh mask for n (r + r') elements.
+    """
+    k, v = entry.keys_and_values()
+    count = entry.length - recent
+    before = entry.held[0] if entry.held else None
+    assert before is None or isinstance(before, LowRank)
+    turning = entry.rotary if low_keys else None
+    new = None
+    if turning is not None:
+        new = cosines_and_sines(turning, k.shape[2], 0 if before is None else before.length, count)
+
+    async def behind(old: Value | None, rows: Value, kind: str | None = None) -> Value:
+        return await (suite.mask_for_cache(rows, kind) if old is None else suite.append(old, rows, 1, kind))
+
+    async def keys() -> Value:
+        rows = k[:, :count]
+        if low_keys:
+            rows = rows if new is None else await suite.rotate(rows, new[0], -new[1])
+            rows = await _reduced(suite, entry, rows, KEYS)
+        return await behind(None if before is None else before.k, rows)
+
+    async def values() -> Value:
+        rows = await _reduced(suite, entry, v[:, :count], VALUES)
+        return await behind(None if before is None else before.v, rows, "value")
+
+    low_k, low_v = await suite.together(keys(), values())
+    if before is None:
+        made_values = _made_again(entry, VALUES, k.shape[0]).permute(0, 2, 1)
+        made_keys = _made_again(entry, KEYS, k.shape[0]) if low_keys else None
+        entry.held = (LowRank(low_k, low_v, made_values, made_keys, new),)
+        entry.k, entry.v = own_rows(suite, k[:, count:]), own_rows(suite, v[:, count:])
+    else:
+        entry.held = (replace(before, k=low_k, v=low_v, angles=_joined(before.angles, new)),)
+        entry.k, entry.v = k[:, count:], v[:, count:]
+
+
+def _joined(before: Angles | None, new: Angles | None) -> Angles | None:
+    """Return the angles of all rows; local."""
+    if before is None or new is None:
+        return None
+    return torch.cat([before[0], new[0]]), torch.cat([before[1], new[1]])
+
+
+async def _reduced(suite: Suite, entry: LayerCache, rows: Value, part: str) -> Value:
+    """Return the products [1, n, r] of rows [G, n, C]."""
+    groups, count, channels = rows.shape
+    flat = rows.permute(1, 0, 2).reshape(count, groups * channels)
+    low = await suite.linear(flat, entry.learned.linear(f"{part}.{DOWN}"))
+    return low.reshape(1, *low.shape)
+
+
+def _made_again(entry: LayerCache, part: str, groups: int) -> Value:
+    """Return the weights [G, C, r] that make rows of what is left of them; local."""
+    up = entry.learned.linear(f"{part}.{UP}").weight
+    return up.reshape(groups, up.shape[0] // groups, up.shape[1])

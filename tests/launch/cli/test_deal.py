@@ -8,45 +8,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from launch.serve.roles import load_role
 from models.checkpoint import load_checkpoint
 from models.generation import GenerationPlan, generate_plain
 from parties.client.client import Client
 from parties.config.role_config import load_config
-from parties.identity.certificates import create_deployment
 from parties.model_owner.model_owner import share_model
 from parties.party.compute_party import ComputePartyServer
 from tests.launch.conftest import Command
-from tests.parties.deployment import free_ports, with_fingerprints
 
 PROMPT = "Who goes there"
-
-
-@pytest.fixture
-def roles(tmp_path: Path) -> Path:
-    """A folder with the configurations of two parties, dealer, client and model owner."""
-    names = ["party0", "party1", "dealer", "client", "model-owner"]
-    kinds = ["party", "party", *names[2:]]
-    marks = create_deployment(tmp_path / "certificates", dict(zip(names, kinds, strict=True)), days=1)
-    addresses = dict(zip(names[:3], (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
-    for name in names:
-        values = {
-            "role": "party" if name.startswith("party") else name,
-            "name": name,
-            "certificates": "certificates",
-            "parties": [{"name": n, "address": addresses[n]} for n in names[:2]],
-            "dealer": {"name": "dealer", "address": addresses["dealer"]},
-            "clients": ["client"],
-            "model_owners": ["model-owner"],
-        }
-        if name in addresses:
-            values["listen"] = addresses[name]
-        if name.startswith("party"):
-            values |= {"store": f"store-{name}", "tapes": f"tapes-{name}"}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(with_fingerprints(values, marks)))
-    return tmp_path
 
 
 def test_deal_and_answer(command: Command, roles: Path, text_model: Path) -> None:

@@ -1,0 +1,1 @@
+"""Past one machine: dealers as actors of a Ray cluster."""
