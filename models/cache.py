@@ -326,8 +326,8 @@ class CachePolicy(ABC):
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, so that their queries
-        say what of it matters, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
+        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
         return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:
