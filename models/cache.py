@@ -324,9 +324,8 @@ class CachePolicy(ABC):
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, at their places,
-        so that their queries say what of it matters; they are not cached. Public; 0 for the last batch. Of a policy with
-        `probes` these, at places behind the batch, by default behind the last one."""
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
+        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
         return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:
