@@ -202,8 +202,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "sign of the masks' product",
         "protocols/masked/product.py",
-        "term - times(x.lam, w.m)",
-        "term + times(x.lam, w.m)",
+        "term - times(x.lam, w.times_m)",
+        "term + times(x.lam, w.times_m)",
         (f"{SUITE}::test_norm_linear_both_ways",),
     ),
     # ---- comparison

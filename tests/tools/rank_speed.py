@@ -1,7 +1,7 @@
 """What a party's second rank saves in a layer: `python -m tests.tools.rank_speed --hidden 2048 --prompt 64`.
 
 One layer of a GPT-2 of that width, suite masked, two parties, all roles in this process with one thread each, party 0 with a
-second rank and without, in turn. Counted are processor seconds of party 0, so that other work here does not count, and of the
+second rank and without, in turn. Counted are processor seconds of party 0, so that other work here is left out, and of the
 other rank, which computes at the same time: with a core of its own each, a layer takes the larger one.
 """
 
