@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from launch.cluster.settings import DealerSettings, ReplicaSettings
     from parties.tapes.deal import DealOrder
 
-app = typer.Typer(help="Dealers on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
+app = typer.Typer(help="Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Dealers on a Ray cluster: pip install 'mpcache[ray]'."""
+    """Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'."""
 
 
 @app.command("up")
@@ -34,11 +34,14 @@ def up(
     config: Annotated[Path, typer.Option("--config", help="The cluster file (YAML); see docs/clusters.md.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Deal tapes for later sessions with many dealers at a time, as `mpcache deal` does with one.
+    """Run what a cluster file says as actors of a Ray cluster: dealers, replicas of a deployment, or one after the other.
 
-    The cluster is the dealer's own: its nodes see the dealer's key and the seeds that they deal, in a folder that all have;
-    only names and public settings go through Ray. A dealer that ends is replaced, and its tape dealt again under new seeds.
-    Until all tapes are there, nothing is; Ctrl-C leaves nothing behind.
+    Dealers write tapes for later sessions, as `mpcache deal` does with one. The cluster is the dealer's own: its nodes see
+    the dealer's key and the seeds that they deal, in a folder that all have; only names and public settings go through Ray.
+    A dealer that ends is replaced, and its tape dealt again under new seeds. Until all tapes are there, nothing is.
+
+    Replicas are whole deployments of this machine behind one address, for one operator, who has all shares; one that fails
+    is replaced. They serve until Ctrl-C, which leaves nothing behind.
     """
     from launch.cluster.connection import connected, import_ray
     from launch.cluster.settings import load_cluster
