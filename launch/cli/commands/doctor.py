@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from launch.cli.options import model_option
 from launch.terminal.console import out, print_json
 from mpc.errors import MpcacheError
 
@@ -43,7 +44,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option("--config", help="A role's file: are its certificate and its peers' fingerprints there?")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="A checkpoint to look at: is it calibrated?")] = None,
+    model: Annotated[Path | None, model_option("A checkpoint to look at, or a fetched model: is it calibrated?")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="A port that must be free.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

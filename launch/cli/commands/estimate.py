@@ -11,6 +11,7 @@ import typer
 from launch.cli.commands.bench import LayersOption
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DecodingOption,
     DraftOption,
     JsonOption,
@@ -22,6 +23,7 @@ from launch.cli.options import (
     TemperatureOption,
     agreed_choice,
     chosen_draft,
+    shape_name,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -44,7 +46,8 @@ ShapeOrFolderOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, or a GGUF file.",
+        help=SHAPE_HELP,
+        callback=shape_name,
     ),
 ]
 PromptTokensOption = Annotated[
