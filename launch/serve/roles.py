@@ -46,7 +46,7 @@ def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConf
 
 def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
     """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C."""
-    logs.configure(config.log_format, "warning" if supervised else config.log_level)
+    logs.configure(config.log_format, "warning" if supervised else config.log_level, config.name)
     watch = PeerWatch(config, lambda: server.identity)
     try:
         server.start()
