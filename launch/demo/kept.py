@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from models.decoder import Decoder
-from models.generation import PlainModel, prefill, token_indices
+from models.generation import PlainModel, token_indices
 from models.policies import parse
+from models.prefill import prefill
 from protocols.plain.suite import tensor_of
 
 

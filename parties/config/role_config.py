@@ -101,6 +101,14 @@ class RoleConfig(BaseModel):
         "or auto (on with 4 cores or more).",
         json_schema_extra=PARTY,
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes of this party, its ranks, which hold weights together and compute products with them at the "
+        "same time; on GPUs each has one of its own. See docs/clusters.md.",
+        json_schema_extra=PARTY,
+    )
     device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
     deadline_seconds: float = Field(
         default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."

@@ -12,6 +12,7 @@ import torch
 from models.architectures import parse_description
 from mpc.in_step import StepMember
 from mpc.ledger import Ledger
+from mpc.ranks import Ranks
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
 from parties.party.client_endpoint import ClientEndpoint
@@ -41,12 +42,13 @@ from protocols.suite import Suite
 @dataclass(frozen=True)
 class Holdings:
     """What a party has for all its sessions: shares of models and tapes on disk, the latter where it takes them from a
-    folder, and which sessions run in step."""
+    folder, which sessions run in step, and the party's ranks, where it is more than one process."""
 
     models: ModelStore
     prefixes: PrefixStore
     tapes: TapeStore | None
     groups: StepGroups
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class PartySession(ServedSession):
         self._rendezvous = Rendezvous(self, network, self._greetings, self.endpoint.progress)
         self.endpoint.tell_dealer = self._rendezvous.tell_dealer
         self._channel: GrpcChannel | None = None
-        self._groups = holdings.groups
+        self._groups, self._ranks = holdings.groups, holdings.ranks
         self._member: StepMember | None = None
         self._preprocessing: Preprocessing | None = None
 
@@ -201,6 +203,8 @@ class PartySession(ServedSession):
             self.trace.stage("load")
             self.server.metrics.get("mpcache_model_loads_total").inc()
             loading = suite if dealt.loading is None else self._program.suite(self._tape(dealt.loading), channel)
+            if self._ranks is not None:
+                loading.split_weights(self._ranks)
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
         if self._prefix is not None:

@@ -239,7 +239,7 @@ class MaskedWeight(Value):
 
     def tensor(self, context: Context | None = None) -> MaskedTensor:
         """Return the weight as an ordinary value (a sharing)."""
-        share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
+        share = Shared(self.weight.whole().own.to(torch.int64), self.weight.bits, self.weight.frac)
         return MaskedTensor(context or self.context, self.magnitude, share, wide=self._wide)
 
     @property

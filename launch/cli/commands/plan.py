@@ -34,7 +34,7 @@ def run(
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")],
     new: Annotated[int, typer.Option("--new", min=1, help="Tokens to generate.")] = 32,
     suite: SuiteOption = DEFAULT_SUITE,
-    policy: PolicyOption = "mpcache",
+    policy: PolicyOption = "mpcache:preset=few-queries",
     parties: PartiesOption = 2,
     network: Annotated[
         str, typer.Option("--network", help="lan, wan, mobile, or round trip in ms and Mbit/s: 10,1000.")

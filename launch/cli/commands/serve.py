@@ -146,10 +146,9 @@ def run(
     from protocols.registry import SuiteSpec
 
     drafting = _checked_draft(draft, policy)
-    spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
-        suite=spec,
+        suite=SuiteSpec(suite, options=suite_options(suite_option)),
         policy=policy,
         draft=drafting,
         prefix=prefix,

@@ -20,11 +20,11 @@ from torch.nn import functional
 from models.cache import CachePolicy, KVCache, Stage
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import prefill
 from models.loaded import load_weights
 from models.masks import causal_mask
 from models.observation import Observation, Seen
 from models.policies import parse
+from models.prefill import prefill
 from protocols.observed import Attended, Observed
 from protocols.plain.suite import PlainSuite, PlainValue, tensor_of
 from protocols.suite import Suite, Value

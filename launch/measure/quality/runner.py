@@ -14,8 +14,9 @@ from launch.measure.selection_trace import Decision, noting
 from models.cache import KVCache
 from models.checkpoint import Checkpoint
 from models.decoder import Decoder
-from models.generation import GenerationPlan, PlainModel, prefill, token_indices
+from models.generation import GenerationPlan, PlainModel, token_indices
 from models.policies import parse
+from models.prefill import prefill
 from protocols.suite import Suite, Value
 
 

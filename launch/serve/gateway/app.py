@@ -211,6 +211,8 @@ class Gateway:
         generation.start()
         exchange = Exchange(generation, shape, watcher, self.metrics)
         headers = {"X-Request-Id": shape.name}
+        if any(one.request.policy != self.settings.policy for one in asked):
+            headers["X-Cache-Policy"] = requests.WHOLE
         if parameters.dropped:
             headers["X-Dropped-Parameters"] = ", ".join(dict.fromkeys(parameters.dropped))
         try:
