@@ -202,8 +202,8 @@ class Estimate:
     def memory_bytes(self) -> int:
         """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
         weights = self.architecture.parameters() * WEIGHT_BYTES
-        cached = cache_bytes(self.architecture, self.setting.behind + self.prompt, self.new)
-        loaded = cache_bytes(self.architecture, self.setting.behind, 1)
+        cached = cache_bytes(self.architecture, self.setting.before + self.prompt, self.new)
+        loaded = cache_bytes(self.architecture, self.setting.before, 1)
         return round(PROCESS_BYTES + weights + loaded + cached + self.largest_entry * ENTRY_BYTES)
 
 
@@ -235,7 +235,7 @@ def estimate(
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs = trace_load(architecture, setting)
-        behind = isinstance(architecture, Architecture) and setting.behind > 0
+        behind = isinstance(architecture, Architecture) and setting.before > 0
         rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if behind else Costs()
         if setting.policy != "full":
             tracer.follow(prompt, new, kept)

@@ -107,7 +107,7 @@ class Predictor:
 
     def _first(self, prompt: int) -> tuple[int, int, bool]:
         """Return the step of the prompt, as `_later` does."""
-        return 0, rounded(prompt, self._architecture.positions - self._setting.behind), False
+        return 0, rounded(prompt, self._architecture.positions - self._setting.before), False
 
     def _cached(self, prompt: int) -> int:
         a = self._architecture

@@ -76,7 +76,7 @@ def test_commands(command: Command, held: LocalDeployment, text_model: Path, pla
     assert refused.code == 2
     assert "prefix 'none': 0 of model 'tiny' fit; all parties hold: terms, hidden" in " ".join(refused.err.split())
     assert command("prefix", "rm", "--config", owner, "hidden").code == 0
-    assert "needs --config" in command("generate", "--model", text_model, "--prefix", "x", "--prompt", "y").err
+    assert "need --config" in command("generate", "--model", text_model, "--prefix", "x", "--prompt", "y").err
 
 
 def test_a_partys_store(command: Command, held: LocalDeployment, text_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from launch.cli.options import (
     DEFAULT_SUITE,
+    ChunksOption,
     DecodingOption,
     DraftOption,
     FixedLengthOption,
@@ -17,6 +18,7 @@ from launch.cli.options import (
     ModelOption,
     PolicyOption,
     PrefixOption,
+    RepairOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -82,6 +84,8 @@ def run(
     fixed_length: FixedLengthOption = False,
     draft: DraftOption = "off",
     prefix: PrefixOption = None,
+    chunks: ChunksOption = None,
+    repair: RepairOption = 0.2,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -100,8 +104,8 @@ def run(
     assert text is not None
     check_suite(suite)
     check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
-    if prefix is not None and config is None:
-        raise ConfigurationError("--prefix needs --config: parties that are started for one answer hold none")
+    if (prefix is not None or chunks is not None) and config is None:
+        raise ConfigurationError("--prefix and --chunks need --config: parties that are started for one answer hold none")
     from models.generation import check_verifiable
     from models.policies import parse
     from parties.client.request import GenerationRequest
@@ -112,6 +116,7 @@ def run(
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
     request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft), prefix=prefix)
+    request = replace(request, chunks=tuple((chunks or "").split(",")) if chunks else (), repair=repair)
     if request.draft is not None:
         check_verifiable(chosen, parse(policy), request.draft.plan)
     if config is not None:
@@ -205,7 +210,8 @@ def _of_prompt(
     from models.generation import token_indices
     from parties.client.prefixes import continues
 
-    request = replace(request, prompt_ids=tokenizer.encode(text, special=not continues(request.prefix)))
+    begins = not continues(request.prefix) and not request.chunks
+    request = replace(request, prompt_ids=tokenizer.encode(text, special=begins))
     token_indices(request.prompt_ids, architecture.vocabulary)
     request.plan().check(architecture)
     if request.draft is not None:
