@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 
 from models.cache import Batch, KVCache
 from models.decoder import Decoder
+from models.prompt_rows import Looking
 from protocols.suite import Value
 
 
@@ -18,19 +19,22 @@ async def prefill(
     whole: bool = False,
 ) -> Value:
     """Return the logits [1, V] after a prompt's indices [T], which come in the policy's batches and fill a cache that is
-    empty but for a registered prefix, or are read by the model's encoder.
+    empty but for a registered prefix, or are read by the model's encoder. The policy's `probes` in front are no part of it.
 
     progress(done, total): called after each layer of each batch. whole: as in `Decoder.forward`.
     """
     if decoder.architecture.encoder is not None:
         return await decoder.begin(prompt, cache, progress, whole)
+    if probes := decoder.policy.probes:
+        cache.looking.probes = await decoder.looked_up(prompt[:probes])
+        prompt = prompt[probes:]
     before, own = cache.behind, prompt.shape[0]
     length = cache.prompt_tokens = before + own
     ends = list(accumulate(decoder.policy.prompt_batches(own), initial=before))
     batches = [Batch(length, start, stop - start) for start, stop in pairwise(ends)]
     ahead = max(decoder.policy.looking_ahead(batch) for batch in batches)
-    if ahead:
-        cache.prompt_end = await decoder.embedded(prompt[own - ahead :], length - ahead)
+    if ahead and not probes:
+        cache.looking.end = await decoder.embedded(prompt[own - ahead :], length - ahead)
     logits = None
     for n, batch in enumerate(batches):
 
@@ -39,6 +43,6 @@ async def prefill(
 
         inputs = prompt[batch.before - before : batch.before - before + batch.tokens]
         logits = await decoder.forward(inputs, cache, True, after_layer, whole)
-    cache.prompt_end = cache.places = None
+    cache.looking, cache.places = Looking(), None
     assert logits is not None
     return logits

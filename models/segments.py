@@ -33,7 +33,12 @@ class Segment:
     @property
     def length(self) -> int:
         """Return S; public."""
-        return self.k.shape[1]
+        return self.v.shape[1]
+
+    @property
+    def rows(self) -> tuple[Value, ...]:
+        """Return all that a session holds for it."""
+        return self.k, self.v
 
     async def part(self, suite: Suite, q: Value) -> Part:
         """Return what attention takes of it for queries [G, n, C]."""
@@ -49,6 +54,10 @@ class FewChannels(Segment):
     """Keys of which only some channels are held, others for each head. chosen: one-hot rows [G, C', C], secret."""
 
     chosen: Value
+
+    @property
+    def rows(self) -> tuple[Value, ...]:
+        return self.k, self.v, self.chosen
 
     async def part(self, suite: Suite, q: Value) -> Part:
         """As in `Segment`; queries meet them with the same channels. 1 round."""

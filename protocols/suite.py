@@ -23,7 +23,9 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from mpc.errors import ConfigurationError
 from mpc.ledger import Ledger, operation
+from mpc.ranks import Ranks
 from protocols import schedule
 from protocols.expert_ways import ExpertsWay
 from protocols.held_rows import HeldRows
@@ -85,6 +87,10 @@ class Suite(Merging, HeldRows):
     def at(self, place: int) -> None:
         """Let what follows belong to this layer (or to the head): its bounds apply, its range flags are set."""
         self.place = place
+
+    def split_weights(self, ranks: Ranks) -> None:
+        """Load weights over the ranks of this party from now on. Raises `ConfigurationError` in suites that cannot."""
+        raise ConfigurationError(f"suite '{self.name}' keeps weights in one process: use suite masked, or 'workers: 1'")
 
     def run(self, program: Coroutine[Any, Any, Any]) -> Any:
         """Run a program (an `async def` written against this interface) to its end."""

@@ -21,6 +21,11 @@ class Value(ABC):
     """
 
     @property
+    def element_bytes(self) -> int:
+        """Return what an element takes in a party's memory: of a share."""
+        return 8
+
+    @property
     @abstractmethod
     def shape(self) -> torch.Size:
         """Public shape."""

@@ -15,6 +15,7 @@ from launch.cli.commands import (
     bench,
     calibrate,
     certs,
+    chat,
     check,
     classify,
     client,
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.run)
 app.command("generate")(generate.run)
+app.command("chat")(chat.run)
 app.command("classify")(classify.run)
 app.command("embed")(embed.run)
 app.command("fetch")(fetch.run)

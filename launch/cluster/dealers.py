@@ -21,7 +21,6 @@ from typing import Any
 from launch.cluster.settings import DealerSettings
 from launch.cluster.worker import ATTEMPTS, SpecText, TapeWorker, WorkerOrder
 from mpc.errors import EnvironmentProblem
-from parties.files import sync_folder
 from parties.tapes.deal import OpenDeal
 from parties.tapes.dealing import Progress
 from parties.wire import wire_pb2 as wire
@@ -176,6 +175,5 @@ class RayDealers:
         for there, folder in zip(opened.facts.folders(attempt), opened.facts.folders(opened.root), strict=True):
             for file in there.iterdir():
                 file.rename(folder / file.name)
-            sync_folder(folder)
         shutil.rmtree(attempt)
         self._on_event("written", worker)

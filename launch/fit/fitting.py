@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from torch import Tensor
 
 from launch.fit.examples import read_examples
 from launch.fit.gates import Gates
+from launch.fit.low_rank import low_rank_factors
 from launch.fit.profiles import KINDS, profile_of
 from launch.fit.retaining import RetainingHeads
 from launch.fit.training import Learner, Run, Training
 from launch.measure.quality.prefilled import PrefilledModel
+from launch.terminal.outputs import make_writable_folder
 from models.architecture import Architecture
 from models.cache import CachePolicy
 from models.checkpoint import load_checkpoint
@@ -30,11 +31,12 @@ from models.policies.axes.gate import Gate
 from models.policies.axes.retaining import RetainingHead
 from models.policies.axes.scorers import Scorer
 from models.policies.composition import System
+from models.policies.cskv import CSKV
 from models.policies.wrappers import Around
 from models.policy_file import PolicyFile, write
 from mpc.errors import ConfigurationError
 
-PROFILE, STATE = "profile.json", "fit.safetensors"
+PROFILE, STATE = "profile.json", "fit.state"
 HEADS, PROFILED = 2, 16
 
 
@@ -71,16 +73,21 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
     a = checkpoint.architecture
     parts = parts_of(policy.weight_shapes(a))
     examples = read_examples(checkpoint, asked.prompts)
-    _make_folder(asked.out)
+    make_writable_folder(asked.out)
     kept = _kept(asked, a, parts)
     model = PrefilledModel(replace(checkpoint, description=a.model_copy(update={"learned": ()})))
     learner = _learner(policy, model)
-    weights, loss = None, None
+    weights, loss, learned = None, None, dict[str, Tensor]()
+    for one in _all_of(policy):
+        if isinstance(one, CSKV) and not one.whole:
+            found, loss = low_rank_factors(model, one.learned(a), examples, lambda *at: progress("factors", *at))
+            learned.update(found)
     if learner is not None:
         run = _run(asked, learner)
-        learned = run.run(examples, lambda done, total: progress("train", done, total))
-        weights = write(asked.out, {**kept, **learned}, asked.model, torch.float16)
+        learned.update(run.run(examples, lambda done, total: progress("train", done, total)))
         loss = run.losses[-1] if run.losses else None
+    if learned:
+        weights = write(asked.out, {**kept, **learned}, asked.model, torch.float16)
     few = examples[: asked.profiled]
     profile = profile_of(model, few, lambda done, total: progress("profile", done, total))
     layers = {kind: profile.weights(kind) for kind in KINDS}
@@ -93,7 +100,7 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         "layers": layers,
         "heads": heads,
         "policies": policies,
-        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if learner else None,
+        "fitted": {"policy": asked.policy, "training": asdict(asked.training), "loss": loss} if learned else None,
     }
     file = asked.out / PROFILE
     try:
@@ -102,16 +109,6 @@ def fit(asked: Fitting, progress: Progress) -> Fitted:
         raise ConfigurationError(f"--out {asked.out}: {PROFILE} cannot be written ({error.strerror})") from None
     (asked.out / STATE).unlink(missing_ok=True)
     return Fitted(file, weights, loss, policies)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder. Raises `ConfigurationError` where that or writing there is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
 
 
 def _retaining(model: PrefilledModel, scorer: Scorer, share: float) -> Learner:
@@ -128,16 +125,22 @@ LEARNERS: dict[type[Scorer], Callable[[PrefilledModel, Scorer, float], Learner]]
 """By the scorer that learns, of a model, the scorer and the share of tokens that is to stay."""
 
 
+def _all_of(policy: CachePolicy) -> Iterator[CachePolicy]:
+    """Yield a policy and those of layer 0 inside, from the outermost on."""
+    yield policy
+    while isinstance(policy, Around):
+        policy = policy.of(0)
+        yield policy
+
+
 def _learner(policy: CachePolicy, model: PrefilledModel) -> Learner | None:
-    """Return what trains what a policy learns; None where it learns nothing. Raises `ConfigurationError`."""
-    if not policy.weight_shapes(model.architecture):
+    """Return what trains what a policy learns in steps; None where it learns nothing so. Raises `ConfigurationError`."""
+    *_, inside = _all_of(policy)
+    if not inside.weight_shapes(model.architecture):
         return None
-    inside = policy
-    while isinstance(inside, Around):
-        inside = inside.of(0)
     if not isinstance(inside, System) or type(inside.axes.scorer) not in LEARNERS:
         raise ConfigurationError(
-            f"--policy {policy.spec}: what it learns is not trained here; name locret or attention-gate"
+            f"--policy {policy.spec}: what it learns is not trained here; name locret, attention-gate or cskv|full"
         )
     axes = inside.axes
     return LEARNERS[type(axes.scorer)](model, axes.scorer, axes.budget.share)

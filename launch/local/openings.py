@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ class Openings:
         self._told_at = 0.0
         self._digits = torch.zeros(1 << DIGIT_BITS, dtype=torch.int64)
         self._bits = 0
-        self._last: list[str] = []
+        self._last: deque[str] = deque(maxlen=SHOWN)
         self._lock = threading.Lock()  # sessions have threads of their own
 
     def see(self, m: Tensor, bits: int) -> None:
@@ -50,13 +51,13 @@ class Openings:
             digits = (m.reshape(-1) >> (bits - DIGIT_BITS)) & ((1 << DIGIT_BITS) - 1)
             self._digits += torch.bincount(digits, minlength=1 << DIGIT_BITS).cpu()
             words = m.reshape(-1)[:SHOWN].tolist() if bits >= SHOWN_BITS else []
-            self._last = self._last if not words else [f"{word & ((1 << bits) - 1):0{(bits + 3) // 4}x}" for word in words]
+            self._last.extend(f"{word & ((1 << bits) - 1):0{(bits + 3) // 4}x}" for word in words)
 
     def tell(self) -> None:
         """Tell what was counted so far."""
         self._told_at = time.monotonic()
         with self._lock:
-            facts = {"digits": self._digits.tolist(), "masked_bits": self._bits, "last": self._last}
+            facts = {"digits": self._digits.tolist(), "masked_bits": self._bits, "last": list(self._last)}
             self._tell(facts)
 
 

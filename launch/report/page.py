@@ -7,6 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.measure.drawing import Plot
 from launch.report.plots import all_plots
 from launch.report.rows import Row
 from launch.report.tables import (
@@ -27,7 +28,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin-top: 2em } p { max-width: 75ch; color: #444 }
 table { border-collapse: collapse; font-size: 13px } th, td { padding: .25em .7em; border-bottom: 1px solid #ddd }
 th { text-align: left; border-bottom: 2px solid #888 } td { text-align: right; white-space: nowrap }
-td:first-child, td:nth-child(2) { text-align: left } img { max-width: 100%; margin: 1em 0 } .wide { overflow-x: auto }
+td:first-child, td:nth-child(2) { text-align: left } img { max-width: 100% }
+figure { margin: 1.5em 0 } figcaption { font-size: 13px; color: #444 } .wide { overflow-x: auto }
 """
 
 
@@ -38,15 +40,15 @@ def all_tables(rows: Sequence[Row]) -> list[Table]:
     return [*(table for table in found if table is not None), where_table(rows)]
 
 
-def markdown(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
+def markdown(title: str, tables: Sequence[Table], plots: Mapping[str, Plot]) -> str:
     """Return the page; pictures are referred to by file name."""
     parts = [f"# {title}"]
     parts += [f"## {table.title}\n\n{table.note}\n\n{table.markdown()}" for table in tables]
-    parts += [f"![{name}]({name}.png)" for name in plots]
+    parts += [f"![{plot.caption}]({name}.png)\n\n*{plot.caption}*" for name, plot in plots.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
+def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, Plot]) -> str:
     """Return the page with its pictures inside it."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for table in tables:
@@ -57,9 +59,10 @@ def html_page(title: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -
             f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.note)}</p>"
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
-    for name, png in plots.items():
-        data = base64.b64encode(png).decode()
-        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
+    for plot in plots.values():
+        data, caption = base64.b64encode(plot.png).decode(), html.escape(plot.caption)
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     inside = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -75,7 +78,7 @@ def write_report(rows: Sequence[Row], out: Path, title: str, tables: Sequence[Ta
     tables = all_tables(rows) if tables is None else tables
     plots = all_plots(rows)
     files = {"report.md": markdown(title, tables, plots).encode(), "report.html": html_page(title, tables, plots).encode()}
-    files |= {f"{name}.png": png for name, png in plots.items()}
+    files |= {f"{name}.png": plot.png for name, plot in plots.items()}
     written = []
     for name, data in files.items():
         temporary = out / f".{name}.new"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +12,13 @@ from launch.local.checks import check_device
 from launch.local.signals import Terminated
 from launch.terminal import logs
 from launch.terminal.console import err
-from mpc.errors import ConfigurationError
+from mpc.errors import ConfigurationError, MpcacheError
 from parties.config.role_config import RoleConfig, load_config
 from parties.identity.certificates import Identity
 from parties.names import Role
 from parties.status.peer_watch import PeerWatch
+
+FAILURE_SECONDS = 0.2
 
 
 class Server(Protocol):
@@ -28,6 +32,8 @@ class Server(Protocol):
     def start(self) -> object: ...
 
     def wait(self) -> None: ...
+
+    def fail(self, error: MpcacheError) -> None: ...
 
     def drain(self, seconds: float) -> bool: ...
 
@@ -44,10 +50,34 @@ def load_role(path: Path, role: Role, trust_authority: bool = False) -> RoleConf
     return config.model_copy(update={"insecure_trust_authority": True}) if trust_authority else config
 
 
-def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
-    """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C."""
+class _Failing:
+    """Ends a server, from a thread of its own, as soon as something says that it cannot go on."""
+
+    def __init__(self, server: Server, failure: Callable[[], MpcacheError | None]) -> None:
+        self.error: MpcacheError | None = None
+        self._server, self._failure, self._over = server, failure, threading.Event()
+        threading.Thread(target=self._watch, name="failure", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(FAILURE_SECONDS):
+            if (error := self._failure()) is not None:
+                self.error = error
+                self._server.fail(error)
+                self._server.stop()
+                return
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._over.set()
+
+
+def serve(
+    server: Server, config: RoleConfig, supervised: bool, failure: Callable[[], MpcacheError | None] = lambda: None
+) -> None:
+    """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C. failure(): why the server cannot go
+    on, None as long as it can; it ends with that error."""
     logs.configure(config.log_format, "warning" if supervised else config.log_level)
-    watch = PeerWatch(config, lambda: server.identity)
+    watch, failing = PeerWatch(config, lambda: server.identity), _Failing(server, failure)
     try:
         server.start()
         if supervised:
@@ -56,8 +86,11 @@ def serve(server: Server, config: RoleConfig, supervised: bool) -> None:
             err.print(f"{config.name} ({config.role}) serves at {server.address}; Ctrl-C ends it")
             watch.start()
         server.wait()
+        if failing.error is not None:
+            raise failing.error
     except Terminated:
         server.drain(config.grace_seconds)  # a second signal ends it at once
     finally:
+        failing.stop()
         watch.stop()
         server.stop()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture, decoder_of
-from models.costs.cached import cache_bytes
+from models.costs.cached import CacheBytes, cache_bytes
 from models.costs.expert_ways import with_way
 from models.costs.program import CHOICE
 from models.costs.tracing import Costs, Setting, trace_load, trace_prefix_load, trace_session, trace_step
@@ -86,11 +86,13 @@ def middle_layer(architecture: AnyArchitecture, repeats: list[int]) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry."""
+    """One step's costs. layer: of the layer in the middle; largest: elements of the largest tape entry; cached: as in
+    `Trace`."""
 
     costs: Costs
     layer: Costs
     largest: float
+    cached: CacheBytes | None = None
 
 
 class Tracer:
@@ -126,7 +128,9 @@ class Tracer:
         steps = self.setting.steps(self.setting.cached(a, prompt), new, kept)
         keys = [(0, prompt, False), *((*step, drafted) for step in steps)]
         for key, found in zip(keys, trace_session(a, self.setting, prompt, new, kept), strict=True):
-            self.lengths[key] = Step(found.costs(every), found.layer(a.layers // 2), max(found.largest.values()))
+            self.lengths[key] = Step(
+                found.costs(every), found.layer(a.layers // 2), max(found.largest.values()), found.cached
+            )
 
     def _whole(self, cached: int, tokens: int, drafted: bool = False) -> Step:
         architecture, setting = self.architecture, self.setting
@@ -173,8 +177,8 @@ def _sum(costs: Iterable[Costs]) -> Costs:
 @dataclass(frozen=True)
 class Estimate:
     """Costs of a generation. load_prefix: of a registered prefix's rows, once for all sessions of a load; nothing without
-    one. first: up to the first token; further: of all tokens after it, `new - 1` of them, in `steps`
-    steps: as many, or with a draft fewer, if `kept` rows of each stay.
+    one. cached: what the session's cache takes. first: up to the first token; further: of all tokens after
+    it, `new - 1` of them, in `steps` steps: as many, or with a draft fewer, if `kept` rows of each stay.
     """
 
     architecture: AnyArchitecture
@@ -188,6 +192,7 @@ class Estimate:
     first_layer: Costs
     last_layer: Costs
     largest_entry: float
+    cached: CacheBytes
     lengths_traced: int
     seconds: float
     steps: int
@@ -200,11 +205,11 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Return what a party needs: its process, its weights, full cache, and the largest tape entry while it is used."""
+        """Return what a party needs: its process, its weights, the cache when it holds most, and the largest tape entry
+        while it is used."""
         weights = self.architecture.parameters() * WEIGHT_BYTES
-        cached = cache_bytes(self.architecture, self.setting.before + self.prompt, self.new)
         loaded = cache_bytes(self.architecture, self.setting.before, 1)
-        return round(PROCESS_BYTES + weights + loaded + cached + self.largest_entry * ENTRY_BYTES)
+        return round(PROCESS_BYTES + weights + loaded + self.cached.most + self.largest_entry * ENTRY_BYTES)
 
 
 def estimate(
@@ -245,6 +250,7 @@ def estimate(
         else:
             further = tracer.tokens(cached, cached + new - 2)
         last = tracer.step(*steps[-1], drafted) if steps else first
+    whole = cache_bytes(architecture, setting.behind + prompt, new)
     return Estimate(
         architecture=architecture,
         setting=setting,
@@ -257,6 +263,7 @@ def estimate(
         first_layer=first.layer,
         last_layer=last.layer,
         largest_entry=max(s.largest for s in tracer.lengths.values()),
+        cached=last.cached or CacheBytes(whole, whole),
         lengths_traced=len(tracer.lengths),
         seconds=time.perf_counter() - start,
         steps=len(steps),

@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import cast
 
 from models.architecture import Architecture
-from models.costs.tracing import Products, Setting
+from models.costs.products import Products
+from models.costs.tracing import Setting
 from models.experts import Mixture
 from models.policies import parse
 from protocols.expert_ways import AUTO, DENSE, ExpertsWay

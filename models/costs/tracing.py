@@ -7,17 +7,19 @@ send. Multiply-adds are those of ring matrix products; element-wise work is not 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
+from models.cache import KVCache
 from models.chunks import ChunkPlan
+from models.costs.cached import CacheBytes, held_bytes
+from models.costs.products import Products
 from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
@@ -30,17 +32,13 @@ from models.plans import AnyPlan, Leaving, Lengths, make_plan
 from models.policies import parse
 from models.prefix_rows import LOAD_ROWS
 from models.prefixes import ROWS
-from mpc.ledger import Ledger, current
+from mpc.ledger import Ledger
 from mpc.tape import CountingTape
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec, secure_suite
-from protocols.suite import Linear, Suite, Value
+from protocols.suite import Suite
 
 STEP = "step"
-FEW_ROWS = 8  # products with fewer rows run at the speed of memory (see mpc.ring)
-
-# Ring products that a party computes for one product of a secret with a secret: with the opened value and with the mask.
-RING_PRODUCTS = {"masked": 2, "crypten": 2}
 
 FIELDS = ("rounds", "bytes_sent", "offline_bytes", "vector_products", "matrix_products")
 Key = tuple[str, str, str]  # part of the model, operation, field
@@ -87,12 +85,15 @@ class StageCosts:
 
 
 class _Tape(CountingTape):
-    """Counts, and remembers the largest entry of each operation, in elements."""
+    """Counts, and remembers the largest entry of each operation, in elements; and the most that the session's cache took in
+    memory when an entry was asked for."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         super().__init__()
         self._check = check
         self.largest: dict[str, int] = {}
+        self.cache: KVCache | None = None
+        self.cached = 0
 
     def random(self, op: str, shape: Sequence[int], bits: int = 64, kind: str = "sum") -> Tensor:
         return self._seen(op, super().random(op, shape, bits, kind))
@@ -105,122 +106,9 @@ class _Tape(CountingTape):
     def _seen(self, op: str, x: Tensor) -> Tensor:
         self._check()
         self.largest[op] = max(self.largest.get(op, 0), x.numel())
+        if self.cache is not None:
+            self.cached = max(self.cached, held_bytes(self.cache))
         return x
-
-
-class Products:
-    """A suite that counts the multiply-adds of the matrix products it is asked for, and passes everything on."""
-
-    def __init__(self, suite: Suite) -> None:
-        self._suite = suite
-        self.counts: dict[tuple[str, str, str], int] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._suite, name)
-
-    def _count(self, rows: int, inner: int, columns: int, batch: int = 1) -> None:
-        where, op = current()
-        kind = "vector_products" if rows < FEW_ROWS else "matrix_products"
-        each = RING_PRODUCTS.get(self._suite.name, 2)
-        self.counts[where, op, kind] = self.counts.get((where, op, kind), 0) + batch * rows * inner * columns * each
-
-    def whole_linear(self, x: Value, layer: Linear) -> Any:
-        """Count as `linear` does."""
-        self._count(x.shape[:-1].numel(), *layer.weight.shape)
-        return self._suite.whole_linear(x, layer)
-
-    def linear(self, x: Value, layer: Linear, residual: Value | None = None) -> Any:
-        """Count [..., in] x [in, out], or [E, n, in] x [E, in, out]."""
-        *each, inner, columns = layer.weight.shape
-        batch = math.prod(each)
-        self._count(x.shape[:-1].numel() // batch, inner, columns, batch)
-        return self._suite.linear(x, layer, residual)
-
-    def norm_linear(self, x: Value, norm: Any, layers: Sequence[Linear], whole: bool = False) -> Any:
-        """Count as `linear` does, for each layer."""
-        for layer in layers:
-            self._count(x.shape[:-1].numel(), *layer.weight.shape)
-        return self._suite.norm_linear(x, norm, layers, whole)
-
-    def look_up(self, index: Value, table: Value) -> Any:
-        """Count [T, V] x [V, D]."""
-        self._count(index.shape[0], *table.shape)
-        return self._suite.look_up(index, table)
-
-    def embed(self, one_hot: Value, table: Value) -> Any:
-        """Count [T, V] x [V, D]."""
-        self._count(one_hot.shape[0], *table.shape)
-        return self._suite.embed(one_hot, table)
-
-    def matmul(self, x: Value, y: Value) -> Any:
-        """Count [..., M, K] x [..., K, N]."""
-        self._count(x.shape[-2], x.shape[-1], y.shape[-1], x.shape[:-2].numel())
-        return self._suite.matmul(x, y)
-
-    def gather(self, slots: Value, rows: Value) -> Any:
-        """Count [E C, T] x [T, D], or each expert's own [C, T] x [T, D]."""
-        self._count(slots.shape[:2].numel(), slots.shape[2], rows.shape[-1])
-        return self._suite.gather(slots, rows)
-
-    def scatter(self, slots: Value, rows: Value, stream: Value) -> Any:
-        """Count [T, E C] x [E C, D]."""
-        self._count(slots.shape[2], slots.shape[:2].numel(), rows.shape[2])
-        return self._suite.scatter(slots, rows, stream)
-
-    def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None) -> Any:
-        """Count [G, n, C] x [G, C, S] and [G, n, S] x [G, S, C]."""
-        groups, rows, channels = q.shape
-        self._count(rows, channels, k.shape[1], groups)
-        self._count(rows, k.shape[1], channels, groups)
-        return self._suite.attention(q, k, v, mask)
-
-    def attention_with_mass(self, q: Value, k: Value, v: Value, mask: Tensor | None, observed: Tensor) -> Any:
-        groups, rows, channels = q.shape
-        self._count(rows, channels, k.shape[1], groups)
-        self._count(rows, k.shape[1], channels, groups)
-        return self._suite.attention_with_mass(q, k, v, mask, observed)
-
-    def observed_attention(self, q: Value, k: Value, v: Value | None, mask: Tensor | None, observed: Any) -> Any:
-        groups, rows, channels = q.shape
-        self._count(rows, channels, k.shape[1], groups)
-        if v is not None:
-            self._count(rows, k.shape[1], channels, groups)
-        return self._suite.observed_attention(q, k, v, mask, observed)
-
-    def biased_attention(self, q: Value, k: Value, v: Value, bias: Value) -> Any:
-        groups, rows, channels = q.shape
-        self._count(rows, channels, k.shape[1], groups)
-        self._count(rows, k.shape[1], channels, groups)
-        return self._suite.biased_attention(q, k, v, bias)
-
-    def relative_attention(self, q: Value, k: Value, v: Value, bias: Value, mask: Tensor | None) -> Any:
-        groups, rows, channels = q.shape
-        self._count(rows, channels, k.shape[1], groups)
-        self._count(rows, k.shape[1], channels, groups)
-        return self._suite.relative_attention(q, k, v, bias, mask)
-
-    def scores(self, q: Value, k: Value) -> Any:
-        """Count [G, R, C] x [G, C, N]."""
-        self._count(q.shape[1], q.shape[2], k.shape[1], q.shape[0])
-        return self._suite.scores(q, k)
-
-    def selected_attention(self, q: Value, chosen: Value | Awaitable[Value], k: Value, v: Value, always: Any) -> Any:
-        """Count products with all clusters, of the choice with scores and weights, and with what always counts."""
-        groups, rows, channels = q.shape
-        clusters, size = k.shape[1], k.shape[2]
-
-        def count(rows_chosen: Value) -> Value:
-            self._count(rows * rows_chosen.shape[1], clusters, 2 * size, groups)
-            return rows_chosen
-
-        async def counted(choosing: Awaitable[Value]) -> Value:
-            return count(await choosing)
-
-        self._count(rows, channels, 2 * clusters * size, groups)
-        if always is not None:
-            self._count(rows, channels, 2 * always[0].shape[1], groups)
-        given = count(chosen) if isinstance(chosen, Value) else counted(chosen)
-        return self._suite.selected_attention(q, given, k, v, always)
 
 
 @dataclass(frozen=True)
@@ -290,11 +178,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation."""
+    """One step of a whole (perhaps reduced) model. largest: elements of the largest tape entry by operation. cached: so
+    far, of a session that is traced in order; None for a step alone."""
 
     ledger: Ledger
     products: Mapping[tuple[str, str, str], int]
     largest: Mapping[str, int]
+    cached: CacheBytes | None = None
 
     def costs(self, repeats: Sequence[int]) -> Costs:
         """Return costs by part, layers together: repeats[n] is how many layers the n-th traced one stands for."""
@@ -375,7 +265,7 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     if setting.before:
         weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = decoder.begun(setting.behind, setting.chunks, prompt)
+    cache = tape.cache = decoder.begun(setting.behind, setting.chunks, prompt)
     drafted = setting.draft is not None
     for cached, tokens in ((0, prompt), *setting.steps(setting.cached(architecture, prompt), new, kept)):
         suite.ledger.costs.clear()
@@ -385,7 +275,9 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
             with suite.ledger.timed(STEP):
                 suite.run(decoder.keep(cache, cached - cache.seen))
         suite.run(step(decoder, cache, setting.step(tokens, drafted and cached > 0), None, STEP))
-        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest))
+        took = held_bytes(cache)
+        held = CacheBytes(max(tape.cached, took), took)
+        yield Trace(copy.deepcopy(suite.ledger), dict(products.counts), dict(tape.largest), held)
 
 
 def trace_load(architecture: AnyArchitecture, setting: Setting) -> Costs:

@@ -42,6 +42,11 @@ class CSKV(Holding):
         ratio(self.name, "rank", self.rank)
         whole(self.name, "window", self.window, 1)
         one_of(self.name, "turning", self.turning, ("whole", "low"))
+        if not isinstance(self.inner, FullCache) and not self.inner.one_set_for_all_heads:
+            raise ConfigurationError(
+                f"policy {self.name}: '{self.inner.spec}' keeps other tokens for each head, and rows of low rank are one "
+                "token's, of all heads together; use full or compresskv inside"
+            )
         if self.turning == "low" and not isinstance(self.inner, FullCache):
             raise ConfigurationError(
                 f"policy {self.name}: turning=low needs keys at public positions, which '{self.inner.spec}' moves in "

@@ -101,6 +101,14 @@ class RoleConfig(BaseModel):
         "or auto (on with 4 cores or more).",
         json_schema_extra=PARTY,
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes of this party, its ranks, which hold weights together and compute products with them at the "
+        "same time; on GPUs each has one of its own. See docs/clusters.md.",
+        json_schema_extra=PARTY,
+    )
     device: str = Field(default="cpu", description="Where to compute: cpu, cuda, cuda:1.", json_schema_extra=SERVERS)
     deadline_seconds: float = Field(
         default=30.0, gt=0, description="How long a connected peer may be silent before the session ends."
@@ -120,10 +128,10 @@ class RoleConfig(BaseModel):
         ge=0,
         description="How long a session waits for a lost connection to come back; 0: it ends at once.",
     )
-    when_tape_is_out: Literal["error", "wait"] = Field(
+    when_tape_is_out: Literal["error", "wait", "dealer"] = Field(
         default="error",
-        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, or wait "
-        "for up to tape_wait_seconds; the client is told.",
+        description="When no tape on disk fits a session, or the dealer cannot be reached: end the session, wait for up to "
+        "tape_wait_seconds (the client is told), or ask the running dealer, as a party without tapes does.",
         json_schema_extra=PARTY,
     )
     tape_wait_seconds: float = Field(default=600.0, gt=0, description="How long to wait then.", json_schema_extra=PARTY)

@@ -15,6 +15,7 @@ from models.costs.cached import cache_bytes
 from models.generation import token_indices
 from mpc.errors import ConfigurationError, EnvironmentProblem, PermissionRefused, WireError
 from mpc.random import SEED_BYTES
+from mpc.ranks import Ranks
 from parties.config.role_config import RoleConfig
 from parties.events import event
 from parties.identity.trust import dealer_of
@@ -49,8 +50,9 @@ class ComputePartyServer(RoleServer[PartySession]):
     role = "party"
     service = "mpcache.ComputeParty"
 
-    def __init__(self, config: RoleConfig, program: Program = MODEL) -> None:
+    def __init__(self, config: RoleConfig, program: Program = MODEL, ranks: Ranks | None = None) -> None:
         super().__init__(config, program)
+        self._ranks = ranks
         assert config.store is not None
         self.store = ModelStore(config.store)
         self.prefixes = PrefixStore(config.store, config.limits.max_prefix_bytes)
@@ -87,7 +89,7 @@ class ComputePartyServer(RoleServer[PartySession]):
             token_indices(text, decoder_of(parse_description(facts.architecture), "a prefix's model").vocabulary)
         demand = self._demand(manifest, facts, stream.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
-        holdings = Holdings(self.store, self.prefixes, self.tapes, self.groups)
+        holdings = Holdings(self.store, self.prefixes, self.tapes, self.groups, self._ranks)
         admitted = Admitted(id, manifest, facts, ticket, stream, blocks, text)
         session = self.hold(ticket, lambda: PartySession(self, holdings, admitted))
         event(

@@ -13,6 +13,7 @@ import torch
 from models.architectures import parse_description
 from mpc.in_step import StepMember
 from mpc.ledger import Ledger
+from mpc.ranks import Ranks
 from mpc.tape import PartyTape
 from parties.errors import SessionFinished
 from parties.party.client_endpoint import ClientEndpoint
@@ -29,7 +30,7 @@ from parties.server.admission import Ticket
 from parties.server.server import RoleServer
 from parties.server.sessions import ServedSession
 from parties.server.weight_cache import WeightLease
-from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed
+from parties.tapes.agreement import Dealt, Source, TapeAgreement, TapeNeed, WithoutTape
 from parties.tapes.store import TapeStore
 from parties.transport.channel import GrpcChannel
 from parties.transport.peer_stream import PeerStream
@@ -42,12 +43,13 @@ from protocols.suite import Suite
 @dataclass(frozen=True)
 class Holdings:
     """What a party has for all its sessions: shares of models and tapes on disk, the latter where it takes them from a
-    folder, and which sessions run in step."""
+    folder, which sessions run in step, and the party's ranks, where it is more than one process."""
 
     models: ModelStore
     prefixes: PrefixStore
     tapes: TapeStore | None
     groups: StepGroups
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class PartySession(ServedSession):
         self._tapes: TapeAgreement | None = None
         if holdings.tapes is not None:
             need = TapeNeed(manifest, self.facts.nonce, self._lease)
-            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, patience)
+            without = WithoutTape(patience, config.when_tape_is_out == "dealer")
+            self._tapes = TapeAgreement(holdings.tapes, self, need, self.endpoint.progress, without)
         hello = wire.Hello(
             session=self.id,
             name=server.name,
@@ -106,7 +109,7 @@ class PartySession(ServedSession):
         self._rendezvous = Rendezvous(self, network, self._greetings, self.endpoint.progress)
         self.endpoint.tell_dealer = self._rendezvous.tell_dealer
         self._channel: GrpcChannel | None = None
-        self._groups = holdings.groups
+        self._groups, self._ranks = holdings.groups, holdings.ranks
         self._member: StepMember | None = None
         self._preprocessing: Preprocessing | None = None
 
@@ -190,7 +193,7 @@ class PartySession(ServedSession):
         peers = self._rendezvous.meet(self._take_place)
         self._store.agree(self.facts, self._greetings.storings)
         self.trace.stage("tape")
-        dealt = self._dealt() if self._tapes is None else self._tapes.agree(peers)
+        dealt = (None if self._tapes is None else self._tapes.agree(peers)) or self._dealt()
         channel = self._channel = GrpcChannel(config.index, manifest.parties, peers, self.ledger)
         channel.on_round = self.endpoint.on_round
         tape = self._tape(dealt.session)
@@ -202,6 +205,8 @@ class PartySession(ServedSession):
             self.trace.stage("load")
             self.server.metrics.get("mpcache_model_loads_total").inc()
             loading = suite if dealt.loading is None else self._program.suite(self._tape(dealt.loading), channel)
+            if self._ranks is not None:
+                loading.split_weights(self._ranks)
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
         if self._blocks:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from mpc.errors import ConfigurationError, PeerLost
+from mpc.errors import ConfigurationError, MpcacheError, PeerLost
 from parties.config.role_config import RoleConfig, split_address
 from parties.errors import Busy
 from parties.events import event
@@ -242,6 +242,12 @@ class RoleServer(ABC, Generic[S]):
             if session.ticket.state != "running":
                 session.fail(PeerLost(self.name, session.step, "is shutting down"))
         return self.incoming.wait_until_idle(seconds)
+
+    def fail(self, error: MpcacheError) -> None:
+        """End all sessions with an error that this server cannot go on after, and take no more."""
+        self.draining = True
+        for session in self.sessions.all():
+            session.fail(error)
 
     def stop(self, grace: float = 1.0) -> None:
         """End all sessions with an error that says so, and free port and threads."""

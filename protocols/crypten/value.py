@@ -142,6 +142,11 @@ class CryptenWeight(CryptenValue):
         self.difference = difference
         self.mask = mask
 
+    @property
+    def element_bytes(self) -> int:
+        """Return what an element takes: its share and W - b."""
+        return 16
+
     def _moved(self, move: Callable[[Tensor], Tensor]) -> CryptenWeight:
         difference = None if self.difference is None else move(self.difference)
         mask = None if self.mask is None else move(self.mask)

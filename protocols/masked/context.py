@@ -26,6 +26,7 @@ from mpc.errors import RangeError
 from mpc.ledger import Ledger, current
 from mpc.messages import Message, at_host, delivered, joined, on_device, packed, size, unpacked
 from mpc.packing import packed_size
+from mpc.ranks import Ranks
 from mpc.shape_tensor import broadcast, shape_tensor
 from mpc.tape import CountingTape, Tape
 from protocols.masked.shares import Masked, Shared
@@ -177,6 +178,7 @@ class Context:
         self.first = channel is not None and channel.party == 0
         counted = parties - 1 if perspective is None else perspective
         self.perspective = channel.party if channel is not None else counted
+        self.ranks: Ranks | None = None  # of this party, which weights are split over when they are loaded
         self.prefer: Prefer = "auto"  # which form of a gate is run, see `protocols.masked.forms`
         self.ledger = channel.ledger if channel is not None else tape.ledger
         self.observer: Callable[[Tensor, int], None] | None = None  # of all that is masked when it arrives

@@ -72,6 +72,23 @@ class FixedWeight:
         """[in, out], [E, in, out] (or [out] of a bias)."""
         return self.m.shape
 
+    @property
+    def bytes_here(self) -> int:
+        """Return the bytes that a party's process keeps of it."""
+        return self.m.nbytes + self.own.nbytes
+
+    def times_own(self, rows: Tensor, bits: int) -> Tensor:
+        """Return rows [..., in] times this party's share of W modulo 2^bits."""
+        return ring.matmul(rows, self.own, bits)
+
+    def times_m(self, rows: Tensor, bits: int) -> Tensor:
+        """Return rows [..., in] times W + lam modulo 2^bits."""
+        return ring.matmul(rows, self.m, bits)
+
+    def whole(self) -> FixedWeight:
+        """Return the weight with all of it here."""
+        return self
+
     def move(self, f: Callable[[Tensor], Tensor]) -> FixedWeight:
         """Return the same numbers in another shape or order, without a copy where f needs none."""
         return FixedWeight(f(self.m), f(self.own), f(self.lam), self.frac, self.bits)
@@ -85,16 +102,16 @@ def weight_product(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:
     shape = (*x.shape[:-1], w.shape[-1])
     bits = x.bits
 
-    def times(rows: Tensor, weight: Tensor) -> Tensor:
+    def times(rows: Tensor, product: Callable[[Tensor, int], Tensor]) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1]) if len(w.shape) == 2 else rows
-        return ring.matmul(flat, weight, bits).reshape(shape)
+        return product(flat, bits).reshape(shape)
 
     require(bits <= w.bits, op, f"a weight kept modulo 2^{w.bits} cannot be multiplied in a ring of {bits} bits")
-    term = c.deal(op, shape, bits, lambda: times(x.lam, w.lam))
-    precomputed = c.tape.precompute(op, shape, lambda: term - times(x.lam, w.m))
+    term = c.deal(op, shape, bits, lambda: times(x.lam, lambda rows, bits: ring.matmul(rows, w.lam, bits)))
+    precomputed = c.tape.precompute(op, shape, lambda: term - times(x.lam, w.times_m))
     if not c.evaluating:
         return Shared(c.blank(shape), bits, x.frac + w.frac)
-    return Shared(times(x.m, w.own) + precomputed, bits, x.frac + w.frac)
+    return Shared(times(x.m, w.times_own) + precomputed, bits, x.frac + w.frac)
 
 
 def weight_multiply(c: Context, op: str, x: Masked, w: FixedWeight) -> Shared:

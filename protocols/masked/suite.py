@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mpc.channel import Channel
+from mpc.ranks import Ranks
 from mpc.ring import RING_BITS
 from mpc.tape import Tape
 from protocols.bounds import RANGE_KINDS
@@ -94,6 +95,9 @@ class MaskedSuite(Suite):
 
     def flags(self) -> Tensor | None:
         return self.convert.ranges.take()
+
+    def split_weights(self, ranks: Ranks) -> None:
+        self.context.ranks = ranks
 
     def _flush(self, requests: list[Any]) -> Sequence[Any]:
         return self.context.flush(requests)

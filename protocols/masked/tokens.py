@@ -85,7 +85,7 @@ class RowProduct(Request[Tensor]):
             m = ring.reduce(torch.as_tensor(total), self.bits)
             if c.observer is not None:
                 c.observer(m, self.bits)
-            out.append(ring.matmul(m, self.table.own, self.bits))
+            out.append(self.table.times_own(m, self.bits))
             start += size
         return torch.cat(out)
 
@@ -115,5 +115,5 @@ def _block(c: Context, index: Masked, table: FixedWeight, bits: int) -> tuple[Me
     lam = c.tape.random("open", tuple(rows.shape), bits)
     shape = (index.shape[0], table.shape[1])
     term = c.deal("embed", shape, bits, lambda: ring.matmul(lam, table.lam, bits))
-    precomputed = c.tape.precompute("embed", shape, lambda: term - ring.matmul(lam, table.m, bits))
+    precomputed = c.tape.precompute("embed", shape, lambda: term - table.times_m(lam, bits))
     return (packed(rows.x + lam, bits) if c.evaluating else b""), precomputed

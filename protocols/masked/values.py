@@ -75,6 +75,12 @@ class MaskedTensor(Value):
         return self.masked if self.masked is not None else self.as_shared()
 
     @property
+    def element_bytes(self) -> int:
+        if self.packed is not None:
+            return self.packed.element_bytes
+        return 8 if self.masked is None else 16
+
+    @property
     def frac(self) -> int:
         """Fraction bits."""
         return self.form.frac
@@ -233,7 +239,7 @@ class MaskedWeight(Value):
 
     def tensor(self, context: Context | None = None) -> MaskedTensor:
         """Return the weight as an ordinary value (a sharing)."""
-        share = Shared(self.weight.own.to(torch.int64), self.weight.bits, self.weight.frac)
+        share = Shared(self.weight.whole().own.to(torch.int64), self.weight.bits, self.weight.frac)
         return MaskedTensor(context or self.context, self.magnitude, share, wide=self._wide)
 
     @property

@@ -30,6 +30,10 @@ class PlainValue(Value):
         return f"PlainValue(shape={list(self.tensor.shape)}, dtype={self.tensor.dtype})"
 
     @property
+    def element_bytes(self) -> int:
+        return self.tensor.element_size()
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
         return self.tensor.shape

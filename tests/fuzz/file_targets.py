@@ -151,7 +151,7 @@ TARGETS: dict[str, Target] = {
     "policy": Target(
         lambda: [
             *(name.encode() for name in POLICIES),
-            b"mpcache:static=0.5,dynamic=0.2,fine=4",
+            b"mpcache:preset=clusters,static=0.5,dynamic=0.2,fine=4",
             b"full@0-1;h2o:budget=0.2",
             b"shared:layers=2|quest",
         ],

@@ -41,7 +41,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "new_tokens": 3,
         "decoding": "greedy",
         "temperature": None,
-        "policy": "mpcache:static=0.5",
+        "policy": "mpcache:preset=clusters,static=0.5",
         "draft": 0,
         "tables": public_tables.digest(SHAPE),
         "parties": ["party0", "party1"],

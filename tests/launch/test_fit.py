@@ -116,7 +116,7 @@ def test_everything_is_written_for_this_model(tmp_path: Path) -> None:
         assert parse(f"{found.policies[kind]}|snapkv:budget=0.5").spec.startswith("layers:weights=")
         assert len(facts["layers"][kind].split()) == 4
     assert all(part.count(".") == 1 for part in facts["heads"].split())
-    assert not (tmp_path / "out" / "fit.safetensors").exists()
+    assert not (tmp_path / "out" / "fit.state").exists()
 
 
 # ---- profiles, by their definitions ----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_work(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="'a' is there for 1 layers, the model has 4"):
         fit(_asked(tmp_path, out), _no_work)
     (out / "policy.safetensors").unlink()
-    (out / "fit.safetensors").write_text("no state")
+    (out / "fit.state").write_text("no state")
     with pytest.raises(CheckpointError, match=r"fit\.safetensors is no state of a training .*take it away"):
         fit(_asked(tmp_path, out), _no_work)
 
@@ -195,4 +195,4 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(
     monkeypatch.setattr(f"{module}.save_file", full)
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left"):
         fit(_asked(tmp_path, tmp_path / "out"), lambda *stage: None)
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"fit.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"fit.state"}

@@ -22,24 +22,36 @@ from launch.cluster.settings import DealerSettings, load_cluster
 from parties.tapes.deal import deal
 
 
-def rates(ray: ModuleType, dealers: DealerSettings) -> tuple[float, float]:
-    """Return tapes a minute by ready dealers, and with their start and the load's expansion."""
+def processor_seconds(pid: int) -> float:
+    """Return what a process has used of processors so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rates(ray: ModuleType, dealers: DealerSettings) -> tuple[float, float, float]:
+    """Return tapes a minute by ready dealers, and with their start and the load's expansion; processor seconds a tape."""
     first: list[float] = []
+    used: dict[int, float] = {}
+    spent: dict[int, float] = {}
     last = 0.0
 
     def event(what: str, worker: Worker) -> None:
         nonlocal last
+        if what == "ready":
+            used[worker.pid] = -processor_seconds(worker.pid)
         if what == "begun":
             first.append(time.perf_counter())
         if what == "written":
             last = time.perf_counter()
+            spent[worker.pid] = used[worker.pid] + processor_seconds(worker.pid)
 
     began = time.perf_counter()
     dealt = deal(order_of(dealers), dealers.out, sessions=RayDealers(ray, dealers, event))
     ended = time.perf_counter()
     shutil.rmtree(dealers.out)
     tapes = len(dealt.session_seconds)
-    return 60 * tapes / (last - first[0]), 60 * tapes / (ended - began - dealt.load_seconds)
+    whole = ended - began - dealt.load_seconds
+    return 60 * tapes / (last - first[0]), 60 * tapes / whole, sum(spent.values()) / tapes
 
 
 def main() -> None:
@@ -54,11 +66,12 @@ def main() -> None:
     with connected("local", many.most_workers * many.cpus) as ray:
         for number in range(given.pairs):
             before = os.getloadavg()[0]
-            (alone, alone_whole), (together, whole) = rates(ray, one), rates(ray, many)
+            (alone, alone_whole, alone_used), (together, whole, together_used) = rates(ray, one), rates(ray, many)
             found.append(together / alone)
             print(
-                f"pair {number + 1}: 1 dealer {alone:.1f} tapes a minute (with its start {alone_whole:.1f}), "
-                f"{many.most_workers} dealers {together:.1f} ({whole:.1f}): {together / alone:.2f} times; "
+                f"pair {number + 1}: 1 dealer {alone:.1f} tapes a minute (with its start {alone_whole:.1f}, "
+                f"{alone_used:.2f} s of a core a tape), {many.most_workers} dealers {together:.1f} ({whole:.1f}, "
+                f"{together_used:.2f} s): {together / alone:.2f} times; "
                 f"{os.cpu_count()} cores, load of the machine before {before:.1f}",
                 flush=True,
             )

@@ -111,7 +111,7 @@ def some(shape: Sequence[int], bits: int, frac: int, used: int | None = None) ->
 def _linear() -> dict[str, list[Case]]:
     async def fixed(s: MaskedSuite, weight: Shared, bits: int) -> product.FixedWeight:
         c = s.context
-        return await fixed_weight(c, tuple(weight.shape), weight.x if c.evaluating else None, weight.frac, bits)
+        return await fixed_weight(c, tuple(weight.shape), weight.x if c.evaluating else None, (weight.frac, bits))
 
     async def weighted(s: MaskedSuite, x: Shared, weight: Shared) -> Shared:
         kept, opened = await fixed(s, weight, 64), await open_value(s.context, x)

@@ -42,7 +42,7 @@ MASKED: dict[str, tuple[str, ...]] = {
     "product": ("product.py",),
     "lifted": ("lifted.py",),
     "wide": ("wide.py", "mpc/wide.py"),
-    "fixed_weight": ("product.py", "weights.py"),
+    "fixed_weight": ("product.py", "weights.py", "split_weight.py"),
     "look_up": ("tokens.py", "weights.py"),
     "gather": ("gather.py",),
     "truncation": ("truncation.py",),

@@ -10,6 +10,7 @@ import typer
 from launch.cli.commands.bench import LayersOption
 from launch.cli.options import (
     DEFAULT_SUITE,
+    SHAPE_HELP,
     DecodingOption,
     DraftOption,
     JsonOption,
@@ -21,6 +22,7 @@ from launch.cli.options import (
     TemperatureOption,
     agreed_choice,
     chosen_draft,
+    shape_name,
     suite_options,
 )
 from launch.local.checks import check_suite
@@ -41,7 +43,8 @@ ShapeOrFolderOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A known shape (gpt2, llama-2-7b, bert-base ...), a checkpoint directory, its config.json, or a GGUF file.",
+        help=SHAPE_HELP,
+        callback=shape_name,
     ),
 ]
 PromptTokensOption = Annotated[
@@ -262,6 +265,7 @@ def estimate_json(found: Estimate, model: str, network: Network, rates: Rates) -
         "last_token_layer": stage_json(found.last_layer, network, rates),
         "further_tokens": found.new - 1,
         "memory_bytes": found.memory_bytes,
+        "cache_bytes": {"most": found.cached.most, "last": found.cached.last},
         "lengths_traced": found.lengths_traced,
         "trace_seconds": found.seconds,
     }
@@ -307,7 +311,8 @@ def _show(found: Estimate, network: Network, rates: Rates) -> None:
     a = found.architecture
     out.print(
         f"{a.layers} layers, {a.parameters():,} weights, {found.setting.parties} parties, suite {found.setting.suite}, "
-        f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}."
+        f"policy {found.setting.policy}. Memory of a party: {byte_count(found.memory_bytes)}, of which the "
+        f"session's cache takes {byte_count(found.cached.most)} at most, {byte_count(found.cached.last)} at the end."
     )
     if a.experts is not None:
         way = found.setting.options.get("experts", DENSE)

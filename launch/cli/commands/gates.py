@@ -11,6 +11,7 @@ import typer
 from launch.cli.options import DEFAULT_SUITE, JsonOption, PartiesOption, SuiteOption
 from launch.local.checks import check_suite
 from launch.terminal.console import err, out, print_json
+from launch.terminal.outputs import check_writable_file
 
 if TYPE_CHECKING:
     from launch.measure.gates.check import Row
@@ -36,6 +37,8 @@ def run(
     documented bound (or a product is off by more than two units in the last place).
     """
     check_suite(suite)
+    if markdown is not None:
+        check_writable_file(markdown, "--markdown")
     if products:
         ok = _products(suite, parties, products, as_json)
     else:

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from launch.terminal.console import out, print_json
+from launch.terminal.outputs import check_writable_file
 from mpc.errors import ConfigurationError, EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -48,13 +49,11 @@ def up(
         raise ConfigurationError(f"--delay '{delay}' is unknown; choose one of: auto, netem, relay")
     wanted = [part.strip() for part in roles.split(",") if part.strip()] if roles is not None else roles_for(parties)
     lab = Lab(_network(profile, rate, rtt, loss), wanted, name, delay)  # type: ignore[arg-type]
+    if addresses is not None:
+        check_writable_file(addresses, "--addresses")
     facts = lab.up().to_json()
     if addresses is not None:
-        try:
-            addresses.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            lab.down()
-            raise ConfigurationError(f"--addresses {addresses} cannot be written: {error.strerror}") from None
+        addresses.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if as_json:
         print_json(facts)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ import typer
 from launch.cli.options import DEFAULT_SUITE, DeviceOption, JsonOption, ModelOption, PartiesOption, SuiteOption
 from launch.local.checks import check_device, check_suite
 from launch.terminal.console import err, out, print_json
+from launch.terminal.outputs import make_writable_folder
 
 if TYPE_CHECKING:
     from launch.measure.quality.sweep import SweepSettings
@@ -187,15 +187,10 @@ def check_folder(folder: Path) -> None:
     """Make the folder. Raises `ConfigurationError` when that or writing there is impossible, or results lie there."""
     from mpc.errors import ConfigurationError
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
+    make_writable_folder(folder)
     for name in (RESULTS, PAGE, QUALITY_PLOT, NEEDLE_PLOT):
         if (folder / name).exists():
             raise ConfigurationError(f"--out {folder}: {name} exists already; name another folder, or move it away")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
 
 
 def _settings(settings: SweepSettings, policies: list[str], new_tokens: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launch.terminal.console import err, out, print_json
+from launch.terminal.outputs import make_writable_folder
 
 if TYPE_CHECKING:
     from launch.measure.quality.long_prompts import Frame
@@ -164,14 +164,7 @@ def _text(checkpoint: Checkpoint, path: Path | None, least: int) -> list[int]:
 
 def _folder(folder: Path) -> Path:
     """Make the folder, with the one for answers. Raises `ConfigurationError` when that or writing there is impossible."""
-    from mpc.errors import ConfigurationError
-
-    try:
-        (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"--out {folder} cannot be made: {error.strerror}; name another folder") from None
-    if not all(os.access(path, os.W_OK | os.X_OK) for path in (folder, folder / ANSWERS)):
-        raise ConfigurationError(f"--out {folder}: it cannot be written to; name another folder")
+    make_writable_folder(make_writable_folder(folder) / ANSWERS)
     return folder
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launch.terminal.console import out
+from launch.terminal.outputs import check_writable_file, make_writable_folder
 
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for report.md, report.html and the plots.")]
 
@@ -34,6 +35,10 @@ def run(
 
     if folder is None and page is None:
         raise ConfigurationError("give --out FOLDER for a report, or --fill FILE for the tables of a Markdown file")
+    if folder is not None:
+        make_writable_folder(folder)
+    if page is not None:
+        check_writable_file(page, "--fill")
     rows = rows_of(read_results(results))
     if page is not None:
         try:

@@ -68,8 +68,8 @@ def part_of(stage: str) -> str:
     return PARTS.get(stage.rpartition("/")[2], "other")
 
 
-def by_part(ledger: Ledger, prefix: str, seconds: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Return the rounds, bytes and seconds of each part of the model, over all layers."""
+def by_part(ledger: Ledger, prefix: str) -> dict[str, dict[str, float]]:
+    """Return the rounds and bytes of each part of the model, over all layers."""
     out: dict[str, dict[str, float]] = {}
     for (stage, _), cost in ledger.costs.items():
         if stage.startswith(prefix):
@@ -77,10 +77,24 @@ def by_part(ledger: Ledger, prefix: str, seconds: dict[str, float]) -> dict[str,
             entry["rounds"] += cost.rounds
             entry["bytes_sent"] += cost.bytes_sent
             entry["offline_bytes"] += cost.offline_bytes
-    for stage, value in seconds.items():
-        if stage.startswith(prefix) and (part := part_of(stage)) in out:
-            out[part]["seconds"] += value
     return out
+
+
+def part_seconds(stage_seconds: Mapping[str, float], repeat: int) -> dict[str, float]:
+    """Return the median seconds of each part of the model over the repetitions of a step.
+
+    >>> part_seconds({"step 0/layer 0/attention": 9.0, "step 1/layer 0/attention": 2.0, "step 2/layer 0/attention": 3.0}, 3)
+    {'attention': 3.0}
+    """
+    found: dict[str, list[float]] = {}
+    for number in range(repeat):
+        sums: dict[str, float] = {}
+        for stage, value in stage_seconds.items():
+            if stage.startswith(f"{step_name(number)}/"):
+                sums[part_of(stage)] = sums.get(part_of(stage), 0.0) + value
+        for part, value in sums.items():
+            found.setdefault(part, []).append(value)
+    return {part: statistics.median(values) for part, values in found.items()}
 
 
 def _zero() -> dict[str, float]:
@@ -123,7 +137,7 @@ def measure_estimate(cell: Cell) -> dict[str, Any]:
         "bytes_sent": {"party0": mean(total.bytes_sent)},
         "offline_bytes": {"party0": mean(total.offline_bytes)},
         "per_layer": {"rounds": layers.rounds / count, "bytes_sent": layers.bytes_sent / count},
-        "parts": means(by_part(ledger, prefix, {})),
+        "parts": means(by_part(ledger, prefix)),
         "operations": means(by_operation(ledger, prefix)),
     }
 
@@ -159,9 +173,12 @@ def step_record(cell: Cell, result: BenchResult, memory_bytes_per_second: float)
     totals = [ledger.total(prefix) for ledger in result.ledgers]
     heavy = max(range(len(totals)), key=lambda n: totals[n].bytes_sent)
     offline, ledger = max(range(len(totals)), key=lambda n: totals[n].offline_bytes), result.ledgers[heavy]
-    parts, operations = by_part(ledger, prefix, result.stage_seconds[heavy]), by_operation(ledger, prefix)
-    for part, cost in by_part(result.ledgers[offline], prefix, {}).items():
+    parts, operations = by_part(ledger, prefix), by_operation(ledger, prefix)
+    for part, cost in by_part(result.ledgers[offline], prefix).items():
         parts[part]["offline_bytes"] = cost["offline_bytes"]
+    for part, value in part_seconds(result.stage_seconds[heavy], result.plan.repeat).items():
+        if part in parts:
+            parts[part]["seconds"] = value
     for name, count in by_operation(result.ledgers[offline], prefix).items():
         operations[name]["offline_bytes"] = count["offline_bytes"]
     seconds = statistics.median(result.seconds)

@@ -1,4 +1,4 @@
-"""Plots as PNG files, readable in greyscale: quality against budget, recall over depth and length."""
+"""Plots as PNG files: quality against budget, recall over depth and length."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from launch.measure.drawing import Look, label_ends, new_figure, png_of
 
 MEASURES = {
     "recall": "recall",
@@ -15,52 +14,44 @@ MEASURES = {
     "attention_mass": "attention kept",
     "perplexity": "perplexity",
 }
-MARKERS = "osD^vP*Xh<>p"
-STYLES = ("-", "--", "-.", ":")
+QUALITY_CAPTION = "Quality of cache policies against their budget; level lines have none"
+NEEDLE_CAPTION = "Recall by place of what is asked for: depth 0 is the prompt's first record, 1 its last"
 COLUMNS = 4
 
 
 def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draw a panel a measure, a line a policy and length; what has no budget is a line across. False: nothing to draw."""
+    """Draw a panel a measure, a line a policy and length, named at its end; what has no budget is a line across. False:
+    nothing to draw."""
     shown = [name for name in MEASURES if any(row[name] is not None for row in rows)]
     if not shown:
         return False
-    policies = list(dict.fromkeys(row["asked"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
-    figure = Figure(figsize=(5.2 * len(shown), 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
     budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}) or [0.0, 1.0]
-    handles: dict[str, Any] = {}
+    lines = [(policy, length) for policy in dict.fromkeys(row["asked"] for row in rows) for length in lengths]
+    figure, (panels,) = new_figure(1, len(shown), (6.6 * len(shown), max(5.0, 0.3 * len(lines))))
     for panel, name in zip(panels, shown, strict=True):
-        for number, policy in enumerate(policies):
-            grey = str(0.65 * number / max(1, len(policies) - 1))
-            for style, length in enumerate(lengths):
-                points = sorted(
-                    (-1.0 if row["budget"] is None else row["budget"], row[name])
-                    for row in rows
-                    if row["asked"] == policy and row["length"] == length and row[name] is not None
-                )
-                if not points:
-                    continue
-                if points[0][0] < 0:
-                    points = [(budgets[0], points[0][1]), (budgets[-1], points[0][1])]
-                (line,) = panel.plot(
-                    *zip(*points, strict=True),
-                    color=grey,
-                    marker=MARKERS[number % len(MARKERS)],
-                    linestyle=STYLES[style % len(STYLES)],
-                )
-                handles[f"{policy}, {length} tokens"] = line
+        ends = []
+        for number, (policy, length) in enumerate(lines):
+            points = sorted(
+                (-1.0 if row["budget"] is None else row["budget"], row[name])
+                for row in rows
+                if row["asked"] == policy and row["length"] == length and row[name] is not None
+            )
+            if not points:
+                continue
+            if points[0][0] < 0:
+                points = [(budgets[0], points[0][1]), (budgets[-1], points[0][1])]
+            look = Look(number)
+            panel.plot(*zip(*points, strict=True), **look.line())
+            ends.append((*points[-1], f"{policy}, {length} tokens" if len(lengths) > 1 else policy, look.color))
         panel.set_xlabel("budget (share of tokens)")
         panel.set_ylabel(MEASURES[name])
         panel.grid(color="0.9")
         if name != "perplexity":
             panel.set_ylim(-0.03, 1.03)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize="small", handlelength=4
-    )
-    figure.savefig(path, dpi=110)
+        label_ends(panel, ends)
+    figure.suptitle(QUALITY_CAPTION if len(lengths) > 1 else f"{QUALITY_CAPTION}; {lengths[0]} tokens", fontsize=10)
+    path.write_bytes(png_of(figure))
     return True
 
 
@@ -76,10 +67,8 @@ def plot_needle(cells: Sequence[dict[str, Any]], path: Path) -> bool:
     found = {(cell["policy"], cell["length"], cell["depth"]): cell["recall"] for cell in cells}
     columns = min(COLUMNS, len(policies))
     lines = -(-len(policies) // columns)
-    figure = Figure(figsize=(1.5 + columns * (1.6 + 0.6 * len(lengths)), lines * (1.2 + 0.4 * len(depths))))
-    figure.set_layout_engine("constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(lines, columns, squeeze=False)
+    size = (1.5 + columns * (1.6 + 0.6 * len(lengths)), 0.3 + lines * (1.2 + 0.4 * len(depths)))
+    figure, panels = new_figure(lines, columns, size)
     for panel in panels.flat[len(policies) :]:
         panel.set_axis_off()
     for panel, policy in zip(panels.flat, policies, strict=False):
@@ -94,5 +83,6 @@ def plot_needle(cells: Sequence[dict[str, Any]], path: Path) -> bool:
         panel.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
     figure.supxlabel("tokens of the prompt", fontsize=9)
     figure.supylabel("depth of the asked record", fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(NEEDLE_CAPTION, fontsize=10, wrap=True)
+    path.write_bytes(png_of(figure))
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,11 +21,12 @@ from launch.serve.gateway.bodies import Choices, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, from_error, invalid
 from launch.serve.gateway.exchange import GONE_STATUS, EventStream, Exchange, Shape
-from launch.serve.gateway.generation import Generation, TextRequest
+from launch.serve.gateway.generation import Generation, TextRequest, Watch
 from launch.serve.gateway.guard import HEALTH, Guard
 from launch.serve.gateway.live import Live
 from launch.serve.gateway.page import PAGE, page
 from launch.serve.gateway.parameters import ChatParameters, CompletionParameters, Parameters, parse
+from launch.serve.gateway.patience import Patience
 from launch.serve.gateway.places import Places
 from launch.serve.gateway.prefixes import OFF
 from launch.serve.gateway.response_bodies import ResponseShape
@@ -88,7 +90,7 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        await asyncio.to_thread(self.catalogue.refresh)
+        await asyncio.to_thread(self._refresh)
         await asyncio.to_thread(self.catalogue.check)
         now = {"running": self.running, "waiting": self.places.waiting}
         return JSONResponse({"status": "ready", **now, "max_concurrent": self.settings.max_concurrent})
@@ -97,7 +99,7 @@ class Gateway:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
-        await asyncio.to_thread(self.catalogue.refresh)
+        await asyncio.to_thread(self._refresh)
         return JSONResponse({"object": "list", "data": [model_body(served) for served in self.catalogue.all()]})
 
     async def _model(self, request: Request) -> Response:
@@ -134,7 +136,9 @@ class Gateway:
         watcher = await self._take_place(request, cancellation.cancel)
         began = time.perf_counter()
         try:
-            rows = await asyncio.to_thread(asked.rows, self.client, cancellation)
+            rows = await asyncio.to_thread(
+                asked.rows, self.client, cancellation, Patience(self.settings.party_seconds).progress
+            )
         finally:
             watcher.cancel()
             self.places.leave(time.perf_counter() - began)
@@ -161,13 +165,21 @@ class Gateway:
         watcher.add_done_callback(lambda task: None if task.cancelled() else gone())
         return watcher
 
+    def _refresh(self) -> None:
+        """Ask the parties what they hold. Raises `PeerLost` for one that is not there."""
+        patience = Patience(self.settings.party_seconds)
+        self.catalogue.refresh(lambda reason: patience.progress(f"waiting for {reason}", 0, 0))
+
     async def _served(self, name: str, prefix: str | None = None) -> Served:
         """Return the model; parties are asked for one that is not known here alone, and now and then which prefixes there
         are, where one is wanted. Raises `ApiError` 404."""
-        if prefix not in (None, OFF):
-            return await asyncio.to_thread(self.catalogue.renewed, name)
         known = self.catalogue.known(name)
-        return known if known is not None else await asyncio.to_thread(self.catalogue.find, name)
+        if known is None:
+            await asyncio.to_thread(self._refresh)
+        elif prefix not in (None, OFF):
+            with suppress(MpcacheError):  # what is known will do
+                await asyncio.to_thread(self._refresh)
+        return self.catalogue.find(name)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
     async def _body(self, request: Request) -> bytes:
@@ -194,11 +206,13 @@ class Gateway:
         self, request: Request, asked: Sequence[TextRequest], shape: Shape, parameters: Parameters
     ) -> Response:
         glance = self.live.open(shape.name, request.headers.get(CLIENT_ID, "")[:MOST_ID])
-        generation = Generation(self.client, asked, self.places.leave, glance)
+        generation = Generation(self.client, asked, self.places.leave, Watch(glance, self.settings.party_seconds))
         watcher = await self._take_place(request, generation.gone)
         generation.start()
         exchange = Exchange(generation, shape, watcher, self.metrics)
         headers = {"X-Request-Id": shape.name}
+        if any(one.request.policy != self.settings.policy for one in asked):
+            headers["X-Cache-Policy"] = requests.WHOLE
         if parameters.dropped:
             headers["X-Dropped-Parameters"] = ", ".join(dict.fromkeys(parameters.dropped))
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,17 +122,8 @@ class Catalogue:
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]
         return found[0] if len(found) == 1 else None
 
-    def renewed(self, name: str) -> Served:
-        """Return `find`, with what has been registered for the model by now, where the parties can be asked."""
-        with suppress(MpcacheError):
-            self.refresh()
-        return self.find(name)
-
     def find(self, name: str) -> Served:
-        """Return the model of this name or id. Raises `ApiError` 404 without repeating an unknown name."""
-        if (served := self.known(name)) is not None:
-            return served
-        self.refresh()
+        """Return the model of this name or id as last seen. Raises `ApiError` 404 without repeating an unknown name."""
         if (served := self.known(name)) is not None:
             return served
         found = [s for s in self._served.values() if name in (s.name, s.reference.id)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.errors import invalid
 from launch.serve.gateway.parameters import parse_body
+from launch.serve.gateway.patience import Progress
 from launch.serve.gateway.settings import GatewaySettings
 from models.outputs import Output
 from models.tokenizer.text import EncodedText
@@ -50,9 +51,10 @@ class AskedEmbeddings:
     normalised: bool
     encoding: str
 
-    def rows(self, client: Client, cancellation: Cancellation) -> Tensor:
+    def rows(self, client: Client, cancellation: Cancellation, on_progress: Progress) -> Tensor:
         """Return the embeddings, float32 [n, D], one session after the other. Raises what `Client.encode` does."""
-        found = [client.encode(request, cancellation=cancellation).checked() for request in self.requests]
+        how: dict[str, Any] = {"on_progress": on_progress, "cancellation": cancellation}
+        found = [client.encode(request, **how).checked() for request in self.requests]
         return stacked(found, self.normalised)
 
     def body(self, rows: Tensor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mpc.errors import MpcacheError, PeerError, PeerSilent
 from parties.errors import WrongOutput
 
 RETRY_SECONDS = 1
+PEER_SECONDS = 5  # that a role takes to start again
 _INVALID, _SERVER, _BUSY = "invalid_request_error", "server_error", "rate_limit_error"
 
 # Code of an error of this project -> (HTTP status, OpenAI's type). OpenAI's clients ask again by themselves after 408, 409,
@@ -72,6 +73,6 @@ def from_error(error: MpcacheError) -> ApiError:
         return busy(str(error))
     if isinstance(error, PeerError):
         code = "peer_silent" if isinstance(error, PeerSilent) else "peer_lost"
-        return ApiError(status, str(error), kind, None, code, error.peer, {"Retry-After": str(RETRY_SECONDS)})
+        return ApiError(status, str(error), kind, None, code, error.peer, {"Retry-After": str(PEER_SECONDS)})
     headers = {"x-should-retry": "false"} if isinstance(error, WrongOutput) else {}
     return ApiError(status, str(error), kind, None, error.code.replace("-", "_"), headers=headers)

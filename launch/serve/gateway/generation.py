@@ -13,6 +13,7 @@ from launch.serve.gateway.catalogue import Served
 from launch.serve.gateway.formats import Held
 from launch.serve.gateway.live import Glance
 from launch.serve.gateway.logits import Seen, TokenProbability, probability
+from launch.serve.gateway.patience import Patience
 from models.tokenizer.stop_strings import TextUntil
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
@@ -98,19 +99,26 @@ class Gone:
 Event = Text | Done | Failed | Gone
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What looks at a request's generations. glance: for the page; seconds: that they wait for a peer that is gone."""
+
+    glance: Glance
+    seconds: float
+
+
 class Generation:
     """The answers to one HTTP request, one after the other. `events` delivers `Text`s and one `Done` of each, or `Failed`;
     `Gone` at any time."""
 
-    def __init__(
-        self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], glance: Glance
-    ) -> None:
+    def __init__(self, client: Client, asked: Sequence[TextRequest], on_end: Callable[[float], None], watch: Watch) -> None:
         self.asked = asked
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.began = time.perf_counter()
         self._client = client
         self._on_end = on_end
-        self._glance = glance
+        self._glance = watch.glance
+        self._seconds = watch.seconds
         self._loop = asyncio.get_running_loop()
         self._cancellation = Cancellation()
 
@@ -166,7 +174,7 @@ class Generation:
         result = self._client.generate(
             replace(request, params=params),
             on_token=on_token,
-            on_progress=self._glance.progress,
+            on_progress=Patience(self._seconds, self._glance.progress).progress,
             on_spent=self._glance.spent,
             cancellation=self._cancellation,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +15,14 @@ from launch.serve.gateway.parameters import MOST_ANSWERS, ChatParameters, Comple
 from launch.serve.gateway.prefixes import behind
 from launch.serve.gateway.responses import ResponsesParameters
 from launch.serve.gateway.settings import GatewaySettings
+from models.architecture import Architecture
+from models.policies import parse
 from models.tokenizer.chat_template import TurnEnd
+from mpc.errors import ConfigurationError
 from parties.client.request import GenerationRequest
 from parties.client.sampling_params import SamplingParams
 
+WHOLE = "full"  # the policy that keeps and attends to every token
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 
@@ -67,6 +72,7 @@ def _requests(parameters: Parameters, served: Served, settings: GatewaySettings,
     _check_logits(parameters, settings)
     format = parameters.format
     matcher = None if format is None else served.words.formats.matcher(format)
+    policy = fitting_policy(settings.policy, served.reference.architecture, before + len(prompt.ids))
     found = []
     for number in range(parameters.n or 1):
         params = _params(parameters, settings, prompt, most)
@@ -78,10 +84,23 @@ def _requests(parameters: Parameters, served: Served, settings: GatewaySettings,
             seed = None if params.seed is None else params.seed + number
             params = replace(params, adjust=adjust if held is None else held, seed=seed)
         draft = settings.draft if params.decoding == "greedy" else None
-        request = GenerationRequest(ids, params, settings.suite, settings.policy, served.reference, draft, prefix)
+        request = GenerationRequest(ids, params, settings.suite, policy, served.reference, draft, prefix)
         request.plan(before + len(prompt.ids) - len(ids)).check(served.reference.architecture)
         found.append(TextRequest(served, request, prompt.context, prompt.echo, parameters.most_likely, number > 0, held))
     return found
+
+
+def fitting_policy(policy: str, architecture: Architecture, prompt_tokens: int) -> str:
+    """Return the policy, or "full" where its budget does not hold what always stays of so short a prompt, but would of the
+    longest one. Raises nothing: what no length mends, the request's plan refuses."""
+    known = parse(policy)
+    try:
+        known.check(architecture, prompt_tokens)
+    except ConfigurationError:
+        with suppress(ConfigurationError):
+            known.check(architecture, max(prompt_tokens, architecture.positions))
+            return WHOLE
+    return policy
 
 
 def _most_tokens(parameters: Parameters, served: Served, prompt: _Prompt, before: int) -> int:

@@ -26,7 +26,8 @@ class GatewaySettings:
     so that they do not learn the answer's length. draft: of requests that take the likeliest tokens; a sample cannot be
     verified and goes without. prefix: the registered prefix of requests that name none (`prefixes.behind`). max_queue:
     requests that wait for their turn. drop_unsupported: parameters that cannot be met are left out, and a header of the
-    answer names them; otherwise they are refused."""
+    answer names them; otherwise they are refused. party_seconds: that a request waits for a party or dealer that cannot be
+    reached."""
 
     suite: SuiteSpec = USUAL
     policy: str = "full"
@@ -41,6 +42,7 @@ class GatewaySettings:
     drop_unsupported: bool = False
     max_body_bytes: int = 1 << 20
     body_seconds: float = 30.0
+    party_seconds: float = 5.0
     keys: tuple[bytes, ...] = field(default=(), repr=False)
     hosts: frozenset[str] = frozenset({"localhost"})
 

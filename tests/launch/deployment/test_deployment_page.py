@@ -97,7 +97,7 @@ class Hosts:
 
     def run(self, host: str, text: str) -> str:
         done = subprocess.run(
-            self.command(host, text), env=self.environment(host), capture_output=True, text=True, timeout=60, check=False
+            self.command(host, text), env=self.environment(host), capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == 0, f"{host}$ {text}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -111,7 +111,7 @@ class Hosts:
             )
 
     def wait_for(self, host: str, text: str) -> None:
-        limit = time.monotonic() + 40
+        limit = time.monotonic() + 180
         while text not in (said := self.logs[host].read_text()):
             assert time.monotonic() < limit, f"{host} never said {text!r}:\n{said}"
             assert self.running[host].poll() is None, said
@@ -141,9 +141,9 @@ def blocks(page: str) -> list[Block]:
     """All console blocks, with the hosts that the line before names."""
     out = []
     for found in re.finditer(r"([^\n]*)\n\n```console\n(.*?)```\n", page, re.DOTALL):
-        section = re.findall(r"^## (.*)$", page[: found.start(2)], flags=re.MULTILINE)[-1]
+        section = ["", *re.findall(r"^## (.*)$", page[: found.start(2)], flags=re.MULTILINE)][-1]
         commands = [line[2:] for line in found[2].splitlines() if line.startswith("$ ")]
-        out.append(Block(section, re.findall(HOST, found[1]), "a line each" in found[1], commands))
+        out.append(Block(section, re.findall(HOST, found[1]), "a line each" in found[1].lower(), commands))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,28 @@ def test_report_files(rows: list[Row], tmp_path: Path, command: Command) -> None
         assert table.title in page
     pictures = [line for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) >= 4
+    assert page.count("<figcaption>") == len(pictures) == len(re.findall(r"^\*.+\.\*$", text, re.MULTILINE))
     for line in pictures:
-        data = (tmp_path / "out" / line.partition("(")[2].rstrip(")")).read_bytes()
+        data = (tmp_path / "out" / line.rpartition("](")[2].rstrip(")")).read_bytes()
         assert data.startswith(b"\x89PNG")
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(pictures)
+
+
+def test_columns_of_nothing_are_left_out(rows: list[Row]) -> None:
+    for table in all_tables(rows):
+        _, *lines = table.shown()
+        assert all(any(cell not in ("-", "") for cell in column) for column in zip(*lines, strict=True)), table.title
+
+
+def test_a_model_beyond_its_positions_is_called_its_shape(tmp_path: Path) -> None:
+    folder = ResultFolder(tmp_path)
+    for prompt in (512, 1024, 2048):
+        folder.keep(Cell(prompt=prompt), PLACE, measured(10, 1, 1.0))
+    folder.keep(Cell(measure="estimate-prompt", prompt=1024), PLACE, measured(10, 1, None))
+    names = {(r.cell.measure, r.cell.prompt): r.title for r in rows_of(read_results(tmp_path))}
+    assert names["token", 512] == names["estimate-prompt", 1024] == "gpt2"
+    assert names["token", 1024] == names["token", 2048] == "shape of gpt2"  # a token behind 1 024 is the 1 025th
 
 
 def test_blocks_of_a_page(rows: list[Row]) -> None:

@@ -38,10 +38,10 @@ def check_numbers(page: Browser, costs: Mapping[str, Mapping[str, Any]], own: Co
         total = ledger["total"]
         assert _role(page, name) == {
             "rounds": plain(total["rounds"]),
-            "bytes sent": plain(total["bytes_sent"]),
-            "bytes received": plain(total["bytes_received"]),
-            "from the dealer": plain(total["offline_bytes"]),
+            "sent": plain(total["bytes_sent"]),
+            "received": plain(total["bytes_received"]),
+            "dealt": plain(total["offline_bytes"]),
         }
-    assert _role(page, "client") == {"bytes sent": plain(own.bytes_sent), "bytes received": plain(own.bytes_received)}
+    assert _role(page, "client") == {"sent": plain(own.bytes_sent), "received": plain(own.bytes_received)}
     dealt = sum(ledger["total"]["offline_bytes"] for ledger in costs.values())
-    assert _role(page, "dealer") == {"bytes sent": plain(dealt)}
+    assert _role(page, "dealer") == {"dealt": plain(dealt)}
