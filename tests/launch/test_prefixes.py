@@ -142,3 +142,14 @@ def test_at_the_gateway(command: Command, held: LocalDeployment, text_model: Pat
                 ask(PROMPT, extra_body={"prefix": "other"})
     finally:
         client.close()
+
+
+def test_documents_between_prefix_and_prompt_from_the_command_line(
+    command: Command, held: LocalDeployment, text_model: Path
+) -> None:
+    """The model of these tests has learned positions, so chunks reach it and are refused by name."""
+    add(command, held, text_model, "document")
+    asked = ["--config", held.folder / "client.yaml", "--model", text_model, "--name", "tiny", "--prompt", PROMPT]
+    done = command("generate", *asked, "--chunks", "document", "--repair", "0.5")
+    assert done.code == 2
+    assert "has learned positions: a chunk's rows are right at their own place alone" in " ".join(done.err.split())
