@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from models.chunks import ChunkPlan
 from models.generation import GenerationPlan
 from models.policies import parse
 from mpc.errors import ConfigurationError
@@ -23,7 +24,9 @@ class GenerationRequest:
     policy's text (`models.policies.registry`). model: a reference, an id or a name; None: the only model. draft: how this
     client guesses tokens for the parties to verify, several in the rounds of one (`parties.client.drafting`); None: one
     token a step. prefix: the name or id of a registered prefix that the prompt continues; "auto": the prompt is whole, and
-    begins behind whichever public prefix it begins with; None: none.
+    begins behind whichever public prefix it begins with; None: none. chunks: names or ids of registered texts between
+    prefix and prompt, in order; repair: how many of their first tokens are computed again, as a share of the longest one's,
+    0 to 1 (`models.chunks`).
 
     >>> request = GenerationRequest([3, 1, 4], SamplingParams(8), policy="h2o:budget=0.5")
     >>> request.plan().prompt_tokens, request.suite.name
@@ -37,10 +40,12 @@ class GenerationRequest:
     model: ModelReference | str | None = None
     draft: Draft | None = None
     prefix: str | None = None
+    chunks: Sequence[str] = ()
+    repair: float = 0.2
 
-    def plan(self, behind: int = 0) -> GenerationPlan:
-        """Return what is public about it, behind a prefix of so many tokens. Raises `ConfigurationError` for an empty
-        prompt, an unknown policy, or a draft that cannot be verified."""
+    def plan(self, behind: int = 0, chunks: ChunkPlan | None = None) -> GenerationPlan:
+        """Return what is public about it, behind a prefix of so many tokens and chunks. Raises `ConfigurationError` for an
+        empty prompt, an unknown policy, or a draft that cannot be verified."""
         if not len(self.prompt_ids):
             raise ConfigurationError("the prompt is empty; give at least one token")
         params = self.params
@@ -52,4 +57,5 @@ class GenerationRequest:
             params.agreed_temperature,
             None if self.draft is None else self.draft.plan,
             behind,
+            chunks,
         )
