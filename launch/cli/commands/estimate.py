@@ -129,9 +129,7 @@ def run(
     if as_json:
         record = estimate_json(found, model, profile, rates) | _in_step_json(stages)
         record["rates"]["measured"] = measured
-        if path is not None:
-            record["critical_path"] = {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}
-        print_json(record)
+        print_json(record | ({} if path is None else _path_json(path)))
         return
     _show(found, profile, rates)
     _show_in_step(stages)
@@ -139,6 +137,10 @@ def run(
         _show_path(path, new > 1)
     if architecture.positions > own.positions:
         out.print(f"the model itself has {own.positions} positions only")
+
+
+def _path_json(path: CriticalPath) -> dict[str, Any]:
+    return {"critical_path": {"layer": path.layer, "rounds": [asdict(r) for r in path.rounds]}}
 
 
 def check_traced(tokens: int) -> None:
