@@ -172,9 +172,8 @@ class KVCache:
         states = [policy.new_state(Place(n, every)) for n in every]
         self.layers = [LayerCache(learned[n], a.window(n), states[n], rotary=a.rotary_of(n)) for n in every]
         self.append_only = policy.append_only and all(entry.window is None for entry in self.layers)
-        self.seen = self.behind = 0
+        self.seen = self.behind = self.drafted = 0
         self.places: Places | None = None
-        self.drafted = 0
         self.dropped: Value | None = None
         self.prompt = PromptRows()
         self._rows: list[Self] = []
@@ -325,9 +324,8 @@ class CachePolicy(ABC):
         return [tokens]
 
     def looking_ahead(self, batch: Batch) -> int:
-        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, at their places,
-        so that their queries say what of it matters; they are not cached. Public; 0 for the last batch. Of a policy with
-        `probes` these, at places behind the batch, by default behind the last one."""
+        """Return how many of the prompt's last tokens are processed behind a batch before their own, too, for what their
+        queries say of it, not cached; 0 for the last one. Or all `probes`, by default behind the last one. Public."""
         return self.probes if batch.last else 0
 
     def observed_in(self, batch: Batch, layer: int) -> Observation:

@@ -1,10 +1,10 @@
 """Chunks of documents behind a prefix: rows that were registered on their own, put together in any order for one prompt.
 
-A chunk is a registered text (`models.prefixes`), whose rows were computed at the first places, behind nothing. A session
-gives each chunk its places behind the prefix and the chunks before it. Keys turn with their place: they are turned by the
-public angles of the distance, which is linear, and masked anew; values stay as they are. What a chunk's rows lack is that
-its tokens have not seen what stands before it. So the first `again` tokens of each are computed again, in the prompt's own
-batch, where every token sees all before its place; the chunks' other rows are taken as they are.
+A chunk is a registered text (`models.prefixes`), whose rows were computed at the first places, behind nothing. Behind a
+prefix, each chunk has its places behind those before it. Keys turn with their place: when rows are loaded, they are turned
+by the public angles of the distance, which is linear, before they are masked; values stay as they are. What a chunk's rows
+lack is that its tokens have not seen what stands before it. So the first `again` tokens of each are computed again, in the
+prompt's own batch, where every token sees all before its place; the chunks' other rows are taken as they are.
 
 Source: Agarwal et al., "Cache-Craft" (arXiv 2502.15734), whose share of tokens is given here and public; the first ones are
 taken, which attend to what stands before most (Hu et al., "EPIC", arXiv 2410.15332).
@@ -17,19 +17,23 @@ Axis names as in `protocols.suite`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from models.architecture import Architecture
 from models.architectures import without_encoder
-from models.cache import CachePolicy, KVCache
+from models.cache import CachePolicy
 from models.masks import Places
-from models.prefix_rows import PARTS, rows_name
+from models.prefix_rows import LOAD_ROWS, PARTS, rows_name, rows_shapes
 from models.rotary import cosines_and_sines
 from mpc.errors import ConfigurationError
 from protocols.suite import Suite, Value
 
 MOST_CHUNKS = 64
+BlockShares = Callable[[int, str], Tensor | None]
+"""By a block's number, 0 for the prefix, then the chunks, and a name of its own rows: this party's share of them."""
 
 
 @dataclass(frozen=True)
@@ -99,56 +103,58 @@ class ChunkPlan:
             raise ConfigurationError("rotary scaling 'dynamic' turns keys by the length of the whole; give a prefix")
 
 
-def chunk_rows(number: int, rows: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the loaded rows of a chunk by the names that `begin_with` asks for. number: of the chunk, from 0."""
-    return {f"chunk {number}/{name}": value for name, value in rows.items()}
+async def load_chunks(
+    suite: Suite, architecture: Architecture, behind: int, plan: ChunkPlan, shares: BlockShares
+) -> dict[str, Value]:
+    """Return the rows of a prefix of `behind` tokens and of the chunks behind it, by the names and as lasting as those of
+    `models.prefix_rows.load_rows`: what `begin_behind` lets a cache hold. Recorded under stage `LOAD_ROWS`.
 
-
-async def begin_with(
-    suite: Suite, architecture: Architecture, cache: KVCache, rows: Mapping[str, Value], plan: ChunkPlan
-) -> None:
-    """Let a cache that holds a prefix, or nothing, hold the rows of its chunks behind it. rows: by name, with others.
-
-    Keys that move are turned and masked anew, of all layers together: rounds and bytes are those of `Suite.rotate` and
-    `Suite.mask_for_cache`. Values move without any. Raises `ConfigurationError` for rows that are missing.
+    Keys that move are turned on the way (`Suite.rotate`). Costs: as `load_rows`, and a round more where keys move.
     """
-    behind = cache.behind
-
-    async def filled(layer: int) -> None:
-        entry = cache.layers[layer]
-        suite.at(layer)
-        parts: list[list[Value]] = [[x] for x in (entry.k, entry.v) if x is not None] or [[], []]
-        found = [_rows_of(rows, number, layer) for number in range(len(plan.lengths))]
-        turns = [
-            _turned(suite, architecture, (layer, start), suite.own_rows(keys)[:, first:])
-            for start, first, kept, (keys, _) in zip(plan.starts(behind), plan.firsts, plan.kept, found, strict=True)
-            if kept
-        ]
-        parts[0] += await suite.together(*turns)
-        parts[1] += [
-            suite.own_rows(values)[:, first:]
-            for first, kept, (_, values) in zip(plan.firsts, plan.kept, found, strict=True)
-            if kept
-        ]
-        entry.k, entry.v = (suite.concat(each, 1) if len(each) > 1 else each[0] if each else None for each in parts)
-
-    await suite.together(*(filled(layer) for layer in range(architecture.layers)))
-    cache.seen = cache.behind = behind + sum(plan.kept)
+    suite.begin(architecture.layers + 1, architecture.score_cap)
+    found: dict[str, Value] = {}
+    kept = _blocks(behind, plan)
+    if not kept:
+        return found
+    with suite.ledger.timed(LOAD_ROWS):
+        for layer in range(architecture.layers):
+            suite.at(layer)
+            blocks = [_block(suite, architecture, layer, shares, place) for place in kept]
+            for part, values in zip(PARTS, zip(*await suite.together(*blocks), strict=True), strict=True):
+                own = [suite.own_rows(value) for value in values]
+                name = rows_name(layer, part)
+                found[name] = values[0] if len(own) == 1 else await suite.lasting(suite.concat(own, 1))
+    return found
 
 
-def _rows_of(rows: Mapping[str, Value], number: int, layer: int) -> tuple[Value, Value]:
-    keys, values = (rows.get(f"chunk {number}/{rows_name(layer, part)}") for part in PARTS)
-    if keys is None or values is None:
-        raise ConfigurationError(f"rows of chunk {number + 1} are missing in layer {layer}: load those of the manifest")
-    return keys, values
+@dataclass(frozen=True)
+class _Place:
+    """Where a block's rows go: its number, 0 for the prefix; its tokens, the first of them left out; its start."""
+
+    number: int
+    tokens: int
+    first: int
+    start: int
 
 
-async def _turned(suite: Suite, a: Architecture, at: tuple[int, int], keys: Value) -> Value:
-    """Return keys [G, S, C] at their places behind the first one, as of a chunk that begins `start` tokens later. at: layer,
-    start."""
-    layer, start = at
+def _blocks(behind: int, plan: ChunkPlan) -> list[_Place]:
+    """Return the blocks of which rows are kept."""
+    chunks = zip(plan.lengths, plan.firsts, plan.starts(behind), strict=True)
+    every = [_Place(0, behind, 0, 0), *(_Place(number, *chunk) for number, chunk in enumerate(chunks, 1))]
+    return [one for one in every if one.tokens > one.first]
+
+
+async def _block(suite: Suite, a: Architecture, layer: int, shares: BlockShares, place: _Place) -> tuple[Value, Value]:
+    """Return a block's keys, turned to their place, and values [G, S, C], lasting."""
+    shapes, given = rows_shapes(a, place.tokens), []
+    for part in PARTS:
+        name = rows_name(layer, part)
+        rows = suite.stored_rows(shapes[name], shares(place.number, name))
+        given.append(rows[:, place.first :])
     rotary = a.rotary_of(layer)
-    if rotary is None or start == 0:
-        return keys
-    cos, sin = (x.expand(keys.shape[1], -1) for x in cosines_and_sines(rotary, a.head_channels, start, 1))
-    return await suite.mask_for_cache(await suite.rotate(keys, cos, sin))
+    if rotary is not None and place.start:
+        cos, sin = cosines_and_sines(rotary, a.head_channels, place.start, 1)
+        count = place.tokens - place.first
+        given[0] = await suite.rotate(given[0], cos.expand(count, -1), sin.expand(count, -1))
+    keys, values = await suite.together(*(suite.lasting(x) for x in given))
+    return keys, values

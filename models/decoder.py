@@ -18,7 +18,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.attention import Angles, Attention, Rows
 from models.cache import Batch, CachePolicy, KVCache
-from models.chunks import ChunkPlan, begin_with
+from models.chunks import ChunkPlan
 from models.cross_attention import CrossAttention
 from models.experts import Mixture
 from models.feed_forward import FeedForward
@@ -72,13 +72,11 @@ class Decoder:
             begin_behind(self.suite, cache, self._weights, behind)
         return cache
 
-    async def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int) -> KVCache:
+    def begun(self, behind: int, chunks: ChunkPlan | None, prompt: int) -> KVCache:
         """Return `new_cache`, with chunks behind the prefix for a prompt of so many tokens, whose first tokens its batch
-        begins with (`models.chunks`). Recorded under stage "prefill"."""
-        cache = self.new_cache(behind)
+        begins with (`models.chunks`)."""
+        cache = self.new_cache(behind if chunks is None else behind + sum(chunks.kept))
         if chunks is not None:
-            with self.suite.ledger.timed("prefill"):
-                await begin_with(self.suite, self.architecture, cache, self._weights, chunks)
             cache.places = chunks.places(behind, prompt)
         return cache
 

@@ -43,6 +43,7 @@ class EncodingPlan:
     temperature: ClassVar[None] = None
     draft: ClassVar[None] = None
     behind: ClassVar[int] = 0
+    chunks: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         tokens = self.prompt_tokens

@@ -1,8 +1,8 @@
 """Episodes of a long text, found in plaintext by who owns it: which part its end is about, and probes that ask for it.
 
 A text is cut into windows; a window is the bag of its words, the rarer a word the heavier; k-means puts windows together;
-the episode is the one nearest to what the text ends with. Its windows nearest to that, then the end itself, are the probes of
-a policy that has some (`models.cache.CachePolicy.probes`). All of it is a function of the text alone.
+the episode is the one nearest to what the text ends with. Its windows nearest to that, and then the end itself, are the
+probes of a policy that has some (`models.cache.CachePolicy.probes`). All of it is a function of the text alone.
 
 Source: Kim et al., "EpiCache: Episodic KV Cache Management for Long Conversational Question Answering", 2025, section 3, and
 its code: windows of four utterances, embedded by a small model, four episodes; here bags of words, which need none. There
@@ -68,8 +68,8 @@ def _bags(windows: Sequence[Sequence[int]]) -> Tensor:
             row[words[word]] += 1
     rare = torch.log((1 + len(windows)) / (counts > 0).sum(0).double())
     weighed = counts * rare
-    lengths: Tensor = weighed.norm(dim=1, keepdim=True)
-    return weighed / lengths.clamp(min=1e-9)
+    found: Tensor = weighed / weighed.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    return found
 
 
 def episodes(bags: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ async def generate(
     vocabulary = architecture.vocabulary
     prompt = suite.indices(plan.computed, prompt_share, vocabulary)
     released = plan.decoding == "logits"
-    cache = await decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
+    cache = decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
 
     def progress(done: int, total: int) -> None:
         endpoint.progress("prefill", done, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from models.chunks import ChunkPlan
 from models.drafting import DraftPlan
 from models.encoding import EncodingPlan
 from models.generation import GenerationPlan
@@ -21,18 +22,20 @@ assert get_args(Leaving) == (*get_args(Decoding), *get_args(Output), *get_args(R
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of a session, public. prompt: of the prompt, new: the most that are generated, behind: of the registered prefix
-    that the session begins behind, 0 without one."""
+    that the session begins behind, 0 without one. chunks: between it and the prompt."""
 
     prompt: int
     new: int = 1
     behind: int = 0
+    chunks: ChunkPlan | None = None
 
 
 def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float | None, draft: DraftPlan | None) -> AnyPlan:
     """Return the plan of public choices. Raises `ConfigurationError` for one that cannot be."""
     if decoding not in (*get_args(Output), ROWS):
         chosen = cast(Decoding, decoding)
-        return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, lengths.behind)
+        before = lengths.behind, lengths.chunks
+        return GenerationPlan(lengths.prompt, lengths.new, chosen, policy, temperature, draft, *before)
     what = "registering a prefix" if decoding == ROWS else "an encoder"
     for name, value, only in (
         ("policy", policy, "full"),
@@ -40,6 +43,7 @@ def make_plan(lengths: Lengths, decoding: str, policy: str, temperature: float |
         ("temperature", temperature, None),
         ("draft", draft, None),
         ("behind", lengths.behind, 0),
+        ("chunks", lengths.chunks, None),
     ):
         if value != only:
             raise ConfigurationError(

@@ -49,6 +49,7 @@ class PrefixPlan:
     temperature: ClassVar[None] = None
     draft: ClassVar[None] = None
     behind: ClassVar[int] = 0
+    chunks: ClassVar[None] = None
     decoding: ClassVar[Registering] = ROWS
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from models.architectures import AnyArchitecture, decoder_of, encoder_of
+from models.chunks import BlockShares, load_chunks
 from models.decoder import Decoder
 from models.encoder import Encoder
 from models.encoding import EncodingPlan, encode
@@ -49,8 +50,12 @@ def _run(
     return int(suite.run(generate(suite, decoder, plan, prompt, endpoint)))
 
 
-def _load_rows(suite: Suite, architecture: AnyArchitecture, tokens: int, shares: Shares) -> dict[str, Any]:
-    loaded: dict[str, Any] = suite.run(load_rows(suite, decoder_of(architecture, "a prefix's model"), tokens, shares))
+def _load_rows(suite: Suite, architecture: AnyArchitecture, plan: AnyPlan, shares: BlockShares) -> dict[str, Any]:
+    a = decoder_of(architecture, "a prefix's model")
+    if plan.chunks is None:
+        loaded: dict[str, Any] = suite.run(load_rows(suite, a, plan.behind, lambda name: shares(0, name)))
+    else:
+        loaded = suite.run(load_chunks(suite, a, plan.behind, plan.chunks, shares))
     return loaded
 
 
@@ -74,7 +79,7 @@ class Program:
 
     load: Callable[[Suite, AnyArchitecture, Shares], dict[str, Any]]
     run: Callable[[Suite, AnyArchitecture, dict[str, Any], AnyPlan, Tensor | None, Endpoint], int]
-    load_rows: Callable[[Suite, AnyArchitecture, int, Shares], dict[str, Any]] = _load_rows
+    load_rows: Callable[[Suite, AnyArchitecture, AnyPlan, BlockShares], dict[str, Any]] = _load_rows
     register: Callable[[Suite, AnyArchitecture, dict[str, Any], PrefixPlan, Tensor | None, Endpoint, Keep], int] = _register
 
 
@@ -125,9 +130,9 @@ class SessionProgram:
         """Load the weights, from shares(name) at a party and from nothing at the dealer."""
         return self.program.load(suite, self.architecture, shares)
 
-    def load_rows(self, suite: Suite, shares: Shares) -> dict[str, Any]:
-        """Load the rows of the prefix that the session begins behind, as `load` does."""
-        return self.program.load_rows(suite, self.architecture, self.plan.behind, shares)
+    def load_rows(self, suite: Suite, shares: BlockShares) -> dict[str, Any]:
+        """Load the rows of the blocks that the session begins behind, as `load` does."""
+        return self.program.load_rows(suite, self.architecture, self.plan, shares)
 
     def run(
         self, suite: Suite, weights: dict[str, Any], prompt: Tensor | None, endpoint: Endpoint, keep: Keep = forget

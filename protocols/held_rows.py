@@ -73,7 +73,15 @@ class HeldRows(Operations):
     async def lasting_rows(self, shape: Sequence[int], share: Tensor | None) -> Value:
         """Return rows [G, S, C] that are cached and never change, masked for the products of this session and later ones
         (`own_rows`). share: as `Operations.input` takes it, with `fraction_bits` fraction bits."""
-        return await self.mask_for_cache(self.input(shape, share, self.fraction_bits))
+        return await self.lasting(self.stored_rows(shape, share))
+
+    def stored_rows(self, shape: Sequence[int], share: Tensor | None) -> Value:
+        """Return rows of a cache from this party's stored share of them; local."""
+        return self.input(shape, share, self.fraction_bits)
+
+    async def lasting(self, rows: Value) -> Value:
+        """Return rows as `lasting_rows` does, of what has become of such shares."""
+        return await self.mask_for_cache(rows)
 
     def own_rows(self, rows: Value) -> Value:
         """Return `lasting_rows` as rows of this session's own cache, which may be appended to; local."""

@@ -122,6 +122,16 @@ PrefixOption = Annotated[
         "prompt is whole, and begins behind the longest public prefix that it begins with.",
     ),
 ]
+ChunksOption = Annotated[
+    str | None,
+    typer.Option("--chunks", help="Registered texts between prefix and prompt: names in order, separated by commas."),
+]
+RepairOption = Annotated[
+    float,
+    typer.Option(
+        "--repair", min=0, max=1, help="With --chunks: share of their tokens, the first ones, that is computed again."
+    ),
+]
 KeptOption = Annotated[
     int,
     typer.Option("--kept", min=1, help="With --draft: rows of each step that stay, as is expected; 1 at worst."),

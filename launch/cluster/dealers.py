@@ -8,7 +8,6 @@ folder gone, and what it may still say is not heard.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections import Counter, deque
@@ -18,13 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from launch.cluster.reports import read_report
 from launch.cluster.settings import DealerSettings
 from launch.cluster.worker import ATTEMPTS, SpecText, TapeWorker, WorkerOrder
 from mpc.errors import EnvironmentProblem
 from parties.tapes.deal import OpenDeal
 from parties.tapes.dealing import Progress
-from parties.wire import wire_pb2 as wire
-from parties.wire.error_codec import from_failure
 from parties.wire.manifest import new_id, package_version
 
 POLL_SECONDS = 0.5
@@ -135,13 +133,11 @@ class RayDealers:
         for future in ready:
             worker = self._running.pop(future)
             try:
-                report = json.loads(self._ray.get(future))
+                report = read_report(self._ray.get(future), worker.name)
             except self._ray.exceptions.RayError as error:
                 self._ending = type(error).__name__
                 found.append((worker, None))
                 continue
-            if "code" in report:
-                raise from_failure(wire.Failure(code=report["code"], message=report["message"]), worker.name)
             found.append((worker, report))
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpc.errors import ConfigurationError
 from parties.config.role_config import split_address
@@ -40,6 +40,28 @@ class DealerSettings(BaseModel):
         return min(self.workers, self.sessions * len(self.prompts))
 
 
+class ReplicaSettings(BaseModel):
+    """Replicas of a whole deployment, and one address before them. Paths are relative to the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path = Field(description="Checkpoint folder, with its tokenizer.")
+    name: str = Field(default="model", description="Name that requests call the model by.")
+    keys: Path = Field(description="File of the keys that requests need, one a line, mode 0600.")
+    count: int = Field(default=2, ge=1, le=1000, description="Replicas at a time.")
+    parties: int = Field(default=2, ge=2, le=16, description="Compute parties of each.")
+    cpus: float = Field(default=1.0, gt=0, le=1024, description="Cores that each of them is given.")
+    listen: str = Field(default="127.0.0.1:8000", description="host:port that requests come to; of this machine alone.")
+    attempts: int = Field(default=3, ge=1, le=100, description="Replicas that may fail in turn before one of them serves.")
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        if split_address(value, listening=True)[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(f"'{value}' would serve others without TLS: write 127.0.0.1:PORT, and a TLS proxy before it")
+        return value
+
+
 class ClusterSettings(BaseModel):
     """A cluster file."""
 
@@ -50,7 +72,8 @@ class ClusterSettings(BaseModel):
         description='Where Ray is: local (one for this run, on this machine), auto (this node\'s), or "host:port" of the '
         "cluster's head.",
     )
-    dealers: DealerSettings
+    dealers: DealerSettings | None = None
+    replicas: ReplicaSettings | None = None
 
     @field_validator("address")
     @classmethod
@@ -65,15 +88,26 @@ class ClusterSettings(BaseModel):
                 ) from None
         return value
 
+    @model_validator(mode="after")
+    def _something(self) -> ClusterSettings:
+        if self.dealers is None and self.replicas is None:
+            raise ValueError("nothing to run: write 'dealers', 'replicas' or both")
+        return self
+
+    @property
+    def cpus(self) -> float:
+        """Return the cores that all of it is given."""
+        dealers = self.dealers.most_workers * self.dealers.cpus if self.dealers is not None else 0.0
+        return dealers + (self.replicas.count * self.replicas.cpus if self.replicas is not None else 0.0)
+
 
 def load_cluster(path: Path) -> ClusterSettings:
     """Read a cluster file. Raises `ConfigurationError` naming each wrong key."""
     values = yaml_values(read_yaml_text(path), path)
-    dealers = values.get("dealers")
-    if isinstance(dealers, dict):
-        for key in ("config", "model", "out"):
-            if isinstance(dealers.get(key), str):
-                dealers[key] = path.parent.resolve() / dealers[key]
+    for part in (values.get("dealers"), values.get("replicas")):
+        for key in ("config", "model", "out", "keys"):
+            if isinstance(part, dict) and isinstance(part.get(key), str):
+                part[key] = path.parent.resolve() / part[key]
     try:
         return ClusterSettings.model_validate(values)
     except ValidationError as error:
@@ -81,4 +115,5 @@ def load_cluster(path: Path) -> ClusterSettings:
 
 
 def _known(location: Location) -> list[str]:
-    return list((DealerSettings if len(location) > 1 else ClusterSettings).model_fields)
+    parts: dict[int | str, type[BaseModel]] = {"dealers": DealerSettings, "replicas": ReplicaSettings}
+    return list((parts[location[0]] if len(location) > 1 else ClusterSettings).model_fields)

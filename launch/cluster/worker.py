@@ -6,17 +6,16 @@ draws its own seeds, writes them where the dealer's folder is, and reads the loa
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from launch.cluster.reports import Report, reported
 from models.architectures import parse_description
 from models.plans import Leaving
 from mpc.errors import EnvironmentProblem, ManifestMismatch
@@ -25,7 +24,6 @@ from parties.identity.certificates import check
 from parties.program import SessionProgram
 from parties.tapes.deal import DealSpec
 from parties.tapes.dealing import LoadFacts, TapeDealing
-from parties.wire.error_codec import public
 from parties.wire.manifest import package_version
 from protocols.options import OptionValue
 from protocols.registry import SuiteSpec
@@ -86,23 +84,6 @@ class WorkerOrder(BaseModel):
     threads: int
 
 
-Report = dict[str, Any]
-
-
-def _reported(work: Callable[[], Report]) -> str:
-    """Return what a piece of work reports, as JSON; an error as its code and message."""
-    try:
-        with torch.no_grad():
-            return json.dumps(work())
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        failed = EnvironmentProblem(f"tapes cannot be written ({reason}): free space or permit it at every node")
-        return json.dumps({"code": failed.code, "message": str(failed)})
-    except Exception as error:
-        known = public(error, "a dealer")
-        return json.dumps({"code": known.code, "message": str(known)})
-
-
 class TapeWorker:
     """The actor. Each call returns JSON: what was asked for, or `code` and `message` of an error."""
 
@@ -116,11 +97,11 @@ class TapeWorker:
 
     def begin(self, order: str) -> str:
         """Get ready to write tapes of a load that was dealt. Reports node and pid."""
-        return _reported(lambda: self._begin(WorkerOrder.model_validate_json(order)))
+        return reported(lambda: self._begin(WorkerOrder.model_validate_json(order)))
 
     def write(self, number: int, attempt: str) -> str:
         """Deal one session's tape into the attempt's own folder. Reports the tape's id and the seconds that it took."""
-        return _reported(lambda: self._write(number, attempt))
+        return reported(lambda: self._write(number, attempt))
 
     def _begin(self, order: WorkerOrder) -> Report:
         node = socket.gethostname()
@@ -132,6 +113,7 @@ class TapeWorker:
                 "file system of the dealer's own"
             )
         torch.set_num_threads(order.threads)
+        torch.set_grad_enabled(False)
         config = load_config(order.config)
         self._facts = LoadFacts(order.load, order.created, tuple(config.party_names))
         self._root, self._spec = order.root, order.spec.spec()
@@ -141,6 +123,7 @@ class TapeWorker:
         return {"node": node, "pid": os.getpid()}
 
     def _write(self, number: int, attempt: str) -> Report:
+        torch.set_grad_enabled(False)  # of this thread
         root = self._root / ATTEMPTS / attempt
         root.mkdir(mode=0o700)
         began = time.perf_counter()

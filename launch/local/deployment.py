@@ -82,6 +82,20 @@ class LocalDeployment:
         """Wait until this process is told to end; a process that dies meanwhile raises `ProcessEnded`."""
         self._processes.watch()
 
+    def gateway(self, checkpoint: Path, keys: Path) -> str:
+        """Run a gateway for all models, with the checkpoint's tokenizer, and return its address on this machine. keys: the
+        file of the keys that it asks for. Raises `ProcessEnded`."""
+        words = ["serve", "--supervised", "--config", str(self.folder / f"{CLIENT}.yaml"), "--listen", "127.0.0.1:0"]
+        words += ["--tokenizer", str(checkpoint.resolve()), "--api-key-file", str(keys.resolve())]
+        child = self._processes.start("gateway", words)
+        self._processes.wait_ready([child])
+        assert child.ready is not None
+        return str(child.ready["address"])
+
+    def check(self) -> None:
+        """Raise `ProcessEnded` when one of its processes has ended."""
+        self._processes.check()
+
     def watched(self, work: Callable[[], T]) -> T:
         """Return the result of `work`; a process that dies meanwhile raises `ProcessEnded` at once."""
         return self._processes.watched(work)

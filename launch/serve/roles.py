@@ -76,7 +76,7 @@ def serve(
 ) -> None:
     """Run until SIGTERM (then let running sessions end, for `grace_seconds`) or Ctrl-C. failure(): why the server cannot go
     on, None as long as it can; it ends with that error."""
-    logs.configure(config.log_format, "warning" if supervised else config.log_level)
+    logs.configure(config.log_format, "warning" if supervised else config.log_level, config.name)
     watch, failing = PeerWatch(config, lambda: server.identity), _Failing(server, failure)
     try:
         server.start()

@@ -8,15 +8,58 @@ import sys
 import traceback
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.style import StyleType
+from rich.table import Table
 from rich.text import Text
 
 from mpc.errors import MpcacheError
 
+
+class FittingConsole(Console):
+    """A console that writes a table of numbers with more columns than it has room for as a list: a number that is cut is
+    none."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as `Console` does."""
+        super().print(*(self._fitted(one) if isinstance(one, Table) else one for one in objects), **options)
+
+    def _fitted(self, table: Table) -> RenderableType:
+        numbers = any(column.justify == "right" for column in table.columns)
+        whole = Measurement.get(self, self.options.update(max_width=ANY_WIDTH), table).maximum
+        return as_list(table) if numbers and whole > self.width else table
+
+
+def as_list(table: Table) -> RenderableType:
+    """Return a table's rows one below the other: the first cell, then each further one behind its column's title.
+
+    >>> table = Table("stage", "rounds", "bytes\nsent", title="costs")
+    >>> table.add_row("prompt", "12", "3.4 MB")
+    >>> Console(width=40).print(as_list(table))
+    costs
+    prompt
+      rounds: 12
+      bytes sent: 3.4 MB
+    """
+    titles = [" ".join(str(column.header).replace("-\n", "-").split()) for column in table.columns]
+    lines = [] if table.title is None else [Text(str(table.title), style="bold")]
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    for row, (first, *rest) in zip(table.rows, cells, strict=True):
+        lines.append(_text(first, row.style or "bold"))
+        lines += [Text(f"  {title}: ").append(_text(cell, "")) for title, cell in zip(titles[1:], rest, strict=True) if cell]
+    return Group(*lines)
+
+
+def _text(cell: object, style: StyleType) -> Text:
+    return cell if isinstance(cell, Text) else Text.from_markup(str(cell), style=style)
+
+
 err = Console(stderr=True, highlight=False, emoji=False)  # :ab: and :cd: are pairs of digits of a fingerprint
-out = Console(highlight=False, emoji=False)
+out = FittingConsole(highlight=False, emoji=False)
 
 ERROR_EXIT = 2
+ANY_WIDTH = 10_000  # columns, more than any table has
 RANGE_EXIT = 3
 _EXITS = {"range-exceeded": RANGE_EXIT}
 

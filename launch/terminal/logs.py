@@ -12,15 +12,25 @@ TEXT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time (UTC), level, message; of an event its name, its server and its facts as well."""
+    """One JSON object a record, of one schema: time (UTC), level, event, server, and the event's facts. What is no event of
+    this project (a package's warning) is the event "message", with the facts logger and message.
+
+    server: who writes what says no server.
+    """
+
+    def __init__(self, server: str = "") -> None:
+        super().__init__()
+        self._server = server
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "event": getattr(record, "event", "message"),
+            "server": getattr(record, "server", self._server),
         }
         if hasattr(record, "event"):
-            line |= {"event": record.event, "server": getattr(record, "server", ""), **getattr(record, "facts", {})}
+            line |= getattr(record, "facts", {})
         else:
             line |= {"logger": record.name, "message": record.getMessage()}
         if record.exc_info:
@@ -28,14 +38,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(format: str, level: str) -> None:
-    """Log to standard error from now on. format: text or json. level: of this project; of other packages, warnings.
+def configure(format: str, level: str, server: str = "") -> None:
+    """Log to standard error from now on. format: text or json. level: of this project; of other packages, warnings. server:
+    this process's name.
 
     Python's own warnings become events too. One of them says nothing here: a session that a lost peer ends drops protocols
     that had not begun, of which Python says that they were never awaited.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonFormatter(server) if format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mpcache").setLevel(level.upper())
     logging.captureWarnings(True)

@@ -208,7 +208,7 @@ class Estimate:
         """Return what a party needs: its process, its weights, the cache when it holds most, and the largest tape entry
         while it is used."""
         weights = self.architecture.parameters() * WEIGHT_BYTES
-        loaded = cache_bytes(self.architecture, self.setting.behind, 1)
+        loaded = cache_bytes(self.architecture, self.setting.before, 1)
         return round(PROCESS_BYTES + weights + loaded + self.cached.most + self.largest_entry * ENTRY_BYTES)
 
 
@@ -240,7 +240,7 @@ def estimate(
     with torch.inference_mode():
         tracer = Tracer(architecture, setting, exhaustive, prompt if read else 0)
         load_costs = trace_load(architecture, setting)
-        behind = isinstance(architecture, Architecture) and setting.behind > 0
+        behind = isinstance(architecture, Architecture) and setting.before > 0
         rows = trace_prefix_load(decoder_of(architecture, "a prefix"), setting) if behind else Costs()
         if setting.policy != "full":
             tracer.follow(prompt, new, kept)

@@ -21,6 +21,7 @@ from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.costs.estimation import Tracer
 from models.costs.tracing import Setting
+from models.prefixes import ROWS
 
 
 class PredictionTooLong(Exception):
@@ -107,7 +108,8 @@ class Predictor:
 
     def _first(self, prompt: int) -> tuple[int, int, bool]:
         """Return the step of the prompt, as `_later` does."""
-        return 0, rounded(prompt, self._architecture.positions - self._setting.behind), False
+        room = self._architecture.positions - self._setting.before - int(self._setting.decoding == ROWS)
+        return 0, rounded(prompt, room), False
 
     def _cached(self, prompt: int) -> int:
         a = self._architecture

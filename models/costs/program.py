@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import KVCache
+from models.chunks import ChunkPlan, load_chunks
 from models.decoder import Decoder
 from models.description import Description
 from models.encoder import Encoder
@@ -67,9 +68,11 @@ async def load(suite: Suite, architecture: Description, source: Source) -> dict[
     return await load_weights(suite, architecture, lambda name: source.weight(suite, name, shapes[name]))
 
 
-async def load_prefix(suite: Suite, architecture: Architecture, tokens: int) -> dict[str, Value]:
-    """Load the rows of a registered prefix, as a session does, where they have no content."""
-    return await load_rows(suite, architecture, tokens, lambda name: None)
+async def load_before(suite: Suite, architecture: Architecture, behind: int, chunks: ChunkPlan | None) -> dict[str, Value]:
+    """Load the rows of a registered prefix and of chunks, as a session does, where they have no content."""
+    if chunks is None:
+        return await load_rows(suite, architecture, behind, lambda name: None)
+    return await load_chunks(suite, architecture, behind, chunks, lambda number, name: None)
 
 
 async def fill(decoder: Decoder, cached: int, source: Source, agree: bool = True, read: int = 0) -> KVCache:
@@ -185,7 +188,7 @@ async def step(
     suite, vocabulary = decoder.suite, decoder.architecture.vocabulary
     shown = plan.decoding == "logits"
     with suite.ledger.timed(name):
-        if by_parties(cache.seen, plan.tokens) and not shown and not plan.drafted:
+        if by_parties(cache.seen if cache.seen > cache.behind else 0, plan.tokens) and not shown and not plan.drafted:
             inputs = suite.input((plan.tokens, vocabulary), given, 0)
         else:
             inputs = suite.indices(plan.tokens, given, vocabulary)

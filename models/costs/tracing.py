@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
 from models.cache import KVCache
+from models.chunks import ChunkPlan
 from models.costs.cached import CacheBytes, held_bytes
 from models.costs.products import Products
-from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_prefix, registering_step, step
+from models.costs.program import NoInputs, StepPlan, encoding_step, fill, load, load_before, registering_step, step
 from models.decoder import Decoder
 from models.drafting import DraftPlan
 from models.encoder import Encoder
@@ -114,7 +116,7 @@ class Setting:
     """What a trace depends on beside the model and the lengths.
 
     draft: of drafted steps, None for one token a step. behind: tokens of a registered prefix that prompts begin behind, 0
-    without one. check(): called at every tape entry, may raise to end the trace.
+    without one; chunks: between it and them. check(): called at every tape entry, may raise to end the trace.
     prepare(suite): called with each suite that is made.
 
     >>> Setting("masked", parties=3, policy="h2o:budget=0.2", options={"score": 8}).spec
@@ -129,17 +131,23 @@ class Setting:
     temperature: float | None = None
     draft: DraftPlan | None = None
     behind: int = 0
+    chunks: ChunkPlan | None = None
     check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     prepare: Callable[[Suite], None] = field(default=lambda suite: None, compare=False, repr=False)
 
     def plan(self, prompt: int, new: int) -> AnyPlan:
         """Return the plan of a session with so many prompt and new tokens. Raises `ConfigurationError`."""
-        lengths = Lengths(prompt, new, self.behind)
+        lengths = Lengths(prompt, new, self.behind, self.chunks)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, self.draft)
 
     def cached(self, architecture: Architecture, prompt: int) -> int:
         """Return the tokens that are cached when the first new one is chosen (`Architecture.cached`)."""
-        return architecture.cached(prompt) + self.behind
+        return architecture.cached(prompt) + self.before
+
+    @property
+    def before(self) -> int:
+        """Tokens of the prefix and of all chunks."""
+        return self.behind + (0 if self.chunks is None else self.chunks.tokens)
 
     @property
     def spec(self) -> SuiteSpec:
@@ -222,6 +230,7 @@ def trace_step(
     part of this step.
     """
     suite, tape = setting.make()
+    asked = tokens
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
     if isinstance(architecture, EncoderArchitecture):
@@ -230,11 +239,13 @@ def trace_step(
         tape.largest.clear()
         suite.run(encoding_step(encoder, EncodingPlan(tokens, cast(Output, setting.decoding)), None, STEP))
         return Trace(suite.ledger, products.counts, tape.largest)
-    behind = setting.behind if not cached else 0
+    behind = not cached and setting.before > 0
     if behind:
-        weights |= suite.run(load_prefix(suite, architecture, behind))
+        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
+        tokens += 0 if setting.chunks is None else setting.chunks.repaired
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = decoder.new_cache(behind) if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
+    begun = partial(decoder.begun, setting.behind, setting.chunks, asked)
+    cache = begun() if behind else suite.run(fill(decoder, cached, NoInputs(), agreed, read))
     suite.ledger.costs.clear()
     products.counts.clear()
     tape.largest.clear()
@@ -251,10 +262,10 @@ def trace_session(architecture: Architecture, setting: Setting, prompt: int, new
     suite, tape = setting.make()
     weights = suite.run(load(suite, architecture, NoInputs()))
     products = Products(suite)
-    if setting.behind:
-        weights |= suite.run(load_prefix(suite, architecture, setting.behind))
+    if setting.before:
+        weights |= suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
     decoder = Decoder(cast(Suite, products), architecture, weights, parse(setting.policy))
-    cache = tape.cache = decoder.new_cache(setting.behind)
+    cache = tape.cache = decoder.begun(setting.behind, setting.chunks, prompt)
     drafted = setting.draft is not None
     for cached, tokens in ((0, prompt), *setting.steps(setting.cached(architecture, prompt), new, kept)):
         suite.ledger.costs.clear()
@@ -278,8 +289,8 @@ def trace_load(architecture: AnyArchitecture, setting: Setting) -> Costs:
 
 
 def trace_prefix_load(architecture: Architecture, setting: Setting) -> Costs:
-    """Return the costs of loading the rows of `setting.behind`: once a prefix and its parties, not once a session."""
+    """Return the costs of loading the rows of prefix and chunks: once a prefix and its parties, not once a session."""
     suite, _ = setting.make()
-    suite.run(load_prefix(suite, architecture, setting.behind))
+    suite.run(load_before(suite, architecture, setting.behind, setting.chunks))
     cost = suite.ledger.total(LOAD_ROWS)
     return Costs({(LOAD_ROWS, "cache", name): getattr(cost, name) for name in ("rounds", "bytes_sent", "offline_bytes")})

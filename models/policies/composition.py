@@ -106,6 +106,11 @@ class System(EvictingPolicy):
                 f"policy {self.name}: the first {self.probes} tokens, its probes, look at the prompt and are no part of it, "
                 f"which leaves none of {prompt_tokens}; give the prompt behind them"
             )
+        if self.probes and prompt_tokens > architecture.positions:
+            raise ConfigurationError(
+                f"policy {self.name}: {self.probes} probes behind a prompt of {tokens} tokens need {prompt_tokens} "
+                f"positions, the model has {architecture.positions}; lower probe_tokens, or shorten the prompt"
+            )
         kept = budget_tokens(axes.budget.share, tokens)
         if kept < tokens and axes.keep.choice(tokens, kept).count < 1:
             what, _ = self.least_batch()

@@ -17,7 +17,7 @@ from parties.client.cancellation import Cancellation
 from parties.client.conversation import Conversation
 from parties.client.encoding import EncodingRequest, EncodingResult, EncodingSession
 from parties.client.model_reference import ModelReference, close_all, common_models, connect_all, describe_all
-from parties.client.prefixes import chosen_prefix
+from parties.client.prefixes import chosen_chunks, chosen_prefix
 from parties.client.request import GenerationRequest
 from parties.client.session import AgreedRequest, ClientSession, FinishReason
 from parties.config.role_config import RoleConfig
@@ -215,12 +215,13 @@ class Client:
         architecture = reference.architecture
         suite = reference.over_bounds(request.suite)
         prefix, ids = chosen_prefix(reference, suite, request.prefix, request.prompt_ids)
-        plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens)
+        texts, chunks = chosen_chunks(reference, suite, request.chunks, request.repair)
+        plan = replace(request, prompt_ids=ids).plan(0 if prefix is None else prefix.tokens, chunks)
         plan.check(architecture)
         token_indices(ids, architecture.vocabulary)
         if request.draft is not None:
             request.draft.check(architecture)
         manifest = Manifest.of(reference.id, architecture, suite, plan, self.config.party_names)
-        if prefix is not None:
-            manifest = manifest.with_prefix(PrefixFacts(id=prefix.prefix))
+        named = None if prefix is None else PrefixFacts(id=prefix.prefix)
+        manifest = manifest.with_prefix(named, [one.prefix for one in texts])
         return AgreedRequest(manifest, architecture, ids, request.params, request.draft, prefix)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from models.chunks import ChunkPlan
 from mpc.errors import ConfigurationError
 from parties.client.model_reference import ModelReference
 from parties.wire.held_prefix import RegisteredPrefix
@@ -38,6 +40,11 @@ def chosen_prefix(
         return None, list(ids)
     if wanted == AUTO:
         return _found(reference, suite, ids)
+    return named_prefix(reference, suite, wanted), list(ids)
+
+
+def named_prefix(reference: ModelReference, suite: SuiteSpec, wanted: str) -> RegisteredPrefix:
+    """Return the registered text of a name or id. Raises `ConfigurationError` as `chosen_prefix`."""
     known = [one for one in reference.prefixes if wanted in (one.name, one.prefix)]
     if len(known) != 1:
         listed = ", ".join(one.name for one in reference.prefixes) or "none: its owner registers them, `mpcache prefix add`"
@@ -51,7 +58,21 @@ def chosen_prefix(
             f"prefix '{found.name}' was registered for suite '{found.suite}' with {found.fraction_bits} fraction bits and "
             f"{options}: ask with these, or without it"
         )
-    return found, list(ids)
+    return found
+
+
+def chosen_chunks(
+    reference: ModelReference, suite: SuiteSpec, wanted: Sequence[str], repair: float
+) -> tuple[list[RegisteredPrefix], ChunkPlan | None]:
+    """Return the registered texts of these names or ids, and what is public of them; None without any. Raises
+    `ConfigurationError` as `chosen_prefix`, and for a share that is none."""
+    if not 0 <= repair <= 1:
+        raise ConfigurationError(f"repair = {repair}: the share of tokens that are computed again lies between 0 and 1")
+    found = [named_prefix(reference, suite, name) for name in wanted]
+    if not found:
+        return [], None
+    again = math.ceil(repair * max(one.tokens for one in found))
+    return found, ChunkPlan(tuple(one.tokens for one in found), again)
 
 
 def _found(reference: ModelReference, suite: SuiteSpec, ids: Sequence[int]) -> tuple[RegisteredPrefix | None, list[int]]:

@@ -303,6 +303,7 @@ class PrivateModel:
         cancellation = given.pop("cancellation", None) or Cancellation()
         policy, suite, draft = (given.pop(name, None) for name in ("policy", "suite", "draft"))
         prefix = given.pop("prefix", self.defaults.prefix)
+        chunks, repair = given.pop("chunks", self.defaults.chunks), given.pop("repair", self.defaults.repair)
         if isinstance(config, SamplingParams):
             if others := [name for name in given if name != "return_dict_in_generate"]:
                 raise ConfigurationError(f"{', '.join(sorted(others))}: give SamplingParams or options, not both")
@@ -320,12 +321,15 @@ class PrivateModel:
             suite=self.defaults.suite if suite is None else _spec(suite, self.defaults.suite),
             draft=self.defaults.draft if draft is None else self._draft(draft),
             prefix=prefix,
+            chunks=chunks,
+            repair=repair,
         )
         return _Call(prompt, request, asked, cancellation)
 
     def _read(self, prompt: Any, options: Mapping[str, Any]) -> Prompt:
         """Return a prompt that begins, or continues the prefix that the call asks for."""
-        return self._prompts.read(prompt, not continues(options.get("prefix", self.defaults.prefix)))
+        behind = continues(options.get("prefix", self.defaults.prefix)) or options.get("chunks", self.defaults.chunks)
+        return self._prompts.read(prompt, not behind)
 
     def _draft(self, text: str) -> Draft | None:
         """Return the draft of a text; a checkpoint is read once. Raises `ConfigurationError` where it is not for this

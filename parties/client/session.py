@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.episodes import with_probes
 from models.generation import capped
+from models.policies import parse
 from mpc.errors import ConfigurationError, WireError
 from mpc.packing import unpack
 from mpc.ring import reduce
@@ -106,7 +108,7 @@ class ClientSession(Conversation):
 
     # ---- shares out --------------------------------------------------------------------------------------------------
     def _prompt(self) -> Tensor:
-        return torch.tensor(self.request.prompt_ids)
+        return torch.tensor(with_probes(self.request.prompt_ids, parse(self.request.manifest.policy).probes))
 
     def _go_on(self, step: int, stay: int, token: int) -> None:
         """Send what the parties need for the output after `step`: with a draft how many of its rows stay and the rows of the

@@ -92,7 +92,7 @@ class DealerSession(ServedSession):
         self._program = SessionProgram.of(server.program, manifest, architecture, server.config.device)
         self._lease = server.weight_cache.lease(manifest.load_key(), ticket.client, self)
         self._rows: WeightLease | None = None
-        if manifest.prefix is not None and not manifest.registers:
+        if manifest.blocks:
             self._rows = server.rows_cache.lease(manifest.rows_key(), ticket.client, self)
         self._first = first
         self.ledger = Ledger()
@@ -183,8 +183,8 @@ class DealerSession(ServedSession):
         self._lease.release()
         if self._rows is not None:
             if rows is None:
-                self.step = "dealing for the rows of the prefix"
-                rows = self._program.load_rows(suite, lambda name: None)
+                self.step = "dealing for the rows of registered texts"
+                rows = self._program.load_rows(suite, lambda number, name: None)
                 self._rows.put(rows_load, rows)
             weights = {**weights, **rows}
         self._dealt = self.ledger.total().offline_bytes

@@ -84,13 +84,13 @@ class ComputePartyServer(RoleServer[PartySession]):
         manifest = Manifest.parse(message.open.manifest, stream.peer)
         self.check_open()
         facts = self._checked(manifest, stream.peer)
-        prefix, text = self._prefix(manifest, facts), _public_text(manifest, message.open.text, stream.peer)
+        blocks, text = self._blocks(manifest, facts), _public_text(manifest, message.open.text, stream.peer)
         if text is not None:
             token_indices(text, decoder_of(parse_description(facts.architecture), "a prefix's model").vocabulary)
         demand = self._demand(manifest, facts, stream.peer)
         ticket = (self.admission.enter if self.config.index == 0 else self.admission.expect)(stream.peer, demand)
         holdings = Holdings(self.store, self.prefixes, self.tapes, self.groups, self._ranks)
-        admitted = Admitted(id, manifest, facts, ticket, stream, prefix, text)
+        admitted = Admitted(id, manifest, facts, ticket, stream, blocks, text)
         session = self.hold(ticket, lambda: PartySession(self, holdings, admitted))
         event(
             "session_opened",
@@ -111,7 +111,7 @@ class ComputePartyServer(RoleServer[PartySession]):
     def _demand(self, manifest: Manifest, facts: StoredModel, client: str) -> Demand:
         """Return what a session asks of this party. Raises `ConfigurationError` for more memory than there ever is."""
         limits, new = self.config.limits, manifest.new_tokens
-        prompt = manifest.prefix_tokens + manifest.prompt_tokens
+        prompt = manifest.prefix_tokens + sum(manifest.chunk_tokens) + manifest.prompt_tokens
         memory = cache_bytes(parse_description(facts.architecture), prompt, new)
         if limits.max_cache_bytes is not None and memory > limits.max_cache_bytes:
             raise ConfigurationError(
@@ -154,28 +154,29 @@ class ComputePartyServer(RoleServer[PartySession]):
                 f"{self.name} takes its tapes from a folder ('tapes'): they were dealt before anybody could know how many "
                 "drafted rows stay; ask without a draft, or let it ask a running dealer"
             )
-        if manifest.prefix is not None and self.tapes is not None:
+        if (manifest.prefix is not None or manifest.chunks) and self.tapes is not None:
             raise ConfigurationError(
                 f"{self.name} takes its tapes from a folder ('tapes'), which has no masks for the rows of a prefix; ask "
                 "without one, or let it ask a running dealer"
             )
         return facts
 
-    def _prefix(self, manifest: Manifest, model: StoredModel) -> StoredPrefix | None:
-        """Return the prefix that a session begins behind. Raises `ConfigurationError` where it is not here or unfit."""
-        if manifest.prefix is None or manifest.registers:
-            return None
-        found = self.prefixes.get(manifest.prefix.id)
-        if found is None:
-            raise ConfigurationError(
-                f"{self.name} holds no prefix {manifest.prefix.id}: `mpcache prefix ls` lists those of a model, its owner "
-                "registers them by `mpcache prefix add`; ask without one"
-            )
-        if why := found.unfit(manifest, model):
-            raise ConfigurationError(
-                f"prefix {found.name} at {self.name} {why}: ask as it was registered, let the model owner register it for "
-                "this (`mpcache prefix add`), or ask without it"
-            )
+    def _blocks(self, manifest: Manifest, model: StoredModel) -> dict[int, StoredPrefix]:
+        """Return what a session begins behind, by number. Raises `ConfigurationError` where it is not here or unfit."""
+        found: dict[int, StoredPrefix] = {}
+        for number, (id, tokens) in manifest.blocks.items():
+            one = self.prefixes.get(id)
+            if one is None:
+                raise ConfigurationError(
+                    f"{self.name} holds no prefix {id}: `mpcache prefix ls` lists those of a model, its owner registers "
+                    "them by `mpcache prefix add`; ask without one"
+                )
+            if why := one.unfit(manifest, model, tokens):
+                raise ConfigurationError(
+                    f"prefix {one.name} at {self.name} {why}: ask as it was registered, let the model owner register it for "
+                    "this (`mpcache prefix add`), or ask without it"
+                )
+            found[number] = one
         return found
 
     def exchange(self, stream: PeerStream, message: Message) -> tuple[Session, Iterator[Message]]:

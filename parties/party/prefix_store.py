@@ -44,6 +44,7 @@ FOLDER = "prefixes"
 FACTS = "prefix.json"
 REMEDY = "let the model owner take the prefix away and register it again (`mpcache prefix rm`, `mpcache prefix add`)"
 ELEMENT_BYTES = 8
+IDS = "ids"  # of a secret text, shared
 
 
 class StoredPrefix(BaseModel):
@@ -102,8 +103,8 @@ class StoredPrefix(BaseModel):
         """Return the bytes of the rows' shares."""
         return ELEMENT_BYTES * sum(math.prod(shape) for shape in self.shapes().values())
 
-    def unfit(self, manifest: Manifest, model: StoredModel) -> str:
-        """Return why a session cannot begin behind it, in words; empty if it can."""
+    def unfit(self, manifest: Manifest, model: StoredModel, tokens: int) -> str:
+        """Return why a session cannot begin behind it, as a text of so many tokens, in words; empty if it can."""
         found = [
             (self.model == model.model, "belongs to another model"),
             (self.storing == model.nonce, "was computed with another storing of the model, which was shared again since"),
@@ -111,7 +112,7 @@ class StoredPrefix(BaseModel):
             (self.suite == manifest.suite, f"was computed in suite '{self.suite}'"),
             (self.fraction_bits == manifest.fraction_bits, f"was computed with {self.fraction_bits} fraction bits"),
             (self.options == manifest.row_options, f"was computed with suite options {_words(self.options)}"),
-            (self.tokens == manifest.prefix_tokens, f"has {self.tokens} tokens, not {manifest.prefix_tokens}"),
+            (self.tokens == tokens, f"has {self.tokens} tokens, not {tokens}"),
         ]
         return next((words for fits, words in found if not fits), "")
 
@@ -143,6 +144,10 @@ class IncomingPrefix(IncomingFolder):
         if list(shapes)[len(self.files)] != name or tuple(share.shape) != shapes[name]:
             raise RuntimeError(f"rows '{name}' {list(share.shape)} are not those that are due")
         self.write(f"{len(self.files):04d}", {"share": share.detach().cpu().contiguous()})
+
+    def ids(self, share: Tensor) -> None:
+        """Store the share of a secret text's token ids, behind all rows. Raises `EnvironmentProblem`."""
+        self.write(IDS, {"share": share.detach().cpu().contiguous()})
 
     def publish(self) -> None:
         """Make the prefix visible. All of it is on disk when this returns."""
@@ -254,11 +259,21 @@ class PrefixStore:
         Raises `CheckpointError` naming the file when it cannot be read, or is not what was stored.
         """
         shapes = facts.shapes()
+        return self._load(facts, f"{list(shapes).index(name):04d}", shapes[name])
+
+    def ids(self, facts: StoredPrefix) -> Tensor:
+        """Return this party's share of the text's token ids, int64 [T] in Z_2^64; party 0 holds those of a public text.
+        Raises `CheckpointError` as `share` does."""
+        if facts.text is None:
+            return self._load(facts, IDS, (facts.tokens,))
+        return torch.tensor(facts.text) * int(facts.index == 0)
+
+    def _load(self, facts: StoredPrefix, name: str, shape: tuple[int, ...]) -> Tensor:
         with self._lock:
             found = self._held.get(facts.prefix)
             if found is None or found.facts.nonce != facts.nonce:
                 raise CheckpointError(f"prefix {facts.name} was removed while its rows were loaded: ask without it")
-        return load_rows_of(self.root / facts.prefix, found, list(shapes).index(name), shapes[name])
+        return load_rows_of(self.root / facts.prefix, found, name, shape)
 
 
 def read(folder: Path) -> PrefixFiles:
@@ -272,15 +287,14 @@ def read(folder: Path) -> PrefixFiles:
         raise CheckpointError(f"{named} is not a stored prefix ({type(error).__name__}): remove it, and {REMEDY}") from None
     if found.check != check_of(found.facts, found.files) or found.facts.prefix != folder.name:
         raise CheckpointError(f"{named}: {FACTS} is not what was stored: remove the folder, and {REMEDY}")
-    for number in range(count):
-        if f"{number:04d}" not in found.files or not (folder / f"{number:04d}.safetensors").is_file():
-            raise CheckpointError(f"{named}: {number:04d}.safetensors is missing: remove the folder, and {REMEDY}")
+    for name in [*(f"{number:04d}" for number in range(count)), *([IDS] if found.facts.text is None else [])]:
+        if name not in found.files or not (folder / f"{name}.safetensors").is_file():
+            raise CheckpointError(f"{named}: {name}.safetensors is missing: remove the folder, and {REMEDY}")
     return found
 
 
-def load_rows_of(folder: Path, found: PrefixFiles, number: int, shape: tuple[int, ...]) -> Tensor:
-    """Return the share in file `number` of a stored prefix. Raises `CheckpointError` as `PrefixStore.share` does."""
-    name = f"{number:04d}"
+def load_rows_of(folder: Path, found: PrefixFiles, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return the share in a file of a stored prefix. Raises `CheckpointError` as `PrefixStore.share` does."""
     named = f"{FOLDER}/{folder.name}/{name}.safetensors of the store"
     tensors = load_checked(folder / f"{name}.safetensors", found.files.get(name), named, REMEDY)
     return checked_share(tensors.get("share"), shape, torch.int64, named, REMEDY)

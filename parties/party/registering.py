@@ -39,14 +39,16 @@ class Registering:
         assert self._incoming is not None
         self._incoming.rows(name, share)
 
-    def finish(self, endpoint: ClientEndpoint, role: str) -> None:
-        """Wait for the owner's word, and store the prefix. Raises `WireError`, and the session's end where it is not to be
-        stored."""
+    def finish(self, endpoint: ClientEndpoint, role: str, ids: Tensor) -> None:
+        """Wait for the owner's word, and store the prefix. ids: this party's share of the text. Raises `WireError`, and the
+        session's end where it is not to be stored."""
         tokens, peer = self._facts.tokens, endpoint.stream.peer
         endpoint.session.step = "waiting for the model owner to keep the prefix"
         if (said := kept_rows(endpoint.stream.receive(), 0, tokens, peer)) != tokens:
             raise WireError(f"{peer} keeps {said} of {tokens} rows: all of them, or none by ending the session")
         assert self._incoming is not None
+        if self._facts.text is None:
+            self._incoming.ids(ids)
         self._store.complete(self._incoming)
         self._incoming = None
         facts = self._facts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,14 +55,14 @@ class Holdings:
 @dataclass(frozen=True)
 class Admitted:
     """A session that may be. session: its id; facts: of the model's shares; ticket: its place; client: its stream. prefix:
-    what it begins behind; text: of a prefix that it registers, where that is public."""
+    what it begins behind, by number (`Manifest.blocks`); text: of a prefix that it registers, where that is public."""
 
     session: str
     manifest: Manifest
     facts: StoredModel
     ticket: Ticket
     client: PeerStream
-    prefix: StoredPrefix | None = None
+    blocks: Mapping[int, StoredPrefix] = field(default_factory=dict)
     text: list[int] | None = None
 
 
@@ -80,10 +81,11 @@ class PartySession(ServedSession):
         self.ledger = Ledger()
         self.endpoint = ClientEndpoint(self, self.client, config, server.metrics, self.ledger)
         self._store, self._prefixes = holdings.models, holdings.prefixes
-        self._prefix, self._text = admitted.prefix, admitted.text
+        self._blocks, self._text = admitted.blocks, admitted.text
         self._rows: WeightLease | None = None
-        if self._prefix is not None:
-            self._rows = server.rows_cache.lease(manifest.rows_key(self._prefix.nonce), self.ticket.client, self)
+        if self._blocks:
+            nonces = [one.nonce for one in self._blocks.values()]
+            self._rows = server.rows_cache.lease(manifest.rows_key(nonces), self.ticket.client, self)
         self._registering: Registering | None = None
         self._lease = server.weight_cache.lease(manifest.load_key(self.facts.nonce), self.ticket.client, self)
         architecture = parse_description(self.facts.architecture)
@@ -100,7 +102,7 @@ class PartySession(ServedSession):
             manifest=manifest.canonical(),
             client=self.ticket.client,
             storing=self.facts.nonce,
-            rows="" if self._prefix is None else self._prefix.session,
+            rows=" ".join(one.session for one in self._blocks.values()),
         )
         self._greetings = Greetings(hello, manifest, self._tapes)
         network = Network(config, lambda: server.identity, server.heartbeats, patience)
@@ -207,7 +209,7 @@ class PartySession(ServedSession):
                 loading.split_weights(self._ranks)
             loader = WeightLoader(self, self._store, self.facts, self._program, self.endpoint.progress)
             weights = loader.load(loading, dealt.load, self._lease)
-        if self._prefix is not None:
+        if self._blocks:
             weights = {**weights, **self._loaded_rows(suite, dealt)}
         if suite.preprocesses and wanted(config):
             self._preprocessing = Preprocessing(self, self._program, tape, weights, self.endpoint.kept_rows)
@@ -223,20 +225,22 @@ class PartySession(ServedSession):
             self._program.run(suite, weights, prompt, self.endpoint)
             return
         self._program.run(suite, weights, prompt, self.endpoint, self._registering.keep)
-        self._registering.finish(self.endpoint, self.role)
+        self._registering.finish(self.endpoint, self.role, prompt)
 
     def _prompt(self) -> torch.Tensor:
-        """Return this party's share of the prompt: what the client sends, or of a public text what all know."""
+        """Return this party's share of the prompt: what the client sends, behind the tokens of chunks that are computed
+        again; of a public text that is registered what all know."""
         known = None if self._registering is None else self._registering.public_prompt(self.server.config.device)
-        return self.endpoint.prompt() if known is None else known
+        sent, again = self.endpoint.prompt() if known is None else known, self.manifest.chunk_again
+        before = [self._prefixes.ids(one)[:again] for number, one in self._blocks.items() if number]
+        return torch.cat([*(ids.to(sent.device) for ids in before), sent]) if before else sent
 
     def _loaded_rows(self, suite: Suite, dealt: Dealt) -> dict[str, Any]:
-        """Return the masked rows of the prefix: those of the load that the dealer has named, or loaded now."""
-        assert self._prefix is not None
+        """Return the masked rows of prefix and chunks: those of the load that the dealer has named, or loaded now."""
         assert self._rows is not None
         if dealt.rows is not None:
             return dealt.rows
-        loader = RowsLoader(self, self._prefixes, self._prefix, self._program, self.endpoint.progress)
+        loader = RowsLoader(self, self._prefixes, self._blocks, self._program, self.endpoint.progress)
         return loader.load(suite, dealt.rows_load, self._rows)
 
     def _take_place(self) -> None:

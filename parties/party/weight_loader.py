@@ -4,7 +4,7 @@ part of the tape."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -70,13 +70,14 @@ class WeightLoader:
 
 
 class RowsLoader:
-    """Loads the rows of a registered prefix of one session, for itself and for later ones. Otherwise as `WeightLoader`."""
+    """Loads the rows that one session begins behind, for itself and for later ones. facts: of the registered texts by number
+    (`Manifest.blocks`). Otherwise as `WeightLoader`."""
 
     def __init__(
         self,
         session: Session,
         store: PrefixStore,
-        facts: StoredPrefix,
+        facts: Mapping[int, StoredPrefix],
         program: SessionProgram,
         progress: Callable[[str, int, int], None],
     ) -> None:
@@ -88,15 +89,15 @@ class RowsLoader:
 
     def load(self, suite: Suite, load: str, lease: WeightLease) -> dict[str, Any]:
         """Load the rows and keep them under the load's id. Raises what the store raises, and the session's error."""
-        total, done = len(self._facts.shapes()), 0
+        total, done = sum(len(one.shapes()) for one in self._facts.values()), 0
 
-        def share(name: str) -> Tensor:
+        def share(number: int, name: str) -> Tensor:
             nonlocal done
             self._session.check()
             self._session.step = f"loading rows {name}"
             self._progress("prefix load", done, total)
             done += 1
-            return self._store.share(self._facts, name).to(self._program.device)
+            return self._store.share(self._facts[number], name).to(self._program.device)
 
         rows = self._program.load_rows(suite, share)
         self._progress("prefix load", total, total)

@@ -118,6 +118,7 @@ class Costs:
             manifest.decoding,
             str(manifest.draft),
             str(manifest.prefix_tokens),
+            str((manifest.chunk_tokens, manifest.chunk_again)),
         )
         sizes = (str(manifest.prompt_tokens), str(manifest.new_tokens)) if lengths else ()
         return (*parts, str(len(manifest.parties)), *sizes)
@@ -139,6 +140,7 @@ class Costs:
                     hottest,
                     draft,
                     manifest.prefix_tokens,
+                    manifest.plan.chunks,
                 )
                 self._predictors[key] = Predictor(architecture, setting)
                 while len(self._predictors) > KEPT:

@@ -81,9 +81,10 @@ class WeightCache:
         del self._held[load], self._users[load]
 
     def drop(self, model: str) -> None:
-        """Forget the loads of a model; sessions that use them keep them until they end."""
+        """Forget the loads of a model, or with rows of a registered text, by its id; sessions that use them keep them until
+        they end."""
         with self._changed:
-            for load in [load for load, (key, _) in self._held.items() if key[0] == model]:
+            for load in [load for load, (key, _) in self._held.items() if model in key[0]]:
                 self._forget(load)
 
     def lease(self, key: Key, client: str, owner: object) -> WeightLease:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from models import public_tables
 from models.architecture import Architecture
 from models.architectures import AnyArchitecture
+from models.chunks import MOST_CHUNKS, ChunkPlan
 from models.costs.expert_ways import OPTION as WAY
 from models.costs.expert_ways import with_way
 from models.drafting import MOST_GUESSES, DraftPlan
@@ -65,8 +66,9 @@ class ProgramFacts(BaseModel):
 
     architecture: hash of its canonical JSON. decoding: what leaves the program, of a decoder or an encoder. options: the
     suite's own settings. temperature: of the dealt noise, with decoding "sample" and only there. draft: guesses of a drafted
-    step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one. parties: names
-    in order of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
+    step, 0 without a draft. prefix_tokens: of the registered prefix that the prompt continues, 0 without one;
+    chunk_tokens: of each chunk between them, chunk_again: how many of its first are computed again. parties: names in order
+    of their index. tables: hash of the public tables that shares are multiplied by (`models.public_tables`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -78,6 +80,8 @@ class ProgramFacts(BaseModel):
     fraction_bits: Annotated[int, Field(ge=1, le=40)]
     options: Annotated[dict[Annotated[str, Field(max_length=64)], OptionValue], Field(max_length=32)]
     prefix_tokens: Annotated[int, Field(ge=0, le=1 << 24)]
+    chunk_tokens: Annotated[list[Annotated[int, Field(ge=1, le=1 << 24)]], Field(max_length=MOST_CHUNKS)]
+    chunk_again: Annotated[int, Field(ge=0, le=1 << 24)]
     prompt_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     new_tokens: Annotated[int, Field(ge=1, le=1 << 24)]
     decoding: Leaving
@@ -105,7 +109,8 @@ class ProgramFacts(BaseModel):
     def plan(self) -> AnyPlan:
         """Return the plan. Raises `ConfigurationError` for one that cannot be."""
         draft = DraftPlan(self.draft) if self.draft else None
-        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens)
+        chunks = ChunkPlan(tuple(self.chunk_tokens), self.chunk_again) if self.chunk_tokens else None
+        lengths = Lengths(self.prompt_tokens, self.new_tokens, self.prefix_tokens, chunks)
         return make_plan(lengths, self.decoding, self.policy, self.temperature, draft)
 
 
@@ -122,10 +127,11 @@ class PrefixFacts(BaseModel):
 
 class Manifest(ProgramFacts):
     """Everything public that two parties must agree on before they exchange a share. model: id of the shared weights.
-    prefix: None without one."""
+    prefix: None without one. chunks: ids of the registered texts behind it, in order."""
 
     model: Identifier
     prefix: PrefixFacts | None = None
+    chunks: Annotated[list[Identifier], Field(max_length=MOST_CHUNKS)] = []
 
     @classmethod
     def of(cls, model: str, architecture: AnyArchitecture, suite: SuiteSpec, plan: AnyPlan, parties: list[str]) -> Manifest:
@@ -142,6 +148,8 @@ class Manifest(ProgramFacts):
             fraction_bits=suite.fraction_bits,
             options=dict(suite.options),
             prefix_tokens=plan.behind,
+            chunk_tokens=[] if plan.chunks is None else list(plan.chunks.lengths),
+            chunk_again=0 if plan.chunks is None else plan.chunks.again,
             prompt_tokens=plan.prompt_tokens,
             new_tokens=plan.new_tokens,
             decoding=plan.decoding,
@@ -152,9 +160,17 @@ class Manifest(ProgramFacts):
             tables=public_tables.digest(architecture),
         )
 
-    def with_prefix(self, prefix: PrefixFacts) -> Manifest:
-        """Return the manifest of a session behind a registered prefix, or of one that registers it."""
-        return self.model_copy(update={"prefix": prefix})
+    def with_prefix(self, prefix: PrefixFacts | None, chunks: Sequence[str] = ()) -> Manifest:
+        """Return the manifest of a session behind a registered prefix and chunks, or of one that registers it."""
+        return self.model_copy(update={"prefix": prefix, "chunks": list(chunks)})
+
+    @property
+    def blocks(self) -> dict[int, tuple[str, int]]:
+        """Return id and tokens of each registered text that the session begins behind: the prefix by 0, chunks from 1."""
+        if self.registers:
+            return {}
+        first = {} if self.prefix is None else {0: (self.prefix.id, self.prefix_tokens)}
+        return first | dict(enumerate(zip(self.chunks, self.chunk_tokens, strict=True), 1))
 
     @property
     def registers(self) -> bool:
@@ -163,6 +179,8 @@ class Manifest(ProgramFacts):
 
     def _prefix_fits(self) -> bool:
         """Whether there is a prefix where there must be one, and a name where it is registered."""
+        if len(self.chunks) != len(self.chunk_tokens) or (self.registers and self.chunks):
+            return False
         if self.prefix is None:
             return not self.prefix_tokens and not self.registers
         named = self.prefix.name is not None
@@ -219,10 +237,10 @@ class Manifest(ProgramFacts):
         """Return `row_options` of the suite's options."""
         return row_options(self.options)
 
-    def rows_key(self, storing: str = "") -> tuple[str, ...]:
-        """Return the same for the masked rows of its prefix. storing: at a party, the nonce of its rows."""
-        assert self.prefix is not None
-        return (self.prefix.id, storing, *self.load_key())
+    def rows_key(self, storings: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the same for the masked rows of its blocks together. storings: at a party, the nonces of their rows."""
+        ids = [f"{number}:{id}" for number, (id, _) in self.blocks.items()]
+        return (" ".join(ids), " ".join(storings), str(self.chunk_again), *self.load_key())
 
 
 def row_options(options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

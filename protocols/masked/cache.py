@@ -3,7 +3,7 @@ on.
 
 Rounds: 1 for new rows (0 where they are masked already). Bytes: 8 per new element to each other party.
 
-Rows that last (`lasting_rows`) are stored shares x_i with sum x. They are opened once a load, x + lam for a fresh lam, and
+Rows that last (`lasting`) are stored shares x_i with sum x. They are opened once a load, x + lam for a fresh lam, and
 every later session of the load goes on with the same (m, lam), as all do with a weight's: what a session opens of products
 with them is masked by fresh randomness of its own, products of masks are dealt for each session, and nothing is opened
 under lam but x. So m, uniform, is all that anybody sees of x, whatever the number of sessions. Of two loads the parties see
@@ -57,14 +57,19 @@ async def mask_for_cache(convert: Conversion, new: Value, kind: str | None = Non
     return x
 
 
-async def lasting_rows(convert: Conversion, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
-    """Return stored rows, masked; they keep neither the session's tape nor its channel, see `HeldRows.lasting_rows`."""
+def stored_rows(convert: Conversion, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
+    """Return rows from this party's stored share; local."""
     c = convert.context
     x = share.to(c.device) if share is not None else c.blank(shape)
     magnitude = convert.bounds.here.activation + ROWS_ROOM
-    rows = await mask_for_cache(convert, convert.new(Shared(x, RING_BITS, convert.fraction_bits), magnitude))
+    return convert.new(Shared(x, RING_BITS, convert.fraction_bits), magnitude)
+
+
+async def lasting(convert: Conversion, new: Value) -> MaskedTensor:
+    """Return rows, masked, that keep neither the session's tape nor its channel."""
+    rows = await mask_for_cache(convert, new)
     assert rows.masked is not None
-    return MaskedTensor(c.local(), magnitude, masked=rows.masked)
+    return MaskedTensor(convert.context.local(), rows.magnitude, masked=rows.masked)
 
 
 def own_rows(convert: Conversion, rows: Value) -> MaskedTensor:

@@ -321,8 +321,11 @@ class MaskedSuite(Suite):
     async def mask_for_cache(self, new: Value, kind: str | None = None, limit: int | None = None) -> MaskedTensor:
         return await cache.mask_for_cache(self.convert, new, kind, limit)
 
-    async def lasting_rows(self, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
-        return await cache.lasting_rows(self.convert, shape, share)
+    def stored_rows(self, shape: Sequence[int], share: Tensor | None) -> MaskedTensor:
+        return cache.stored_rows(self.convert, shape, share)
+
+    async def lasting(self, rows: Value) -> MaskedTensor:
+        return await cache.lasting(self.convert, rows)
 
     def own_rows(self, rows: Value) -> MaskedTensor:
         return cache.own_rows(self.convert, rows)

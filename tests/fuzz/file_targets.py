@@ -45,7 +45,7 @@ def _header() -> bytes:
         "load": new_id(),
         "number": 1,
         "created": 1,
-        "program": {key: value for key, value in make_manifest().model_dump().items() if key not in ("model", "prefix")},
+        "program": make_manifest().model_dump(exclude={"model", "prefix", "chunks"}),
         "party": "party0",
         "index": 0,
     }

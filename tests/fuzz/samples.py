@@ -35,6 +35,8 @@ def make_manifest(**changes: Any) -> Manifest:
         "fraction_bits": 14,
         "options": {"score": 8, "residual": 14},
         "prefix_tokens": 0,
+        "chunk_tokens": [],
+        "chunk_again": 0,
         "prompt_tokens": 9,
         "new_tokens": 3,
         "decoding": "greedy",

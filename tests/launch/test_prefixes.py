@@ -76,7 +76,7 @@ def test_commands(command: Command, held: LocalDeployment, text_model: Path, pla
     assert refused.code == 2
     assert "prefix 'none': 0 of model 'tiny' fit; all parties hold: terms, hidden" in " ".join(refused.err.split())
     assert command("prefix", "rm", "--config", owner, "hidden").code == 0
-    assert "needs --config" in command("generate", "--model", text_model, "--prefix", "x", "--prompt", "y").err
+    assert "need --config" in command("generate", "--model", text_model, "--prefix", "x", "--prompt", "y").err
 
 
 def test_a_partys_store(command: Command, held: LocalDeployment, text_model: Path, tmp_path: Path) -> None:
@@ -142,3 +142,14 @@ def test_at_the_gateway(command: Command, held: LocalDeployment, text_model: Pat
                 ask(PROMPT, extra_body={"prefix": "other"})
     finally:
         client.close()
+
+
+def test_documents_between_prefix_and_prompt_from_the_command_line(
+    command: Command, held: LocalDeployment, text_model: Path
+) -> None:
+    """The model of these tests has learned positions, so chunks reach it and are refused by name."""
+    add(command, held, text_model, "document")
+    asked = ["--config", held.folder / "client.yaml", "--model", text_model, "--name", "tiny", "--prompt", PROMPT]
+    done = command("generate", *asked, "--chunks", "document", "--repair", "0.5")
+    assert done.code == 2
+    assert "has learned positions: a chunk's rows are right at their own place alone" in " ".join(done.err.split())

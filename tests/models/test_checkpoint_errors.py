@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import load_checkpoint, read_architecture
+from models.checkpoint import load_checkpoint, read_architecture, read_description
 from mpc.errors import CheckpointError
 from tests.models import random_checkpoints as checkpoints
 
@@ -71,6 +71,27 @@ def test_gpt2_options(gpt2: Path, changes: dict[str, Any], message: str) -> None
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(gpt2)
     assert str(caught.value).startswith(f"{gpt2}/config.json: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ends"),
+    [
+        ({"bos_token_id": -1, "eos_token_id": -1}, None, ()),
+        ({"bos_token_id": 9999, "eos_token_id": 9999}, None, ()),
+        ({"bos_token_id": [1, 2], "eos_token_id": None}, {"eos_token_id": [3, 4]}, (3, 4)),
+        ({"eos_token_id": 5}, {"eos_token_id": [3, 9999]}, (3,)),
+        ({"eos_token_id": [5, 6]}, None, (5, 6)),
+    ],
+)
+def test_ends_that_transformers_loads(
+    gpt2: Path, config: dict[str, Any], generation: dict[str, Any] | None, ends: tuple[int, ...]
+) -> None:
+    """What no token is ends nothing; generation_config.json goes first, as in transformers."""
+    (gpt2 / "generation_config.json").unlink()
+    edit_config(gpt2, **config)
+    if generation is not None:
+        (gpt2 / "generation_config.json").write_text(json.dumps(generation))
+    assert read_description(gpt2).eos == ends
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from launch.local.shares import KeptShares
 from models.checkpoint import load_checkpoint
-from models.chunks import ChunkPlan, chunk_rows
+from models.chunks import ChunkPlan, load_chunks
 from models.generation import GenerationPlan, PlainModel, generate
 from models.masks import Places
 from models.prefill import prefill
-from models.prefix_rows import load_rows
 from models.prefixes import PrefixPlan, register
 from models.shapes import SHAPES
 from mpc.errors import ConfigurationError
 from protocols.registry import SuiteSpec
+from protocols.suite import Suite
 from tests.models.test_prefixes import PROMPT, Roles, Rows, model_of
 
 PREFIX, FIRST, SECOND, QUESTION = PROMPT[:3], PROMPT[3:8], PROMPT[8:14], PROMPT[14:]
@@ -38,22 +38,30 @@ def given(again: int) -> list[int]:
     return [*FIRST[:again], *SECOND[:again], *QUESTION]
 
 
-def rows_of(model: PlainModel, ids: list[int]) -> dict[str, Any]:
-    rows, suite = Rows(), model.suite
-    plan = PrefixPlan(len(ids))
-    suite.run(register(suite, model.decoder(), plan, torch.tensor(ids), KeptShares(), rows.keep))
-    return suite.run(load_rows(suite, model.architecture, len(ids), rows.shares.__getitem__))  # type: ignore[no-any-return]
+def stored(model: PlainModel, ids: list[int]) -> dict[str, Tensor]:
+    rows, plan = Rows(), PrefixPlan(len(ids))
+    model.suite.run(register(model.suite, model.decoder(), plan, torch.tensor(ids), KeptShares(), rows.keep))
+    return rows.shares
 
 
 def prepared(name: str, folder: Path) -> PlainModel:
     model = PlainModel(model_of(name, folder), torch.float64)
-    loaded = [rows_of(model, ids) for ids in (PREFIX, FIRST, SECOND)]
-    model.weights = {**model.weights, **loaded[0], **chunk_rows(0, loaded[1]), **chunk_rows(1, loaded[2])}
+    model.blocks = [stored(model, ids) for ids in (PREFIX, FIRST, SECOND)]  # type: ignore[attr-defined]
     return model
+
+
+def loaded(model: PlainModel, again: int) -> None:
+    """Let the model hold what a session behind the chunks begins with."""
+    blocks: Any = model.blocks  # type: ignore[attr-defined]
+    chunks = plan_of(again).chunks
+    assert chunks is not None
+    load = load_chunks(model.suite, model.architecture, len(PREFIX), chunks, lambda number, name: blocks[number][name])
+    model.weights = {**model.weights, **model.suite.run(load)}
 
 
 def logits(model: PlainModel, again: int) -> Tensor:
     """Logits of the first token behind chunks."""
+    loaded(model, again)
     plan, decoder = (
         plan_of(
             again,
@@ -63,7 +71,7 @@ def logits(model: PlainModel, again: int) -> Tensor:
     suite, ids = model.suite, given(again)
 
     async def run() -> Any:
-        cache = await decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
+        cache = decoder.begun(plan.behind, plan.chunks, plan.prompt_tokens)
         return await prefill(decoder, cache, suite.indices(len(ids), torch.tensor(ids), model.architecture.vocabulary))
 
     return suite.output(suite.run(run())).share[0]
@@ -85,19 +93,27 @@ def test_on_shares_as_in_plaintext(suite: str, parties: int, again: int, tmp_pat
     model = prepared("llama-grouped", tmp_path)
     roles = Roles(SuiteSpec(suite), load_checkpoint(tmp_path), parties)
     roles.load()
-    merged: dict[int | None, dict[str, Any]] = {}
-    for number, ids in enumerate((PREFIX, FIRST, SECOND)):
+    blocks: list[dict[int | None, Rows]] = []
+    for ids in (PREFIX, FIRST, SECOND):
         roles.stored = {}
         roles.register(ids)
-        roles.load_rows(len(ids))
-        for role, rows in roles.loaded.items():
-            merged.setdefault(role, {}).update(rows if not number else chunk_rows(number - 1, rows))
-    roles.loaded = merged
+        blocks.append(roles.stored)
+    chunks = plan_of(again).chunks
+    assert chunks is not None
+
+    def program(running: Suite, party: int | None) -> None:
+        def share(number: int, name: str) -> Tensor | None:
+            return None if party is None else blocks[number][party].shares[name]
+
+        roles.loaded[party] = running.run(load_chunks(running, model.architecture, len(PREFIX), chunks, share))
+
+    roles.run(program)
     for _ in range(2):
         assert roles.answer(given(again), plan_of(again)) == plain_tokens(model, again)
 
 
 def plain_tokens(model: PlainModel, again: int) -> list[int]:
+    loaded(model, again)
     endpoint, plan, suite = KeptShares(), plan_of(again), model.suite
     suite.run(generate(suite, model.decoder(), plan, torch.tensor(given(again)), endpoint))
     return [int(share.share.round()) for share in endpoint.shares]

@@ -15,6 +15,7 @@ from launch.local.shares import KeptShares, WeightShares, additive_shares, opene
 from models.architecture import Architecture, Rotary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.costs.estimation import estimate
+from models.costs.prediction import Predictor
 from models.costs.tracing import Setting, trace_step
 from models.decoder import Decoder
 from models.generation import GenerationPlan, PlainModel, generate
@@ -262,3 +263,11 @@ def test_costs_behind_a_prefix_are_a_fifth_of_the_whole_prompt_at_gpt2_base() ->
     registering = trace_step(a, Setting("masked", decoding="rows"), 0, 16).costs([1] * 12)
     stored = registering.total("offline_bytes", "stored")
     assert stored == 12 * 2 * (8 * 16 * 768 + 16)
+
+
+def test_a_text_of_almost_all_positions_is_predicted() -> None:
+    tiny = SHAPES["tiny"]
+    found = Predictor(tiny, Setting("masked", decoding="rows")).predict(tiny.positions - 2, 1, 60.0)
+    assert found.dealt > 8 * 2 * (tiny.positions - 2) * tiny.layers * tiny.kv_heads * tiny.head_channels
+    behind = Predictor(tiny, Setting("masked", behind=tiny.positions - 9)).predict(7, 2, 60.0)
+    assert 0 < behind.sent < found.sent

@@ -42,6 +42,8 @@ def manifest(checkpoint: Path, **changes: Any) -> Manifest:
         "fraction_bits": 16,
         "options": {},
         "prefix_tokens": 0,
+        "chunk_tokens": [],
+        "chunk_again": 0,
         "prompt_tokens": len(PROMPT),
         "new_tokens": 4,
         "decoding": "greedy",

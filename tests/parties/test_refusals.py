@@ -44,6 +44,8 @@ def manifest(running: Running, **changes: Any) -> Manifest:
         "fraction_bits": 16,
         "options": {},
         "prefix_tokens": 0,
+        "chunk_tokens": [],
+        "chunk_again": 0,
         "prompt_tokens": 2,
         "new_tokens": 2,
         "decoding": "greedy",

@@ -24,6 +24,7 @@ from protocols.masked.conversion import Conversion
 from protocols.masked.shares import Shared
 from protocols.masked.values import MaskedTensor
 from protocols.schedule import together
+from protocols.suite import Value
 from tests.models import random_checkpoints as checkpoints
 from tests.models import random_encoders
 from tests.protocols import uniformity
@@ -57,22 +58,22 @@ def test_so_is_what_is_opened_for_a_registered_prefix_and_behind_it() -> None:
 
 
 def test_rows_that_are_opened_twice_under_one_mask_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = cache.lasting_rows
+    real = cache.lasting
 
-    async def twice(convert: Conversion, shape: Any, share: Tensor | None) -> MaskedTensor:
-        rows = await real(convert, shape, share)
+    async def twice(convert: Conversion, new: Value) -> MaskedTensor:
+        share = convert.tensor(new).as_shared().x
+        rows = await real(convert, new)
         assert rows.masked is not None
         lam, frac = rows.masked.lam, rows.masked.frac
-        x = convert.context.blank(shape) if share is None else share
 
         async def opened(value: Tensor) -> None:
             with operation("cache"):
                 await Opening(Shared(value, ring.RING_BITS, frac), lam)
 
-        await together(opened(x), opened(x + x))
+        await together(opened(share), opened(share + share))
         return rows
 
-    monkeypatch.setattr(cache, "lasting_rows", twice)
+    monkeypatch.setattr(cache, "lasting", twice)
     seen, _ = uniformity.observed_prefix(uniformity.shipped(), PROMPT, 17)
     assert uniformity.failures(uniformity.results(seen))
 

@@ -202,8 +202,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "sign of the masks' product",
         "protocols/masked/product.py",
-        "term - times(x.lam, w.m)",
-        "term + times(x.lam, w.m)",
+        "term - times(x.lam, w.times_m)",
+        "term + times(x.lam, w.times_m)",
         (f"{SUITE}::test_norm_linear_both_ways",),
     ),
     # ---- comparison
@@ -892,8 +892,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the parties are told of a range finding by another message",
         "parties/client/session.py",
-        "stream.send(wire.ClientMessage(finish=wire.Finish()))",
-        'stream.send(wire.ClientMessage(**{"finish": wire.Finish()} if reason == "stop" else {"failure": wire.Failure()}))',
+        "self._send(stream, wire.ClientMessage(finish=wire.Finish()))",
+        "self._send(stream, wire.ClientMessage(finish=wire.Finish() if reason == 'stop' else None))",
         ("tests/parties/test_range_findings.py::test_parties_see_what_they_see_at_a_stop_token",),
     ),
     Fault(
@@ -1081,6 +1081,44 @@ FAULTS: tuple[Fault, ...] = (
         "self.presence * (counts > 0)",
         "self.presence * counts",
         ("tests/launch/serve/test_gateway_choices.py::test_adjustment",),
+    ),
+    Fault(
+        "an answer may end before its format does",
+        "launch/serve/gateway/formats.py",
+        "allowed[ends] = bool(self._matcher.is_accepting())",
+        "allowed[ends] = True",
+        (
+            "tests/launch/serve/test_formats.py::test_an_end_is_allowed_where_the_answer_is_whole_alone",
+            "tests/launch/serve/test_formats.py::test_every_whole_answer_fits",
+        ),
+    ),
+    Fault(
+        "a schema's keyword is left out",
+        "launch/serve/gateway/formats.py",
+        '"lenient": False}',
+        '"lenient": True}',
+        ("tests/launch/serve/test_formats.py::test_schemas_that_cannot_be_kept",),
+    ),
+    Fault(
+        "a request waits for its turn as for a role that is gone",
+        "launch/serve/gateway/patience.py",
+        "            self._since.clear()",
+        "            pass",
+        ("tests/launch/serve/test_patience.py::test_what_patience_hears",),
+    ),
+    Fault(
+        "a request is shown the numbers of the newest one",
+        "launch/serve/gateway/live.py",
+        'if id in ("", name, given):',
+        "if True:",
+        ("tests/launch/serve/test_page.py::test_requests_at_once_are_not_mixed",),
+    ),
+    Fault(
+        "peers are looked for behind a proxy",
+        "parties/transport/connection.py",
+        '("grpc.enable_http_proxy", 0)',
+        '("grpc.enable_http_proxy", 1)',
+        ("tests/parties/transport/test_channel_pool.py::test_proxies_are_for_the_web",),
     ),
 )
 

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     given = parser.parse_args()
     many = load_cluster(given.config).dealers
+    assert many is not None
     one = many.model_copy(update={"workers": 1})
     found = []
     with connected("local", many.most_workers * many.cpus) as ray:

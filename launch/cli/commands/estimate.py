@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from models.costs.tracing import Costs, Setting
     from models.drafting import DraftPlan
 
+MASK_BYTES = 12  # that tracing a prompt holds for each entry of its masks [T, T], at most; measured
+TRACED = 600_000_000  # bytes beside them
 SECONDS_FORMULA = "rounds x (half a round trip + 0.3 ms) + bytes sent / bandwidth + multiply-adds / rate"
 
 ShapeOrFolderOption = Annotated[
@@ -116,6 +119,7 @@ def run(
     architecture = with_positions(own, prefix + prompt + new - 1)
     choice = agreed_choice(decoding, temperature, architecture)
     setting = Setting(suite, parties, policy, suite_options(suite_option), *choice, _drafting(draft, kept), prefix)
+    check_traced(prefix + prompt)
     with err.status(f"{model}: tracing"):
         found = estimate(architecture, setting, prompt, new, exhaustive=all_layers, kept=kept)
         measured = rates is None
@@ -135,6 +139,20 @@ def run(
         _show_path(path, new > 1)
     if architecture.positions > own.positions:
         out.print(f"the model itself has {own.positions} positions only")
+
+
+def check_traced(tokens: int) -> None:
+    """Raise `ConfigurationError` for a prompt whose public masks, [tokens, tokens], this machine's memory does not hold."""
+    from launch.local.memory import available_memory
+    from mpc.errors import ConfigurationError
+
+    free = available_memory()
+    if free is not None and TRACED + MASK_BYTES * tokens**2 > free:
+        most = math.isqrt(max(0, free - TRACED) // MASK_BYTES)
+        raise ConfigurationError(
+            f"--prompt: tracing {tokens} tokens takes about {byte_count(TRACED + MASK_BYTES * tokens**2)} of memory, "
+            f"{byte_count(free)} are free here; ask for at most {most} tokens"
+        )
 
 
 def _drafting(draft: str, kept: int) -> DraftPlan | None:

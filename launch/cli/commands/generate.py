@@ -10,6 +10,7 @@ import typer
 from launch.cli.asking import Place, Started, messages, partner
 from launch.cli.options import (
     DEFAULT_SUITE,
+    ChunksOption,
     DecodingOption,
     DraftOption,
     FixedLengthOption,
@@ -17,6 +18,7 @@ from launch.cli.options import (
     ModelOption,
     PolicyOption,
     PrefixOption,
+    RepairOption,
     SuiteOption,
     SuiteOptionsOption,
     TemperatureOption,
@@ -81,6 +83,8 @@ def run(
     fixed_length: FixedLengthOption = False,
     draft: DraftOption = "off",
     prefix: PrefixOption = None,
+    chunks: ChunksOption = None,
+    repair: RepairOption = 0.2,
     suite_option: SuiteOptionsOption = None,
     device: StartedDeviceOption = None,
     config: ClientConfigOption = None,
@@ -100,8 +104,7 @@ def run(
     assert text is not None
     check_suite(suite)
     check_combination(config, {"--parties": parties, "--device": device}, insecure_trust_authority, name)
-    if prefix is not None and config is None:
-        raise ConfigurationError("--prefix needs --config: parties that are started for one answer hold none")
+    names = _registered(config, prefix, chunks)
     from launch.serve.roles import load_role
     from models.generation import check_verifiable
     from models.policies import parse
@@ -112,7 +115,7 @@ def run(
     chosen = chosen_decoding(decoding, temperature)
     params = SamplingParams(max_new_tokens, chosen, temperature, top_k, top_p, fixed_length=fixed_length)
     spec = SuiteSpec(suite, options=suite_options(suite_option))
-    request = GenerationRequest((), params, spec, policy, draft=chosen_draft(draft), prefix=prefix)
+    request = GenerationRequest((), params, spec, policy, None, chosen_draft(draft), prefix, names, repair)
     known = parse(policy)
     if request.draft is not None:
         check_verifiable(chosen, known, request.draft.plan)
@@ -123,6 +126,13 @@ def run(
         answer = found.answer(asked)
     _show(answer, request, as_json)
     answer.result.check_range(answer.text)
+
+
+def _registered(config: Path | None, prefix: str | None, chunks: str | None) -> tuple[str, ...]:
+    """Return the names of chunks. Raises `ConfigurationError` for registered texts where nobody can hold them."""
+    if (prefix is not None or chunks is not None) and config is None:
+        raise ConfigurationError("--prefix and --chunks need --config: parties that are started for one answer hold none")
+    return tuple(chunks.split(",")) if chunks else ()
 
 
 def _show(answer: Answer, request: GenerationRequest, as_json: bool) -> None:

@@ -10,19 +10,23 @@ import typer
 from launch.cli.commands.deal import deal_json, show_deal
 from launch.cli.options import JsonOption, agreed_choice
 from launch.local.checks import check_suite
+from launch.local.signals import Terminated
 from launch.terminal.console import err, print_json
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from launch.cluster.dealers import Worker
-    from launch.cluster.settings import DealerSettings
+    from launch.cluster.replicas import Replica
+    from launch.cluster.settings import DealerSettings, ReplicaSettings
     from parties.tapes.deal import DealOrder
 
-app = typer.Typer(help="Dealers on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
+app = typer.Typer(help="Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Dealers on a Ray cluster: pip install 'mpcache[ray]'."""
+    """Dealers and replicas on a Ray cluster: pip install 'mpcache[ray]'."""
 
 
 @app.command("up")
@@ -30,40 +34,76 @@ def up(
     config: Annotated[Path, typer.Option("--config", help="The cluster file (YAML); see docs/clusters.md.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Deal tapes for later sessions with many dealers at a time, as `mpcache deal` does with one.
+    """Run what a cluster file says as actors of a Ray cluster: dealers, replicas of a deployment, or one after the other.
 
-    The cluster is the dealer's own: its nodes see the dealer's key and the seeds that they deal, in a folder that all have;
-    only names and public settings go through Ray. A dealer that ends is replaced, and its tape dealt again under new seeds.
-    Until all tapes are there, nothing is; Ctrl-C leaves nothing behind.
+    Dealers write tapes for later sessions, as `mpcache deal` does with one. The cluster is the dealer's own: its nodes see
+    the dealer's key and the seeds that they deal, in a folder that all have; only names and public settings go through Ray.
+    A dealer that ends is replaced, and its tape dealt again under new seeds. Until all tapes are there, nothing is.
+
+    Replicas are whole deployments of this machine behind one address, for one operator, who has all shares; one that fails
+    is replaced. They serve until Ctrl-C, which leaves nothing behind.
     """
     from launch.cluster.connection import connected, import_ray
-    from launch.cluster.dealers import RayDealers
     from launch.cluster.settings import load_cluster
-    from parties.tapes.deal import deal
 
     settings = load_cluster(config)
-    dealers = settings.dealers
     import_ray()
-    order = order_of(dealers)
-    order.check(dealers.out)
-    with err.status("connecting to Ray") as status:
+    order = order_of(settings.dealers) if settings.dealers is not None else None
+    if order is not None and settings.dealers is not None:
+        order.check(settings.dealers.out)
+    with connected(settings.address, settings.cpus) as ray:
+        if order is not None and settings.dealers is not None:
+            _deal(ray, order, settings.dealers, as_json)
+        if settings.replicas is not None:
+            _serve(ray, settings.replicas)
 
-        def event(what: str, worker: Worker) -> None:
-            if what == "lost":
-                work = f"tape {worker.task} is dealt again under new seeds" if worker.task else "it had no tape yet"
-                err.print(f"{worker.name} on {worker.node or 'a node'} is lost: {work}", soft_wrap=True)
 
-        with connected(settings.address, dealers.most_workers * dealers.cpus) as ray:
-            dealt = deal(
-                order,
-                dealers.out,
-                lambda stage, done, total: status.update(f"dealing: {stage} {done} of {total}"),
-                RayDealers(ray, dealers, event),
-            )
+def _deal(ray: ModuleType, order: DealOrder, dealers: DealerSettings, as_json: bool) -> None:
+    from launch.cluster.dealers import RayDealers
+    from parties.tapes.deal import deal
+
+    def event(what: str, worker: Worker) -> None:
+        if what == "lost":
+            work = f"tape {worker.task} is dealt again under new seeds" if worker.task else "it had no tape yet"
+            err.print(f"{worker.name} on {worker.node or 'a node'} is lost: {work}", soft_wrap=True)
+
+    with err.status("dealing") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(f"dealing: {stage} {done} of {total}")
+
+        dealt = deal(order, dealers.out, progress, RayDealers(ray, dealers, event))
     if as_json:
         print_json(deal_json(dealt))
     else:
         show_deal(dealt)
+
+
+def _serve(ray: ModuleType, settings: ReplicaSettings) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    from launch.cluster.replicas import RayReplicas
+    from launch.cluster.router import Router
+    from launch.serve.gateway.serving import listen
+    from launch.serve.gateway.settings import read_keys
+
+    def event(what: str, replica: Replica) -> None:
+        after = f"serves on {replica.node}" if what == "ready" else "is lost: another one takes its place"
+        err.print(f"{replica.name} {after}", soft_wrap=True)
+
+    read_keys(settings.keys)
+    listener, address = listen(settings.listen, "listen")
+    router = Router(listener)
+    replicas = RayReplicas(ray, settings, router, event)
+    try:
+        router.start()
+        err.print(f"OpenAI's API at http://{address}/v1, model: {settings.name}; Ctrl-C ends it")
+        while True:
+            replicas.watch()
+    except Terminated:
+        pass
+    finally:
+        replicas.stop()
+        router.stop()
 
 
 def order_of(dealers: DealerSettings) -> DealOrder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from launch.cli.options import (
 from launch.local import supervision
 from launch.local.checks import check_suite
 from launch.local.signals import Terminated
+from launch.terminal import logs
 from launch.terminal.console import err
 from mpc.errors import ConfigurationError
 
@@ -101,6 +101,8 @@ InsecureListenOption = Annotated[
     bool, typer.Option("--insecure-listen", help="Serve others without TLS: keys and prompts may be read on the way.")
 ]
 
+LogFormatOption = Annotated[str, typer.Option("--log-format", help="Log lines on standard error: text or json.")]
+
 
 def run(
     config: ConfigOption,
@@ -126,6 +128,7 @@ def run(
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     insecure_listen: InsecureListenOption = False,
+    log_format: LogFormatOption = "text",
     insecure_trust_authority: TrustAuthorityOption = False,
     supervised: SupervisedOption = False,
 ) -> None:
@@ -133,7 +136,7 @@ def run(
     if supervised:
         supervision.end_with_parent()
     check_suite(suite)
-    door = Door(listen, tls_certificate, tls_key, insecure_listen)
+    door = Door(listen, tls_certificate, tls_key, insecure_listen, checked_format(log_format))
     host = _checked_host(door, api_key_file is not None and insecure_no_key)
     keys = _given_keys(api_key_file)
 
@@ -143,10 +146,9 @@ def run(
     from protocols.registry import SuiteSpec
 
     drafting = _checked_draft(draft, policy)
-    spec = SuiteSpec(suite, options=suite_options(suite_option))
     client = Client(load_role(config, "client", insecure_trust_authority), keep_connections=True)
     settings = GatewaySettings(
-        suite=spec,
+        suite=SuiteSpec(suite, options=suite_options(suite_option)),
         policy=policy,
         draft=drafting,
         prefix=prefix,
@@ -178,12 +180,20 @@ def _checked_draft(draft: str, policy: str) -> Draft | None:
 @dataclass(frozen=True)
 class Door:
     """Where requests come in. listen: host:port; certificate, key: PEM files for HTTPS; insecure: others are served even
-    without."""
+    without. log_format: of what is logged, text or json."""
 
     listen: str
     certificate: Path | None
     key: Path | None
     insecure: bool
+    log_format: str = "text"
+
+
+def checked_format(name: str) -> str:
+    """Return the name itself. Raises `ConfigurationError` for a format of logs that there is not."""
+    if name not in ("text", "json"):
+        raise ConfigurationError(f"--log-format '{name}' is unknown; choose one of: text, json")
+    return name
 
 
 def _checked_host(door: Door, two_ways_of_keys: bool) -> str:
@@ -236,7 +246,6 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
 
     listener, address = open_socket(door.listen)
     server = make_server(Gateway(client, catalogue, settings).app, settings, door.certificate, door.key)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         with err.status("asking the parties") as status:
             catalogue.refresh(lambda reason: status.update(f"waiting for {reason}"))
@@ -245,6 +254,7 @@ def _serve(client: Client, catalogue: Catalogue, settings: GatewaySettings, door
             if settings.draft is not None and isinstance(served.reference.description, Architecture):
                 settings.draft.check(served.reference.architecture, served.words.tokenizer)
             warn_if_never_calibrated(served.reference)
+        logs.configure(door.log_format, "info", "gateway")
         names = ", ".join(sorted(served.name for served in catalogue.all()))
         if supervised:
             supervision.report_ready(name="gateway", address=address)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
 from launch.serve.gateway import embeddings, requests
-from launch.serve.gateway.access import Access, Metrics
+from launch.serve.gateway.access import Access, Metrics, told
 from launch.serve.gateway.bodies import Choices, model_body
 from launch.serve.gateway.catalogue import Catalogue, Served
 from launch.serve.gateway.errors import ApiError, from_error, invalid
@@ -35,7 +35,6 @@ from launch.serve.gateway.settings import GatewaySettings
 from mpc.errors import MpcacheError
 from parties.client.cancellation import Cancellation
 from parties.client.client import Client
-from parties.events import log
 from parties.wire.error_codec import public
 
 CLIENT_ID = "x-client-request-id"  # OpenAI's name for it
@@ -142,7 +141,8 @@ class Gateway:
         finally:
             watcher.cancel()
             self.places.leave(time.perf_counter() - began)
-        log.info("gateway: embeddings 200, model %s, %s texts", served.reference.id, len(rows))
+        model, count = served.reference.id, len(rows)
+        told("embeddings", f"embeddings 200, model {model}, {count} texts", status=200, model=model, texts=count)
         return JSONResponse(asked.body(rows))
 
     async def _take_place(self, request: Request, gone: Callable[[], None]) -> asyncio.Task[None]:

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from launch.serve.gateway.access import Metrics
+from launch.serve.gateway.access import Metrics, told
 from launch.serve.gateway.errors import ApiError, from_error
 from launch.serve.gateway.generation import Answer, Done, Event, Failed, Generation, Gone, Text
-from parties.events import log
 
 BEAT_SECONDS = 10.0  # a stream says something this often, so that nobody between takes it for dead
 GONE_STATUS = 499  # nobody reads it; for the log
@@ -140,7 +139,19 @@ class Exchange:
             self._metrics.tokens.inc(len(done.result.tokens))
         session = f", session {done.result.session}, {done.reason}" if done else f": {problem}"
         model = asked.served.reference.id
-        log.info("gateway: %s %d, model %s, %s, %.2f s%s", self._shape.name, status, model, tokens, seconds, session)
+        facts = {
+            "request": self._shape.name,
+            "status": status,
+            "model": model,
+            "prompt_tokens": prompt,
+            "tokens": len(done.result.tokens) if done else 0,
+            "max_tokens": most,
+            "seconds": round(seconds, 4),
+            "session": done.result.session if done else None,
+            "outcome": done.reason if done else problem,
+        }
+        text = f"{self._shape.name} {status}, model {model}, {tokens}, {seconds:.2f} s{session}"
+        told("answer", text, **{name: value for name, value in facts.items() if value is not None})
 
 
 class EventStream(Response):

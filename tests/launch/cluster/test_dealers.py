@@ -48,6 +48,7 @@ def cluster(roles: Path, text_model: Path) -> Path:
 def deal_by(ray: Any, cluster: Path, event: Event = lambda what, worker: None) -> Deal:
     """Deal what a cluster file says."""
     dealers = load_cluster(cluster).dealers
+    assert dealers is not None
     return deal(ray_command.order_of(dealers), dealers.out, sessions=RayDealers(ray, dealers, event))
 
 

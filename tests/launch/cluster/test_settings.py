@@ -11,11 +11,18 @@ import pytest
 import yaml
 
 from launch.cluster import connection
-from launch.cluster.settings import load_cluster
+from launch.cluster.settings import DealerSettings, load_cluster
 from mpc.errors import ConfigurationError, EnvironmentProblem
 from tests.parties.deployment import free_ports
 
 DEALERS = {"config": "dealer.yaml", "model": "gpt2", "prompts": [5], "tokens": 3, "out": "out"}
+
+
+def dealers_of(path: Path) -> DealerSettings:
+    """The dealers of a file."""
+    found = load_cluster(path).dealers
+    assert found is not None
+    return found
 
 
 def written(folder: Path, dealers: dict[str, Any], **further: Any) -> Path:
@@ -26,11 +33,12 @@ def written(folder: Path, dealers: dict[str, Any], **further: Any) -> Path:
 
 
 def test_what_a_file_says(tmp_path: Path) -> None:
-    found = load_cluster(written(tmp_path, {"workers": 8, "sessions": 2, "prompts": [3, 5]}))
-    assert found.address == "local"
-    assert found.dealers.config == tmp_path / "dealer.yaml"
-    assert found.dealers.out == tmp_path / "out"
-    assert (found.dealers.workers, found.dealers.most_workers) == (8, 4)
+    path = written(tmp_path, {"workers": 8, "sessions": 2, "prompts": [3, 5]})
+    found = dealers_of(path)
+    assert load_cluster(path).address == "local"
+    assert found.config == tmp_path / "dealer.yaml"
+    assert found.out == tmp_path / "out"
+    assert (found.workers, found.most_workers, load_cluster(path).cpus) == (8, 4, 4)
     assert load_cluster(written(tmp_path, {}, address="10.0.0.5:6379")).address == "10.0.0.5:6379"
 
 
@@ -52,11 +60,17 @@ def test_mistakes(tmp_path: Path, dealers: dict[str, Any], further: dict[str, An
     assert str(raised.value).startswith(f"{path}: ")
 
 
-def test_that_a_file_without_dealers_is_refused(tmp_path: Path) -> None:
+def test_that_a_file_says_what_to_run(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("address: auto\n")
-    with pytest.raises(ConfigurationError, match="'dealers' is missing"):
+    with pytest.raises(ConfigurationError, match="nothing to run: write 'dealers', 'replicas' or both"):
         load_cluster(path)
+    path.write_text("replicas: {model: gpt2, keys: keys.txt, listen: '0.0.0.0:80'}")
+    with pytest.raises(ConfigurationError, match=r"'0\.0\.0\.0:80' would serve others without TLS"):
+        load_cluster(path)
+    path.write_text("replicas: {model: gpt2, keys: keys.txt, count: 3}")
+    assert load_cluster(path).replicas is not None
+    assert load_cluster(path).cpus == 3
     with pytest.raises(ConfigurationError, match=r"none\.yaml cannot be read: No such file"):
         load_cluster(tmp_path / "none.yaml")
 

@@ -311,3 +311,17 @@ def test_the_command_says_how_experts_are_computed(command: Command, asked: tupl
     done = command("estimate", "--model", "mixtral-8x7b", "--layers", 1, "--prompt", 16, "--new", 2, *asked)
     assert done.code == 0, done.err
     assert f"Experts: 2 of 8, {said} for the prompt, dense for a token" in " ".join(done.out.split())
+
+
+def test_a_prompt_that_memory_does_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once, with the most that it does hold, which is traced."""
+    monkeypatch.setattr("launch.local.memory.available_memory", lambda: 600_000_000 + 12 * 300**2)
+    with monkeypatch.context() as untraced:
+        untraced.setattr("models.costs.estimation.estimate", None)
+        for length, extra in (("301", ()), ("99999", ()), ("300", ("--prefix", "1"))):
+            found = command("estimate", "--model", "gpt2", "--prompt", length, "--rate", "1", *extra)
+            assert (found.code, found.out) == (2, "")
+            said = " ".join(found.err.split())
+            assert f"--prompt: tracing {int(length) + len(extra) // 2} tokens takes about" in said
+            assert "ask for at most 300 tokens" in said
+    assert command("estimate", "--model", "tiny", "--prompt", "300", "--rate", "1").code == 0

@@ -33,3 +33,26 @@ def test_python_warnings_are_events(format: str) -> None:
     else:
         assert "WARNING" in done.stderr
         assert "FutureWarning: something is old" in done.stderr
+
+
+def test_one_schema() -> None:
+    """Whatever is logged has time, level, event and server: a server's events, the gateway's, a package's warnings."""
+    text = (
+        "import logging; from launch.terminal import logs; from parties.events import event\n"
+        "from launch.serve.gateway.access import told\n"
+        "logs.configure('json', 'info', 'party0'); event('draining', 'party0', running=2)\n"
+        "told('response', 'GET /health 200, 0.10 s', status=200); logging.getLogger('grpc').warning('odd')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [list(line)[:4] for line in lines] == [["time", "level", "event", "server"]] * 3
+    assert [(line["event"], line["server"]) for line in lines] == [
+        ("draining", "party0"),
+        ("response", "gateway"),
+        ("message", "party0"),
+    ]
+    assert [(line.get("running"), line.get("status"), line.get("message")) for line in lines] == [
+        (2, None, None),
+        (None, 200, None),
+        (None, None, "odd"),
+    ]

@@ -79,6 +79,8 @@ def _opening(deployment: Deployment, model: ModelReference) -> bytes:
         fraction_bits=14,
         options={},
         prefix_tokens=0,
+        chunk_tokens=[],
+        chunk_again=0,
         prompt_tokens=len(PROMPT),
         new_tokens=2,
         decoding="greedy",

@@ -1,0 +1,55 @@
+"""Ctrl-C in the first second, and a reader of the output that leaves: quiet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+RUN = "from launch.cli.entry import start; start()"
+INTERRUPTED = """
+import os, signal, sys
+
+class AtImport:
+    def find_spec(self, name, path=None, target=None):
+        if name == WHERE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, AtImport())
+"""
+
+
+def run(code: str, *arguments: str, stdout: int = subprocess.PIPE) -> tuple[int, str]:
+    """A command in a process that hears Ctrl-C, whatever the tests' own shell says: exit code and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("where", ["launch.cli.main", "launch.cli.commands.estimate", "launch.terminal.console"])
+def test_an_interrupt_while_modules_are_read(where: str) -> None:
+    assert run(INTERRUPTED.replace("WHERE", repr(where)) + RUN, "--version") == (130, "")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",)])
+def test_a_reader_that_left(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        _, said = run(RUN, *arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert said == ""
