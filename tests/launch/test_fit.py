@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_work(tmp_path: Path) -> 
         fit(_asked(tmp_path, out), _no_work)
     (out / "policy.safetensors").unlink()
     (out / "fit.state").write_text("no state")
-    with pytest.raises(CheckpointError, match=r"fit\.safetensors is no state of a training .*take it away"):
+    with pytest.raises(CheckpointError, match=r"fit\.state is no state of a training .*take it away"):
         fit(_asked(tmp_path, out), _no_work)
 
 
